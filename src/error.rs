@@ -1,0 +1,199 @@
+//! What can go wrong, by what the caller can do about it.
+//!
+//! Every message names the thing that is wrong and its value, and where there is one, the remedy. No message ever holds a
+//! password: connection targets are printed as host, port, database and user only.
+
+use std::time::Duration;
+
+/// A boxed error of any kind, as handlers return it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// An error of the orchestrator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting is out of bounds or contradicts another one. Correct it; nothing was started.
+    #[error("{field} is {value}: {problem}")]
+    InvalidConfig {
+        /// The setting's name.
+        field: String,
+        /// The refused value.
+        value: String,
+        /// Why it is refused, and what would be accepted.
+        problem: String,
+    },
+
+    /// The database URL cannot be understood. The URL itself is not repeated: it may hold a password.
+    #[error("the database URL cannot be used: {problem}")]
+    InvalidUrl {
+        /// What is wrong with which part.
+        problem: String,
+    },
+
+    /// A certificate or another part of the TLS set-up cannot be used.
+    #[error("TLS cannot be set up: {problem}")]
+    Tls {
+        /// What is wrong with which file or setting.
+        problem: String,
+        /// The cause, if another library reported one.
+        #[source]
+        source: Option<BoxError>,
+    },
+
+    /// No connection could be made: the server is away, or it refused the user, the password or the database.
+    #[error("cannot connect to {target}: {}", describe(source))]
+    Connect {
+        /// Host, port, database and user; never the password.
+        target: String,
+        /// What the server or the network said.
+        source: postgres::Error,
+    },
+
+    /// The pool had no connection to give within the time allowed.
+    #[error("no connection from the pool of {size} within {waited:?}: {problem}")]
+    Pool {
+        /// The pool's size.
+        size: u32,
+        /// How long was waited.
+        waited: Duration,
+        /// What the pool reported.
+        problem: String,
+    },
+
+    /// A statement failed.
+    #[error("{doing} failed: {}", describe(source))]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// What the server or the network said.
+        source: postgres::Error,
+    },
+
+    /// The server cannot run this library: too old, in recovery, or set up in a way that would break a guarantee.
+    #[error("this server cannot be used: {problem}")]
+    UnsupportedServer {
+        /// What is wrong, and the remedy.
+        problem: String,
+    },
+
+    /// The tables are missing, older or newer than this library expects, or not of the expected form.
+    #[error("the schema cannot be used: {problem}")]
+    Schema {
+        /// Which table or column is wrong, and the remedy.
+        problem: String,
+    },
+
+    /// The database user lacks a privilege.
+    #[error("user {user} lacks {privilege} on {object}: grant it, or connect as another user")]
+    MissingPrivilege {
+        /// The database user.
+        user: String,
+        /// The missing privilege, as GRANT names it.
+        privilege: String,
+        /// The table, sequence or schema.
+        object: String,
+    },
+
+    /// Another live replica set runs a projection of this name.
+    #[error(
+        "projection {projection:?} belongs to the live replica set {owner:?}, so {claimant:?} cannot run it: give the \
+         projection another name, or stop {owner:?} first"
+    )]
+    ProjectionClaimed {
+        /// The projection's name.
+        projection: String,
+        /// The replica set that runs it.
+        owner: String,
+        /// The replica set that wanted it.
+        claimant: String,
+    },
+
+    /// The HTTP server could not be started.
+    #[error("cannot serve HTTP on {address:?}: {source}")]
+    Http {
+        /// The address asked for.
+        address: String,
+        /// What the system said.
+        #[source]
+        source: BoxError,
+    },
+
+    /// A metric could not be registered.
+    #[error("cannot register metrics: {source}")]
+    Metrics {
+        /// What the registry said.
+        #[from]
+        source: prometheus::Error,
+    },
+
+    /// The system would not start a thread.
+    #[error("cannot start thread {thread}: {source}")]
+    Spawn {
+        /// The thread's name.
+        thread: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+
+    /// A thread of the orchestrator panicked. This is a bug of the library; the worker has stopped.
+    #[error("thread {thread} panicked: {message}")]
+    ThreadPanicked {
+        /// The thread's name.
+        thread: String,
+        /// The panic's message.
+        message: String,
+    },
+
+    /// The worker did not stop in time. Its threads go on; what they commit stays correct.
+    #[error("not stopped within {waited:?}: still running are {threads}")]
+    ShutdownTimeout {
+        /// How long was waited.
+        waited: Duration,
+        /// The threads that have not ended.
+        threads: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn config(field: impl Into<String>, value: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::InvalidConfig { field: field.into(), value: value.into(), problem: problem.into() }
+    }
+
+    pub(crate) fn database(doing: &'static str) -> impl FnOnce(postgres::Error) -> Self {
+        move |source| Self::Database { doing, source }
+    }
+
+    /// The error of the database client behind this one, if that is where it came from.
+    pub fn as_postgres(&self) -> Option<&postgres::Error> {
+        match self {
+            Self::Connect { source, .. } | Self::Database { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// A database error as a person wants to read it: the server's own words with its code, or the client's with its cause.
+pub(crate) fn describe(error: &postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        let mut text = format!("{} ({})", db.message(), db.code().code());
+        for (label, extra) in [("detail", db.detail()), ("hint", db.hint())] {
+            if let Some(extra) = extra {
+                text.push_str(&format!("; {label}: {extra}"));
+            }
+        }
+        return text;
+    }
+    match std::error::Error::source(error) {
+        Some(cause) if !error.to_string().contains(&cause.to_string()) => format!("{error}: {cause}"),
+        _ => error.to_string(),
+    }
+}
+
+/// The payload of a caught panic as text.
+pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    payload
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".to_owned())
+}

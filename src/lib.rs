@@ -1,0 +1,12 @@
+//! stub
+mod error;
+mod event;
+mod plan;
+mod projection;
+mod status;
+mod threads;
+pub use error::*;
+pub use event::*;
+pub use plan::*;
+pub use projection::*;
+pub use status::*;

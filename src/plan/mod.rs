@@ -1,0 +1,4 @@
+mod keys;
+mod view;
+pub use keys::*;
+pub use view::*;

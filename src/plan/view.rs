@@ -1,0 +1,133 @@
+//! What a coordinator sees of its replica set, as one snapshot of the database shows it.
+
+use std::fmt;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+/// A worker's identity, chosen at random when its orchestrator is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(pub Uuid);
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A moment on the server's clock, in microseconds. It is compared with nothing but others of its kind (I6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ServerTime(pub i64);
+
+impl ServerTime {
+    /// How long ago `earlier` was; zero if it lies ahead.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+/// Where a worker stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum WorkerState {
+    /// Registered, or given a partition of a generation it is not ready for yet.
+    Pending,
+    /// Its runners are paused; it waits for the others of its generation.
+    Ready,
+    /// Its generation is active and it may process its partition.
+    Running,
+    /// It was asked to leave and finishes what it has begun.
+    Stopping,
+    /// It left, or was evicted.
+    Stopped,
+}
+
+impl WorkerState {
+    /// Every state, in the order a worker goes through them.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Ready, Self::Running, Self::Stopping, Self::Stopped];
+
+    /// The state's name in the database, the metrics and the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Ready => "ready",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// The state of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+}
+
+impl fmt::Display for WorkerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Where a generation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GenerationState {
+    /// Its workers are pausing.
+    Pending,
+    /// Its workers own their partitions.
+    Active,
+}
+
+/// The newest generation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GenerationView {
+    pub number: i64,
+    pub state: GenerationState,
+    pub total_partitions: usize,
+    pub created_at: ServerTime,
+}
+
+/// What is known of a worker's session lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Session {
+    /// Held: the process is connected.
+    Held,
+    /// Not held, and nobody has noted that yet.
+    Missing,
+    /// Not held; noted at this moment.
+    LostSince(ServerTime),
+    /// Held again, and the note of its loss still stands.
+    Regained,
+    /// This worker takes no session lock: its heartbeats alone speak for it.
+    Unused,
+}
+
+/// One registered worker that has not stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WorkerView {
+    pub id: WorkerId,
+    pub state: WorkerState,
+    /// The generation it was last given a partition of; 0 before the first.
+    pub generation: i64,
+    pub partition: Option<usize>,
+    pub session: Session,
+    pub registered_at: ServerTime,
+    pub last_heartbeat: ServerTime,
+}
+
+/// A replica set as one snapshot shows it. Stopped workers are not in it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ClusterView {
+    pub now: ServerTime,
+    /// Since when the observer's own session exists. Nobody is judged by what happened before: after a restart or a failover of
+    /// the server every session is gone and every heartbeat old, and the others need their time to come back.
+    pub observing_since: ServerTime,
+    pub generation: Option<GenerationView>,
+    pub workers: Vec<WorkerView>,
+}
+
+impl ClusterView {
+    pub fn worker(&self, id: WorkerId) -> Option<&WorkerView> {
+        self.workers.iter().find(|worker| worker.id == id)
+    }
+}

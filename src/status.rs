@@ -1,0 +1,219 @@
+//! What a worker knows of itself, kept where every thread can write its part and anybody can read a copy.
+//!
+//! The board is a few cells behind locks that are held for a copy at most: reading it never asks the database.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::RwLock;
+
+use crate::plan::{WorkerId, WorkerState};
+
+/// What a projection does on this worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProjectionState {
+    /// No partition is held, or its processing is paused while a generation is formed.
+    Paused,
+    /// Events are processed, or waited for.
+    Running,
+    /// The last batch failed and will be tried again.
+    Retrying,
+    /// The attempts are used up: the projection stands still on this worker until the worker is restarted or the partitions are
+    /// dealt out again.
+    Halted,
+}
+
+impl ProjectionState {
+    /// The state's name in `/status` and the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Paused => "paused",
+            Self::Running => "running",
+            Self::Retrying => "retrying",
+            Self::Halted => "halted",
+        }
+    }
+}
+
+impl fmt::Display for ProjectionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One projection on this worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProjectionStatus {
+    /// What it does.
+    pub state: ProjectionState,
+    /// The keys it owns, as PostgreSQL writes an `int4multirange`; `{}` if none.
+    pub keys: String,
+    /// Every event of its keys at or below this global position has been processed; none if it owns no keys.
+    pub position: Option<i64>,
+    /// Global positions between `position` and the safe head: an upper bound of the events to come.
+    pub lag: Option<i64>,
+    /// Events processed by this worker since it started.
+    pub events: u64,
+    /// The last error, while it retries or is halted.
+    pub error: Option<String>,
+}
+
+impl Default for ProjectionStatus {
+    fn default() -> Self {
+        Self {
+            state: ProjectionState::Paused,
+            keys: "{}".to_owned(),
+            position: None,
+            lag: None,
+            events: 0,
+            error: None,
+        }
+    }
+}
+
+/// The partition a worker holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Assignment {
+    /// The generation's number.
+    pub generation: i64,
+    /// Which partition, from 0.
+    pub partition: usize,
+    /// Of how many.
+    pub total_partitions: usize,
+}
+
+/// Why the safe head stands still: an open transaction that may still commit events below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HeadBlocker {
+    /// The backend's process id; none for a prepared transaction.
+    pub pid: Option<i32>,
+    /// Its `application_name`, or the prepared transaction's identifier.
+    pub name: String,
+    /// How long its transaction has been open.
+    pub age: Duration,
+}
+
+/// A copy of what a worker knows of itself at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Status {
+    /// This worker.
+    pub worker_id: WorkerId,
+    /// Its replica set.
+    pub replica_set: String,
+    /// Where it stands.
+    pub state: WorkerState,
+    /// The partition it holds; none while it waits for one.
+    pub assignment: Option<Assignment>,
+    /// Every event at or below this global position is visible for good; none before the first look.
+    pub safe_head: Option<i64>,
+    /// Who keeps the safe head from moving on, and since when, if it is kept.
+    pub head_blocked: Option<(Duration, Vec<HeadBlocker>)>,
+    /// Whether the last heartbeat got through.
+    pub database_reachable: bool,
+    /// How long ago the last successful heartbeat was; none before the first.
+    pub last_heartbeat: Option<Duration>,
+    /// By projection name.
+    pub projections: BTreeMap<String, ProjectionStatus>,
+}
+
+#[derive(Debug)]
+struct Cells {
+    state: WorkerState,
+    assignment: Option<Assignment>,
+    safe_head: Option<i64>,
+    head_blocked: Option<(Instant, Vec<HeadBlocker>)>,
+    database_reachable: bool,
+    last_heartbeat: Option<Instant>,
+    projections: BTreeMap<String, ProjectionStatus>,
+}
+
+/// The board the threads of one worker write on.
+#[derive(Debug, Clone)]
+pub(crate) struct Board {
+    worker_id: WorkerId,
+    replica_set: Arc<str>,
+    cells: Arc<RwLock<Cells>>,
+}
+
+impl Board {
+    pub(crate) fn new(worker_id: WorkerId, replica_set: &str, projections: impl IntoIterator<Item = String>) -> Self {
+        let projections = projections.into_iter().map(|name| (name, ProjectionStatus::default())).collect();
+        let cells = Cells {
+            state: WorkerState::Pending,
+            assignment: None,
+            safe_head: None,
+            head_blocked: None,
+            database_reachable: false,
+            last_heartbeat: None,
+            projections,
+        };
+        Self { worker_id, replica_set: replica_set.into(), cells: Arc::new(RwLock::new(cells)) }
+    }
+
+    pub(crate) fn worker_id(&self) -> WorkerId {
+        self.worker_id
+    }
+
+    pub(crate) fn replica_set(&self) -> &str {
+        &self.replica_set
+    }
+
+    pub(crate) fn set_state(&self, state: WorkerState) {
+        self.cells.write().state = state;
+    }
+
+    pub(crate) fn set_assignment(&self, assignment: Option<Assignment>) {
+        self.cells.write().assignment = assignment;
+    }
+
+    pub(crate) fn set_safe_head(&self, head: i64) {
+        self.cells.write().safe_head = Some(head);
+    }
+
+    pub(crate) fn set_head_blocked(&self, blocked: Option<(Instant, Vec<HeadBlocker>)>) {
+        self.cells.write().head_blocked = blocked;
+    }
+
+    /// Notes that a heartbeat sent at `sent` was answered.
+    pub(crate) fn heartbeat_answered(&self, sent: Instant) {
+        let mut cells = self.cells.write();
+        cells.database_reachable = true;
+        cells.last_heartbeat = Some(sent);
+    }
+
+    pub(crate) fn database_lost(&self) {
+        self.cells.write().database_reachable = false;
+    }
+
+    pub(crate) fn update_projection(&self, name: &str, change: impl FnOnce(&mut ProjectionStatus)) {
+        if let Some(projection) = self.cells.write().projections.get_mut(name) {
+            change(projection);
+        }
+    }
+
+    pub(crate) fn read(&self) -> Status {
+        let cells = self.cells.read();
+        let mut projections = cells.projections.clone();
+        for projection in projections.values_mut() {
+            projection.lag = cells.safe_head.zip(projection.position).map(|(head, at)| (head - at).max(0));
+        }
+        Status {
+            worker_id: self.worker_id,
+            replica_set: self.replica_set.to_string(),
+            state: cells.state,
+            assignment: cells.assignment,
+            safe_head: cells.safe_head,
+            head_blocked: cells.head_blocked.as_ref().map(|(since, who)| (since.elapsed(), who.clone())),
+            database_reachable: cells.database_reachable,
+            last_heartbeat: cells.last_heartbeat.map(|at| at.elapsed()),
+            projections,
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Named threads with one way to end: the stop signal.
+//!
+//! A crew is all threads of one worker. A thread that panics or returns an error stops the whole crew, loudly: the first such
+//! error is what `join` returns. Dropping the crew stops and joins it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+
+use crate::error::{Error, panic_message};
+
+/// Nothing is ever sent on the stop channel; its disconnection is the signal.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Never {}
+
+/// The stop signal: raised once, heard by everybody who selects on [`Stop::heard`].
+#[derive(Debug, Clone)]
+pub(crate) struct Stop {
+    sender: Arc<Mutex<Option<Sender<Never>>>>,
+    receiver: Receiver<Never>,
+}
+
+impl Stop {
+    pub(crate) fn new() -> Self {
+        let (sender, receiver) = bounded(0);
+        Self { sender: Arc::new(Mutex::new(Some(sender))), receiver }
+    }
+
+    pub(crate) fn raise(&self) {
+        self.sender.lock().take();
+    }
+
+    pub(crate) fn is_raised(&self) -> bool {
+        self.sender.lock().is_none()
+    }
+
+    /// Becomes ready (disconnected) when the signal is raised.
+    pub(crate) fn heard(&self) -> &Receiver<Never> {
+        &self.receiver
+    }
+
+    /// Waits for the signal, `timeout` at most. Returns whether it is raised.
+    pub(crate) fn wait(&self, timeout: Duration) -> bool {
+        !matches!(self.receiver.recv_timeout(timeout), Err(crossbeam_channel::RecvTimeoutError::Timeout))
+    }
+}
+
+/// How long a thread may go without a sign of life before `/livez` calls it stuck. Longer than any wait a healthy thread has:
+/// connecting, and a statement on a connection that died silently, are both bounded well below.
+pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(90);
+
+/// A thread's sign of life.
+#[derive(Debug, Clone)]
+pub(crate) struct Pulse {
+    origin: Instant,
+    /// Milliseconds since `origin` of the last beat; `u64::MAX` while the thread runs code that may take as long as it likes.
+    last: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self { origin: Instant::now(), last: Arc::new(AtomicU64::new(0)) }
+    }
+
+    pub(crate) fn beat(&self) {
+        let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(0);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// Says that what follows, until the next beat, may take as long as it likes: a user's handler is not judged.
+    pub(crate) fn excuse(&self) {
+        self.last.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    fn silent_for(&self) -> Duration {
+        match self.last.load(Ordering::Relaxed) {
+            u64::MAX => Duration::ZERO,
+            last => self.origin.elapsed().saturating_sub(Duration::from_millis(last)),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Member {
+    name: String,
+    pulse: Pulse,
+    thread: Option<JoinHandle<()>>,
+    ended: Receiver<Never>,
+}
+
+#[derive(Debug, Default)]
+struct Roll {
+    members: Vec<Member>,
+    first_error: Option<Error>,
+    failed: Option<String>,
+}
+
+/// All threads of one worker.
+#[derive(Debug, Clone)]
+pub(crate) struct Crew {
+    stop: Stop,
+    roll: Arc<Mutex<Roll>>,
+}
+
+impl Crew {
+    pub(crate) fn new() -> Self {
+        Self { stop: Stop::new(), roll: Arc::default() }
+    }
+
+    pub(crate) fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// Starts a thread. Names are 15 bytes at most, or the kernel cuts them.
+    pub(crate) fn spawn(
+        &self,
+        name: impl Into<String>,
+        body: impl FnOnce(&Pulse) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let name = name.into();
+        debug_assert!(name.len() <= 15, "thread name {name} is longer than 15 bytes");
+        let (alive, ended) = bounded::<Never>(0);
+        let pulse = Pulse::new();
+        let (stop, roll, own_name, own_pulse) = (self.stop.clone(), self.roll.clone(), name.clone(), pulse.clone());
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                let outcome = catch_unwind(AssertUnwindSafe(|| body(&own_pulse))).unwrap_or_else(|payload| {
+                    Err(Error::ThreadPanicked { thread: own_name.clone(), message: panic_message(&*payload) })
+                });
+                if let Err(error) = outcome {
+                    log::error!("thread ended, worker stops: thread={own_name} error={error}");
+                    let mut roll = roll.lock();
+                    roll.failed.get_or_insert(own_name);
+                    roll.first_error.get_or_insert(error);
+                    drop(roll);
+                    stop.raise();
+                }
+                drop(alive);
+            })
+            .map_err(|source| Error::Spawn { thread: name.clone(), source })?;
+        self.roll.lock().members.push(Member { name, pulse, thread: Some(thread), ended });
+        Ok(())
+    }
+
+    /// Waits until every thread has ended, `timeout` at most.
+    pub(crate) fn join(&self, timeout: Option<Duration>) -> Result<(), Error> {
+        let begun = Instant::now();
+        let ended: Vec<Receiver<Never>> = self.roll.lock().members.iter().map(|member| member.ended.clone()).collect();
+        for member in ended {
+            // Disconnection is the end of the thread's body; nothing is ever received.
+            match timeout {
+                Some(timeout) => _ = member.recv_timeout(timeout.saturating_sub(begun.elapsed())),
+                None => _ = member.recv(),
+            }
+        }
+        let mut roll = self.roll.lock();
+        let running: Vec<&str> =
+            roll.members.iter().filter(|member| !has_ended(member)).map(|member| member.name.as_str()).collect();
+        if !running.is_empty() {
+            return Err(Error::ShutdownTimeout { waited: begun.elapsed(), threads: running.join(", ") });
+        }
+        let threads: Vec<JoinHandle<()>> = roll.members.iter_mut().filter_map(|member| member.thread.take()).collect();
+        let outcome = roll.first_error.take().map_or(Ok(()), Err);
+        drop(roll);
+        for thread in threads {
+            // The body's panics are caught above, so there is nothing left to report.
+            _ = thread.join();
+        }
+        outcome
+    }
+
+    /// The name of a thread that failed, or that has shown no sign of life for [`STUCK_AFTER`].
+    pub(crate) fn stuck(&self) -> Option<String> {
+        let roll = self.roll.lock();
+        if roll.failed.is_some() {
+            return roll.failed.clone();
+        }
+        let stuck = roll.members.iter().find(|member| !has_ended(member) && member.pulse.silent_for() > STUCK_AFTER);
+        stuck.map(|member| member.name.clone())
+    }
+}
+
+fn has_ended(member: &Member) -> bool {
+    matches!(member.ended.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_stops_the_crew_and_is_what_join_returns() {
+        let crew = Crew::new();
+        let stop = crew.stop().clone();
+        crew.spawn("waits", move |_| {
+            stop.wait(Duration::from_secs(10));
+            Ok(())
+        })
+        .unwrap();
+        crew.spawn("panics", |_| panic!("the tests say so")).unwrap();
+        let error = crew.join(Some(Duration::from_secs(5))).unwrap_err();
+        assert!(matches!(&error, Error::ThreadPanicked { thread, message } if thread == "panics" && message == "the tests say so"));
+        assert_eq!(crew.stuck().as_deref(), Some("panics"));
+    }
+
+    #[test]
+    fn join_names_the_threads_that_go_on() {
+        let crew = Crew::new();
+        let stop = crew.stop().clone();
+        crew.spawn("goes-on", move |_| {
+            stop.wait(Duration::from_secs(10));
+            Ok(())
+        })
+        .unwrap();
+        let error = crew.join(Some(Duration::from_millis(10))).unwrap_err();
+        assert!(matches!(&error, Error::ShutdownTimeout { threads, .. } if threads == "goes-on"));
+        crew.stop().raise();
+        crew.join(Some(Duration::from_secs(5))).unwrap();
+    }
+}
