@@ -1,0 +1,11 @@
+//! The library on a real PostgreSQL, which the tests start by themselves.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+mod private_postgres;
+mod support;

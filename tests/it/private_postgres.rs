@@ -1,0 +1,201 @@
+//! The temporary server that all other tests stand on.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use postgres::{Client, NoTls};
+
+use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn answers_with_a_database_for_each_test() {
+    let (one, other) = (database(), database());
+    assert_ne!(one.name(), other.name());
+    for database in [one, other] {
+        let row = database
+            .client()
+            .query_one("SELECT current_database(), pg_encoding_to_char(encoding), datcollate FROM pg_database WHERE datname = current_database()", &[])
+            .unwrap();
+        assert_eq!(row.get::<_, String>(0), database.name());
+        assert_eq!(row.get::<_, String>(1), "UTF8");
+        assert_eq!(row.get::<_, String>(2), "C");
+        assert!(database.url().ends_with(database.name()));
+    }
+}
+
+#[test]
+fn keeps_its_data_and_port_when_started_again() {
+    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let url = server.create_database("kept").unwrap();
+    Client::connect(&url, NoTls).unwrap().batch_execute("CREATE TABLE starts (n int)").unwrap();
+    for (n, mode) in [(1, StopMode::Fast), (2, StopMode::Immediate)] {
+        let mut client = Client::connect(&url, NoTls).unwrap();
+        client.execute("INSERT INTO starts VALUES ($1)", &[&n]).unwrap();
+        let pid = server.pid();
+        server.stop(mode).unwrap();
+        assert!(!is_alive(pid));
+        assert!(client.simple_query("SELECT 1").is_err());
+        assert!(Client::connect(&url, NoTls).is_err());
+        server.start_again().unwrap();
+        assert_eq!(url, server.url("kept"));
+        assert_ne!(server.pid(), pid);
+        let rows: i64 =
+            Client::connect(&url, NoTls).unwrap().query_one("SELECT count(*) FROM starts", &[]).unwrap().get(0);
+        assert_eq!(rows, i64::from(n));
+    }
+}
+
+#[test]
+fn starts_again_after_its_postmaster_was_killed() {
+    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let pid = server.pid();
+    signal("KILL", pid);
+    server.start_again().unwrap();
+    assert_ne!(server.pid(), pid);
+    Client::connect(&server.url("postgres"), NoTls).unwrap();
+}
+
+#[test]
+fn two_at_once_have_nothing_in_common_and_leave_nothing() {
+    let one = PrivatePostgres::start(Options::default()).unwrap();
+    let other = PrivatePostgres::start(Options::default()).unwrap();
+    assert_ne!(one.port(), other.port());
+    one.create_database("mine").unwrap();
+    other.create_database("mine").unwrap();
+    // One that is busy, one that is frozen.
+    let mut client = Client::connect(&one.url("mine"), NoTls).unwrap();
+    client.batch_execute("BEGIN; CREATE TABLE t ()").unwrap();
+    signal("STOP", other.pid());
+    for server in [one, other] {
+        let (pid, home) = (server.pid(), home_of(&server));
+        assert!(is_alive(pid) && home.exists());
+        drop(server);
+        assert!(!is_alive(pid), "the postmaster outlived its owner");
+        assert!(!home.exists(), "{} is left", home.display());
+    }
+}
+
+#[test]
+fn takes_settings_files_and_hba() {
+    let server = PrivatePostgres::start(Options {
+        settings: vec![("max_connections".into(), "20".into()), ("cluster_name".into(), r"it's \ here".into())],
+        files: vec![("extra.txt".into(), b"of use".to_vec())],
+        hba: Some("host all postgres 127.0.0.1/32 trust\nhost all all all reject\n".into()),
+        bin_dir: None,
+    })
+    .unwrap();
+    let mut client = Client::connect(&server.url("postgres"), NoTls).unwrap();
+    let row = client
+        .query_one(
+            "SELECT current_setting('max_connections'), current_setting('cluster_name'), pg_read_file('extra.txt')",
+            &[],
+        )
+        .unwrap();
+    assert_eq!(row.get::<_, String>(0), "20");
+    assert_eq!(row.get::<_, String>(1), r"it's \ here");
+    assert_eq!(row.get::<_, String>(2), "of use");
+    let stranger = server.url("postgres").replace("postgres@", "stranger@");
+    assert!(Client::connect(&stranger, NoTls).is_err());
+}
+
+#[test]
+fn starts_where_nobody_gets_in_without_a_password() {
+    let server =
+        PrivatePostgres::start(Options { hba: Some("host all all all scram-sha-256\n".into()), ..Options::default() })
+            .unwrap();
+    assert!(server.create_database("any").is_err());
+}
+
+#[test]
+fn says_why_it_cannot_start() {
+    let error = PrivatePostgres::start(Options {
+        settings: vec![("no_such_setting".into(), "1".into())],
+        ..Options::default()
+    })
+    .unwrap_err();
+    assert!(error.contains("no_such_setting"), "{error}");
+
+    let error = PrivatePostgres::start(Options { bin_dir: Some("/nowhere".into()), ..Options::default() }).unwrap_err();
+    assert!(error.contains("/nowhere"), "{error}");
+
+    let old = tempfile::tempdir().unwrap();
+    // Written by another process: a program that one of ours still has open for writing cannot be run.
+    let script = r#"for p in initdb postgres; do printf '#!/bin/sh\necho "postgres (PostgreSQL) 13.9"\n' >$p; chmod +x $p; done"#;
+    let written = Command::new("sh").args(["-c", script]).current_dir(old.path()).status().unwrap();
+    assert!(written.success());
+    let error =
+        PrivatePostgres::start(Options { bin_dir: Some(old.path().to_owned()), ..Options::default() }).unwrap_err();
+    assert!(error.contains("13.9") && error.contains("14 or later"), "{error}");
+}
+
+#[test]
+fn is_gone_when_its_creator_is_killed() {
+    let mut creator = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "private_postgres::creator_to_kill"])
+        .args(["--ignored", "--nocapture"])
+        .env(CREATOR, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let line = BufReader::new(creator.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok)
+        .find_map(|line| line.strip_prefix("server ").map(str::to_owned))
+        .expect("the creator says what it started");
+    let mut words = line.splitn(3, ' ');
+    let pid: u32 = words.next().unwrap().parse().unwrap();
+    let bystander: u32 = words.next().unwrap().parse().unwrap();
+    let home = Path::new(words.next().unwrap());
+    assert!(is_alive(pid) && home.exists());
+
+    creator.kill().unwrap();
+    creator.wait().unwrap();
+    eventually("the server ends", SOON, || (!is_alive(pid)).then_some(()));
+    eventually("its directory is removed", SOON, || (!home.exists()).then_some(()));
+    // Another child of the creator's does not keep the server alive: it has not inherited the pipe.
+    assert!(is_alive(bystander));
+    signal("KILL", bystander);
+}
+
+/// Set for the process that is killed, so that nobody who runs all ignored tests waits for it.
+const CREATOR: &str = "PRIVATE_POSTGRES_CREATOR";
+
+#[test]
+#[ignore = "the process that is_gone_when_its_creator_is_killed kills"]
+fn creator_to_kill() {
+    if std::env::var_os(CREATOR).is_none() {
+        return;
+    }
+    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let mut bystander = Command::new("sleep")
+        .arg("60")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let home = home_of(&server);
+    println!("\nserver {} {} {}", server.pid(), bystander.id(), home.display());
+    // Until it is killed, or until the one who would kill it is gone.
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+}
+
+fn home_of(server: &PrivatePostgres) -> PathBuf {
+    server.data_dir().parent().unwrap().to_owned()
+}
+
+fn is_alive(pid: u32) -> bool {
+    Command::new("kill").args(["-0", &pid.to_string()]).stderr(Stdio::null()).status().unwrap().success()
+}
+
+fn signal(name: &str, pid: u32) {
+    let status = Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap();
+    assert!(status.success());
+}
