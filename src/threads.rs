@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ pub(crate) enum Never {}
 /// The stop signal: raised once, heard by everybody who selects on [`Stop::heard`].
 #[derive(Debug, Clone)]
 pub(crate) struct Stop {
+    raised: Arc<AtomicBool>,
     sender: Arc<Mutex<Option<Sender<Never>>>>,
     receiver: Receiver<Never>,
 }
@@ -28,15 +29,16 @@ pub(crate) struct Stop {
 impl Stop {
     pub(crate) fn new() -> Self {
         let (sender, receiver) = bounded(0);
-        Self { sender: Arc::new(Mutex::new(Some(sender))), receiver }
+        Self { raised: Arc::default(), sender: Arc::new(Mutex::new(Some(sender))), receiver }
     }
 
     pub(crate) fn raise(&self) {
+        self.raised.store(true, Ordering::Release);
         self.sender.lock().take();
     }
 
     pub(crate) fn is_raised(&self) -> bool {
-        self.sender.lock().is_none()
+        self.raised.load(Ordering::Acquire)
     }
 
     /// Becomes ready (disconnected) when the signal is raised.

@@ -1,4 +1,228 @@
+//! What to do about a replica set, decided from one snapshot of it. Pure: no database, no clock, no channel, no log.
+//!
+//! [`plan`] decides what to change in what all workers share; whoever holds the replica set's lock applies it, so it does not matter
+//! which worker does. [`stance`] decides what one worker has to do itself. Both are idempotent: once their result is applied,
+//! asking again gives nothing more.
+//!
+//! ```text
+//! pending ──(all its workers ready)──► active ──(membership changed)──► superseded
+//! ```
+//!
+//! *Invariant:* a generation is activated only when every worker it was dealt to is ready, so nobody who obeys the protocol
+//! processes across a change. That a worker which does not obey (frozen, cut off) can commit nothing is not decided here: the fence in
+//! `store::checkpoints` sees to it.
+
 mod keys;
 mod view;
-pub use keys::*;
-pub use view::*;
+
+use std::time::Duration;
+
+pub use keys::{KEY_SPACE, KeySet};
+pub use view::{
+    ClusterView, GenerationState, GenerationView, ServerTime, Session, WorkerId, WorkerState, WorkerView,
+};
+
+/// The durations that decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// A worker whose last heartbeat is older is dead.
+    pub stale_worker_timeout: Duration,
+    /// A worker whose session lock has been gone for this long is dead; `None` where heartbeats alone speak.
+    pub session_loss_grace: Option<Duration>,
+    /// A worker that is not ready this long after its generation was created is left out.
+    pub coordination_timeout: Duration,
+    /// How long joins are gathered while a complete generation is active.
+    pub registration_wait: Duration,
+}
+
+/// Why a generation is created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The replica set has no generation, or nobody of the last one is left.
+    Started,
+    /// Workers joined.
+    Joined,
+    /// A worker left, died or was left out.
+    Departed,
+}
+
+impl Cause {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Joined => "joined",
+            Self::Departed => "departed",
+        }
+    }
+}
+
+/// Why a worker is evicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Death {
+    /// Its session lock was gone for the grace period.
+    SessionLost,
+    /// Its heartbeats stopped.
+    Stale,
+    /// It was not ready within the coordination timeout.
+    NotReady,
+}
+
+impl Death {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SessionLost => "session lost",
+            Self::Stale => "heartbeats stopped",
+            Self::NotReady => "not ready in time",
+        }
+    }
+}
+
+/// A change to what the workers share.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Note that the worker's session lock is gone, from now on.
+    NoteSessionLost(WorkerId),
+    /// Drop that note: the lock is held again.
+    NoteSessionRegained(WorkerId),
+    /// Declare the worker dead: it stops being a member, and its database sessions are ended.
+    Evict(WorkerId, Death),
+    /// Create this generation as pending, superseding the one before. Partition k goes to the k-th member.
+    CreateGeneration { number: i64, cause: Cause, members: Vec<WorkerId> },
+    /// Cut the checkpoints anew for this generation and make it active.
+    Activate(i64),
+}
+
+/// What [`plan`] decided.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    pub actions: Vec<Action>,
+    /// When the passing of time alone may bring the next action, if it may.
+    pub recheck_after: Option<Duration>,
+}
+
+/// What a worker has to do itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stance {
+    /// It is not a member any more: pause, then register again.
+    Rejoin,
+    /// It has no partition: stay paused.
+    Wait,
+    /// Pause, then say that it is ready for this generation.
+    Prepare(i64),
+    /// It is ready: stay paused until the others are.
+    Ready(i64),
+    /// Process the partition it holds in this generation.
+    Run(i64),
+}
+
+/// Decides what to change in what the workers share. See the module's documentation.
+pub fn plan(view: &ClusterView, policy: &Policy) -> Plan {
+    let mut plan = Plan::default();
+    let mut alive: Vec<&WorkerView> = Vec::with_capacity(view.workers.len());
+    for worker in &view.workers {
+        match judge(worker, view, policy, &mut plan) {
+            Some(death) => plan.actions.push(Action::Evict(worker.id, death)),
+            None => alive.push(worker),
+        }
+    }
+
+    let Some(generation) = &view.generation else {
+        plan.create(0, Cause::Started, &alive);
+        return plan;
+    };
+    let assigned: Vec<&WorkerView> = alive.iter().copied().filter(|w| w.generation == generation.number).collect();
+    if assigned.len() < generation.total_partitions {
+        // An orphaned partition is never waited on; whoever is about to join comes along.
+        let cause = if assigned.is_empty() { Cause::Started } else { Cause::Departed };
+        plan.create(generation.number, cause, &alive);
+        return plan;
+    }
+    match generation.state {
+        GenerationState::Pending => {
+            let late: Vec<WorkerId> = assigned.iter().filter(|w| w.state != WorkerState::Ready).map(|w| w.id).collect();
+            if late.is_empty() {
+                plan.actions.push(Action::Activate(generation.number));
+            } else if plan.is_due(generation.created_at, policy.coordination_timeout, view.now) {
+                plan.actions.extend(late.iter().map(|id| Action::Evict(*id, Death::NotReady)));
+                alive.retain(|worker| !late.contains(&worker.id));
+                plan.create(generation.number, Cause::Departed, &alive);
+            }
+        }
+        GenerationState::Active => {
+            let joiners = alive.iter().filter(|w| w.generation != generation.number && w.state == WorkerState::Pending);
+            // From the first of them on: a steady trickle of joins cannot put the generation off for ever.
+            if let Some(first) = joiners.map(|worker| worker.registered_at).min()
+                && plan.is_due(first, policy.registration_wait, view.now)
+            {
+                plan.create(generation.number, Cause::Joined, &alive);
+            }
+        }
+    }
+    plan
+}
+
+/// Whether the worker is dead, noting changes of its session and when to look again.
+fn judge(worker: &WorkerView, view: &ClusterView, policy: &Policy, plan: &mut Plan) -> Option<Death> {
+    if plan.is_due(worker.last_heartbeat.max(view.observing_since), policy.stale_worker_timeout, view.now) {
+        return Some(Death::Stale);
+    }
+    let grace = policy.session_loss_grace?;
+    match worker.session {
+        Session::Held | Session::Unused => {}
+        Session::Regained => plan.actions.push(Action::NoteSessionRegained(worker.id)),
+        Session::Missing => {
+            plan.actions.push(Action::NoteSessionLost(worker.id));
+            plan.recheck_within(grace);
+        }
+        Session::LostSince(at) => {
+            if plan.is_due(at.max(view.observing_since), grace, view.now) {
+                return Some(Death::SessionLost);
+            }
+        }
+    }
+    None
+}
+
+/// Decides what this worker has to do itself.
+pub fn stance(view: &ClusterView, me: WorkerId) -> Stance {
+    let Some(worker) = view.worker(me) else { return Stance::Rejoin };
+    let Some(generation) = view.generation.as_ref().filter(|g| g.number == worker.generation) else {
+        return Stance::Wait;
+    };
+    match (generation.state, worker.state) {
+        (GenerationState::Pending, WorkerState::Pending) => Stance::Prepare(generation.number),
+        (GenerationState::Pending, WorkerState::Ready) => Stance::Ready(generation.number),
+        (GenerationState::Active, WorkerState::Running) => Stance::Run(generation.number),
+        _ => Stance::Wait,
+    }
+}
+
+impl Plan {
+    /// Whether `wait` has passed since `since`; if not, remembers when it will have.
+    fn is_due(&mut self, since: ServerTime, wait: Duration, now: ServerTime) -> bool {
+        let left = wait.saturating_sub(now.since(since));
+        if !left.is_zero() {
+            self.recheck_within(left);
+        }
+        left.is_zero()
+    }
+
+    fn recheck_within(&mut self, wait: Duration) {
+        self.recheck_after = Some(self.recheck_after.map_or(wait, |sooner| sooner.min(wait)));
+    }
+
+    /// Deals the partitions among all that are alive and not leaving, keeping their order so that few keys change hands.
+    fn create(&mut self, last: i64, cause: Cause, alive: &[&WorkerView]) {
+        let mut members: Vec<&WorkerView> =
+            alive.iter().copied().filter(|worker| worker.state != WorkerState::Stopping).collect();
+        if members.is_empty() {
+            return;
+        }
+        members.sort_by_key(|worker| (worker.partition.unwrap_or(usize::MAX), worker.registered_at, worker.id));
+        let members = members.into_iter().map(|worker| worker.id).collect();
+        self.actions.push(Action::CreateGeneration { number: last + 1, cause, members });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+//! The safe head: the position up to which every event that will ever exist is visible. Pure.
+//!
+//! Positions are handed out before the transactions that use them commit, so a lower one can become visible after a higher one. A
+//! reader must not step over such a hole while its transaction is open (I3), and must not wait for one that was rolled back.
+//!
+//! Two rules move the head, and no timer ever does:
+//!
+//! - **Contiguity.** Where the positions right above the head are all visible, nothing below them can be in flight.
+//! - **Grace period**, as in read-copy-update. Whoever inserts holds a ROW EXCLUSIVE lock on the table before its position is handed
+//!   out, and lets go of it after its rows are visible. So: note the newest visible position, *then* list the holders of that lock;
+//!   once exactly those have finished, everything that will ever exist at or below the noted position is visible.
+
+use std::collections::BTreeSet;
+
+use crate::store::events::{Holder, Probe};
+
+/// The safe head and the grace period under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Head {
+    safe: i64,
+    grace: Option<Grace>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Grace {
+    /// Where the head moves when the period ends.
+    bound: i64,
+    /// Who was writing when it began and has not finished. Never empty.
+    holders: BTreeSet<Holder>,
+}
+
+impl Head {
+    /// Begins at a position known to be settled.
+    pub(crate) fn new(settled: i64) -> Self {
+        Self { safe: settled, grace: None }
+    }
+
+    pub(crate) fn safe(&self) -> i64 {
+        self.safe
+    }
+
+    /// Takes what a look above the head showed. Returns whether there is a hole, so that the holders have to be listed next.
+    #[must_use]
+    pub(crate) fn observe(&mut self, probe: Probe) -> bool {
+        self.advance(probe.contiguous);
+        probe.newest > self.safe
+    }
+
+    /// Takes the holders listed after `probe` was made.
+    pub(crate) fn settle(&mut self, probe: Probe, holders: Vec<Holder>) {
+        let holders: BTreeSet<Holder> = holders.into_iter().collect();
+        if let Some(grace) = &mut self.grace {
+            grace.holders.retain(|holder| holders.contains(holder));
+            if grace.holders.is_empty() {
+                let bound = grace.bound;
+                self.advance(bound);
+            }
+        }
+        if self.grace.is_none() && probe.newest > self.safe {
+            if holders.is_empty() {
+                self.advance(probe.newest);
+            } else {
+                self.grace = Some(Grace { bound: probe.newest, holders });
+            }
+        }
+    }
+
+    /// Who keeps the head where it is.
+    pub(crate) fn blockers(&self) -> Vec<Holder> {
+        self.grace.iter().flat_map(|grace| grace.holders.iter().cloned()).collect()
+    }
+
+    fn advance(&mut self, to: i64) {
+        self.safe = self.safe.max(to);
+        if self.grace.as_ref().is_some_and(|grace| grace.holders.is_empty() || grace.bound <= self.safe) {
+            self.grace = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(pid: i32) -> Holder {
+        Holder { transaction: format!("{pid}/1"), pid: Some(pid) }
+    }
+
+    fn probe(newest: i64, contiguous: i64) -> Probe {
+        Probe { newest, contiguous }
+    }
+
+    #[test]
+    fn contiguous_positions_need_no_lock() {
+        let mut head = Head::new(10);
+        assert!(!head.observe(probe(15, 15)));
+        assert_eq!(head.safe(), 15);
+        assert!(!head.observe(probe(15, 15)), "nothing new");
+    }
+
+    #[test]
+    fn a_hole_nobody_can_fill_is_passed_at_once() {
+        let mut head = Head::new(10);
+        assert!(head.observe(probe(15, 12)));
+        assert_eq!(head.safe(), 12);
+        head.settle(probe(15, 12), vec![]);
+        assert_eq!(head.safe(), 15);
+    }
+
+    #[test]
+    fn a_hole_is_not_stepped_over_while_its_writers_are_open() {
+        let mut head = Head::new(0);
+        let hole = probe(5, 2);
+        assert!(head.observe(hole));
+        head.settle(hole, vec![holder(1), holder(2)]);
+        assert_eq!((head.safe(), head.blockers().len()), (2, 2));
+        // Another writer comes, and one of the first goes.
+        assert!(head.observe(probe(9, 2)));
+        head.settle(probe(9, 2), vec![holder(2), holder(3)]);
+        assert_eq!((head.safe(), head.blockers()), (2, vec![holder(2)]));
+        // The last of the first goes: the head moves to where it was bound, and the next period begins.
+        assert!(head.observe(probe(9, 2)));
+        head.settle(probe(9, 2), vec![holder(3)]);
+        assert_eq!((head.safe(), head.blockers()), (5, vec![holder(3)]));
+        head.settle(probe(9, 5), vec![]);
+        assert_eq!((head.safe(), head.blockers()), (9, vec![]));
+    }
+
+    #[test]
+    fn a_hole_that_fills_ends_the_grace_period() {
+        let mut head = Head::new(0);
+        assert!(head.observe(probe(5, 2)));
+        head.settle(probe(5, 2), vec![holder(1)]);
+        assert!(!head.observe(probe(5, 5)));
+        assert_eq!((head.safe(), head.blockers()), (5, vec![]));
+    }
+
+    #[test]
+    fn a_backend_that_begins_another_transaction_is_another_holder() {
+        let mut head = Head::new(0);
+        assert!(head.observe(probe(5, 2)));
+        head.settle(probe(5, 2), vec![Holder { transaction: "1/7".into(), pid: Some(1) }]);
+        head.settle(probe(5, 2), vec![Holder { transaction: "1/8".into(), pid: Some(1) }]);
+        assert_eq!(head.safe(), 5);
+    }
+}

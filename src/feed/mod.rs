@@ -1,0 +1,115 @@
+//! Where runners get their events from.
+//!
+//! One thread per worker, the *tailer*, finds the safe head and reads the newest events once for all projections; a runner near the head
+//! takes them from memory. A runner that is far behind reads its own range from the database, ahead of its handler ([`ahead`]).
+//!
+//! *Invariant:* nobody is given an event above the safe head (I3).
+
+pub(crate) mod ahead;
+mod head;
+mod tail;
+pub(crate) mod tailer;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::{Mutex, RwLock};
+
+use crate::plan::KeySet;
+use crate::projection::Scope;
+use crate::store::events::{Batch, Bounds, Range};
+use tail::Tail;
+
+/// The safe head and the shared live tail.
+#[derive(Debug, Clone)]
+pub(crate) struct Feed {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// `i64::MIN` until the first look.
+    head: AtomicI64,
+    tail: RwLock<Tail>,
+    followers: Mutex<Vec<(Sender<()>, Arc<AtomicI64>)>>,
+    bounds: Bounds,
+}
+
+/// A runner's tie to the feed: it is woken when the head moves, and tells how far it is so that the tail is read only when somebody is
+/// near it.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    pub(crate) woken: Receiver<()>,
+    position: Arc<AtomicI64>,
+}
+
+/// The position of a runner that owns nothing.
+const NOWHERE: i64 = i64::MIN;
+
+impl Feed {
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        let shared = Shared {
+            head: AtomicI64::new(NOWHERE),
+            tail: RwLock::default(),
+            followers: Mutex::default(),
+            bounds,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    pub(crate) fn follow(&self) -> Follower {
+        let (wake, woken) = bounded(1);
+        let position = Arc::new(AtomicI64::new(NOWHERE));
+        self.shared.followers.lock().push((wake, position.clone()));
+        Follower { woken, position }
+    }
+
+    /// The safe head; none before the first look.
+    pub(crate) fn head(&self) -> Option<i64> {
+        Some(self.shared.head.load(Ordering::Acquire)).filter(|head| *head != NOWHERE)
+    }
+
+    /// Says which keys this worker owns from now on. What the tail held for others is dropped.
+    pub(crate) fn assign(&self, keys: KeySet) {
+        self.shared.tail.write().restart(keys, self.head().unwrap_or(NOWHERE));
+    }
+
+    /// The first events of a range, from memory; `None` if the tail does not reach back that far.
+    pub(crate) fn from_tail(&self, range: &Range, scope: &Scope) -> Option<Batch> {
+        self.shared.tail.read().read(range, scope, self.shared.bounds)
+    }
+
+    /// Whether the first events of a range can be had from memory.
+    pub(crate) fn tail_holds(&self, range: &Range) -> bool {
+        self.shared.tail.read().holds(range)
+    }
+
+    /// The tail is worth reading while a runner is at most this many positions behind the head.
+    fn reach(&self) -> i64 {
+        i64::try_from(self.shared.bounds.events).unwrap_or(i64::MAX).saturating_mul(4)
+    }
+
+    fn somebody_is_near(&self, head: i64) -> bool {
+        let near = head.saturating_sub(self.reach());
+        self.shared.followers.lock().iter().any(|(_, position)| position.load(Ordering::Relaxed) >= near)
+    }
+
+    fn publish(&self, head: i64) {
+        self.shared.head.store(head, Ordering::Release);
+        for (wake, _) in self.shared.followers.lock().iter() {
+            // Full means a wake-up is waiting already; disconnected, that the runner has ended.
+            _ = wake.try_send(());
+        }
+    }
+}
+
+impl Follower {
+    pub(crate) fn is_at(&self, position: i64) {
+        self.position.store(position, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_nowhere(&self) {
+        self.is_at(NOWHERE);
+    }
+}

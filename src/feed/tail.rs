@@ -1,0 +1,162 @@
+//! The newest events of this worker's keys, in memory. Pure.
+
+use std::collections::VecDeque;
+
+use crate::event::Event;
+use crate::plan::KeySet;
+use crate::projection::Scope;
+use crate::store::events::{Batch, Bounds, Range};
+
+/// Every event of `keys` above `start` and at or below `end` that any projection of the worker wants.
+#[derive(Debug, Default)]
+pub(super) struct Tail {
+    keys: KeySet,
+    start: i64,
+    end: i64,
+    events: VecDeque<Event>,
+    weight: usize,
+}
+
+impl Tail {
+    /// Begins anew at a position, with nothing in memory.
+    pub(super) fn restart(&mut self, keys: KeySet, at: i64) {
+        *self = Self { keys, start: at, end: at, ..Self::default() };
+    }
+
+    /// Begins anew at a position, for the same keys.
+    pub(super) fn skip_to(&mut self, at: i64) {
+        self.restart(std::mem::take(&mut self.keys), at);
+    }
+
+    pub(super) fn keys(&self) -> &KeySet {
+        &self.keys
+    }
+
+    pub(super) fn end(&self) -> i64 {
+        self.end
+    }
+
+    /// Takes in what was read of `keys` above `after`, and lets go of the oldest beyond the bounds. What was read for other keys, or
+    /// does not follow on what is there, came too late: the tail has been begun anew meanwhile.
+    pub(super) fn extend(&mut self, keys: &KeySet, after: i64, batch: Batch, bounds: Bounds) {
+        if *keys != self.keys || after != self.end {
+            return;
+        }
+        self.weight += batch.events.iter().map(Event::weight).sum::<usize>();
+        self.events.extend(batch.events);
+        self.end = batch.end;
+        while self.events.len() > bounds.events.saturating_mul(4) || self.weight > bounds.bytes {
+            let Some(oldest) = self.events.pop_front() else { break };
+            self.weight -= oldest.weight();
+            self.start = oldest.global_position();
+        }
+    }
+
+    /// Whether the tail holds the range's beginning.
+    pub(super) fn holds(&self, range: &Range) -> bool {
+        (self.start..self.end).contains(&range.after) && range.keys.intersection(&self.keys) == range.keys
+    }
+
+    /// The first events of a range, within the bounds; `None` if the tail does not hold its beginning.
+    pub(super) fn read(&self, range: &Range, scope: &Scope, bounds: Bounds) -> Option<Batch> {
+        if !self.holds(range) {
+            return None;
+        }
+        let upto = range.upto.min(self.end);
+        let first = self.events.partition_point(|event| event.global_position() <= range.after);
+        let mut batch = Batch { events: Vec::new(), end: upto };
+        let mut weight = 0;
+        for event in self.events.range(first..).take_while(|event| event.global_position() <= upto) {
+            if range.keys.contains(event.key()) && scope.contains(event.bounded_context(), event.aggregate_type()) {
+                weight += event.weight();
+                batch.events.push(event.clone());
+                if batch.events.len() >= bounds.events || weight >= bounds.bytes {
+                    batch.end = event.global_position();
+                    break;
+                }
+            }
+        }
+        Some(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventParts;
+
+    const BOUNDS: Bounds = Bounds { events: 2, bytes: 1_000 };
+
+    fn event(global_position: i64, key: i32) -> Event {
+        let aggregate_type = if global_position % 2 == 0 { "even" } else { "odd" }.into();
+        Event::from(EventParts { global_position, key, aggregate_type, payload: vec![0; 10], ..EventParts::default() })
+    }
+
+    fn range(keys: KeySet, after: i64, upto: i64) -> Range {
+        Range { keys, after, upto }
+    }
+
+    fn tail() -> Tail {
+        let mut tail = Tail::default();
+        tail.restart(KeySet::partition(0, 2), 10);
+        let events = vec![event(11, 5), event(12, 6), event(14, 5), event(15, 30_000)];
+        tail.extend(&KeySet::partition(0, 2), 10, Batch { events, end: 20 }, BOUNDS);
+        tail
+    }
+
+    fn positions(batch: &Batch) -> Vec<i64> {
+        batch.events.iter().map(Event::global_position).collect()
+    }
+
+    #[test]
+    fn reads_within_the_bounds_and_says_how_far_it_got() {
+        let tail = tail();
+        let mine = KeySet::partition(0, 2);
+        let first = tail.read(&range(mine.clone(), 10, 99), &Scope::all(), BOUNDS).unwrap();
+        assert_eq!((positions(&first), first.end), (vec![11, 12], 12));
+        let rest = tail.read(&range(mine.clone(), 12, 14), &Scope::all(), BOUNDS).unwrap();
+        assert_eq!((positions(&rest), rest.end), (vec![14], 14), "no further than asked");
+        let none = tail.read(&range(mine.clone(), 15, 99), &Scope::all(), BOUNDS).unwrap();
+        assert_eq!((positions(&none), none.end), (vec![], 20), "no further than it reaches");
+        let heavy = tail.read(&range(mine, 10, 99), &Scope::all(), Bounds { events: 9, bytes: 10 }).unwrap();
+        assert_eq!((positions(&heavy), heavy.end), (vec![11], 11));
+    }
+
+    #[test]
+    fn filters_by_key_and_scope() {
+        let tail = tail();
+        let some = tail.read(&range(KeySet::from_ranges([(5, 6)]), 10, 99), &Scope::all(), BOUNDS).unwrap();
+        assert_eq!(positions(&some), [11, 14]);
+        let even = Scope::all().aggregate_types(["even"]);
+        let even = tail.read(&range(KeySet::partition(0, 2), 10, 99), &even, BOUNDS).unwrap();
+        assert_eq!(positions(&even), [12, 14]);
+    }
+
+    #[test]
+    fn what_it_does_not_hold_it_does_not_answer() {
+        let tail = tail();
+        assert!(tail.read(&range(KeySet::partition(0, 2), 9, 99), &Scope::all(), BOUNDS).is_none(), "before its start");
+        assert!(tail.read(&range(KeySet::partition(0, 2), 20, 99), &Scope::all(), BOUNDS).is_none(), "at its end");
+        assert!(tail.read(&range(KeySet::all(), 10, 99), &Scope::all(), BOUNDS).is_none(), "keys of others");
+    }
+
+    #[test]
+    fn lets_go_of_the_oldest() {
+        let mut tail = tail();
+        let mine = KeySet::partition(0, 2);
+        let events = (21..=26).map(|position| event(position, 1)).collect();
+        tail.extend(&mine, 20, Batch { events, end: 26 }, BOUNDS);
+        assert!(tail.read(&range(mine.clone(), 12, 99), &Scope::all(), BOUNDS).is_none());
+        let held = tail.read(&range(mine, 15, 99), &Scope::all(), Bounds { events: 99, ..BOUNDS }).unwrap();
+        assert_eq!(positions(&held), (21..=26).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_comes_too_late_is_dropped() {
+        let mut tail = tail();
+        let late = || Batch { events: vec![event(21, 1)], end: 21 };
+        tail.extend(&KeySet::all(), 20, late(), BOUNDS);
+        tail.extend(&KeySet::partition(0, 2), 19, late(), BOUNDS);
+        assert_eq!(tail.end(), 20);
+    }
+}

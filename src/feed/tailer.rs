@@ -1,0 +1,186 @@
+//! The tailer: the thread that finds the safe head and reads the live tail. One poll per worker, however many projections.
+//!
+//! It polls quickly while something happens and ever more slowly while nothing does; a hint wakes it at once. When its connection
+//! fails it makes another, and begins again from a head that is known to be settled.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, select};
+use postgres::{Client, Statement};
+
+use super::Feed;
+use super::head::Head;
+use crate::backoff::Backoff;
+use crate::database::Database;
+use crate::error::Error;
+use crate::metrics::ReplicaSetMetrics;
+use crate::plan::WorkerId;
+use crate::projection::Scope;
+use crate::status::Board;
+use crate::store::events::{self, Bounds, Range};
+use crate::store::{Names, coordination, session};
+use crate::threads::{Pulse, Stop};
+
+/// A head that is held back for less is the ordinary life of writers and not worth a word.
+const BLOCKED_NOTICE: Duration = Duration::from_secs(1);
+/// How often a head that stays blocked is mentioned in the log.
+const BLOCKED_LOG: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(crate) struct Tailer {
+    pub(crate) database: Database,
+    pub(crate) names: Names,
+    pub(crate) worker: Option<WorkerId>,
+    pub(crate) feed: Feed,
+    /// What any projection of the worker wants.
+    pub(crate) scope: Scope,
+    pub(crate) bounds: Bounds,
+    pub(crate) poll: (Duration, Duration),
+    pub(crate) hints: Receiver<()>,
+    pub(crate) stop: Stop,
+    pub(crate) board: Board,
+    pub(crate) metrics: ReplicaSetMetrics,
+}
+
+struct Statements {
+    probe: Statement,
+    holders: Statement,
+    read: Statement,
+}
+
+impl Tailer {
+    pub(crate) fn run(self, pulse: &Pulse) -> Result<(), Error> {
+        let mut backoff = Backoff::for_connections();
+        while !self.stop.is_raised() {
+            pulse.beat();
+            let Err(error) = self.follow(pulse, &mut backoff) else { break };
+            if backoff.failures() == 0 {
+                log::warn!("tailer lost its connection: worker={} error={error}", self.board.worker_id());
+            }
+            self.metrics.reconnect("tailer");
+            self.stop.wait(backoff.next_delay());
+        }
+        Ok(())
+    }
+
+    /// Follows the events on one connection until it fails or the worker stops.
+    fn follow(&self, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
+        let mut client = session::connect(&self.database, self.worker)?;
+        let doing = "following the events";
+        let statements = Statements {
+            probe: events::prepare_probe(&mut client, &self.names).map_err(Error::database(doing))?,
+            holders: events::prepare_holders(&mut client).map_err(Error::database(doing))?,
+            read: events::prepare_read(&mut client, &self.names).map_err(Error::database(doing))?,
+        };
+        // Never from memory: after a failover the server may know less than was seen before.
+        let settled = coordination::reported_safe_head(&mut client, &self.names).map_err(Error::database(doing))?;
+        let mut head = Head::new(settled);
+        let mut blocked = Blocked::default();
+        let (quickest, slowest) = self.poll;
+        let mut interval = quickest;
+        while !self.stop.is_raised() {
+            pulse.beat();
+            let before = self.feed.head();
+            self.look(&mut client, &statements, &mut head).map_err(Error::database(doing))?;
+            if before != Some(head.safe()) {
+                self.read_tail(&mut client, &statements, head.safe()).map_err(Error::database(doing))?;
+                self.board.set_safe_head(head.safe());
+                self.metrics.safe_head.set(head.safe());
+                self.feed.publish(head.safe());
+                interval = quickest;
+            }
+            blocked.report(self, &mut client, &head).map_err(Error::database(doing))?;
+            backoff.reset();
+            select! {
+                recv(self.stop.heard()) -> _ => break,
+                recv(self.hints) -> hint => {
+                    if hint.is_err() { break }
+                    interval = quickest;
+                }
+                default(interval) => interval = (interval * 2).min(slowest),
+            }
+        }
+        Ok(())
+    }
+
+    fn look(&self, client: &mut Client, statements: &Statements, head: &mut Head) -> Result<(), postgres::Error> {
+        // The order is what the safe head rests on: first what is visible, then who is writing.
+        let probe = events::probe(client, &statements.probe, head.safe())?;
+        if head.observe(probe) {
+            let holders = events::holders(client, &statements.holders, &self.names)?;
+            head.settle(probe, holders);
+        }
+        Ok(())
+    }
+
+    /// Reads the events up to the head into the shared tail, unless no runner is near enough to want them.
+    fn read_tail(&self, client: &mut Client, statements: &Statements, head: i64) -> Result<(), postgres::Error> {
+        loop {
+            let (keys, after) = {
+                let tail = self.feed.shared.tail.read();
+                (tail.keys().clone(), tail.end())
+            };
+            if after >= head {
+                return Ok(());
+            }
+            if keys.is_empty() || head.saturating_sub(after) > self.feed.reach() || !self.feed.somebody_is_near(head) {
+                self.feed.shared.tail.write().skip_to(head);
+                return Ok(());
+            }
+            let range = Range { keys, after, upto: head };
+            let batch = events::read(client, &statements.read, &range, &self.scope, self.bounds)?;
+            self.feed.shared.tail.write().extend(&range.keys, range.after, batch, self.bounds);
+        }
+    }
+}
+
+/// Since when the head is held back, and when that was last mentioned.
+#[derive(Default)]
+struct Blocked {
+    since: Option<(Instant, i64)>,
+    described_at: Option<Instant>,
+    logged_at: Option<Instant>,
+}
+
+impl Blocked {
+    /// Names who holds the head back, once it has stood still for a while.
+    fn report(&mut self, tailer: &Tailer, client: &mut Client, head: &Head) -> Result<(), postgres::Error> {
+        let holders = head.blockers();
+        if holders.is_empty() || self.since.is_some_and(|(_, at)| at != head.safe()) {
+            if self.described_at.is_some() {
+                tailer.board.set_head_blocked(None);
+                tailer.metrics.head_blocked(Duration::ZERO, &[]);
+                log::info!("safe head moves again: replica_set={} head={}", tailer.board.replica_set(), head.safe());
+            }
+            *self = Self::default();
+        }
+        if holders.is_empty() {
+            return Ok(());
+        }
+        let (since, _) = *self.since.get_or_insert((Instant::now(), head.safe()));
+        let due = |last: Option<Instant>, every| last.is_none_or(|at| at.elapsed() >= every);
+        if since.elapsed() < BLOCKED_NOTICE || !due(self.described_at, BLOCKED_NOTICE) {
+            return Ok(());
+        }
+        self.described_at = Some(Instant::now());
+        let blockers = events::describe_holders(client, &holders)?;
+        tailer.metrics.head_blocked(since.elapsed(), &blockers);
+        if due(self.logged_at, BLOCKED_LOG) {
+            self.logged_at = Some(Instant::now());
+            for blocker in &blockers {
+                log::warn!(
+                    "safe head blocked by an open transaction: replica_set={} head={} for={:?} pid={} application_name={:?} \
+                     transaction_age={:?}",
+                    tailer.board.replica_set(),
+                    head.safe(),
+                    since.elapsed(),
+                    blocker.pid.map_or_else(|| "prepared".to_owned(), |pid| pid.to_string()),
+                    blocker.name,
+                    blocker.age
+                );
+            }
+        }
+        tailer.board.set_head_blocked(Some((since, blockers)));
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! The listener: the thread that hears notifications and passes them on as wake-ups.
+//!
+//! Wake-ups are hints: whoever is woken looks for itself, and polls anyway. After every new connection everybody is woken once, for what
+//! may have been missed.
+
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use postgres::fallible_iterator::FallibleIterator;
+
+use crate::backoff::Backoff;
+use crate::database::Database;
+use crate::error::Error;
+use crate::metrics::ReplicaSetMetrics;
+use crate::plan::WorkerId;
+use crate::store::{Names, session};
+use crate::threads::{Pulse, Stop};
+
+/// How often the thread looks whether it is to stop. It only matters when nobody notifies; a leaving worker does.
+const STOP_CHECK: Duration = Duration::from_millis(200);
+
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) database: Database,
+    pub(crate) names: Names,
+    pub(crate) replica_set: String,
+    pub(crate) worker: Option<WorkerId>,
+    /// Wakes the coordinator.
+    pub(crate) coordination: Sender<()>,
+    /// Wakes the tailer.
+    pub(crate) events: Sender<()>,
+    pub(crate) stop: Stop,
+    pub(crate) metrics: ReplicaSetMetrics,
+}
+
+impl Listener {
+    pub(crate) fn run(self, pulse: &Pulse) -> Result<(), Error> {
+        let mut backoff = Backoff::for_connections();
+        while !self.stop.is_raised() {
+            pulse.beat();
+            let Err(error) = self.listen(pulse, &mut backoff) else { break };
+            if backoff.failures() == 0 {
+                log::warn!("listener lost its connection: replica_set={} error={error}", self.replica_set);
+            }
+            self.metrics.reconnect("listener");
+            self.stop.wait(backoff.next_delay());
+        }
+        Ok(())
+    }
+
+    fn listen(&self, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
+        let doing = "listening for notifications";
+        let coordination = session::coordination_payload(&self.names, &self.replica_set);
+        let events = session::events_payload(&self.names);
+        let mut client = session::connect(&self.database, self.worker)?;
+        session::listen(&mut client).map_err(Error::database(doing))?;
+        backoff.reset();
+        wake(&self.coordination);
+        wake(&self.events);
+        while !self.stop.is_raised() {
+            pulse.beat();
+            let mut notifications = client.notifications();
+            let mut heard = notifications.timeout_iter(STOP_CHECK);
+            while let Some(notification) = heard.next().map_err(Error::database(doing))? {
+                match (notification.channel(), notification.payload()) {
+                    (session::COORDINATION_CHANNEL, payload) if payload == coordination => wake(&self.coordination),
+                    (session::EVENTS_CHANNEL, payload) if payload == events => wake(&self.events),
+                    _ => {}
+                }
+                if self.stop.is_raised() {
+                    return Ok(());
+                }
+            }
+            if client.is_closed() {
+                // The iterator ends without an error when the server closes the connection.
+                client.simple_query("").map_err(Error::database(doing))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wake(sleeper: &Sender<()>) {
+    // Full means that it is to be woken already; disconnected, that it has ended.
+    _ = sleeper.try_send(());
+}

@@ -1,0 +1,206 @@
+//! Tables: a view in, actions out.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::*;
+
+const POLICY: Policy = Policy {
+    stale_worker_timeout: Duration::from_secs(30),
+    session_loss_grace: Some(Duration::from_secs(1)),
+    coordination_timeout: Duration::from_secs(60),
+    registration_wait: Duration::from_secs(1),
+};
+
+fn id(n: u128) -> WorkerId {
+    WorkerId(Uuid::from_u128(n))
+}
+
+/// Seconds on the server's clock.
+fn at(seconds: i64) -> ServerTime {
+    ServerTime(seconds * 1_000_000)
+}
+
+fn worker(n: u128, state: WorkerState, generation: i64, partition: Option<usize>) -> WorkerView {
+    WorkerView {
+        id: id(n),
+        state,
+        generation,
+        partition,
+        session: Session::Held,
+        registered_at: at(0),
+        last_heartbeat: at(100),
+    }
+}
+
+fn running(n: u128, partition: usize) -> WorkerView {
+    worker(n, WorkerState::Running, 5, Some(partition))
+}
+
+fn joined(n: u128, registered_at: i64) -> WorkerView {
+    WorkerView { registered_at: at(registered_at), ..worker(n, WorkerState::Pending, 0, None) }
+}
+
+/// At second 100, generation 5 created at second 90.
+fn view(state: GenerationState, total_partitions: usize, workers: Vec<WorkerView>) -> ClusterView {
+    ClusterView {
+        now: at(100),
+        observing_since: at(0),
+        generation: Some(GenerationView { number: 5, state, total_partitions, created_at: at(90) }),
+        workers,
+    }
+}
+
+fn create(cause: Cause, members: &[u128]) -> Action {
+    Action::CreateGeneration { number: 6, cause, members: members.iter().map(|n| id(*n)).collect() }
+}
+
+use GenerationState::{Active, Pending};
+
+#[test]
+fn the_very_first_start_waits_for_nobody() {
+    let view = ClusterView {
+        now: at(100),
+        observing_since: at(100),
+        generation: None,
+        workers: vec![joined(1, 100)],
+    };
+    let expected = Action::CreateGeneration { number: 1, cause: Cause::Started, members: vec![id(1)] };
+    assert_eq!(plan(&view, &POLICY).actions, [expected]);
+}
+
+#[test]
+fn an_empty_replica_set_is_left_alone() {
+    assert_eq!(plan(&view(Active, 2, vec![]), &POLICY).actions, []);
+}
+
+#[test]
+fn a_complete_active_generation_is_left_alone() {
+    let plan = plan(&view(Active, 2, vec![running(1, 0), running(2, 1)]), &POLICY);
+    assert_eq!(plan.actions, []);
+    assert_eq!(plan.recheck_after, Some(Duration::from_secs(30)), "when heartbeats would be stale");
+}
+
+#[test]
+fn joins_are_gathered_from_the_first_one_on() {
+    let young = plan(&view(Active, 1, vec![running(1, 0), joined(2, 100)]), &POLICY);
+    assert_eq!(young.actions, []);
+    assert_eq!(young.recheck_after, Some(Duration::from_secs(1)));
+
+    let due = view(Active, 1, vec![running(1, 0), joined(3, 100), joined(2, 99)]);
+    assert_eq!(plan(&due, &POLICY).actions, [create(Cause::Joined, &[1, 2, 3])]);
+}
+
+#[test]
+fn a_departure_is_dealt_with_at_once_and_takes_young_joiners_along() {
+    let view = view(Active, 2, vec![running(1, 0), joined(3, 100)]);
+    assert_eq!(plan(&view, &POLICY).actions, [create(Cause::Departed, &[1, 3])]);
+}
+
+#[test]
+fn when_nobody_of_the_last_generation_is_left_a_joiner_starts_at_once() {
+    assert_eq!(plan(&view(Active, 3, vec![joined(9, 100)]), &POLICY).actions, [create(Cause::Started, &[9])]);
+    assert_eq!(plan(&view(Pending, 3, vec![joined(9, 100)]), &POLICY).actions, [create(Cause::Started, &[9])]);
+}
+
+#[test]
+fn partitions_keep_their_order() {
+    let view = view(Active, 4, vec![joined(1, 50), running(9, 0), running(4, 3), running(7, 1)]);
+    assert_eq!(plan(&view, &POLICY).actions, [create(Cause::Departed, &[9, 7, 4, 1])]);
+}
+
+#[test]
+fn a_leaver_that_still_drains_keeps_its_partition() {
+    let leaving = WorkerView { state: WorkerState::Stopping, ..running(2, 1) };
+    assert_eq!(plan(&view(Active, 2, vec![running(1, 0), leaving.clone()]), &POLICY).actions, []);
+    // But it gets none of the next generation.
+    let view = view(Active, 3, vec![running(1, 0), leaving]);
+    assert_eq!(plan(&view, &POLICY).actions, [create(Cause::Departed, &[1])]);
+}
+
+#[test]
+fn the_last_leaver_leaves_nobody_to_deal_to() {
+    let leaving = WorkerView { state: WorkerState::Stopping, ..running(2, 1) };
+    assert_eq!(plan(&view(Active, 2, vec![leaving]), &POLICY).actions, []);
+}
+
+#[test]
+fn a_stale_heartbeat_is_death() {
+    let stale = WorkerView { last_heartbeat: at(70), ..running(2, 1) };
+    let mut view = view(Active, 2, vec![running(1, 0), stale]);
+    let evicted = [Action::Evict(id(2), Death::Stale), create(Cause::Departed, &[1])];
+    assert_eq!(plan(&view, &POLICY).actions, evicted);
+    // Nobody is judged by what happened before the observer was there to see it.
+    view.observing_since = at(71);
+    assert_eq!(plan(&view, &POLICY).actions, []);
+    assert_eq!(plan(&view, &POLICY).recheck_after, Some(Duration::from_secs(1)));
+}
+
+#[test]
+fn a_lost_session_is_noted_then_forgiven_or_death() {
+    let with = |session| view(Active, 2, vec![running(1, 0), WorkerView { session, ..running(2, 1) }]);
+
+    let noted = plan(&with(Session::Missing), &POLICY);
+    assert_eq!(noted.actions, [Action::NoteSessionLost(id(2))]);
+    assert_eq!(noted.recheck_after, Some(Duration::from_secs(1)), "the grace period decides when to look again");
+
+    assert_eq!(plan(&with(Session::LostSince(at(100))), &POLICY).actions, []);
+    assert_eq!(plan(&with(Session::Regained), &POLICY).actions, [Action::NoteSessionRegained(id(2))]);
+    let evicted = [Action::Evict(id(2), Death::SessionLost), create(Cause::Departed, &[1])];
+    assert_eq!(plan(&with(Session::LostSince(at(99))), &POLICY).actions, evicted);
+
+    // After a restart of the server the grace starts anew.
+    let restarted = ClusterView { observing_since: at(100), ..with(Session::LostSince(at(50))) };
+    assert_eq!(plan(&restarted, &POLICY).actions, []);
+
+    let heartbeats_only = Policy { session_loss_grace: None, ..POLICY };
+    assert_eq!(plan(&with(Session::LostSince(at(50))), &heartbeats_only).actions, []);
+}
+
+#[test]
+fn a_generation_is_activated_when_all_are_ready() {
+    let ready = |n, k| worker(n, WorkerState::Ready, 5, Some(k));
+    let pending = |n, k| worker(n, WorkerState::Pending, 5, Some(k));
+    assert_eq!(plan(&view(Pending, 2, vec![ready(1, 0), ready(2, 1)]), &POLICY).actions, [Action::Activate(5)]);
+    let waiting = view(Pending, 2, vec![ready(1, 0), pending(2, 1)]);
+    assert_eq!(plan(&waiting, &POLICY).actions, []);
+
+    let late = ClusterView {
+        generation: Some(GenerationView { created_at: at(40), ..waiting.generation.clone().unwrap() }),
+        ..waiting
+    };
+    let left_out = [Action::Evict(id(2), Death::NotReady), create(Cause::Departed, &[1])];
+    assert_eq!(plan(&late, &POLICY).actions, left_out);
+}
+
+#[test]
+fn joiners_wait_for_a_pending_generation_to_become_active() {
+    let view = view(Pending, 1, vec![worker(1, WorkerState::Pending, 5, Some(0)), joined(2, 50)]);
+    assert_eq!(plan(&view, &POLICY).actions, []);
+}
+
+#[test]
+fn a_death_while_pending_deals_again() {
+    let view = view(Pending, 2, vec![worker(1, WorkerState::Ready, 5, Some(0)), joined(2, 50)]);
+    assert_eq!(plan(&view, &POLICY).actions, [create(Cause::Departed, &[1, 2])]);
+}
+
+#[test]
+fn stances() {
+    use WorkerState as W;
+    for (generation, state, number, expected) in [
+        (Pending, W::Pending, 5, Stance::Prepare(5)),
+        (Pending, W::Ready, 5, Stance::Ready(5)),
+        (Active, W::Running, 5, Stance::Run(5)),
+        (Active, W::Running, 4, Stance::Wait),
+        (Active, W::Pending, 0, Stance::Wait),
+        (Active, W::Stopping, 5, Stance::Wait),
+        // Left over from a generation that was superseded before it became active.
+        (Pending, W::Ready, 4, Stance::Wait),
+    ] {
+        let view = view(generation, 1, vec![worker(1, state, number, Some(0))]);
+        assert_eq!(stance(&view, id(1)), expected, "{generation:?} {state} {number}");
+        assert_eq!(stance(&view, id(2)), Stance::Rejoin);
+    }
+}

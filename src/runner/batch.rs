@@ -1,0 +1,94 @@
+//! One batch: one transaction in which the handler's writes and the checkpoint are committed together (I1), behind the fence (I4).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use postgres::{Client, Statement, Transaction};
+
+use super::retry::{Failure, is_transient};
+use crate::error::{BoxError, panic_message};
+use crate::event::Event;
+use crate::metrics::ProjectionMetrics;
+use crate::projection::Projection;
+use crate::store::checkpoints::{self, Checkpoint, Owner};
+use crate::store::events::Batch;
+
+/// A batch that has taken this long is committed with what it has: read models stay fresh and row locks short when handlers are slow.
+const LONG_ENOUGH: Duration = Duration::from_millis(250);
+
+/// What a committed batch achieved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Committed {
+    /// Where the checkpoint is now.
+    pub(super) position: i64,
+    pub(super) events: usize,
+}
+
+/// Handles the first `count` events of a batch and moves the checkpoint, in one transaction. `interrupted` is asked between events:
+/// once it says so, what has been handled is committed and the rest left for later.
+pub(super) fn commit(
+    client: &mut Client,
+    advance: &Statement,
+    projection: &dyn Projection,
+    (row, owner): (&Checkpoint, Owner),
+    (batch, count): (&Batch, usize),
+    metrics: &ProjectionMetrics,
+    interrupted: impl Fn() -> bool,
+) -> Result<Committed, Failure> {
+    let mut tx = client.transaction().map_err(transient)?;
+    let events = batch.events.get(..count).unwrap_or(&batch.events);
+    let handled = handle(&mut tx, projection, events, metrics, interrupted)?;
+    // Every matching event up to the batch's end was in it; having handled them all is having handled up to there.
+    let position = match batch.events.get(..handled).and_then(<[Event]>::last) {
+        Some(last) if handled < batch.events.len() => last.global_position(),
+        _ => batch.end,
+    };
+    let refused = |error: postgres::Error| classify(error.into(), handled);
+    match checkpoints::advance(&mut tx, advance, row, owner, position) {
+        Ok(true) => {}
+        // Dropping the transaction rolls it back.
+        Ok(false) => return Err(Failure::Fenced),
+        Err(error) => return Err(refused(error)),
+    }
+    let begun = Instant::now();
+    tx.commit().map_err(refused)?;
+    metrics.commit_duration.observe(begun.elapsed().as_secs_f64());
+    Ok(Committed { position, events: handled })
+}
+
+/// Calls the handler until all events are handled, it is interrupted or long enough at it. Returns how many are handled.
+fn handle(
+    tx: &mut Transaction<'_>,
+    projection: &dyn Projection,
+    events: &[Event],
+    metrics: &ProjectionMetrics,
+    interrupted: impl Fn() -> bool,
+) -> Result<usize, Failure> {
+    let begun = Instant::now();
+    let mut handled = 0;
+    while let Some(rest) = events.get(handled..).filter(|rest| !rest.is_empty()) {
+        let called = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| projection.handle_batch(tx, rest)))
+            .unwrap_or_else(|payload| Err(format!("the handler panicked: {}", panic_message(&*payload)).into()));
+        let count = outcome
+            .and_then(|count| match count {
+                1.. if count <= rest.len() => Ok(count),
+                _ => Err(format!("handle_batch() says it handled {count} of {} events", rest.len()).into()),
+            })
+            .map_err(|error| classify(error, handled))?;
+        metrics.handled(count, called.elapsed());
+        handled += count;
+        if handled < events.len() && (interrupted() || begun.elapsed() >= LONG_ENOUGH) {
+            break;
+        }
+    }
+    Ok(handled)
+}
+
+fn transient(error: postgres::Error) -> Failure {
+    Failure::Transient(error.into())
+}
+
+fn classify(error: BoxError, handled: usize) -> Failure {
+    if is_transient(&*error) { Failure::Transient(error) } else { Failure::Handler { error, handled } }
+}

@@ -1,0 +1,505 @@
+//! A runner: the thread that moves one projection through its events.
+//!
+//! It obeys two commands from the coordinator: *run* as the owner of this worker's checkpoints in a generation, and *pause*, which it
+//! acknowledges once it has stopped at an event boundary and committed what it handled. In between it decides nothing about
+//! ownership: the fence does, with every commit.
+//!
+//! With several checkpoints it always advances the one with the lowest position, no further than the next one's, and merges the two
+//! when they meet: one at a time, so events of one aggregate stay in order, and after the catch-up one is left.
+//!
+//! When it fails: a batch that cannot be committed is tried again ([`retry`]); a panic of the handler counts as its error. The thread
+//! ends when the coordinator lets go of its commands.
+
+mod batch;
+mod retry;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, select};
+use postgres::Statement;
+
+use crate::backoff::Backoff;
+use crate::config::Retry;
+use crate::database::{Pool, PooledClient};
+use crate::error::{BoxError, Error};
+use crate::feed::ahead::Ahead;
+use crate::feed::{Feed, Follower};
+use crate::metrics::ProjectionMetrics;
+use crate::plan::KeySet;
+use crate::projection::{Projection, Scope};
+use crate::status::{Board, ProjectionState};
+use crate::store::Names;
+use crate::store::checkpoints::{self, Checkpoint, Owner};
+use crate::store::events::{Batch, Range};
+use crate::threads::{Pulse, Stop};
+use crate::trust::Trust;
+use batch::Committed;
+use retry::Failure;
+
+/// How long a runner waits for a connection before it looks for commands again.
+const POOL_PATIENCE: Duration = Duration::from_secs(1);
+/// A position that moved without any event of the projection is written down this often: it spares repeated scans after a restart,
+/// and losing it loses nothing.
+const NOTE_POSITION_EVERY: Duration = Duration::from_secs(1);
+/// How often a runner whose worker is cut off looks whether it may go on.
+const TRUST_CHECK: Duration = Duration::from_millis(100);
+
+/// What the coordinator asks of a runner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Process the checkpoints of this owner.
+    Run(Owner),
+    /// Stop at the next event boundary and say so.
+    Pause,
+}
+
+/// What a runner tells the coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// It has stopped processing, as asked.
+    Paused(usize),
+    /// It found that it is not the owner any more, and has stopped processing.
+    Fenced(usize),
+}
+
+/// Everything a runner works with.
+pub(crate) struct Runner {
+    pub(crate) index: usize,
+    pub(crate) projection: Arc<dyn Projection>,
+    pub(crate) scope: Scope,
+    pub(crate) names: Names,
+    pub(crate) pool: Pool,
+    pub(crate) feed: Feed,
+    pub(crate) follower: Follower,
+    pub(crate) ahead: Ahead,
+    pub(crate) retry: Retry,
+    pub(crate) trust: Trust,
+    pub(crate) stop: Stop,
+    pub(crate) board: Board,
+    pub(crate) metrics: ProjectionMetrics,
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) reports: Sender<Report>,
+}
+
+/// A connection, and the statement that moves a checkpoint.
+struct Connection {
+    client: PooledClient,
+    advance: Statement,
+}
+
+/// A checkpoint under way.
+#[derive(Debug)]
+struct Row {
+    /// As it is in the database.
+    stored: Checkpoint,
+    /// No event of the projection lies between the stored position and this one.
+    reached: i64,
+}
+
+/// What a runner has in hand while it runs.
+struct Work {
+    owner: Owner,
+    /// By position, lowest first. Not loaded yet, or to be loaded again, if none.
+    rows: Option<VecDeque<Row>>,
+    /// What was read of the first row and is not committed yet: the rest of a batch, or one to be tried again.
+    rest: Option<Batch>,
+    connection: Option<Connection>,
+    /// Failed attempts at the batch at hand, and the delays between them.
+    attempts: u32,
+    retries: Backoff,
+    /// The delays between attempts that do not count.
+    hiccups: Backoff,
+    /// A batch that failed in its middle is committed up to there first, so that it is the failing event that is tried again.
+    commit_first: Option<usize>,
+    noted_at: Instant,
+}
+
+/// How a step of work ended.
+enum Step {
+    /// There may be more to do at once.
+    Again,
+    /// Nothing to do until the feed moves, or this time has passed.
+    Idle(Option<Duration>),
+    /// A batch is being read; take the answer when it comes.
+    Reading,
+    /// Try again after this delay.
+    Delay(Duration),
+    /// The attempts are used up.
+    Halt,
+    /// Not the owner any more.
+    Fenced,
+}
+
+impl Runner {
+    /// Runs until the coordinator lets go of the commands.
+    pub(crate) fn run(mut self, pulse: &Pulse) {
+        let mut command = None;
+        loop {
+            let Some(next) = command.take().or_else(|| self.await_command(pulse)) else { return };
+            command = match next {
+                Command::Run(owner) => self.process(owner, pulse),
+                Command::Pause => {
+                    self.report(Report::Paused(self.index));
+                    None
+                }
+            };
+        }
+    }
+
+    fn await_command(&self, pulse: &Pulse) -> Option<Command> {
+        pulse.excuse();
+        let command = self.commands.recv().ok();
+        pulse.beat();
+        command
+    }
+
+    /// Processes as this owner until another command comes, which is returned.
+    fn process(&mut self, owner: Owner, pulse: &Pulse) -> Option<Command> {
+        let mut work = Work {
+            owner,
+            rows: None,
+            rest: None,
+            connection: None,
+            attempts: 0,
+            retries: Backoff::new(self.retry.first_delay, self.retry.longest_delay),
+            hiccups: Backoff::new(Duration::from_millis(5), Duration::from_millis(500)),
+            commit_first: None,
+            noted_at: Instant::now(),
+        };
+        let mut answer = None;
+        let command = loop {
+            pulse.beat();
+            if let Ok(command) = self.commands.try_recv() {
+                break Some(command);
+            }
+            if self.stop.is_raised() {
+                // The coordinator's pause comes next, or it has ended and lets go of the commands.
+                break self.await_command(pulse);
+            }
+            if !self.trust.holds() {
+                self.set_state(ProjectionState::Paused, None);
+                pulse.excuse();
+                select! {
+                    recv(self.commands) -> command => break command.ok(),
+                    default(TRUST_CHECK) => continue,
+                }
+            }
+            let step = self.step(&mut work, answer.take(), pulse);
+            pulse.excuse();
+            match step {
+                Step::Again => {}
+                Step::Reading => select! {
+                    recv(self.commands) -> command => break command.ok(),
+                    recv(self.ahead.answers) -> found => match found {
+                        Ok(found) => answer = self.ahead.accept(found),
+                        // The reader ended: the worker is stopping.
+                        Err(_) => break self.await_command(pulse),
+                    },
+                },
+                Step::Idle(note_in) => select! {
+                    recv(self.commands) -> command => break command.ok(),
+                    recv(self.follower.woken) -> _ => {}
+                    default(note_in.unwrap_or(Duration::from_secs(10))) => {}
+                },
+                Step::Delay(delay) => select! {
+                    recv(self.commands) -> command => break command.ok(),
+                    default(delay) => {}
+                },
+                Step::Halt => break self.await_command(pulse),
+                Step::Fenced => {
+                    self.report(Report::Fenced(self.index));
+                    break self.await_command(pulse);
+                }
+            }
+        };
+        self.ahead.forget();
+        self.follower.is_nowhere();
+        if command == Some(Command::Pause) {
+            // So that rows of one partition are at one position when the keys are cut anew, and can be merged.
+            _ = self.note_position(&mut work);
+        }
+        self.board.update_projection(self.projection.name(), |status| {
+            status.state = ProjectionState::Paused;
+            status.keys = KeySet::default().to_string();
+            status.position = None;
+        });
+        self.metrics.released();
+        command
+    }
+
+    fn report(&self, report: Report) {
+        // The coordinator has room for what a runner can say between two commands; if it has ended, nobody needs to know.
+        _ = self.reports.try_send(report);
+    }
+
+    /// Does the next piece of work, if there is one.
+    fn step(&mut self, work: &mut Work, answer: Option<Result<Batch, Error>>, pulse: &Pulse) -> Step {
+        if work.rows.is_none() {
+            match self.load_rows(work) {
+                Ok(()) => {}
+                Err(failure) => return self.failed(work, failure),
+            }
+        }
+        let Some((row, next)) = work.rows.as_ref().and_then(|rows| rows.front().map(|row| (row, rows.get(1)))) else {
+            return Step::Idle(None);
+        };
+        self.follower.is_at(row.reached);
+        if next.is_some_and(|next| next.reached == row.reached) {
+            return match self.merge_first_two(work) {
+                Ok(()) => Step::Again,
+                Err(failure) => self.failed(work, failure),
+            };
+        }
+        let upto = self.feed.head().unwrap_or(i64::MIN).min(next.map_or(i64::MAX, |next| next.reached));
+        if row.reached >= upto {
+            return self.idle(work);
+        }
+        let range = Range { keys: row.stored.keys.clone(), after: row.reached, upto };
+        let batch = match (work.rest.take(), answer) {
+            (Some(rest), _) => rest,
+            (None, Some(Ok(batch))) => batch,
+            (None, Some(Err(error))) => return self.failed(work, Failure::Transient(error.into())),
+            (None, None) => match self.feed.from_tail(&range, &self.scope) {
+                Some(batch) => batch,
+                None => {
+                    self.ahead.ask(&range);
+                    return Step::Reading;
+                }
+            },
+        };
+        let following = Range { after: batch.end, ..range };
+        if following.after < following.upto && !self.feed.tail_holds(&following) {
+            self.ahead.ask(&following);
+        }
+        self.take(work, batch, pulse)
+    }
+
+    /// Handles a batch that follows on the first row's position.
+    fn take(&mut self, work: &mut Work, mut batch: Batch, pulse: &Pulse) -> Step {
+        if batch.events.is_empty() {
+            if let Some(row) = work.rows.as_mut().and_then(VecDeque::front_mut) {
+                row.reached = batch.end;
+            }
+            self.show(work);
+            return Step::Again;
+        }
+        let count = work.commit_first.take().unwrap_or(batch.events.len()).min(batch.events.len());
+        // A user's handler may take as long as it likes.
+        pulse.excuse();
+        let outcome = self.commit(work, &batch, count);
+        pulse.beat();
+        match outcome {
+            Ok(committed) => {
+                self.committed(work, committed);
+                batch.events.drain(..committed.events);
+                work.rest = Some(batch).filter(|rest| !rest.events.is_empty());
+                Step::Again
+            }
+            Err(Failure::Handler { error, handled }) => {
+                let error = match batch.events.get(handled) {
+                    Some(event) => {
+                        format!("at global position {} (event {}): {error}", event.global_position(), event.event_id()).into()
+                    }
+                    None => error,
+                };
+                work.rest = Some(batch);
+                self.failed(work, Failure::Handler { error, handled })
+            }
+            Err(failure) => self.failed(work, failure),
+        }
+    }
+
+    fn commit(&self, work: &mut Work, batch: &Batch, count: usize) -> Result<Committed, Failure> {
+        let owner = work.owner;
+        let stored = match work.rows.as_ref().and_then(VecDeque::front) {
+            Some(row) => row.stored.clone(),
+            None => return Err(Failure::Fenced),
+        };
+        let connection = self.connect(&mut work.connection)?;
+        batch::commit(
+            &mut connection.client,
+            &connection.advance,
+            &*self.projection,
+            (&stored, owner),
+            (batch, count),
+            &self.metrics,
+            || !self.commands.is_empty() || self.stop.is_raised(),
+        )
+    }
+
+    fn committed(&self, work: &mut Work, committed: Committed) {
+        work.attempts = 0;
+        work.retries.reset();
+        work.hiccups.reset();
+        work.noted_at = Instant::now();
+        if let Some(row) = work.rows.as_mut().and_then(VecDeque::front_mut) {
+            row.stored.position = committed.position;
+            row.reached = committed.position;
+        }
+        self.metrics.committed(committed.events);
+        let events = u64::try_from(committed.events).unwrap_or(0);
+        self.board.update_projection(self.projection.name(), |status| status.events += events);
+        self.show(work);
+    }
+
+    /// Decides what a failure leads to.
+    fn failed(&mut self, work: &mut Work, failure: Failure) -> Step {
+        self.ahead.forget();
+        let name = self.projection.name();
+        match failure {
+            Failure::Fenced => {
+                self.metrics.fenced.inc();
+                log::info!(
+                    "fenced: projection={name} worker={} generation={}",
+                    work.owner.worker,
+                    work.owner.generation
+                );
+                Step::Fenced
+            }
+            Failure::Transient(error) => {
+                // Whether the last commit went through is not known: the checkpoint tells.
+                work.rows = None;
+                work.rest = None;
+                work.connection = None;
+                self.metrics.retries.inc();
+                if work.hiccups.failures() == 0 {
+                    log::warn!("batch failed, tried again: projection={name} error={error}");
+                }
+                self.set_state(ProjectionState::Retrying, Some(&error));
+                Step::Delay(work.hiccups.next_delay())
+            }
+            Failure::Handler { handled, .. } if handled > 0 => {
+                work.commit_first = Some(handled);
+                Step::Again
+            }
+            Failure::Handler { error, .. } => {
+                self.metrics.errors.inc();
+                work.attempts += 1;
+                if work.attempts >= self.retry.attempts {
+                    log::error!("projection halted: projection={name} attempts={} error={error}", work.attempts);
+                    self.set_state(ProjectionState::Halted, Some(&error));
+                    self.metrics.set_halted(true);
+                    return Step::Halt;
+                }
+                self.metrics.retries.inc();
+                log::warn!("handler failed: projection={name} attempt={} error={error}", work.attempts);
+                self.set_state(ProjectionState::Retrying, Some(&error));
+                Step::Delay(work.retries.next_delay())
+            }
+        }
+    }
+
+    fn connect<'w>(&self, connection: &'w mut Option<Connection>) -> Result<&'w mut Connection, Failure> {
+        if connection.as_mut().is_some_and(|connection| connection.client.is_closed()) {
+            *connection = None;
+        }
+        match connection {
+            Some(connection) => Ok(connection),
+            None => {
+                let mut client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
+                let advance = checkpoints::prepare_advance(&mut client, &self.names).map_err(transient)?;
+                Ok(connection.insert(Connection { client, advance }))
+            }
+        }
+    }
+
+    fn load_rows(&self, work: &mut Work) -> Result<(), Failure> {
+        let owner = work.owner;
+        let connection = self.connect(&mut work.connection)?;
+        let rows = checkpoints::owned(&mut *connection.client, &self.names, self.projection.name(), owner)
+            .map_err(transient)?;
+        log::debug!("checkpoints loaded: projection={} rows={rows:?}", self.projection.name());
+        work.rows = Some(rows.into_iter().map(|stored| Row { reached: stored.position, stored }).collect());
+        self.show(work);
+        Ok(())
+    }
+
+    /// Merges the first row into the second, which is at the same position.
+    fn merge_first_two(&self, work: &mut Work) -> Result<(), Failure> {
+        self.note_position(work)?;
+        let owner = work.owner;
+        let Some([from, into]) = work.rows.as_ref().and_then(|rows| Some([rows.front()?.stored.clone(), rows.get(1)?.stored.clone()]))
+        else {
+            return Ok(());
+        };
+        let connection = self.connect(&mut work.connection)?;
+        if !checkpoints::merge(&mut *connection.client, &self.names, &into, &from, owner).map_err(transient)? {
+            return Err(Failure::Fenced);
+        }
+        if let Some(rows) = work.rows.as_mut() {
+            rows.pop_front();
+            if let Some(merged) = rows.front_mut() {
+                merged.stored.keys = into.keys.union(&from.keys);
+            }
+        }
+        self.show(work);
+        Ok(())
+    }
+
+    /// Nothing to handle: from time to time, write down how far the projection has come without events of its own.
+    fn idle(&mut self, work: &mut Work) -> Step {
+        let unnoted = work.rows.iter().flatten().next().is_some_and(|row| row.reached > row.stored.position);
+        work.hiccups.reset();
+        self.show(work);
+        if !unnoted {
+            return Step::Idle(None);
+        }
+        let wait = NOTE_POSITION_EVERY.saturating_sub(work.noted_at.elapsed());
+        if !wait.is_zero() {
+            return Step::Idle(Some(wait));
+        }
+        match self.note_position(work) {
+            Ok(()) => Step::Again,
+            Err(failure) => self.failed(work, failure),
+        }
+    }
+
+    /// Writes the first row's position down if it has moved without events.
+    fn note_position(&self, work: &mut Work) -> Result<(), Failure> {
+        let owner = work.owner;
+        let Some(row) = work.rows.as_mut().and_then(VecDeque::front_mut) else { return Ok(()) };
+        if row.reached > row.stored.position {
+            let connection = self.connect(&mut work.connection)?;
+            let moved =
+                checkpoints::advance(&mut *connection.client, &connection.advance, &row.stored, owner, row.reached);
+            if !moved.map_err(transient)? {
+                return Err(Failure::Fenced);
+            }
+            row.stored.position = row.reached;
+        }
+        work.noted_at = Instant::now();
+        Ok(())
+    }
+
+    fn set_state(&self, state: ProjectionState, error: Option<&BoxError>) {
+        self.board.update_projection(self.projection.name(), |status| {
+            status.state = state;
+            status.error = error.map(ToString::to_string);
+        });
+    }
+
+    /// Shows on the board that it runs, and how far it is.
+    fn show(&self, work: &Work) {
+        let rows = work.rows.as_ref();
+        let keys = rows.into_iter().flatten().fold(KeySet::default(), |all, row| all.union(&row.stored.keys)).to_string();
+        let position = rows.and_then(VecDeque::front).map(|row| row.reached);
+        if let Some(position) = position {
+            self.metrics.set_position(position);
+        }
+        self.board.update_projection(self.projection.name(), |status| {
+            status.keys = keys;
+            status.position = position;
+            // While the same batch is being tried again, the error stays in view.
+            if work.attempts == 0 {
+                status.state = ProjectionState::Running;
+                status.error = None;
+            }
+        });
+    }
+}
+
+fn transient(error: postgres::Error) -> Failure {
+    Failure::Transient(error.into())
+}

@@ -1,0 +1,98 @@
+//! What a failure means for the batch that met it. Pure.
+
+use std::error::Error as StdError;
+
+use postgres::error::SqlState;
+
+use crate::error::BoxError;
+
+/// Why a batch did not commit.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The row is not this worker's any more, or not where it left it. Nothing was committed.
+    Fenced,
+    /// A deadlock, a serialisation failure, or a connection that was lost or could not be had. Nothing was committed, or it is not known
+    /// whether the commit went through: the checkpoint tells.
+    Transient(BoxError),
+    /// The handler failed, or the server refused what it did. Nothing was committed.
+    Handler {
+        error: BoxError,
+        /// How many events from the front of the batch had been handled by then.
+        handled: usize,
+    },
+}
+
+/// Whether trying again at once, without counting, is right for this error: it says nothing about the event that was being handled.
+pub(super) fn is_transient(error: &(dyn StdError + 'static)) -> bool {
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<postgres::Error>() {
+            return match error.code() {
+                Some(code) => is_transient_state(code),
+                // Not from the server's answer: the connection itself, unless the client refused a value or a column.
+                None => error.is_closed() || has_io_cause(error),
+            };
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn is_transient_state(code: &SqlState) -> bool {
+    const TRANSIENT: [SqlState; 11] = [
+        SqlState::T_R_DEADLOCK_DETECTED,
+        SqlState::T_R_SERIALIZATION_FAILURE,
+        SqlState::ADMIN_SHUTDOWN,
+        SqlState::CRASH_SHUTDOWN,
+        SqlState::CANNOT_CONNECT_NOW,
+        SqlState::TOO_MANY_CONNECTIONS,
+        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+        // After a failover the connection may still lead to the old primary, now a standby.
+        SqlState::READ_ONLY_SQL_TRANSACTION,
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::DATABASE_DROPPED,
+        SqlState::SYSTEM_ERROR,
+    ];
+    const CONNECTION_EXCEPTIONS: &str = "08";
+    TRANSIENT.contains(code) || code.code().starts_with(CONNECTION_EXCEPTIONS)
+}
+
+fn has_io_cause(error: &postgres::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.is::<std::io::Error>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_that_say_nothing_about_the_event_are_transient() {
+        for (code, transient) in [
+            ("40001", true),
+            ("40P01", true),
+            ("57P01", true),
+            ("08006", true),
+            ("23505", false),
+            ("22P02", false),
+            ("42P01", false),
+            ("25P02", false),
+        ] {
+            assert_eq!(is_transient_state(&SqlState::from_code(code)), transient, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_handler_is_not() {
+        let error: BoxError = "no such customer".into();
+        assert!(!is_transient(&*error));
+        let error: BoxError = Box::new(std::io::Error::other("the mail server is away"));
+        assert!(!is_transient(&*error), "an effect outside PostgreSQL counts as the handler's");
+    }
+}

@@ -1,0 +1,299 @@
+//! Checkpoints: how far each projection got for each set of keys, whose they are, and the fence.
+//!
+//! *Invariants.* The key sets of a projection's checkpoints are disjoint and cover the key space (I5): rows are only ever made whole
+//! ([`claim`]), cut ([`recut`]) and merged ([`merge`]). A position changes only by [`advance`], which names the row, the position it
+//! comes from, the generation and the worker (I1, I4): a worker that lost the row, or whose earlier commit it never heard of, changes
+//! nothing and must not commit.
+
+use postgres::types::Type;
+use postgres::{Client, GenericClient, Statement, Transaction};
+
+use super::coordination::Registration;
+use super::names::Names;
+use crate::error::Error;
+use crate::plan::{KeySet, WorkerId};
+use crate::projection::StartAt;
+
+/// One row: every event of these keys at or below the position has been processed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    pub(crate) id: i64,
+    pub(crate) keys: KeySet,
+    pub(crate) position: i64,
+}
+
+/// By what a worker proves that a row is its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) worker: WorkerId,
+    pub(crate) generation: i64,
+}
+
+/// The condition of the fence. It stands in the row that is written: READ COMMITTED rechecks that row alone after waiting for a lock.
+const FENCE: &str = "id = $1 AND position = $2 AND generation = $3 AND worker_id = $4";
+
+/// Claims the worker's projections for its replica set and makes the checkpoint of each new one. Takes over what belongs to a replica
+/// set none of whose workers lives.
+pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registration) -> Result<(), Error> {
+    let doing = "claiming the projections";
+    let mut wanted: Vec<&(String, StartAt)> = worker.projections.iter().collect();
+    // One order for everybody, so that two replica sets which claim the same names cannot deadlock.
+    wanted.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, start) in wanted {
+        let owner = owner_of(tx, names, name, worker).map_err(Error::database(doing))?;
+        match owner {
+            None => begin(tx, names, name, *start).map_err(Error::database(doing))?,
+            Some((owner, _)) if owner == worker.replica_set => {}
+            Some((owner, true)) => {
+                return Err(Error::ProjectionClaimed {
+                    projection: name.clone(),
+                    owner,
+                    claimant: worker.replica_set.clone(),
+                });
+            }
+            Some((owner, false)) => {
+                log::info!("projection taken over: projection={name} from={owner} by={}", worker.replica_set);
+                take_over(tx, names, name, &worker.replica_set).map_err(Error::database(doing))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The replica set a projection belongs to and whether a worker of it that knows the projection lives; `None` if it is new, in
+/// which case it now belongs to this worker's replica set. Its row is locked either way.
+fn owner_of(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    projection: &str,
+    worker: &Registration,
+) -> Result<Option<(String, bool)>, postgres::Error> {
+    let inserted = tx.execute_typed(
+        &format!("INSERT INTO {} (name, replica_set) VALUES ($1, $2) ON CONFLICT DO NOTHING", names.projections()),
+        &[(&projection, Type::TEXT), (&worker.replica_set, Type::TEXT)],
+    )?;
+    if inserted == 1 {
+        return Ok(None);
+    }
+    let sql = format!(
+        "SELECT replica_set, EXISTS (
+             SELECT FROM {} w WHERE w.replica_set = p.replica_set AND w.state <> 'stopped' AND p.name = ANY (w.projections)
+             AND w.last_heartbeat > clock_timestamp() - $2 * interval '1 second')
+         FROM {} p WHERE name = $1 FOR UPDATE",
+        names.workers(),
+        names.projections()
+    );
+    let stale_after = worker.stale_worker_timeout.as_secs_f64();
+    let row = tx.query_typed_one(&sql, &[(&projection, Type::TEXT), (&stale_after, Type::FLOAT8)])?;
+    Ok(Some((row.get(0), row.get(1))))
+}
+
+fn begin(tx: &mut Transaction<'_>, names: &Names, projection: &str, start: StartAt) -> Result<(), postgres::Error> {
+    let (newest, position) = match start {
+        StartAt::Beginning => (false, 0),
+        StartAt::Position(position) => (false, position),
+        StartAt::End => (true, 0),
+    };
+    let sql = format!(
+        "INSERT INTO {} (projection, keys, position) VALUES ($1, $2,
+             CASE WHEN $3 THEN coalesce((SELECT max(global_position) FROM {}), 0) ELSE $4 END)",
+        names.checkpoints(),
+        names.events()
+    );
+    tx.execute_typed(
+        &sql,
+        &[
+            (&projection, Type::TEXT),
+            (&KeySet::all(), Type::INT4MULTI_RANGE),
+            (&newest, Type::BOOL),
+            (&position, Type::INT8),
+        ],
+    )?;
+    Ok(())
+}
+
+fn take_over(tx: &mut Transaction<'_>, names: &Names, projection: &str, by: &str) -> Result<(), postgres::Error> {
+    tx.execute_typed(
+        &format!("UPDATE {} SET replica_set = $2 WHERE name = $1", names.projections()),
+        &[(&projection, Type::TEXT), (&by, Type::TEXT)],
+    )?;
+    tx.execute_typed(
+        &format!("UPDATE {} SET worker_id = NULL, generation = 0 WHERE projection = $1", names.checkpoints()),
+        &[(&projection, Type::TEXT)],
+    )?;
+    Ok(())
+}
+
+/// Cuts the checkpoints of a replica set's projections for a generation: each old row is intersected with each new partition. A
+/// projection's keys are dealt among the members that know it, in the order of their partitions; one that nobody knows keeps its rows,
+/// with no owner. No position is touched: rows of one partition at one position become one row, others stay apart.
+pub(crate) fn recut(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, generation: i64) -> Result<(), Error> {
+    let doing = "cutting the checkpoints";
+    let (checkpoints, projections) = (names.checkpoints(), names.projections());
+    // First the locks, in one order. A batch of the generation before that is just committing is waited for here, so that the statement
+    // below, which has a snapshot of its own, sees its position.
+    tx.query_typed(
+        &format!(
+            "SELECT FROM {checkpoints} WHERE projection IN (SELECT name FROM {projections} WHERE replica_set = $1)
+             ORDER BY id FOR UPDATE"
+        ),
+        &[(&replica_set, Type::TEXT)],
+    )
+    .map_err(Error::database(doing))?;
+    let sql = format!(
+        "WITH member AS (
+             SELECT p.name AS projection, w.id AS worker_id,
+                    row_number() OVER (PARTITION BY p.name ORDER BY w.partition_key) - 1 AS k,
+                    count(*) OVER (PARTITION BY p.name) AS n
+             FROM {projections} p JOIN {workers} w ON p.name = ANY (w.projections)
+             WHERE p.replica_set = $1 AND w.replica_set = $1 AND w.generation = $2 AND w.state = 'ready'
+         ), dealt AS (
+             SELECT projection, worker_id,
+                    int4multirange(int4range((k * 65536 / n)::int, ((k + 1) * 65536 / n)::int)) AS keys
+             FROM member
+             UNION ALL
+             SELECT name, NULL, '{{[0,65536)}}' FROM {projections} p
+             WHERE replica_set = $1 AND NOT EXISTS (SELECT FROM member m WHERE m.projection = p.name)
+         ), old AS (
+             DELETE FROM {checkpoints} WHERE projection IN (SELECT projection FROM dealt) RETURNING projection, keys, position
+         )
+         INSERT INTO {checkpoints} (projection, keys, position, generation, worker_id)
+         SELECT old.projection, range_agg(piece), old.position, $2, dealt.worker_id
+         FROM old JOIN dealt USING (projection), unnest(old.keys * dealt.keys) AS piece
+         GROUP BY old.projection, old.position, dealt.worker_id",
+        workers = names.workers(),
+    );
+    tx.execute_typed(&sql, &[(&replica_set, Type::TEXT), (&generation, Type::INT8)]).map_err(Error::database(doing))?;
+    verify_cover(tx, names, replica_set)
+}
+
+/// Refuses to go on with checkpoints that overlap or leave keys out (I5): somebody has changed the table by hand, and events would be
+/// doubled or lost.
+fn verify_cover(tx: &mut Transaction<'_>, names: &Names, replica_set: &str) -> Result<(), Error> {
+    let sql = format!(
+        "SELECT p.name FROM {} p LEFT JOIN {} c ON c.projection = p.name LEFT JOIN unnest(c.keys) AS piece ON true
+         WHERE p.replica_set = $1 GROUP BY p.name
+         HAVING range_agg(piece) IS DISTINCT FROM '{{[0,65536)}}' OR sum(upper(piece) - lower(piece)) <> 65536 LIMIT 1",
+        names.projections(),
+        names.checkpoints()
+    );
+    let broken = tx
+        .query_typed_opt(&sql, &[(&replica_set, Type::TEXT)])
+        .map_err(Error::database("verifying the checkpoints"))?;
+    match broken {
+        None => Ok(()),
+        Some(row) => Err(Error::Schema {
+            problem: format!(
+                "the checkpoints of projection {:?} in {} overlap or leave keys out, which only a change by hand can bring \
+                 about: restore them from a backup, or rebuild the projection",
+                row.get::<_, String>(0),
+                names.checkpoints()
+            ),
+        }),
+    }
+}
+
+/// The rows of a projection that are this worker's in this generation, lowest position first.
+pub(crate) fn owned(
+    client: &mut impl GenericClient,
+    names: &Names,
+    projection: &str,
+    owner: Owner,
+) -> Result<Vec<Checkpoint>, postgres::Error> {
+    let sql = format!(
+        "SELECT id, keys, position FROM {} WHERE projection = $1 AND generation = $2 AND worker_id = $3 ORDER BY position, id",
+        names.checkpoints()
+    );
+    let rows = client.query_typed(
+        &sql,
+        &[(&projection, Type::TEXT), (&owner.generation, Type::INT8), (&owner.worker.0, Type::UUID)],
+    )?;
+    Ok(rows.iter().map(|row| Checkpoint { id: row.get(0), keys: row.get(1), position: row.get(2) }).collect())
+}
+
+/// Prepares [`advance`] on a connection.
+pub(crate) fn prepare_advance(client: &mut Client, names: &Names) -> Result<Statement, postgres::Error> {
+    client.prepare_typed(
+        &format!("UPDATE {} SET position = $5, updated_at = clock_timestamp() WHERE {FENCE}", names.checkpoints()),
+        &[Type::INT8, Type::INT8, Type::INT8, Type::UUID, Type::INT8],
+    )
+}
+
+/// Moves a row on to a position. False if the row is not this worker's any more, or not where it left it: then nothing of the
+/// transaction may be committed.
+pub(crate) fn advance(
+    client: &mut impl GenericClient,
+    statement: &Statement,
+    row: &Checkpoint,
+    owner: Owner,
+    to: i64,
+) -> Result<bool, postgres::Error> {
+    let updated =
+        client.execute(statement, &[&row.id, &row.position, &owner.generation, &owner.worker.0, &to])?;
+    Ok(updated == 1)
+}
+
+/// Merges a row into another at the same position. False if either is not this worker's any more.
+pub(crate) fn merge(
+    client: &mut impl GenericClient,
+    names: &Names,
+    into: &Checkpoint,
+    from: &Checkpoint,
+    owner: Owner,
+) -> Result<bool, postgres::Error> {
+    let checkpoints = names.checkpoints();
+    let sql = format!(
+        "WITH target AS MATERIALIZED (
+             SELECT id FROM {checkpoints} WHERE {FENCE} FOR UPDATE
+         ), gone AS (
+             DELETE FROM {checkpoints} WHERE id = $5 AND position = $2 AND generation = $3 AND worker_id = $4
+             AND EXISTS (SELECT FROM target) RETURNING keys
+         )
+         UPDATE {checkpoints} SET keys = {checkpoints}.keys + gone.keys, updated_at = clock_timestamp()
+         FROM gone WHERE {FENCE}"
+    );
+    let updated = client.execute_typed(
+        &sql,
+        &[
+            (&into.id, Type::INT8),
+            (&into.position, Type::INT8),
+            (&owner.generation, Type::INT8),
+            (&owner.worker.0, Type::UUID),
+            (&from.id, Type::INT8),
+        ],
+    )?;
+    Ok(updated == 1)
+}
+
+/// How far a projection of a replica set is behind, over all its workers.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Lag {
+    pub(crate) projection: String,
+    /// Its lowest checkpoint.
+    pub(crate) position: i64,
+    /// The newest visible position less the lowest checkpoint.
+    pub(crate) events: i64,
+    /// The age of the first event above the lowest checkpoint, by the server's clock; 0 if there is none.
+    pub(crate) seconds: f64,
+}
+
+/// How far each projection of the replica set is behind.
+pub(crate) fn lags(client: &mut Client, names: &Names, replica_set: &str) -> Result<Vec<Lag>, postgres::Error> {
+    let events = names.events();
+    let sql = format!(
+        "SELECT c.projection, c.position, greatest(newest.position - c.position, 0),
+                coalesce(extract(epoch FROM clock_timestamp() - next.created_at), 0)::float8
+         FROM (SELECT projection, min(position) AS position FROM {} GROUP BY projection) c
+         JOIN {} p ON p.name = c.projection AND p.replica_set = $1
+         CROSS JOIN (SELECT coalesce(max(global_position), 0) AS position FROM {events}) newest
+         LEFT JOIN LATERAL (SELECT created_at FROM {events} e WHERE e.global_position > c.position
+                            ORDER BY e.global_position LIMIT 1) next ON true",
+        names.checkpoints(),
+        names.projections()
+    );
+    let rows = client.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
+    Ok(rows
+        .iter()
+        .map(|row| Lag { projection: row.get(0), position: row.get(1), events: row.get(2), seconds: row.get(3) })
+        .collect())
+}

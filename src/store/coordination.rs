@@ -1,0 +1,344 @@
+//! Replica sets, generations and workers: loading the view, and the changes `plan` may ask for.
+//!
+//! *Invariant:* whatever `plan` asks for is applied in a transaction that holds the replica set's row lock, on a view loaded under
+//! that lock. So workers take turns, and two can never create the same generation.
+
+use std::time::Duration;
+
+use postgres::types::Type;
+use postgres::{Client, GenericClient, Row, Transaction};
+use uuid::Uuid;
+
+use super::names::Names;
+use super::session::{IS_ADVISORY, LOCK_KEY};
+use super::{checkpoints, micros, session};
+use crate::error::Error;
+use crate::plan::{
+    Action, Cause, ClusterView, Death, GenerationState, GenerationView, ServerTime, Session, WorkerId, WorkerState,
+    WorkerView,
+};
+use crate::projection::StartAt;
+
+/// How long a superseded generation is kept, counted in generations, and a stopped worker, for those who look into what happened.
+const KEPT_GENERATIONS: i64 = 200;
+const KEPT_STOPPED: &str = "1 hour";
+
+/// A coordination transaction waits this long for a row lock, and a frozen process that holds one is cut off by the server after the
+/// same time. Both well below any `stale_worker_timeout`, or a frozen worker could keep the others from evicting it.
+const LOCK_PATIENCE: &str = "3s";
+
+/// What a worker says of itself when it registers.
+#[derive(Debug, Clone)]
+pub(crate) struct Registration {
+    pub(crate) worker: WorkerId,
+    pub(crate) replica_set: String,
+    pub(crate) host: String,
+    pub(crate) pid: i32,
+    /// Name and start of each projection it knows.
+    pub(crate) projections: Vec<(String, StartAt)>,
+    /// Whether it holds a session lock.
+    pub(crate) has_session_lock: bool,
+    pub(crate) stale_worker_timeout: Duration,
+}
+
+/// The server's clock.
+pub(crate) fn server_time(client: &mut Client) -> Result<ServerTime, postgres::Error> {
+    let row = client.query_typed_one(&format!("SELECT {}", micros("clock_timestamp()")), &[])?;
+    Ok(ServerTime(row.get(0)))
+}
+
+/// Begins a transaction that holds the replica set's lock. Whoever has it may change what its workers share.
+pub(crate) fn lock<'c>(client: &'c mut Client, names: &Names, replica_set: &str) -> Result<Transaction<'c>, postgres::Error> {
+    let mut tx = client.transaction()?;
+    tx.batch_execute(&format!(
+        "SET LOCAL lock_timeout = '{LOCK_PATIENCE}'; SET LOCAL idle_in_transaction_session_timeout = '{LOCK_PATIENCE}'"
+    ))?;
+    tx.query_typed(
+        &format!("SELECT FROM {} WHERE name = $1 FOR UPDATE", names.replica_sets()),
+        &[(&replica_set, Type::TEXT)],
+    )?;
+    Ok(tx)
+}
+
+/// The replica set as one snapshot shows it.
+pub(crate) fn load_view(
+    client: &mut impl GenericClient,
+    names: &Names,
+    replica_set: &str,
+    observing_since: ServerTime,
+) -> Result<ClusterView, postgres::Error> {
+    let sql = format!(
+        "WITH held AS MATERIALIZED (
+             SELECT {LOCK_KEY} AS key FROM pg_locks l WHERE {IS_ADVISORY} AND l.mode = 'ExclusiveLock')
+         SELECT {now} AS now, g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at,
+                w.id, w.state, w.generation, w.partition_key, w.session_key, {lost} AS session_lost_at,
+                w.session_key IN (SELECT key FROM held) AS held, {started} AS started_at, {heartbeat} AS last_heartbeat
+         FROM (SELECT) AS always
+         LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
+         LEFT JOIN {workers} w ON w.replica_set = $1 AND w.state <> 'stopped'",
+        now = micros("clock_timestamp()"),
+        created = micros("g.created_at"),
+        lost = micros("w.session_lost_at"),
+        started = micros("w.started_at"),
+        heartbeat = micros("w.last_heartbeat"),
+        generations = names.generations(),
+        workers = names.workers(),
+    );
+    let rows = client.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
+    // The joins are outer ones, so there is always a row.
+    let first = rows.first();
+    Ok(ClusterView {
+        now: first.map_or(ServerTime::default(), |row| ServerTime(row.get("now"))),
+        observing_since,
+        generation: first.and_then(generation_of),
+        workers: rows.iter().filter_map(worker_of).collect(),
+    })
+}
+
+fn generation_of(row: &Row) -> Option<GenerationView> {
+    let number: Option<i64> = row.get("number");
+    let total: Option<i32> = row.get("total_partitions");
+    number.map(|number| GenerationView {
+        number,
+        // The newest generation is never superseded: that happens when a newer one is created.
+        state: match row.get("generation_state") {
+            "active" => GenerationState::Active,
+            _ => GenerationState::Pending,
+        },
+        total_partitions: total.and_then(|total| usize::try_from(total).ok()).unwrap_or(0),
+        created_at: ServerTime(row.get("created_at")),
+    })
+}
+
+fn worker_of(row: &Row) -> Option<WorkerView> {
+    let id: Option<Uuid> = row.get("id");
+    let lost_at: Option<i64> = row.get("session_lost_at");
+    let held: Option<bool> = row.get("held");
+    let session = match (held, lost_at) {
+        (None, _) => Session::Unused,
+        (Some(true), None) => Session::Held,
+        (Some(true), Some(_)) => Session::Regained,
+        (Some(false), None) => Session::Missing,
+        (Some(false), Some(at)) => Session::LostSince(ServerTime(at)),
+    };
+    id.map(|id| WorkerView {
+        id: WorkerId(id),
+        state: WorkerState::parse(row.get("state")).unwrap_or(WorkerState::Pending),
+        generation: row.get("generation"),
+        partition: usize::try_from(row.get::<_, i32>("partition_key")).ok(),
+        session,
+        registered_at: ServerTime(row.get("started_at")),
+        last_heartbeat: ServerTime(row.get("last_heartbeat")),
+    })
+}
+
+/// Enters the worker as pending, claims its projections for the replica set, and creates the checkpoints of new ones.
+/// Registering again under the same id is how an evicted worker comes back.
+pub(crate) fn register(client: &mut Client, names: &Names, worker: &Registration) -> Result<(), Error> {
+    let doing = "registering the worker";
+    client
+        .execute_typed(
+            &format!("INSERT INTO {} (name) VALUES ($1) ON CONFLICT DO NOTHING", names.replica_sets()),
+            &[(&worker.replica_set, Type::TEXT)],
+        )
+        .map_err(Error::database(doing))?;
+    let mut tx = lock(client, names, &worker.replica_set).map_err(Error::database(doing))?;
+    checkpoints::claim(&mut tx, names, worker)?;
+    let projections: Vec<&str> = worker.projections.iter().map(|(name, _)| name.as_str()).collect();
+    let session_key = worker.has_session_lock.then(|| session::alive_key(worker.worker));
+    let sql = format!(
+        "INSERT INTO {} AS w (id, replica_set, state, host, pid, version, projections, session_key)
+         VALUES ($1, $2, 'pending', $3, $4, $5, $6, $7)
+         ON CONFLICT (id) DO UPDATE SET state = 'pending', generation = 0, partition_key = -1, session_lost_at = NULL,
+             started_at = now(), last_heartbeat = now(), stopped_at = NULL, stop_reason = NULL",
+        names.workers()
+    );
+    tx.execute_typed(
+        &sql,
+        &[
+            (&worker.worker.0, Type::UUID),
+            (&worker.replica_set, Type::TEXT),
+            (&worker.host, Type::TEXT),
+            (&worker.pid, Type::INT4),
+            (&env!("CARGO_PKG_VERSION"), Type::TEXT),
+            (&projections, Type::TEXT_ARRAY),
+            (&session_key, Type::INT8),
+        ],
+    )
+    .and_then(|_| session::notify_coordination(&mut tx, names, &worker.replica_set))
+    .and_then(|()| tx.commit())
+    .map_err(Error::database(doing))
+}
+
+/// Says that the worker is alive. False if it has been evicted.
+pub(crate) fn heartbeat(client: &mut Client, names: &Names, worker: WorkerId, safe_head: i64) -> Result<bool, postgres::Error> {
+    let sql = format!(
+        "UPDATE {} SET last_heartbeat = clock_timestamp(), safe_head = greatest(safe_head, $2)
+         WHERE id = $1 AND state <> 'stopped'",
+        names.workers()
+    );
+    Ok(client.execute_typed(&sql, &[(&worker.0, Type::UUID), (&safe_head, Type::INT8)])? == 1)
+}
+
+/// The highest safe head any worker has reported: settled for good, so a reader may start from it.
+pub(crate) fn reported_safe_head(client: &mut Client, names: &Names) -> Result<i64, postgres::Error> {
+    let row = client.query_typed_one(&format!("SELECT coalesce(max(safe_head), 0) FROM {}", names.workers()), &[])?;
+    Ok(row.get(0))
+}
+
+/// Says that the worker's runners are paused for this generation.
+pub(crate) fn mark_ready(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    worker: WorkerId,
+    generation: i64,
+) -> Result<(), postgres::Error> {
+    let sql = format!(
+        "UPDATE {} SET state = 'ready', last_heartbeat = clock_timestamp()
+         WHERE id = $1 AND generation = $2 AND state = 'pending'",
+        names.workers()
+    );
+    tx.execute_typed(&sql, &[(&worker.0, Type::UUID), (&generation, Type::INT8)])?;
+    Ok(())
+}
+
+/// Says that the worker is asked to leave and finishes what it has begun: it gets no partition of a new generation.
+pub(crate) fn mark_stopping(client: &mut Client, names: &Names, worker: WorkerId) -> Result<(), postgres::Error> {
+    let sql = format!(
+        "UPDATE {} SET state = 'stopping', last_heartbeat = clock_timestamp() WHERE id = $1 AND state <> 'stopped'",
+        names.workers()
+    );
+    client.execute_typed(&sql, &[(&worker.0, Type::UUID)])?;
+    Ok(())
+}
+
+/// Says that the worker has left for good.
+pub(crate) fn mark_left(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId) -> Result<(), postgres::Error> {
+    stop(tx, names, worker, "left")
+}
+
+fn stop(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, reason: &str) -> Result<(), postgres::Error> {
+    let sql = format!(
+        "UPDATE {} SET state = 'stopped', partition_key = -1, stopped_at = clock_timestamp(), stop_reason = $2
+         WHERE id = $1 AND state <> 'stopped'",
+        names.workers()
+    );
+    tx.execute_typed(&sql, &[(&worker.0, Type::UUID), (&reason, Type::TEXT)])?;
+    Ok(())
+}
+
+/// Applies what `plan` asked for, under the replica set's lock.
+pub(crate) fn apply(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, action: &Action) -> Result<(), Error> {
+    match action {
+        Action::NoteSessionLost(worker) => note_session(tx, names, *worker, "clock_timestamp()"),
+        Action::NoteSessionRegained(worker) => note_session(tx, names, *worker, "NULL"),
+        Action::Evict(worker, death) => evict(tx, names, replica_set, *worker, *death),
+        Action::CreateGeneration { number, cause, members } => {
+            create_generation(tx, names, replica_set, *number, *cause, members)
+        }
+        Action::Activate(number) => return activate(tx, names, replica_set, *number),
+    }
+    .map_err(Error::database("changing the generation"))
+}
+
+fn note_session(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, at: &str) -> Result<(), postgres::Error> {
+    let sql = format!("UPDATE {} SET session_lost_at = {at} WHERE id = $1", names.workers());
+    tx.execute_typed(&sql, &[(&worker.0, Type::UUID)])?;
+    Ok(())
+}
+
+fn evict(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    replica_set: &str,
+    worker: WorkerId,
+    death: Death,
+) -> Result<(), postgres::Error> {
+    stop(tx, names, worker, death.as_str())?;
+    end_sessions_of_evicted(tx, names, replica_set)
+}
+
+/// Ends the database sessions of evicted workers, as far as this user may. A frozen process would keep its row locks, and with them
+/// the checkpoints, for as long as it is frozen. One that still obeys finds itself evicted, and its connections are made anew.
+fn end_sessions_of_evicted(tx: &mut Transaction<'_>, names: &Names, replica_set: &str) -> Result<(), postgres::Error> {
+    let sql = format!(
+        "SELECT pg_terminate_backend(l.pid) FROM pg_locks l
+         JOIN {} w ON {LOCK_KEY} IN (w.session_key, w.session_key | 1)
+         JOIN pg_stat_activity a ON a.pid = l.pid AND pg_has_role(a.usesysid, 'USAGE')
+         WHERE {IS_ADVISORY} AND w.replica_set = $1 AND w.state = 'stopped' AND w.stop_reason <> 'left'",
+        names.workers()
+    );
+    tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
+    Ok(())
+}
+
+fn create_generation(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    replica_set: &str,
+    number: i64,
+    cause: Cause,
+    members: &[WorkerId],
+) -> Result<(), postgres::Error> {
+    let (generations, workers) = (names.generations(), names.workers());
+    let replica_set_param: (&(dyn postgres::types::ToSql + Sync), Type) = (&replica_set, Type::TEXT);
+    tx.execute_typed(
+        &format!(
+            "UPDATE {generations} SET state = 'superseded', superseded_at = clock_timestamp()
+             WHERE replica_set = $1 AND state <> 'superseded'"
+        ),
+        &[replica_set_param.clone()],
+    )?;
+    let ids: Vec<Uuid> = members.iter().map(|member| member.0).collect();
+    tx.execute_typed(
+        &format!(
+            "INSERT INTO {generations} (replica_set, number, state, total_partitions, reason, created_at)
+             VALUES ($1, $2, 'pending', cardinality($3), $4, clock_timestamp())"
+        ),
+        &[
+            replica_set_param.clone(),
+            (&number, Type::INT8),
+            (&ids, Type::UUID_ARRAY),
+            (&cause.as_str(), Type::TEXT),
+        ],
+    )?;
+    tx.execute_typed(
+        &format!(
+            "UPDATE {workers} w SET generation = $1, partition_key = member.k - 1, state = 'pending'
+             FROM unnest($2) WITH ORDINALITY AS member (id, k) WHERE w.id = member.id"
+        ),
+        &[(&number, Type::INT8), (&ids, Type::UUID_ARRAY)],
+    )?;
+    tx.execute_typed(
+        &format!("DELETE FROM {generations} WHERE replica_set = $1 AND number <= $2"),
+        &[replica_set_param.clone(), (&(number - KEPT_GENERATIONS), Type::INT8)],
+    )?;
+    tx.execute_typed(
+        &format!(
+            "DELETE FROM {workers} WHERE replica_set = $1 AND state = 'stopped'
+             AND stopped_at < clock_timestamp() - interval '{KEPT_STOPPED}'"
+        ),
+        &[replica_set_param],
+    )?;
+    Ok(())
+}
+
+fn activate(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, number: i64) -> Result<(), Error> {
+    let doing = "activating the generation";
+    // Once more: an evicted process may have come back for a moment, begun a batch, and been frozen again.
+    end_sessions_of_evicted(tx, names, replica_set).map_err(Error::database(doing))?;
+    checkpoints::recut(tx, names, replica_set, number)?;
+    let params: [(&(dyn postgres::types::ToSql + Sync), Type); 2] = [(&replica_set, Type::TEXT), (&number, Type::INT8)];
+    let generations = format!(
+        "UPDATE {} SET state = 'active', activated_at = clock_timestamp() WHERE replica_set = $1 AND number = $2",
+        names.generations()
+    );
+    let workers = format!(
+        "UPDATE {} SET state = 'running' WHERE replica_set = $1 AND generation = $2 AND state = 'ready'",
+        names.workers()
+    );
+    tx.execute_typed(&generations, &params)
+        .and_then(|_| tx.execute_typed(&workers, &params))
+        .map(|_| ())
+        .map_err(Error::database(doing))
+}

@@ -1,0 +1,93 @@
+//! Key sets on the wire: PostgreSQL's binary form of `int4multirange`.
+//!
+//! A count, then for each range its length in bytes and its own binary form: a flags byte, then each finite bound as a length and a
+//! value. The server always hands out canonical ranges: lower bound inclusive, upper exclusive, both finite within our key space.
+//! Source: `multirange_send` and `range_send` in PostgreSQL's `multirangetypes.c` and `rangetypes.c`.
+
+use bytes::{BufMut, BytesMut};
+use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+
+use crate::error::BoxError;
+use crate::plan::KeySet;
+
+const LOWER_INCLUSIVE: u8 = 0x02;
+const RANGE_BYTES: i32 = 1 + 2 * (4 + 4);
+
+impl ToSql for KeySet {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, BoxError> {
+        out.put_i32(i32::try_from(self.ranges().len())?);
+        for (low, high) in self.ranges() {
+            out.put_i32(RANGE_BYTES);
+            out.put_u8(LOWER_INCLUSIVE);
+            for bound in [low, high] {
+                out.put_i32(4);
+                out.put_i32(*bound);
+            }
+        }
+        Ok(IsNull::No)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::INT4MULTI_RANGE
+    }
+
+    to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for KeySet {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, BoxError> {
+        let mut words = Reader(raw);
+        let count = words.int()?;
+        let mut ranges = Vec::new();
+        for _ in 0..count {
+            let (length, flags) = (words.int()?, words.byte()?);
+            if length != RANGE_BYTES || flags != LOWER_INCLUSIVE {
+                return Err(format!("a key range of {length} bytes with flags {flags:#x} is not of the form [a,b)").into());
+            }
+            let (_, low, _, high) = (words.int()?, words.int()?, words.int()?, words.int()?);
+            ranges.push((low, high));
+        }
+        Ok(Self::from_ranges(ranges))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::INT4MULTI_RANGE
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn int(&mut self) -> Result<i32, BoxError> {
+        let (head, rest) = self.0.split_first_chunk::<4>().ok_or("a key set ends too early")?;
+        self.0 = rest;
+        Ok(i32::from_be_bytes(*head))
+    }
+
+    fn byte(&mut self) -> Result<u8, BoxError> {
+        let (head, rest) = self.0.split_first().ok_or("a key set ends too early")?;
+        self.0 = rest;
+        Ok(*head)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wire_form_round_trips() {
+        for keys in [KeySet::default(), KeySet::all(), KeySet::from_ranges([(0, 5), (7, 9), (65_535, 65_536)])] {
+            let mut wire = BytesMut::new();
+            keys.to_sql(&Type::INT4MULTI_RANGE, &mut wire).unwrap();
+            assert_eq!(KeySet::from_sql(&Type::INT4MULTI_RANGE, &wire).unwrap(), keys);
+        }
+    }
+
+    #[test]
+    fn rubbish_is_an_error() {
+        for wire in [&[0, 0][..], &[0, 0, 0, 1], &[0, 0, 0, 1, 0, 0, 0, 17, 1, 0]] {
+            assert!(KeySet::from_sql(&Type::INT4MULTI_RANGE, wire).is_err());
+        }
+    }
+}

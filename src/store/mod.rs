@@ -1,0 +1,20 @@
+//! All SQL. A function takes a client or a transaction, is named by what it does, and holds one query where it can.
+//!
+//! Statements that run now and then go as `query_typed`: one round trip, no named prepared statement, so that a pooler in
+//! transaction mode is served too. What runs per batch is prepared once per connection.
+
+pub(crate) mod checkpoints;
+pub(crate) mod coordination;
+pub(crate) mod events;
+mod key_set;
+pub(crate) mod migrations;
+mod names;
+pub(crate) mod preflight;
+pub(crate) mod session;
+
+pub use names::Names;
+
+/// A timestamp as microseconds on the server's clock, in SQL.
+pub(crate) fn micros(expression: &str) -> String {
+    format!("(extract(epoch FROM {expression}) * 1000000)::bigint")
+}

@@ -1,0 +1,228 @@
+//! The names of schema and tables: validated once, quoted always.
+
+use std::fmt;
+
+use crate::error::Error;
+
+/// PostgreSQL cuts longer identifiers silently.
+const MAX_IDENTIFIER_BYTES: usize = 63;
+
+/// Where the tables are. Every name is quoted in every statement, so upper case and reserved words are fine.
+///
+/// ```
+/// use pupsourcing_orchestrator::Names;
+///
+/// let names = Names::default().schema("orders").prefix("pup_");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    schema: String,
+    events_schema: Option<String>,
+    events: String,
+    aggregate_heads: String,
+    prefix: String,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            schema: "public".into(),
+            events_schema: None,
+            events: "events".into(),
+            aggregate_heads: "aggregate_heads".into(),
+            prefix: "orchestrator_".into(),
+        }
+    }
+}
+
+impl Names {
+    /// The schema of all tables; the migrations create it. Defaults to `public`.
+    pub fn schema(mut self, name: impl Into<String>) -> Self {
+        self.schema = name.into();
+        self
+    }
+
+    /// The schema of the events and aggregate heads, where it is another one. Defaults to [`schema`](Self::schema).
+    pub fn events_schema(mut self, name: impl Into<String>) -> Self {
+        self.events_schema = Some(name.into());
+        self
+    }
+
+    /// The table of events. Defaults to `events`.
+    pub fn events_table(mut self, name: impl Into<String>) -> Self {
+        self.events = name.into();
+        self
+    }
+
+    /// The table of aggregate heads. Defaults to `aggregate_heads`.
+    pub fn aggregate_heads_table(mut self, name: impl Into<String>) -> Self {
+        self.aggregate_heads = name.into();
+        self
+    }
+
+    /// What the names of the orchestrator's own tables begin with. Defaults to `orchestrator_`.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        check("schema", &self.schema)?;
+        if let Some(schema) = &self.events_schema {
+            check("events_schema", schema)?;
+        }
+        check("events_table", &self.events)?;
+        check("aggregate_heads_table", &self.aggregate_heads)?;
+        // The longest of our own names must fit behind the prefix.
+        check("prefix", &self.prefix)?;
+        check("prefix", &format!("{}{}", self.prefix, Own::ALL.iter().map(|own| own.suffix()).max_by_key(|s| s.len()).unwrap_or("")))
+    }
+
+    pub(crate) fn schema_name(&self) -> &str {
+        &self.schema
+    }
+
+    pub(crate) fn events_schema_name(&self) -> &str {
+        self.events_schema.as_deref().unwrap_or(&self.schema)
+    }
+
+    pub(crate) fn events_name(&self) -> &str {
+        &self.events
+    }
+
+    pub(crate) fn aggregate_heads_name(&self) -> &str {
+        &self.aggregate_heads
+    }
+
+    pub(crate) fn events(&self) -> Quoted<'_> {
+        Quoted { schema: self.events_schema_name(), prefix: "", table: &self.events }
+    }
+
+    pub(crate) fn aggregate_heads(&self) -> Quoted<'_> {
+        Quoted { schema: self.events_schema_name(), prefix: "", table: &self.aggregate_heads }
+    }
+
+    pub(crate) fn own(&self, table: Own) -> Quoted<'_> {
+        Quoted { schema: &self.schema, prefix: &self.prefix, table: table.suffix() }
+    }
+
+    /// The quoted name of an index on one of the orchestrator's own tables; the table's schema is the index's.
+    pub(crate) fn index(&self, name: &str) -> String {
+        let mut index = format!("{}{name}", self.prefix);
+        index.truncate(index.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= MAX_IDENTIFIER_BYTES).last().unwrap_or(0));
+        format!("\"{index}\"")
+    }
+
+    pub(crate) fn replica_sets(&self) -> Quoted<'_> {
+        self.own(Own::ReplicaSets)
+    }
+
+    pub(crate) fn generations(&self) -> Quoted<'_> {
+        self.own(Own::Generations)
+    }
+
+    pub(crate) fn workers(&self) -> Quoted<'_> {
+        self.own(Own::Workers)
+    }
+
+    pub(crate) fn projections(&self) -> Quoted<'_> {
+        self.own(Own::Projections)
+    }
+
+    pub(crate) fn checkpoints(&self) -> Quoted<'_> {
+        self.own(Own::Checkpoints)
+    }
+
+    pub(crate) fn migrations(&self) -> Quoted<'_> {
+        self.own(Own::Migrations)
+    }
+}
+
+/// The orchestrator's own tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Own {
+    ReplicaSets,
+    Generations,
+    Workers,
+    Projections,
+    Checkpoints,
+    Migrations,
+}
+
+impl Own {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::ReplicaSets, Self::Generations, Self::Workers, Self::Projections, Self::Checkpoints, Self::Migrations];
+
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Self::ReplicaSets => "replica_sets",
+            Self::Generations => "generations",
+            Self::Workers => "workers",
+            Self::Projections => "projections",
+            Self::Checkpoints => "checkpoints",
+            Self::Migrations => "migrations",
+        }
+    }
+}
+
+/// A qualified name, quoted when printed. Validation has refused every name with a quote in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Quoted<'a> {
+    schema: &'a str,
+    prefix: &'a str,
+    table: &'a str,
+}
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\".\"{}{}\"", self.schema, self.prefix, self.table)
+    }
+}
+
+fn check(field: &str, name: &str) -> Result<(), Error> {
+    let refuse = |problem: &str| Err(Error::config(field, format!("{name:?}"), problem));
+    if name.is_empty() {
+        return refuse("a name cannot be empty");
+    }
+    if name.len() > MAX_IDENTIFIER_BYTES {
+        return refuse(&format!(
+            "it has {} bytes, PostgreSQL's names have {MAX_IDENTIFIER_BYTES} at most",
+            name.len()
+        ));
+    }
+    match name.chars().find(|c| !(c.is_alphanumeric() || matches!(c, '_' | '-' | '$'))) {
+        Some(c) => refuse(&format!("{c:?} is not allowed: use letters, digits, '_', '-' and '$'")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted() {
+        let names = Names::default().schema("Order").events_table("user").prefix("p-");
+        assert_eq!(names.events().to_string(), r#""Order"."user""#);
+        assert_eq!(names.own(Own::Workers).to_string(), r#""Order"."p-workers""#);
+        names.validate().unwrap();
+    }
+
+    #[test]
+    fn bad_names_are_refused_by_field_and_value() {
+        let long = "x".repeat(64);
+        for (names, field) in [
+            (Names::default().schema(""), "schema"),
+            (Names::default().schema("a\"b"), "schema"),
+            (Names::default().events_schema("a.b"), "events_schema"),
+            (Names::default().events_table("events; DROP TABLE x"), "events_table"),
+            (Names::default().events_table(long.clone()), "events_table"),
+            (Names::default().aggregate_heads_table("h\0"), "aggregate_heads_table"),
+            (Names::default().prefix("p'"), "prefix"),
+            (Names::default().prefix("x".repeat(63)), "prefix"),
+        ] {
+            let error = names.validate().unwrap_err();
+            assert!(matches!(&error, Error::InvalidConfig { field: f, .. } if f == field), "{error}");
+        }
+    }
+}

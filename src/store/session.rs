@@ -1,0 +1,87 @@
+//! Session locks, by which the living tell the dead, and the channels of wake-up hints.
+//!
+//! A worker's coordination connection holds an advisory lock: when the process dies, the server lets go of it at once. Each of its
+//! other connections holds a second lock, shared, which only serves to find them when the worker has been declared dead while its
+//! process is frozen: a frozen process must not keep row locks.
+
+use postgres::types::Type;
+use postgres::{Client, GenericClient};
+
+use super::names::Names;
+use crate::database::Database;
+use crate::error::Error;
+use crate::plan::WorkerId;
+
+/// The channel on which changes of membership and generations are told. Its payload names the replica set.
+pub(crate) const COORDINATION_CHANNEL: &str = "pupsourcing_coordination";
+
+/// The channel on which appended events are hinted at. Its payload names the events table.
+pub(crate) const EVENTS_CHANNEL: &str = "pupsourcing_events";
+
+/// The key of the lock that says "alive". It must be even: the next number is the other lock's.
+pub(crate) fn alive_key(worker: WorkerId) -> i64 {
+    let (high, _) = worker.0.as_u64_pair();
+    high.cast_signed() & !1
+}
+
+/// The key of the lock by which a worker's connections are found.
+pub(crate) fn member_key(worker: WorkerId) -> i64 {
+    alive_key(worker) | 1
+}
+
+/// An advisory lock's 64-bit key, put together again from the columns of `pg_locks`, in SQL.
+pub(crate) const LOCK_KEY: &str = "((l.classid::bigint << 32) | l.objid::bigint)";
+
+/// Which rows of `pg_locks l` are granted advisory locks with a 64-bit key in this database, in SQL.
+pub(crate) const IS_ADVISORY: &str = "l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
+     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
+/// Takes the lock that says "alive", if nobody holds it. Somebody does only while a lost session is still being ended.
+pub(crate) fn try_hold_alive(client: &mut Client, worker: WorkerId) -> Result<bool, postgres::Error> {
+    let row = client.query_typed_one("SELECT pg_try_advisory_lock($1)", &[(&alive_key(worker), Type::INT8)])?;
+    Ok(row.get(0))
+}
+
+/// Takes the lock by which this connection is found.
+pub(crate) fn hold_member(client: &mut Client, worker: WorkerId) -> Result<(), postgres::Error> {
+    client.query_typed("SELECT pg_advisory_lock_shared($1)", &[(&member_key(worker), Type::INT8)])?;
+    Ok(())
+}
+
+/// Tells the workers of a replica set that something has changed. Within a transaction, it is told at the commit.
+pub(crate) fn notify_coordination(
+    client: &mut impl GenericClient,
+    names: &Names,
+    replica_set: &str,
+) -> Result<(), postgres::Error> {
+    let payload = coordination_payload(names, replica_set);
+    client.query_typed(
+        "SELECT pg_notify($1, $2)",
+        &[(&COORDINATION_CHANNEL, Type::TEXT), (&payload, Type::TEXT)],
+    )?;
+    Ok(())
+}
+
+/// The payload that names a replica set. Different schemas in one database have replica sets of the same name.
+pub(crate) fn coordination_payload(names: &Names, replica_set: &str) -> String {
+    format!("{} {replica_set}", names.workers())
+}
+
+/// The payload that names the events table.
+pub(crate) fn events_payload(names: &Names) -> String {
+    names.events().to_string()
+}
+
+/// Subscribes the connection to both channels.
+pub(crate) fn listen(client: &mut Client) -> Result<(), postgres::Error> {
+    client.batch_execute(&format!("LISTEN {COORDINATION_CHANNEL}; LISTEN {EVENTS_CHANNEL}"))
+}
+
+/// Opens a connection for a worker, found by its peers if it should have to be ended. Without a worker, session locks are not used.
+pub(crate) fn connect(database: &Database, worker: Option<WorkerId>) -> Result<Client, Error> {
+    let mut client = database.connect()?;
+    if let Some(worker) = worker {
+        hold_member(&mut client, worker).map_err(Error::database("taking the session lock"))?;
+    }
+    Ok(client)
+}
