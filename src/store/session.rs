@@ -48,6 +48,16 @@ pub(crate) fn hold_member(client: &mut Client, worker: WorkerId) -> Result<(), p
     Ok(())
 }
 
+/// Ends the session that still holds this worker's "alive" lock: a former connection of its own that broke.
+pub(crate) fn end_former(client: &mut Client, worker: WorkerId) -> Result<(), postgres::Error> {
+    let sql = format!(
+        "SELECT pg_terminate_backend(l.pid) FROM pg_locks l
+         WHERE {IS_ADVISORY} AND {LOCK_KEY} = $1 AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid()"
+    );
+    client.query_typed(&sql, &[(&alive_key(worker), Type::INT8)])?;
+    Ok(())
+}
+
 /// Tells the workers of a replica set that something has changed. Within a transaction, it is told at the commit.
 pub(crate) fn notify_coordination(
     client: &mut impl GenericClient,

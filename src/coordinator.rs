@@ -1,0 +1,401 @@
+//! The coordinator: the thread that keeps a worker a member of its replica set.
+//!
+//! A thin loop: load the view, ask [`plan`](crate::plan::plan) what to change and [`stance`] what to do, do it, wait. It sends
+//! heartbeats, pauses and resumes the runners, and never waits for them in any other way than by listening for their reports, so a slow
+//! handler cannot make the worker look dead.
+//!
+//! When its connection fails it makes another, holding the session lock again; meanwhile the runners go on until the worker's
+//! [trust](crate::trust) runs out. When the worker is asked to stop, it pauses the runners, says that the worker has left and deals the
+//! partitions out again in the same transaction: nobody has to wait for a timeout to notice.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, after, select};
+use postgres::{Client, Transaction};
+
+use crate::backoff::Backoff;
+use crate::database::Database;
+use crate::error::Error;
+use crate::feed::Feed;
+use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
+use crate::plan::{Action, ClusterView, KeySet, Policy, ServerTime, Stance, WorkerState, plan, stance};
+use crate::runner::{Command, Report};
+use crate::status::{Assignment, Board};
+use crate::store::checkpoints::{self, Owner};
+use crate::store::coordination::{self, Registration};
+use crate::store::{Names, session};
+use crate::threads::{Pulse, Stop};
+use crate::trust::Trust;
+
+/// A leaving worker that cannot reach the database gives up after this time: its peers will see that its session is gone.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+
+pub(crate) struct Coordinator {
+    pub(crate) database: Database,
+    pub(crate) names: Names,
+    pub(crate) policy: Policy,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) poll_interval: Duration,
+    pub(crate) registration: Registration,
+    pub(crate) runners: Runners,
+    pub(crate) wake: Receiver<()>,
+    pub(crate) feed: Feed,
+    pub(crate) trust: Trust,
+    pub(crate) stop: Stop,
+    pub(crate) board: Board,
+    pub(crate) metrics: ReplicaSetMetrics,
+    pub(crate) worker_metrics: WorkerMetrics,
+    /// Since when events are not processed because the replica set is being coordinated.
+    pub(crate) interrupted: Option<Instant>,
+}
+
+/// What a worker says of itself within a change.
+type Say<'a> = &'a dyn Fn(&mut Transaction<'_>, &Names) -> Result<(), postgres::Error>;
+
+/// The worker's runners, seen from the coordinator.
+pub(crate) struct Runners {
+    commands: Vec<Sender<Command>>,
+    reports: Receiver<Report>,
+    /// Which may be processing: told to run and not heard to have paused since.
+    active: Vec<bool>,
+    /// Whether the active ones have been told to pause.
+    pausing: bool,
+    generation: Option<i64>,
+}
+
+/// A connection and what was true when it was made.
+pub(crate) struct Link {
+    pub(crate) client: Client,
+    pub(crate) since: ServerTime,
+}
+
+impl Coordinator {
+    /// Runs until the worker has left. `link` is the connection on which the worker was registered.
+    pub(crate) fn run(mut self, link: Link, pulse: &Pulse) -> Result<(), Error> {
+        let mut link = Some(link);
+        let mut backoff = Backoff::for_connections();
+        let mut leaving_since = None;
+        loop {
+            pulse.beat();
+            if self.stop.is_raised() && leaving_since.get_or_insert_with(Instant::now).elapsed() > LEAVE_PATIENCE {
+                log::warn!("left without saying so, the database is out of reach: worker={}", self.registration.worker);
+                break;
+            }
+            let served = match link.take() {
+                Some(link) => Ok(link),
+                None => connect(&self.database, &self.registration),
+            }
+            .and_then(|link| self.serve(link, pulse, &mut backoff));
+            match served {
+                Ok(()) => break,
+                Err(error) => {
+                    if backoff.failures() == 0 {
+                        log::warn!("coordinator lost its connection: worker={} error={error}", self.registration.worker);
+                    }
+                    self.board.database_lost();
+                    self.worker_metrics.database_up(false);
+                    self.metrics.reconnect("coordinator");
+                    let delay = backoff.next_delay();
+                    if self.stop.is_raised() {
+                        // The signal would cut every wait short, and the attempts to say goodbye would follow on one another.
+                        _ = after(delay).recv();
+                    } else {
+                        self.stop.wait(delay);
+                    }
+                }
+            }
+        }
+        self.board.set_assignment(None);
+        self.board.set_state(WorkerState::Stopped);
+        self.worker_metrics.remove();
+        Ok(())
+    }
+
+    /// Serves on one connection until the worker has left (`Ok`) or the connection fails.
+    fn serve(&mut self, mut link: Link, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
+        let mut heartbeat_due = Instant::now();
+        while !self.stop.is_raised() {
+            pulse.beat();
+            if heartbeat_due <= Instant::now() {
+                heartbeat_due = Instant::now() + self.heartbeat_interval;
+                self.heartbeat(&mut link.client)?;
+            }
+            let recheck = self.tick(&mut link)?;
+            backoff.reset();
+            let until_heartbeat = heartbeat_due.saturating_duration_since(Instant::now());
+            let wait = recheck.unwrap_or(self.poll_interval).min(self.poll_interval).min(until_heartbeat);
+            select! {
+                recv(self.stop.heard()) -> _ => {}
+                recv(self.wake) -> _ => {}
+                recv(self.runners.reports) -> report => self.runners.heard(report.ok()),
+                default(wait) => {}
+            }
+        }
+        self.leave(&mut link, pulse)
+    }
+
+    /// Says that the worker is alive and, at the same pace, looks how far the replica set is behind.
+    fn heartbeat(&mut self, client: &mut Client) -> Result<(), Error> {
+        let sent = Instant::now();
+        let head = self.feed.head().unwrap_or(0);
+        let member = coordination::heartbeat(client, &self.names, self.registration.worker, head)
+            .map_err(Error::database("sending the heartbeat"))?;
+        self.metrics.heartbeat_latency.observe(sent.elapsed().as_secs_f64());
+        // The database is there either way; only a member may go on processing.
+        self.board.heartbeat_answered(sent);
+        self.worker_metrics.database_up(true);
+        if member {
+            self.trust.renew(sent);
+        }
+        for lag in checkpoints::lags(client, &self.names, &self.registration.replica_set)
+            .map_err(Error::database("reading the lag"))?
+        {
+            self.metrics.lag(&lag.projection, lag.position, lag.events, lag.seconds);
+        }
+        Ok(())
+    }
+
+    /// Looks at the replica set once and does what is to be done. Returns when to look again at the latest.
+    fn tick(&mut self, link: &mut Link) -> Result<Option<Duration>, Error> {
+        let doing = "looking at the replica set";
+        let mut view = self.load(&mut link.client, link.since).map_err(Error::database(doing))?;
+        let mut decided = plan(&view, &self.policy);
+        if !decided.actions.is_empty() {
+            let since = link.since;
+            view = self.change(&mut link.client, since, None)?;
+            decided = plan(&view, &self.policy);
+        }
+        loop {
+            self.show(&view);
+            match stance(&view, self.registration.worker) {
+                Stance::Run(generation) => self.resume(&view, generation),
+                Stance::Prepare(generation) if self.pause() => {
+                    let worker = self.registration.worker;
+                    let ready: Say<'_> = &|tx, names| coordination::mark_ready(tx, names, worker, generation);
+                    view = self.change(&mut link.client, link.since, Some(ready))?;
+                    log::debug!("ready: worker={worker} generation={generation}");
+                    decided = plan(&view, &self.policy);
+                    if stance(&view, worker) != Stance::Prepare(generation) {
+                        continue;
+                    }
+                }
+                Stance::Rejoin if self.pause() => {
+                    self.rejoin(&mut link.client)?;
+                    return Ok(Some(Duration::ZERO));
+                }
+                Stance::Prepare(_) | Stance::Rejoin | Stance::Ready(_) => {}
+                Stance::Wait => {
+                    self.pause();
+                }
+            }
+            return Ok(decided.recheck_after);
+        }
+    }
+
+    fn load(&self, client: &mut impl postgres::GenericClient, since: ServerTime) -> Result<ClusterView, postgres::Error> {
+        coordination::load_view(client, &self.names, &self.registration.replica_set, since)
+    }
+
+    /// Changes what the workers share, under the replica set's lock: first what this worker has to say, then what `plan` asks for.
+    /// Returns the view that results.
+    fn change(&self, client: &mut Client, since: ServerTime, say: Option<Say<'_>>) -> Result<ClusterView, Error> {
+        let doing = "changing the generation";
+        let replica_set = &self.registration.replica_set;
+        let mut tx = coordination::lock(client, &self.names, replica_set).map_err(Error::database(doing))?;
+        if let Some(say) = say {
+            say(&mut tx, &self.names).map_err(Error::database(doing))?;
+        }
+        // The view the actions were planned on was loaded without the lock: somebody else may have applied them meanwhile.
+        let mut view = self.load(&mut tx, since).map_err(Error::database(doing))?;
+        let actions = plan(&view, &self.policy).actions;
+        for action in &actions {
+            coordination::apply(&mut tx, &self.names, replica_set, action)?;
+        }
+        if !actions.is_empty() {
+            view = self.load(&mut tx, since).map_err(Error::database(doing))?;
+        }
+        if say.is_some() || !actions.is_empty() {
+            session::notify_coordination(&mut tx, &self.names, replica_set).map_err(Error::database(doing))?;
+        }
+        tx.commit().map_err(Error::database(doing))?;
+        for action in &actions {
+            self.applied(action);
+        }
+        Ok(view)
+    }
+
+    fn applied(&self, action: &Action) {
+        let replica_set = &self.registration.replica_set;
+        match action {
+            Action::NoteSessionLost(worker) => {
+                log::info!("session lost: replica_set={replica_set} worker={worker}");
+            }
+            Action::NoteSessionRegained(worker) => {
+                log::info!("session regained: replica_set={replica_set} worker={worker}");
+            }
+            Action::Evict(worker, death) => {
+                self.metrics.stale_workers_cleaned.inc();
+                log::warn!("worker evicted: replica_set={replica_set} worker={worker} reason={:?}", death.as_str());
+            }
+            Action::CreateGeneration { number, cause, members } => {
+                self.metrics.generations.inc();
+                log::info!(
+                    "generation created: replica_set={replica_set} generation={number} reason={} partitions={}",
+                    cause.as_str(),
+                    members.len()
+                );
+            }
+            Action::Activate(number) => {
+                log::info!("generation activated: replica_set={replica_set} generation={number}");
+            }
+        }
+    }
+
+    /// Lets the runners process this generation, if they do not already.
+    fn resume(&mut self, view: &ClusterView, generation: i64) {
+        let owner = Owner { worker: self.registration.worker, generation };
+        let known = self.runners.generation == Some(generation);
+        if known && self.runners.all_active() {
+            return;
+        }
+        let partition = view.worker(owner.worker).and_then(|worker| worker.partition);
+        let total_partitions = view.generation.as_ref().map_or(0, |generation| generation.total_partitions);
+        if !known {
+            // Projections that not every worker knows are dealt differently; then the tail serves those rows that lie within.
+            self.feed.assign(partition.map_or_else(KeySet::default, |k| KeySet::partition(k, total_partitions)));
+            self.board.set_assignment(partition.map(|partition| Assignment { generation, partition, total_partitions }));
+        }
+        self.runners.run(owner);
+        if let Some(since) = self.interrupted.take() {
+            let pause = since.elapsed();
+            self.metrics.coordination_duration.observe(pause.as_secs_f64());
+            self.metrics.reconfiguration.inc();
+            self.metrics.partition_assignments.inc();
+            log::info!(
+                "processing: replica_set={} worker={} generation={generation} partition={} of={total_partitions} pause={pause:?}",
+                self.registration.replica_set,
+                owner.worker,
+                partition.map_or(-1, |k| i64::try_from(k).unwrap_or(-1))
+            );
+        }
+    }
+
+    /// Pauses the runners. True once none of them processes any more.
+    fn pause(&mut self) -> bool {
+        if self.runners.generation.take().is_some() {
+            self.interrupted.get_or_insert_with(Instant::now);
+            self.board.set_assignment(None);
+        }
+        self.runners.pause()
+    }
+
+    /// Registers again after having been evicted.
+    fn rejoin(&mut self, client: &mut Client) -> Result<(), Error> {
+        log::warn!("evicted, registering again: worker={}", self.registration.worker);
+        let sent = Instant::now();
+        coordination::register(client, &self.names, &self.registration)?;
+        self.trust.renew(sent);
+        self.metrics.workers_registered.inc();
+        self.interrupted.get_or_insert(sent);
+        Ok(())
+    }
+
+    fn show(&self, view: &ClusterView) {
+        let state = view.worker(self.registration.worker).map_or(WorkerState::Stopped, |worker| worker.state);
+        self.board.set_state(state);
+        self.worker_metrics.set_state(state.as_str());
+        self.metrics.active_workers.set(i64::try_from(view.workers.len()).unwrap_or(0));
+        let partitions = view.generation.as_ref().map_or(0, |generation| generation.total_partitions);
+        self.metrics.current_generation_partitions.set(i64::try_from(partitions).unwrap_or(0));
+    }
+
+    /// Drains the runners, then hands over: the worker is gone and the partitions are dealt out again in one transaction.
+    fn leave(&mut self, link: &mut Link, pulse: &Pulse) -> Result<(), Error> {
+        let worker = self.registration.worker;
+        coordination::mark_stopping(&mut link.client, &self.names, worker).map_err(Error::database("leaving"))?;
+        self.board.set_state(WorkerState::Stopping);
+        self.worker_metrics.set_state(WorkerState::Stopping.as_str());
+        while !self.pause() {
+            pulse.beat();
+            select! {
+                recv(self.runners.reports) -> report => self.runners.heard(report.ok()),
+                default(self.heartbeat_interval) => self.heartbeat(&mut link.client)?,
+            }
+        }
+        let left: Say<'_> = &|tx, names| coordination::mark_left(tx, names, worker);
+        self.change(&mut link.client, link.since, Some(left))?;
+        log::info!("left: replica_set={} worker={worker}", self.registration.replica_set);
+        Ok(())
+    }
+}
+
+/// Opens the coordination connection, holding the lock that says "alive".
+pub(crate) fn connect(database: &Database, registration: &Registration) -> Result<Link, Error> {
+    let doing = "taking the session lock";
+    let mut client = database.connect()?;
+    if registration.has_session_lock {
+        let mut backoff = Backoff::for_connections();
+        while !session::try_hold_alive(&mut client, registration.worker).map_err(Error::database(doing))? {
+            // The server has not noticed yet that this worker's former connection is gone. It is this worker's own: end it.
+            session::end_former(&mut client, registration.worker).map_err(Error::database(doing))?;
+            _ = after(backoff.next_delay()).recv();
+        }
+    }
+    let since = coordination::server_time(&mut client).map_err(Error::database(doing))?;
+    Ok(Link { client, since })
+}
+
+impl Runners {
+    pub(crate) fn new(commands: Vec<Sender<Command>>, reports: Receiver<Report>) -> Self {
+        let active = vec![false; commands.len()];
+        Self { commands, reports, active, pausing: false, generation: None }
+    }
+
+    /// Lets those that do not process yet begin.
+    fn run(&mut self, owner: Owner) {
+        self.pausing = false;
+        self.generation = Some(owner.generation);
+        for (commands, active) in self.commands.iter().zip(&mut self.active) {
+            if !*active {
+                *active = commands.send(Command::Run(owner)).is_ok();
+            }
+        }
+    }
+
+    /// Tells those that process to pause, once. True when none does any more.
+    fn pause(&mut self) -> bool {
+        while let Ok(report) = self.reports.try_recv() {
+            self.heard(Some(report));
+        }
+        if !self.pausing {
+            self.pausing = true;
+            for (commands, active) in self.commands.iter().zip(&mut self.active) {
+                if *active {
+                    // A runner whose thread has ended processes nothing.
+                    *active = commands.send(Command::Pause).is_ok();
+                }
+            }
+        }
+        !self.active.contains(&true)
+    }
+
+    fn heard(&mut self, report: Option<Report>) {
+        match report {
+            Some(Report::Paused(index)) => self.idle(index),
+            // It still waits for the pause it was told, and will acknowledge it.
+            Some(Report::Fenced(_)) if self.pausing => {}
+            Some(Report::Fenced(index)) => self.idle(index),
+            None => self.active.fill(false),
+        }
+    }
+
+    fn idle(&mut self, index: usize) {
+        if let Some(active) = self.active.get_mut(index) {
+            *active = false;
+        }
+    }
+
+    fn all_active(&self) -> bool {
+        !self.active.contains(&false)
+    }
+}
