@@ -49,6 +49,15 @@ pub enum Error {
         source: postgres::Error,
     },
 
+    /// The server did not answer in time: it is frozen or overloaded, or is no PostgreSQL server.
+    #[error("cannot connect to {target}: no answer within {waited:?}")]
+    ConnectTimeout {
+        /// Host, port, database and user; never the password.
+        target: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+
     /// The pool had no connection to give within the time allowed.
     #[error("no connection from the pool of {size} within {waited:?}: {problem}")]
     Pool {
@@ -178,15 +187,25 @@ pub(crate) fn describe(error: &postgres::Error) -> String {
         let mut text = format!("{} ({})", db.message(), db.code().code());
         for (label, extra) in [("detail", db.detail()), ("hint", db.hint())] {
             if let Some(extra) = extra {
-                text.push_str(&format!("; {label}: {extra}"));
+                for part in ["; ", label, ": ", extra] {
+                    text.push_str(part);
+                }
             }
         }
         return text;
     }
-    match std::error::Error::source(error) {
-        Some(cause) if !error.to_string().contains(&cause.to_string()) => format!("{error}: {cause}"),
-        _ => error.to_string(),
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        // Many errors already hold their cause's words.
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = error.source();
     }
+    text
 }
 
 /// The payload of a caught panic as text.

@@ -1,4 +1,5 @@
 //! stub
+mod database;
 mod error;
 mod event;
 mod plan;
@@ -6,6 +7,7 @@ mod projection;
 mod status;
 mod store;
 mod threads;
+pub use database::Database;
 pub use error::*;
 pub use event::*;
 pub use plan::*;

@@ -1,0 +1,381 @@
+//! Where the database is, and every way to a connection: one of one's own, or one from a pool.
+//!
+//! Connections have limits that notice a server which went away without a word: see [`Database`]. The type of the TLS connector
+//! ends in this module; nothing above it is generic over it.
+
+mod parameters;
+mod pool;
+mod tls;
+mod url;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use postgres::config::Host;
+use postgres::tls::{MakeTlsConnect, TlsConnect};
+use postgres::{Client, Config, NoTls, Socket};
+
+#[allow(unused_imports, reason = "PooledClient names what Pool::get returns")]
+pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};
+use crate::error::Error;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEPALIVES_IDLE: Duration = Duration::from_secs(5);
+const KEEPALIVES_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVES_RETRIES: u32 = 3;
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The idle time of the `postgres` crate where none was set. Its getter cannot tell the two apart.
+const CRATE_KEEPALIVES_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// The server keeps no more of an application name.
+const APPLICATION_NAME_BYTES: usize = 63;
+
+/// Attempts to connect that nobody waits for any more. With this many, another one is not begun.
+const ABANDONED_ATTEMPTS: u32 = 64;
+
+/// Where the database is, and how to connect to it.
+///
+/// These limits hold unless the URL or the `Config` sets them, so that a server which went away without a word is noticed:
+///
+/// | parameter | default |
+/// |---|---|
+/// | `connect_timeout` | 5 s for each address, and as long again for the handshakes (0: no limit) |
+/// | `keepalives_idle`, `keepalives_interval`, `keepalives_retries` | 5 s, 2 s, 3 |
+/// | `tcp_user_timeout` | 10 s (in a URL it counts milliseconds, as in libpq) |
+///
+/// Its `Debug` shows host, port, database and user; never the password.
+#[derive(Clone)]
+pub struct Database {
+    connector: Arc<dyn Connect>,
+    target: Arc<str>,
+    abandoned: Arc<AtomicU32>,
+}
+
+impl Database {
+    /// Reads a [libpq URL](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING)
+    /// (`postgres://` or `postgresql://`) or `name=value` string. Connects to nothing, but reads the certificate files.
+    ///
+    /// Parameters: `host`, `hostaddr`, `port` (lists too), `user`, `password`, `dbname`, `options`, `application_name`,
+    /// `fallback_application_name`, `connect_timeout`, `tcp_user_timeout`, `keepalives`, `keepalives_idle`,
+    /// `keepalives_interval`, `keepalives_count`, `target_session_attrs` (any, read-write, read-only, primary),
+    /// `load_balance_hosts`, `channel_binding`, `sslnegotiation`, and for TLS:
+    ///
+    /// | `sslmode` | TLS | the server's certificate |
+    /// |---|---|---|
+    /// | `disable` | never | |
+    /// | `prefer` (default) | if the server offers it | is verified as with `verify-ca` if `sslrootcert` is given |
+    /// | `require` | always | is verified as with `verify-ca` if there is a CA file |
+    /// | `verify-ca` | always | must come from a trusted CA |
+    /// | `verify-full` | always | must come from a trusted CA and be for this host, by its alternative names |
+    ///
+    /// `sslrootcert` is the PEM file with the trusted CAs, `~/.postgresql/root.crt` if not given, or `system`: the CAs that the
+    /// operating system trusts, for which `verify-full` is the default and the only mode. `sslcert` and `sslkey` (PEM) are the
+    /// client's own certificate. Connections through a Unix socket never use TLS. Unlike libpq, neither environment variables
+    /// nor password and service files are read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidUrl`] names the part or parameter that is malformed, unknown or not supported; [`Error::Tls`] the file
+    /// that cannot be used. Neither repeats the password.
+    pub fn from_url(url: &str) -> Result<Self, Error> {
+        let parsed = url::parse(url)?;
+        Ok(match parsed.tls.connector(tls::default_roots())? {
+            Some(tls) => Self::new(Connector { config: parsed.config, tls }),
+            None => Self::new(Connector { config: parsed.config, tls: NoTls }),
+        })
+    }
+
+    /// Takes a ready `postgres::Config` and the application's own TLS connector, or [`postgres::NoTls`].
+    ///
+    /// What the `Config` sets is kept. Since it cannot say whether `keepalives_idle` was set, two hours, the default of the
+    /// `postgres` crate, count as not set.
+    pub fn with_connector<T>(mut config: Config, tls: T) -> Self
+    where
+        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        T::TlsConnect: Send,
+        T::Stream: Send,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        let was = config.clone();
+        fill_timeouts(&mut config, |name| match name {
+            "connect_timeout" => was.get_connect_timeout().is_some(),
+            "tcp_user_timeout" => was.get_tcp_user_timeout().is_some(),
+            "keepalives_idle" => was.get_keepalives_idle() != CRATE_KEEPALIVES_IDLE,
+            "keepalives_interval" => was.get_keepalives_interval().is_some(),
+            _ => was.get_keepalives_retries().is_some(),
+        });
+        Self::new(Connector { config, tls })
+    }
+
+    fn new(connector: impl Connect + 'static) -> Self {
+        let target = describe_target(connector.config()).into();
+        Self { connector: Arc::new(connector), target, abandoned: Arc::default() }
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`] or [`Error::ConnectTimeout`]: both say where to, and what the server or the network said.
+    pub fn connect(&self) -> Result<Client, Error> {
+        let failed = |source| Error::Connect { target: self.target.to_string(), source };
+        let Some(limit) = self.connect_limit() else { return self.connector.connect().map_err(failed) };
+
+        // connect_timeout covers no more than the opening of the socket, and a frozen server's kernel goes on opening sockets.
+        // The attempt itself cannot be interrupted, so it runs on a thread that can be left behind. It ends when the server
+        // goes on or goes away.
+        let timed_out = || Error::ConnectTimeout { target: self.target.to_string(), waited: limit };
+        if self.abandoned.load(Ordering::Relaxed) >= ABANDONED_ATTEMPTS {
+            return Err(timed_out());
+        }
+        let (sender, receiver) = bounded(1);
+        let (connector, abandoned) = (self.connector.clone(), self.abandoned.clone());
+        abandoned.fetch_add(1, Ordering::Relaxed);
+        let attempt = Attempt(abandoned);
+        let name = "pup-connect";
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let _attempt = attempt;
+                // Nobody may be left to receive it; then the connection is closed.
+                _ = sender.send(connector.connect());
+            })
+            .map_err(|source| Error::Spawn { thread: name.to_owned(), source })?;
+        match receiver.recv_timeout(limit) {
+            Ok(outcome) => outcome.map_err(failed),
+            Err(RecvTimeoutError::Timeout) => Err(timed_out()),
+            Err(RecvTimeoutError::Disconnected) => Err(Error::ThreadPanicked {
+                thread: name.to_owned(),
+                message: "the database client could not set up a connection (are there file descriptors left?)"
+                    .to_owned(),
+            }),
+        }
+    }
+
+    /// The time for a whole attempt: each host has its `connect_timeout`, and the handshakes have it once more.
+    fn connect_limit(&self) -> Option<Duration> {
+        let config = self.connector.config();
+        let hosts = u32::try_from(config.get_hosts().len().max(1)).unwrap_or(u32::MAX);
+        config.get_connect_timeout().map(|timeout| timeout.saturating_mul(hosts.saturating_add(1)))
+    }
+
+    /// The same with this application name, unless the URL or the `Config` sets one. The server keeps 63 bytes.
+    pub(crate) fn with_default_application_name(&self, name: &str) -> Self {
+        if self.connector.config().get_application_name().is_some() {
+            return self.clone();
+        }
+        let longest = (0..=name.len().min(APPLICATION_NAME_BYTES)).rev().find(|end| name.is_char_boundary(*end));
+        let name = &name[..longest.unwrap_or(0)];
+        Self { connector: self.connector.with_application_name(name), ..self.clone() }
+    }
+
+    /// `host:port/database as user`, for the log and for errors.
+    pub(crate) fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// A pool of connections. Opens none: the first [`Pool::get`] does.
+    pub(crate) fn pool(&self, options: PoolOptions) -> Result<Pool, Error> {
+        if options.size == 0 {
+            return Err(Error::config("pool_size", "0", "at least one connection is needed"));
+        }
+        Ok(self.connector.pool(options, self.target.clone()))
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+/// One attempt to connect that is under way, counted until it ends.
+struct Attempt(Arc<AtomicU32>);
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A [`Connector`] of some type.
+trait Connect: Send + Sync {
+    fn config(&self) -> &Config;
+    fn connect(&self) -> Result<Client, postgres::Error>;
+    fn with_application_name(&self, name: &str) -> Arc<dyn Connect>;
+    fn pool(&self, options: PoolOptions, target: Arc<str>) -> Pool;
+}
+
+#[derive(Clone)]
+struct Connector<T> {
+    config: Config,
+    tls: T,
+}
+
+impl<T> Connect for Connector<T>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send,
+    T::Stream: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn connect(&self) -> Result<Client, postgres::Error> {
+        self.config.connect(self.tls.clone())
+    }
+
+    fn with_application_name(&self, name: &str) -> Arc<dyn Connect> {
+        let mut named = self.clone();
+        named.config.application_name(name);
+        Arc::new(named)
+    }
+
+    fn pool(&self, options: PoolOptions, target: Arc<str>) -> Pool {
+        pool::open(self.config.clone(), self.tls.clone(), options, target)
+    }
+}
+
+/// Sets the limits that `is_set` does not know by name.
+fn fill_timeouts(config: &mut Config, is_set: impl Fn(&str) -> bool) {
+    if !is_set("connect_timeout") {
+        config.connect_timeout(CONNECT_TIMEOUT);
+    }
+    if !is_set("tcp_user_timeout") {
+        config.tcp_user_timeout(TCP_USER_TIMEOUT);
+    }
+    if !is_set("keepalives_idle") {
+        config.keepalives_idle(KEEPALIVES_IDLE);
+    }
+    if !is_set("keepalives_interval") {
+        config.keepalives_interval(KEEPALIVES_INTERVAL);
+    }
+    if !is_set("keepalives_retries") {
+        config.keepalives_retries(KEEPALIVES_RETRIES);
+    }
+}
+
+fn is_unix(host: &Host) -> bool {
+    !matches!(host, Host::Tcp(_))
+}
+
+fn host_text(host: &Host) -> String {
+    match host {
+        Host::Tcp(name) => name.clone(),
+        #[cfg(unix)]
+        Host::Unix(path) => path.display().to_string(),
+    }
+}
+
+fn describe_target(config: &Config) -> String {
+    let ports = config.get_ports();
+    let mut names: Vec<String> = config.get_hosts().iter().map(host_text).collect();
+    if names.is_empty() {
+        names = config.get_hostaddrs().iter().map(ToString::to_string).collect();
+    }
+    let places: Vec<String> = names
+        .iter()
+        .enumerate()
+        .map(|(index, name)| {
+            let port = ports.get(index).or_else(|| ports.first()).copied().unwrap_or(5432);
+            if name.contains(':') { format!("[{name}]:{port}") } else { format!("{name}:{port}") }
+        })
+        .collect();
+    let user = config.get_user().unwrap_or("the system's user");
+    // The server's default for the database is the user's name.
+    let database = config.get_dbname().or(config.get_user()).unwrap_or_default();
+    format!("{}/{database} as {user}", places.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_target_names_everything_but_the_password() {
+        for (url, target) in [
+            ("postgres://u:secret@h:1/d", "h:1/d as u"),
+            ("postgres://u@h", "h:5432/u as u"),
+            ("postgres://[::1],b:2/d", "[::1]:5432,b:2/d as the system's user"),
+            ("host=/run/pg user=u password=secret", "/run/pg:5432/u as u"),
+            ("hostaddr=10.0.0.1 user=u", "10.0.0.1:5432/u as u"),
+        ] {
+            let database = Database::from_url(url).unwrap();
+            assert_eq!(database.target(), target);
+            let shown = format!("{database:?}");
+            assert!(shown.contains(target) && !shown.contains("secret"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn an_application_name_is_only_a_default() {
+        let name = |database: &Database| database.connector.config().get_application_name().map(ToOwned::to_owned);
+        let unnamed = Database::from_url("host=h").unwrap();
+        assert_eq!(name(&unnamed.with_default_application_name("pup")).as_deref(), Some("pup"));
+        let named = Database::from_url("host=h application_name=mine").unwrap();
+        assert_eq!(name(&named.with_default_application_name("pup")).as_deref(), Some("mine"));
+        // 62 bytes, then a character of two.
+        let long = format!("{}\u{e9}", "x".repeat(62));
+        assert_eq!(name(&unnamed.with_default_application_name(&long)), Some("x".repeat(62)));
+        assert_eq!(name(&unnamed.with_default_application_name(&"x".repeat(99))), Some("x".repeat(63)));
+    }
+
+    #[test]
+    fn a_config_keeps_what_it_sets() {
+        let mut config = Config::new();
+        config.host("h").keepalives_idle(Duration::from_secs(60)).connect_timeout(Duration::from_secs(1));
+        let database = Database::with_connector(config, NoTls);
+        let config = database.connector.config();
+        assert_eq!(config.get_keepalives_idle(), Duration::from_secs(60));
+        assert_eq!(config.get_connect_timeout(), Some(&Duration::from_secs(1)));
+        assert_eq!(config.get_tcp_user_timeout(), Some(&TCP_USER_TIMEOUT));
+        assert_eq!(config.get_keepalives_interval(), Some(KEEPALIVES_INTERVAL));
+        assert_eq!(config.get_keepalives_retries(), Some(KEEPALIVES_RETRIES));
+        let unset = Database::with_connector(Config::new(), NoTls);
+        assert_eq!(unset.connector.config().get_keepalives_idle(), KEEPALIVES_IDLE);
+    }
+
+    #[test]
+    fn a_refused_connection_says_where_and_why() {
+        // A port that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let database = Database::from_url(&format!("postgres://u:secret@127.0.0.1:{port}/d")).unwrap();
+        let error = database.connect().err().unwrap();
+        assert!(matches!(error, Error::Connect { .. }), "{error:?}");
+        let shown = format!("{error} {error:?}");
+        assert!(shown.contains(&format!("127.0.0.1:{port}/d as u")) && shown.contains("refused"), "{shown}");
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn a_server_that_never_answers_is_given_up() {
+        // The kernel completes connections to a socket that nobody accepts from.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let database = Database::from_url(&format!("postgres://u@127.0.0.1:{port}/d?connect_timeout=1")).unwrap();
+        let error = database.connect().err().unwrap();
+        assert!(matches!(error, Error::ConnectTimeout { waited, .. } if waited == Duration::from_secs(2)), "{error:?}");
+        let attempts = |database: &Database| database.abandoned.load(Ordering::Relaxed);
+        assert_eq!(attempts(&database), 1);
+        // The attempt ends as soon as the server goes away.
+        drop(silent);
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while attempts(&database) > 0 {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn an_empty_pool_is_refused() {
+        let database = Database::from_url("host=h").unwrap();
+        let error = database.pool(PoolOptions { size: 0, on_acquire: Box::new(|_| Ok(())) }).unwrap_err();
+        assert!(error.to_string().starts_with("pool_size is 0"), "{error}");
+    }
+}

@@ -1,0 +1,264 @@
+//! A pool of connections: r2d2's, with the TLS connector's type erased, errors that keep their cause, and dead connections
+//! sorted out.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use postgres::tls::{MakeTlsConnect, TlsConnect};
+use postgres::{Client, Config, Socket};
+use r2d2::{CustomizeConnection, HandleError, ManageConnection, PooledConnection, State};
+use r2d2_postgres::PostgresConnectionManager;
+
+use crate::error::{Error, describe};
+
+/// A connection from a [`Pool`]; dropping it gives it back, or closes it if it is broken.
+pub(crate) type PooledClient = Box<dyn DerefMut<Target = Client> + Send>;
+
+type OnAcquire = Box<dyn Fn(&mut Client) -> Result<(), postgres::Error> + Send + Sync>;
+
+/// r2d2 waits at most half of this between two attempts to connect, so a server that comes back is found within half a second.
+/// It limits nothing else here: the time that [`Pool::get`] waits is its caller's choice.
+const RETRY_LIMIT: Duration = Duration::from_secs(1);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+
+/// A connection that lay idle for so long is tried before it is handed out. One that is in steady use is spared the round trip:
+/// should it be dead, its user notices.
+const TRY_AFTER: Duration = Duration::from_secs(1);
+const TRY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The same complaint is logged again after this time.
+const REPEAT_AFTER: Duration = Duration::from_secs(30);
+
+/// How a [`Pool`] is set up.
+pub(crate) struct PoolOptions {
+    /// The most connections it holds.
+    pub(crate) size: u32,
+    /// Called with every new connection. An error closes the connection, and another attempt follows.
+    pub(crate) on_acquire: OnAcquire,
+}
+
+/// Connections that are opened when needed and used again.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    connections: Arc<dyn Connections>,
+    trouble: Arc<Trouble>,
+    size: u32,
+}
+
+impl Pool {
+    /// A connection, after `timeout` at most. One that was lost while it lay idle is replaced; each such one may take two seconds
+    /// beyond the timeout, if the server went away without a word.
+    pub(crate) fn get(&self, timeout: Duration) -> Result<PooledClient, Error> {
+        let begun = Instant::now();
+        self.connections.get(timeout).ok_or_else(|| Error::Pool {
+            size: self.size,
+            waited: begun.elapsed(),
+            problem: self.trouble.last().unwrap_or_else(|| match self.connections.state().connections {
+                open if open < self.size => "the server has not answered yet".to_owned(),
+                _ => "all are in use".to_owned(),
+            }),
+        })
+    }
+
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// The connections that are out at present.
+    pub(crate) fn in_use(&self) -> u32 {
+        let state = self.connections.state();
+        state.connections.saturating_sub(state.idle_connections)
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("size", &self.size).field("in_use", &self.in_use()).finish_non_exhaustive()
+    }
+}
+
+pub(super) fn open<T>(config: Config, tls: T, options: PoolOptions, target: Arc<str>) -> Pool
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send,
+    T::Stream: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    let trouble = Arc::new(Trouble { target, last: Mutex::default() });
+    let pool = r2d2::Pool::builder()
+        .max_size(options.size)
+        // Its default is max_size: all connections at once, whether needed or not.
+        .min_idle(Some(0))
+        .test_on_check_out(true)
+        .idle_timeout(Some(IDLE_TIMEOUT))
+        .max_lifetime(Some(MAX_LIFETIME))
+        .connection_timeout(RETRY_LIMIT)
+        .connection_customizer(Box::new(Customizer { on_acquire: options.on_acquire, trouble: trouble.clone() }))
+        .error_handler(Box::new(Handler(trouble.clone())))
+        // Unlike build(), does not wait for a connection.
+        .build_unchecked(Manager(PostgresConnectionManager::new(config, tls)));
+    Pool { connections: Arc::new(pool), trouble, size: options.size }
+}
+
+/// A connection, with what the pool knows about it.
+struct Pooled {
+    client: Client,
+    /// Since when nobody uses it.
+    idle_since: Instant,
+}
+
+/// The manager of `r2d2_postgres`, which would make a round trip each time that a connection is taken, or never.
+#[derive(Debug)]
+struct Manager<T>(PostgresConnectionManager<T>);
+
+impl<T> ManageConnection for Manager<T>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send,
+    T::Stream: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    type Connection = Pooled;
+    type Error = postgres::Error;
+
+    fn connect(&self) -> Result<Pooled, postgres::Error> {
+        self.0.connect().map(|client| Pooled { client, idle_since: Instant::now() })
+    }
+
+    fn is_valid(&self, pooled: &mut Pooled) -> Result<(), postgres::Error> {
+        if pooled.idle_since.elapsed() < TRY_AFTER { Ok(()) } else { pooled.client.is_valid(TRY_TIMEOUT) }
+    }
+
+    /// Called when a connection comes back.
+    fn has_broken(&self, pooled: &mut Pooled) -> bool {
+        pooled.idle_since = Instant::now();
+        self.0.has_broken(&mut pooled.client)
+    }
+}
+
+/// A connection that is out.
+struct Lent<T>(PooledConnection<Manager<T>>)
+where
+    Manager<T>: ManageConnection<Connection = Pooled>;
+
+impl<T> Deref for Lent<T>
+where
+    Manager<T>: ManageConnection<Connection = Pooled>,
+{
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.0.client
+    }
+}
+
+impl<T> DerefMut for Lent<T>
+where
+    Manager<T>: ManageConnection<Connection = Pooled>,
+{
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.0.client
+    }
+}
+
+/// An [`r2d2::Pool`] of some type.
+trait Connections: Send + Sync {
+    fn get(&self, timeout: Duration) -> Option<PooledClient>;
+    fn state(&self) -> State;
+}
+
+impl<T> Connections for r2d2::Pool<Manager<T>>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send,
+    T::Stream: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    fn get(&self, timeout: Duration) -> Option<PooledClient> {
+        // The error holds less than what Trouble has kept.
+        self.get_timeout(timeout).ok().map(|client| Box::new(Lent(client)) as PooledClient)
+    }
+
+    fn state(&self) -> State {
+        self.state()
+    }
+}
+
+/// Why a connection was last lost or not made, until one is made.
+#[derive(Debug)]
+struct Trouble {
+    target: Arc<str>,
+    last: Mutex<Option<Complaint>>,
+}
+
+#[derive(Debug)]
+struct Complaint {
+    text: String,
+    logged: Instant,
+}
+
+impl Trouble {
+    fn last(&self) -> Option<String> {
+        self.last.lock().as_ref().map(|complaint| complaint.text.clone())
+    }
+
+    fn keep(&self, error: &postgres::Error) {
+        let text = format!("no connection to {}: {}", self.target, describe(error));
+        let mut last = self.last.lock();
+        // Attempts follow each other by fractions of a second, on behalf of every connection that is missing.
+        if last.as_ref().is_none_or(|last| last.text != text || last.logged.elapsed() >= REPEAT_AFTER) {
+            log::warn!("pool: {text}");
+            *last = Some(Complaint { text, logged: Instant::now() });
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Handler(Arc<Trouble>);
+
+impl HandleError<postgres::Error> for Handler {
+    fn handle_error(&self, error: postgres::Error) {
+        self.0.keep(&error);
+    }
+}
+
+struct Customizer {
+    on_acquire: OnAcquire,
+    trouble: Arc<Trouble>,
+}
+
+impl CustomizeConnection<Pooled, postgres::Error> for Customizer {
+    fn on_acquire(&self, pooled: &mut Pooled) -> Result<(), postgres::Error> {
+        (self.on_acquire)(&mut pooled.client)?;
+        *self.trouble.last.lock() = None;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Customizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Customizer").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Database;
+
+    #[test]
+    fn a_pool_says_why_it_has_no_connection() {
+        // A port that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let database = Database::from_url(&format!("postgres://u:secret@127.0.0.1:{port}/d")).unwrap();
+        let pool = database.pool(PoolOptions { size: 2, on_acquire: Box::new(|_| Ok(())) }).unwrap();
+        assert_eq!((pool.size(), pool.in_use()), (2, 0));
+        let error = pool.get(Duration::from_millis(300)).err().unwrap().to_string();
+        assert!(error.contains("of 2 within") && error.contains("127.0.0.1") && error.contains("refused"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

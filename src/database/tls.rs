@@ -1,0 +1,352 @@
+//! TLS by rustls, with libpq's sslmodes: <https://www.postgresql.org/docs/current/libpq-ssl.html>.
+//!
+//! The cryptography provider is passed explicitly everywhere: a process-wide default belongs to the application.
+//!
+//! Two things differ from libpq. A certificate without subject alternative names fails `verify-full`, because rustls does not
+//! look at the common name. And `prefer` never goes on without TLS after a handshake that failed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::error::{BoxError, Error};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Disable,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Roots {
+    /// The CAs that the operating system trusts.
+    System,
+    File(PathBuf),
+}
+
+/// What the URL says about TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tls {
+    pub(super) mode: Mode,
+    pub(super) roots: Option<Roots>,
+    /// The client's own certificate and its key.
+    pub(super) identity: Option<(PathBuf, PathBuf)>,
+    /// TLS from the first byte on, which servers know since version 17.
+    pub(super) direct: bool,
+}
+
+/// `~/.postgresql/root.crt`, where libpq looks if no sslrootcert is given.
+pub(super) fn default_roots() -> Option<PathBuf> {
+    std::env::home_dir().filter(|home| !home.as_os_str().is_empty()).map(|home| home.join(".postgresql/root.crt"))
+}
+
+impl Tls {
+    /// The connector, or `None` where TLS is not to be used. Reads the files now, so that a wrong one is an error now.
+    pub(super) fn connector(&self, default_roots: Option<PathBuf>) -> Result<Option<MakeRustlsConnect>, Error> {
+        if self.mode == Mode::Disable {
+            return Ok(None);
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| refuse("no protocol version can be used", error))?
+            .dangerous()
+            .with_custom_certificate_verifier(self.verifier(&provider, default_roots)?);
+        let mut config = match &self.identity {
+            Some((certificate, key)) => {
+                let chain = read_certificates("sslcert", certificate)?;
+                let pem = read("sslkey", key)?;
+                let key_der = PrivateKeyDer::from_pem_slice(&pem)
+                    .map_err(|error| refuse(format!("sslkey {} holds no unencrypted PEM key", key.display()), error))?;
+                builder.with_client_auth_cert(chain, key_der).map_err(|error| {
+                    refuse(format!("sslcert {} and sslkey {} do not fit", certificate.display(), key.display()), error)
+                })?
+            }
+            None => builder.with_no_client_auth(),
+        };
+        if self.direct {
+            config.alpn_protocols = vec![b"postgresql".to_vec()];
+        }
+        Ok(Some(MakeRustlsConnect::new(config)))
+    }
+
+    fn verifier(&self, provider: &Arc<CryptoProvider>, default_roots: Option<PathBuf>) -> Result<Arc<Verifier>, Error> {
+        let default_roots = || default_roots.filter(|path| path.exists()).map(Roots::File);
+        let roots = match self.mode {
+            Mode::Disable => None,
+            Mode::Prefer => self.roots.clone(),
+            // libpq's documented rule: require is verify-ca as soon as there is a CA to verify with.
+            Mode::Require => self.roots.clone().or_else(default_roots),
+            Mode::VerifyCa | Mode::VerifyFull => {
+                let Some(roots) = self.roots.clone().or_else(default_roots) else {
+                    return Err(Error::Tls {
+                        problem: "the sslmode asks to verify the server's certificate, but nothing says with which CA: add \
+                                  sslrootcert=/path/to/ca.pem, or sslmode=verify-full&sslrootcert=system for the CAs that the \
+                                  system trusts, or create ~/.postgresql/root.crt"
+                            .to_owned(),
+                        source: None,
+                    });
+                };
+                Some(roots)
+            }
+        };
+        let chain = match roots {
+            Some(roots) => {
+                let trusted = match &roots {
+                    Roots::System => system_certificates()?,
+                    Roots::File(path) => read_certificates("sslrootcert", path)?,
+                };
+                Some(Chain::new(&roots, trusted, provider)?)
+            }
+            None => None,
+        };
+        let algorithms = provider.signature_verification_algorithms;
+        Ok(Arc::new(Verifier { chain, name: self.mode == Mode::VerifyFull, algorithms }))
+    }
+}
+
+fn refuse(problem: impl Into<String>, source: impl Into<BoxError>) -> Error {
+    let source = source.into();
+    Error::Tls { problem: format!("{}: {source}", problem.into()), source: Some(source) }
+}
+
+fn read(parameter: &str, path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|error| refuse(format!("{parameter} {} cannot be read", path.display()), error))
+}
+
+fn read_certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let pem = read(parameter, path)?;
+    let certificates = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| refuse(format!("{parameter} {} is not a PEM file", path.display()), error))?;
+    if certificates.is_empty() {
+        return Err(Error::Tls {
+            problem: format!(
+                "{parameter} {} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)",
+                path.display()
+            ),
+            source: None,
+        });
+    }
+    Ok(certificates)
+}
+
+fn system_certificates() -> Result<Vec<CertificateDer<'static>>, Error> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let problem = "sslrootcert=system, but this system has no trusted CAs (are ca-certificates installed?)";
+        return Err(match found.errors.into_iter().next() {
+            Some(error) => refuse(problem, error),
+            None => Error::Tls { problem: problem.to_owned(), source: None },
+        });
+    }
+    Ok(found.certs)
+}
+
+/// The CAs that a server's certificate is verified with.
+#[derive(Debug)]
+struct Chain {
+    verifier: Arc<WebPkiServerVerifier>,
+    trusted: Vec<CertificateDer<'static>>,
+}
+
+impl Chain {
+    fn new(
+        roots: &Roots,
+        trusted: Vec<CertificateDer<'static>>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, Error> {
+        let mut store = RootCertStore::empty();
+        match roots {
+            // Some systems ship a certificate that cannot be read; that must not take the others along.
+            Roots::System => _ = store.add_parsable_certificates(trusted.iter().cloned()),
+            Roots::File(path) => {
+                for (index, certificate) in trusted.iter().enumerate() {
+                    store.add(certificate.clone()).map_err(|error| {
+                        refuse(
+                            format!(
+                                "certificate number {} of sslrootcert {} cannot be used",
+                                index + 1,
+                                path.display()
+                            ),
+                            error,
+                        )
+                    })?;
+                }
+            }
+        }
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider.clone())
+            .build()
+            .map_err(|error| refuse("the trusted CAs cannot be used", error))?;
+        Ok(Self { verifier, trusted })
+    }
+
+    /// Whether a certificate that the server presents although it is a CA's was given as trusted itself: a self-signed one.
+    ///
+    /// `openssl req -x509` marks its certificates as a CA's, and libpq accepts such a one as its own root. webpki refuses it,
+    /// but not before its validity period has been checked.
+    fn trusts_itself(&self, error: &rustls::Error, certificate: &CertificateDer<'_>) -> bool {
+        let rustls::Error::InvalidCertificate(CertificateError::Other(other)) = error else { return false };
+        // webpki's own error type is not a part of rustls' interface; its name is what there is.
+        format!("{:?}", other.0) == "CaUsedAsEndEntity" && self.trusted.iter().any(|trusted| trusted == certificate)
+    }
+}
+
+/// Verifies as much as the sslmode asks for: the chain, the chain and the name, or nothing.
+#[derive(Debug)]
+struct Verifier {
+    chain: Option<Chain>,
+    name: bool,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        match chain.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            // webpki looks at the name last, so everything else is in order.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !self.name => Ok(ServerCertVerified::assertion()),
+            Err(error) if chain.trusts_itself(&error, end_entity) => {
+                if self.name {
+                    verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                }
+                Ok(ServerCertVerified::assertion())
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.excuse(certificate, verify_tls12_signature(message, certificate, signature, &self.algorithms))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.excuse(certificate, verify_tls13_signature(message, certificate, signature, &self.algorithms))
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl Verifier {
+    /// X.509 version 1 certificates, which older `openssl x509 -req` makes, cannot be parsed. Where any certificate is accepted
+    /// anyway, the signature made with its key proves nothing either.
+    fn excuse(
+        &self,
+        certificate: &CertificateDer<'_>,
+        outcome: Result<HandshakeSignatureValid, rustls::Error>,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        match outcome {
+            Err(_) if self.chain.is_none() && ParsedCertificate::try_from(certificate).is_err() => {
+                Ok(HandshakeSignatureValid::assertion())
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(tls: &Tls, default_roots: Option<PathBuf>) -> String {
+        match tls.connector(default_roots) {
+            Err(error @ Error::Tls { .. }) => error.to_string(),
+            Err(other) => panic!("{other:?}"),
+            Ok(_) => panic!("{tls:?} was accepted"),
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let other = rcgen::KeyPair::generate().unwrap();
+        let certificate = write("server.pem", &issued.cert.pem());
+        let roots = |path: &Path| Tls {
+            mode: Mode::VerifyCa,
+            roots: Some(Roots::File(path.into())),
+            identity: None,
+            direct: false,
+        };
+        for (path, reason) in [
+            (dir.path().join("absent.pem"), "No such file"),
+            (dir.path().to_path_buf(), "directory"),
+            (write("empty.pem", ""), "holds no certificate"),
+            (write("key.pem", &other.serialize_pem()), "holds no certificate"),
+            (write("cut.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n"), "is not a PEM file"),
+            (write("noise.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), "cannot be used"),
+        ] {
+            let shown = problem(&roots(&path), None);
+            assert!(shown.contains(reason) && shown.contains(&path.display().to_string()), "{shown}");
+        }
+        roots(&certificate).connector(None).unwrap();
+
+        let identity = |certificate: &Path, key: PathBuf| Tls {
+            mode: Mode::Require,
+            roots: None,
+            identity: Some((certificate.into(), key)),
+            direct: false,
+        };
+        identity(&certificate, write("good.key", &issued.signing_key.serialize_pem())).connector(None).unwrap();
+        assert!(problem(&identity(&certificate, certificate.clone()), None).contains("no unencrypted PEM key"));
+        assert!(problem(&identity(&certificate, dir.path().join("key.pem")), None).contains("do not fit"));
+    }
+
+    #[test]
+    fn verification_needs_a_ca_and_finds_the_default_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root.crt");
+        let tls = |mode| Tls { mode, roots: None, identity: None, direct: false };
+        for mode in [Mode::VerifyCa, Mode::VerifyFull] {
+            for default in [None, Some(path.clone())] {
+                let shown = problem(&tls(mode), default);
+                assert!(shown.contains("sslrootcert=system") && shown.contains("sslrootcert=/path"), "{shown}");
+            }
+        }
+        tls(Mode::Require).connector(Some(path.clone())).unwrap();
+        std::fs::write(&path, "nonsense").unwrap();
+        // It is looked at in these modes, and in no other.
+        for mode in [Mode::Require, Mode::VerifyCa, Mode::VerifyFull] {
+            assert!(problem(&tls(mode), Some(path.clone())).contains("root.crt"));
+        }
+        tls(Mode::Prefer).connector(Some(path.clone())).unwrap();
+        assert!(tls(Mode::Disable).connector(Some(path)).unwrap().is_none());
+    }
+}

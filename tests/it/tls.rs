@@ -1,0 +1,228 @@
+//! every `sslmode` against a server with a good certificate, with one for another host, with a self-signed one, and without TLS.
+
+#![allow(clippy::unwrap_used, reason = "these are tests, also outside the functions marked so")]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pupsourcing_orchestrator::Database;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
+
+use crate::support::{Options, PrivatePostgres};
+
+/// Writes what the table below needs, each certificate `x.crt` with its key `x.key`: `ca`, `other_ca`; issued by `ca`: `right`
+/// (for this host), `elsewhere` (for another one), `expired` and `client`; and `itself` and `itself_expired`, self-signed and
+/// marked as a CA's, as `openssl req -x509` makes them.
+fn write_certificates(dir: &Path) {
+    const HERE: &[&str] = &["localhost", "127.0.0.1", "::1"];
+    let write = |name: &str, certificate: &rcgen::Certificate, key: &KeyPair| {
+        std::fs::write(dir.join(format!("{name}.crt")), certificate.pem()).unwrap();
+        std::fs::write(dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    };
+    let params = |name: &str, hosts: &[&str]| {
+        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params
+    };
+    let expire = |params: &mut CertificateParams| {
+        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+    };
+    let authority = |name: &str, hosts: &[&str]| {
+        let mut params = params(name, hosts);
+        if name.ends_with("expired") {
+            expire(&mut params);
+        }
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        write(name, &params.self_signed(&key).unwrap(), &key);
+        Issuer::new(params, key)
+    };
+    let ca = authority("ca", &[]);
+    authority("other_ca", &[]);
+    authority("itself", HERE);
+    authority("itself_expired", HERE);
+
+    let issue = |name: &str, mut params: CertificateParams, purpose: ExtendedKeyUsagePurpose| {
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![purpose];
+        let key = KeyPair::generate().unwrap();
+        write(name, &params.signed_by(&key, &ca).unwrap(), &key);
+    };
+    issue("right", params("right", HERE), ExtendedKeyUsagePurpose::ServerAuth);
+    issue("elsewhere", params("elsewhere", &["elsewhere.example"]), ExtendedKeyUsagePurpose::ServerAuth);
+    issue("client", params("client", &[]), ExtendedKeyUsagePurpose::ClientAuth);
+    let mut expired = params("expired", HERE);
+    expire(&mut expired);
+    issue("expired", expired, ExtendedKeyUsagePurpose::ServerAuth);
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Outcome {
+    Encrypted,
+    Plain,
+    /// An error with these words.
+    Refused(&'static str),
+}
+use Outcome::{Encrypted, Plain, Refused};
+
+type Row = (&'static str, Outcome);
+
+const NAME: Outcome = Refused("not valid for name");
+const ISSUER: Outcome = Refused("UnknownIssuer");
+const EXPIRED: Outcome = Refused("expired");
+const NO_TLS: Outcome = Refused("server does not support TLS");
+
+/// The server's certificate (none: it has no TLS), and for each query string what becomes of a connection. `DIR` is where the
+/// certificates are.
+const TABLE: &[(Option<&str>, &[Row])] = &[
+    (
+        Some("right"),
+        &[
+            ("", Encrypted),
+            ("?sslmode=disable", Plain),
+            ("?sslmode=prefer", Encrypted),
+            ("?sslmode=prefer&sslrootcert=DIR/other_ca.crt", ISSUER),
+            ("?sslmode=require", Encrypted),
+            ("?sslmode=require&sslrootcert=DIR/ca.crt", Encrypted),
+            ("?sslmode=require&sslrootcert=DIR/other_ca.crt", ISSUER),
+            ("?sslmode=require&channel_binding=require", Refused("authentication")),
+            ("?sslmode=verify-ca&sslrootcert=DIR/ca.crt", Encrypted),
+            ("?sslmode=verify-ca&sslrootcert=DIR/other_ca.crt", ISSUER),
+            ("?sslmode=verify-full&sslrootcert=DIR/ca.crt", Encrypted),
+            ("?sslmode=verify-full&sslrootcert=DIR/other_ca.crt", ISSUER),
+            ("?sslmode=verify-full&sslrootcert=DIR/ca.crt&hostaddr=127.0.0.1&host=elsewhere.example", NAME),
+            // Whatever this system trusts, it is not the certificate of a test.
+            ("?sslmode=verify-full&sslrootcert=system", Refused("")),
+        ],
+    ),
+    (
+        Some("elsewhere"),
+        &[
+            ("?sslmode=prefer", Encrypted),
+            ("?sslmode=require", Encrypted),
+            ("?sslmode=require&sslrootcert=DIR/ca.crt", Encrypted),
+            ("?sslmode=verify-ca&sslrootcert=DIR/ca.crt", Encrypted),
+            ("?sslmode=verify-ca&sslrootcert=DIR/other_ca.crt", ISSUER),
+            ("?sslmode=verify-full&sslrootcert=DIR/ca.crt", NAME),
+            ("?sslmode=verify-full&sslrootcert=DIR/ca.crt&hostaddr=127.0.0.1&host=elsewhere.example", Encrypted),
+        ],
+    ),
+    (
+        Some("expired"),
+        &[
+            ("?sslmode=require", Encrypted),
+            ("?sslmode=verify-ca&sslrootcert=DIR/ca.crt", EXPIRED),
+            ("?sslmode=verify-full&sslrootcert=DIR/ca.crt", EXPIRED),
+        ],
+    ),
+    (
+        Some("itself"),
+        &[
+            ("?sslmode=require", Encrypted),
+            ("?sslmode=verify-ca&sslrootcert=DIR/itself.crt", Encrypted),
+            ("?sslmode=verify-ca&sslrootcert=DIR/ca.crt", Refused("invalid peer certificate")),
+            ("?sslmode=verify-full&sslrootcert=DIR/itself.crt", Encrypted),
+            ("?sslmode=verify-full&sslrootcert=DIR/itself.crt&hostaddr=127.0.0.1&host=elsewhere.example", NAME),
+        ],
+    ),
+    (
+        Some("itself_expired"),
+        &[
+            ("?sslmode=require", Encrypted),
+            ("?sslmode=verify-ca&sslrootcert=DIR/itself_expired.crt", EXPIRED),
+            ("?sslmode=verify-full&sslrootcert=DIR/itself_expired.crt", EXPIRED),
+        ],
+    ),
+    (
+        None,
+        &[
+            ("?sslmode=disable", Plain),
+            ("?sslmode=prefer", Plain),
+            ("?sslmode=require", NO_TLS),
+            ("?sslmode=verify-ca&sslrootcert=DIR/ca.crt", NO_TLS),
+            ("?sslmode=verify-full&sslrootcert=DIR/ca.crt", NO_TLS),
+        ],
+    ),
+];
+
+/// Whether the connection is encrypted, or the error.
+fn try_connect(url: &str) -> Result<bool, String> {
+    let mut client =
+        Database::from_url(url).and_then(|database| database.connect()).map_err(|error| error.to_string())?;
+    let row = client.query_one("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).unwrap();
+    Ok(row.get(0))
+}
+
+/// Gives the server this certificate, and waits until it has it.
+fn present(server: &PrivatePostgres, certificate: Option<&str>) {
+    let database = Database::from_url(&format!("{}?sslmode=disable", server.url("postgres"))).unwrap();
+    let file = |extension: &str| format!("{}.{extension}", certificate.unwrap_or("right"));
+    let mut client = database.connect().unwrap();
+    for (name, value) in [
+        ("ssl", if certificate.is_some() { "on" } else { "off" }.to_owned()),
+        ("ssl_cert_file", file("crt")),
+        ("ssl_key_file", file("key")),
+        ("ssl_ca_file", "ca.crt".to_owned()),
+    ] {
+        client.batch_execute(&format!("ALTER SYSTEM SET {name} = '{value}'")).unwrap();
+    }
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    // A session begun after the reload shows the new settings, and its server process has the new certificate.
+    loop {
+        let row = database
+            .connect()
+            .unwrap()
+            .query_one("SELECT current_setting('ssl'), current_setting('ssl_cert_file')", &[]);
+        let (on, now): (String, String) = row.map(|row| (row.get(0), row.get(1))).unwrap();
+        if (on == "on") == certificate.is_some() && now == file("crt") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the server did not take {certificate:?}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn each_sslmode_against_each_server() {
+    let dir = tempfile::tempdir().unwrap();
+    write_certificates(dir.path());
+    let files = std::fs::read_dir(dir.path()).unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())
+    });
+    let server = PrivatePostgres::start(Options { files: files.collect(), ..Options::default() }).unwrap();
+
+    let mut wrong = Vec::new();
+    for (certificate, rows) in TABLE {
+        present(&server, *certificate);
+        for (query, expected) in *rows {
+            let query = query.replace("DIR", dir.path().to_str().unwrap());
+            for host in ["127.0.0.1", "localhost"] {
+                let url = format!("postgres://postgres@{host}:{}/postgres{query}", server.port());
+                let outcome = try_connect(&url);
+                let as_expected = match (expected, &outcome) {
+                    (Encrypted, Ok(encrypted)) => *encrypted,
+                    (Plain, Ok(encrypted)) => !encrypted,
+                    (Refused(words), Err(error)) => error.contains(words),
+                    _ => false,
+                };
+                if !as_expected {
+                    wrong.push(format!("{certificate:?} {host} {query}: {expected:?} expected, {outcome:?} found"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+
+    present(&server, Some("right"));
+    let path = dir.path().display();
+    let url = format!("{}?sslmode=require&sslcert={path}/client.crt&sslkey={path}/client.key", server.url("postgres"));
+    let mut client = Database::from_url(&url).unwrap().connect().unwrap();
+    let row = client.query_one("SELECT client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).unwrap();
+    assert!(row.get::<_, String>(0).contains("client"), "the server did not see the client's certificate");
+}
