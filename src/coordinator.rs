@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender, after, select};
 use postgres::{Client, Transaction};
 
 use crate::backoff::Backoff;
-use crate::database::Database;
+use crate::database::{Database, Pool};
 use crate::error::Error;
 use crate::feed::Feed;
 use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
@@ -38,6 +38,7 @@ pub(crate) struct Coordinator {
     pub(crate) poll_interval: Duration,
     pub(crate) registration: Registration,
     pub(crate) runners: Runners,
+    pub(crate) pool: Pool,
     pub(crate) wake: Receiver<()>,
     pub(crate) feed: Feed,
     pub(crate) trust: Trust,
@@ -93,8 +94,8 @@ impl Coordinator {
                         log::warn!("coordinator lost its connection: worker={} error={error}", self.registration.worker);
                     }
                     self.board.database_lost();
-                    self.worker_metrics.database_up(false);
-                    self.metrics.reconnect("coordinator");
+                    self.worker_metrics.database_up.set(0);
+                    self.metrics.reconnects("coordinator").inc();
                     let delay = backoff.next_delay();
                     if self.stop.is_raised() {
                         // The signal would cut every wait short, and the attempts to say goodbye would follow on one another.
@@ -107,7 +108,6 @@ impl Coordinator {
         }
         self.board.set_assignment(None);
         self.board.set_state(WorkerState::Stopped);
-        self.worker_metrics.remove();
         Ok(())
     }
 
@@ -141,16 +141,20 @@ impl Coordinator {
         let member = coordination::heartbeat(client, &self.names, self.registration.worker, head)
             .map_err(Error::database("sending the heartbeat"))?;
         self.metrics.heartbeat_latency.observe(sent.elapsed().as_secs_f64());
+        self.worker_metrics.set_pool(self.pool.size(), self.pool.open(), self.pool.idle());
         // The database is there either way; only a member may go on processing.
         self.board.heartbeat_answered(sent);
-        self.worker_metrics.database_up(true);
+        self.worker_metrics.database_up.set(1);
         if member {
             self.trust.renew(sent);
         }
         for lag in checkpoints::lags(client, &self.names, &self.registration.replica_set)
             .map_err(Error::database("reading the lag"))?
         {
-            self.metrics.lag(&lag.projection, lag.position, lag.events, lag.seconds);
+            let metrics = self.metrics.projection(&lag.projection);
+            metrics.checkpoint_position.set(lag.position);
+            metrics.lag_events.set(lag.events);
+            metrics.lag_seconds.set(lag.seconds);
         }
         Ok(())
     }
@@ -269,7 +273,7 @@ impl Coordinator {
         if let Some(since) = self.interrupted.take() {
             let pause = since.elapsed();
             self.metrics.coordination_duration.observe(pause.as_secs_f64());
-            self.metrics.reconfiguration.inc();
+            self.metrics.reconfigurations.inc();
             self.metrics.partition_assignments.inc();
             log::info!(
                 "processing: replica_set={} worker={} generation={generation} partition={} of={total_partitions} pause={pause:?}",
@@ -306,7 +310,7 @@ impl Coordinator {
         self.worker_metrics.set_state(state.as_str());
         self.metrics.active_workers.set(i64::try_from(view.workers.len()).unwrap_or(0));
         let partitions = view.generation.as_ref().map_or(0, |generation| generation.total_partitions);
-        self.metrics.current_generation_partitions.set(i64::try_from(partitions).unwrap_or(0));
+        self.metrics.partitions.set(i64::try_from(partitions).unwrap_or(0));
     }
 
     /// Drains the runners, then hands over: the worker is gone and the partitions are dealt out again in one transaction.

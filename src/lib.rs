@@ -1,16 +1,37 @@
-//! stub
+#![doc = include_str!("../README.md")]
+
+mod backoff;
+mod config;
+mod coordinator;
 mod database;
 mod error;
 mod event;
+mod event_store;
+mod feed;
+mod http;
+mod listener;
+mod metrics;
+mod orchestrator;
 mod plan;
 mod projection;
+mod runner;
 mod status;
 mod store;
 mod threads;
+mod trust;
+
+pub use config::Retry;
 pub use database::Database;
-pub use error::*;
-pub use event::*;
-pub use plan::*;
-pub use projection::*;
-pub use status::*;
+pub use error::{BoxError, Error};
+pub use event::{Event, EventParts, NewEvent};
+pub use event_store::{AppendError, AppendResult, EventStore, ExpectedVersion};
+pub use http::{HealthProbe, MetricsServer};
+pub use metrics::Metrics;
+pub use orchestrator::{Builder, Handle, Orchestrator};
+pub use plan::{WorkerId, WorkerState};
+pub use projection::{Projection, Scope, StartAt};
+pub use status::{Assignment, HeadBlocker, ProjectionState, ProjectionStatus, Status};
 pub use store::Names;
+
+/// The database client whose types appear in this library's interface.
+pub use postgres;

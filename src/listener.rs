@@ -42,7 +42,7 @@ impl Listener {
             if backoff.failures() == 0 {
                 log::warn!("listener lost its connection: replica_set={} error={error}", self.replica_set);
             }
-            self.metrics.reconnect("listener");
+            self.metrics.reconnects("listener").inc();
             self.stop.wait(backoff.next_delay());
         }
         Ok(())

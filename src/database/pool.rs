@@ -68,10 +68,14 @@ impl Pool {
         self.size
     }
 
-    /// The connections that are out at present.
-    pub(crate) fn in_use(&self) -> u32 {
-        let state = self.connections.state();
-        state.connections.saturating_sub(state.idle_connections)
+    /// The connections that are open at present.
+    pub(crate) fn open(&self) -> u32 {
+        self.connections.state().connections
+    }
+
+    /// The open connections that nobody uses at present.
+    pub(crate) fn idle(&self) -> u32 {
+        self.connections.state().idle_connections
     }
 }
 

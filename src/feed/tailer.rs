@@ -57,7 +57,7 @@ impl Tailer {
             if backoff.failures() == 0 {
                 log::warn!("tailer lost its connection: worker={} error={error}", self.board.worker_id());
             }
-            self.metrics.reconnect("tailer");
+            self.metrics.reconnects("tailer").inc();
             self.stop.wait(backoff.next_delay());
         }
         Ok(())
@@ -149,7 +149,8 @@ impl Blocked {
         if holders.is_empty() || self.since.is_some_and(|(_, at)| at != head.safe()) {
             if self.described_at.is_some() {
                 tailer.board.set_head_blocked(None);
-                tailer.metrics.head_blocked(Duration::ZERO, &[]);
+                tailer.metrics.head_blocked.set(0.0);
+                tailer.metrics.head_blockers([] as [(Option<i32>, &str, Duration); 0]);
                 log::info!("safe head moves again: replica_set={} head={}", tailer.board.replica_set(), head.safe());
             }
             *self = Self::default();
@@ -164,7 +165,8 @@ impl Blocked {
         }
         self.described_at = Some(Instant::now());
         let blockers = events::describe_holders(client, &holders)?;
-        tailer.metrics.head_blocked(since.elapsed(), &blockers);
+        tailer.metrics.head_blocked.set(since.elapsed().as_secs_f64());
+        tailer.metrics.head_blockers(blockers.iter().map(|blocker| (blocker.pid, blocker.name.as_str(), blocker.age)));
         if due(self.logged_at, BLOCKED_LOG) {
             self.logged_at = Some(Instant::now());
             for blocker in &blockers {

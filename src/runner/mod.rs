@@ -26,7 +26,7 @@ use crate::database::{Pool, PooledClient};
 use crate::error::{BoxError, Error};
 use crate::feed::ahead::Ahead;
 use crate::feed::{Feed, Follower};
-use crate::metrics::ProjectionMetrics;
+use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
 use crate::plan::KeySet;
 use crate::projection::{Projection, Scope};
 use crate::status::{Board, ProjectionState};
@@ -79,6 +79,7 @@ pub(crate) struct Runner {
     pub(crate) stop: Stop,
     pub(crate) board: Board,
     pub(crate) metrics: ProjectionMetrics,
+    pub(crate) own_metrics: WorkerProjectionMetrics,
     pub(crate) commands: Receiver<Command>,
     pub(crate) reports: Sender<Report>,
 }
@@ -225,7 +226,7 @@ impl Runner {
             status.keys = KeySet::default().to_string();
             status.position = None;
         });
-        self.metrics.released();
+        self.own_metrics.halted.set(0);
         command
     }
 
@@ -338,8 +339,9 @@ impl Runner {
             row.stored.position = committed.position;
             row.reached = committed.position;
         }
-        self.metrics.committed(committed.events);
         let events = u64::try_from(committed.events).unwrap_or(0);
+        self.metrics.events_processed.inc_by(events);
+        self.metrics.batch_events.observe(f64::from(u32::try_from(committed.events).unwrap_or(u32::MAX)));
         self.board.update_projection(self.projection.name(), |status| status.events += events);
         self.show(work);
     }
@@ -380,7 +382,7 @@ impl Runner {
                 if work.attempts >= self.retry.attempts {
                     log::error!("projection halted: projection={name} attempts={} error={error}", work.attempts);
                     self.set_state(ProjectionState::Halted, Some(&error));
-                    self.metrics.set_halted(true);
+                    self.own_metrics.halted.set(1);
                     return Step::Halt;
                 }
                 self.metrics.retries.inc();
@@ -486,7 +488,7 @@ impl Runner {
         let keys = rows.into_iter().flatten().fold(KeySet::default(), |all, row| all.union(&row.stored.keys)).to_string();
         let position = rows.and_then(VecDeque::front).map(|row| row.reached);
         if let Some(position) = position {
-            self.metrics.set_position(position);
+            self.own_metrics.position.set(position);
         }
         self.board.update_projection(self.projection.name(), |status| {
             status.keys = keys;
