@@ -45,7 +45,10 @@ mod tests {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100));
         for full in [10, 20, 40, 80, 100, 100] {
             let delay = backoff.next_delay();
-            assert!(delay >= Duration::from_millis(full / 2) && delay <= Duration::from_millis(full), "{delay:?} of {full}");
+            assert!(
+                delay >= Duration::from_millis(full / 2) && delay <= Duration::from_millis(full),
+                "{delay:?} of {full}"
+            );
         }
         backoff.reset();
         assert!(backoff.next_delay() <= Duration::from_millis(10));

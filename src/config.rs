@@ -254,18 +254,36 @@ mod tests {
             (refused(|c| c.replica_set = " ".into()), ["replica_set", "empty"]),
             (refused(|c| c.replica_set = "é".repeat(128)), ["replica_set", "256 bytes, 255 are allowed"]),
             (refused(|c| c.replica_set = "a\nb".into()), ["replica_set", "control characters"]),
-            (refused(|c| c.stale_worker_timeout = seconds(14)), ["stale_worker_timeout is 14s", "3 × heartbeat_interval (5s)"]),
+            (
+                refused(|c| c.stale_worker_timeout = seconds(14)),
+                ["stale_worker_timeout is 14s", "3 × heartbeat_interval (5s)"],
+            ),
             (refused(|c| c.heartbeat_interval = Duration::ZERO), ["heartbeat_interval is 0ns", "at least 10 ms"]),
-            (refused(|c| c.session_loss_grace = Some(seconds(31))), ["session_loss_grace is 31s", "stale_worker_timeout (30s)"]),
-            (refused(|c| c.registration_wait = seconds(61)), ["registration_wait is 61s", "coordination_timeout (60s)"]),
+            (
+                refused(|c| c.session_loss_grace = Some(seconds(31))),
+                ["session_loss_grace is 31s", "stale_worker_timeout (30s)"],
+            ),
+            (
+                refused(|c| c.registration_wait = seconds(61)),
+                ["registration_wait is 61s", "coordination_timeout (60s)"],
+            ),
             (refused(|c| c.poll_interval = seconds(61)), ["poll_interval is 61s", "coordination_timeout (60s)"]),
-            (refused(|c| c.event_poll = (seconds(1), Duration::from_millis(5))), ["event_poll is 1s to 5ms", "minimum"]),
+            (
+                refused(|c| c.event_poll = (seconds(1), Duration::from_millis(5))),
+                ["event_poll is 1s to 5ms", "minimum"],
+            ),
             (refused(|c| c.coordination_timeout = Duration::MAX), ["coordination_timeout", "at most 24 h"]),
             (refused(|c| c.batch_size = 0), ["batch_size is 0", "at least 1"]),
             (refused(|c| c.batch_bytes = 0), ["batch_bytes is 0", "at least 1"]),
-            (refused(|c| c.pool_size = Some(1)), ["pool_size is 1", "1 projections × (1 connection to write + 1 to read ahead) = 2"]),
+            (
+                refused(|c| c.pool_size = Some(1)),
+                ["pool_size is 1", "1 projections × (1 connection to write + 1 to read ahead) = 2"],
+            ),
             (refused(|c| c.retry.attempts = 0), ["retry.attempts is 0", "at least once"]),
-            (refused(|c| c.retry.longest_delay = Duration::from_millis(1)), ["retry.longest_delay is 1ms", "first_delay (100ms)"]),
+            (
+                refused(|c| c.retry.longest_delay = Duration::from_millis(1)),
+                ["retry.longest_delay is 1ms", "first_delay (100ms)"],
+            ),
             (refused(|c| c.names = Names::default().schema("a;b")), ["schema is \"a;b\"", "';' is not allowed"]),
         ] {
             for part in parts {

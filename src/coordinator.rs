@@ -91,7 +91,10 @@ impl Coordinator {
                 Ok(()) => break,
                 Err(error) => {
                     if backoff.failures() == 0 {
-                        log::warn!("coordinator lost its connection: worker={} error={error}", self.registration.worker);
+                        log::warn!(
+                            "coordinator lost its connection: worker={} error={error}",
+                            self.registration.worker
+                        );
                     }
                     self.board.database_lost();
                     self.worker_metrics.database_up.set(0);
@@ -196,7 +199,11 @@ impl Coordinator {
         }
     }
 
-    fn load(&self, client: &mut impl postgres::GenericClient, since: ServerTime) -> Result<ClusterView, postgres::Error> {
+    fn load(
+        &self,
+        client: &mut impl postgres::GenericClient,
+        since: ServerTime,
+    ) -> Result<ClusterView, postgres::Error> {
         coordination::load_view(client, &self.names, &self.registration.replica_set, since)
     }
 
@@ -267,7 +274,11 @@ impl Coordinator {
         if !known {
             // Projections that not every worker knows are dealt differently; then the tail serves those rows that lie within.
             self.feed.assign(partition.map_or_else(KeySet::default, |k| KeySet::partition(k, total_partitions)));
-            self.board.set_assignment(partition.map(|partition| Assignment { generation, partition, total_partitions }));
+            self.board.set_assignment(partition.map(|partition| Assignment {
+                generation,
+                partition,
+                total_partitions,
+            }));
         }
         self.runners.run(owner);
         if let Some(since) = self.interrupted.take() {

@@ -194,11 +194,23 @@ pub(crate) fn describe(error: &postgres::Error) -> String {
         }
         return text;
     }
+    with_causes(error)
+}
+
+/// Any error as a person wants to read it: what it is and why, a database error in the server's own words.
+pub(crate) fn describe_any(error: &(dyn std::error::Error + 'static)) -> String {
+    error.downcast_ref::<postgres::Error>().map_or_else(|| with_causes(error), describe)
+}
+
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(error) = cause {
         // Many errors already hold their cause's words.
-        let words = error.to_string();
+        let words = match error.downcast_ref::<postgres::Error>() {
+            Some(error) => describe(error),
+            None => error.to_string(),
+        };
         if !text.contains(&words) {
             text.push_str(": ");
             text.push_str(&words);

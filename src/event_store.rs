@@ -194,9 +194,8 @@ fn validate(expected: ExpectedVersion, events: &[NewEvent]) -> Result<&NewEvent,
     if let ExpectedVersion::Exact(version @ ..0) = expected {
         return invalid(format!("the expected version {version} is negative"));
     }
-    let aggregate = |event: &NewEvent| {
-        format!("{}/{}/{}", event.bounded_context, event.aggregate_type, event.aggregate_id)
-    };
+    let aggregate =
+        |event: &NewEvent| format!("{}/{}/{}", event.bounded_context, event.aggregate_type, event.aggregate_id);
     for (i, event) in events.iter().enumerate() {
         if aggregate(event) != aggregate(first) {
             return invalid(format!(

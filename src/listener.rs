@@ -71,8 +71,10 @@ impl Listener {
                     return Ok(());
                 }
             }
+            drop(heard);
+            drop(notifications);
             if client.is_closed() {
-                // The iterator ends without an error when the server closes the connection.
+                // The iterator ends without an error when the server closes the connection; asking once more gives one.
                 client.simple_query("").map_err(Error::database(doing))?;
             }
         }

@@ -197,7 +197,10 @@ pub struct Orchestrator {
 
 impl std::fmt::Debug for Orchestrator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Orchestrator").field("database", &self.database).field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Orchestrator")
+            .field("database", &self.database)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -240,7 +243,8 @@ impl Orchestrator {
         let worker = WorkerId(uuid::Uuid::new_v4());
         let registration = self.registration(worker);
         let link = {
-            let (database, names, registration) = (self.database.clone(), self.config.names.clone(), registration.clone());
+            let (database, names, registration) =
+                (self.database.clone(), self.config.names.clone(), registration.clone());
             apart("pup-start", move || register(&database, &names, &registration))?
         };
         let trust = Trust::new(self.config.stale_worker_timeout);
@@ -284,13 +288,7 @@ impl Orchestrator {
     ///
     /// Those of [`start`](Self::start), and the error a thread ended with.
     pub fn run(self, shutdown: &Receiver<()>) -> Result<(), Error> {
-        let handle = self.start()?;
-        crossbeam_channel::select! {
-            recv(shutdown) -> _ => {}
-            recv(handle.crew.stop().heard()) -> _ => {}
-        }
-        handle.crew.stop().raise();
-        handle.join()
+        self.start()?.run_until(shutdown)
     }
 
     fn registration(&self, worker: WorkerId) -> Registration {
@@ -330,7 +328,7 @@ struct Start {
 impl Start {
     fn threads(self, link: Link, registration: Registration, begun: Instant) -> Result<Handle, Error> {
         let config = &self.orchestrator.config;
-        let pool = self.pool();
+        let pool = self.pool()?;
         let runners = self.runners(&pool)?;
         let (wake_coordinator, woken_coordinator) = bounded(1);
         let (hint, hints) = bounded(1);
@@ -381,7 +379,7 @@ impl Start {
         Ok(Handle { crew: self.crew, board: self.board, metrics: self.orchestrator.metrics })
     }
 
-    fn pool(&self) -> Pool {
+    fn pool(&self) -> Result<Pool, Error> {
         let config = &self.orchestrator.config;
         let member = self.member;
         self.orchestrator.database.pool(PoolOptions {
@@ -483,6 +481,21 @@ impl Handle {
         self.crew.stop().raise();
     }
 
+    /// Blocks until `shutdown` becomes ready or disconnected, or the worker fails; then leaves gracefully, taking as long as the
+    /// handlers need for what they have begun.
+    ///
+    /// # Errors
+    ///
+    /// The error a thread ended with.
+    pub fn run_until(self, shutdown: &Receiver<()>) -> Result<(), Error> {
+        crossbeam_channel::select! {
+            recv(shutdown) -> _ => {}
+            recv(self.crew.stop().heard()) -> _ => {}
+        }
+        self.crew.stop().raise();
+        self.join()
+    }
+
     /// Leaves gracefully: the runners commit what they have handled, the partitions are handed over, the threads end.
     ///
     /// # Errors
@@ -559,5 +572,7 @@ fn union(scopes: impl Iterator<Item = Scope>) -> Scope {
 
 fn host_name() -> String {
     let from_kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    from_kernel.or_else(|| std::env::var("HOSTNAME").ok()).map_or_else(|| "unknown".into(), |name| name.trim().to_owned())
+    from_kernel
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .map_or_else(|| "unknown".into(), |name| name.trim().to_owned())
 }

@@ -207,7 +207,9 @@ mod tests {
         .unwrap();
         crew.spawn("panics", |_| panic!("the tests say so")).unwrap();
         let error = crew.join(Some(Duration::from_secs(5))).unwrap_err();
-        assert!(matches!(&error, Error::ThreadPanicked { thread, message } if thread == "panics" && message == "the tests say so"));
+        assert!(
+            matches!(&error, Error::ThreadPanicked { thread, message } if thread == "panics" && message == "the tests say so")
+        );
         assert_eq!(crew.stuck().as_deref(), Some("panics"));
     }
 

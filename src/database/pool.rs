@@ -81,7 +81,11 @@ impl Pool {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("size", &self.size).field("in_use", &self.in_use()).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("size", &self.size)
+            .field("open", &self.open())
+            .field("idle", &self.idle())
+            .finish_non_exhaustive()
     }
 }
 
@@ -260,7 +264,7 @@ mod tests {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let database = Database::from_url(&format!("postgres://u:secret@127.0.0.1:{port}/d")).unwrap();
         let pool = database.pool(PoolOptions { size: 2, on_acquire: Box::new(|_| Ok(())) }).unwrap();
-        assert_eq!((pool.size(), pool.in_use()), (2, 0));
+        assert_eq!((pool.size(), pool.open()), (2, 0));
         let error = pool.get(Duration::from_millis(300)).err().unwrap().to_string();
         assert!(error.contains("of 2 within") && error.contains("127.0.0.1") && error.contains("refused"), "{error}");
         assert!(!error.contains("secret"), "{error}");

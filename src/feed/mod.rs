@@ -49,12 +49,8 @@ const NOWHERE: i64 = i64::MIN;
 
 impl Feed {
     pub(crate) fn new(bounds: Bounds) -> Self {
-        let shared = Shared {
-            head: AtomicI64::new(NOWHERE),
-            tail: RwLock::default(),
-            followers: Mutex::default(),
-            bounds,
-        };
+        let shared =
+            Shared { head: AtomicI64::new(NOWHERE), tail: RwLock::default(), followers: Mutex::default(), bounds };
         Self { shared: Arc::new(shared) }
     }
 

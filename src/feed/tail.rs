@@ -25,7 +25,8 @@ impl Tail {
 
     /// Begins anew at a position, for the same keys.
     pub(super) fn skip_to(&mut self, at: i64) {
-        self.restart(std::mem::take(&mut self.keys), at);
+        let keys = std::mem::take(&mut self.keys);
+        self.restart(keys, at);
     }
 
     pub(super) fn keys(&self) -> &KeySet {

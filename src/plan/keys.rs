@@ -3,28 +3,28 @@
 use std::fmt;
 
 /// The number of keys: an event's key is the low 16 bits of the hash of its aggregate id.
-pub const KEY_SPACE: i32 = 65_536;
+pub(crate) const KEY_SPACE: i32 = 65_536;
 
 /// A set of keys: sorted, disjoint, non-adjacent, half-open ranges within `[0, 65536)`.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
-pub struct KeySet {
+pub(crate) struct KeySet {
     ranges: Vec<(i32, i32)>,
 }
 
 impl KeySet {
     /// All keys.
-    pub fn all() -> Self {
+    pub(crate) fn all() -> Self {
         Self::from_ranges([(0, KEY_SPACE)])
     }
 
     /// The k-th of `total` equal contiguous ranges. The ranges of all k are disjoint and cover the key space.
-    pub fn partition(k: usize, total: usize) -> Self {
+    pub(crate) fn partition(k: usize, total: usize) -> Self {
         let bound = |k: usize| i32::try_from(k * 65_536 / total.max(1)).unwrap_or(KEY_SPACE);
         Self::from_ranges([(bound(k), bound(k + 1))])
     }
 
     /// The union of half-open ranges. What lies outside the key space is dropped.
-    pub fn from_ranges(ranges: impl IntoIterator<Item = (i32, i32)>) -> Self {
+    pub(crate) fn from_ranges(ranges: impl IntoIterator<Item = (i32, i32)>) -> Self {
         let mut sorted: Vec<(i32, i32)> = ranges
             .into_iter()
             .map(|(low, high)| (low.max(0), high.min(KEY_SPACE)))
@@ -42,31 +42,32 @@ impl KeySet {
     }
 
     /// The ranges, ascending.
-    pub fn ranges(&self) -> &[(i32, i32)] {
+    pub(crate) fn ranges(&self) -> &[(i32, i32)] {
         &self.ranges
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
-    pub fn contains(&self, key: i32) -> bool {
+    pub(crate) fn contains(&self, key: i32) -> bool {
         let after = self.ranges.partition_point(|(low, _)| *low <= key);
         after > 0 && key < self.ranges[after - 1].1
     }
 
-    pub fn union(&self, other: &Self) -> Self {
+    pub(crate) fn union(&self, other: &Self) -> Self {
         Self::from_ranges(self.ranges.iter().chain(&other.ranges).copied())
     }
 
-    pub fn intersection(&self, other: &Self) -> Self {
-        Self::from_ranges(self.ranges.iter().flat_map(|a| {
-            other.ranges.iter().map(move |b| (a.0.max(b.0), a.1.min(b.1)))
-        }))
+    pub(crate) fn intersection(&self, other: &Self) -> Self {
+        Self::from_ranges(
+            self.ranges.iter().flat_map(|a| other.ranges.iter().map(move |b| (a.0.max(b.0), a.1.min(b.1)))),
+        )
     }
 
     /// How many keys the set holds.
-    pub fn len(&self) -> i32 {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> i32 {
         self.ranges.iter().map(|(low, high)| high - low).sum()
     }
 }
@@ -113,7 +114,9 @@ mod tests {
     #[test]
     fn membership_follows_half_open_bounds() {
         let set = KeySet::from_ranges([(10, 20), (30, 40)]);
-        for (key, inside) in [(9, false), (10, true), (19, true), (20, false), (29, false), (30, true), (39, true), (40, false)] {
+        for (key, inside) in
+            [(9, false), (10, true), (19, true), (20, false), (29, false), (30, true), (39, true), (40, false)]
+        {
             assert_eq!(set.contains(key), inside, "key {key}");
         }
         assert!(!KeySet::default().contains(0));

@@ -17,27 +17,26 @@ mod view;
 
 use std::time::Duration;
 
-pub use keys::{KEY_SPACE, KeySet};
-pub use view::{
-    ClusterView, GenerationState, GenerationView, ServerTime, Session, WorkerId, WorkerState, WorkerView,
-};
+pub(crate) use keys::KeySet;
+pub(crate) use view::{ClusterView, GenerationState, GenerationView, ServerTime, Session, WorkerView};
+pub use view::{WorkerId, WorkerState};
 
 /// The durations that decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// A worker whose last heartbeat is older is dead.
-    pub stale_worker_timeout: Duration,
+    pub(crate) stale_worker_timeout: Duration,
     /// A worker whose session lock has been gone for this long is dead; `None` where heartbeats alone speak.
-    pub session_loss_grace: Option<Duration>,
+    pub(crate) session_loss_grace: Option<Duration>,
     /// A worker that is not ready this long after its generation was created is left out.
-    pub coordination_timeout: Duration,
+    pub(crate) coordination_timeout: Duration,
     /// How long joins are gathered while a complete generation is active.
-    pub registration_wait: Duration,
+    pub(crate) registration_wait: Duration,
 }
 
 /// Why a generation is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Cause {
+pub(crate) enum Cause {
     /// The replica set has no generation, or nobody of the last one is left.
     Started,
     /// Workers joined.
@@ -47,7 +46,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Started => "started",
             Self::Joined => "joined",
@@ -58,7 +57,7 @@ impl Cause {
 
 /// Why a worker is evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Death {
+pub(crate) enum Death {
     /// Its session lock was gone for the grace period.
     SessionLost,
     /// Its heartbeats stopped.
@@ -68,7 +67,7 @@ pub enum Death {
 }
 
 impl Death {
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::SessionLost => "session lost",
             Self::Stale => "heartbeats stopped",
@@ -79,7 +78,7 @@ impl Death {
 
 /// A change to what the workers share.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Action {
+pub(crate) enum Action {
     /// Note that the worker's session lock is gone, from now on.
     NoteSessionLost(WorkerId),
     /// Drop that note: the lock is held again.
@@ -94,15 +93,15 @@ pub enum Action {
 
 /// What [`plan`] decided.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Plan {
-    pub actions: Vec<Action>,
+pub(crate) struct Plan {
+    pub(crate) actions: Vec<Action>,
     /// When the passing of time alone may bring the next action, if it may.
-    pub recheck_after: Option<Duration>,
+    pub(crate) recheck_after: Option<Duration>,
 }
 
 /// What a worker has to do itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stance {
+pub(crate) enum Stance {
     /// It is not a member any more: pause, then register again.
     Rejoin,
     /// It has no partition: stay paused.
@@ -116,7 +115,7 @@ pub enum Stance {
 }
 
 /// Decides what to change in what the workers share. See the module's documentation.
-pub fn plan(view: &ClusterView, policy: &Policy) -> Plan {
+pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
     let mut plan = Plan::default();
     let mut alive: Vec<&WorkerView> = Vec::with_capacity(view.workers.len());
     for worker in &view.workers {
@@ -184,7 +183,7 @@ fn judge(worker: &WorkerView, view: &ClusterView, policy: &Policy, plan: &mut Pl
 }
 
 /// Decides what this worker has to do itself.
-pub fn stance(view: &ClusterView, me: WorkerId) -> Stance {
+pub(crate) fn stance(view: &ClusterView, me: WorkerId) -> Stance {
     let Some(worker) = view.worker(me) else { return Stance::Rejoin };
     let Some(generation) = view.generation.as_ref().filter(|g| g.number == worker.generation) else {
         return Stance::Wait;

@@ -60,12 +60,7 @@ use GenerationState::{Active, Pending};
 
 #[test]
 fn the_very_first_start_waits_for_nobody() {
-    let view = ClusterView {
-        now: at(100),
-        observing_since: at(100),
-        generation: None,
-        workers: vec![joined(1, 100)],
-    };
+    let view = ClusterView { now: at(100), observing_since: at(100), generation: None, workers: vec![joined(1, 100)] };
     let expected = Action::CreateGeneration { number: 1, cause: Cause::Started, members: vec![id(1)] };
     assert_eq!(plan(&view, &POLICY).actions, [expected]);
 }

@@ -17,11 +17,11 @@ impl fmt::Display for WorkerId {
 
 /// A moment on the server's clock, in microseconds. It is compared with nothing but others of its kind (I6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct ServerTime(pub i64);
+pub(crate) struct ServerTime(pub(crate) i64);
 
 impl ServerTime {
     /// How long ago `earlier` was; zero if it lies ahead.
-    pub fn since(self, earlier: Self) -> Duration {
+    pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 }
@@ -71,7 +71,7 @@ impl fmt::Display for WorkerState {
 
 /// Where a generation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GenerationState {
+pub(crate) enum GenerationState {
     /// Its workers are pausing.
     Pending,
     /// Its workers own their partitions.
@@ -80,16 +80,16 @@ pub enum GenerationState {
 
 /// The newest generation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct GenerationView {
-    pub number: i64,
-    pub state: GenerationState,
-    pub total_partitions: usize,
-    pub created_at: ServerTime,
+pub(crate) struct GenerationView {
+    pub(crate) number: i64,
+    pub(crate) state: GenerationState,
+    pub(crate) total_partitions: usize,
+    pub(crate) created_at: ServerTime,
 }
 
 /// What is known of a worker's session lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Session {
+pub(crate) enum Session {
     /// Held: the process is connected.
     Held,
     /// Not held, and nobody has noted that yet.
@@ -104,30 +104,30 @@ pub enum Session {
 
 /// One registered worker that has not stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct WorkerView {
-    pub id: WorkerId,
-    pub state: WorkerState,
+pub(crate) struct WorkerView {
+    pub(crate) id: WorkerId,
+    pub(crate) state: WorkerState,
     /// The generation it was last given a partition of; 0 before the first.
-    pub generation: i64,
-    pub partition: Option<usize>,
-    pub session: Session,
-    pub registered_at: ServerTime,
-    pub last_heartbeat: ServerTime,
+    pub(crate) generation: i64,
+    pub(crate) partition: Option<usize>,
+    pub(crate) session: Session,
+    pub(crate) registered_at: ServerTime,
+    pub(crate) last_heartbeat: ServerTime,
 }
 
 /// A replica set as one snapshot shows it. Stopped workers are not in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ClusterView {
-    pub now: ServerTime,
+pub(crate) struct ClusterView {
+    pub(crate) now: ServerTime,
     /// Since when the observer's own session exists. Nobody is judged by what happened before: after a restart or a failover of
     /// the server every session is gone and every heartbeat old, and the others need their time to come back.
-    pub observing_since: ServerTime,
-    pub generation: Option<GenerationView>,
-    pub workers: Vec<WorkerView>,
+    pub(crate) observing_since: ServerTime,
+    pub(crate) generation: Option<GenerationView>,
+    pub(crate) workers: Vec<WorkerView>,
 }
 
 impl ClusterView {
-    pub fn worker(&self, id: WorkerId) -> Option<&WorkerView> {
+    pub(crate) fn worker(&self, id: WorkerId) -> Option<&WorkerView> {
         self.workers.iter().find(|worker| worker.id == id)
     }
 }

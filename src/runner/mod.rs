@@ -23,7 +23,7 @@ use postgres::Statement;
 use crate::backoff::Backoff;
 use crate::config::Retry;
 use crate::database::{Pool, PooledClient};
-use crate::error::{BoxError, Error};
+use crate::error::{BoxError, Error, describe_any};
 use crate::feed::ahead::Ahead;
 use crate::feed::{Feed, Follower};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
@@ -300,9 +300,13 @@ impl Runner {
             }
             Err(Failure::Handler { error, handled }) => {
                 let error = match batch.events.get(handled) {
-                    Some(event) => {
-                        format!("at global position {} (event {}): {error}", event.global_position(), event.event_id()).into()
-                    }
+                    Some(event) => format!(
+                        "at global position {} (event {}): {}",
+                        event.global_position(),
+                        event.event_id(),
+                        describe_any(&*error)
+                    )
+                    .into(),
                     None => error,
                 };
                 work.rest = Some(batch);
@@ -367,7 +371,7 @@ impl Runner {
                 work.connection = None;
                 self.metrics.retries.inc();
                 if work.hiccups.failures() == 0 {
-                    log::warn!("batch failed, tried again: projection={name} error={error}");
+                    log::warn!("batch failed, tried again: projection={name} error={}", describe_any(&*error));
                 }
                 self.set_state(ProjectionState::Retrying, Some(&error));
                 Step::Delay(work.hiccups.next_delay())
@@ -410,7 +414,7 @@ impl Runner {
     fn load_rows(&self, work: &mut Work) -> Result<(), Failure> {
         let owner = work.owner;
         let connection = self.connect(&mut work.connection)?;
-        let rows = checkpoints::owned(&mut *connection.client, &self.names, self.projection.name(), owner)
+        let rows = checkpoints::owned(&mut **connection.client, &self.names, self.projection.name(), owner)
             .map_err(transient)?;
         log::debug!("checkpoints loaded: projection={} rows={rows:?}", self.projection.name());
         work.rows = Some(rows.into_iter().map(|stored| Row { reached: stored.position, stored }).collect());
@@ -422,12 +426,13 @@ impl Runner {
     fn merge_first_two(&self, work: &mut Work) -> Result<(), Failure> {
         self.note_position(work)?;
         let owner = work.owner;
-        let Some([from, into]) = work.rows.as_ref().and_then(|rows| Some([rows.front()?.stored.clone(), rows.get(1)?.stored.clone()]))
+        let Some([from, into]) =
+            work.rows.as_ref().and_then(|rows| Some([rows.front()?.stored.clone(), rows.get(1)?.stored.clone()]))
         else {
             return Ok(());
         };
         let connection = self.connect(&mut work.connection)?;
-        if !checkpoints::merge(&mut *connection.client, &self.names, &into, &from, owner).map_err(transient)? {
+        if !checkpoints::merge(&mut **connection.client, &self.names, &into, &from, owner).map_err(transient)? {
             return Err(Failure::Fenced);
         }
         if let Some(rows) = work.rows.as_mut() {
@@ -465,7 +470,7 @@ impl Runner {
         if row.reached > row.stored.position {
             let connection = self.connect(&mut work.connection)?;
             let moved =
-                checkpoints::advance(&mut *connection.client, &connection.advance, &row.stored, owner, row.reached);
+                checkpoints::advance(&mut **connection.client, &connection.advance, &row.stored, owner, row.reached);
             if !moved.map_err(transient)? {
                 return Err(Failure::Fenced);
             }
@@ -478,14 +483,15 @@ impl Runner {
     fn set_state(&self, state: ProjectionState, error: Option<&BoxError>) {
         self.board.update_projection(self.projection.name(), |status| {
             status.state = state;
-            status.error = error.map(ToString::to_string);
+            status.error = error.map(|error| describe_any(&**error));
         });
     }
 
     /// Shows on the board that it runs, and how far it is.
     fn show(&self, work: &Work) {
         let rows = work.rows.as_ref();
-        let keys = rows.into_iter().flatten().fold(KeySet::default(), |all, row| all.union(&row.stored.keys)).to_string();
+        let keys =
+            rows.into_iter().flatten().fold(KeySet::default(), |all, row| all.union(&row.stored.keys)).to_string();
         let position = rows.and_then(VecDeque::front).map(|row| row.reached);
         if let Some(position) = position {
             self.own_metrics.position.set(position);

@@ -228,8 +228,7 @@ pub(crate) fn advance(
     owner: Owner,
     to: i64,
 ) -> Result<bool, postgres::Error> {
-    let updated =
-        client.execute(statement, &[&row.id, &row.position, &owner.generation, &owner.worker.0, &to])?;
+    let updated = client.execute(statement, &[&row.id, &row.position, &owner.generation, &owner.worker.0, &to])?;
     Ok(updated == 1)
 }
 

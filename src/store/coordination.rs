@@ -48,7 +48,11 @@ pub(crate) fn server_time(client: &mut Client) -> Result<ServerTime, postgres::E
 }
 
 /// Begins a transaction that holds the replica set's lock. Whoever has it may change what its workers share.
-pub(crate) fn lock<'c>(client: &'c mut Client, names: &Names, replica_set: &str) -> Result<Transaction<'c>, postgres::Error> {
+pub(crate) fn lock<'c>(
+    client: &'c mut Client,
+    names: &Names,
+    replica_set: &str,
+) -> Result<Transaction<'c>, postgres::Error> {
     let mut tx = client.transaction()?;
     tx.batch_execute(&format!(
         "SET LOCAL lock_timeout = '{LOCK_PATIENCE}'; SET LOCAL idle_in_transaction_session_timeout = '{LOCK_PATIENCE}'"
@@ -171,7 +175,12 @@ pub(crate) fn register(client: &mut Client, names: &Names, worker: &Registration
 }
 
 /// Says that the worker is alive. False if it has been evicted.
-pub(crate) fn heartbeat(client: &mut Client, names: &Names, worker: WorkerId, safe_head: i64) -> Result<bool, postgres::Error> {
+pub(crate) fn heartbeat(
+    client: &mut Client,
+    names: &Names,
+    worker: WorkerId,
+    safe_head: i64,
+) -> Result<bool, postgres::Error> {
     let sql = format!(
         "UPDATE {} SET last_heartbeat = clock_timestamp(), safe_head = greatest(safe_head, $2)
          WHERE id = $1 AND state <> 'stopped'",
@@ -295,12 +304,7 @@ fn create_generation(
             "INSERT INTO {generations} (replica_set, number, state, total_partitions, reason, created_at)
              VALUES ($1, $2, 'pending', cardinality($3), $4, clock_timestamp())"
         ),
-        &[
-            replica_set_param.clone(),
-            (&number, Type::INT8),
-            (&ids, Type::UUID_ARRAY),
-            (&cause.as_str(), Type::TEXT),
-        ],
+        &[replica_set_param.clone(), (&number, Type::INT8), (&ids, Type::UUID_ARRAY), (&cause.as_str(), Type::TEXT)],
     )?;
     tx.execute_typed(
         &format!(

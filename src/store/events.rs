@@ -79,15 +79,7 @@ pub(crate) fn prepare_read(client: &mut Client, names: &Names) -> Result<Stateme
     );
     client.prepare_typed(
         &sql,
-        &[
-            Type::INT8,
-            Type::INT8,
-            Type::INT4MULTI_RANGE,
-            Type::TEXT_ARRAY,
-            Type::TEXT_ARRAY,
-            Type::INT8,
-            Type::INT8,
-        ],
+        &[Type::INT8, Type::INT8, Type::INT4MULTI_RANGE, Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::INT8, Type::INT8],
     )
 }
 
@@ -101,15 +93,8 @@ pub(crate) fn read(
 ) -> Result<Batch, postgres::Error> {
     let limit = i64::try_from(bounds.events).unwrap_or(i64::MAX);
     let bytes = i64::try_from(bounds.bytes).unwrap_or(i64::MAX);
-    let params: [&(dyn ToSql + Sync); 7] = [
-        &range.after,
-        &range.upto,
-        &range.keys,
-        &scope.aggregate_types,
-        &scope.bounded_contexts,
-        &limit,
-        &bytes,
-    ];
+    let params: [&(dyn ToSql + Sync); 7] =
+        [&range.after, &range.upto, &range.keys, &scope.aggregate_types, &scope.bounded_contexts, &limit, &bytes];
     let rows = client.query(statement, &params)?;
     let events = rows.iter().map(event_of).collect::<Result<Vec<_>, _>>()?;
     // The server leaves out what comes after the event that reaches the bytes. So fewer rows than asked for, the last of which does
@@ -203,7 +188,11 @@ pub(crate) fn prepare_holders(client: &mut Client) -> Result<Statement, postgres
 }
 
 /// The transactions that may have events in flight at this moment.
-pub(crate) fn holders(client: &mut Client, statement: &Statement, names: &Names) -> Result<Vec<Holder>, postgres::Error> {
+pub(crate) fn holders(
+    client: &mut Client,
+    statement: &Statement,
+    names: &Names,
+) -> Result<Vec<Holder>, postgres::Error> {
     let rows = client.query(statement, &[&names.events().to_string()])?;
     Ok(rows.iter().map(|row| Holder { transaction: row.get(0), pid: row.get(1) }).collect())
 }

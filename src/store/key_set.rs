@@ -42,7 +42,9 @@ impl<'a> FromSql<'a> for KeySet {
         for _ in 0..count {
             let (length, flags) = (words.int()?, words.byte()?);
             if length != RANGE_BYTES || flags != LOWER_INCLUSIVE {
-                return Err(format!("a key range of {length} bytes with flags {flags:#x} is not of the form [a,b)").into());
+                return Err(
+                    format!("a key range of {length} bytes with flags {flags:#x} is not of the form [a,b)").into()
+                );
             }
             let (_, low, _, high) = (words.int()?, words.int()?, words.int()?, words.int()?);
             ranges.push((low, high));

@@ -40,8 +40,11 @@ impl Names {
 pub(crate) fn migrate(client: &mut Client, names: &Names) -> Result<(), Error> {
     let mut tx = client.transaction().map_err(Error::database("beginning the migration"))?;
     // The lock's key is derived from the table's name, so that schemas do not wait for one another.
-    tx.execute_typed("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", &[(&names.migrations().to_string(), Type::TEXT)])
-        .map_err(Error::database("waiting for the migration lock"))?;
+    tx.execute_typed(
+        "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))",
+        &[(&names.migrations().to_string(), Type::TEXT)],
+    )
+    .map_err(Error::database("waiting for the migration lock"))?;
     let applied = applied(&mut tx, names)?;
     if applied == Some(VERSION) {
         return Ok(());
@@ -52,7 +55,8 @@ pub(crate) fn migrate(client: &mut Client, names: &Names) -> Result<(), Error> {
     super::preflight::creation_privileges(&mut tx, names)?;
     tx.batch_execute(&preamble(names)).map_err(Error::database("creating the schema"))?;
     for (number, (_, sql)) in (1..).zip(MIGRATIONS).skip(usize::try_from(applied.unwrap_or(0)).unwrap_or(0)) {
-        tx.batch_execute(&(fill(names, sql) + &record(names, number))).map_err(Error::database("applying a migration"))?;
+        tx.batch_execute(&(fill(names, sql) + &record(names, number)))
+            .map_err(Error::database("applying a migration"))?;
         log::info!("migration applied: schema={} number={number}", names.schema_name());
     }
     tx.commit().map_err(Error::database("committing the migration"))
@@ -98,7 +102,10 @@ fn preamble(names: &Names) -> String {
 }
 
 fn record(names: &Names, number: i32) -> String {
-    format!("INSERT INTO {} (number, hash_probe) VALUES ({number}, ({HASH_PROBE})) ON CONFLICT DO NOTHING;\n", names.migrations())
+    format!(
+        "INSERT INTO {} (number, hash_probe) VALUES ({number}, ({HASH_PROBE})) ON CONFLICT DO NOTHING;\n",
+        names.migrations()
+    )
 }
 
 fn fill(names: &Names, sql: &str) -> String {

@@ -75,7 +75,14 @@ impl Names {
         check("aggregate_heads_table", &self.aggregate_heads)?;
         // The longest of our own names must fit behind the prefix.
         check("prefix", &self.prefix)?;
-        check("prefix", &format!("{}{}", self.prefix, Own::ALL.iter().map(|own| own.suffix()).max_by_key(|s| s.len()).unwrap_or("")))
+        check(
+            "prefix",
+            &format!(
+                "{}{}",
+                self.prefix,
+                Own::ALL.iter().map(|own| own.suffix()).max_by_key(|s| s.len()).unwrap_or("")
+            ),
+        )
     }
 
     pub(crate) fn schema_name(&self) -> &str {
@@ -109,7 +116,14 @@ impl Names {
     /// The quoted name of an index on one of the orchestrator's own tables; the table's schema is the index's.
     pub(crate) fn index(&self, name: &str) -> String {
         let mut index = format!("{}{name}", self.prefix);
-        index.truncate(index.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= MAX_IDENTIFIER_BYTES).last().unwrap_or(0));
+        index.truncate(
+            index
+                .char_indices()
+                .map(|(at, c)| at + c.len_utf8())
+                .take_while(|end| *end <= MAX_IDENTIFIER_BYTES)
+                .last()
+                .unwrap_or(0),
+        );
         format!("\"{index}\"")
     }
 
@@ -185,10 +199,7 @@ fn check(field: &str, name: &str) -> Result<(), Error> {
         return refuse("a name cannot be empty");
     }
     if name.len() > MAX_IDENTIFIER_BYTES {
-        return refuse(&format!(
-            "it has {} bytes, PostgreSQL's names have {MAX_IDENTIFIER_BYTES} at most",
-            name.len()
-        ));
+        return refuse(&format!("it has {} bytes, PostgreSQL's names have {MAX_IDENTIFIER_BYTES} at most", name.len()));
     }
     match name.chars().find(|c| !(c.is_alphanumeric() || matches!(c, '_' | '-' | '$'))) {
         Some(c) => refuse(&format!("{c:?} is not allowed: use letters, digits, '_', '-' and '$'")),

@@ -54,9 +54,10 @@ pub(crate) fn server(client: &mut Client) -> Result<(), Error> {
     }
     if in_recovery {
         return Err(Error::UnsupportedServer {
-            problem: "it is in recovery (a standby): connect to the primary, where the events are written; with several \
+            problem:
+                "it is in recovery (a standby): connect to the primary, where the events are written; with several \
                       hosts in the URL, target_session_attrs=read-write finds it"
-                .into(),
+                    .into(),
         });
     }
     Ok(())
@@ -128,7 +129,9 @@ pub(crate) fn columns(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Err
             let found = rows.iter().find(|row| row.get::<_, &str>(0) == *column).map(|row| row.get::<_, &str>(1));
             let problem = match found {
                 Some(found) if types.contains(&found) => continue,
-                Some(found) => format!("column {column} of {table} has type {found}, and {} is needed", types.join(" or ")),
+                Some(found) => {
+                    format!("column {column} of {table} has type {found}, and {} is needed", types.join(" or "))
+                }
                 None => format!("table {table} has no column {column} (of type {})", types.join(" or ")),
             };
             return Err(Error::Schema { problem });
@@ -158,23 +161,25 @@ fn sequence(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
         });
     }
     if increment < 1 {
-        return Err(Error::UnsupportedServer { problem: format!("sequence {name} counts down (INCREMENT {increment})") });
+        return Err(Error::UnsupportedServer {
+            problem: format!("sequence {name} counts down (INCREMENT {increment})"),
+        });
     }
     Ok(())
 }
 
 fn privileges(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
     for schema in [names.schema_name(), names.events_schema_name()] {
-        demand(tx, "has_schema_privilege", &format!("\"{schema}\""), "USAGE", "schema")?;
+        demand(tx, Object::Schema, &format!("\"{schema}\""), "USAGE")?;
     }
-    demand(tx, "has_table_privilege", &names.events().to_string(), "SELECT", "table")?;
-    demand(tx, "has_table_privilege", &names.own(Own::Migrations).to_string(), "SELECT", "table")?;
+    demand(tx, Object::Table, &names.events().to_string(), "SELECT")?;
+    demand(tx, Object::Table, &names.migrations().to_string(), "SELECT")?;
     for own in [Own::ReplicaSets, Own::Generations, Own::Workers, Own::Projections, Own::Checkpoints] {
         let table = names.own(own).to_string();
         for privilege in ["SELECT", "INSERT", "UPDATE", "DELETE"] {
             // Replica sets and projections are never deleted.
             if privilege != "DELETE" || !matches!(own, Own::ReplicaSets | Own::Projections) {
-                demand(tx, "has_table_privilege", &table, privilege, "table")?;
+                demand(tx, Object::Table, &table, privilege)?;
             }
         }
     }
@@ -205,27 +210,41 @@ pub(crate) fn creation_privileges(tx: &mut Transaction<'_>, names: &Names) -> Re
         }
         return Ok(());
     }
-    demand(tx, "has_schema_privilege", &schema, "CREATE", "schema")?;
+    demand(tx, Object::Schema, &schema, "CREATE")?;
     let events_schema = format!("\"{}\"", names.events_schema_name());
     if events_schema != schema
         && exists(tx, "to_regnamespace", &events_schema)?
         && !(exists(tx, "to_regclass", &names.events().to_string())?
             && exists(tx, "to_regclass", &names.aggregate_heads().to_string())?)
     {
-        demand(tx, "has_schema_privilege", &events_schema, "CREATE", "schema")?;
+        demand(tx, Object::Schema, &events_schema, "CREATE")?;
     }
     Ok(())
 }
 
-fn demand(tx: &mut Transaction<'_>, function: &str, name: &str, privilege: &str, kind: &str) -> Result<(), Error> {
+/// What a privilege is about.
+#[derive(Debug, Clone, Copy)]
+enum Object {
+    Schema,
+    Table,
+}
+
+fn demand(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &str) -> Result<(), Error> {
+    // Looked up as identifiers are: a schema's name would otherwise be taken literally, quotes included.
+    let (kind, has) = match object {
+        Object::Schema => ("schema", "has_schema_privilege(to_regnamespace($1)::oid, $2)"),
+        Object::Table => ("table", "has_table_privilege(to_regclass($1)::oid, $2)"),
+    };
     let row = tx
-        .query_typed_one(
-            &format!("SELECT {function}($1, $2), current_user::text"),
-            &[(&name, Type::TEXT), (&privilege, Type::TEXT)],
-        )
+        .query_typed_one(&format!("SELECT {has}, current_user::text"), &[(&name, Type::TEXT), (&privilege, Type::TEXT)])
         .map_err(Error::database("verifying the privileges"))?;
-    if row.get(0) {
-        return Ok(());
+    match row.get::<_, Option<bool>>(0) {
+        Some(true) => Ok(()),
+        Some(false) => Err(Error::MissingPrivilege {
+            user: row.get(1),
+            privilege: privilege.into(),
+            object: format!("{kind} {name}"),
+        }),
+        None => Err(Error::Schema { problem: format!("there is no {kind} {name}") }),
     }
-    Err(Error::MissingPrivilege { user: row.get(1), privilege: privilege.into(), object: format!("{kind} {name}") })
 }

@@ -65,10 +65,7 @@ pub(crate) fn notify_coordination(
     replica_set: &str,
 ) -> Result<(), postgres::Error> {
     let payload = coordination_payload(names, replica_set);
-    client.query_typed(
-        "SELECT pg_notify($1, $2)",
-        &[(&COORDINATION_CHANNEL, Type::TEXT), (&payload, Type::TEXT)],
-    )?;
+    client.query_typed("SELECT pg_notify($1, $2)", &[(&COORDINATION_CHANNEL, Type::TEXT), (&payload, Type::TEXT)])?;
     Ok(())
 }
 
