@@ -7,5 +7,7 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod joins_and_leaves;
 mod private_postgres;
 mod support;
+mod tls;

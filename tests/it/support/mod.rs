@@ -4,6 +4,9 @@
 #[path = "../../../examples/support/private_postgres.rs"]
 mod private_postgres;
 
+pub(crate) mod ledger;
+pub(crate) mod workers;
+
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;

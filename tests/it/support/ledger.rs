@@ -1,0 +1,101 @@
+//! A read model that shows every mistake: one row per handled event, in the order of handling, with nothing to hide a repetition.
+
+use std::time::Duration;
+
+use postgres::{Client, GenericClient, Transaction};
+use pupsourcing_orchestrator::{BoxError, Event, NewEvent, Projection, Scope, StartAt};
+
+/// Writes each event it handles into the table `ledger`.
+pub(crate) struct Ledger {
+    pub(crate) name: &'static str,
+    pub(crate) scope: Scope,
+    pub(crate) start_at: StartAt,
+    /// How long handling one event takes.
+    pub(crate) takes: Duration,
+}
+
+impl Ledger {
+    pub(crate) fn named(name: &'static str) -> Self {
+        Self { name, scope: Scope::all(), start_at: StartAt::Beginning, takes: Duration::ZERO }
+    }
+
+    pub(crate) fn create_table(client: &mut Client) {
+        client
+            .batch_execute(
+                "CREATE TABLE IF NOT EXISTS ledger (seq bigserial PRIMARY KEY, projection text NOT NULL,
+                     global_position bigint NOT NULL, aggregate_id text NOT NULL, aggregate_version bigint NOT NULL,
+                     backend int NOT NULL DEFAULT pg_backend_pid())",
+            )
+            .unwrap();
+    }
+}
+
+impl Projection for Ledger {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn scope(&self) -> Scope {
+        self.scope.clone()
+    }
+
+    fn start_at(&self) -> StartAt {
+        self.start_at
+    }
+
+    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+        if !self.takes.is_zero() {
+            crossbeam_channel::never::<()>().recv_timeout(self.takes).unwrap_err();
+        }
+        tx.execute(
+            "INSERT INTO ledger (projection, global_position, aggregate_id, aggregate_version) VALUES ($1, $2, $3, $4)",
+            &[&self.name, &event.global_position(), &event.aggregate_id(), &event.aggregate_version()],
+        )?;
+        Ok(())
+    }
+}
+
+/// How many events the projection has in its ledger.
+pub(crate) fn handled(client: &mut impl GenericClient, projection: &str) -> i64 {
+    client.query_one("SELECT count(*) FROM ledger WHERE projection = $1", &[&projection]).unwrap().get(0)
+}
+
+/// Whether the projection has handled every event, in this moment.
+pub(crate) fn is_complete(client: &mut impl GenericClient, projection: &str) -> bool {
+    let sql = "SELECT NOT EXISTS (SELECT FROM events e WHERE NOT EXISTS (
+                   SELECT FROM ledger l WHERE l.projection = $1 AND l.global_position = e.global_position))";
+    client.query_one(sql, &[&projection]).unwrap().get(0)
+}
+
+/// Every event once, and those of each aggregate in the order of their versions.
+#[track_caller]
+pub(crate) fn assert_exactly_once(client: &mut impl GenericClient, projection: &str) {
+    let sql = "WITH l AS (SELECT *, lag(aggregate_version) OVER (PARTITION BY aggregate_id ORDER BY seq) AS before
+                          FROM ledger WHERE projection = $1)
+               SELECT (SELECT count(*) FROM events e WHERE NOT EXISTS (SELECT FROM l WHERE l.global_position = e.global_position)),
+                      (SELECT count(*) - count(DISTINCT global_position) FROM l),
+                      (SELECT count(*) FROM l WHERE before >= aggregate_version)";
+    let row = client.query_one(sql, &[&projection]).unwrap();
+    let found: (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!(found, (0, 0, 0), "(missing, repeated, out of order) of {projection}");
+}
+
+/// Appends `count` events spread over `aggregates` aggregates with one plain statement, as a foreign writer would, going on from the
+/// versions that are there.
+pub(crate) fn append_plainly(client: &mut impl GenericClient, count: i64, aggregates: i64) {
+    client
+        .execute(
+            "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+             SELECT 'test', 'Thing', id, coalesce((SELECT max(aggregate_version) FROM events e
+                        WHERE e.bounded_context = 'test' AND e.aggregate_type = 'Thing' AND e.aggregate_id = id), 0) + n,
+                    gen_random_uuid(), 'Happened', '\\x01'
+             FROM (SELECT 'thing-' || (i % $2::bigint) AS id, 1 + i / $2::bigint AS n, i FROM generate_series(0::bigint, $1 - 1) AS i) AS g ORDER BY i",
+            &[&count, &aggregates],
+        )
+        .unwrap();
+}
+
+/// An event of one aggregate, for the event store.
+pub(crate) fn thing(id: &str) -> NewEvent {
+    NewEvent::new("test", "Thing", id, "Happened", vec![1])
+}
