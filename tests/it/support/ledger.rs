@@ -89,7 +89,7 @@ pub(crate) fn append_plainly(client: &mut impl GenericClient, count: i64, aggreg
              SELECT 'test', 'Thing', id, coalesce((SELECT max(aggregate_version) FROM events e
                         WHERE e.bounded_context = 'test' AND e.aggregate_type = 'Thing' AND e.aggregate_id = id), 0) + n,
                     gen_random_uuid(), 'Happened', '\\x01'
-             FROM (SELECT 'thing-' || (i % $2::bigint) AS id, 1 + i / $2::bigint AS n, i FROM generate_series(0::bigint, $1 - 1) AS i) AS g ORDER BY i",
+             FROM (SELECT 'thing-' || (i % $2::bigint) AS id, 1 + i / $2::bigint AS n, i FROM generate_series(0::bigint, $1::bigint - 1) AS i) AS g ORDER BY i",
             &[&count, &aggregates],
         )
         .unwrap();
