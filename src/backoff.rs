@@ -1,6 +1,6 @@
 //! Growing delays with jitter, so that many workers that lost the same server do not come back in step.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Delays that double from the first to the longest; each is drawn between half of its value and all of it.
 #[derive(Debug, Clone)]
@@ -8,11 +8,15 @@ pub(crate) struct Backoff {
     first: Duration,
     longest: Duration,
     failures: u32,
+    logged_at: Option<Instant>,
 }
+
+/// How often a failure that goes on is mentioned in the log.
+const LOG_EVERY: Duration = Duration::from_secs(30);
 
 impl Backoff {
     pub(crate) fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, longest, failures: 0 }
+        Self { first, longest, failures: 0, logged_at: None }
     }
 
     /// For connections: quick enough that a worker is back within the session-loss grace of its peers.
@@ -27,8 +31,13 @@ impl Backoff {
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    pub(crate) fn failures(&self) -> u32 {
-        self.failures
+    /// Whether this failure is worth a line in the log: the first of its row, and then one every 30 s.
+    pub(crate) fn is_worth_logging(&mut self) -> bool {
+        let due = self.failures == 0 || self.logged_at.is_none_or(|at| at.elapsed() >= LOG_EVERY);
+        if due {
+            self.logged_at = Some(Instant::now());
+        }
+        due
     }
 
     pub(crate) fn reset(&mut self) {

@@ -27,6 +27,8 @@ use crate::store::{Names, session};
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
 
+/// How long a connection on which something failed has to answer.
+const VALIDITY_PATIENCE: Duration = Duration::from_secs(2);
 /// A leaving worker that cannot reach the database gives up after this time: its peers will see that its session is gone.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -72,7 +74,7 @@ pub(crate) struct Link {
 
 impl Coordinator {
     /// Runs until the worker has left. `link` is the connection on which the worker was registered.
-    pub(crate) fn run(mut self, link: Link, pulse: &Pulse) -> Result<(), Error> {
+    pub(crate) fn run(mut self, link: Link, pulse: &Pulse) {
         let mut link = Some(link);
         let mut backoff = Backoff::for_connections();
         let mut leaving_since = None;
@@ -90,7 +92,7 @@ impl Coordinator {
             match served {
                 Ok(()) => break,
                 Err(error) => {
-                    if backoff.failures() == 0 {
+                    if backoff.is_worth_logging() {
                         log::warn!(
                             "coordinator lost its connection: worker={} error={error}",
                             self.registration.worker
@@ -111,7 +113,6 @@ impl Coordinator {
         }
         self.board.set_assignment(None);
         self.board.set_state(WorkerState::Stopped);
-        Ok(())
     }
 
     /// Serves on one connection until the worker has left (`Ok`) or the connection fails.
@@ -123,8 +124,14 @@ impl Coordinator {
                 heartbeat_due = Instant::now() + self.heartbeat_interval;
                 self.heartbeat(&mut link.client)?;
             }
-            let recheck = self.tick(&mut link)?;
-            backoff.reset();
+            let recheck = match self.tick(&mut link) {
+                Ok(recheck) => {
+                    backoff.reset();
+                    recheck
+                }
+                // The connection may be sound and its session lock held: waiting for a lock too long, say, is no reason to part with them.
+                Err(error) => self.complain(&mut link.client, backoff, error)?,
+            };
             let until_heartbeat = heartbeat_due.saturating_duration_since(Instant::now());
             let wait = recheck.unwrap_or(self.poll_interval).min(self.poll_interval).min(until_heartbeat);
             select! {
@@ -135,6 +142,17 @@ impl Coordinator {
             }
         }
         self.leave(&mut link, pulse)
+    }
+
+    /// Returns when to try again on the same connection, or the error if the connection failed.
+    fn complain(&self, client: &mut Client, backoff: &mut Backoff, error: Error) -> Result<Option<Duration>, Error> {
+        if client.is_valid(VALIDITY_PATIENCE).is_err() {
+            return Err(error);
+        }
+        if backoff.is_worth_logging() {
+            log::error!("coordination failed, tried again: worker={} error={error}", self.registration.worker);
+        }
+        Ok(Some(backoff.next_delay()))
     }
 
     /// Says that the worker is alive and, at the same pace, looks how far the replica set is behind.
@@ -167,7 +185,9 @@ impl Coordinator {
         let doing = "looking at the replica set";
         let mut view = self.load(&mut link.client, link.since).map_err(Error::database(doing))?;
         let mut decided = plan(&view, &self.policy);
-        if !decided.actions.is_empty() {
+        // One who has been evicted leaves the others' affairs to them until it is back.
+        let is_member = view.worker(self.registration.worker).is_some();
+        if is_member && !decided.actions.is_empty() {
             let since = link.since;
             view = self.change(&mut link.client, since, None)?;
             decided = plan(&view, &self.policy);
@@ -396,17 +416,14 @@ impl Runners {
 
     fn heard(&mut self, report: Option<Report>) {
         match report {
-            Some(Report::Paused(index)) => self.idle(index),
             // It still waits for the pause it was told, and will acknowledge it.
             Some(Report::Fenced(_)) if self.pausing => {}
-            Some(Report::Fenced(index)) => self.idle(index),
+            Some(Report::Paused(index) | Report::Fenced(index)) => {
+                if let Some(active) = self.active.get_mut(index) {
+                    *active = false;
+                }
+            }
             None => self.active.fill(false),
-        }
-    }
-
-    fn idle(&mut self, index: usize) {
-        if let Some(active) = self.active.get_mut(index) {
-            *active = false;
         }
     }
 

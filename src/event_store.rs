@@ -124,9 +124,8 @@ impl EventStore {
             expected,
             actual,
         };
-        let rows = insert(client, &self.names, first, exact, events).map_err(|error| {
-            if self.is_version_taken(&error) { conflict(None) } else { AppendError::Database(error) }
-        })?;
+        let rows = insert(client, &self.names, first, exact, events)
+            .map_err(|error| if is_version_taken(&error) { conflict(None) } else { AppendError::Database(error) })?;
         let (Some(first_row), Some(last_row)) = (rows.first(), rows.last()) else {
             return Err(conflict(Some(self.version(client, first).map_err(AppendError::Database)?)));
         };
@@ -178,14 +177,14 @@ impl EventStore {
         )?;
         Ok(row.first().map_or(0, |row| row.get(0)))
     }
+}
 
-    /// Whether the error is the unique constraint on the aggregate's versions, and not, say, that on event ids.
-    fn is_version_taken(&self, error: &postgres::Error) -> bool {
-        error.as_db_error().is_some_and(|error| {
-            *error.code() == SqlState::UNIQUE_VIOLATION
-                && error.detail().is_some_and(|detail| detail.contains("aggregate_version"))
-        })
-    }
+/// Whether the error is the unique constraint on the aggregate's versions, and not, say, that on event ids.
+fn is_version_taken(error: &postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|error| {
+        *error.code() == SqlState::UNIQUE_VIOLATION
+            && error.detail().is_some_and(|detail| detail.contains("aggregate_version"))
+    })
 }
 
 fn validate(expected: ExpectedVersion, events: &[NewEvent]) -> Result<&NewEvent, AppendError> {

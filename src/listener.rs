@@ -34,18 +34,17 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub(crate) fn run(self, pulse: &Pulse) -> Result<(), Error> {
+    pub(crate) fn run(self, pulse: &Pulse) {
         let mut backoff = Backoff::for_connections();
         while !self.stop.is_raised() {
             pulse.beat();
             let Err(error) = self.listen(pulse, &mut backoff) else { break };
-            if backoff.failures() == 0 {
+            if backoff.is_worth_logging() {
                 log::warn!("listener lost its connection: replica_set={} error={error}", self.replica_set);
             }
             self.metrics.reconnects("listener").inc();
             self.stop.wait(backoff.next_delay());
         }
-        Ok(())
     }
 
     fn listen(&self, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {

@@ -286,7 +286,7 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// Those of [`start`](Self::start), and the error a thread ended with.
+    /// Those of [`start`](Self::start), and [`Error::ThreadPanicked`] if a thread failed.
     pub fn run(self, shutdown: &Receiver<()>) -> Result<(), Error> {
         self.start()?.run_until(shutdown)
     }
@@ -376,7 +376,7 @@ impl Start {
             interrupted: Some(begun),
         };
         self.crew.spawn("pup-coord", move |pulse| coordinator.run(link, pulse))?;
-        Ok(Handle { crew: self.crew, board: self.board, metrics: self.orchestrator.metrics })
+        Ok(Handle { crew: self.crew, board: self.board, metrics: self.orchestrator.metrics, waited_for: false })
     }
 
     fn pool(&self) -> Result<Pool, Error> {
@@ -425,10 +425,7 @@ impl Start {
                 commands: receiver,
                 reports: reports.clone(),
             };
-            self.crew.spawn(format!("pup-run-{index:02}"), move |pulse| {
-                runner.run(pulse);
-                Ok(())
-            })?;
+            self.crew.spawn(format!("pup-run-{index:02}"), move |pulse| runner.run(pulse))?;
         }
         Ok(Runners::new(commands, inbox))
     }
@@ -440,6 +437,8 @@ pub struct Handle {
     crew: Crew,
     board: Board,
     metrics: Metrics,
+    /// Whether somebody has waited for the end already, so that the drop does not wait again.
+    waited_for: bool,
 }
 
 impl Handle {
@@ -486,7 +485,7 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// The error a thread ended with.
+    /// [`Error::ThreadPanicked`] if that is why.
     pub fn run_until(self, shutdown: &Receiver<()>) -> Result<(), Error> {
         crossbeam_channel::select! {
             recv(shutdown) -> _ => {}
@@ -501,9 +500,10 @@ impl Handle {
     /// # Errors
     ///
     /// [`Error::ShutdownTimeout`] if a handler takes longer: the threads go on towards their end, and when the process exits before,
-    /// what they have not committed is done by others. Otherwise the error of a thread that had failed before.
-    pub fn shutdown(self, timeout: Duration) -> Result<(), Error> {
+    /// what they have not committed is done by others. [`Error::ThreadPanicked`] if a thread had failed before.
+    pub fn shutdown(mut self, timeout: Duration) -> Result<(), Error> {
         self.crew.stop().raise();
+        self.waited_for = true;
         self.crew.join(Some(timeout))
     }
 
@@ -512,8 +512,9 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// The error a thread ended with.
-    pub fn join(self) -> Result<(), Error> {
+    /// [`Error::ThreadPanicked`] if that is why.
+    pub fn join(mut self) -> Result<(), Error> {
+        self.waited_for = true;
         self.crew.join(None)
     }
 }
@@ -521,6 +522,9 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.crew.stop().raise();
+        if self.waited_for {
+            return;
+        }
         if let Err(error) = self.crew.join(Some(DROP_PATIENCE)) {
             log::warn!("worker dropped: worker={} error={error}", self.board.worker_id());
         }

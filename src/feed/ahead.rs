@@ -56,19 +56,19 @@ impl Ahead {
                 pulse.beat();
                 match inbox.recv_timeout(KEEP_CONNECTION) {
                     Err(RecvTimeoutError::Timeout) => connection = None,
-                    Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                    Err(RecvTimeoutError::Disconnected) => return,
                     Ok(range) => {
                         let batch = reader.read(&mut connection, &range);
                         if batch.is_err() {
                             connection = None;
                         }
                         if outbox.send(Answer { range, batch }).is_err() {
-                            return Ok(());
+                            return;
                         }
                     }
                 }
                 if stop.is_raised() {
-                    return Ok(());
+                    return;
                 }
             }
         })?;
@@ -106,14 +106,14 @@ impl Ahead {
 impl Reader {
     fn read(&self, connection: &mut Option<(PooledClient, Statement)>, range: &Range) -> Result<Batch, Error> {
         let doing = "reading events";
-        let (client, statement) = match connection {
-            Some(connection) => connection,
-            None => {
-                let mut client = self.pool.get(POOL_PATIENCE)?;
-                let statement = events::prepare_read(&mut client, &self.names).map_err(Error::database(doing))?;
-                connection.insert((client, statement))
-            }
+        let sound = if let Some(sound) = connection.take() {
+            sound
+        } else {
+            let mut client = self.pool.get(POOL_PATIENCE)?;
+            let statement = events::prepare_read(&mut client, &self.names).map_err(Error::database(doing))?;
+            (client, statement)
         };
+        let (client, statement) = connection.insert(sound);
         events::read(client, statement, range, &self.scope, self.bounds).map_err(Error::database(doing))
     }
 }

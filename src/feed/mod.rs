@@ -72,7 +72,7 @@ impl Feed {
     }
 
     /// The first events of a range, from memory; `None` if the tail does not reach back that far.
-    pub(crate) fn from_tail(&self, range: &Range, scope: &Scope) -> Option<Batch> {
+    pub(crate) fn read_tail(&self, range: &Range, scope: &Scope) -> Option<Batch> {
         self.shared.tail.read().read(range, scope, self.shared.bounds)
     }
 

@@ -147,7 +147,7 @@ mod tests {
         let mine = KeySet::partition(0, 2);
         let events = (21..=26).map(|position| event(position, 1)).collect();
         tail.extend(&mine, 20, Batch { events, end: 26 }, BOUNDS);
-        assert!(tail.read(&range(mine.clone(), 12, 99), &Scope::all(), BOUNDS).is_none());
+        assert!(tail.read(&range(mine.clone(), 11, 99), &Scope::all(), BOUNDS).is_none());
         let held = tail.read(&range(mine, 15, 99), &Scope::all(), Bounds { events: 99, ..BOUNDS }).unwrap();
         assert_eq!(positions(&held), (21..=26).collect::<Vec<_>>());
     }

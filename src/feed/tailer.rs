@@ -49,18 +49,17 @@ struct Statements {
 }
 
 impl Tailer {
-    pub(crate) fn run(self, pulse: &Pulse) -> Result<(), Error> {
+    pub(crate) fn run(self, pulse: &Pulse) {
         let mut backoff = Backoff::for_connections();
         while !self.stop.is_raised() {
             pulse.beat();
             let Err(error) = self.follow(pulse, &mut backoff) else { break };
-            if backoff.failures() == 0 {
+            if backoff.is_worth_logging() {
                 log::warn!("tailer lost its connection: worker={} error={error}", self.board.worker_id());
             }
             self.metrics.reconnects("tailer").inc();
             self.stop.wait(backoff.next_delay());
         }
-        Ok(())
     }
 
     /// Follows the events on one connection until it fails or the worker stops.

@@ -262,13 +262,13 @@ impl Runner {
             (Some(rest), _) => rest,
             (None, Some(Ok(batch))) => batch,
             (None, Some(Err(error))) => return self.failed(work, Failure::Transient(error.into())),
-            (None, None) => match self.feed.from_tail(&range, &self.scope) {
-                Some(batch) => batch,
-                None => {
+            (None, None) => {
+                let Some(batch) = self.feed.read_tail(&range, &self.scope) else {
                     self.ahead.ask(&range);
                     return Step::Reading;
-                }
-            },
+                };
+                batch
+            }
         };
         let following = Range { after: batch.end, ..range };
         if following.after < following.upto && !self.feed.tail_holds(&following) {
@@ -370,7 +370,7 @@ impl Runner {
                 work.rest = None;
                 work.connection = None;
                 self.metrics.retries.inc();
-                if work.hiccups.failures() == 0 {
+                if work.hiccups.is_worth_logging() {
                     log::warn!("batch failed, tried again: projection={name} error={}", describe_any(&*error));
                 }
                 self.set_state(ProjectionState::Retrying, Some(&error));
@@ -398,17 +398,14 @@ impl Runner {
     }
 
     fn connect<'w>(&self, connection: &'w mut Option<Connection>) -> Result<&'w mut Connection, Failure> {
-        if connection.as_mut().is_some_and(|connection| connection.client.is_closed()) {
-            *connection = None;
-        }
-        match connection {
-            Some(connection) => Ok(connection),
-            None => {
-                let mut client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
-                let advance = checkpoints::prepare_advance(&mut client, &self.names).map_err(transient)?;
-                Ok(connection.insert(Connection { client, advance }))
-            }
-        }
+        let sound = if let Some(sound) = connection.take().filter(|connection| !connection.client.is_closed()) {
+            sound
+        } else {
+            let mut client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
+            let advance = checkpoints::prepare_advance(&mut client, &self.names).map_err(transient)?;
+            Connection { client, advance }
+        };
+        Ok(connection.insert(sound))
     }
 
     fn load_rows(&self, work: &mut Work) -> Result<(), Failure> {

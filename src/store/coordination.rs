@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use postgres::types::Type;
-use postgres::{Client, GenericClient, Row, Transaction};
+use postgres::{Client, GenericClient, IsolationLevel, Row, Transaction};
 use uuid::Uuid;
 
 use super::names::Names;
@@ -53,7 +53,8 @@ pub(crate) fn lock<'c>(
     names: &Names,
     replica_set: &str,
 ) -> Result<Transaction<'c>, postgres::Error> {
-    let mut tx = client.transaction()?;
+    // Whatever the database's default is: a view loaded under the lock must show what the last holder of the lock did.
+    let mut tx = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start()?;
     tx.batch_execute(&format!(
         "SET LOCAL lock_timeout = '{LOCK_PATIENCE}'; SET LOCAL idle_in_transaction_session_timeout = '{LOCK_PATIENCE}'"
     ))?;
@@ -274,7 +275,8 @@ fn end_sessions_of_evicted(tx: &mut Transaction<'_>, names: &Names, replica_set:
         "SELECT pg_terminate_backend(l.pid) FROM pg_locks l
          JOIN {} w ON {LOCK_KEY} IN (w.session_key, w.session_key | 1)
          JOIN pg_stat_activity a ON a.pid = l.pid AND pg_has_role(a.usesysid, 'USAGE')
-         WHERE {IS_ADVISORY} AND w.replica_set = $1 AND w.state = 'stopped' AND w.stop_reason <> 'left'",
+         WHERE {IS_ADVISORY} AND w.replica_set = $1 AND w.state = 'stopped' AND w.stop_reason <> 'left'
+         AND l.pid <> pg_backend_pid()",
         names.workers()
     );
     tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
@@ -296,7 +298,7 @@ fn create_generation(
             "UPDATE {generations} SET state = 'superseded', superseded_at = clock_timestamp()
              WHERE replica_set = $1 AND state <> 'superseded'"
         ),
-        &[replica_set_param.clone()],
+        std::slice::from_ref(&replica_set_param),
     )?;
     let ids: Vec<Uuid> = members.iter().map(|member| member.0).collect();
     tx.execute_typed(

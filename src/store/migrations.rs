@@ -28,11 +28,10 @@ impl Names {
     /// assert!(sql.contains("CREATE TABLE IF NOT EXISTS"));
     /// ```
     pub fn schema_sql(&self) -> String {
-        let mut script = preamble(self);
-        for (number, (title, sql)) in (1..).zip(MIGRATIONS) {
-            script.push_str(&format!("\n-- {number}: {title}\n{}{}", fill(self, sql), record(self, number)));
-        }
-        script
+        let migrations = (1..).zip(MIGRATIONS).map(|(number, (title, sql))| {
+            format!("\n-- {number}: {title}\n{}{}", fill(self, sql), record(self, number))
+        });
+        std::iter::once(preamble(self)).chain(migrations).collect()
     }
 }
 
@@ -86,19 +85,17 @@ pub(crate) fn newer_than_library(version: i32) -> Error {
 }
 
 fn preamble(names: &Names) -> String {
-    let mut script = String::new();
-    for schema in [names.schema_name(), names.events_schema_name()] {
-        // Looked up first: CREATE SCHEMA IF NOT EXISTS asks for the privilege even where there is nothing to create.
-        script.push_str(&format!(
-            "DO $$ BEGIN IF to_regnamespace('\"{schema}\"') IS NULL THEN CREATE SCHEMA \"{schema}\"; END IF; END $$;\n"
-        ));
-    }
-    let migrations = names.migrations();
-    script.push_str(&format!(
-        "CREATE TABLE IF NOT EXISTS {migrations} (\n    number INT PRIMARY KEY,\n    hash_probe BIGINT NOT NULL,\n    \
-         applied_at TIMESTAMPTZ NOT NULL DEFAULT now()\n);\n"
-    ));
-    script
+    // Looked up first: CREATE SCHEMA IF NOT EXISTS asks for the privilege even where there is nothing to create.
+    let [own, events] = [names.schema_name(), names.events_schema_name()].map(|schema| {
+        format!(
+            "DO $$ BEGIN IF to_regnamespace('\"{schema}\"') IS NULL THEN CREATE SCHEMA \"{schema}\"; END IF; END $$;"
+        )
+    });
+    format!(
+        "{own}\n{events}\nCREATE TABLE IF NOT EXISTS {} (\n    number INT PRIMARY KEY,\n    hash_probe BIGINT NOT NULL,\n    \
+         applied_at TIMESTAMPTZ NOT NULL DEFAULT now()\n);\n",
+        names.migrations()
+    )
 }
 
 fn record(names: &Names, number: i32) -> String {

@@ -10,8 +10,11 @@ use crate::error::Error;
 /// Multiranges came with PostgreSQL 14.
 const OLDEST_SERVER: i32 = 140_000;
 
-/// The columns the library reads or writes, and the types it can work with.
-const EVENT_COLUMNS: [(&str, &[&str]); 14] = [
+/// A column and the types the library can work with.
+type Column = (&'static str, &'static [&'static str]);
+
+/// The columns the library reads or writes.
+const EVENT_COLUMNS: &[Column] = &[
     ("global_position", &["bigint"]),
     ("bounded_context", TEXT),
     ("aggregate_type", TEXT),
@@ -28,7 +31,7 @@ const EVENT_COLUMNS: [(&str, &[&str]); 14] = [
     ("created_at", &["timestamp with time zone"]),
 ];
 
-const HEAD_COLUMNS: [(&str, &[&str]); 5] = [
+const HEAD_COLUMNS: &[Column] = &[
     ("bounded_context", TEXT),
     ("aggregate_type", TEXT),
     ("aggregate_id", TEXT),
@@ -110,9 +113,9 @@ fn hash_probe(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
 
 /// Refuses events or aggregate heads of a form the library cannot read, naming column and type.
 pub(crate) fn columns(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
-    let tables: [(String, &str, &[(&str, &[&str])]); 2] = [
-        (names.events().to_string(), names.events_name(), &EVENT_COLUMNS),
-        (names.aggregate_heads().to_string(), names.aggregate_heads_name(), &HEAD_COLUMNS),
+    let tables = [
+        (names.events().to_string(), names.events_name(), EVENT_COLUMNS),
+        (names.aggregate_heads().to_string(), names.aggregate_heads_name(), HEAD_COLUMNS),
     ];
     for (qualified, table, expected) in tables {
         let rows = tx
