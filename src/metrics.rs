@@ -15,7 +15,7 @@
 //! | `coordination_duration_seconds` | histogram | `replica_set` | from the moment a worker stops processing, or registers, to the moment it processes again |
 //! | `heartbeat_latency_seconds` | histogram | `replica_set` | from sending a heartbeat to its answer |
 //! | `events_processed_total` | counter | `replica_set`, `projection` | events whose effects were committed |
-//! | `projection_errors_total` | counter | `replica_set`, `projection` | batches that failed: the handler's error or panic, or the database's |
+//! | `projection_errors_total` | counter | `replica_set`, `projection` | failed attempts: the handler's error or panic, or what the server refused it; what is tried again at once does not count |
 //! | `event_processing_duration_seconds` | histogram | `replica_set`, `projection` | time of the handler for one event; of a batch handler, its time divided by the events |
 //! | `batch_events` | histogram | `replica_set`, `projection` | events committed together in one transaction |
 //! | `commit_duration_seconds` | histogram | `replica_set`, `projection` | time of the checkpoint's update and the commit of one batch |

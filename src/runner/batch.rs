@@ -43,14 +43,15 @@ pub(super) fn commit(
         Some(last) if handled < batch.events.len() => last.global_position(),
         _ => batch.end,
     };
-    let refused = |error: postgres::Error| classify(error.into(), handled);
+    let begun = Instant::now();
+    // What is refused only now, such as a deferred constraint, concerns the batch as a whole.
+    let refused = |error: postgres::Error| classify(error.into(), 0);
     match checkpoints::advance(&mut tx, advance, row, owner, position) {
         Ok(true) => {}
         // Dropping the transaction rolls it back.
         Ok(false) => return Err(Failure::Fenced),
         Err(error) => return Err(refused(error)),
     }
-    let begun = Instant::now();
     tx.commit().map_err(refused)?;
     metrics.commit_duration.observe(begun.elapsed().as_secs_f64());
     Ok(Committed { position, events: handled })

@@ -301,7 +301,7 @@ impl Runner {
             Err(Failure::Handler { error, handled }) => {
                 let error = match batch.events.get(handled) {
                     Some(event) => format!(
-                        "at global position {} (event {}): {}",
+                        "from global position {} (event {}) on: {}",
                         event.global_position(),
                         event.event_id(),
                         describe_any(&*error)
