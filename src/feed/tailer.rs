@@ -1,11 +1,13 @@
 //! The tailer: the thread that finds the safe head and reads the live tail. One poll per worker, however many projections.
 //!
-//! It polls quickly while something happens and ever more slowly while nothing does; a hint wakes it at once. When its connection
+//! It polls quickly while something happens and ever more slowly while nothing does; a hint wakes it at once. With the same statement it
+//! counts, now and then, the living of the replica set, and wakes the coordinator when their number has changed: that is how a killed
+//! worker is noticed well before the coordinator's next poll, at no further statement. When its connection
 //! fails it makes another, and begins again from a head that is known to be settled.
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, Sender, select};
 use postgres::{Client, Statement};
 
 use super::Feed;
@@ -23,6 +25,8 @@ use crate::threads::{Pulse, Stop};
 
 /// A head that is held back for less is the ordinary life of writers and not worth a word.
 const BLOCKED_NOTICE: Duration = Duration::from_secs(1);
+/// How often the living are counted, at the most: while nothing happens, with every poll.
+const COUNT_LIVING_EVERY: Duration = Duration::from_millis(200);
 /// How often a head that stays blocked is mentioned in the log.
 const BLOCKED_LOG: Duration = Duration::from_secs(30);
 
@@ -37,6 +41,8 @@ pub(crate) struct Tailer {
     pub(crate) bounds: Bounds,
     pub(crate) poll: (Duration, Duration),
     pub(crate) hints: Receiver<()>,
+    /// Wakes the coordinator.
+    pub(crate) coordination: Sender<()>,
     pub(crate) stop: Stop,
     pub(crate) board: Board,
     pub(crate) metrics: ReplicaSetMetrics,
@@ -44,6 +50,7 @@ pub(crate) struct Tailer {
 
 struct Statements {
     probe: Statement,
+    probe_and_count: Statement,
     holders: Statement,
     read: Statement,
 }
@@ -68,6 +75,8 @@ impl Tailer {
         let doing = "following the events";
         let statements = Statements {
             probe: events::prepare_probe(&mut client, &self.names).map_err(Error::database(doing))?,
+            probe_and_count: events::prepare_probe_and_count(&mut client, &self.names)
+                .map_err(Error::database(doing))?,
             holders: events::prepare_holders(&mut client).map_err(Error::database(doing))?,
             read: events::prepare_read(&mut client, &self.names).map_err(Error::database(doing))?,
         };
@@ -75,12 +84,13 @@ impl Tailer {
         let settled = coordination::reported_safe_head(&mut client, &self.names).map_err(Error::database(doing))?;
         let mut head = Head::new(settled);
         let mut blocked = Blocked::default();
+        let mut living = Living::default();
         let (quickest, slowest) = self.poll;
         let mut interval = quickest;
         while !self.stop.is_raised() {
             pulse.beat();
             let before = self.feed.head();
-            self.look(&mut client, &statements, &mut head).map_err(Error::database(doing))?;
+            self.look(&mut client, &statements, &mut head, &mut living).map_err(Error::database(doing))?;
             if before != Some(head.safe()) {
                 self.read_tail(&mut client, &statements, head.safe()).map_err(Error::database(doing))?;
                 self.board.set_safe_head(head.safe());
@@ -102,9 +112,25 @@ impl Tailer {
         Ok(())
     }
 
-    fn look(&self, client: &mut Client, statements: &Statements, head: &mut Head) -> Result<(), postgres::Error> {
+    fn look(
+        &self,
+        client: &mut Client,
+        statements: &Statements,
+        head: &mut Head,
+        living: &mut Living,
+    ) -> Result<(), postgres::Error> {
         // The order is what the safe head rests on: first what is visible, then who is writing.
-        let probe = events::probe(client, &statements.probe, head.safe())?;
+        let probe = if self.worker.is_some() && living.is_due() {
+            let set = self.board.replica_set();
+            let (probe, count) = events::probe_and_count(client, &statements.probe_and_count, head.safe(), set)?;
+            if living.has_changed(count) {
+                // Full means that it is to be woken already; disconnected, that it has ended.
+                _ = self.coordination.try_send(());
+            }
+            probe
+        } else {
+            events::probe(client, &statements.probe, head.safe())?
+        };
         if head.observe(probe) {
             let holders = events::holders(client, &statements.holders, &self.names)?;
             head.settle(probe, holders);
@@ -130,6 +156,20 @@ impl Tailer {
             let batch = events::read(client, &statements.read, &range, &self.scope, self.bounds)?;
             self.feed.shared.tail.write().extend(&range.keys, range.after, batch, self.bounds);
         }
+    }
+}
+
+/// How many workers of the replica set were alive, and when that was counted.
+#[derive(Default)]
+struct Living(Option<(i64, Instant)>);
+
+impl Living {
+    fn is_due(&self) -> bool {
+        self.0.is_none_or(|(_, at)| at.elapsed() >= COUNT_LIVING_EVERY)
+    }
+
+    fn has_changed(&mut self, count: i64) -> bool {
+        self.0.replace((count, Instant::now())).is_some_and(|(before, _)| before != count)
     }
 }
 

@@ -7,6 +7,7 @@ use postgres::{Client, GenericClient, Row, Statement};
 use serde_json::value::RawValue;
 
 use super::names::Names;
+use super::session;
 use crate::event::{Event, EventParts};
 use crate::plan::KeySet;
 use crate::projection::Scope;
@@ -150,20 +151,39 @@ const PROBE_LIMIT: i64 = 2_000;
 
 /// Prepares [`probe`] on a connection.
 pub(crate) fn prepare_probe(client: &mut Client, names: &Names) -> Result<Statement, postgres::Error> {
+    client.prepare_typed(&probe_sql(names, "NULL::bigint"), &[Type::INT8])
+}
+
+/// Prepares [`probe_and_count`] on a connection.
+pub(crate) fn prepare_probe_and_count(client: &mut Client, names: &Names) -> Result<Statement, postgres::Error> {
+    client.prepare_typed(&probe_sql(names, &session::living(names, "$2")), &[Type::INT8, Type::TEXT])
+}
+
+fn probe_sql(names: &Names, living: &str) -> String {
     let events = names.events();
-    let sql = format!(
+    format!(
         "SELECT coalesce((SELECT max(global_position) FROM {events}), 0),
-                coalesce(max(global_position) FILTER (WHERE global_position = $1 + k), $1)
+                coalesce(max(global_position) FILTER (WHERE global_position = $1 + k), $1), {living}
          FROM (SELECT global_position, row_number() OVER (ORDER BY global_position) AS k
                FROM {events} WHERE global_position > $1 ORDER BY global_position LIMIT {PROBE_LIMIT}) AS above"
-    );
-    client.prepare_typed(&sql, &[Type::INT8])
+    )
 }
 
 /// Looks at what lies above a position. One snapshot, no lock.
 pub(crate) fn probe(client: &mut Client, statement: &Statement, after: i64) -> Result<Probe, postgres::Error> {
     let row = client.query_one(statement, &[&after])?;
     Ok(Probe { newest: row.get(0), contiguous: row.get(1) })
+}
+
+/// The same, and how many workers of the replica set are alive: one statement for everything a worker has to look at often.
+pub(crate) fn probe_and_count(
+    client: &mut Client,
+    statement: &Statement,
+    after: i64,
+    replica_set: &str,
+) -> Result<(Probe, i64), postgres::Error> {
+    let row = client.query_one(statement, &[&after, &replica_set])?;
+    Ok((Probe { newest: row.get(0), contiguous: row.get(1) }, row.get(2)))
 }
 
 /// A transaction that holds the lock every writer of events holds: unique among all transactions that are open at one time.

@@ -36,6 +36,15 @@ pub(crate) const LOCK_KEY: &str = "((l.classid::bigint << 32) | l.objid::bigint)
 pub(crate) const IS_ADVISORY: &str = "l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
+/// Counts the living of a replica set, in SQL: its workers whose "alive" lock is held.
+pub(crate) fn living(names: &Names, replica_set: &str) -> String {
+    format!(
+        "(SELECT count(*) FROM pg_locks l JOIN {} w ON {LOCK_KEY} = w.session_key
+          WHERE {IS_ADVISORY} AND l.mode = 'ExclusiveLock' AND w.replica_set = {replica_set} AND w.state <> 'stopped')",
+        names.workers()
+    )
+}
+
 /// Takes the lock that says "alive", if nobody holds it. Somebody does only while a lost session is still being ended.
 pub(crate) fn try_hold_alive(client: &mut Client, worker: WorkerId) -> Result<bool, postgres::Error> {
     let row = client.query_typed_one("SELECT pg_try_advisory_lock($1)", &[(&alive_key(worker), Type::INT8)])?;
