@@ -123,6 +123,9 @@ impl Coordinator {
             if heartbeat_due <= Instant::now() {
                 heartbeat_due = Instant::now() + self.heartbeat_interval;
                 self.heartbeat(&mut link.client)?;
+                if let Err(error) = self.measure_lag(&mut link.client) {
+                    self.complain(&mut link.client, backoff, error)?;
+                }
             }
             let recheck = match self.tick(&mut link) {
                 Ok(recheck) => {
@@ -155,7 +158,7 @@ impl Coordinator {
         Ok(Some(backoff.next_delay()))
     }
 
-    /// Says that the worker is alive and, at the same pace, looks how far the replica set is behind.
+    /// Says that the worker is alive.
     fn heartbeat(&mut self, client: &mut Client) -> Result<(), Error> {
         let sent = Instant::now();
         let head = self.feed.head().unwrap_or(0);
@@ -169,6 +172,11 @@ impl Coordinator {
         if member {
             self.trust.renew(sent);
         }
+        Ok(())
+    }
+
+    /// Looks how far the replica set is behind, as seen from the database: also what no worker processes is behind.
+    fn measure_lag(&self, client: &mut Client) -> Result<(), Error> {
         for lag in checkpoints::lags(client, &self.names, &self.registration.replica_set)
             .map_err(Error::database("reading the lag"))?
         {

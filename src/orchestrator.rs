@@ -79,7 +79,9 @@ impl Builder {
     }
 
     /// Uses no session locks: heartbeats alone tell the living from the dead. For a pooler in transaction mode, where sessions mean
-    /// nothing. A killed process is then noticed after `stale_worker_timeout`. Defaults to using them.
+    /// nothing. A killed process is then noticed after `stale_worker_timeout`, notifications do not arrive (polling serves), and a handler
+    /// that leaves its transaction idle for longer than that timeout loses it. The pooler must support prepared statements (`PgBouncer`
+    /// does from 1.21 on). Defaults to using session locks.
     pub fn heartbeats_only(mut self) -> Self {
         self.config.session_loss_grace = None;
         self
@@ -418,6 +420,7 @@ impl Start {
                 follower: self.feed.follow(),
                 ahead: Ahead::spawn(&self.crew, format!("pup-read-{index:02}"), reader)?,
                 retry: config.retry.clone(),
+                idle_limit: self.member.is_none().then_some(config.stale_worker_timeout),
                 trust: self.trust.clone(),
                 stop: self.crew.stop().clone(),
                 board: self.board.clone(),

@@ -24,20 +24,34 @@ pub(super) struct Committed {
     pub(super) events: usize,
 }
 
-/// Handles the first `count` events of a batch and moves the checkpoint, in one transaction. `interrupted` is asked between events:
-/// once it says so, what has been handled is committed and the rest left for later.
-pub(super) fn commit(
-    client: &mut Client,
-    advance: &Statement,
-    projection: &dyn Projection,
-    (row, owner): (&Checkpoint, Owner),
-    (batch, count): (&Batch, usize),
-    metrics: &ProjectionMetrics,
-    interrupted: impl Fn() -> bool,
-) -> Result<Committed, Failure> {
+/// What is to be committed, by whom.
+pub(super) struct Job<'a> {
+    pub(super) projection: &'a dyn Projection,
+    /// The prepared fence.
+    pub(super) advance: &'a Statement,
+    pub(super) owner: Owner,
+    /// The checkpoint the batch follows on.
+    pub(super) row: &'a Checkpoint,
+    pub(super) batch: &'a Batch,
+    /// How many events from the front of the batch to handle.
+    pub(super) count: usize,
+    /// The server ends the session when it hears nothing for as long within the transaction.
+    pub(super) idle_limit: Option<Duration>,
+    pub(super) metrics: &'a ProjectionMetrics,
+}
+
+/// Handles the first events of a batch and moves the checkpoint, in one transaction. `interrupted` is asked between events: once it
+/// says so, what has been handled is committed and the rest left for later.
+pub(super) fn commit(client: &mut Client, job: &Job<'_>, interrupted: impl Fn() -> bool) -> Result<Committed, Failure> {
+    let Job { batch, metrics, .. } = job;
     let mut tx = client.transaction().map_err(transient)?;
-    let events = batch.events.get(..count).unwrap_or(&batch.events);
-    let handled = handle(&mut tx, projection, events, metrics, interrupted)?;
+    if let Some(limit) = job.idle_limit {
+        let milliseconds = limit.as_millis();
+        tx.batch_execute(&format!("SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"))
+            .map_err(transient)?;
+    }
+    let events = batch.events.get(..job.count).unwrap_or(&batch.events);
+    let handled = handle(&mut tx, job.projection, events, metrics, interrupted)?;
     // Every matching event up to the batch's end was in it; having handled them all is having handled up to there.
     let position = match batch.events.get(..handled).and_then(<[Event]>::last) {
         Some(last) if handled < batch.events.len() => last.global_position(),
@@ -46,7 +60,7 @@ pub(super) fn commit(
     let begun = Instant::now();
     // What is refused only now, such as a deferred constraint, concerns the batch as a whole.
     let refused = |error: postgres::Error| classify(error.into(), 0);
-    match checkpoints::advance(&mut tx, advance, row, owner, position) {
+    match checkpoints::advance(&mut tx, job.advance, job.row, job.owner, position) {
         Ok(true) => {}
         // Dropping the transaction rolls it back.
         Ok(false) => return Err(Failure::Fenced),

@@ -35,7 +35,7 @@ use crate::store::checkpoints::{self, Checkpoint, Owner};
 use crate::store::events::{Batch, Range};
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
-use batch::Committed;
+use batch::{Committed, Job};
 use retry::Failure;
 
 /// How long a runner waits for a connection before it looks for commands again.
@@ -75,6 +75,9 @@ pub(crate) struct Runner {
     pub(crate) follower: Follower,
     pub(crate) ahead: Ahead,
     pub(crate) retry: Retry,
+    /// Where peers cannot find this worker's sessions to end them, the server ends one that is silent for this long in a transaction: a
+    /// frozen process must not keep its row locks.
+    pub(crate) idle_limit: Option<Duration>,
     pub(crate) trust: Trust,
     pub(crate) stop: Stop,
     pub(crate) board: Board,
@@ -323,15 +326,17 @@ impl Runner {
             None => return Err(Failure::Fenced),
         };
         let connection = self.connect(&mut work.connection)?;
-        batch::commit(
-            &mut connection.client,
-            &connection.advance,
-            &*self.projection,
-            (&stored, owner),
-            (batch, count),
-            &self.metrics,
-            || !self.commands.is_empty() || self.stop.is_raised(),
-        )
+        let job = Job {
+            projection: &*self.projection,
+            advance: &connection.advance,
+            owner,
+            row: &stored,
+            batch,
+            count,
+            idle_limit: self.idle_limit,
+            metrics: &self.metrics,
+        };
+        batch::commit(&mut connection.client, &job, || !self.commands.is_empty() || self.stop.is_raised())
     }
 
     fn committed(&self, work: &mut Work, committed: Committed) {
