@@ -22,8 +22,7 @@ use crate::plan::{Action, ClusterView, KeySet, Policy, ServerTime, Stance, Worke
 use crate::runner::{Command, Report};
 use crate::status::{Assignment, Board};
 use crate::store::checkpoints::{self, Owner};
-use crate::store::coordination::{self, Registration};
-use crate::store::{Names, session};
+use crate::store::{Names, Registration, coordination, session};
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
 

@@ -19,8 +19,7 @@ use crate::plan::{WorkerId, WorkerState};
 use crate::projection::{Projection, Scope};
 use crate::runner::Runner;
 use crate::status::{Assignment, Board, Status};
-use crate::store::coordination::{self, Registration};
-use crate::store::{Names, migrations, preflight, session};
+use crate::store::{Names, Registration, coordination, migrations, preflight, session};
 use crate::threads::Crew;
 use crate::trust::Trust;
 

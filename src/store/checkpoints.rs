@@ -8,8 +8,8 @@
 use postgres::types::Type;
 use postgres::{Client, GenericClient, Statement, Transaction};
 
-use super::coordination::Registration;
 use super::names::Names;
+use super::registration::Registration;
 use crate::error::Error;
 use crate::plan::{KeySet, WorkerId};
 use crate::projection::StartAt;

@@ -3,13 +3,12 @@
 //! *Invariant:* whatever `plan` asks for is applied in a transaction that holds the replica set's row lock, on a view loaded under
 //! that lock. So workers take turns, and two can never create the same generation.
 
-use std::time::Duration;
-
 use postgres::types::Type;
 use postgres::{Client, GenericClient, IsolationLevel, Row, Transaction};
 use uuid::Uuid;
 
 use super::names::Names;
+use super::registration::Registration;
 use super::session::{IS_ADVISORY, LOCK_KEY};
 use super::{checkpoints, micros, session};
 use crate::error::Error;
@@ -17,7 +16,6 @@ use crate::plan::{
     Action, Cause, ClusterView, Death, GenerationState, GenerationView, ServerTime, Session, WorkerId, WorkerState,
     WorkerView,
 };
-use crate::projection::StartAt;
 
 /// How long a superseded generation is kept, counted in generations, and a stopped worker, for those who look into what happened.
 const KEPT_GENERATIONS: i64 = 200;
@@ -26,20 +24,6 @@ const KEPT_STOPPED: &str = "1 hour";
 /// A coordination transaction waits this long for a row lock, and a frozen process that holds one is cut off by the server after the
 /// same time. Both well below any `stale_worker_timeout`, or a frozen worker could keep the others from evicting it.
 const LOCK_PATIENCE: &str = "3s";
-
-/// What a worker says of itself when it registers.
-#[derive(Debug, Clone)]
-pub(crate) struct Registration {
-    pub(crate) worker: WorkerId,
-    pub(crate) replica_set: String,
-    pub(crate) host: String,
-    pub(crate) pid: i32,
-    /// Name and start of each projection it knows.
-    pub(crate) projections: Vec<(String, StartAt)>,
-    /// Whether it holds a session lock.
-    pub(crate) has_session_lock: bool,
-    pub(crate) stale_worker_timeout: Duration,
-}
 
 /// The server's clock.
 pub(crate) fn server_time(client: &mut Client) -> Result<ServerTime, postgres::Error> {

@@ -4,6 +4,7 @@ use postgres::types::Type;
 use postgres::{Client, Transaction};
 
 use super::names::{Names, Own};
+use super::privileges;
 use crate::error::Error;
 
 /// What a number's migration is made of. A published one is never changed; a new one is added at the end.
@@ -51,7 +52,7 @@ pub(crate) fn migrate(client: &mut Client, names: &Names) -> Result<(), Error> {
     if let Some(newer) = applied.filter(|version| *version > VERSION) {
         return Err(newer_than_library(newer));
     }
-    super::preflight::creation_privileges(&mut tx, names)?;
+    privileges::to_create(&mut tx, names)?;
     tx.batch_execute(&preamble(names)).map_err(Error::database("creating the schema"))?;
     for (number, (_, sql)) in (1..).zip(MIGRATIONS).skip(usize::try_from(applied.unwrap_or(0)).unwrap_or(0)) {
         tx.batch_execute(&(fill(names, sql) + &record(names, number)))

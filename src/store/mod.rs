@@ -10,9 +10,12 @@ mod key_set;
 pub(crate) mod migrations;
 mod names;
 pub(crate) mod preflight;
+mod privileges;
+mod registration;
 pub(crate) mod session;
 
 pub use names::Names;
+pub(crate) use registration::Registration;
 
 /// A timestamp as microseconds on the server's clock, in SQL.
 pub(crate) fn micros(expression: &str) -> String {

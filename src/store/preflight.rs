@@ -3,8 +3,8 @@
 use postgres::types::Type;
 use postgres::{Client, Transaction};
 
-use super::migrations;
-use super::names::{Names, Own};
+use super::names::Names;
+use super::{migrations, privileges};
 use crate::error::Error;
 
 /// Multiranges came with PostgreSQL 14.
@@ -90,7 +90,7 @@ pub(crate) fn schema(client: &mut Client, names: &Names) -> Result<(), Error> {
         }
         Some(_) => {}
     }
-    privileges(&mut tx, names)?;
+    privileges::to_work(&mut tx, names)?;
     hash_probe(&mut tx, names)?;
     columns(&mut tx, names)?;
     sequence(&mut tx, names)
@@ -169,85 +169,4 @@ fn sequence(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
         });
     }
     Ok(())
-}
-
-fn privileges(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
-    for schema in [names.schema_name(), names.events_schema_name()] {
-        demand(tx, Object::Schema, &format!("\"{schema}\""), "USAGE")?;
-    }
-    demand(tx, Object::Table, &names.events().to_string(), "SELECT")?;
-    demand(tx, Object::Table, &names.migrations().to_string(), "SELECT")?;
-    for own in [Own::ReplicaSets, Own::Generations, Own::Workers, Own::Projections, Own::Checkpoints] {
-        let table = names.own(own).to_string();
-        for privilege in ["SELECT", "INSERT", "UPDATE", "DELETE"] {
-            // Replica sets and projections are never deleted.
-            if privilege != "DELETE" || !matches!(own, Own::ReplicaSets | Own::Projections) {
-                demand(tx, Object::Table, &table, privilege)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Refuses to migrate as a user who may not create what is missing.
-pub(crate) fn creation_privileges(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
-    let doing = "verifying the privilege to create";
-    let exists = |tx: &mut Transaction<'_>, function: &str, name: &str| -> Result<bool, Error> {
-        let sql = format!("SELECT {function}($1) IS NOT NULL");
-        Ok(tx.query_typed_one(&sql, &[(&name, Type::TEXT)]).map_err(Error::database(doing))?.get(0))
-    };
-    let schema = format!("\"{}\"", names.schema_name());
-    if !exists(tx, "to_regnamespace", &schema)? {
-        let row = tx
-            .query_typed_one(
-                "SELECT has_database_privilege(current_database(), 'CREATE'), current_user::text, current_database()::text",
-                &[],
-            )
-            .map_err(Error::database(doing))?;
-        if !row.get::<_, bool>(0) {
-            return Err(Error::MissingPrivilege {
-                user: row.get(1),
-                privilege: "CREATE".into(),
-                object: format!("database {:?} (to create schema {schema})", row.get::<_, String>(2)),
-            });
-        }
-        return Ok(());
-    }
-    demand(tx, Object::Schema, &schema, "CREATE")?;
-    let events_schema = format!("\"{}\"", names.events_schema_name());
-    if events_schema != schema
-        && exists(tx, "to_regnamespace", &events_schema)?
-        && !(exists(tx, "to_regclass", &names.events().to_string())?
-            && exists(tx, "to_regclass", &names.aggregate_heads().to_string())?)
-    {
-        demand(tx, Object::Schema, &events_schema, "CREATE")?;
-    }
-    Ok(())
-}
-
-/// What a privilege is about.
-#[derive(Debug, Clone, Copy)]
-enum Object {
-    Schema,
-    Table,
-}
-
-fn demand(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &str) -> Result<(), Error> {
-    // Looked up as identifiers are: a schema's name would otherwise be taken literally, quotes included.
-    let (kind, has) = match object {
-        Object::Schema => ("schema", "has_schema_privilege(to_regnamespace($1)::oid, $2)"),
-        Object::Table => ("table", "has_table_privilege(to_regclass($1)::oid, $2)"),
-    };
-    let row = tx
-        .query_typed_one(&format!("SELECT {has}, current_user::text"), &[(&name, Type::TEXT), (&privilege, Type::TEXT)])
-        .map_err(Error::database("verifying the privileges"))?;
-    match row.get::<_, Option<bool>>(0) {
-        Some(true) => Ok(()),
-        Some(false) => Err(Error::MissingPrivilege {
-            user: row.get(1),
-            privilege: privilege.into(),
-            object: format!("{kind} {name}"),
-        }),
-        None => Err(Error::Schema { problem: format!("there is no {kind} {name}") }),
-    }
 }
