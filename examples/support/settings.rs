@@ -60,6 +60,7 @@ pub(crate) fn bytes(name: &str) -> Result<Option<usize>, Wrong> {
 }
 
 /// A duration such as `500ms`, `10s` or `2m`; `off` gives an inner `None`.
+#[expect(clippy::option_option, reason = "not given and given as off are different things")]
 pub(crate) fn duration(name: &str) -> Result<Option<Option<Duration>>, Wrong> {
     let parse = |text: String| match text.trim() {
         "off" => Ok(None),
