@@ -117,15 +117,7 @@ fn paths_are_read_from_code() {
     let paths: Vec<String> = source.paths().into_iter().map(|(line, path)| format!("{line} {path}")).collect();
     assert_eq!(
         paths,
-        [
-            "2 crate::c",
-            "2 crate::c::D",
-            "2 crate::e",
-            "3 super::g::H",
-            "6 crate::j::k",
-            "6 super::l",
-            "11 self::m"
-        ]
+        ["2 crate::c", "2 crate::c::D", "2 crate::e", "3 super::g::H", "6 crate::j::k", "6 super::l", "11 self::m"]
     );
 }
 
