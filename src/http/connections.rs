@@ -1,0 +1,175 @@
+//! Who is served: accepting, a seat for each connection, the newest before the oldest.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, ErrorKind};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, select};
+use parking_lot::Mutex;
+
+use super::BACKLOG;
+use super::exchange::answer;
+use super::site::Site;
+use crate::threads::{Never, Stop};
+
+/// Connections answered at the same time: far more than scrapers and probes make, far fewer than would hurt.
+pub(super) const MOST_CONNECTIONS: usize = 64;
+/// The pause after an accept that failed for want of file descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// The open connections, the oldest first.
+#[derive(Default)]
+pub(super) struct Connections {
+    pub(super) open: Mutex<BTreeMap<u64, Arc<TcpStream>>>,
+}
+
+impl Connections {
+    /// Adds a connection and closes the oldest one if there are too many. Returns whether the added one is open.
+    fn open(&self, number: u64, stream: Arc<TcpStream>) -> bool {
+        let mut open = self.open.lock();
+        open.insert(number, stream);
+        if open.len() > MOST_CONNECTIONS
+            && let Some((oldest, stream)) = open.pop_first()
+        {
+            close(&stream);
+            return oldest != number;
+        }
+        true
+    }
+
+    /// The first to go when file descriptors or memory are short.
+    fn close_older_half(&self) {
+        let mut open = self.open.lock();
+        for _ in 0..open.len().div_ceil(2) {
+            if let Some((_, stream)) = open.pop_first() {
+                close(&stream);
+            }
+        }
+    }
+
+    pub(super) fn close_all(&self) {
+        for stream in std::mem::take(&mut *self.open.lock()).values() {
+            close(stream);
+        }
+    }
+}
+
+/// Ends whatever read or write is under way on the connection, in whichever thread.
+pub(super) fn close(stream: &TcpStream) {
+    // Refused only where the client has gone already.
+    _ = stream.shutdown(Shutdown::Both);
+}
+
+pub(super) struct Acceptor {
+    pub(super) listener: TcpListener,
+    pub(super) site: Arc<Site>,
+    pub(super) connections: Arc<Connections>,
+    /// A message for each thread that answers a connection.
+    pub(super) seats: (Sender<()>, Receiver<()>),
+    pub(super) stop: Stop,
+    pub(super) alive: Sender<Never>,
+}
+
+impl Acceptor {
+    pub(super) fn run(self) {
+        let mut waiting = VecDeque::new();
+        let mut last = 0;
+        let mut failing = false;
+        loop {
+            let accepted = self.accept_into(&mut waiting, &mut last);
+            if self.stop.is_raised() {
+                break;
+            }
+            // The newest first: it is the one that is most likely still waiting for an answer.
+            if let Some((number, stream)) = waiting.pop_back() {
+                self.answer_in_a_thread(number, stream);
+            }
+            if let Err(error) = &accepted {
+                // Out of file descriptors or memory, most likely. It is not a reason to end: it passes.
+                if !failing {
+                    log::warn!("metrics server cannot accept a connection, goes on trying: error={error}");
+                }
+                waiting.drain(..waiting.len().div_ceil(2));
+                self.connections.close_older_half();
+                self.stop.wait(ACCEPT_PAUSE);
+            }
+            failing = accepted.is_err();
+        }
+        // What was accepted after the server closed all.
+        self.connections.close_all();
+    }
+
+    /// Takes what has come, numbered by age; waits for one if there is none. Of a burst only as many are kept as there are seats,
+    /// so that it costs an accept for each and no thread.
+    fn accept_into(&self, waiting: &mut VecDeque<(u64, TcpStream)>, last: &mut u64) -> io::Result<()> {
+        let mut wait = waiting.is_empty();
+        // Bounded, for clients may come as fast as they are taken.
+        for _ in 0..BACKLOG {
+            self.listener.set_nonblocking(!wait)?;
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    *last += 1;
+                    waiting.push_back((*last, stream));
+                    if waiting.len() > MOST_CONNECTIONS {
+                        waiting.pop_front();
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+            wait = false;
+        }
+        Ok(())
+    }
+
+    fn answer_in_a_thread(&self, number: u64, stream: TcpStream) {
+        // Some systems hand the listener's mode on to what it accepts.
+        if stream.set_nonblocking(false).is_err() {
+            return;
+        }
+        let stream = Arc::new(stream);
+        if !self.connections.open(number, stream.clone()) {
+            return;
+        }
+        // The thread of a closed connection gives its seat back within microseconds.
+        select! {
+            send(self.seats.0, ()) -> _ => {}
+            recv(self.stop.heard()) -> _ => return,
+        }
+        let seat = Seat {
+            number,
+            connections: self.connections.clone(),
+            seats: self.seats.1.clone(),
+            _alive: self.alive.clone(),
+        };
+        let site = self.site.clone();
+        let spawned = std::thread::Builder::new().name(format!("pup-http-{}", number % 1000)).spawn(move || {
+            // Kept to the end, also when the answer panics.
+            let _seat = seat;
+            if let Err(error) = answer(&site, &stream) {
+                log::debug!("metrics server could not answer: error={error}");
+            }
+        });
+        if let Err(error) = spawned {
+            log::warn!("metrics server cannot start a thread, drops the connection: error={error}");
+        }
+    }
+}
+
+/// A connection's place among the open ones, given back when its thread ends.
+pub(super) struct Seat {
+    number: u64,
+    connections: Arc<Connections>,
+    seats: Receiver<()>,
+    _alive: Sender<Never>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.connections.open.lock().remove(&self.number);
+        // Never empty: this seat's own message is in it.
+        _ = self.seats.try_recv();
+    }
+}

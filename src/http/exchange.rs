@@ -1,0 +1,181 @@
+//! One request, one response, each against a deadline.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use tiny_http::{HTTPVersion, Header, Method, Response};
+
+use super::site::{INDEX, Page, Site};
+
+/// Bytes of a request's first line and headers together.
+pub(super) const LONGEST_HEAD: usize = 8 * 1024;
+/// From the accept to the last byte of the request's head.
+const HEAD_TIME: Duration = Duration::from_secs(5);
+/// From the first byte of the response to the last.
+const RESPONSE_TIME: Duration = Duration::from_secs(10);
+/// How long, and how much, a refused client is listened to so that it reads its answer before the connection is reset.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
+
+/// Why a request is not understood.
+pub(super) struct Refusal(u16, &'static str);
+
+pub(super) fn answer(site: &Site, stream: &TcpStream) -> io::Result<()> {
+    let mut client = Timed { stream, until: Instant::now() + HEAD_TIME };
+    let (method, page, allow) = match read_head(&mut client)? {
+        Some(head) => match parse(&head) {
+            Ok((method, path)) => respond_to(site, method, &path),
+            Err(refusal) => refused(&refusal),
+        },
+        None => return Ok(()),
+    };
+    let refused = page.code >= 400 && page.code < 500;
+    client.until = Instant::now() + RESPONSE_TIME;
+    client.write_all(&print(&page, &method, allow)?)?;
+    if refused {
+        client.drain()?;
+    }
+    Ok(())
+}
+
+pub(super) fn respond_to(site: &Site, method: Method, path: &str) -> (Method, Page, bool) {
+    match site.page(path) {
+        None => {
+            let page = Page::text(404, format!("no such path; served are:\n\n{INDEX}"));
+            (method, page, false)
+        }
+        Some(page) if matches!(method, Method::Get | Method::Head) => (method, page, false),
+        Some(_) => (method, Page::text(405, "only GET and HEAD are served"), true),
+    }
+}
+
+pub(super) fn refused(refusal: &Refusal) -> (Method, Page, bool) {
+    (Method::Get, Page::text(refusal.0, refusal.1), false)
+}
+
+/// The request line and the headers; none if the client goes away without having asked for anything, or takes too long to.
+pub(super) fn read_head(client: &mut Timed<'_>) -> io::Result<Option<Vec<u8>>> {
+    let mut head = Vec::with_capacity(1024);
+    let mut part = [0; 1024];
+    while head.len() <= LONGEST_HEAD {
+        let read = match client.read(&mut part) {
+            Ok(0) => return Ok(None),
+            Ok(read) => read,
+            Err(error) => match error.kind() {
+                ErrorKind::Interrupted => continue,
+                // Which of the two a timeout is depends on the system.
+                ErrorKind::TimedOut | ErrorKind::WouldBlock => return Ok(None),
+                _ => return Err(error),
+            },
+        };
+        // The end may straddle two reads, by three bytes at most.
+        let looked_at = head.len().saturating_sub(3);
+        head.extend_from_slice(&part[..read]);
+        if ends_head(&head[looked_at..]) {
+            break;
+        }
+    }
+    Ok(Some(head))
+}
+
+pub(super) fn ends_head(bytes: &[u8]) -> bool {
+    bytes.windows(4).any(|end| end == b"\r\n\r\n") || bytes.windows(2).any(|end| end == b"\n\n")
+}
+
+/// Method and path. Headers are not looked at: nothing that is served depends on one.
+pub(super) fn parse(head: &[u8]) -> Result<(Method, String), Refusal> {
+    let Some(line) = head.split(|&byte| byte == b'\n').next().filter(|line| line.len() < head.len().min(LONGEST_HEAD))
+    else {
+        return Err(Refusal(414, "the request line is too long"));
+    };
+    if head.len() > LONGEST_HEAD {
+        return Err(Refusal(431, "the headers are too long"));
+    }
+    let line = String::from_utf8_lossy(line);
+    let mut words = line.trim_end_matches('\r').split(' ');
+    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(Refusal(400, "this is not an HTTP request"));
+    };
+    let Ok(method) = Method::from_str(method) else {
+        return Err(Refusal(400, "this is not an HTTP method"));
+    };
+    if !version.starts_with("HTTP/") {
+        return Err(Refusal(400, "this is not an HTTP request"));
+    }
+    if !version.starts_with("HTTP/1.") {
+        return Err(Refusal(505, "only HTTP/1.0 and HTTP/1.1 are served"));
+    }
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    Ok((method, path.to_owned()))
+}
+
+/// The response in bytes, as HTTP/1.0, by which the client knows that the connection ends with it.
+pub(super) fn print(page: &Page, method: &Method, allow: bool) -> io::Result<Vec<u8>> {
+    let mut headers = vec![
+        header("Server", "pupsourcing-orchestrator")?,
+        header("Content-Type", page.content_type)?,
+        header("Cache-Control", "no-store")?,
+    ];
+    if allow {
+        headers.push(header("Allow", "GET, HEAD")?);
+    }
+    let mut bytes = Vec::with_capacity(page.body.len() + 256);
+    let length = page.body.len();
+    let response = Response::new(page.code.into(), headers, page.body.as_bytes(), Some(length), None);
+    response.raw_print(&mut bytes, HTTPVersion(1, 0), &[], *method == Method::Head, None)?;
+    Ok(bytes)
+}
+
+pub(super) fn header(field: &str, value: &str) -> io::Result<Header> {
+    Header::from_bytes(field, value).map_err(|()| io::Error::new(ErrorKind::InvalidData, format!("header {field}")))
+}
+
+/// A stream with a deadline for all that is read or written, not for each call: a byte now and then buys no time.
+pub(super) struct Timed<'a> {
+    pub(super) stream: &'a TcpStream,
+    pub(super) until: Instant,
+}
+
+impl Timed<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+
+    /// Reads away what a refused client still sends. Closing over unread input would reset the connection, and the client might
+    /// lose the answer.
+    fn drain(&mut self) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Write)?;
+        self.until = Instant::now() + DRAIN_TIME;
+        let mut part = [0; 4096];
+        let mut drained = 0;
+        while drained < DRAIN_BYTES {
+            match self.read(&mut part)? {
+                0 => break,
+                read => drained += read,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}

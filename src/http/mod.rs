@@ -1,0 +1,189 @@
+//! The metrics server: `/metrics`, `/livez`, `/readyz`.
+//!
+//! It answers from memory: no request ever reaches the database, so it answers as fast while Postgres is down.
+//!
+//! *Invariants:* one client can hold up neither another one nor the shutdown, and no request, however formed, costs more than
+//! [`MOST_CONNECTIONS`] threads, [`LONGEST_HEAD`] bytes of each client's input and one response of output.
+//!
+//! `pup-http` accepts. Each connection is answered by a short-lived thread `pup-http-N` of its own: one request, one response,
+//! as HTTP/1.0 has it, which a scraper or a probe understands and which leaves nothing to keep alive. When all seats are
+//! taken the oldest connection is closed for the newest, so that idle or slow clients can't keep a scrape waiting. Shutdown
+//! closes every socket; whatever thread was reading or writing one ends at once.
+//!
+//! Requests and responses are `tiny_http`'s, its `Server` is not: it has a thread for each idle connection, no timeout, no bound
+//! to a request line, ends for good when the process is out of file descriptors, and aborts the process over a body announced as
+//! larger than memory.
+
+mod connections;
+mod exchange;
+mod site;
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use parking_lot::RwLock;
+use socket2::SockRef;
+
+use self::connections::{Acceptor, Connections, MOST_CONNECTIONS};
+use self::site::Site;
+use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::plan::WorkerId;
+use crate::status::Status;
+use crate::threads::{Never, Stop};
+
+/// Connections the system may hold for the acceptor. With the 128 that std asks for, a burst of idle clients makes the system
+/// drop a scrape's first packet, which the scraper sends again after a second.
+const BACKLOG: i32 = 1024;
+/// How long the end of the threads is awaited, once their sockets are closed.
+const JOIN_TIME: Duration = Duration::from_millis(100);
+
+/// Serves the metrics and the health of the orchestrators in this process over HTTP.
+///
+/// | path | answer |
+/// |---|---|
+/// | `/metrics` | everything in the registry, in Prometheus's text format 0.0.4; 404 if the metrics are disabled |
+/// | `/livez` | 200 while the threads of every watched worker make progress, else 503 and the reason; also 200 when none is watched |
+/// | `/readyz` | 200 while every watched worker is registered, reaches the database, and holds an assignment or coordinates; else 503 and the reason; also 503 when none is watched |
+/// | `/` | the list of paths |
+///
+/// No answer asks the database, so all of them come at once also while it is down. GET and HEAD are served; a query string is
+/// ignored. The connection is closed after each answer.
+///
+/// Dropping the server shuts it down.
+pub struct MetricsServer {
+    address: SocketAddr,
+    site: Arc<Site>,
+    connections: Arc<Connections>,
+    stop: Stop,
+    acceptor: Option<JoinHandle<()>>,
+    /// Disconnected when the acceptor and every connection's thread have ended.
+    ended: Receiver<Never>,
+}
+
+impl MetricsServer {
+    /// Binds `address`, such as `0.0.0.0:9090`, and serves from now on. Port 0 takes any free port: see [`Self::address`].
+    ///
+    /// [`Error::Http`] if the address is malformed, in use or not this host's.
+    pub fn bind(address: &str, metrics: Metrics) -> Result<Self, Error> {
+        let refused = |source| Error::Http { address: address.to_owned(), source };
+        let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable | ErrorKind::PermissionDenied => refused(error.into()),
+            _ => refused(format!("{error} (expected a host or IP address and a port, such as 0.0.0.0:9090)").into()),
+        })?;
+        if let Err(error) = SockRef::from(&listener).listen(BACKLOG) {
+            log::debug!("metrics server keeps the system's backlog: error={error}");
+        }
+        let bound = listener.local_addr().map_err(|error| refused(error.into()))?;
+        let site = Arc::new(Site { metrics, watched: RwLock::default() });
+        let connections = Arc::new(Connections::default());
+        let stop = Stop::new();
+        let (alive, ended) = bounded(0);
+        let acceptor = Acceptor {
+            listener,
+            site: site.clone(),
+            connections: connections.clone(),
+            seats: bounded(MOST_CONNECTIONS),
+            stop: stop.clone(),
+            alive,
+        };
+        let acceptor = std::thread::Builder::new()
+            .name("pup-http".to_owned())
+            .spawn(move || acceptor.run())
+            .map_err(|source| Error::Spawn { thread: "pup-http".to_owned(), source })?;
+        log::info!("metrics server listens: address={bound}");
+        Ok(Self { address: bound, site, connections, stop, acceptor: Some(acceptor), ended })
+    }
+
+    /// The address it is bound to, with the port that port 0 became.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Lets `/livez` and `/readyz` answer for an orchestrator, beside those already watched.
+    pub fn watch(&self, probe: HealthProbe) {
+        let worker = (probe.status)().worker_id;
+        self.site.watched.write().insert(worker, probe);
+    }
+
+    /// Answers no longer for this worker: to be called when it was shut down and the process goes on.
+    pub fn unwatch(&self, worker: WorkerId) {
+        self.site.watched.write().remove(&worker);
+    }
+
+    /// Stops at once: the port is free again, clients in the middle of a request or an answer are cut off.
+    pub fn shutdown(self) {
+        drop(self);
+    }
+}
+
+impl Drop for MetricsServer {
+    fn drop(&mut self) {
+        self.stop.raise();
+        // Only a connection gets the acceptor out of its wait. If none can be made it ends at the next client's.
+        if let Err(error) = TcpStream::connect_timeout(&reachable(self.address), JOIN_TIME) {
+            log::debug!("metrics server cannot wake its acceptor: error={error}");
+        }
+        self.connections.close_all();
+        match self.ended.recv_timeout(JOIN_TIME) {
+            Err(RecvTimeoutError::Disconnected) => {
+                // A panic of it has been printed by the panic hook; there is nobody to tell in a drop.
+                _ = self.acceptor.take().map(JoinHandle::join);
+            }
+            Err(RecvTimeoutError::Timeout) => log::warn!("metrics server: a thread has not ended after {JOIN_TIME:?}"),
+            Ok(never) => match never {},
+        }
+    }
+}
+
+impl fmt::Debug for MetricsServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MetricsServer").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// An address under which this host reaches what it has bound to.
+fn reachable(bound: SocketAddr) -> SocketAddr {
+    let ip = match bound.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, bound.port())
+}
+
+/// What the server asks of one orchestrator, never of the database. Its handle gives one out.
+#[derive(Clone)]
+pub struct HealthProbe {
+    live: Check,
+    ready: Check,
+    status: Arc<dyn Fn() -> Status + Send + Sync>,
+}
+
+/// The reason, if it is not so.
+type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+impl HealthProbe {
+    /// The functions must answer at once and from memory.
+    pub(crate) fn new(
+        live: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+        ready: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+        status: impl Fn() -> Status + Send + Sync + 'static,
+    ) -> Self {
+        Self { live: Arc::new(live), ready: Arc::new(ready), status: Arc::new(status) }
+    }
+}
+
+impl fmt::Debug for HealthProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HealthProbe").field("worker_id", &(self.status)().worker_id).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::exchange::{DRAIN_BYTES, LONGEST_HEAD, Timed, read_head};
+use super::*;
+use crate::status::Board;
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn server() -> MetricsServer {
+    let metrics = Metrics::new().unwrap();
+    metrics.for_replica_set("main").generations.inc();
+    MetricsServer::bind("127.0.0.1:0", metrics).unwrap()
+}
+
+fn connect(server: &MetricsServer) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&server.address(), SOON).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream
+}
+
+fn send(server: &MetricsServer, request: &[u8]) -> String {
+    let mut stream = connect(server);
+    // The server may have refused before it has read everything.
+    _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+fn get(server: &MetricsServer, path: &str) -> (String, String) {
+    let answer = send(server, format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes());
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer to {path}: {answer:?}"));
+    (head.to_owned(), body.to_owned())
+}
+
+fn code(answer: &str) -> u16 {
+    answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("no status: {answer:?}"))
+}
+
+fn worker(number: u128) -> WorkerId {
+    WorkerId(uuid::Uuid::from_u128(number))
+}
+
+struct Switches {
+    live: Arc<AtomicBool>,
+    ready: Arc<AtomicBool>,
+}
+
+fn watch(server: &MetricsServer, number: u128) -> Switches {
+    let switches = Switches { live: Arc::new(true.into()), ready: Arc::new(true.into()) };
+    let check = |switch: &Arc<AtomicBool>, reason: &'static str| {
+        let switch = switch.clone();
+        move || if switch.load(Ordering::Relaxed) { Ok(()) } else { Err(reason.to_owned()) }
+    };
+    let board = Board::new(worker(number), "main", []);
+    server.watch(HealthProbe::new(
+        check(&switches.live, "thread pup-coord is stuck"),
+        check(&switches.ready, "the database is out of reach"),
+        move || board.read(),
+    ));
+    switches
+}
+
+/// Polls until it is so. Each look is a round trip to the server, so this is no busy wait.
+fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !so() {
+        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
+    }
+}
+
+/// Many fit in this process, whatever its limit of open files.
+fn many() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let open_files = limits.lines().find(|line| line.starts_with("Max open files"));
+    let soft: usize = open_files.and_then(|line| line.split_whitespace().nth(3)?.parse().ok()).unwrap_or(1024);
+    soft.saturating_sub(400).min(1000)
+}
+
+#[test]
+fn metrics_are_served_in_the_text_format() {
+    let server = server();
+    let (head, body) = get(&server, "/metrics");
+    assert!(head.starts_with("HTTP/1.0 200 OK\r\n"), "{head}");
+    assert!(head.contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{head}");
+    assert!(head.contains(&format!("\r\nContent-Length: {}", body.len())), "{head}");
+    assert!(body.contains("pupsourcing_orchestrator_generations_total{replica_set=\"main\"} 1\n"), "{body}");
+    let (_, same) = get(&server, "/metrics?name[]=x&y#z");
+    assert_eq!(body, same, "a query string is ignored");
+}
+
+#[test]
+fn disabled_metrics_are_not_found() {
+    let server = MetricsServer::bind("127.0.0.1:0", Metrics::disabled().unwrap()).unwrap();
+    let (head, body) = get(&server, "/metrics");
+    assert_eq!((code(&head), body.as_str()), (404, "the metrics are disabled\n"));
+}
+
+#[test]
+fn health_is_that_of_every_watched_worker() {
+    let server = server();
+    assert_eq!(code(&get(&server, "/livez").0), 200);
+    let (head, body) = get(&server, "/readyz");
+    assert_eq!((code(&head), body.as_str()), (503, "no worker\n"));
+
+    let (_first, second) = (watch(&server, 1), watch(&server, 2));
+    assert_eq!(get(&server, "/livez").1, "ok\n");
+    assert_eq!(get(&server, "/readyz").1, "ok\n");
+
+    second.live.store(false, Ordering::Relaxed);
+    second.ready.store(false, Ordering::Relaxed);
+    let named = format!("replica_set=main worker={}: ", worker(2));
+    let (head, body) = get(&server, "/livez");
+    assert_eq!((code(&head), body), (503, format!("{named}thread pup-coord is stuck\n")));
+    let (head, body) = get(&server, "/readyz");
+    assert_eq!((code(&head), body), (503, format!("{named}the database is out of reach\n")));
+
+    server.unwatch(worker(2));
+    assert_eq!(code(&get(&server, "/readyz").0), 200);
+}
+
+#[test]
+fn requests_are_answered_by_what_is_wrong_with_them() {
+    let server = server();
+    let long = "a".repeat(LONGEST_HEAD);
+    let cases: &[(&[u8], u16, &str)] = &[
+        (b"GET / HTTP/1.1\r\n\r\n", 200, "/metrics"),
+        (b"GET / HTTP/1.0\n\n", 200, "/metrics"),
+        (b"GET /nowhere HTTP/1.1\r\n\r\n", 404, "/readyz"),
+        (b"POST /nowhere HTTP/1.1\r\n\r\n", 404, "/readyz"),
+        (b"GET /\xff\xfe\x00%zz%00\xc3 HTTP/1.1\r\n\r\n", 404, "/metrics"),
+        (b"GET metrics HTTP/1.1\r\n\r\n", 404, "/metrics"),
+        (b"POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", 405, "\r\nAllow: GET, HEAD\r\n"),
+        (b"POST /metrics HTTP/1.1\r\nContent-Length: 99999999999999999\r\n\r\n", 405, "Allow"),
+        (b"BREW /livez HTTP/1.1\r\n\r\n", 405, "Allow"),
+        (b"GET /metrics HTTP/2.0\r\n\r\n", 505, "HTTP/1.1"),
+        (b"GET /metrics\r\n\r\n", 400, ""),
+        (b"\x16\x03\x01\x02\x00\n\n", 400, ""),
+        (b"\r\n\r\n", 400, ""),
+    ];
+    for (request, expected, contains) in cases {
+        let answer = send(&server, request);
+        let shown = String::from_utf8_lossy(request);
+        assert_eq!(code(&answer), *expected, "{shown:?}: {answer}");
+        assert!(answer.contains(contains), "{shown:?}: {answer}");
+    }
+    let answer = send(&server, format!("GET /{long} HTTP/1.1\r\n\r\n").as_bytes());
+    assert_eq!(code(&answer), 414, "{answer}");
+    let answer = send(&server, format!("GET / HTTP/1.1\r\nCookie: {long}\r\n\r\n").as_bytes());
+    assert_eq!(code(&answer), 431, "{answer}");
+}
+
+#[test]
+fn an_endless_request_line_is_refused_long_before_its_end() {
+    let server = server();
+    let answer = send(&server, &vec![b'a'; DRAIN_BYTES / 2]);
+    assert_eq!(code(&answer), 414, "{answer}");
+}
+
+#[test]
+fn head_has_the_headers_of_get_and_no_body() {
+    let server = server();
+    for path in ["/", "/metrics", "/livez", "/readyz", "/nowhere"] {
+        let without_date =
+            |head: &str| head.lines().filter(|line| !line.starts_with("Date: ")).map(str::to_owned).collect::<Vec<_>>();
+        let answer = send(&server, format!("HEAD {path} HTTP/1.1\r\n\r\n").as_bytes());
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!(without_date(head), without_date(&get(&server, path).0), "{path}");
+        assert_eq!(body, "", "{path}");
+    }
+}
+
+#[test]
+fn an_address_in_use_and_a_bad_one_are_errors_that_name_it() {
+    let server = server();
+    let used = server.address().to_string();
+    for address in [used.as_str(), "9090", "nonsense", "127.0.0.1:70000", ":9090", "192.0.2.1:0", ""] {
+        let error = MetricsServer::bind(address, Metrics::new().unwrap()).unwrap_err();
+        assert!(matches!(&error, Error::Http { address: named, .. } if named == address), "{address}: {error}");
+    }
+    let error = MetricsServer::bind("9090", Metrics::new().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("such as 0.0.0.0:9090"), "{error}");
+    server.shutdown();
+    MetricsServer::bind(&used, Metrics::new().unwrap()).expect("the port is free after shutdown");
+}
+
+#[test]
+fn every_interface_can_be_bound_and_shut_down() {
+    for address in ["0.0.0.0:0", "[::]:0", "localhost:0"] {
+        let Ok(server) = MetricsServer::bind(address, Metrics::new().unwrap()) else {
+            assert!(address.starts_with('['), "{address}: a host without IPv6 may refuse only that one");
+            continue;
+        };
+        let mut stream = TcpStream::connect(reachable(server.address())).unwrap();
+        stream.write_all(b"GET /livez HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("\r\n\r\nok\n"), "{answer}");
+        shut_down_at_once(server);
+    }
+}
+
+/// None of three answers is late, and the fastest, whatever else this machine does meanwhile, takes less than 50 ms.
+fn answers_quickly(server: &MetricsServer, path: &str) {
+    let took = [(); 3].map(|()| {
+        let begun = Instant::now();
+        assert_eq!(code(&get(server, path).0), 200);
+        begun.elapsed()
+    });
+    assert!(took.iter().all(|took| *took < Duration::from_secs(1)), "{took:?}");
+    assert!(took.iter().any(|took| *took < Duration::from_millis(50)), "{took:?}");
+}
+
+/// Nothing of the server is left after it: each of its threads holds a sender of what `ended` receives.
+fn shut_down_at_once(server: MetricsServer) {
+    let ended = server.ended.clone();
+    let begun = Instant::now();
+    server.shutdown();
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(1), "shutdown took {took:?}");
+    assert_eq!(ended.recv_timeout(SOON).unwrap_err(), RecvTimeoutError::Disconnected, "a thread goes on");
+}
+
+#[test]
+fn half_a_request_line_holds_up_nobody() {
+    let server = server();
+    let mut slow = connect(&server);
+    slow.write_all(b"GET /met").unwrap();
+    answers_quickly(&server, "/metrics");
+    slow.write_all(b"rics HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert_eq!(code(&answer), 200, "a slow client is served all the same");
+    let mut slow = connect(&server);
+    slow.write_all(b"GET /met").unwrap();
+    eventually("the slow client has a thread", || server.connections.open.lock().len() == 1);
+    shut_down_at_once(server);
+}
+
+#[test]
+fn clients_that_do_not_read_hold_up_nobody() {
+    let registry = prometheus::Registry::new();
+    let metrics = Metrics::in_registry(&registry).unwrap();
+    // More than the sockets' buffers take, so that each answer gets stuck halfway.
+    let help = "a".repeat(16 * 1024 * 1024);
+    registry.register(Box::new(prometheus::IntGauge::new("large", help).unwrap())).unwrap();
+    let server = MetricsServer::bind("127.0.0.1:0", metrics).unwrap();
+    let stuck: Vec<TcpStream> = (0..3)
+        .map(|_| {
+            let mut stream = connect(&server);
+            for _ in 0..100 {
+                _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
+            }
+            // The first byte is there, so the answer is on its way.
+            stream.peek(&mut [0]).unwrap();
+            stream
+        })
+        .collect();
+    assert_eq!(server.connections.open.lock().len(), stuck.len());
+    answers_quickly(&server, "/livez");
+    shut_down_at_once(server);
+}
+
+#[test]
+fn idle_connections_hold_up_nobody() {
+    let server = server();
+    let idle: Vec<TcpStream> = (0..many()).map(|_| connect(&server)).collect();
+    answers_quickly(&server, "/metrics");
+    let open = server.connections.open.lock().len();
+    assert!((MOST_CONNECTIONS / 2..=MOST_CONNECTIONS).contains(&open), "the newest of {} stay: {open}", idle.len());
+    shut_down_at_once(server);
+}
+
+#[test]
+fn a_client_that_went_away_leaves_nothing() {
+    let server = server();
+    for _ in 0..100 {
+        drop(connect(&server));
+        _ = connect(&server).write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
+    }
+    eventually("all seats are free again", || {
+        assert_eq!(code(&get(&server, "/livez").0), 200);
+        server.connections.open.lock().is_empty()
+    });
+    shut_down_at_once(server);
+}
+
+#[test]
+fn a_byte_now_and_then_buys_no_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (stream, _) = listener.accept().unwrap();
+    let begun = Instant::now();
+    let allowed = Duration::from_millis(50);
+    let mut client = Timed { stream: &stream, until: begun + allowed };
+    let mut reads = 0;
+    let error = loop {
+        slow.write_all(b"a").unwrap();
+        match client.read(&mut [0; 16]) {
+            Ok(read) => reads += read,
+            Err(error) => break error,
+        }
+    };
+    assert!(reads > 0 && begun.elapsed() >= allowed && begun.elapsed() < SOON);
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!(read_head(&mut client).unwrap().is_none(), "who is late is not answered");
+}

@@ -1,0 +1,222 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::families::PREFIX;
+use super::*;
+
+type Named = BTreeMap<String, (String, BTreeSet<String>)>;
+
+/// Type and labels by name, without the prefix, as the rendered text shows them.
+fn published(text: &str) -> Named {
+    let mut named = Named::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            named.insert(name.strip_prefix(PREFIX).unwrap().to_owned(), (kind.to_owned(), BTreeSet::new()));
+        } else if !line.starts_with('#') {
+            let (name, labels) = line.split_once('{').unwrap();
+            let name = name.strip_prefix(PREFIX).unwrap();
+            let family = named.keys().find(|family| {
+                let of_histogram = ["_bucket", "_sum", "_count"].map(|end| format!("{family}{end}"));
+                name == **family || of_histogram.iter().any(|series| series == name)
+            });
+            let family = family.unwrap().clone();
+            let labels = labels.split_once('}').unwrap().0.split(',').map(|pair| pair.split_once('=').unwrap().0);
+            named.get_mut(&family).unwrap().1.extend(labels.filter(|label| *label != "le").map(str::to_owned));
+        }
+    }
+    named
+}
+
+/// The table in this file's own documentation.
+fn documented() -> Named {
+    let rows = include_str!("mod.rs").lines().filter_map(|line| line.strip_prefix("//! | `"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let labels = cells[2].split(", ").map(|label| label.trim_matches('`').to_owned()).collect();
+        (cells[0].trim_matches('`').to_owned(), (cells[1].to_owned(), labels))
+    })
+    .collect()
+}
+
+fn touch_everything(
+    metrics: &Metrics,
+) -> (ReplicaSetMetrics, ProjectionMetrics, WorkerMetrics, WorkerProjectionMetrics) {
+    let set = metrics.for_replica_set("main");
+    set.active_workers.set(3);
+    set.partitions.set(3);
+    set.safe_head.set(41);
+    set.head_blocked.set(0.5);
+    set.head_blockers([(Some(7), "importer", Duration::from_secs(2))]);
+    set.reconnects("listener").inc();
+    set.coordination_duration.observe(0.02);
+    let projection = set.projection("orders");
+    projection.lag_events.set(5);
+    projection.lag_seconds.set(0.25);
+    projection.checkpoint_position.set(36);
+    let worker = set.worker("w-1");
+    worker.set_state("pending");
+    worker.set_state("running");
+    worker.set_pool(4, 3, 1);
+    let own = worker.projection("orders");
+    own.position.set(36);
+    (set, projection, worker, own)
+}
+
+#[test]
+fn names_types_and_labels_are_the_published_ones() {
+    let metrics = Metrics::new().unwrap();
+    let _held = touch_everything(&metrics);
+    let published = published(&metrics.render().unwrap());
+    assert_eq!(published, documented());
+
+    let fixed = [
+        ("generations_total", "counter", "replica_set"),
+        ("workers_registered_total", "counter", "replica_set"),
+        ("partition_assignments_total", "counter", "replica_set"),
+        ("reconfiguration_total", "counter", "replica_set"),
+        ("stale_workers_cleaned_total", "counter", "replica_set"),
+        ("events_processed_total", "counter", "projection replica_set"),
+        ("projection_errors_total", "counter", "projection replica_set"),
+        ("active_workers", "gauge", "replica_set"),
+        ("current_generation_partitions", "gauge", "replica_set"),
+        ("worker_state", "gauge", "replica_set state worker_id"),
+        ("coordination_duration_seconds", "histogram", "replica_set"),
+        ("event_processing_duration_seconds", "histogram", "projection replica_set"),
+        ("heartbeat_latency_seconds", "histogram", "replica_set"),
+    ];
+    for (name, kind, labels) in fixed {
+        let labels = labels.split(' ').map(str::to_owned).collect();
+        assert_eq!(published[name], (kind.to_owned(), labels), "{name}");
+    }
+}
+
+#[test]
+fn every_metric_has_a_help_text() {
+    let metrics = Metrics::new().unwrap();
+    let _held = touch_everything(&metrics);
+    let text = metrics.render().unwrap();
+    let helps = text.lines().filter(|line| line.starts_with("# HELP "));
+    assert!(helps.clone().all(|help| help.ends_with('.')), "{text}");
+    assert_eq!(helps.count(), documented().len());
+}
+
+#[test]
+fn a_workers_state_is_one_series() {
+    let metrics = Metrics::new().unwrap();
+    let _held = touch_everything(&metrics);
+    let text = metrics.render().unwrap();
+    let states: Vec<&str> = text.lines().filter(|line| line.contains("worker_state{")).collect();
+    assert_eq!(
+        states,
+        ["pupsourcing_orchestrator_worker_state{replica_set=\"main\",state=\"running\",worker_id=\"w-1\"} 1"]
+    );
+}
+
+#[test]
+fn a_workers_series_go_with_its_last_handle() {
+    let metrics = Metrics::new().unwrap();
+    let (set, _projection, worker, own) = touch_everything(&metrics);
+    let other = set.worker("w-2");
+    other.set_state("ready");
+    drop(worker);
+    assert!(metrics.render().unwrap().contains("w-1"), "a runner may still report");
+    drop(own);
+    let text = metrics.render().unwrap();
+    assert!(!text.contains("w-1"), "{text}");
+    assert!(text.contains("worker_state{replica_set=\"main\",state=\"ready\",worker_id=\"w-2\"} 1"), "{text}");
+}
+
+#[test]
+fn a_replica_sets_gauges_go_with_its_last_reporter_and_its_counters_stay() {
+    let metrics = Metrics::new().unwrap();
+    let first = touch_everything(&metrics);
+    let second = metrics.for_replica_set("main");
+    first.1.events_processed.inc_by(5);
+    drop(first);
+    assert!(metrics.render().unwrap().contains("lag_events{"));
+    drop(second);
+    let text = metrics.render().unwrap();
+    assert!(published(&text).values().all(|(kind, _)| kind != "gauge"), "{text}");
+    assert!(text.contains("events_processed_total{projection=\"orders\",replica_set=\"main\"} 5"), "{text}");
+
+    let _again = touch_everything(&metrics);
+    assert!(metrics.render().unwrap().contains("lag_events{projection=\"orders\",replica_set=\"main\"} 5"));
+}
+
+#[test]
+fn gauges_have_no_series_before_their_first_value() {
+    let metrics = Metrics::new().unwrap();
+    let set = metrics.for_replica_set("main");
+    let _projection = set.projection("orders");
+    let text = metrics.render().unwrap();
+    assert!(!text.contains("lag_") && !text.contains("position"), "{text}");
+    assert!(text.contains("retries_total{projection=\"orders\",replica_set=\"main\"} 0"), "{text}");
+}
+
+#[test]
+fn two_orchestrators_share_one_set_of_metrics() {
+    let metrics = Metrics::new().unwrap();
+    let (here, there) = (metrics.for_replica_set("main"), metrics.clone().for_replica_set("main"));
+    here.generations.inc();
+    there.generations.inc();
+    metrics.for_replica_set("other").generations.inc();
+    let text = metrics.render().unwrap();
+    assert!(text.contains("generations_total{replica_set=\"main\"} 2"), "{text}");
+    assert!(text.contains("generations_total{replica_set=\"other\"} 1"), "{text}");
+}
+
+#[test]
+fn label_values_that_run_together_alike_stay_apart() {
+    let metrics = Metrics::new().unwrap();
+    metrics.for_replica_set("a").projection("bc").events_processed.inc_by(1);
+    metrics.for_replica_set("ab").projection("c").events_processed.inc_by(2);
+    let text = metrics.render().unwrap();
+    assert!(text.contains("events_processed_total{projection=\"bc\",replica_set=\"a\"} 1"), "{text}");
+    assert!(text.contains("events_processed_total{projection=\"c\",replica_set=\"ab\"} 2"), "{text}");
+}
+
+#[test]
+fn blockers_are_replaced_bounded_and_escaped() {
+    let metrics = Metrics::new().unwrap();
+    let set = metrics.for_replica_set("main");
+    set.head_blockers((0..50_u8).map(|n| (Some(n.into()), format!("app {n}"), Duration::from_secs(n.into()))));
+    let count = |text: &str| text.lines().filter(|line| line.contains("head_blocker_age_seconds{")).count();
+    let text = metrics.render().unwrap();
+    assert_eq!(count(&text), MOST_BLOCKERS);
+    assert!(text.contains("pid=\"49\"") && !text.contains("pid=\"1\""), "{text}");
+
+    set.head_blockers([(None, "a \"quoted\"\nname\\", Duration::from_millis(1500))]);
+    let text = metrics.render().unwrap();
+    assert_eq!(count(&text), 1);
+    let labels = r#"{application_name="a \"quoted\"\nname\\",pid="",replica_set="main"} 1.5"#;
+    assert!(text.contains(labels), "{text}");
+
+    set.head_blockers::<&str>([]);
+    assert_eq!(count(&metrics.render().unwrap()), 0);
+}
+
+#[test]
+fn a_registry_takes_one_set_of_metrics_and_is_left_as_it_was_by_a_second() {
+    let registry = Registry::new();
+    let first = Metrics::in_registry(&registry).unwrap();
+    assert!(matches!(Metrics::in_registry(&registry), Err(Error::Metrics { .. })));
+    first.for_replica_set("main").generations.inc();
+    assert_eq!(registry.gather().iter().filter(|family| family.name().ends_with("generations_total")).count(), 1);
+
+    // A name of the application's own that comes late in the list: the ones before it are taken back.
+    let registry = Registry::new();
+    let own = IntGauge::new(format!("{PREFIX}pool_size"), "The application's own.").unwrap();
+    registry.register(Box::new(own)).unwrap();
+    assert!(matches!(Metrics::in_registry(&registry), Err(Error::Metrics { .. })));
+    let generations = &Metrics::disabled().unwrap().inner.families.generations;
+    registry.register(Box::new(generations.clone())).unwrap();
+    assert_eq!(registry.gather().len(), 1, "the application's own");
+}
+
+#[test]
+fn disabled_metrics_are_counted_nowhere_visible() {
+    let metrics = Metrics::disabled().unwrap();
+    let _held = touch_everything(&metrics);
+    assert!(metrics.registry().is_none());
+    assert_eq!(metrics.render().unwrap(), "");
+}
