@@ -6,21 +6,27 @@
 //! | `REPLICA_SET` | `main-projections` | the workers that share the work |
 //! | `METRICS_ADDR` | `0.0.0.0:9090` | port 0 takes any free one; the bound address is logged |
 //! | `RUST_LOG` | `info` | |
-//! | `ORCHESTRATOR_<OPTION>` | see the README | e.g. `ORCHESTRATOR_STALE_WORKER_TIMEOUT=10s`, `ORCHESTRATOR_BATCH_SIZE=500` |
+//! | `ORCHESTRATOR_HEARTBEAT_INTERVAL`, `_STALE_WORKER_TIMEOUT`, `_COORDINATION_TIMEOUT`, `_POLL_INTERVAL`, `_REGISTRATION_WAIT` | the library's | a duration: `10s`, `500ms` |
+//! | `ORCHESTRATOR_SESSION_LOSS_GRACE` | the library's | a duration, or `off`: heartbeats only, for a pooler in transaction mode |
+//! | `ORCHESTRATOR_EVENT_POLL` | the library's | two durations: `5ms..250ms` |
+//! | `ORCHESTRATOR_BATCH_SIZE`, `_POOL_SIZE` | the library's | a number |
+//! | `ORCHESTRATOR_BATCH_BYTES` | the library's | bytes: `8388608`, `8MiB` |
 //!
-//! Exit codes: 0 after a graceful stop, 1 when the worker failed, 2 when a setting is missing or wrong.
+//! Exit codes: 0 after a graceful stop, 1 when the worker failed, 2 when a setting is missing or wrong. A second SIGTERM or SIGINT
+//! ends the process at once: what it has not committed is done by others.
 
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{bounded, select};
 use postgres::Transaction;
 use pupsourcing_orchestrator::{
-    BoxError, Builder, Database, Error, Event, Metrics, MetricsServer, Orchestrator, Projection,
+    BoxError, Builder, Database, Error, Event, Handle, Metrics, MetricsServer, Orchestrator, Projection,
 };
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
+#[path = "support/app.rs"]
+mod app;
 #[path = "support/settings.rs"]
 mod settings;
 
@@ -28,7 +34,7 @@ mod settings;
 struct EventTypeCounts;
 
 impl Projection for EventTypeCounts {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "event_type_counts"
     }
 
@@ -53,7 +59,7 @@ impl Projection for EventTypeCounts {
 struct AggregateActivity;
 
 impl Projection for AggregateActivity {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "aggregate_activity"
     }
 
@@ -71,77 +77,83 @@ impl Projection for AggregateActivity {
     }
 }
 
-const READ_MODELS: &str = "
-    SELECT pg_advisory_xact_lock(hashtextextended('projection-worker read models', 0));
-    CREATE TABLE IF NOT EXISTS event_type_counts (event_type text PRIMARY KEY, events bigint NOT NULL);
-    CREATE TABLE IF NOT EXISTS aggregate_activity (
-        bounded_context text, aggregate_type text, aggregate_id text, events bigint NOT NULL, last_version bigint NOT NULL,
-        out_of_order bigint NOT NULL DEFAULT 0, PRIMARY KEY (bounded_context, aggregate_type, aggregate_id));";
-
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            log::error!("{error}");
-            let wrong_settings = matches!(
-                error.downcast_ref::<Error>(),
-                Some(Error::InvalidConfig { .. } | Error::InvalidUrl { .. } | Error::Http { .. })
-            ) || error.is::<settings::Wrong>();
-            ExitCode::from(if wrong_settings { 2 } else { 1 })
-        }
-    }
+    app::main(run)
 }
 
 fn run() -> Result<(), BoxError> {
-    let url = settings::required(
-        "DATABASE_URL",
-        "where the events are, e.g. postgres://user:password@host:5432/database?sslmode=require",
-    )?;
-    let database = Database::from_url(&url)?;
-    let replica_set = settings::or("REPLICA_SET", "main-projections")?;
-    let address = settings::or("METRICS_ADDR", "0.0.0.0:9090")?;
+    let database = Database::from_url(&app::database_url()?)?;
+    let replica_set = app::setting("REPLICA_SET")?.unwrap_or_else(|| "main-projections".into());
+    let address = app::setting("METRICS_ADDR")?.unwrap_or_else(|| "0.0.0.0:9090".into());
     let metrics = Metrics::new()?;
     let builder = Orchestrator::builder(database.clone(), replica_set)
         .projection(EventTypeCounts)
         .projection(AggregateActivity)
         .metrics(metrics.clone());
     let orchestrator = with_options(builder)?.build()?;
-
-    // Before anything that takes long: a pod that is told to stop while it starts shall stop.
-    let shutdown = shutdown_signal()?;
     let server = MetricsServer::bind(&address, metrics)?;
-    log::info!("metrics: address=http://{}", server.address());
 
-    orchestrator.migrate()?;
-    database.connect()?.batch_execute(&format!("BEGIN; {READ_MODELS} COMMIT"))?;
-    let handle = orchestrator.start()?;
+    let shutdown = app::shutdown_signal()?;
+    let (sender, started) = bounded(1);
+    thread::Builder::new().name("start".into()).spawn(move || sender.send(start(&database, orchestrator)))?;
+    let handle = select! {
+        recv(started) -> handle => handle??,
+        // A pod that is told to stop while it starts need not wait for a slow server or for another pod's migration.
+        recv(shutdown) -> _ => return Ok(()),
+    };
     server.watch(handle.health());
-
-    let outcome = handle.run_until(&shutdown);
-    server.shutdown();
-    Ok(outcome?)
+    // The server answers until the worker has left.
+    Ok(handle.run_until(&shutdown)?)
 }
 
+/// Creates what is not there yet, and starts the worker.
+fn start(database: &Database, orchestrator: Orchestrator) -> Result<Handle, Error> {
+    orchestrator.migrate()?;
+    let read_models = |source| Error::Database { doing: "creating the read models", source };
+    database.connect()?.batch_execute(READ_MODELS).map_err(read_models)?;
+    orchestrator.start()
+}
+
+/// Looks the tables up first: `CREATE TABLE IF NOT EXISTS` asks for the privilege to create even where there is nothing to create.
+/// The lock is for workers that start at the same time.
+const READ_MODELS: &str = "
+DO $$ BEGIN
+PERFORM pg_advisory_xact_lock(hashtextextended('the worker example''s read models', 0));
+IF to_regclass('event_type_counts') IS NULL THEN
+    CREATE TABLE event_type_counts (event_type text PRIMARY KEY, events bigint NOT NULL);
+END IF;
+IF to_regclass('aggregate_activity') IS NULL THEN
+    CREATE TABLE aggregate_activity (
+        bounded_context text,
+        aggregate_type text,
+        aggregate_id text,
+        events bigint NOT NULL,
+        last_version bigint NOT NULL,
+        out_of_order bigint NOT NULL DEFAULT 0,
+        PRIMARY KEY (bounded_context, aggregate_type, aggregate_id)
+    );
+END IF;
+END $$";
+
 /// Applies the options that are set in the environment.
-fn with_options(mut builder: Builder) -> Result<Builder, BoxError> {
-    type Duration1 = fn(Builder, Duration) -> Builder;
-    let durations: [(&str, Duration1); 6] = [
-        ("HEARTBEAT_INTERVAL", Builder::heartbeat_interval),
-        ("STALE_WORKER_TIMEOUT", Builder::stale_worker_timeout),
-        ("COORDINATION_TIMEOUT", Builder::coordination_timeout),
-        ("POLL_INTERVAL", Builder::poll_interval),
-        ("REGISTRATION_WAIT", Builder::registration_wait),
-        ("SESSION_LOSS_GRACE", Builder::session_loss_grace),
+fn with_options(mut builder: Builder) -> Result<Builder, app::Wrong> {
+    type Set = fn(Builder, Duration) -> Builder;
+    let durations: [(&str, Set); 5] = [
+        ("ORCHESTRATOR_HEARTBEAT_INTERVAL", Builder::heartbeat_interval),
+        ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", Builder::stale_worker_timeout),
+        ("ORCHESTRATOR_COORDINATION_TIMEOUT", Builder::coordination_timeout),
+        ("ORCHESTRATOR_POLL_INTERVAL", Builder::poll_interval),
+        ("ORCHESTRATOR_REGISTRATION_WAIT", Builder::registration_wait),
     ];
-    for (option, set) in durations {
-        builder = match settings::duration(&format!("ORCHESTRATOR_{option}"))? {
-            // Heartbeats only, for a pooler in transaction mode.
-            Some(None) if option == "SESSION_LOSS_GRACE" => builder.heartbeats_only(),
-            Some(None) => return Err(settings::Wrong(format!("ORCHESTRATOR_{option} cannot be off")).into()),
-            Some(Some(value)) => set(builder, value),
-            None => builder,
-        };
+    for (variable, set) in durations {
+        if let Some(duration) = settings::duration(variable)? {
+            builder = set(builder, duration);
+        }
+    }
+    if app::setting("ORCHESTRATOR_SESSION_LOSS_GRACE")?.as_deref() == Some("off") {
+        builder = builder.heartbeats_only();
+    } else if let Some(grace) = settings::duration("ORCHESTRATOR_SESSION_LOSS_GRACE")? {
+        builder = builder.session_loss_grace(grace);
     }
     if let Some((quickest, slowest)) = settings::duration_range("ORCHESTRATOR_EVENT_POLL")? {
         builder = builder.event_poll(quickest, slowest);
@@ -156,21 +168,4 @@ fn with_options(mut builder: Builder) -> Result<Builder, BoxError> {
         builder = builder.pool_size(connections);
     }
     Ok(builder)
-}
-
-/// Becomes ready with the first SIGTERM or SIGINT; a second one ends the process at once.
-fn shutdown_signal() -> Result<Receiver<()>, BoxError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let (sender, receiver) = bounded(1);
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for (count, signal) in signals.forever().enumerate() {
-            if count > 0 {
-                log::warn!("second signal, exiting at once: signal={signal}");
-                std::process::exit(128 + signal);
-            }
-            log::info!("stopping: signal={signal}");
-            _ = sender.send(());
-        }
-    })?;
-    Ok(receiver)
 }

@@ -1,0 +1,89 @@
+//! What every program has: a `main` that logs and exits with the right code, and a shutdown that Ctrl-C and SIGTERM ask for.
+#![allow(dead_code, reason = "several programs compile this file, and few of them call every function")]
+
+use std::process::ExitCode;
+use std::thread;
+
+use crossbeam_channel::{Receiver, bounded};
+use pupsourcing_orchestrator::{BoxError, Error};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// A setting that is missing or cannot be understood.
+#[derive(Debug)]
+pub(crate) struct Wrong(pub(crate) String);
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Wrong {}
+
+/// Runs the program. Exits with 0, with 1 when it failed, or with 2 when a setting is missing or wrong; why is in the log.
+pub(crate) fn main(run: fn() -> Result<(), BoxError>) -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{}", explain(&*error));
+            ExitCode::from(if is_wrong_setting(&*error) { 2 } else { 1 })
+        }
+    }
+}
+
+fn is_wrong_setting(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<Wrong>()
+        || matches!(
+            error.downcast_ref(),
+            Some(Error::InvalidConfig { .. } | Error::InvalidUrl { .. } | Error::Tls { .. } | Error::Http { .. })
+        )
+}
+
+/// The error and its causes, each said once. A `postgres::Error` alone says little more than "db error".
+pub(crate) fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    // The errors of this library hold the words of their causes.
+    while let Some(error) = cause.filter(|_| !error.is::<Error>()) {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// The value of an environment variable; none if it is not set or empty, as a deployment's template may leave it.
+pub(crate) fn setting(name: &str) -> Result<Option<String>, Wrong> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value.trim().to_owned()).filter(|value| !value.is_empty())),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => Err(Wrong(format!("{name} is not valid UTF-8"))),
+    }
+}
+
+/// The setting without which no worker can do anything.
+pub(crate) fn database_url() -> Result<String, Wrong> {
+    setting("DATABASE_URL")?.ok_or_else(|| {
+        let example = "postgres://user:password@host:5432/database?sslmode=require";
+        Wrong(format!("DATABASE_URL is not set: it says where the events are, such as {example}"))
+    })
+}
+
+/// Becomes ready with the first SIGTERM or SIGINT. A second one ends the process at once, whatever it is busy with.
+pub(crate) fn shutdown_signal() -> std::io::Result<Receiver<()>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let (sender, receiver) = bounded(1);
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut signals = signals.forever();
+        if let Some(signal) = signals.next() {
+            log::info!("stopping: signal={signal}");
+            _ = sender.send(());
+        }
+        if let Some(signal) = signals.next() {
+            log::warn!("exiting at once: signal={signal}");
+            std::process::exit(128 + signal);
+        }
+    })?;
+    Ok(receiver)
+}
