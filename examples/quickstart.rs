@@ -1,0 +1,385 @@
+//! The main job on a PostgreSQL server that this program starts and removes by itself: while a shop goes on selling, its read models
+//! are built by one worker process, then three, then two, of which one is killed; and in the end every read model is compared with the
+//! events. About 20 seconds.
+//!
+//! `--serve` goes on until Ctrl-C or SIGTERM, and compares then.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a show")]
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, tick};
+use postgres::Client;
+use pupsourcing_orchestrator::{
+    BoxError, Database, Error, EventStore, ExpectedVersion, Metrics, MetricsServer, Orchestrator,
+};
+
+#[path = "support/app.rs"]
+mod app;
+#[path = "support/private_postgres.rs"]
+mod private_postgres;
+#[path = "support/shop.rs"]
+mod shop;
+
+use private_postgres::{Options, PrivatePostgres};
+
+const USAGE: &str = "usage: quickstart [--serve]\n  --serve  goes on until Ctrl-C, with metrics to look at";
+
+/// What happens after how many seconds. The numbers count the workers from 1.
+const SCRIPT: [(u64, Act); 6] =
+    [(0, Act::Start), (4, Act::Start), (4, Act::Start), (8, Act::Leave(2)), (12, Act::Kill(1)), (15, Act::Start)];
+const SHOW_SECONDS: u64 = 18;
+
+const WRITERS: usize = 6;
+
+/// How long the workers may take for the last events.
+const CATCH_UP: Duration = Duration::from_secs(15);
+
+#[derive(Clone, Copy)]
+enum Act {
+    Start,
+    Leave(usize),
+    Kill(usize),
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => show(false),
+        ["--serve"] => show(true),
+        // How this program starts itself as a worker.
+        ["worker", url] => work(url).map(|()| ExitCode::SUCCESS),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("{}", app::explain(&*error));
+        ExitCode::FAILURE
+    })
+}
+
+/// The show, from the server's start to its removal.
+fn show(serve: bool) -> Result<ExitCode, BoxError> {
+    let begun = Instant::now();
+    let interrupt = app::shutdown_signal()?;
+    let server = PrivatePostgres::start(Options::default())?;
+    let url = server.create_database("shop")?;
+    let mut client = Database::from_url(&url)?.connect()?;
+    client.batch_execute(shop::TABLES)?;
+    orchestrator(&url, Metrics::disabled()?)?.migrate()?;
+    println!("PostgreSQL is ready at {url}");
+
+    let mut writers = Writers::start(&url)?;
+    let mut workers = Vec::new();
+    let mut table = Table::begin();
+    let every_second = tick(Duration::from_secs(1));
+    for second in 0.. {
+        for (_, act) in SCRIPT.iter().filter(|(at, _)| *at == second) {
+            perform(*act, &mut workers, &url)?;
+        }
+        if second == SHOW_SECONDS && serve {
+            println!("serving until Ctrl-C: {}", addresses(&workers));
+            writers.slow_down();
+        } else if second == SHOW_SECONDS {
+            break;
+        }
+        select! {
+            recv(every_second) -> _ => table.print_row(&mut client)?,
+            recv(interrupt) -> _ => {
+                if serve {
+                    break;
+                }
+                return Ok(ExitCode::from(130));
+            }
+        }
+        all_well(&mut workers)?;
+    }
+
+    println!("the writers stop; waiting for the workers to catch up");
+    writers.stop()?;
+    table.catch_up(&mut client)?;
+    let differences = shop::differences(&mut client)?;
+    let figures = figures(&mut client)?;
+    for worker in workers.iter_mut().filter(|worker| worker.is_working()) {
+        worker.leave()?;
+    }
+    drop((client, server));
+    let took = begun.elapsed().as_secs_f64();
+    if differences.is_empty() {
+        println!(
+            "OK: {figures}; 0 missing, 0 repeated, 0 out of order, 3 read models agree with the events; {took:.1} s"
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("FAILED: {figures}; {}; {took:.1} s", differences.join(", "));
+    Ok(ExitCode::FAILURE)
+}
+
+fn perform(act: Act, workers: &mut Vec<Worker>, url: &str) -> Result<(), BoxError> {
+    match act {
+        Act::Start => {
+            let worker = Worker::start(url)?;
+            println!("worker {} starts: pid {}, {}", workers.len() + 1, worker.process.id(), worker.address);
+            workers.push(worker);
+        }
+        Act::Leave(number) => {
+            println!("worker {number} leaves");
+            workers[number - 1].leave()?;
+        }
+        Act::Kill(number) => {
+            println!("worker {number} is killed: kill -9 {}", workers[number - 1].process.id());
+            workers[number - 1].kill()?;
+        }
+    }
+    Ok(())
+}
+
+fn addresses(workers: &[Worker]) -> String {
+    let addresses: Vec<&str> = workers.iter().filter(|w| w.is_working()).map(|w| w.address.as_str()).collect();
+    addresses.join(" ")
+}
+
+fn all_well(workers: &mut [Worker]) -> Result<(), BoxError> {
+    for (number, worker) in (1..).zip(workers).filter(|(_, worker)| worker.is_working()) {
+        if let Some(status) = worker.process.try_wait()? {
+            return Err(format!("worker {number} ended by itself: {status}").into());
+        }
+    }
+    Ok(())
+}
+
+fn orchestrator(url: &str, metrics: Metrics) -> Result<Orchestrator, Error> {
+    Orchestrator::builder(Database::from_url(url)?, "shop")
+        .projection(shop::RevenuePerDay)
+        .projection(shop::Customers)
+        .projection(shop::Timeline)
+        .metrics(metrics)
+        .build()
+}
+
+/// A worker process: leaves when it is told to, and ends at once with the process that started it.
+fn work(url: &str) -> Result<(), BoxError> {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
+    let metrics = Metrics::new()?;
+    let server = MetricsServer::bind("127.0.0.1:0", metrics.clone())?;
+    let handle = orchestrator(url, metrics)?.start()?;
+    server.watch(handle.health());
+    println!("http://{}/metrics", server.address());
+    let (sender, leave) = bounded(1);
+    thread::Builder::new().name("orders".into()).spawn(move || match std::io::stdin().lines().next() {
+        Some(Ok(_)) => _ = sender.send(()),
+        _ => std::process::exit(1),
+    })?;
+    Ok(handle.run_until(&leave)?)
+}
+
+/// A worker process, seen from the one that started it. Its input is the pipe whose end is its end.
+struct Worker {
+    process: Child,
+    address: String,
+}
+
+impl Worker {
+    /// Returns when the worker is registered.
+    fn start(url: &str) -> Result<Self, BoxError> {
+        let mut process = Command::new(std::env::current_exe()?)
+            .args(["worker", url])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Ctrl-C is for the one who started it.
+            .process_group(0)
+            .spawn()?;
+        let mut address = String::new();
+        if let Some(output) = process.stdout.take() {
+            BufReader::new(output).read_line(&mut address)?;
+        }
+        let worker = Self { process, address: address.trim().to_owned() };
+        if worker.address.is_empty() {
+            return Err("a worker could not start".into());
+        }
+        Ok(worker)
+    }
+
+    fn is_working(&self) -> bool {
+        self.process.stdin.is_some()
+    }
+
+    fn leave(&mut self) -> Result<(), BoxError> {
+        if let Some(mut input) = self.process.stdin.take() {
+            input.write_all(b"leave\n")?;
+            // Dropping the pipe now is no different: it has its order.
+        }
+        let status = self.process.wait()?;
+        if status.success() { Ok(()) } else { Err(format!("a worker that was to leave ended with {status}").into()) }
+    }
+
+    fn kill(&mut self) -> std::io::Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        self.process.stdin = None;
+        Ok(())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // An error says that it has ended already.
+        _ = self.kill();
+    }
+}
+
+/// Threads that append events. Some transactions stay open for a while and some are rolled back, so events become visible in another
+/// order than that of their positions, and some positions never do.
+struct Writers {
+    hurry: Arc<AtomicBool>,
+    /// Dropped when they are to stop.
+    go_on: Option<Sender<()>>,
+    threads: Vec<JoinHandle<Result<(), String>>>,
+}
+
+impl Writers {
+    fn start(url: &str) -> Result<Self, BoxError> {
+        let (go_on, stop) = bounded(0);
+        let mut writers = Self { hurry: Arc::new(AtomicBool::new(true)), go_on: Some(go_on), threads: Vec::new() };
+        for number in 0..WRITERS {
+            let (client, hurry, stop) = (Database::from_url(url)?.connect()?, writers.hurry.clone(), stop.clone());
+            let thread = thread::Builder::new()
+                .name(format!("writer-{number}"))
+                .spawn(move || write(client, &hurry, &stop).map_err(|error| app::explain(&*error)))?;
+            writers.threads.push(thread);
+        }
+        Ok(writers)
+    }
+
+    /// So that the disk lasts.
+    fn slow_down(&self) {
+        self.hurry.store(false, Ordering::Relaxed);
+    }
+
+    fn stop(&mut self) -> Result<(), BoxError> {
+        self.go_on = None;
+        for thread in self.threads.drain(..) {
+            thread.join().map_err(|_| "a writer panicked")??;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Writers {
+    fn drop(&mut self) {
+        // It matters to the show alone, which is over.
+        _ = self.stop();
+    }
+}
+
+fn write(mut client: Client, hurry: &AtomicBool, stop: &Receiver<()>) -> Result<(), BoxError> {
+    let store = EventStore::default();
+    let rest = || Duration::from_millis(if hurry.load(Ordering::Relaxed) { 5 } else { 100 });
+    // Nothing is ever sent.
+    while stop.recv_timeout(rest()) == Err(RecvTimeoutError::Timeout) {
+        let mut tx = client.transaction()?;
+        store.append(&mut tx, ExpectedVersion::Any, &shop::next_events())?;
+        if fastrand::u8(..5) == 0 {
+            thread::sleep(Duration::from_millis(fastrand::u64(1..30)));
+        }
+        if fastrand::u8(..10) == 0 {
+            tx.rollback()?;
+        } else {
+            tx.commit()?;
+            store.hint(&mut client);
+        }
+    }
+    Ok(())
+}
+
+/// A row for every second.
+struct Table {
+    begun: Instant,
+    last_row: Instant,
+    /// Up to here all projections had handled all events at the last row.
+    position: i64,
+}
+
+impl Table {
+    fn begin() -> Self {
+        println!("   time  generation  workers  partitions  events/s    lag  longest wait");
+        let now = Instant::now();
+        Self { begun: now, last_row: now, position: 0 }
+    }
+
+    fn print_row(&mut self, client: &mut Client) -> Result<(), postgres::Error> {
+        let row = client.query_one(
+            "SELECT g.number, (SELECT count(*) FROM orchestrator_workers WHERE state <> 'stopped'), g.total_partitions,
+                    c.position, (SELECT count(*) FROM events WHERE global_position > c.position) AS lag, count(e),
+                    coalesce(extract(epoch FROM max(t.shown_at - e.created_at)), 0)::float8 AS wait
+             FROM (SELECT min(position) AS position FROM orchestrator_checkpoints) c
+             LEFT JOIN orchestrator_generations g ON g.state = 'active'
+             LEFT JOIN events e ON e.global_position > $1 AND e.global_position <= c.position
+             LEFT JOIN timeline t USING (global_position)
+             GROUP BY g.number, g.total_partitions, c.position",
+            &[&self.position],
+        )?;
+        let (generation, partitions): (Option<i64>, Option<i32>) = (row.get(0), row.get(2));
+        let (workers, lag, events, wait): (i64, i64, i64, f64) = (row.get(1), row.get(4), row.get(5), row.get(6));
+        // There is none while the partitions are dealt out.
+        let or_dash = |number: Option<String>| number.unwrap_or_else(|| "-".into());
+        println!(
+            "{:5.0} s {:>11} {workers:>8} {:>11} {:>9.0} {lag:>6} {:>10.0} ms",
+            self.begun.elapsed().as_secs_f64(),
+            or_dash(generation.map(|number| number.to_string())),
+            or_dash(partitions.map(|number| number.to_string())),
+            f64::from(u32::try_from(events).unwrap_or(u32::MAX)) / self.last_row.elapsed().as_secs_f64(),
+            wait * 1e3,
+        );
+        self.last_row = Instant::now();
+        self.position = row.get(3);
+        Ok(())
+    }
+
+    /// Waits until every projection has handled every event.
+    fn catch_up(&mut self, client: &mut Client) -> Result<(), BoxError> {
+        let sql = "SELECT min(position) >= (SELECT coalesce(max(global_position), 0) FROM events) FROM orchestrator_checkpoints";
+        let deadline = Instant::now() + CATCH_UP;
+        while !client.query_one(sql, &[])?.get::<_, bool>(0) {
+            if Instant::now() > deadline {
+                self.print_row(client)?;
+                return Err(format!("the workers have not caught up after {CATCH_UP:?}").into());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(self.print_row(client)?)
+    }
+}
+
+/// What the show amounted to.
+fn figures(client: &mut Client) -> Result<String, postgres::Error> {
+    let row = client.query_one(
+        "SELECT (SELECT count(*) FROM events), (SELECT count(DISTINCT (aggregate_type, aggregate_id)) FROM events),
+                (SELECT coalesce(max(global_position), 0) - count(*) FROM events),
+                (SELECT count(*) FROM orchestrator_workers), (SELECT count(*) FROM orchestrator_generations),
+                coalesce(extract(epoch FROM percentile_cont(0.5) WITHIN GROUP (ORDER BY waited)), 0)::float8,
+                coalesce(extract(epoch FROM max(waited)), 0)::float8
+         FROM (SELECT shown_at - created_at AS waited FROM timeline JOIN events USING (global_position)) AS waits",
+        &[],
+    )?;
+    let counts: Vec<i64> = (0..5).map(|column| row.get(column)).collect();
+    let (median, longest): (f64, f64) = (row.get(5), row.get(6));
+    Ok(format!(
+        "{} events of {} aggregates ({} positions rolled back), {} workers, {} generations, from append to read model \
+         {:.0} ms at the median and {:.0} ms at most",
+        counts[0],
+        counts[1],
+        counts[2],
+        counts[3],
+        counts[4],
+        median * 1e3,
+        longest * 1e3
+    ))
+}
