@@ -7,6 +7,8 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod bad_input;
+mod bad_schema;
 mod joins_and_leaves;
 mod private_postgres;
 mod support;
