@@ -140,7 +140,7 @@ fn urls_and_certificate_files_are_refused_by_part_and_file() {
     std::fs::write(&no_certificate, "not a certificate").unwrap();
     let (missing, no_certificate) = (dir.path().join("missing.pem"), no_certificate.display());
     for (url, parts) in [
-        ("".to_owned(), &["empty"][..]),
+        (String::new(), &["empty"][..]),
         ("nonsense".to_owned(), &["neither a URL"]),
         ("mysql://u:hidden@h/d".to_owned(), &["scheme is \"mysql\""]),
         ("postgres://u:hidden@h:port/d".to_owned(), &["port", "not a number"]),

@@ -51,6 +51,8 @@ fn a_compatible_events_table_is_used_as_it_is() {
 
 #[test]
 fn an_incompatible_table_is_refused_by_column_and_type_and_nothing_is_created() {
+    let database = database();
+    let mut client = database.client();
     for (change, parts) in [
         (
             "ALTER TABLE events ALTER global_position TYPE int",
@@ -74,8 +76,7 @@ fn an_incompatible_table_is_refused_by_column_and_type_and_nothing_is_created() 
         ("ALTER SEQUENCE events_global_position_seq CACHE 32", &["events_global_position_seq has CACHE 32", "CACHE 1"]),
         ("ALTER SEQUENCE events_global_position_seq INCREMENT -1 MINVALUE -9", &["counts down"]),
     ] {
-        let database = database();
-        let mut client = database.client();
+        client.batch_execute("DROP TABLE IF EXISTS events, aggregate_heads").unwrap();
         client.batch_execute(FOREIGN_EVENTS).unwrap();
         client.batch_execute(change).unwrap();
         let error = migrate_refused(&database, database.url());

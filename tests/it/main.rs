@@ -13,3 +13,4 @@ mod joins_and_leaves;
 mod private_postgres;
 mod support;
 mod tls;
+mod worker_example;

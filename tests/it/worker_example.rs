@@ -1,0 +1,352 @@
+//! The example `worker` as an operator knows it: a process with settings, signals, exit codes and an HTTP port.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use postgres::Client;
+
+use crate::support::ledger::append_plainly;
+use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
+
+const SOON: Duration = Duration::from_secs(15);
+
+/// A running example. Dropping it kills it.
+struct Worker {
+    process: Child,
+    log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// With these variables and no others, and a free port for the metrics unless they say otherwise.
+    fn spawn(settings: &[(&str, &str)]) -> Self {
+        let mut process = Command::new(executable())
+            .env_clear()
+            .env("METRICS_ADDR", "127.0.0.1:0")
+            .envs(settings.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (lines, written) = (BufReader::new(process.stderr.take().unwrap()).lines(), log.clone());
+        let reader = thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                written.lock().unwrap().extend([line.as_str(), "\n"]);
+            }
+        });
+        Self { process, log, reader: Some(reader) }
+    }
+
+    fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// Waits for the end, and for the last word.
+    #[track_caller]
+    fn end(&mut self) -> ExitStatus {
+        let log = self.log.clone();
+        let status = eventually("the worker ends", SOON, || self.process.try_wait().unwrap());
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        println!("{}", log.lock().unwrap());
+        status
+    }
+
+    /// The address in the log, once it is there.
+    #[track_caller]
+    fn address(&self) -> String {
+        eventually("the metrics server's address is logged", SOON, || {
+            let log = self.log();
+            let line = log.lines().find(|line| line.contains("metrics server listens"))?;
+            Some(line.split_once("address=")?.1.trim().to_owned())
+        })
+    }
+
+    #[track_caller]
+    fn await_ready(&self) -> String {
+        let address = self.address();
+        eventually("the worker is ready", SOON, || (get(&address, "/readyz").0 == 200).then_some(()));
+        address
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It has ended already unless the test has failed.
+        _ = self.process.kill();
+        _ = self.process.wait();
+    }
+}
+
+fn executable() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().and_then(|deps| deps.parent()).unwrap().join("examples/worker");
+    assert!(path.exists(), "{} is missing: `cargo test` builds it, `cargo test --test it` does not", path.display());
+    path
+}
+
+/// Status and body.
+#[track_caller]
+fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[test]
+fn rubbish_settings_are_named_and_end_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    // Nobody listens there; what is wrong with a setting is said before anybody is asked.
+    let url = "postgres://user:hidden@127.0.0.1:1/none";
+    for (settings, code, parts) in [
+        (&[][..], 2, &["DATABASE_URL is not set", "postgres://"][..]),
+        (&[("DATABASE_URL", " ")], 2, &["DATABASE_URL is not set"]),
+        (&[("DATABASE_URL", "mysql://u:hidden@h/d")], 2, &["database URL", "mysql"]),
+        (&[("DATABASE_URL", "postgres://h/d?sslmode=maybe")], 2, &["sslmode is \"maybe\""]),
+        (&[("DATABASE_URL", "postgres://h/d?sslrootcert=/missing.pem&sslmode=verify-ca")], 2, &["/missing.pem"]),
+        (&[("DATABASE_URL", url)], 1, &["cannot connect to 127.0.0.1:1/none as user", "refused"]),
+        (&[("DATABASE_URL", url), ("REPLICA_SET", "a\tb")], 2, &["replica_set is \"a\\tb\""]),
+        (&[("DATABASE_URL", url), ("METRICS_ADDR", "nonsense")], 2, &["\"nonsense\"", "0.0.0.0:9090"]),
+        (&[("DATABASE_URL", url), ("METRICS_ADDR", &taken)], 2, &[&taken, "in use"]),
+        (
+            &[("DATABASE_URL", url), ("ORCHESTRATOR_HEARTBEAT_INTERVAL", "5")],
+            2,
+            &["HEARTBEAT_INTERVAL is \"5\"", "10s"],
+        ),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", "soon")], 2, &["TIMEOUT is \"soon\"", "10s"]),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_SESSION_LOSS_GRACE", "no")], 2, &["SESSION_LOSS_GRACE is \"no\""]),
+        (
+            &[("DATABASE_URL", url), ("ORCHESTRATOR_COORDINATION_TIMEOUT", "-1s")],
+            2,
+            &["COORDINATION_TIMEOUT is \"-1s\""],
+        ),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_POLL_INTERVAL", "1d")], 2, &["POLL_INTERVAL is \"1d\""]),
+        (
+            &[("DATABASE_URL", url), ("ORCHESTRATOR_REGISTRATION_WAIT", "1.2.3s")],
+            2,
+            &["REGISTRATION_WAIT is \"1.2.3s\""],
+        ),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_EVENT_POLL", "5ms")], 2, &["EVENT_POLL is \"5ms\"", "5ms..250ms"]),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_BATCH_SIZE", "1k")], 2, &["BATCH_SIZE is \"1k\"", "whole number"]),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_BATCH_BYTES", "8MB")], 2, &["BATCH_BYTES is \"8MB\"", "8MiB"]),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_POOL_SIZE", "-1")], 2, &["POOL_SIZE is \"-1\"", "whole number"]),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_POOL_SIZE", "3")], 2, &["pool_size is 3", "2 projections", "= 4"]),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_BATCH_SIZE", "0")], 2, &["batch_size is 0", "at least 1"]),
+        (
+            &[("DATABASE_URL", url), ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", "10s")],
+            2,
+            &["stale_worker_timeout is 10s", "3 × heartbeat_interval (5s)"],
+        ),
+    ] {
+        let mut worker = Worker::spawn(settings);
+        assert_eq!(worker.end().code(), Some(code), "{settings:?}: {}", worker.log());
+        let log = worker.log();
+        for part in parts {
+            assert!(log.contains(part), "{settings:?}: {log:?} should contain {part:?}");
+        }
+        assert!(!log.contains("hidden"), "{settings:?}: {log:?}");
+    }
+}
+
+const PUBLISHED: [&str; 13] = [
+    "generations_total counter",
+    "workers_registered_total counter",
+    "partition_assignments_total counter",
+    "reconfiguration_total counter",
+    "stale_workers_cleaned_total counter",
+    "events_processed_total counter",
+    "projection_errors_total counter",
+    "active_workers gauge",
+    "current_generation_partitions gauge",
+    "worker_state gauge",
+    "coordination_duration_seconds histogram",
+    "event_processing_duration_seconds histogram",
+    "heartbeat_latency_seconds histogram",
+];
+
+#[test]
+fn with_every_setting_it_builds_its_read_models_and_leaves_when_told() {
+    let database = database();
+    let mut worker = Worker::spawn(&[
+        ("DATABASE_URL", database.url()),
+        ("REPLICA_SET", "shop"),
+        ("ORCHESTRATOR_HEARTBEAT_INTERVAL", "200ms"),
+        ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", "2s"),
+        ("ORCHESTRATOR_SESSION_LOSS_GRACE", "0.5s"),
+        ("ORCHESTRATOR_COORDINATION_TIMEOUT", "1m"),
+        ("ORCHESTRATOR_POLL_INTERVAL", "100ms"),
+        ("ORCHESTRATOR_REGISTRATION_WAIT", "0ms"),
+        ("ORCHESTRATOR_EVENT_POLL", "2ms..50ms"),
+        ("ORCHESTRATOR_BATCH_SIZE", "100"),
+        ("ORCHESTRATOR_BATCH_BYTES", "64KiB"),
+        ("ORCHESTRATOR_POOL_SIZE", "5"),
+    ]);
+    let address = worker.await_ready();
+    let mut client = database.client();
+    append_plainly(&mut client, 500, 10);
+    // What happens to an aggregate whose second event was lost before it came here.
+    client
+        .batch_execute(
+            "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+             SELECT 'test', 'Torn', 'torn', v, gen_random_uuid(), 'Torn', '' FROM unnest('{1,3,4}'::bigint[]) AS v",
+        )
+        .unwrap();
+    let activity = "SELECT count(*), sum(events)::bigint, sum(out_of_order)::bigint,
+                           count(*) FILTER (WHERE last_version = 50 AND aggregate_type = 'Thing' AND bounded_context = 'test')
+                    FROM aggregate_activity";
+    eventually("aggregate_activity is complete", SOON, || {
+        let row = client.query_one(activity, &[]).unwrap();
+        ((row.get(0), row.get(1), row.get(2), row.get(3)) == (11_i64, Some(503_i64), Some(1_i64), 10_i64)).then_some(())
+    });
+    eventually("event_type_counts is complete", SOON, || {
+        let rows = client.query("SELECT event_type, events FROM event_type_counts ORDER BY 1", &[]).unwrap();
+        let counts: Vec<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        (counts == [("Happened".into(), 500), ("Torn".into(), 3)]).then_some(())
+    });
+
+    assert_eq!(get(&address, "/livez").0, 200);
+    assert_eq!(get(&address, "/readyz").0, 200);
+    assert_eq!(get(&address, "/no-such-page").0, 404);
+    let (status, metrics) = get(&address, "/metrics");
+    assert_eq!(status, 200);
+    for metric in PUBLISHED {
+        assert!(metrics.contains(&format!("# TYPE pupsourcing_orchestrator_{metric}\n")), "{metric} in:\n{metrics}");
+    }
+    for series in [
+        "events_processed_total{projection=\"event_type_counts\",replica_set=\"shop\"} 503\n",
+        "active_workers{replica_set=\"shop\"} 1\n",
+        "current_generation_partitions{replica_set=\"shop\"} 1\n",
+        "pool_size{replica_set=\"shop\",worker_id=\"",
+    ] {
+        assert!(metrics.contains(&format!("pupsourcing_orchestrator_{series}")), "{series} in:\n{metrics}");
+    }
+
+    worker.signal("TERM");
+    assert_eq!(worker.end().code(), Some(0));
+    let left: String = client.query_one("SELECT state FROM orchestrator_workers", &[]).unwrap().get(0);
+    assert_eq!(left, "stopped");
+}
+
+#[test]
+fn while_postgres_is_away_it_is_alive_and_not_ready() {
+    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let mut worker = Worker::spawn(&[
+        ("DATABASE_URL", &server.url("postgres")),
+        ("ORCHESTRATOR_HEARTBEAT_INTERVAL", "200ms"),
+        ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", "2s"),
+    ]);
+    let address = worker.await_ready();
+    server.stop(StopMode::Fast).unwrap();
+    let reason = eventually("the worker is not ready any more", SOON, || {
+        let (status, body) = get(&address, "/readyz");
+        (status == 503).then_some(body)
+    });
+    assert!(reason.contains("the database is out of reach"), "{reason}");
+    let asked = Instant::now();
+    let (status, metrics) = get(&address, "/metrics");
+    let took = asked.elapsed();
+    assert!(status == 200 && took < Duration::from_millis(500), "{status} after {took:?}");
+    assert!(metrics.contains("pupsourcing_orchestrator_database_up{"), "{metrics}");
+    assert_eq!(get(&address, "/livez"), (200, "ok\n".into()));
+
+    server.start_again().unwrap();
+    worker.await_ready();
+    worker.signal("INT");
+    assert_eq!(worker.end().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let database = database();
+    let mut worker = Worker::spawn(&[("DATABASE_URL", database.url())]);
+    worker.await_ready();
+    let (mut client, mut other) = (database.client(), database.client());
+    client.execute("INSERT INTO event_type_counts VALUES ('Happened', 0)", &[]).unwrap();
+    let mut lock = other.transaction().unwrap();
+    lock.execute("SELECT FROM event_type_counts WHERE event_type = 'Happened' FOR UPDATE", &[]).unwrap();
+    append_plainly(&mut client, 1, 1);
+    await_blocked(&mut client);
+
+    worker.signal("TERM");
+    eventually("the signal is heard", SOON, || worker.log().contains("stopping: signal=15").then_some(()));
+    // It waits for its handler. It can only be seen that it is still there, and refuses to be ready.
+    let address = worker.address();
+    eventually("it leaves", SOON, || get(&address, "/readyz").1.contains("stop").then_some(()));
+    assert_eq!(worker.process.try_wait().unwrap(), None);
+
+    let asked = Instant::now();
+    worker.signal("TERM");
+    let status = worker.end();
+    assert_eq!((status.code(), status.signal()), (Some(128 + 15), None));
+    assert!(asked.elapsed() < Duration::from_secs(2), "after {:?}", asked.elapsed());
+    lock.rollback().unwrap();
+}
+
+#[test]
+fn a_signal_while_it_starts_ends_it() {
+    let database = database();
+    let (mut client, mut other) = (database.client(), database.client());
+    let mut lock = other.transaction().unwrap();
+    lock.execute("SELECT pg_advisory_xact_lock(hashtextextended('\"public\".\"orchestrator_migrations\"', 0))", &[])
+        .unwrap();
+    let mut worker = Worker::spawn(&[("DATABASE_URL", database.url())]);
+    await_blocked(&mut client);
+    worker.signal("TERM");
+    assert_eq!(worker.end().code(), Some(0));
+    lock.rollback().unwrap();
+    let tables: i64 =
+        client.query_one("SELECT count(*) FROM pg_class WHERE relname LIKE 'orchestrator%'", &[]).unwrap().get(0);
+    assert_eq!(tables, 0);
+}
+
+/// Waits until somebody waits for a lock.
+#[track_caller]
+fn await_blocked(client: &mut Client) {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("it waits for the lock", SOON, || {
+        (client.query_one(sql, &[]).unwrap().get::<_, i64>(0) > 0).then_some(())
+    });
+}
+
+#[test]
+fn a_user_who_may_not_create_can_run_it_once_the_tables_are_there() {
+    let database = database();
+    let mut first = Worker::spawn(&[("DATABASE_URL", database.url())]);
+    first.await_ready();
+    let mut client = database.client();
+    client
+        .batch_execute(
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE ROLE only_runs LOGIN;
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO only_runs",
+        )
+        .unwrap();
+    let url = database.url().replace("postgres@", "only_runs@");
+    let mut second = Worker::spawn(&[("DATABASE_URL", &url)]);
+    second.await_ready();
+    append_plainly(&mut client, 100, 50);
+    let sql = "SELECT coalesce(sum(events), 0)::bigint FROM event_type_counts";
+    eventually("all is counted", SOON, || (client.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 100).then_some(()));
+    for worker in [&mut first, &mut second] {
+        worker.signal("TERM");
+        assert_eq!(worker.end().code(), Some(0));
+    }
+}
