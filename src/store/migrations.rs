@@ -4,7 +4,7 @@ use postgres::types::Type;
 use postgres::{Client, Transaction};
 
 use super::names::{Names, Own};
-use super::privileges;
+use super::{event_tables, privileges};
 use crate::error::Error;
 
 /// What a number's migration is made of. A published one is never changed; a new one is added at the end.
@@ -57,9 +57,12 @@ pub(crate) fn migrate(client: &mut Client, names: &Names) -> Result<(), Error> {
     for (number, (_, sql)) in (1..).zip(MIGRATIONS).skip(usize::try_from(applied.unwrap_or(0)).unwrap_or(0)) {
         tx.batch_execute(&(fill(names, sql) + &record(names, number)))
             .map_err(Error::database("applying a migration"))?;
-        log::info!("migration applied: schema={} number={number}", names.schema_name());
     }
-    tx.commit().map_err(Error::database("committing the migration"))
+    // Those that were there before are left as they are, so they may be of no use.
+    event_tables::usable(&mut tx, names)?;
+    tx.commit().map_err(Error::database("committing the migration"))?;
+    log::info!("migrated: schema={} from={} to={VERSION}", names.schema_name(), applied.unwrap_or(0));
+    Ok(())
 }
 
 /// The version of the schema that is there, if there is one.

@@ -5,6 +5,7 @@
 
 pub(crate) mod checkpoints;
 pub(crate) mod coordination;
+mod event_tables;
 pub(crate) mod events;
 mod key_set;
 pub(crate) mod migrations;
