@@ -67,16 +67,12 @@ pub(crate) fn migrate(client: &mut Client, names: &Names) -> Result<(), Error> {
 
 /// The version of the schema that is there, if there is one.
 pub(crate) fn applied(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<i32>, Error> {
-    let doing = "reading the schema's version";
-    let table = names.migrations();
-    let exists: bool = tx
-        .query_typed_one("SELECT to_regclass($1) IS NOT NULL", &[(&table.to_string(), Type::TEXT)])
-        .map_err(Error::database(doing))?
-        .get(0);
-    if !exists {
+    if !privileges::to_read(tx, names)? {
         return Ok(None);
     }
-    let row = tx.query_one(&format!("SELECT max(number) FROM {table}"), &[]).map_err(Error::database(doing))?;
+    let row = tx
+        .query_one(&format!("SELECT max(number) FROM {}", names.migrations()), &[])
+        .map_err(Error::database("reading the schema's version"))?;
     Ok(row.get(0))
 }
 

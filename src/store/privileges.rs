@@ -6,13 +6,13 @@ use postgres::types::Type;
 use super::names::{Names, Own};
 use crate::error::Error;
 
-/// Refuses to work as a user who may not read or write what a worker reads and writes.
+/// Refuses to work as a user who may not read or write what a worker reads and writes. What it takes to read the schema's version,
+/// [`to_read`] has asked for.
 pub(super) fn to_work(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
     for schema in [names.schema_name(), names.events_schema_name()] {
         demand(tx, Object::Schema, &format!("\"{schema}\""), "USAGE")?;
     }
     demand(tx, Object::Table, &names.events().to_string(), "SELECT")?;
-    demand(tx, Object::Table, &names.migrations().to_string(), "SELECT")?;
     for own in [Own::ReplicaSets, Own::Generations, Own::Workers, Own::Projections, Own::Checkpoints] {
         let table = names.own(own).to_string();
         for privilege in ["SELECT", "INSERT", "UPDATE", "DELETE"] {
@@ -23,6 +23,12 @@ pub(super) fn to_work(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Err
         }
     }
     Ok(())
+}
+
+/// Refuses to look as a user who may not read the migrations. False if there are none.
+pub(super) fn to_read(tx: &mut Transaction<'_>, names: &Names) -> Result<bool, Error> {
+    Ok(demand_if_there(tx, Object::Schema, &format!("\"{}\"", names.schema_name()), "USAGE")?
+        && demand_if_there(tx, Object::Table, &names.migrations().to_string(), "SELECT")?)
 }
 
 /// Refuses to migrate as a user who may not create what is missing.
@@ -52,7 +58,7 @@ pub(super) fn to_create(tx: &mut Transaction<'_>, names: &Names) -> Result<(), E
     demand(tx, Object::Schema, &schema, "CREATE")?;
     let events_schema = format!("\"{}\"", names.events_schema_name());
     if events_schema != schema
-        && exists(tx, "to_regnamespace", &events_schema)?
+        && demand_if_there(tx, Object::Schema, &events_schema, "USAGE")?
         && !(exists(tx, "to_regclass", &names.events().to_string())?
             && exists(tx, "to_regclass", &names.aggregate_heads().to_string())?)
     {
@@ -68,22 +74,39 @@ enum Object {
     Table,
 }
 
+impl Object {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Schema => "schema",
+            Self::Table => "table",
+        }
+    }
+}
+
 fn demand(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &str) -> Result<(), Error> {
+    if demand_if_there(tx, object, name, privilege)? {
+        return Ok(());
+    }
+    Err(Error::Schema { problem: format!("there is no {} {name}", object.kind()) })
+}
+
+/// False if there is no such object. A table can only be looked for in a schema on which the user has USAGE: anything else is an error.
+fn demand_if_there(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &str) -> Result<bool, Error> {
     // Looked up as identifiers are: a schema's name would otherwise be taken literally, quotes included.
-    let (kind, has) = match object {
-        Object::Schema => ("schema", "has_schema_privilege(to_regnamespace($1)::oid, $2)"),
-        Object::Table => ("table", "has_table_privilege(to_regclass($1)::oid, $2)"),
+    let has = match object {
+        Object::Schema => "has_schema_privilege(to_regnamespace($1)::oid, $2)",
+        Object::Table => "has_table_privilege(to_regclass($1)::oid, $2)",
     };
     let row = tx
         .query_typed_one(&format!("SELECT {has}, current_user::text"), &[(&name, Type::TEXT), (&privilege, Type::TEXT)])
         .map_err(Error::database("verifying the privileges"))?;
     match row.get::<_, Option<bool>>(0) {
-        Some(true) => Ok(()),
+        Some(true) => Ok(true),
+        None => Ok(false),
         Some(false) => Err(Error::MissingPrivilege {
             user: row.get(1),
             privilege: privilege.into(),
-            object: format!("{kind} {name}"),
+            object: format!("{} {name}", object.kind()),
         }),
-        None => Err(Error::Schema { problem: format!("there is no {kind} {name}") }),
     }
 }
