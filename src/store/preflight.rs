@@ -17,7 +17,10 @@ pub(crate) fn server(client: &mut Client) -> Result<(), Error> {
             &[],
         )
         .map_err(Error::database("asking for the server's version"))?;
-    let (number, version, in_recovery): (i32, String, bool) = (row.get(0), row.get(1), row.get(2));
+    usable(row.get(0), row.get(1), row.get(2))
+}
+
+fn usable(number: i32, version: &str, in_recovery: bool) -> Result<(), Error> {
     if number < OLDEST_SERVER {
         return Err(Error::UnsupportedServer {
             problem: format!("it is PostgreSQL {version}, and version 14 or later is needed"),
@@ -76,4 +79,19 @@ fn hash_probe(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
                   projections in a new schema"
             .into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_server_and_a_standby_are_refused() {
+        let refused = |number, version, in_recovery| usable(number, version, in_recovery).unwrap_err().to_string();
+        let old = refused(130_023, "13.23 (Debian 13.23-1)", false);
+        assert!(old.contains("PostgreSQL 13.23") && old.contains("version 14 or later is needed"), "{old}");
+        assert!(refused(140_000, "14.0", true).contains("in recovery"));
+        usable(140_000, "14.0", false).unwrap();
+        usable(180_001, "18.1", false).unwrap();
+    }
 }
