@@ -80,8 +80,13 @@ fn columns(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
 fn sequence(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
     let row = tx
         .query_typed_opt(
+            // The one the column owns, and the one its default asks, which need not be the same.
             "SELECT s.seqrelid::regclass::text, s.seqcache, s.seqincrement FROM pg_sequence s
-             WHERE s.seqrelid = pg_get_serial_sequence($1, 'global_position')::regclass",
+             WHERE s.seqrelid = pg_get_serial_sequence($1, 'global_position')::regclass OR s.seqrelid IN (
+                 SELECT d.refobjid FROM pg_attribute c JOIN pg_attrdef v ON v.adrelid = c.attrelid AND v.adnum = c.attnum
+                 JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = v.oid AND d.refclassid = 'pg_class'::regclass
+                 WHERE c.attrelid = to_regclass($1) AND c.attname = 'global_position')
+             ORDER BY s.seqcache DESC, s.seqincrement LIMIT 1",
             &[(&names.events().to_string(), Type::TEXT)],
         )
         .map_err(Error::database("reading the sequence of the positions"))?;
