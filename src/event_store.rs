@@ -193,14 +193,15 @@ fn validate(expected: ExpectedVersion, events: &[NewEvent]) -> Result<&NewEvent,
     if let ExpectedVersion::Exact(version @ ..0) = expected {
         return invalid(format!("the expected version {version} is negative"));
     }
-    let aggregate =
-        |event: &NewEvent| format!("{}/{}/{}", event.bounded_context, event.aggregate_type, event.aggregate_id);
     for (i, event) in events.iter().enumerate() {
+        // Part by part: a separator between them may occur in any.
+        let aggregate =
+            |event: &NewEvent| [&event.bounded_context, &event.aggregate_type, &event.aggregate_id].map(Clone::clone);
         if aggregate(event) != aggregate(first) {
             return invalid(format!(
                 "event {i} belongs to aggregate {}, event 0 to {}: append to one aggregate per call",
-                aggregate(event),
-                aggregate(first)
+                aggregate(event).join("/"),
+                aggregate(first).join("/")
             ));
         }
         for (field, value) in [
