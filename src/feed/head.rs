@@ -50,7 +50,12 @@ impl Head {
     pub(crate) fn settle(&mut self, probe: Probe, holders: Vec<Holder>) {
         let holders: BTreeSet<Holder> = holders.into_iter().collect();
         if let Some(grace) = &mut self.grace {
-            grace.holders.retain(|holder| holders.contains(holder));
+            // By the transaction alone: when it is prepared it goes on without its backend, and so without a pid.
+            grace.holders = holders
+                .iter()
+                .filter(|holder| grace.holders.iter().any(|former| former.transaction == holder.transaction))
+                .cloned()
+                .collect();
             if grace.holders.is_empty() {
                 let bound = grace.bound;
                 self.advance(bound);
@@ -133,6 +138,18 @@ mod tests {
         head.settle(probe(5, 2), vec![holder(1)]);
         assert!(!head.observe(probe(5, 5)));
         assert_eq!((head.safe(), head.blockers()), (5, vec![]));
+    }
+
+    #[test]
+    fn a_transaction_that_is_prepared_goes_on() {
+        let mut head = Head::new(0);
+        assert!(head.observe(probe(5, 2)));
+        head.settle(probe(5, 2), vec![holder(1)]);
+        let prepared = Holder { pid: None, ..holder(1) };
+        head.settle(probe(5, 2), vec![prepared.clone()]);
+        assert_eq!((head.safe(), head.blockers()), (2, vec![prepared]));
+        head.settle(probe(5, 2), vec![]);
+        assert_eq!(head.safe(), 5);
     }
 
     #[test]

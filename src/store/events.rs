@@ -189,7 +189,8 @@ pub(crate) fn probe_and_count(
 /// A transaction that holds the lock every writer of events holds: unique among all transactions that are open at one time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Holder {
-    /// Its virtual transaction id; for a prepared transaction `-1/` and its transaction id.
+    /// Its virtual transaction id, which it keeps when it is prepared; after a restart of the server, a prepared transaction has `-1/`
+    /// and its transaction id.
     pub(crate) transaction: String,
     /// None for a prepared transaction.
     pub(crate) pid: Option<i32>,
@@ -223,7 +224,9 @@ pub(crate) fn describe_holders(client: &mut Client, holders: &[Holder]) -> Resul
                FROM pg_stat_activity a WHERE a.pid = ANY ($1) AND a.xact_start IS NOT NULL
                UNION ALL
                SELECT NULL, p.gid, extract(epoch FROM clock_timestamp() - p.prepared)::float8
-               FROM pg_prepared_xacts p WHERE '-1/' || p.transaction::text = ANY ($2)
+               FROM pg_prepared_xacts p JOIN pg_locks l
+               ON l.locktype = 'transactionid' AND l.transactionid = p.transaction AND l.mode = 'ExclusiveLock'
+               WHERE l.virtualtransaction = ANY ($2)
                ORDER BY 3 DESC";
     let pids: Vec<i32> = holders.iter().filter_map(|holder| holder.pid).collect();
     let prepared: Vec<&str> =
