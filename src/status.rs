@@ -95,7 +95,7 @@ pub struct HeadBlocker {
     pub pid: Option<i32>,
     /// Its `application_name`, or the prepared transaction's identifier.
     pub name: String,
-    /// How long its transaction has been open.
+    /// How long its transaction has been open; 0 where the server does not tell, as it is another role's.
     pub age: Duration,
 }
 
