@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod bad_schema;
+mod event_store;
 mod joins_and_leaves;
 mod private_postgres;
 mod support;

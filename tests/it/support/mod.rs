@@ -4,6 +4,7 @@
 #[path = "../../../examples/support/private_postgres.rs"]
 mod private_postgres;
 
+pub(crate) mod handlers;
 pub(crate) mod ledger;
 pub(crate) mod workers;
 
