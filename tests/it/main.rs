@@ -12,6 +12,8 @@ mod bad_schema;
 mod event_store;
 mod joins_and_leaves;
 mod private_postgres;
+mod safe_head;
+mod storm;
 mod support;
 mod tls;
 mod worker_example;

@@ -1,0 +1,321 @@
+//! The safe head: nothing is stepped over while its writer is open, nothing that is gone for good is waited for.
+
+use std::thread;
+use std::time::Duration;
+
+use postgres::{Client, GenericClient};
+use pupsourcing_orchestrator::{Handle, HeadBlocker};
+
+use crate::support::handlers::{metric, prepared};
+use crate::support::ledger::{Ledger, assert_exactly_once, handled, is_complete};
+use crate::support::workers::{builder, start, start_ledger};
+use crate::support::{TestDatabase, database, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Inserts one event of an aggregate of its own and returns its position.
+fn insert(client: &mut impl GenericClient) -> i64 {
+    insert_into(client, "events")
+}
+
+fn insert_into(client: &mut impl GenericClient, table: &str) -> i64 {
+    let sql = format!(
+        "INSERT INTO {table} (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+         VALUES ('test', 'Thing', gen_random_uuid()::text, 1, gen_random_uuid(), 'Happened', '') RETURNING global_position"
+    );
+    client.query_one(&sql, &[]).unwrap().get(0)
+}
+
+#[track_caller]
+fn await_complete(client: &mut Client) {
+    eventually("all events are handled", SOON, || is_complete(client, "p").then_some(()));
+    assert_exactly_once(client, "p");
+}
+
+/// Waits until the worker says that its head is blocked by somebody for whom this holds.
+#[track_caller]
+fn await_blocked(handle: &Handle, by: impl Fn(&HeadBlocker) -> bool) -> HeadBlocker {
+    eventually("the blocked head is reported", SOON, || {
+        handle.status().head_blocked.and_then(|(_, blockers)| blockers.into_iter().find(|blocker| by(blocker)))
+    })
+}
+
+#[track_caller]
+fn await_unblocked(handle: &Handle) {
+    eventually("the blocked head is no longer reported", SOON, || handle.status().head_blocked.is_none().then_some(()));
+}
+
+fn writer(database: &TestDatabase, application_name: &str) -> (Client, i32) {
+    let mut client = database.client();
+    client.execute(&format!("SET application_name = '{application_name}'"), &[]).unwrap();
+    let pid = client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    (client, pid)
+}
+
+/// Rolls back this many positions.
+fn roll_back(client: &mut Client, positions: usize) {
+    let mut tx = client.transaction().unwrap();
+    insert(&mut tx);
+    tx.execute(
+        "SELECT nextval('events_global_position_seq') FROM generate_series(2, $1::bigint)",
+        &[&i64::try_from(positions).unwrap()],
+    )
+    .unwrap();
+    tx.rollback().unwrap();
+}
+
+#[test]
+fn an_open_transaction_holds_the_head_back_and_is_named() {
+    let database = database();
+    let mut client = prepared(&database);
+    let (mut slow, pid) = writer(&database, "slow writer");
+    for _ in 0..3 {
+        insert(&mut client);
+    }
+    let mut open = slow.transaction().unwrap();
+    insert(&mut open);
+    for _ in 0..3 {
+        insert(&mut client);
+    }
+    let worker = start_ledger(&database, "p");
+    eventually("the events below the hole are handled", SOON, || (handled(&mut client, "p") == 3).then_some(()));
+    let blocker = await_blocked(&worker, |_| true);
+    assert_eq!((blocker.pid, blocker.name.as_str()), (Some(pid), "slow writer"));
+    let labels: [(&str, &str); 2] = [("pid", &pid.to_string()), ("application_name", "slow writer")];
+    let age = metric(&worker, "head_blocker_age_seconds", &labels);
+    assert!(age.is_some_and(|age| age >= 1.0), "{age:?}");
+    assert!(metric(&worker, "head_blocked_seconds", &[]).is_some_and(|since| since >= 1.0));
+    let (since, blockers) = worker.status().head_blocked.unwrap();
+    assert!(
+        since < Duration::from_secs(10) && blockers.len() == 1 && blockers[0].age >= since,
+        "{since:?} {blockers:?}"
+    );
+    // Who begins to write now does not keep the head back any longer than the one of before.
+    let mut second = database.client();
+    let mut later = second.transaction().unwrap();
+    insert(&mut later);
+    assert_eq!((handled(&mut client, "p"), worker.status().safe_head), (3, Some(3)), "nothing above the hole");
+
+    open.commit().unwrap();
+    eventually("the events above the hole are handled", SOON, || (handled(&mut client, "p") == 7).then_some(()));
+    await_unblocked(&worker);
+    assert_eq!(metric(&worker, "head_blocker_age_seconds", &labels), None);
+    assert_eq!(metric(&worker, "head_blocked_seconds", &[]), Some(0.0));
+    later.commit().unwrap();
+    await_complete(&mut client);
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn positions_that_were_rolled_back_are_not_waited_for() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = start_ledger(&database, "p");
+    for gap in [1, 1, 5_000] {
+        roll_back(&mut client, gap);
+        insert(&mut client);
+        await_complete(&mut client);
+    }
+    // Gaps one after the other within one look, and one at the end.
+    let sql = "INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version,
+                                   event_id, event_type, payload)
+               SELECT 2 * nextval('events_global_position_seq'), 'test', 'Thing', 'gaps', n, gen_random_uuid(), 'Happened', ''
+               FROM generate_series(1, 3000) n";
+    client.execute(sql, &[]).unwrap();
+    client
+        .execute("SELECT setval('events_global_position_seq', (SELECT max(global_position) FROM events))", &[])
+        .unwrap();
+    await_complete(&mut client);
+    roll_back(&mut client, 3);
+    let newest = insert(&mut client);
+    roll_back(&mut client, 3);
+    await_complete(&mut client);
+    eventually("the head is at the newest event", SOON, || (worker.status().safe_head? == newest).then_some(()));
+    assert_eq!(worker.status().head_blocked, None);
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_prepared_transaction_holds_the_head_back_until_it_is_finished() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = start_ledger(&database, "p");
+    insert(&mut client);
+    await_complete(&mut client);
+    for end in ["COMMIT", "ROLLBACK"] {
+        let before = handled(&mut client, "p");
+        let gid = format!("{end} {}", database.name());
+        let mut theirs = database.client();
+        theirs.batch_execute("BEGIN").unwrap();
+        insert(&mut theirs);
+        theirs.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).unwrap();
+        insert(&mut client);
+        let blocker = await_blocked(&worker, |_| true);
+        assert_eq!((blocker.pid, &blocker.name), (None, &gid));
+        assert!(metric(&worker, "head_blocker_age_seconds", &[("pid", ""), ("application_name", &gid)]).is_some());
+        assert_eq!(handled(&mut client, "p"), before);
+        client.batch_execute(&format!("{end} PREPARED '{gid}'")).unwrap();
+        await_complete(&mut client);
+        await_unblocked(&worker);
+    }
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn preparing_a_transaction_is_not_the_end_of_it() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = start_ledger(&database, "p");
+    let (mut theirs, pid) = writer(&database, "coordinator of two phases");
+    theirs.batch_execute("BEGIN").unwrap();
+    insert(&mut theirs);
+    insert(&mut client);
+    await_blocked(&worker, |blocker| blocker.pid == Some(pid));
+    // The lock changes hands while it is being waited for.
+    let gid = format!("prepared {}", database.name());
+    theirs.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).unwrap();
+    await_blocked(&worker, |blocker| blocker.pid.is_none() && blocker.name == gid);
+    assert_eq!(handled(&mut client, "p"), 0, "nothing above the hole");
+    client.batch_execute(&format!("COMMIT PREPARED '{gid}'")).unwrap();
+    await_complete(&mut client);
+    assert_eq!(handled(&mut client, "p"), 2);
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_writer_that_another_user_may_not_look_into_is_named_all_the_same() {
+    let database = database();
+    let mut client = prepared(&database);
+    let role = format!("reader_of_{}", database.name());
+    client
+        .batch_execute(&format!(
+            "CREATE ROLE \"{role}\" LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO \"{role}\";
+             GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO \"{role}\"; GRANT ALL ON SCHEMA public TO \"{role}\""
+        ))
+        .unwrap();
+    let url = database.url().replace("postgres@", &format!("{role}@"));
+    let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
+    let (mut slow, pid) = writer(&database, "writer of the owner");
+    let mut open = slow.transaction().unwrap();
+    insert(&mut open);
+    insert(&mut client);
+    let blocker = await_blocked(&worker, |_| true);
+    assert_eq!((blocker.pid, blocker.name.as_str()), (Some(pid), "writer of the owner"));
+    open.rollback().unwrap();
+    await_complete(&mut client);
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn writers_of_a_partition_hold_the_head_back_as_well() {
+    let database = database();
+    let mut client = database.client();
+    client
+        .batch_execute(
+            "CREATE TABLE events (
+                 global_position BIGSERIAL PRIMARY KEY, bounded_context TEXT NOT NULL, aggregate_type TEXT NOT NULL,
+                 aggregate_id TEXT NOT NULL, aggregate_version BIGINT NOT NULL, event_id UUID NOT NULL,
+                 event_type TEXT NOT NULL, event_version INT NOT NULL DEFAULT 1, payload BYTEA NOT NULL, trace_id TEXT,
+                 correlation_id TEXT, causation_id TEXT, metadata JSONB, created_at TIMESTAMPTZ NOT NULL DEFAULT now()
+             ) PARTITION BY RANGE (global_position);
+             CREATE TABLE events_low PARTITION OF events FOR VALUES FROM (MINVALUE) TO (4);
+             CREATE TABLE events_high PARTITION OF events FOR VALUES FROM (4) TO (MAXVALUE) PARTITION BY RANGE (global_position);
+             CREATE TABLE events_highest PARTITION OF events_high DEFAULT",
+        )
+        .unwrap();
+    let worker = start_ledger(&database, "p");
+    for table in ["events", "events_low", "events", "events_highest", "events"] {
+        insert_into(&mut client, table);
+    }
+    await_complete(&mut client);
+    let (mut slow, pid) = writer(&database, "writer of a partition");
+    let mut open = slow.transaction().unwrap();
+    insert_into(&mut open, "events_highest");
+    insert(&mut client);
+    await_blocked(&worker, |blocker| blocker.pid == Some(pid));
+    assert_eq!(handled(&mut client, "p"), 5, "nothing above the hole");
+    open.commit().unwrap();
+    await_complete(&mut client);
+    assert_eq!(handled(&mut client, "p"), 7);
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn locks_of_those_who_do_not_write_are_not_waited_for() {
+    let database = database();
+    let mut client = prepared(&database);
+    let mut other = database.client();
+    for lock in [
+        "SELECT FROM events FOR UPDATE",
+        "LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE",
+        "LOCK TABLE events IN SHARE MODE",
+        "LOCK TABLE events IN EXCLUSIVE MODE",
+    ] {
+        // The worker that looks at the hole starts when the lock is held: some of them no writer could pass.
+        insert(&mut client);
+        roll_back(&mut client, 1);
+        insert(&mut client);
+        let mut tx = other.transaction().unwrap();
+        tx.batch_execute(lock).unwrap();
+        let worker = start_ledger(&database, "p");
+        await_complete(&mut client);
+        worker.shutdown(SOON).unwrap();
+        tx.rollback().unwrap();
+    }
+}
+
+#[test]
+fn an_index_that_is_being_built_is_not_waited_for() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = start_ledger(&database, "p");
+    insert(&mut client);
+    // The build waits for this snapshot to go.
+    let mut old = database.client();
+    let mut snapshot =
+        old.build_transaction().isolation_level(postgres::IsolationLevel::RepeatableRead).start().unwrap();
+    insert_count(&mut snapshot);
+    thread::scope(|scope| {
+        let mut builder = database.client();
+        let build = scope.spawn(move || builder.batch_execute("CREATE INDEX CONCURRENTLY ON events (event_type)"));
+        eventually("the build waits", SOON, || {
+            let sql = "SELECT FROM pg_stat_progress_create_index
+                       WHERE datname = current_database() AND phase = 'waiting for old snapshots'";
+            client.query_opt(sql, &[]).unwrap()
+        });
+        roll_back(&mut client, 3);
+        insert(&mut client);
+        await_complete(&mut client);
+        assert!(!build.is_finished());
+        snapshot.rollback().unwrap();
+        build.join().unwrap().unwrap();
+    });
+    worker.shutdown(SOON).unwrap();
+}
+
+fn insert_count(client: &mut impl GenericClient) -> i64 {
+    client.query_one("SELECT count(*) FROM events", &[]).unwrap().get(0)
+}
+
+#[test]
+fn positions_need_not_come_from_a_sequence() {
+    let database = database();
+    let mut client = prepared(&database);
+    client
+        .batch_execute(
+            "ALTER TABLE events ALTER global_position DROP DEFAULT; DROP SEQUENCE events_global_position_seq",
+        )
+        .unwrap();
+    let worker = start_ledger(&database, "p");
+    for positions in ["(10), (20)", "(21)", "(1000000), (1000007)", "(9000000000000)", "(9000000000001)"] {
+        let sql = format!(
+            "INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id,
+                                 event_type, payload)
+             SELECT p, 'test', 'Thing', 'one', p, gen_random_uuid(), 'Happened', '' FROM (VALUES {positions}) v (p)"
+        );
+        client.execute(&sql, &[]).unwrap();
+        await_complete(&mut client);
+    }
+    assert_eq!(handled(&mut client, "p"), 7);
+    worker.shutdown(SOON).unwrap();
+}
