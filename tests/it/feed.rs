@@ -1,0 +1,259 @@
+//! Where runners get their events from: the shared tail, reading ahead, bounds, hints and starts.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded, unbounded};
+use postgres::{Client, Transaction};
+use pupsourcing_orchestrator::{BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection, Scope, StartAt};
+
+use crate::support::handlers::{meddled, prepared};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::workers::{await_running, builder, start};
+use crate::support::{database, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn ledger(name: &'static str, scope: Scope, start_at: StartAt) -> Box<dyn Projection> {
+    Box::new(Ledger { scope, start_at, ..Ledger::named(name) })
+}
+
+fn append(client: &mut Client, context: &str, kind: &str, id: &str) {
+    EventStore::default()
+        .append(client, ExpectedVersion::Any, &[NewEvent::new(context, kind, id, "Happened", [])])
+        .unwrap();
+}
+
+fn positions(client: &mut Client, projection: &str) -> Vec<i64> {
+    let rows =
+        client.query("SELECT global_position FROM ledger WHERE projection = $1 ORDER BY seq", &[&projection]).unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+#[test]
+fn projections_that_share_the_tail_see_what_is_theirs() {
+    let database = database();
+    let mut client = prepared(&database);
+    let scopes = [
+        ("everything", Scope::all(), "true"),
+        ("orders", Scope::all().aggregate_types(["Order"]), "aggregate_type = 'Order'"),
+        ("sales", Scope::all().bounded_contexts(["sales"]), "bounded_context = 'sales'"),
+        (
+            "both",
+            Scope::all().aggregate_types(["Order", "Rück’gabe 😀"]).bounded_contexts(["sales", "x"]),
+            "aggregate_type IN ('Order', 'Rück’gabe 😀') AND bounded_context IN ('sales', 'x')",
+        ),
+        ("nothing", Scope::all().aggregate_types([] as [&str; 0]), "false"),
+    ];
+    let append_some = |client: &mut Client| {
+        for (i, kind) in ["Order", "Rück’gabe 😀", "order", "Order "].iter().cycle().take(40).enumerate() {
+            let context = ["sales", "billing", "x"][i % 3];
+            append(client, context, kind, &format!("{i} 😀"));
+        }
+    };
+    append_some(&mut client);
+    let ledgers = scopes.iter().map(|(name, scope, _)| ledger(name, scope.clone(), StartAt::Beginning)).collect();
+    let worker = start(builder(database.url(), "set"), ledgers);
+    await_running(&[&worker]);
+    append_some(&mut client);
+    for (name, _, condition) in &scopes {
+        let sql = format!("SELECT global_position FROM events WHERE {condition} ORDER BY 1");
+        let wanted: Vec<i64> = client.query(&sql, &[]).unwrap().iter().map(|row| row.get(0)).collect();
+        eventually(name, SOON, || (positions(&mut client, name).len() >= wanted.len()).then_some(()));
+        assert_eq!(positions(&mut client, name), wanted, "{name}");
+    }
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn one_that_is_far_behind_catches_up_while_another_is_live() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 3_000, 30);
+    let (open, gate) = bounded::<()>(0);
+    let late = meddled("late", move |_, event| {
+        if event.global_position() == 1_500 {
+            _ = gate.recv_timeout(SOON);
+        }
+        Ok(())
+    });
+    let live = ledger("live", Scope::all(), StartAt::End);
+    let worker = start(builder(database.url(), "set").batch_size(100), vec![late, live]);
+    await_running(&[&worker]);
+    eventually("the late one is under way", SOON, || (handled(&mut client, "late") > 0).then_some(()));
+    for _ in 0..10 {
+        append_plainly(&mut client, 5, 5);
+        eventually("the live one is up to date", SOON, || {
+            (positions(&mut client, "live").last() == positions_of_events(&mut client).last()).then_some(())
+        });
+    }
+    assert!(handled(&mut client, "late") < 1_500, "the late one has been standing still");
+    drop(open);
+    eventually("the late one catches up", SOON, || is_complete(&mut client, "late").then_some(()));
+    assert_exactly_once(&mut client, "late");
+    assert_eq!(positions(&mut client, "live"), (3_001..=3_050).collect::<Vec<_>>());
+    worker.shutdown(SOON).unwrap();
+}
+
+fn positions_of_events(client: &mut Client) -> Vec<i64> {
+    let rows = client.query("SELECT global_position FROM events ORDER BY 1", &[]).unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Tells how many events it is given at once, how many bytes, and how many bytes without the last one.
+struct Recorder {
+    slices: Sender<(usize, usize, usize)>,
+}
+
+impl Projection for Recorder {
+    fn name(&self) -> &str {
+        "recorder"
+    }
+
+    fn handle(&self, _: &mut Transaction<'_>, _: &Event) -> Result<(), BoxError> {
+        Err("only batches are handled".into())
+    }
+
+    fn handle_batch(&self, _: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        let weight = |events: &[Event]| events.iter().map(|event| event.payload().len()).sum::<usize>();
+        self.slices.send((events.len(), weight(events), weight(&events[..events.len() - 1])))?;
+        Ok(events.len())
+    }
+}
+
+#[test]
+fn batches_keep_within_their_bounds() {
+    const MIB: usize = 1 << 20;
+    let database = database();
+    let mut client = prepared(&database);
+    let (slices, seen) = unbounded();
+    let mut append = |payloads: &[usize]| {
+        let events: Vec<_> =
+            payloads.iter().map(|bytes| NewEvent::new("test", "Thing", "a", "Happened", vec![7; *bytes])).collect();
+        EventStore::default().append(&mut client, ExpectedVersion::Any, &events).unwrap();
+    };
+    let await_events = |count: usize| {
+        let mut got: Vec<(usize, usize, usize)> = Vec::new();
+        while got.iter().map(|(events, ..)| events).sum::<usize>() < count {
+            got.push(seen.recv_timeout(SOON).expect("the events come"));
+        }
+        assert_eq!(got.iter().map(|(events, ..)| events).sum::<usize>(), count, "and no more: {got:?}");
+        got
+    };
+    let check = |got: &[(usize, usize, usize)], whence: &str| {
+        for (events, _, without_last) in got {
+            assert!(*events <= 10 && *without_last < 2 * MIB, "{whence}: {got:?}");
+        }
+    };
+    // Once read ahead, and then live.
+    append(&[1; 25]);
+    append(&[MIB; 5]);
+    append(&[20 * MIB]);
+    let configured = builder(database.url(), "set").batch_size(10).batch_bytes(2 * MIB);
+    let worker = start(configured, vec![Box::new(Recorder { slices })]);
+    let got = await_events(31);
+    check(&got, "read ahead");
+    assert_eq!(got.iter().filter(|(events, ..)| *events == 10).count(), 2, "full batches: {got:?}");
+    assert!(got.iter().any(|(events, bytes, _)| (*events, *bytes) == (2, 2 * MIB)), "{got:?}");
+    for payloads in [&[1; 25][..], &[MIB; 5], &[20 * MIB], &[1]] {
+        append(payloads);
+        check(&await_events(payloads.len()), "live");
+    }
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn hints_are_heard_and_not_needed() {
+    let database = database();
+    let mut client = prepared(&database);
+    let store = EventStore::default();
+    let slow = Duration::from_secs(60);
+    let hinted = builder(database.url(), "hinted").event_poll(slow, slow);
+    let polling = builder(database.url(), "polling").event_poll(Duration::from_millis(50), Duration::from_millis(50));
+    append(&mut client, "test", "Thing", "a");
+    let hinted = start(hinted, vec![ledger("hinted", Scope::all(), StartAt::Beginning)]);
+    let polling = start(polling, vec![ledger("polling", Scope::all(), StartAt::Beginning)]);
+    await_running(&[&hinted]);
+    await_running(&[&polling]);
+    for round in 2..=4 {
+        append(&mut client, "test", "Thing", "a");
+        eventually("the event is seen by a poll", SOON, || (handled(&mut client, "polling") == round).then_some(()));
+        let begun = Instant::now();
+        // The first hint may come before the worker listens; from then on each is heard.
+        eventually("the event is seen by the hint", SOON, || {
+            if round == 2 || begun.elapsed() < Duration::from_millis(5) {
+                store.hint(&mut client);
+            }
+            (handled(&mut client, "hinted") == round).then_some(())
+        });
+    }
+    hinted.shutdown(SOON).unwrap();
+    polling.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_new_projection_starts_where_it_is_told_and_goes_on_from_its_checkpoint() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 10, 2);
+    let starts = [
+        ("begin", StartAt::Beginning, 1),
+        ("end", StartAt::End, 11),
+        ("fourth", StartAt::Position(4), 5),
+        ("later", StartAt::Position(13), 14),
+    ];
+    let start_all = |order: [usize; 4]| {
+        let ledgers = starts.iter().zip(order).map(|(start, i)| ledger(start.0, Scope::all(), starts[i].1)).collect();
+        let worker = start(builder(database.url(), "set"), ledgers);
+        await_running(&[&worker]);
+        worker
+    };
+    let worker = start_all([0, 1, 2, 3]);
+    append_plainly(&mut client, 5, 2);
+    for (name, _, first) in starts {
+        eventually(name, SOON, || (positions(&mut client, name).last() == Some(&15)).then_some(()));
+        assert_eq!(positions(&mut client, name), (first..=15).collect::<Vec<_>>(), "{name}");
+    }
+    worker.shutdown(SOON).unwrap();
+    append_plainly(&mut client, 5, 2);
+    // Whatever they say now: they have begun.
+    let worker = start_all([1, 0, 0, 1]);
+    for (name, _, first) in starts {
+        eventually(name, SOON, || (positions(&mut client, name).last() == Some(&20)).then_some(()));
+        assert_eq!(positions(&mut client, name), (first..=20).collect::<Vec<_>>(), "{name}");
+    }
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_projection_with_nothing_to_do_still_moves_its_checkpoint() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 3_000, 10);
+    let idle = ledger("idle", Scope::all().aggregate_types(["Nobody"]), StartAt::Beginning);
+    let worker = start(builder(database.url(), "set"), vec![idle]);
+    for _ in 0..2 {
+        append_plainly(&mut client, 10, 10);
+        eventually("the checkpoint is at the newest event", Duration::from_secs(5), || {
+            let sql = "SELECT FROM orchestrator_checkpoints
+                       WHERE projection = 'idle' AND position = (SELECT max(global_position) FROM events)";
+            client.query_opt(sql, &[]).unwrap()
+        });
+    }
+    let status = worker.status().projections["idle"].clone();
+    assert_eq!((status.position, status.lag, status.events), (Some(3_020), Some(0), 0));
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_projection_can_be_shared_with_the_application() {
+    let database = database();
+    let mut client = prepared(&database);
+    let shared: Arc<dyn Projection> = Arc::new(Ledger::named("p"));
+    let orchestrator = builder(database.url(), "set").shared_projection(shared.clone()).build().unwrap();
+    let worker = orchestrator.start().unwrap();
+    append_plainly(&mut client, 10, 2);
+    eventually("all events are handled", SOON, || is_complete(&mut client, shared.name()).then_some(()));
+    worker.shutdown(SOON).unwrap();
+    assert_eq!(Arc::strong_count(&shared), 1, "nothing of the worker is left");
+}
