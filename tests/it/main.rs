@@ -10,6 +10,7 @@
 mod bad_input;
 mod bad_schema;
 mod event_store;
+mod failures;
 mod feed;
 mod joins_and_leaves;
 mod private_postgres;
