@@ -28,7 +28,12 @@ impl Trust {
     }
 
     pub(crate) fn holds(&self) -> bool {
-        self.origin.elapsed() < Duration::from_millis(self.until.load(Ordering::Relaxed))
+        !self.left().is_zero()
+    }
+
+    /// For how long it holds yet, unless it is renewed.
+    pub(crate) fn left(&self) -> Duration {
+        Duration::from_millis(self.until.load(Ordering::Relaxed)).saturating_sub(self.origin.elapsed())
     }
 }
 

@@ -205,7 +205,8 @@ impl Runner {
                 Step::Idle(note_in) => select! {
                     recv(self.commands) -> command => break command.ok(),
                     recv(self.follower.woken) -> _ => {}
-                    default(note_in.unwrap_or(Duration::from_secs(10))) => {}
+                    // Should it be cut off, it says so as soon as it is no longer trusted.
+                    default(note_in.unwrap_or(Duration::from_secs(10)).min(self.trust.left())) => {}
                 },
                 Step::Delay(delay) => select! {
                     recv(self.commands) -> command => break command.ok(),
