@@ -9,13 +9,22 @@
 
 mod bad_input;
 mod bad_schema;
+mod crashes;
 mod event_store;
 mod failures;
 mod feed;
+mod handles;
 mod joins_and_leaves;
+mod many_at_once;
 mod private_postgres;
+mod recutting;
+mod restarts;
+mod rolling_deploys;
+mod runtimes;
 mod safe_head;
+mod sessions;
 mod storm;
 mod support;
 mod tls;
 mod worker_example;
+mod zombies;

@@ -4,8 +4,10 @@
 #[path = "../../../examples/support/private_postgres.rs"]
 mod private_postgres;
 
+pub(crate) mod cluster;
 pub(crate) mod handlers;
 pub(crate) mod ledger;
+pub(crate) mod process;
 pub(crate) mod workers;
 
 use std::sync::OnceLock;

@@ -9,6 +9,8 @@ use super::{TestDatabase, eventually};
 
 /// A builder with times that a test can wait for. Relations between them are those of the defaults.
 pub(crate) fn builder(url: &str, replica_set: &str) -> Builder {
+    // RUST_LOG shows what the library says; it fails for all but the first.
+    _ = env_logger::builder().is_test(true).try_init();
     Orchestrator::builder(Database::from_url(url).unwrap(), replica_set)
         .heartbeat_interval(Duration::from_millis(200))
         .stale_worker_timeout(Duration::from_secs(2))
@@ -45,4 +47,15 @@ pub(crate) fn await_running(handles: &[&Handle]) -> i64 {
             .all(|a| a.generation == first.generation && a.total_partitions == handles.len())
             .then_some(first.generation)
     })
+}
+
+/// The value of a counter or gauge of the worker's metrics, over all its labels.
+pub(crate) fn count(handle: &Handle, metric: &str) -> u64 {
+    let families = handle.metrics().registry().expect("metrics are on").gather();
+    let text = prometheus::TextEncoder::new().encode_to_string(&families).unwrap();
+    let name = format!("pupsourcing_orchestrator_{metric}");
+    text.lines()
+        .filter(|line| line.strip_prefix(&name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum()
 }

@@ -1,0 +1,87 @@
+//! Processes that are killed or frozen.
+
+use std::time::{Duration, Instant};
+
+use crate::support::cluster::{
+    assert_keys_are_covered, assert_read_models_become_right, backends_of, state_of, worker_of,
+};
+use crate::support::ledger::append_plainly;
+use crate::support::process::WorkerProcess;
+use crate::support::{database, eventually};
+
+#[test]
+fn a_killed_process_is_replaced_within_moments() {
+    let database = database();
+    let mut client = database.client();
+    // How long joins are gathered must not matter to the partition that is orphaned.
+    let mut survivor = WorkerProcess::start(database.url(), &[("REGISTRATION_WAIT", "20s")]);
+    survivor.await_processing(1);
+    let mut victim = WorkerProcess::start(database.url(), &[]);
+    survivor.await_processing(2);
+    victim.await_processing(2);
+    append_plainly(&mut client, 3_000, 100);
+
+    let begun = Instant::now();
+    victim.signal("KILL");
+    let took = survivor.await_processing(1) - begun;
+    println!("kill -9 to resumed: {took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let victim_id = worker_of(&mut client, victim.pid());
+    assert_eq!(state_of(&mut client, victim_id), ("stopped".into(), Some("session lost".into())));
+    append_plainly(&mut client, 1_000, 100);
+    assert_read_models_become_right(&mut client);
+    assert_keys_are_covered(&mut client);
+}
+
+/// Makes whoever writes to `aggregate_activity` wait, within his transaction, while somebody holds the lock 42.
+const GATE: &str = "
+    CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_advisory_xact_lock_shared(42); RETURN NEW; END $$;
+    CREATE TRIGGER gate BEFORE INSERT ON aggregate_activity FOR EACH ROW EXECUTE FUNCTION gate();
+    SELECT pg_advisory_lock(42);";
+
+#[test]
+fn a_process_frozen_in_a_transaction_is_replaced_and_comes_back() {
+    let database = database();
+    let mut client = database.client();
+    let short = [("HEARTBEAT_INTERVAL", "500ms"), ("STALE_WORKER_TIMEOUT", "2s")];
+    let mut frozen = WorkerProcess::start(database.url(), &short);
+    frozen.await_processing(1);
+    let mut other = WorkerProcess::start(database.url(), &short);
+    frozen.await_processing(2);
+    other.await_processing(2);
+    append_plainly(&mut client, 200, 50);
+    assert_read_models_become_right(&mut client);
+
+    client.batch_execute(GATE).unwrap();
+    append_plainly(&mut client, 400, 50);
+    let frozen_id = worker_of(&mut client, frozen.pid());
+    let batch = eventually("it is in the middle of a batch", Duration::from_secs(10), || {
+        let backends = backends_of(&mut client, frozen_id, false);
+        let sql =
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted AND pid = ANY ($1)";
+        client.query_opt(sql, &[&backends]).unwrap().map(|row| row.get::<_, i32>(0))
+    });
+    let begun = Instant::now();
+    frozen.signal("STOP");
+    client.batch_execute("SELECT pg_advisory_unlock(42)").unwrap();
+    eventually("its transaction stays open, holding row locks", Duration::from_secs(1), || {
+        let sql = "SELECT FROM pg_stat_activity WHERE pid = $1 AND state = 'idle in transaction'";
+        client.query_opt(sql, &[&batch]).unwrap()
+    });
+
+    let took = other.await_processing(1) - begun;
+    println!("SIGSTOP to resumed: {took:?}, with a stale_worker_timeout of 2 s");
+    assert!(took < Duration::from_secs(7), "{took:?}");
+    assert_eq!(state_of(&mut client, frozen_id), ("stopped".into(), Some("heartbeats stopped".into())));
+    // The rows of the unfinished batch among them.
+    assert_read_models_become_right(&mut client);
+    assert_eq!(backends_of(&mut client, frozen_id, false), [] as [i32; 0], "its sessions are ended");
+
+    frozen.signal("CONT");
+    frozen.await_line(&["evicted, registering again"]);
+    frozen.await_processing(2);
+    append_plainly(&mut client, 400, 50);
+    assert_read_models_become_right(&mut client);
+    assert_keys_are_covered(&mut client);
+}

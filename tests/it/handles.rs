@@ -1,0 +1,73 @@
+//! How a worker's handle ends it.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use postgres::Transaction;
+use pupsourcing_orchestrator::{BoxError, Error, Event, Projection};
+
+use crate::support::cluster::{assert_keys_are_covered, state_of};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
+use crate::support::workers::{await_running, builder, start, start_ledger};
+use crate::support::{database, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_dropped_handle_leaves_gracefully() {
+    let database = database();
+    let mut client = database.client();
+    let (dropped, other) = (start_ledger(&database, "p"), start_ledger(&database, "p"));
+    let generation = await_running(&[&dropped, &other]);
+    append_plainly(&mut client, 500, 50);
+    let worker = dropped.worker_id();
+    drop(dropped);
+    assert_eq!(state_of(&mut client, worker), ("stopped".into(), Some("left".into())));
+    assert_eq!(await_running(&[&other]), generation + 1);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    assert_exactly_once(&mut client, "p");
+    assert_keys_are_covered(&mut client);
+}
+
+/// Stays in its first event until it is let go.
+struct Stuck(Sender<()>, Receiver<()>);
+
+impl Projection for Stuck {
+    fn name(&self) -> &str {
+        "p"
+    }
+
+    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+        _ = self.0.try_send(());
+        _ = self.1.recv();
+        Ledger::named("p").handle(tx, event)
+    }
+}
+
+#[test]
+fn a_shutdown_that_takes_too_long_names_the_thread() {
+    let database = database();
+    let mut client = database.client();
+    Ledger::create_table(&mut client);
+    let (entered, was_entered) = bounded(1);
+    let (let_go, go_on) = bounded(0);
+    let worker = start(builder(database.url(), "set"), vec![Box::new(Stuck(entered, go_on))]);
+    append_plainly(&mut client, 100, 10);
+    was_entered.recv_timeout(SOON).unwrap();
+
+    let id = worker.worker_id();
+    let begun = Instant::now();
+    let error = worker.shutdown(Duration::from_millis(300)).unwrap_err();
+    let took = begun.elapsed();
+    let Error::ShutdownTimeout { waited, threads } = &error else { panic!("{error:?}") };
+    assert!(threads.split(", ").any(|thread| thread == "pup-run-00"), "{threads}");
+    assert!(*waited >= Duration::from_millis(300) && took < Duration::from_secs(5), "waited {waited:?}, took {took:?}");
+    assert_eq!(state_of(&mut client, id).0, "stopping", "it goes on towards its end");
+
+    drop(let_go);
+    eventually("it has left", SOON, || (state_of(&mut client, id).1.as_deref() == Some("left")).then_some(()));
+    let successor = start_ledger(&database, "p");
+    await_running(&[&successor]);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    assert_exactly_once(&mut client, "p");
+}

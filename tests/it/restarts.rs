@@ -1,0 +1,122 @@
+//! A server that goes away and comes back.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded};
+use postgres::{Client, NoTls};
+use pupsourcing_orchestrator::{Handle, Metrics, MetricsServer, ProjectionState, Scope};
+
+use crate::support::cluster::{assert_keys_are_covered, newest};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::workers::{await_running, builder, count, start};
+use crate::support::{Options, PrivatePostgres, StopMode, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn connect(url: &str) -> Client {
+    Client::connect(url, NoTls).unwrap()
+}
+
+/// Appends without pause until `stop` is disconnected, whatever becomes of the server.
+fn append_steadily(url: &str, stop: &Receiver<()>) {
+    let mut client = None;
+    let pause = Duration::from_millis(10);
+    while stop.recv_timeout(pause) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+        client = client.filter(|client: &Client| !client.is_closed()).or_else(|| Client::connect(url, NoTls).ok());
+        let Some(client) = &mut client else { continue };
+        _ = client.execute(
+            "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+             SELECT 'test', 'Steady', gen_random_uuid(), 1, gen_random_uuid(), 'Happened', '' FROM generate_series(1, 10)",
+            &[],
+        );
+    }
+}
+
+#[test]
+fn workers_go_on_after_the_server_was_restarted() {
+    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let url = server.create_database("restarts").unwrap();
+    Ledger::create_table(&mut connect(&url));
+    let worker = || {
+        // What matters of the times is at its default.
+        let builder = builder(&url, "set").session_loss_grace(Duration::from_secs(1));
+        start(builder, vec![Box::new(Ledger::named("p"))])
+    };
+    let (one, other) = (worker(), worker());
+    await_running(&[&one, &other]);
+    let (stop, stopped) = bounded(0);
+    let appender = {
+        let url = url.clone();
+        thread::spawn(move || append_steadily(&url, &stopped))
+    };
+    for mode in [StopMode::Fast, StopMode::Immediate] {
+        server.stop(mode).unwrap();
+        server.start_again().unwrap();
+        let back = Instant::now();
+        let mut client = connect(&url);
+        append_plainly(&mut client, 200, 200);
+        let newest = newest(&mut client);
+        let sql = "SELECT count(*) FROM ledger l JOIN events e USING (global_position) WHERE e.aggregate_type = 'Thing'
+                   AND e.aggregate_version = (SELECT max(aggregate_version) FROM events) AND global_position <= $1";
+        eventually("what was appended since is handled, by both", SOON, || {
+            (client.query_one(sql, &[&newest]).unwrap().get::<_, i64>(0) == 200).then_some(())
+        });
+        let took = back.elapsed();
+        let evicted = count(&one, "stale_workers_cleaned_total") + count(&other, "stale_workers_cleaned_total");
+        println!("{mode:?} restart to resumed: {took:?}, evicted so far: {evicted}");
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+    drop(stop);
+    appender.join().unwrap();
+    await_running(&[&one, &other]);
+    let mut client = connect(&url);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    assert_exactly_once(&mut client, "p");
+    assert_keys_are_covered(&mut client);
+}
+
+/// Whether `/readyz` says yes.
+fn is_ready(address: SocketAddr) -> bool {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1) == Some("200")
+}
+
+#[test]
+fn workers_that_are_cut_off_pause_until_the_server_is_back() {
+    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let url = server.create_database("cut_off").unwrap();
+    Ledger::create_table(&mut connect(&url));
+    let worker = || {
+        let builder = builder(&url, "set").stale_worker_timeout(Duration::from_secs(1));
+        let busy = Ledger { takes: Duration::from_millis(1), ..Ledger::named("p") };
+        let idle = Ledger { scope: Scope::all().bounded_contexts(["elsewhere"]), ..Ledger::named("idle") };
+        start(builder, vec![Box::new(busy), Box::new(idle)])
+    };
+    let (one, other) = (worker(), worker());
+    let http = MetricsServer::bind("127.0.0.1:0", Metrics::disabled().unwrap()).unwrap();
+    http.watch(one.health());
+    await_running(&[&one, &other]);
+    assert!(is_ready(http.address()));
+    let mut client = connect(&url);
+    append_plainly(&mut client, 1_000, 100);
+    eventually("they are at work", SOON, || (handled(&mut client, "p") > 0).then_some(()));
+
+    server.stop(StopMode::Fast).unwrap();
+    eventually("it is not ready", SOON, || (!is_ready(http.address())).then_some(()));
+    let pauses = |worker: &Handle| worker.status().projections.values().all(|p| p.state == ProjectionState::Paused);
+    eventually("both pause", Duration::from_secs(5), || (pauses(&one) && pauses(&other)).then_some(()));
+    assert!(one.status().last_heartbeat.unwrap() >= Duration::from_secs(1), "paused while it was still trusted");
+
+    server.start_again().unwrap();
+    eventually("it is ready", SOON, || is_ready(http.address()).then_some(()));
+    await_running(&[&one, &other]);
+    let mut client = connect(&url);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    assert_exactly_once(&mut client, "p");
+}

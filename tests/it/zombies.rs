@@ -1,0 +1,77 @@
+//! Workers that were left out while their handler was busy, and whose batch ends after its generation did.
+
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use postgres::Transaction;
+use pupsourcing_orchestrator::{BoxError, Builder, Event, Handle, Projection};
+
+use crate::support::cluster::{assert_keys_are_covered, state_of};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::workers::{await_running, builder, count, start};
+use crate::support::{TestDatabase, database, eventually};
+
+/// A ledger that says when it is in the middle of a batch, and then stays there until it is let go.
+struct Gated {
+    ledger: Ledger,
+    entered: Sender<()>,
+    go_on: Receiver<()>,
+}
+
+impl Projection for Gated {
+    fn name(&self) -> &str {
+        self.ledger.name
+    }
+
+    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+        self.ledger.handle(tx, event)?;
+        _ = self.entered.try_send(());
+        // Its disconnection lets everybody go.
+        _ = self.go_on.recv();
+        Ok(())
+    }
+}
+
+/// Lets a worker be left out in the middle of a batch and another one do its work, then lets the batch end. Returns the former.
+fn leave_out(database: &TestDatabase, builder: impl Fn() -> Builder) -> Handle {
+    let mut client = database.client();
+    Ledger::create_table(&mut client);
+    let (entered, was_entered) = bounded(1);
+    let (let_go, go_on) = bounded(0);
+    let zombie = start(builder(), vec![Box::new(Gated { ledger: Ledger::named("p"), entered, go_on })]);
+    append_plainly(&mut client, 300, 30);
+    was_entered.recv_timeout(Duration::from_secs(10)).unwrap();
+
+    let other = start(builder(), vec![Box::new(Ledger::named("p"))]);
+    await_running(&[&other]);
+    assert_eq!(state_of(&mut client, zombie.worker_id()), ("stopped".into(), Some("not ready in time".into())));
+    eventually("the other one handles every event", Duration::from_secs(10), || {
+        is_complete(&mut client, "p").then_some(())
+    });
+    assert_exactly_once(&mut client, "p");
+    drop(let_go);
+    await_running(&[&zombie, &other]);
+    assert_eq!(handled(&mut client, "p"), 300, "the zombie committed nothing");
+    append_plainly(&mut client, 300, 30);
+    eventually("all events are handled", Duration::from_secs(10), || is_complete(&mut client, "p").then_some(()));
+    assert_exactly_once(&mut client, "p");
+    assert_keys_are_covered(&mut client);
+    zombie
+}
+
+#[test]
+fn the_batch_of_a_worker_left_out_is_fenced() {
+    let database = database();
+    // Without session locks its connections are not found and ended: the fence alone keeps it from committing.
+    let zombie = leave_out(&database, || {
+        builder(database.url(), "set").heartbeats_only().coordination_timeout(Duration::from_secs(1))
+    });
+    assert_eq!(count(&zombie, "fenced_batches_total"), 1);
+}
+
+#[test]
+fn the_connections_of_a_worker_left_out_are_ended() {
+    let database = database();
+    let zombie = leave_out(&database, || builder(database.url(), "set").coordination_timeout(Duration::from_secs(1)));
+    assert!(count(&zombie, "retries_total") > 0, "its batch lost its connection");
+}
