@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, bounded};
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Handle, Metrics, MetricsServer, ProjectionState, Scope};
 
-use crate::support::cluster::{assert_keys_are_covered, newest};
+use crate::support::cluster::{assert_keys_are_covered, generation, newest};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::workers::{await_running, builder, count, start};
 use crate::support::{Options, PrivatePostgres, StopMode, eventually};
@@ -87,13 +87,16 @@ fn is_ready(address: SocketAddr) -> bool {
     answer.split(' ').nth(1) == Some("200")
 }
 
+/// Whoever is cut off for so long is dead to the others.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
 #[test]
 fn workers_that_are_cut_off_pause_until_the_server_is_back() {
     let mut server = PrivatePostgres::start(Options::default()).unwrap();
     let url = server.create_database("cut_off").unwrap();
     Ledger::create_table(&mut connect(&url));
     let worker = || {
-        let builder = builder(&url, "set").stale_worker_timeout(Duration::from_secs(1));
+        let builder = builder(&url, "set").session_loss_grace(TIMEOUT).stale_worker_timeout(TIMEOUT);
         let busy = Ledger { takes: Duration::from_millis(1), ..Ledger::named("p") };
         let idle = Ledger { scope: Scope::all().bounded_contexts(["elsewhere"]), ..Ledger::named("idle") };
         start(builder, vec![Box::new(busy), Box::new(idle)])
@@ -101,7 +104,7 @@ fn workers_that_are_cut_off_pause_until_the_server_is_back() {
     let (one, other) = (worker(), worker());
     let http = MetricsServer::bind("127.0.0.1:0", Metrics::disabled().unwrap()).unwrap();
     http.watch(one.health());
-    await_running(&[&one, &other]);
+    let before = await_running(&[&one, &other]);
     assert!(is_ready(http.address()));
     let mut client = connect(&url);
     append_plainly(&mut client, 1_000, 100);
@@ -111,12 +114,14 @@ fn workers_that_are_cut_off_pause_until_the_server_is_back() {
     eventually("it is not ready", SOON, || (!is_ready(http.address())).then_some(()));
     let pauses = |worker: &Handle| worker.status().projections.values().all(|p| p.state == ProjectionState::Paused);
     eventually("both pause", Duration::from_secs(5), || (pauses(&one) && pauses(&other)).then_some(()));
-    assert!(one.status().last_heartbeat.unwrap() >= Duration::from_secs(1), "paused while it was still trusted");
+    assert!(one.status().last_heartbeat.unwrap() >= TIMEOUT, "paused while it was still trusted");
 
     server.start_again().unwrap();
     eventually("it is ready", SOON, || is_ready(http.address()).then_some(()));
-    await_running(&[&one, &other]);
+    // Whoever is back first sees old heartbeats and lost sessions, and gives the other one its time.
+    assert_eq!(await_running(&[&one, &other]), before, "one has evicted the other");
     let mut client = connect(&url);
     eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
     assert_exactly_once(&mut client, "p");
+    assert_eq!(generation(&mut client), before, "one has evicted the other");
 }
