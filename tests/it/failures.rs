@@ -14,7 +14,7 @@ use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handle
 use crate::support::workers::{builder, start};
 use crate::support::{TestDatabase, database, eventually};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 const FIRST_DELAY: Duration = Duration::from_millis(40);
 
 /// A worker whose projections are tried three times.

@@ -12,7 +12,7 @@ use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handle
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{database, eventually};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 fn ledger(name: &'static str, scope: Scope, start_at: StartAt) -> Box<dyn Projection> {
     Box::new(Ledger { scope, start_at, ..Ledger::named(name) })
@@ -69,10 +69,10 @@ fn projections_that_share_the_tail_see_what_is_theirs() {
 fn one_that_is_far_behind_catches_up_while_another_is_live() {
     let database = database();
     let mut client = prepared(&database);
-    append_plainly(&mut client, 3_000, 30);
+    append_plainly(&mut client, 2_000, 20);
     let (open, gate) = bounded::<()>(0);
     let late = meddled("late", move |_, event| {
-        if event.global_position() == 1_500 {
+        if event.global_position() == 1_000 {
             _ = gate.recv_timeout(SOON);
         }
         Ok(())
@@ -87,11 +87,11 @@ fn one_that_is_far_behind_catches_up_while_another_is_live() {
             (positions(&mut client, "live").last() == positions_of_events(&mut client).last()).then_some(())
         });
     }
-    assert!(handled(&mut client, "late") < 1_500, "the late one has been standing still");
+    assert!(handled(&mut client, "late") < 1_000, "the late one has been standing still");
     drop(open);
     eventually("the late one catches up", SOON, || is_complete(&mut client, "late").then_some(()));
     assert_exactly_once(&mut client, "late");
-    assert_eq!(positions(&mut client, "live"), (3_001..=3_050).collect::<Vec<_>>());
+    assert_eq!(positions(&mut client, "live"), (2_001..=2_050).collect::<Vec<_>>());
     worker.shutdown(SOON).unwrap();
 }
 

@@ -11,7 +11,7 @@ use crate::support::ledger::{assert_exactly_once, handled, is_complete, thing};
 use crate::support::workers::{await_running, start_ledger};
 use crate::support::{TestDatabase, database, eventually};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 const WRITERS: u64 = 8;
 const LASTS: Duration = Duration::from_millis(2_500);
 

@@ -22,9 +22,13 @@ impl Ledger {
     pub(crate) fn create_table(client: &mut Client) {
         client
             .batch_execute(
-                "CREATE TABLE IF NOT EXISTS ledger (seq bigserial PRIMARY KEY, projection text NOT NULL,
-                     global_position bigint NOT NULL, aggregate_id text NOT NULL, aggregate_version bigint NOT NULL,
-                     backend int NOT NULL DEFAULT pg_backend_pid())",
+                // With an index, for those who look again and again whether all is there; not a unique one, which would hide a repetition.
+                "DO $$ BEGIN IF to_regclass('ledger') IS NULL THEN
+                     CREATE TABLE ledger (seq bigserial PRIMARY KEY, projection text NOT NULL,
+                         global_position bigint NOT NULL, aggregate_id text NOT NULL, aggregate_version bigint NOT NULL,
+                         backend int NOT NULL DEFAULT pg_backend_pid());
+                     CREATE INDEX ON ledger (projection, global_position);
+                 END IF; END $$",
             )
             .unwrap();
     }
