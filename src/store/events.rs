@@ -221,7 +221,8 @@ pub(crate) fn holders(
 /// What is known of some holders, for the operator.
 pub(crate) fn describe_holders(client: &mut Client, holders: &[Holder]) -> Result<Vec<HeadBlocker>, postgres::Error> {
     // Of another role's backend the server may show neither its state nor since when its transaction is open.
-    let sql = "SELECT a.pid, a.application_name, coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8
+    let sql =
+        "SELECT a.pid, a.application_name, coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8
                FROM pg_stat_activity a WHERE a.pid = ANY ($1) AND (a.xact_start IS NOT NULL OR a.state IS NULL)
                UNION ALL
                SELECT NULL, p.gid, extract(epoch FROM clock_timestamp() - p.prepared)::float8
