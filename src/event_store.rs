@@ -162,11 +162,7 @@ impl EventStore {
     }
 
     fn version(&self, client: &mut impl GenericClient, aggregate: &NewEvent) -> Result<i64, postgres::Error> {
-        let sql = format!(
-            "SELECT coalesce(max(aggregate_version), 0) FROM {}
-             WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3",
-            self.names.events()
-        );
+        let sql = format!("SELECT version FROM {} AS seen", seen_version(&self.names));
         let row = client.query_typed(
             &sql,
             &[
@@ -230,11 +226,23 @@ fn validate(expected: ExpectedVersion, events: &[NewEvent]) -> Result<&NewEvent,
     Ok(first)
 }
 
+/// The version of the aggregate `$1`, `$2`, `$3` as its events and its head show it, in SQL: the higher of the two. Writers that insert
+/// with plain SQL may not keep the heads, and old events may have been archived.
+fn seen_version(names: &Names) -> String {
+    let aggregate = "bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3";
+    format!(
+        "(SELECT coalesce(max(known.version), 0) AS version FROM (
+              SELECT max(aggregate_version) AS version FROM {} WHERE {aggregate}
+              UNION ALL SELECT aggregate_version FROM {} WHERE {aggregate}) AS known)",
+        names.events(),
+        names.aggregate_heads()
+    )
+}
+
 /// Inserts the events and moves the aggregate's head, in one statement. No row if the aggregate is not at the expected version.
 ///
 /// The head's row lock comes before any position is handed out, so of two appends to one aggregate the one with the higher version
-/// has the higher positions. The version is the higher of the head's and the events' own: writers that insert with plain SQL may not
-/// keep the heads.
+/// has the higher positions.
 fn insert(
     client: &mut impl GenericClient,
     names: &Names,
@@ -242,13 +250,12 @@ fn insert(
     expected: Option<i64>,
     events: &[NewEvent],
 ) -> Result<Vec<postgres::Row>, postgres::Error> {
-    let (table, heads) = (names.events(), names.aggregate_heads());
+    let (table, heads, seen) = (names.events(), names.aggregate_heads(), seen_version(names));
     let sql = format!(
         "WITH head AS (
              INSERT INTO {heads} AS h (bounded_context, aggregate_type, aggregate_id, aggregate_version)
              SELECT $1, $2, $3, seen.version + cardinality($5)
-             FROM (SELECT coalesce(max(aggregate_version), 0) AS version FROM {table}
-                   WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3) AS seen
+             FROM {seen} AS seen
              WHERE $4 IS NULL OR seen.version = $4
              ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO UPDATE
              SET aggregate_version = greatest(h.aggregate_version + cardinality($5), excluded.aggregate_version),

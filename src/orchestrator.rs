@@ -119,7 +119,7 @@ impl Builder {
         self
     }
 
-    /// Reading for one transaction stops with the event that reaches this many bytes of payload and metadata. Defaults to 8 MiB.
+    /// The most bytes of payload and metadata of one transaction; an event that is larger by itself is handled alone. Defaults to 8 MiB.
     pub fn batch_bytes(mut self, bytes: usize) -> Self {
         self.config.batch_bytes = bytes;
         self

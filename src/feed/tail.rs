@@ -70,11 +70,14 @@ impl Tail {
         for event in self.events.range(first..).take_while(|event| event.global_position() <= upto) {
             if range.keys.contains(event.key()) && scope.contains(event.bounded_context(), event.aggregate_type()) {
                 weight += event.weight();
-                batch.events.push(event.clone());
-                if batch.events.len() >= bounds.events || weight >= bounds.bytes {
-                    batch.end = event.global_position();
+                // One event is always given, however heavy.
+                if let Some(last) = batch.events.last()
+                    && (batch.events.len() >= bounds.events || weight > bounds.bytes)
+                {
+                    batch.end = last.global_position();
                     break;
                 }
+                batch.events.push(event.clone());
             }
         }
         Some(batch)

@@ -58,8 +58,8 @@ pub(super) fn commit(client: &mut Client, job: &Job<'_>, interrupted: impl Fn() 
         _ => batch.end,
     };
     let begun = Instant::now();
-    // What is refused only now, such as a deferred constraint, concerns the batch as a whole.
-    let refused = |error: postgres::Error| classify(error.into(), 0);
+    // What is refused only now, such as a deferred constraint, does not say which event it is about: half of them is tried next.
+    let refused = |error: postgres::Error| classify(error.into(), handled / 2);
     match checkpoints::advance(&mut tx, job.advance, job.row, job.owner, position) {
         Ok(true) => {}
         // Dropping the transaction rolls it back.

@@ -17,7 +17,7 @@ pub(super) enum Failure {
     /// The handler failed, or the server refused what it did. Nothing was committed.
     Handler {
         error: BoxError,
-        /// How many events from the front of the batch had been handled by then and can be committed without the rest.
+        /// How many events from the front of the batch to commit first, so that what fails is tried again alone.
         handled: usize,
     },
 }

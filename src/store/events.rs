@@ -51,7 +51,7 @@ pub(crate) struct Range {
     pub(crate) upto: i64,
 }
 
-/// How much to read at once. Reading stops with the event that reaches either bound, so one event is always read, however large.
+/// How much to read at once, at the most; but one event is always read, however large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) events: usize,
@@ -69,13 +69,14 @@ pub(crate) struct Batch {
 /// Prepares [`read`] on a connection.
 pub(crate) fn prepare_read(client: &mut Client, names: &Names) -> Result<Statement, postgres::Error> {
     let sql = format!(
-        "SELECT {COLUMNS}, total FROM (
-             SELECT *, sum({WEIGHT}) OVER (ORDER BY global_position ROWS UNBOUNDED PRECEDING) AS total FROM (
+        "SELECT {COLUMNS}, is_last FROM (
+             SELECT *, sum({WEIGHT}) OVER (ORDER BY global_position ROWS UNBOUNDED PRECEDING) AS total,
+                    lead(global_position) OVER (ORDER BY global_position) IS NULL AS is_last FROM (
                  SELECT * FROM {} WHERE global_position > $1 AND global_position <= $2
                  AND $3::int4multirange @> (hashtextextended(aggregate_id, 0) & 65535)::int4
                  AND ($4::text[] IS NULL OR aggregate_type = ANY ($4)) AND ($5::text[] IS NULL OR bounded_context = ANY ($5))
                  ORDER BY global_position LIMIT $6) AS matching) AS weighed
-         WHERE total - {WEIGHT} < $7 ORDER BY global_position",
+         WHERE total <= $7 OR total = {WEIGHT} ORDER BY global_position",
         names.events()
     );
     client.prepare_typed(
@@ -98,10 +99,10 @@ pub(crate) fn read(
         [&range.after, &range.upto, &range.keys, &scope.aggregate_types, &scope.bounded_contexts, &limit, &bytes];
     let rows = client.query(statement, &params)?;
     let events = rows.iter().map(event_of).collect::<Result<Vec<_>, _>>()?;
-    // The server leaves out what comes after the event that reaches the bytes. So fewer rows than asked for, the last of which does
-    // not reach them, mean that the range is exhausted.
+    // The server leaves out what exceeds the bytes. So fewer rows than asked for, the last of which nothing followed, mean that the
+    // range is exhausted.
     let exhausted = match rows.last() {
-        Some(last) => rows.len() < bounds.events && last.try_get::<_, i64>(COLUMN_COUNT)? < bytes,
+        Some(last) => rows.len() < bounds.events && last.try_get(COLUMN_COUNT)?,
         None => true,
     };
     let end = match events.last() {
