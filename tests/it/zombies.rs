@@ -63,8 +63,12 @@ fn leave_out(database: &TestDatabase, builder: impl Fn() -> Builder) -> Handle {
 fn the_batch_of_a_worker_left_out_is_fenced() {
     let database = database();
     // Without session locks its connections are not found and ended: the fence alone keeps it from committing.
+    // Nor does the server end them, as it does for those that stay silent in a transaction beyond the stale timeout.
     let zombie = leave_out(&database, || {
-        builder(database.url(), "set").heartbeats_only().coordination_timeout(Duration::from_secs(1))
+        builder(database.url(), "set")
+            .heartbeats_only()
+            .stale_worker_timeout(Duration::from_secs(60))
+            .coordination_timeout(Duration::from_secs(1))
     });
     assert_eq!(count(&zombie, "fenced_batches_total"), 1);
 }
