@@ -316,15 +316,16 @@ impl Table {
 
     fn print_row(&mut self, client: &mut Client) -> Result<(), postgres::Error> {
         let row = client.query_one(
-            "SELECT g.number, (SELECT count(*) FROM orchestrator_workers WHERE state <> 'stopped'), g.total_partitions,
-                    c.position, (SELECT count(*) FROM events WHERE global_position > c.position) AS lag, count(e),
+            "SELECT g.number, (SELECT count(*) FROM orchestrator_workers WHERE replica_set = 'shop' AND state <> 'stopped'),
+                    g.total_partitions, c.position,
+                    (SELECT count(*) FROM events WHERE global_position > c.position) AS lag, count(e),
                     coalesce(extract(epoch FROM max(t.shown_at - e.created_at)), 0)::float8 AS wait
-             FROM (SELECT min(position) AS position FROM orchestrator_checkpoints) c
-             LEFT JOIN orchestrator_generations g ON g.state = 'active'
+             FROM (SELECT min(position) AS position FROM orchestrator_checkpoints WHERE projection = ANY ($2)) c
+             LEFT JOIN orchestrator_generations g ON g.replica_set = 'shop' AND g.state = 'active'
              LEFT JOIN events e ON e.global_position > $1 AND e.global_position <= c.position
              LEFT JOIN timeline t USING (global_position)
              GROUP BY g.number, g.total_partitions, c.position",
-            &[&self.position],
+            &[&self.position, &shop::PROJECTIONS.as_slice()],
         )?;
         let (generation, partitions): (Option<i64>, Option<i32>) = (row.get(0), row.get(2));
         let (workers, lag, events, wait): (i64, i64, i64, f64) = (row.get(1), row.get(4), row.get(5), row.get(6));
@@ -345,9 +346,10 @@ impl Table {
 
     /// Waits until every projection has handled every event.
     fn catch_up(&mut self, client: &mut Client) -> Result<(), BoxError> {
-        let sql = "SELECT min(position) >= (SELECT coalesce(max(global_position), 0) FROM events) FROM orchestrator_checkpoints";
+        let sql = "SELECT min(position) >= (SELECT coalesce(max(global_position), 0) FROM events)
+                   FROM orchestrator_checkpoints WHERE projection = ANY ($1)";
         let deadline = Instant::now() + CATCH_UP;
-        while !client.query_one(sql, &[])?.get::<_, bool>(0) {
+        while !client.query_one(sql, &[&shop::PROJECTIONS.as_slice()])?.get::<_, bool>(0) {
             if Instant::now() > deadline {
                 self.print_row(client)?;
                 return Err(format!("the workers have not caught up after {CATCH_UP:?}").into());
@@ -363,7 +365,8 @@ fn figures(client: &mut Client) -> Result<String, postgres::Error> {
     let row = client.query_one(
         "SELECT (SELECT count(*) FROM events), (SELECT count(DISTINCT (aggregate_type, aggregate_id)) FROM events),
                 (SELECT coalesce(max(global_position), 0) - count(*) FROM events),
-                (SELECT count(*) FROM orchestrator_workers), (SELECT count(*) FROM orchestrator_generations),
+                (SELECT count(*) FROM orchestrator_workers WHERE replica_set = 'shop'),
+                (SELECT count(*) FROM orchestrator_generations WHERE replica_set = 'shop'),
                 coalesce(extract(epoch FROM percentile_cont(0.5) WITHIN GROUP (ORDER BY waited)), 0)::float8,
                 coalesce(extract(epoch FROM max(waited)), 0)::float8
          FROM (SELECT shown_at - created_at AS waited FROM timeline JOIN events USING (global_position)) AS waits",

@@ -46,6 +46,9 @@ pub(crate) const TABLES: &str = "
     );
     CREATE INDEX ON timeline (global_position)";
 
+/// The names of the projections that build them.
+pub(crate) const PROJECTIONS: [&str; 3] = ["revenue_per_day", "customers", "timeline"];
+
 /// How much was sold on each day: one statement for a whole batch.
 pub(crate) struct RevenuePerDay;
 
