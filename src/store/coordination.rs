@@ -42,11 +42,14 @@ pub(crate) fn lock<'c>(
     tx.batch_execute(&format!(
         "SET LOCAL lock_timeout = '{LOCK_PATIENCE}'; SET LOCAL idle_in_transaction_session_timeout = '{LOCK_PATIENCE}'"
     ))?;
-    tx.query_typed(
-        &format!("SELECT FROM {} WHERE name = $1 FOR UPDATE", names.replica_sets()),
-        &[(&replica_set, Type::TEXT)],
-    )?;
+    hold(&mut tx, names, replica_set)?;
     Ok(tx)
+}
+
+fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str) -> Result<(), postgres::Error> {
+    let sql = format!("SELECT FROM {} WHERE name = $1 FOR UPDATE", names.replica_sets());
+    tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
+    Ok(())
 }
 
 /// The replica set as one snapshot shows it.
@@ -125,13 +128,14 @@ fn worker_of(row: &Row) -> Option<WorkerView> {
 /// Registering again under the same id is how an evicted worker comes back.
 pub(crate) fn register(client: &mut Client, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "registering the worker";
-    client
-        .execute_typed(
-            &format!("INSERT INTO {} (name) VALUES ($1) ON CONFLICT DO NOTHING", names.replica_sets()),
-            &[(&worker.replica_set, Type::TEXT)],
-        )
-        .map_err(Error::database(doing))?;
     let mut tx = lock(client, names, &worker.replica_set).map_err(Error::database(doing))?;
+    tx.execute_typed(
+        &format!("INSERT INTO {} (name) VALUES ($1) ON CONFLICT DO NOTHING", names.replica_sets()),
+        &[(&worker.replica_set, Type::TEXT)],
+    )
+    // The first worker of a replica set found no row to lock; another one may have made it meanwhile.
+    .and_then(|_| hold(&mut tx, names, &worker.replica_set))
+    .map_err(Error::database(doing))?;
     checkpoints::claim(&mut tx, names, worker)?;
     let projections: Vec<&str> = worker.projections.iter().map(|(name, _)| name.as_str()).collect();
     let session_key = worker.has_session_lock.then(|| session::alive_key(worker.worker));

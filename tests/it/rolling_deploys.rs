@@ -78,8 +78,12 @@ fn a_projection_belongs_to_one_living_replica_set() {
     let refused = second.build().unwrap().start().unwrap_err();
     let Error::ProjectionClaimed { projection, owner, claimant } = &refused else { panic!("{refused:?}") };
     assert_eq!([projection.as_str(), owner, claimant], ["p", "first", "second"]);
-    let registered = "SELECT FROM orchestrator_workers WHERE replica_set = 'second'";
-    assert_eq!(client.execute(registered, &[]).unwrap(), 0);
+    for left in [
+        "SELECT FROM orchestrator_workers WHERE replica_set = 'second'",
+        "SELECT FROM orchestrator_replica_sets WHERE name = 'second'",
+    ] {
+        assert_eq!(client.execute(left, &[]).unwrap(), 0, "{left}");
+    }
     assert_eq!(owners(&mut client, "p"), [Some(first.worker_id().0)]);
     assert_eq!(positions(&mut client, "q"), [] as [i64; 0], "half of it was applied");
 
