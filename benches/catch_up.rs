@@ -175,14 +175,10 @@ impl Bench {
 
     fn run(&mut self, criterion: &mut Criterion) {
         for handler in Handler::ALL {
-            self.measure(criterion, "worker", handler.name(), self.start(handler), |bench, after| {
-                bench.worker(handler, after)
-            });
-        }
-        for handler in Handler::ALL {
-            self.measure(criterion, "loop", handler.name(), self.start(handler), |bench, after| {
-                bench.plain_loop(handler, after)
-            });
+            let (name, start) = (handler.name(), self.start(handler));
+            // One right after the other, so that both have the same neighbours on a busy machine.
+            self.measure(criterion, "worker", name, start, |bench, after| bench.worker(handler, after));
+            self.measure(criterion, "loop", name, start, |bench, after| bench.plain_loop(handler, after));
         }
         self.measure(criterion, "bare", "select", 0, |bench, _| bench.select());
         self.measure(criterion, "bare", "copy", 0, |bench, _| bench.copy());
