@@ -230,7 +230,7 @@ impl Bench {
 
     fn worker(&mut self, handler: Handler, start_at: i64) -> Duration {
         let handle = self.orchestrator(handler, start_at).start().unwrap();
-        let tick = crossbeam_channel::tick(Duration::from_micros(500));
+        let tick = crossbeam_channel::tick(Duration::from_millis(5));
         while handle.assignment().is_none() {
             tick.recv().unwrap();
         }
