@@ -329,7 +329,7 @@ const READ: &str = "
     FROM (SELECT *, sum(octet_length(payload) + coalesce(pg_column_size(metadata), 0))
                     OVER (ORDER BY global_position ROWS UNBOUNDED PRECEDING) AS total
           FROM (SELECT * FROM events WHERE global_position > $1 AND global_position <= $2
-                AND '{[0,65536)}'::int4multirange @> (hashtextextended(aggregate_id, 0) & 65535)::int4
+                AND coalesce('{[0,65536)}'::int4multirange @> (hashtextextended(aggregate_id, 0) & 65535)::int4, false)
                 ORDER BY global_position LIMIT $3) AS matching) AS weighed
     WHERE total - (octet_length(payload) + coalesce(pg_column_size(metadata), 0)) < 8388608 ORDER BY global_position";
 

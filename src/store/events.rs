@@ -67,13 +67,16 @@ pub(crate) struct Batch {
 }
 
 /// Prepares [`read`] on a connection.
+///
+/// The `coalesce` changes nothing but the planner's estimate: it takes a bare `@>` to match next to nothing, and would rather scan and sort
+/// all of the rest of the table than walk the index to the limit.
 pub(crate) fn prepare_read(client: &mut Client, names: &Names) -> Result<Statement, postgres::Error> {
     let sql = format!(
         "SELECT {COLUMNS}, is_last FROM (
              SELECT *, sum({WEIGHT}) OVER (ORDER BY global_position ROWS UNBOUNDED PRECEDING) AS total,
                     lead(global_position) OVER (ORDER BY global_position) IS NULL AS is_last FROM (
                  SELECT * FROM {} WHERE global_position > $1 AND global_position <= $2
-                 AND $3::int4multirange @> (hashtextextended(aggregate_id, 0) & 65535)::int4
+                 AND coalesce($3::int4multirange @> (hashtextextended(aggregate_id, 0) & 65535)::int4, false)
                  AND ($4::text[] IS NULL OR aggregate_type = ANY ($4)) AND ($5::text[] IS NULL OR bounded_context = ANY ($5))
                  ORDER BY global_position LIMIT $6) AS matching) AS weighed
          WHERE total <= $7 OR total = {WEIGHT} ORDER BY global_position",
