@@ -23,10 +23,12 @@ use pupsourcing_orchestrator::{
 mod app;
 #[path = "support/private_postgres.rs"]
 mod private_postgres;
+#[path = "support/server.rs"]
+mod server;
 #[path = "support/shop.rs"]
 mod shop;
 
-use private_postgres::{Options, PrivatePostgres};
+use server::Server;
 
 const USAGE: &str = "usage: quickstart [--serve]\n  --serve  goes on until Ctrl-C, with metrics to look at";
 
@@ -69,8 +71,8 @@ fn main() -> ExitCode {
 fn show(serve: bool) -> Result<ExitCode, BoxError> {
     let begun = Instant::now();
     let interrupt = app::shutdown_signal()?;
-    let server = PrivatePostgres::start(Options::default())?;
-    let url = server.create_database("shop")?;
+    let server = Shop::open()?;
+    let url = server.url.clone();
     let mut client = Database::from_url(&url)?.connect()?;
     client.batch_execute(shop::TABLES)?;
     orchestrator(&url, Metrics::disabled()?)?.migrate()?;
@@ -120,6 +122,30 @@ fn show(serve: bool) -> Result<ExitCode, BoxError> {
     }
     println!("FAILED: {figures}; {}; {took:.1} s", differences.join(", "));
     Ok(ExitCode::FAILURE)
+}
+
+/// The shop's database. It is removed in the end, and with it the server if that is private.
+struct Shop {
+    server: Server,
+    name: String,
+    url: String,
+}
+
+impl Shop {
+    fn open() -> Result<Self, String> {
+        let server = Server::start()?;
+        let name = format!("shop_{}", std::process::id());
+        let url = server.create_database(&name)?;
+        Ok(Self { server, name, url })
+    }
+}
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        if let Err(problem) = self.server.drop_database(&self.name) {
+            eprintln!("{problem}");
+        }
+    }
 }
 
 fn perform(act: Act, workers: &mut Vec<Worker>, url: &str) -> Result<(), BoxError> {

@@ -555,7 +555,7 @@ fn find_server() -> Result<PathBuf, String> {
            Arch             pacman -S postgresql\n  \
            macOS            brew install postgresql@17\n\
          If they are somewhere else, add that directory to PATH.\n\
-         The other way is a server of your own: set DATABASE_URL for the programs that take it."
+         The other way is a server of yours: set DATABASE_URL to its URL, as a user who may create databases."
     ))
 }
 

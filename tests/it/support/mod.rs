@@ -3,6 +3,8 @@
 
 #[path = "../../../examples/support/private_postgres.rs"]
 mod private_postgres;
+#[path = "../../../examples/support/server.rs"]
+mod server;
 
 pub(crate) mod cluster;
 pub(crate) mod handlers;
@@ -18,28 +20,38 @@ use std::time::{Duration, Instant};
 use postgres::{Client, NoTls};
 
 pub(crate) use private_postgres::{Options, PrivatePostgres, StopMode};
+use server::Server;
 
 /// A fresh database, for one test alone, on the server that all tests share.
 pub(crate) fn database() -> TestDatabase {
-    static SERVER: OnceLock<PrivatePostgres> = OnceLock::new();
+    static SERVER: OnceLock<Server> = OnceLock::new();
     static DATABASES: AtomicU32 = AtomicU32::new(0);
 
-    let server = SERVER.get_or_init(|| PrivatePostgres::start(Options::default()).unwrap_or_else(|e| panic!("{e}")));
+    let server = SERVER.get_or_init(|| Server::start().unwrap_or_else(|e| panic!("{e}")));
     // The test's name is in the database's, so that the server's log and pg_stat_activity can be read.
     let number = DATABASES.fetch_add(1, Ordering::Relaxed) + 1;
     let test = thread::current().name().unwrap_or_default().to_owned();
-    let mut name = format!("test_{number}_{}", test.replace("::", "_"));
+    let mut name = format!("test_{number}_{}_{}", std::process::id(), test.replace("::", "_"));
     name.retain(|c| c.is_ascii_alphanumeric() || c == '_');
     name.truncate(63);
     let url = server.create_database(&name).unwrap_or_else(|e| panic!("{e}"));
-    TestDatabase { name, url }
+    TestDatabase { server, name, url }
 }
 
-/// Where a test works. It goes with the server.
+/// Where a test works. It goes with the server, if that is private, or with the test.
 #[derive(Debug)]
 pub(crate) struct TestDatabase {
+    server: &'static Server,
     name: String,
     url: String,
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        if let Err(problem) = self.server.drop_database(&self.name) {
+            println!("{problem}");
+        }
+    }
 }
 
 impl TestDatabase {
