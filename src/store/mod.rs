@@ -15,6 +15,9 @@ mod privileges;
 mod registration;
 pub(crate) mod session;
 
+#[cfg(test)]
+mod testing;
+
 pub use names::Names;
 pub(crate) use registration::Registration;
 

@@ -67,9 +67,9 @@ impl Names {
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        check("schema", &self.schema)?;
+        check_schema("schema", &self.schema)?;
         if let Some(schema) = &self.events_schema {
-            check("events_schema", schema)?;
+            check_schema("events_schema", schema)?;
         }
         check("events_table", &self.events)?;
         check("aggregate_heads_table", &self.aggregate_heads)?;
@@ -82,7 +82,21 @@ impl Names {
                 self.prefix,
                 Own::ALL.iter().map(|own| own.suffix()).max_by_key(|s| s.len()).unwrap_or("")
             ),
-        )
+        )?;
+        self.check_distinct()
+    }
+
+    /// Two tables of one name would be one table.
+    fn check_distinct(&self) -> Result<(), Error> {
+        let mut taken: Vec<String> = Own::ALL.iter().map(|own| self.own(*own).to_string()).collect();
+        for (field, table) in [("events_table", self.events()), ("aggregate_heads_table", self.aggregate_heads())] {
+            let name = table.to_string();
+            if taken.contains(&name) {
+                return Err(Error::config(field, name, "another table already has this name"));
+            }
+            taken.push(name);
+        }
+        Ok(())
     }
 
     pub(crate) fn schema_name(&self) -> &str {
@@ -193,6 +207,18 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
+fn check_schema(field: &str, name: &str) -> Result<(), Error> {
+    check(field, name)?;
+    if name.starts_with("pg_") {
+        return Err(Error::config(
+            field,
+            format!("{name:?}"),
+            "PostgreSQL keeps names that begin with \"pg_\" for itself",
+        ));
+    }
+    Ok(())
+}
+
 fn check(field: &str, name: &str) -> Result<(), Error> {
     let refuse = |problem: &str| Err(Error::config(field, format!("{name:?}"), problem));
     if name.is_empty() {
@@ -200,6 +226,9 @@ fn check(field: &str, name: &str) -> Result<(), Error> {
     }
     if name.len() > MAX_IDENTIFIER_BYTES {
         return refuse(&format!("it has {} bytes, PostgreSQL's names have {MAX_IDENTIFIER_BYTES} at most", name.len()));
+    }
+    if name.contains("$$") {
+        return refuse("\"$$\" ends a quoted block of the schema's SQL");
     }
     match name.chars().find(|c| !(c.is_alphanumeric() || matches!(c, '_' | '-' | '$'))) {
         Some(c) => refuse(&format!("{c:?} is not allowed: use letters, digits, '_', '-' and '$'")),
@@ -209,7 +238,13 @@ fn check(field: &str, name: &str) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+
     use super::*;
+    use crate::store::testing;
 
     #[test]
     fn names_are_quoted() {
@@ -230,10 +265,63 @@ mod tests {
             (Names::default().events_table(long.clone()), "events_table"),
             (Names::default().aggregate_heads_table("h\0"), "aggregate_heads_table"),
             (Names::default().prefix("p'"), "prefix"),
+            (Names::default().schema("pg_mine"), "schema"),
+            (Names::default().schema("a$$b"), "schema"),
+            (Names::default().events_schema("pg_temp"), "events_schema"),
+            (Names::default().events_table("orchestrator_workers"), "events_table"),
+            (Names::default().aggregate_heads_table("events"), "aggregate_heads_table"),
             (Names::default().prefix("x".repeat(63)), "prefix"),
         ] {
             let error = names.validate().unwrap_err();
             assert!(matches!(&error, Error::InvalidConfig { field: f, .. } if f == field), "{error}");
         }
     }
+
+    /// Some good, some bad, some that get in each other's way.
+    fn names() -> impl Strategy<Value = [String; 5]> {
+        let name = prop_oneof![
+            4 => "[a-zA-Z0-9_$-]{1,12}",
+            2 => "[a-c]",
+            2 => "(pg_|orchestrator_)?(temp|workers|toast|Catalog|migrations)",
+            2 => "\\PC{0,8}",
+            1 => "[\\PC\\x00\"'.]{0,4}",
+            1 => "[äß€語𝒜a]{10,40}",
+            1 => "[a-z]{50,66}",
+        ];
+        prop::array::uniform5(name)
+    }
+
+    #[test]
+    fn what_is_accepted_the_server_takes_and_what_is_refused_is_named() {
+        let client = RefCell::new(testing::connect());
+        let accepted = Cell::new(0);
+        let config = ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() };
+        let outcome = TestRunner::new(config).run(&names(), |[schema, events_schema, events, heads, prefix]| {
+            let names = Names::default().schema(schema).events_schema(events_schema);
+            let names = names.events_table(events).aggregate_heads_table(heads).prefix(prefix);
+            if let Err(error) = names.validate() {
+                let is_named = matches!(&error, Error::InvalidConfig { field, .. } if FIELDS.contains(&field.as_str()));
+                prop_assert!(is_named, "{}", error);
+                return Ok(());
+            }
+            accepted.set(accepted.get() + 1);
+            let mut client = client.borrow_mut();
+            let mut tx = client.transaction().unwrap();
+            let created = tx.batch_execute(&names.schema_sql());
+            prop_assert!(created.is_ok(), "{:?} is refused: {:?}", names, created);
+            let mut tables = vec![names.events(), names.aggregate_heads()];
+            tables.extend(Own::ALL.map(|own| names.own(own)));
+            for table in tables {
+                let sql = "SELECT count(*) FROM pg_tables WHERE schemaname = $1 AND tablename = $2";
+                let name = format!("{}{}", table.prefix, table.table);
+                prop_assert!(name.len() <= MAX_IDENTIFIER_BYTES);
+                prop_assert_eq!(tx.query_one(sql, &[&table.schema, &name]).unwrap().get::<_, i64>(0), 1, "{}", table);
+            }
+            Ok(())
+        });
+        outcome.unwrap_or_else(|error| panic!("{error}"));
+        assert!(accepted.get() > 10, "only {} names were accepted", accepted.get());
+    }
+
+    const FIELDS: [&str; 5] = ["schema", "events_schema", "events_table", "aggregate_heads_table", "prefix"];
 }

@@ -1,0 +1,20 @@
+//! A real server for tests that need the crate's inside. The library's outside is tested in `tests/it`.
+
+#[path = "../../examples/support/private_postgres.rs"]
+mod private_postgres;
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use postgres::{Client, NoTls};
+
+use private_postgres::{Options, PrivatePostgres};
+
+/// A connection to a fresh database on the server that these tests share.
+pub(crate) fn connect() -> Client {
+    static SERVER: OnceLock<PrivatePostgres> = OnceLock::new();
+    static DATABASES: AtomicU32 = AtomicU32::new(0);
+    let server = SERVER.get_or_init(|| PrivatePostgres::start(Options::default()).unwrap());
+    let url = server.create_database(&format!("unit_{}", DATABASES.fetch_add(1, Ordering::Relaxed))).unwrap();
+    Client::connect(&url, NoTls).unwrap()
+}
