@@ -91,6 +91,8 @@ impl fmt::Debug for KeySet {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -128,5 +130,56 @@ mod tests {
         let third = KeySet::partition(1, 3);
         assert_eq!(half.intersection(&third).to_string(), "{[32768,43690)}");
         assert!(KeySet::partition(0, 2).intersection(&half).is_empty());
+    }
+
+    /// Ranges that often touch, overlap, are empty or upside down, or stick out of the key space.
+    fn ranges() -> impl Strategy<Value = Vec<(i32, i32)>> {
+        let bound = || prop_oneof![4 => -2..40, 1 => KEY_SPACE - 3..KEY_SPACE + 3, 1 => any::<i32>()];
+        prop::collection::vec((bound(), bound()), 0..8)
+    }
+
+    fn bitmap(ranges: &[(i32, i32)]) -> Vec<bool> {
+        (0..KEY_SPACE).map(|key| ranges.iter().any(|(low, high)| (*low..*high).contains(&key))).collect()
+    }
+
+    fn is_canonical(set: &KeySet) -> bool {
+        set.ranges.iter().all(|(low, high)| 0 <= *low && low < high && *high <= KEY_SPACE)
+            && set.ranges.windows(2).all(|pair| pair[0].1 < pair[1].0)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn sets_do_what_bitmaps_do(a in ranges(), b in ranges()) {
+            let (left, right) = (bitmap(&a), bitmap(&b));
+            let (a, b) = (KeySet::from_ranges(a), KeySet::from_ranges(b));
+            let (union, intersection) = (a.union(&b), a.intersection(&b));
+            for set in [&a, &b, &union, &intersection] {
+                prop_assert!(is_canonical(set), "{}", set);
+            }
+            for ((key, left), right) in (0..).zip(left.iter().copied()).zip(right) {
+                prop_assert_eq!(a.contains(key), left, "{} in {}", key, a);
+                prop_assert_eq!(union.contains(key), left || right, "{} in {}", key, union);
+                prop_assert_eq!(intersection.contains(key), left && right, "{} in {}", key, intersection);
+            }
+            prop_assert_eq!(usize::try_from(a.len()), Ok(left.iter().filter(|key| **key).count()));
+            prop_assert_eq!(a.is_empty(), !left.contains(&true));
+            prop_assert_eq!(a == b, (0..KEY_SPACE).all(|key| a.contains(key) == b.contains(key)));
+            prop_assert!(!a.contains(-1) && !a.contains(KEY_SPACE) && !a.contains(i32::MIN) && !a.contains(i32::MAX));
+        }
+
+        /// However often the keys are cut anew, every key is in exactly one piece.
+        #[test]
+        fn cuts_of_cuts_lose_nothing(totals in prop::collection::vec(1..40_usize, 1..4)) {
+            let mut pieces = vec![KeySet::all()];
+            for total in totals {
+                let parts: Vec<KeySet> = (0..total).map(|k| KeySet::partition(k, total)).collect();
+                pieces = pieces.iter().flat_map(|old| parts.iter().map(|part| old.intersection(part))).collect();
+                pieces.retain(|piece| !piece.is_empty());
+                prop_assert_eq!(pieces.iter().map(KeySet::len).sum::<i32>(), KEY_SPACE);
+                prop_assert_eq!(pieces.iter().fold(KeySet::default(), |all, piece| all.union(piece)), KeySet::all());
+            }
+        }
     }
 }

@@ -75,7 +75,13 @@ impl Reader<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
+
     use super::*;
+    use crate::store::testing;
 
     #[test]
     fn the_wire_form_round_trips() {
@@ -91,5 +97,60 @@ mod tests {
         for wire in [&[0, 0][..], &[0, 0, 0, 1], &[0, 0, 0, 1, 0, 0, 0, 17, 1, 0]] {
             assert!(KeySet::from_sql(&Type::INT4MULTI_RANGE, wire).is_err());
         }
+    }
+
+    fn key_sets() -> impl Strategy<Value = KeySet> {
+        let bound = || prop_oneof![0..50, 65_500..65_537];
+        prop::collection::vec((bound(), bound()), 0..12).prop_map(KeySet::from_ranges)
+    }
+
+    fn written(keys: &KeySet) -> BytesMut {
+        let mut wire = BytesMut::new();
+        keys.to_sql(&Type::INT4MULTI_RANGE, &mut wire).unwrap();
+        wire
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_set_round_trips(keys in key_sets()) {
+            prop_assert_eq!(KeySet::from_sql(&Type::INT4MULTI_RANGE, &written(&keys)).unwrap(), keys);
+        }
+
+        #[test]
+        fn no_rubbish_panics(wire in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _: Result<KeySet, _> = KeySet::from_sql(&Type::INT4MULTI_RANGE, &wire);
+        }
+
+        /// A byte changed, or the end cut off: an error, or some other set, but no panic. What is cut off is always noticed.
+        #[test]
+        fn no_damage_panics(keys in key_sets(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut wire = written(&keys);
+            let at = at.index(wire.len());
+            prop_assert!(KeySet::from_sql(&Type::INT4MULTI_RANGE, &wire[..at]).is_err());
+            wire[at] = byte;
+            let _: Result<KeySet, _> = KeySet::from_sql(&Type::INT4MULTI_RANGE, &wire);
+        }
+    }
+
+    #[test]
+    fn the_server_reads_and_writes_the_same_sets() {
+        let client = RefCell::new(testing::connect());
+        let config = ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() };
+        let outcome = TestRunner::new(config).run(&(key_sets(), key_sets()), |(a, b)| {
+            let sql = "SELECT $1::int4multirange, $1::text, $2::text::int4multirange, $1 + $3, $1 * $3";
+            let types = [Type::INT4MULTI_RANGE, Type::TEXT, Type::INT4MULTI_RANGE];
+            let mut client = client.borrow_mut();
+            let statement = client.prepare_typed(sql, &types).unwrap();
+            let row = client.query_one(&statement, &[&a, &a.to_string(), &b]).unwrap();
+            prop_assert_eq!(row.get::<_, KeySet>(0), a.clone());
+            prop_assert_eq!(row.get::<_, String>(1), a.to_string());
+            prop_assert_eq!(row.get::<_, KeySet>(2), a.clone());
+            prop_assert_eq!(row.get::<_, KeySet>(3), a.union(&b));
+            prop_assert_eq!(row.get::<_, KeySet>(4), a.intersection(&b));
+            Ok(())
+        });
+        outcome.unwrap_or_else(|error| panic!("{error}"));
     }
 }
