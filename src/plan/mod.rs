@@ -100,7 +100,7 @@ pub(crate) struct Plan {
 }
 
 /// What a worker has to do itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Stance {
     /// It is not a member any more: pause, then register again.
     Rejoin,
@@ -223,5 +223,7 @@ impl Plan {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod model;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,105 @@
+//! What may happen next, at what time it may be, and what counts as a fault.
+
+use super::database::Clock;
+use super::world::{Life, Runner, Step, World};
+
+impl World {
+    /// Everything that may happen next.
+    pub(crate) fn steps(&self, steps: &mut Vec<Step>) {
+        let workers = 0..self.processes.len();
+        let mut leavers: Vec<Option<usize>> = vec![None];
+        for worker in workers {
+            let process = &self.processes[worker];
+            let faulty = self.faults > 0;
+            match process.life {
+                // They are alike but for what they know, so the order in which they come is no loss.
+                Life::NotYet if worker == 0 || self.processes[worker - 1].life != Life::NotYet => {
+                    steps.push(Step::Join(worker));
+                    continue;
+                }
+                Life::NotYet | Life::Gone => continue,
+                Life::Up if process.linked => {
+                    steps.push(Step::Look(worker));
+                    if faulty {
+                        steps.push(Step::Leave(worker));
+                        leavers.push(Some(worker));
+                    }
+                }
+                Life::Leaving if process.linked && self.is_drained(worker) => steps.push(Step::Left(worker)),
+                Life::Up | Life::Leaving => {}
+            }
+            if process.linked {
+                steps.extend(faulty.then_some(Step::Cut(worker)));
+            } else {
+                steps.push(Step::Reconnect(worker));
+            }
+            steps.extend(faulty.then_some(Step::Crash(worker)));
+            for (projection, runner) in process.runners.iter().enumerate() {
+                match runner {
+                    Runner::Paused => continue,
+                    Runner::Running(_, None) => steps.push(Step::Load(worker, projection)),
+                    Runner::Running(_, Some(_)) => steps.push(Step::Work(worker, projection)),
+                    Runner::Finishing(..) => {
+                        steps.extend([Step::Work(worker, projection), Step::Drop(worker, projection)]);
+                    }
+                }
+                steps.extend(faulty.then_some(Step::Lose(worker, projection)));
+            }
+        }
+        for worker in (0..self.processes.len()).filter(|worker| self.processes[*worker].seen.is_some()) {
+            steps.extend(
+                leavers.iter().filter(|other| **other != Some(worker)).map(|other| Step::Ready(worker, *other)),
+            );
+        }
+        for at in 0..self.adrift.len() {
+            steps.extend([Step::Land(at), Step::Vanish(at)]);
+        }
+        if self.processes.iter().any(|process| process.linked) {
+            steps.extend(
+                self.clocks().into_iter().flat_map(|clock| leavers.iter().map(move |l| Step::Change(clock, *l))),
+            );
+            steps.extend((self.faults > 0).then_some(Step::Restart));
+        }
+    }
+
+    fn is_drained(&self, worker: usize) -> bool {
+        self.batch(worker, 0).is_none() && self.is_paused(worker)
+    }
+
+    /// The times it may be.
+    fn clocks(&self) -> Vec<Clock> {
+        let calm = Clock::default();
+        let mut clocks = vec![calm, Clock { gathered: true, ..calm }, Clock { grace: true, ..calm }, self.fair_clock()];
+        for worker in 0..self.processes.len() {
+            if self.faults > 0 || self.processes[worker].life == Life::Gone {
+                clocks.push(Clock { stale: 1 << worker, ..calm });
+            }
+        }
+        if self.faults > 0 {
+            clocks.push(Clock { late: true, ..calm });
+        }
+        clocks
+    }
+
+    /// The time it is when everything that is over is seen to be.
+    pub(crate) fn fair_clock(&self) -> Clock {
+        let stale = (0..self.processes.len()).filter(|worker| !self.is_up(*worker)).map(|worker| 1 << worker).sum();
+        Clock { stale, grace: true, gathered: true, late: false }
+    }
+
+    /// How many faults it costs.
+    pub(crate) fn cost(&self, step: Step) -> u8 {
+        let suspects_the_living =
+            |clock: Clock| clock.late || (0..self.processes.len()).any(|w| clock.stale & 1 << w != 0 && self.is_up(w));
+        match step {
+            Step::Leave(_)
+            | Step::Ready(_, Some(_))
+            | Step::Lose(..)
+            | Step::Cut(_)
+            | Step::Crash(_)
+            | Step::Restart => 1,
+            Step::Change(clock, leaves) => u8::from(suspects_the_living(clock)) + u8::from(leaves.is_some()),
+            _ => 0,
+        }
+    }
+}

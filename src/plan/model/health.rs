@@ -1,0 +1,99 @@
+//! What must hold of a world, and what happens in it when nothing goes wrong any more.
+
+use super::database::{Clock, Owner, Row, worker_id};
+use super::world::{Bounds, Life, PROBES, Runner, Step, World};
+use crate::plan::{GenerationState, KeySet, WorkerState};
+
+impl World {
+    /// Some while without faults, in which everybody does what it has to.
+    pub(crate) fn fair_round(&mut self, bounds: &Bounds) {
+        while !self.adrift.is_empty() {
+            self.step(Step::Land(0), bounds);
+        }
+        for worker in 0..self.processes.len() {
+            if !self.is_up(worker) {
+                continue;
+            }
+            self.processes[worker].linked = true;
+            if self.processes[worker].life == Life::Leaving {
+                self.drain(worker, bounds);
+                self.step(Step::Left(worker), bounds);
+                continue;
+            }
+            // As `Coordinator::tick` does it.
+            let is_member = self.view(Clock::default()).worker(worker_id(worker)).is_some();
+            if is_member {
+                self.change(self.fair_clock(), None);
+            }
+            if self.processes[worker].seen.is_none() {
+                self.look(worker, bounds);
+            }
+            self.ready(worker, None);
+            self.drain(worker, bounds);
+        }
+    }
+
+    /// Lets the runners of a worker do all they have to do.
+    fn drain(&mut self, worker: usize, bounds: &Bounds) {
+        for projection in 0..bounds.projections {
+            while self.step(Step::Load(worker, projection), bounds) || self.work(worker, projection, bounds) {}
+            if matches!(self.processes[worker].runners[projection], Runner::Finishing(..)) {
+                self.step(Step::Drop(worker, projection), bounds);
+            }
+        }
+    }
+
+    /// Whether all who live are members, every key they know is somebody's who processes it, and all events are handled.
+    pub(crate) fn is_well(&self, bounds: &Bounds) -> bool {
+        let living: Vec<usize> = (0..self.processes.len()).filter(|worker| self.is_up(*worker)).collect();
+        let Some(generation) = self.database.generation else { return living.is_empty() };
+        let runs = |worker: &usize| {
+            let is_running = self.database.workers[*worker]
+                .is_some_and(|row| row.state == WorkerState::Running && row.generation == generation.number);
+            is_running && self.processes[*worker].life == Life::Up
+        };
+        let known = living.iter().fold(0, |all, worker| all | bounds.knows[*worker]);
+        let is_owned = |row: &Row| {
+            known & 1 << row.projection == 0
+                || row.position == bounds.last
+                    && row.worker.is_some_and(|worker| {
+                        living.contains(&worker)
+                            && self.processes[worker].runners[row.projection]
+                                == Runner::Running(generation.number, Some(vec![row.clone()]))
+                    })
+        };
+        living.is_empty()
+            || generation.state == GenerationState::Active
+                && generation.total == living.len()
+                && living.iter().all(runs)
+                && self.database.rows.iter().all(is_owned)
+                && self.decide(self.fair_clock()).is_empty()
+    }
+
+    /// Whether the rows of each projection are disjoint and cover the key space.
+    pub(crate) fn rows_partition_the_keys(&self) -> bool {
+        (0..self.handled.len()).all(|projection| {
+            let mut rows = self.database.rows.iter().filter(|row| row.projection == projection).peekable();
+            let is_new = rows.peek().is_none();
+            let (all, sum) =
+                rows.fold((KeySet::default(), 0), |(all, sum), row| (all.union(&row.keys), sum + row.keys.len()));
+            is_new || all == KeySet::all() && sum == KeySet::all().len()
+        })
+    }
+
+    /// Whether each row's position is where the handled events of its keys end.
+    pub(crate) fn rows_agree_with_the_log(&self) -> bool {
+        self.database.rows.iter().all(|row| {
+            let handled = self.handled[row.projection].iter().zip(PROBES);
+            handled.filter(|(_, key)| row.keys.contains(*key)).all(|(handled, _)| *handled == row.position)
+        })
+    }
+
+    /// The batches that would commit if they ended now.
+    pub(crate) fn could_commit(&self) -> Vec<(&Row, Owner)> {
+        let workers = 0..self.processes.len();
+        let in_hand = workers.flat_map(|w| (0..self.handled.len()).filter_map(move |p| self.batch(w, p)));
+        let adrift = self.adrift.iter().map(|(row, owner)| (row, *owner));
+        in_hand.chain(adrift).filter(|(row, owner)| self.database.may_commit(row, *owner)).collect()
+    }
+}

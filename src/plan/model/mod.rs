@@ -1,0 +1,232 @@
+//! Model checking: [`plan`] and [`stance`](super::stance) as they ship, over a database in memory, with workers that join, leave, crash, lose their
+//! connections, are taken for dead while they live, and act late on what they saw, in every order.
+//!
+//! There are no clocks in it. What clocks decide, is decided both ways. Within its [`Bounds`] the search is complete.
+//!
+//! What it does not show: that the SQL does what [`database`] does (`store::equivalence` does that), and what row locks and isolation
+//! levels do to two statements at once: here each transaction happens at one moment.
+
+mod choices;
+pub(crate) mod database;
+mod health;
+mod renumber;
+mod runners;
+pub(crate) mod sabotage;
+mod world;
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Mutex;
+use std::thread;
+use std::time::Instant;
+
+use stateright::{Checker, HasDiscoveries, Model, Property};
+
+use super::{GenerationState, WorkerState};
+use sabotage::{Fenced, Sabotage};
+use world::{Bounds, Life, Runner, Step, World};
+
+/// So many rounds without faults must be enough to get well.
+const ROUNDS: usize = 16;
+
+struct Cluster {
+    bounds: Bounds,
+    sabotage: Sabotage,
+    /// Hashes of worlds known to get well by themselves.
+    recovers: Mutex<HashSet<u64>>,
+    hasher: RandomState,
+}
+
+impl Cluster {
+    fn new(bounds: Bounds, sabotage: Sabotage) -> Self {
+        Self { bounds, sabotage, recovers: Mutex::default(), hasher: RandomState::new() }
+    }
+
+    fn recovers(&self, world: &World) -> bool {
+        let mut world = World { faults: 0, ..world.clone() };
+        let mut passed = Vec::new();
+        let is_well = loop {
+            let hash = self.hasher.hash_one(&world);
+            if self.recovers.lock().unwrap().contains(&hash) {
+                break true;
+            }
+            passed.push(hash);
+            if world.is_well(&self.bounds) {
+                break true;
+            }
+            if passed.len() > ROUNDS {
+                break false;
+            }
+            world.fair_round(&self.bounds);
+        };
+        if is_well {
+            self.recovers.lock().unwrap().extend(passed);
+        }
+        is_well
+    }
+}
+
+impl Model for Cluster {
+    type State = World;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(&self.bounds, self.sabotage)]
+    }
+
+    fn actions(&self, world: &World, steps: &mut Vec<Step>) {
+        world.steps(steps);
+    }
+
+    fn next_state(&self, world: &World, step: Step) -> Option<World> {
+        let faults = world.faults.checked_sub(world.cost(step))?;
+        world.after(step, &self.bounds).map(|next| World { faults, ..next })
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        let mut properties = vec![
+            Property::always("no two workers can commit for one key", |_, world: &World| {
+                let batches = world.could_commit();
+                batches.iter().all(|(row, owner)| {
+                    batches.iter().all(|(other, by)| {
+                        owner.worker == by.worker
+                            || row.projection != other.projection
+                            || row.keys.intersection(&other.keys).is_empty()
+                    })
+                })
+            }),
+            Property::always("checkpoints partition the key space", |_, world: &World| world.rows_partition_the_keys()),
+            Property::always("each event is handled once, in order", |_, world: &World| world.damage.is_none()),
+            Property::always("positions are where handling ended", |_, world: &World| world.rows_agree_with_the_log()),
+            Property::always("it gets well by itself", |cluster: &Self, world| cluster.recovers(world)),
+            Property::sometimes("a batch of a former owner is still under way", |_, world: &World| {
+                let able = world.could_commit();
+                all_batches(world).any(|(worker, keys)| {
+                    able.iter().any(|(row, by)| by.worker != worker && !row.keys.intersection(keys).is_empty())
+                })
+            }),
+            Property::sometimes("all workers run", |_, world: &World| {
+                let total = world.processes.len();
+                world.database.generation.is_some_and(|g| g.state == GenerationState::Active && g.total == total)
+            }),
+            Property::sometimes("two rows are about to be merged", |_, world: &World| {
+                running_rows(world).any(|rows| rows.len() > 1 && rows[0].position == rows[1].position)
+            }),
+            Property::sometimes("one row catches up with another", |_, world: &World| {
+                running_rows(world).any(|rows| rows.len() > 1 && rows[0].position < rows[1].position)
+            }),
+            Property::sometimes("one who lives has been evicted", |_, world: &World| {
+                let mut all = world.processes.iter().zip(&world.database.workers);
+                all.any(|(process, row)| {
+                    process.life == Life::Up && row.is_some_and(|row| row.state == WorkerState::Stopped)
+                })
+            }),
+            Property::sometimes("a commit is under way that its worker has given up on", |_, world: &World| {
+                world.could_commit().iter().any(|(row, _)| running_rows(world).any(|rows| rows.contains(row)))
+                    && !world.adrift.is_empty()
+            }),
+        ];
+        if usize::from(self.bounds.faults) >= self.bounds.knows.len() {
+            properties.push(Property::sometimes("nobody is left", |_, world: &World| {
+                world.processes.iter().all(|process| process.life == Life::Gone)
+            }));
+        }
+        properties
+    }
+}
+
+fn all_batches(world: &World) -> impl Iterator<Item = (usize, &super::KeySet)> {
+    let projections = 0..world.handled.len();
+    (0..world.processes.len()).flat_map(move |worker| {
+        projections.clone().filter_map(move |p| Some((worker, &world.batch(worker, p)?.0.keys)))
+    })
+}
+
+fn running_rows(world: &World) -> impl Iterator<Item = &Vec<database::Row>> {
+    world.processes.iter().flat_map(|process| &process.runners).filter_map(|runner| match runner {
+        Runner::Running(_, Some(rows)) => Some(rows),
+        _ => None,
+    })
+}
+
+fn bounds(knows: &[u8], already: usize, faults: u8, last: i64) -> Bounds {
+    let projections = knows.iter().fold(0, |all, knows| all | knows).count_ones() as usize;
+    Bounds { knows: knows.to_vec(), projections, faults, already, last }
+}
+
+fn check(bounds: Bounds) {
+    let begun = Instant::now();
+    println!("{bounds:?}");
+    let checker = Cluster::new(bounds, Sabotage::None).checker().threads(threads()).spawn_bfs().join();
+    println!(
+        "{} states, {} steps, up to {} deep, in {:.1?}",
+        checker.unique_state_count(),
+        checker.state_count(),
+        checker.max_depth(),
+        begun.elapsed()
+    );
+    checker.assert_properties();
+}
+
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, Into::into)
+}
+
+/// Breaks something and expects that this property tells.
+fn notices(sabotage: Sabotage, bounds: Bounds, expected: &'static str) {
+    let finish = HasDiscoveries::AnyOf([expected].into());
+    let cluster = Cluster::new(bounds, sabotage).checker();
+    let checker = cluster.threads(threads()).finish_when(finish).spawn_bfs().join();
+    let trace = checker.discovery(expected).map(stateright::Path::into_actions);
+    println!("{sabotage:?}: {} states, {trace:?}", checker.unique_state_count());
+    assert!(trace.is_some(), "{sabotage:?} goes unnoticed");
+}
+
+#[test]
+fn two_workers() {
+    check(bounds(&[1, 1], 0, 2, 2));
+}
+
+#[test]
+fn three_workers_join_at_any_time() {
+    check(bounds(&[1, 1, 1], 0, 1, 1));
+}
+
+#[test]
+fn one_of_two_workers_does_not_know_a_projection() {
+    check(bounds(&[1, 3], 0, 2, 1));
+}
+
+#[test]
+#[ignore = "takes long: more faults, and four workers"]
+fn more_of_everything() {
+    check(bounds(&[1, 3, 3], 2, 1, 1));
+    check(bounds(&[1, 1], 0, 3, 2));
+    check(bounds(&[1, 1, 1, 1], 3, 1, 1));
+    check(bounds(&[1, 1, 1], 2, 2, 1));
+}
+
+#[test]
+fn what_is_broken_is_noticed() {
+    use Sabotage as S;
+    const RECOVERS: &str = "it gets well by itself";
+    const ONCE: &str = "each event is handled once, in order";
+    const AT_END: &str = "positions are where handling ended";
+    let two = || bounds(&[1, 1], 0, 2, 2);
+    for (sabotage, bounds, expected) in [
+        (S::FenceWithout(Fenced::Position), two(), ONCE),
+        (S::FenceWithout(Fenced::Generation), two(), AT_END),
+        (S::FenceWithout(Fenced::Owner), two(), "no two workers can commit for one key"),
+        (S::RecutDropsPiece, bounds(&[1, 1, 1], 3, 1, 2), "checkpoints partition the key space"),
+        (S::RecutJumps, two(), AT_END),
+        (S::RecutGoesBack, two(), AT_END),
+        (S::ActivatesEarly, two(), RECOVERS),
+        (S::ActivatesUncut, two(), RECOVERS),
+        (S::IgnoresJoiners, two(), RECOVERS),
+        (S::NeverEvicts, two(), RECOVERS),
+        (S::NeverRejoins, two(), RECOVERS),
+        (S::RunnerNotRestarted, bounds(&[3, 3], 2, 2, 1), RECOVERS),
+    ] {
+        notices(sabotage, bounds, expected);
+    }
+}

@@ -1,0 +1,82 @@
+//! Runners: what they have in hand, and how it ends.
+
+use std::cmp::Ordering;
+
+use super::database::{Owner, Row};
+use super::world::{Bounds, Damage, PROBES, Runner, World};
+
+impl World {
+    /// The batch a runner has in hand, if it has one.
+    pub(crate) fn batch(&self, worker: usize, projection: usize) -> Option<(&Row, Owner)> {
+        match &self.processes[worker].runners[projection] {
+            Runner::Paused => None,
+            Runner::Running(generation, rows) => {
+                Some((rows.as_ref()?.first()?, Owner { worker, generation: *generation }))
+            }
+            Runner::Finishing(generation, row) => Some((row, Owner { worker, generation: *generation })),
+        }
+    }
+
+    pub(super) fn work(&mut self, worker: usize, projection: usize, bounds: &Bounds) -> bool {
+        let Some((row, owner)) = self.batch(worker, projection) else { return false };
+        let row = row.clone();
+        let rows = match &self.processes[worker].runners[projection] {
+            Runner::Running(_, rows) => rows.clone().unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let next = match rows.get(1) {
+            Some(into) if into.position == row.position => {
+                let keys = row.keys.union(&into.keys);
+                let mut rest = rows[1..].to_vec();
+                rest[0].keys = keys;
+                self.database.merge(into, &row, owner).then_some(rest)
+            }
+            _ if row.position >= bounds.last => return false,
+            _ => {
+                let mut rows = rows.clone();
+                if let Some(first) = rows.first_mut() {
+                    first.position += 1;
+                }
+                self.commit(&row, owner).then_some(rows)
+            }
+        };
+        let runner = &mut self.processes[worker].runners[projection];
+        *runner = match (&runner, next) {
+            (Runner::Running(generation, _), Some(rows)) => Runner::Running(*generation, Some(rows)),
+            // Fenced, or paused as it was told.
+            _ => Runner::Paused,
+        };
+        true
+    }
+
+    /// Handles the next event of the row's keys and moves the row, if the fence lets it. The log tells what was handled before.
+    pub(super) fn commit(&mut self, row: &Row, owner: Owner) -> bool {
+        let moved = self.database.advance(row, owner, row.position + 1);
+        if moved {
+            for (handled, _) in
+                self.handled[row.projection].iter_mut().zip(PROBES).filter(|(_, k)| row.keys.contains(*k))
+            {
+                match row.position.cmp(handled) {
+                    Ordering::Less => self.damage = Some(Damage::HandledTwice),
+                    Ordering::Equal => *handled += 1,
+                    Ordering::Greater => self.damage = Some(Damage::Skipped),
+                }
+            }
+        }
+        moved
+    }
+
+    pub(super) fn lose(&mut self, worker: usize, projection: usize, bounds: &Bounds) -> bool {
+        let Some((row, owner)) = self.batch(worker, projection) else { return false };
+        if row.position >= bounds.last {
+            return false;
+        }
+        self.adrift.push((row.clone(), owner));
+        let runner = &mut self.processes[worker].runners[projection];
+        *runner = match &runner {
+            Runner::Running(generation, _) => Runner::Running(*generation, None),
+            _ => Runner::Paused,
+        };
+        true
+    }
+}
