@@ -16,6 +16,8 @@ mod registration;
 pub(crate) mod session;
 
 #[cfg(test)]
+mod equivalence;
+#[cfg(test)]
 mod testing;
 
 pub use names::Names;

@@ -1,0 +1,309 @@
+//! The database in memory, on which `plan` is model-checked, does what the SQL does: whatever is asked of both, in whatever order, both
+//! show the same view and the same checkpoints, and both fences say the same.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use postgres::{Client, Statement};
+use proptest::prelude::*;
+use proptest::test_runner::{TestCaseResult, TestError, TestRunner};
+
+use super::checkpoints::{self, Checkpoint};
+use super::coordination::{self, Registration};
+use super::{Names, session, testing};
+use crate::plan::model::database::{Clock, Database, Owner, POLICY, Row, worker_id};
+use crate::plan::model::sabotage::Sabotage;
+use crate::plan::{Action, Cause, ClusterView, Death, KeySet, ServerTime, Session, WorkerId, WorkerState, plan};
+
+use crate::projection::StartAt;
+
+const WORKERS: usize = 4;
+const PROJECTIONS: usize = 2;
+const SET: &str = "equal";
+
+#[derive(Debug, Clone)]
+enum Op {
+    Register(usize),
+    Hold(usize),
+    LetGo(usize),
+    /// Ready for the newest generation, or one so many before.
+    Ready(usize, i64),
+    Stopping(usize),
+    Left(usize),
+    /// All that `plan` asks for at such a time.
+    Plan(Clock),
+    Evict(usize),
+    /// Members by order, whether or not `plan` would choose them.
+    Create(Vec<usize>),
+    Activate,
+    /// Everybody says that it is ready, and one plans.
+    Settle,
+    /// The owner of one of the rows loads what it owns of that projection.
+    Load(prop::sample::Index),
+    /// Moves one of the rows loaded last, or long ago.
+    Advance(prop::sample::Index, i64),
+    Merge(prop::sample::Index, prop::sample::Index),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let worker = || 0..WORKERS;
+    let clock = (any::<[bool; 3]>(), prop_oneof![4 => Just(0_u8), 1 => 0..1_u8 << WORKERS]);
+    let clock = clock.prop_map(|([grace, gathered, late], stale)| Clock { stale, grace, gathered, late });
+    let members = Just((0..WORKERS).collect::<Vec<_>>()).prop_shuffle();
+    prop_oneof![
+        3 => worker().prop_map(Op::Register),
+        2 => worker().prop_map(Op::Hold),
+        1 => worker().prop_map(Op::LetGo),
+        6 => (worker(), prop_oneof![5 => Just(0), 1 => 1..3_i64]).prop_map(|(worker, ago)| Op::Ready(worker, ago)),
+        1 => worker().prop_map(Op::Stopping),
+        1 => worker().prop_map(Op::Left),
+        6 => clock.prop_map(Op::Plan),
+        1 => worker().prop_map(Op::Evict),
+        1 => (members, 1..=WORKERS).prop_map(|(members, many)| Op::Create(members[..many].to_vec())),
+        1 => Just(Op::Activate),
+        6 => Just(Op::Settle),
+        6 => any::<prop::sample::Index>().prop_map(Op::Load),
+        8 => (any::<prop::sample::Index>(), 1..3_i64).prop_map(|(row, by)| Op::Advance(row, by)),
+        4 => (any::<prop::sample::Index>(), any::<prop::sample::Index>()).prop_map(|(into, from)| Op::Merge(into, from)),
+    ]
+}
+
+/// A checkpoint but for its id: projection, keys, position, generation, worker.
+type Shown = (String, Vec<(i32, i32)>, i64, i64, Option<WorkerId>);
+
+fn projection(number: usize) -> String {
+    format!("projection_{number}")
+}
+
+/// Both databases, and rows that workers loaded from both, never forgotten.
+struct Both<'c> {
+    client: &'c mut Client,
+    names: Names,
+    advance: Statement,
+    memory: Database,
+    held: BTreeSet<usize>,
+    /// What each worker knows, by bit.
+    knows: Vec<u8>,
+    loaded: Vec<(Row, Checkpoint, Owner)>,
+}
+
+impl Both<'_> {
+    fn registration(&self, worker: usize) -> Registration {
+        let known = (0..PROJECTIONS).filter(|projection| self.knows[worker] & 1 << projection != 0);
+        Registration {
+            worker: worker_id(worker),
+            replica_set: SET.into(),
+            host: "here".into(),
+            pid: 1,
+            projections: known.map(|number| (projection(number), StartAt::Beginning)).collect(),
+            has_session_lock: true,
+            stale_worker_timeout: Duration::from_secs(30),
+        }
+    }
+
+    fn apply(&mut self, actions: &[Action]) {
+        let mut tx = coordination::lock(self.client, &self.names, SET).unwrap();
+        for action in actions {
+            coordination::apply(&mut tx, &self.names, SET, action).unwrap();
+            self.memory.apply(action);
+        }
+        tx.commit().unwrap();
+    }
+
+    fn says(&mut self, say: impl FnOnce(&mut postgres::Transaction<'_>, &Names) -> Result<(), postgres::Error>) {
+        let mut tx = coordination::lock(self.client, &self.names, SET).unwrap();
+        say(&mut tx, &self.names).unwrap();
+        tx.commit().unwrap();
+    }
+
+    fn step(&mut self, op: &Op) -> TestCaseResult {
+        let newest = self.memory.generation.map_or(0, |generation| generation.number);
+        match op {
+            Op::Register(worker) => {
+                coordination::register(self.client, &self.names, &self.registration(*worker)).unwrap();
+                self.memory.register(*worker, self.knows[*worker]);
+            }
+            Op::Hold(worker) => {
+                if self.held.insert(*worker) {
+                    assert!(session::try_hold_alive(self.client, worker_id(*worker)).unwrap());
+                }
+            }
+            Op::LetGo(worker) => {
+                if self.held.remove(worker) {
+                    let key = session::alive_key(worker_id(*worker));
+                    self.client.query("SELECT pg_advisory_unlock($1)", &[&key]).unwrap();
+                }
+            }
+            Op::Ready(worker, ago) => {
+                self.says(|tx, names| coordination::mark_ready(tx, names, worker_id(*worker), newest - ago));
+                self.memory.mark_ready(*worker, newest - ago);
+            }
+            Op::Stopping(worker) => {
+                coordination::mark_stopping(self.client, &self.names, worker_id(*worker)).unwrap();
+                self.memory.mark_stopping(*worker);
+            }
+            Op::Left(worker) => {
+                self.says(|tx, names| coordination::mark_left(tx, names, worker_id(*worker)));
+                self.memory.mark_left(*worker);
+            }
+            Op::Plan(clock) => {
+                let actions = plan(&self.memory.view(*clock, |worker| self.held.contains(&worker)), &POLICY).actions;
+                self.apply(&actions);
+            }
+            Op::Evict(worker) => self.apply(&[Action::Evict(worker_id(*worker), Death::Stale)]),
+            Op::Create(members) => {
+                let is_there = |worker: &&usize| {
+                    self.memory.workers[**worker].is_some_and(|row| row.state != WorkerState::Stopped)
+                };
+                let members: Vec<WorkerId> = members.iter().filter(is_there).map(|worker| worker_id(*worker)).collect();
+                if !members.is_empty() {
+                    self.apply(&[Action::CreateGeneration { number: newest + 1, cause: Cause::Joined, members }]);
+                }
+            }
+            Op::Activate => {
+                if newest > 0 {
+                    self.apply(&[Action::Activate(newest)]);
+                }
+            }
+            Op::Settle => {
+                for worker in 0..WORKERS {
+                    self.step(&Op::Ready(worker, 0))?;
+                }
+                self.step(&Op::Plan(Clock::default()))?;
+            }
+            Op::Load(which) => {
+                let row = (!self.memory.rows.is_empty()).then(|| which.get(&self.memory.rows));
+                if let Some((row, worker)) = row.and_then(|row| Some((row, row.worker?))) {
+                    self.load(row.projection, Owner { worker, generation: row.generation })?;
+                }
+            }
+            Op::Advance(which, by) => {
+                if let Some((row, stored, owner)) = pick(&self.loaded, *which) {
+                    let to = row.position + by;
+                    let moved = checkpoints::advance(self.client, &self.advance, &stored, real(owner), to).unwrap();
+                    prop_assert_eq!(moved, self.memory.advance(&row, owner, to), "the fences differ");
+                    self.load(row.projection, owner)?;
+                }
+            }
+            Op::Merge(into, from) => {
+                let (Some((into, into_stored, owner)), Some((from, from_stored, _))) =
+                    (pick(&self.loaded, *into), pick(&self.loaded, *from))
+                else {
+                    return Ok(());
+                };
+                // A runner merges rows that it loaded together.
+                if into_stored.id != from_stored.id
+                    && into.projection == from.projection
+                    && from.generation == into.generation
+                {
+                    let merged =
+                        checkpoints::merge(self.client, &self.names, &into_stored, &from_stored, real(owner)).unwrap();
+                    prop_assert_eq!(merged, self.memory.merge(&into, &from, owner), "the fences differ");
+                    self.load(into.projection, owner)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, number: usize, owner: Owner) -> TestCaseResult {
+        let mut memory = self.memory.owned(number, owner);
+        let mut stored = checkpoints::owned(self.client, &self.names, &projection(number), real(owner)).unwrap();
+        memory.sort_by_key(|row| row.keys.ranges().to_vec());
+        stored.sort_by_key(|row| row.keys.ranges().to_vec());
+        prop_assert_eq!(memory.len(), stored.len(), "owned rows differ");
+        for (row, stored) in memory.into_iter().zip(stored) {
+            prop_assert_eq!((&row.keys, row.position), (&stored.keys, stored.position));
+            self.loaded.push((row, stored, owner));
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self) -> TestCaseResult {
+        let real = coordination::load_view(self.client, &self.names, SET, ServerTime::default()).unwrap();
+        let memory = self.memory.view(Clock::default(), |worker| self.held.contains(&worker));
+        prop_assert_eq!(without_times(real), without_times(memory));
+        let sql = format!("SELECT projection, keys, position, generation, worker_id FROM {}", self.names.checkpoints());
+        let rows = self.client.query(&sql, &[]).unwrap();
+        let stored = rows.iter().map(|row| {
+            let keys: KeySet = row.get(1);
+            (
+                row.get(0),
+                keys.ranges().to_vec(),
+                row.get(2),
+                row.get(3),
+                row.get::<_, Option<uuid::Uuid>>(4).map(WorkerId),
+            )
+        });
+        let memory = self.memory.rows.iter().map(|row| {
+            let keys = row.keys.ranges().to_vec();
+            (projection(row.projection), keys, row.position, row.generation, row.worker.map(worker_id))
+        });
+        let sorted = |rows: &mut dyn Iterator<Item = Shown>| {
+            let mut rows: Vec<_> = rows.collect();
+            rows.sort();
+            rows
+        };
+        prop_assert_eq!(sorted(&mut { stored }), sorted(&mut { memory }));
+        Ok(())
+    }
+}
+
+/// One of the last few, mostly, so that not all are fenced.
+fn pick<T: Clone>(all: &[T], which: prop::sample::Index) -> Option<T> {
+    let recent = all.len().saturating_sub(6);
+    all.get(recent..).filter(|some| !some.is_empty()).map(|some| which.get(some).clone())
+}
+
+fn real(owner: Owner) -> checkpoints::Owner {
+    checkpoints::Owner { worker: worker_id(owner.worker), generation: owner.generation }
+}
+
+fn without_times(mut view: ClusterView) -> ClusterView {
+    let never = ServerTime::default();
+    view.workers.sort_by_key(|worker| worker.id);
+    for worker in &mut view.workers {
+        (worker.registered_at, worker.last_heartbeat) = (never, never);
+        if let Session::LostSince(at) = &mut worker.session {
+            *at = never;
+        }
+    }
+    if let Some(generation) = &mut view.generation {
+        generation.created_at = never;
+    }
+    ClusterView { now: never, observing_since: never, ..view }
+}
+
+#[test]
+fn memory_and_sql_agree() {
+    let names = Names::default();
+    let mut client = testing::connect();
+    client.batch_execute(&names.schema_sql()).unwrap();
+    let advance = checkpoints::prepare_advance(&mut client, &names).unwrap();
+    let truncate = format!("SELECT pg_advisory_unlock_all(); TRUNCATE {} CASCADE", names.replica_sets());
+    let mut active = 0;
+    let mut runner =
+        TestRunner::new(ProptestConfig { cases: 50, failure_persistence: None, ..ProptestConfig::default() });
+    let cell = std::cell::RefCell::new((client, &mut active));
+    let cases = (prop::collection::vec(1..4_u8, WORKERS), prop::collection::vec(op(), 10..50));
+    let outcome = runner.run(&cases, |(knows, ops)| {
+        let (client, active) = &mut *cell.borrow_mut();
+        client.batch_execute(&truncate).unwrap();
+        let memory = Database::new(WORKERS, Sabotage::None);
+        let (names, advance) = (names.clone(), advance.clone());
+        let mut both = Both { client, names, advance, memory, held: BTreeSet::new(), knows, loaded: Vec::new() };
+        let everybody = (0..WORKERS).flat_map(|worker| [Op::Register(worker), Op::Hold(worker)]);
+        for op in everybody.chain(ops) {
+            both.step(&op)?;
+            both.compare()?;
+        }
+        **active += usize::from(both.loaded.iter().any(|(row, _, _)| row.position > 0));
+        Ok(())
+    });
+    match outcome {
+        Ok(()) => println!("positions moved in {active} cases"),
+        Err(TestError::Fail(reason, case)) => panic!("{reason}\nminimal case: {case:#?}"),
+        Err(abort) => panic!("{abort}"),
+    }
+    assert!(active > 10, "hardly anything happens: {active}");
+}
