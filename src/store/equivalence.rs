@@ -9,7 +9,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestError, TestRunner};
 
 use super::checkpoints::{self, Checkpoint};
-use super::coordination::{self, Registration};
+use super::coordination;
+use super::registration::Registration;
 use super::{Names, session, testing};
 use crate::plan::model::database::{Clock, Database, Owner, POLICY, Row, worker_id};
 use crate::plan::model::sabotage::Sabotage;
