@@ -259,9 +259,29 @@ fn sources() -> Vec<Source> {
         }
     }
     sources.sort();
-    // A file of tests, as in `#[cfg(test)] mod tests;`.
-    let is_test = |path: &str| path.rsplit('/').next() == Some("tests.rs");
+    let tests: Vec<String> = sources.iter().flat_map(|(path, text)| modules_of_tests(path, text)).collect();
+    let is_test = |path: &str| {
+        let of = |module: &String| {
+            path.strip_prefix(module.as_str()).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+        };
+        tests.iter().any(of)
+    };
     sources.iter().filter(|(path, _)| !is_test(path)).map(|(path, text)| Source::new(path, text)).collect()
+}
+
+/// The paths, without an ending, of the modules a file declares as in `#[cfg(test)] mod tests;`.
+fn modules_of_tests(path: &str, text: &str) -> Vec<String> {
+    let folder = match path.rsplit_once('/') {
+        Some((folder, "mod.rs")) => format!("{folder}/"),
+        None if path == "lib.rs" => String::new(),
+        _ => format!("{}/", path.trim_end_matches(".rs")),
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let declared = lines
+        .windows(2)
+        .filter(|pair| pair[0] == "#[cfg(test)]")
+        .filter_map(|pair| pair[1].trim_start_matches("pub(crate) ").strip_prefix("mod ")?.strip_suffix(';'));
+    declared.map(|name| format!("{folder}{name}")).collect()
 }
 
 fn arrows(sources: &[Source]) -> Vec<Arrow<'_>> {
