@@ -198,12 +198,21 @@ fn one_of_two_workers_does_not_know_a_projection() {
 }
 
 #[test]
-#[ignore = "takes long: more faults, and four workers"]
-fn more_of_everything() {
-    check(bounds(&[1, 3, 3], 2, 1, 1));
+#[ignore = "takes minutes"]
+fn two_workers_and_three_faults() {
     check(bounds(&[1, 1], 0, 3, 2));
-    check(bounds(&[1, 1, 1, 1], 3, 1, 1));
-    check(bounds(&[1, 1, 1], 2, 2, 1));
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn three_workers_and_a_rolling_deploy() {
+    check(bounds(&[1, 3, 3], 2, 1, 1));
+}
+
+#[test]
+#[ignore = "takes many minutes and some memory"]
+fn four_workers() {
+    check(bounds(&[1, 1, 1, 1], 4, 1, 1));
 }
 
 #[test]
