@@ -220,7 +220,6 @@ fn four_workers_without_events() {
 }
 
 #[test]
-#[ignore = "takes minutes"]
 fn three_workers_and_two_faults_without_events() {
     check(bounds(&[1, 1, 1], 0, 2, 0));
 }
