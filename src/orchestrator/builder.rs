@@ -1,0 +1,158 @@
+//! What an orchestrator is built from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Orchestrator;
+use crate::config::{Config, Retry};
+use crate::database::Database;
+use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::projection::Projection;
+use crate::store::Names;
+
+/// Collects what an [`Orchestrator`] needs. Every setter documents its default; [`build`](Self::build) validates.
+#[must_use = "a builder does nothing until built"]
+pub struct Builder {
+    pub(super) database: Database,
+    pub(super) config: Config,
+    pub(super) projections: Vec<Arc<dyn Projection>>,
+    pub(super) metrics: Option<Metrics>,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.projections.iter().map(|projection| projection.name()).collect();
+        f.debug_struct("Builder")
+            .field("database", &self.database)
+            .field("config", &self.config)
+            .field("projections", &names)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// Adds a projection. At least one is needed, and each name may occur once.
+    pub fn projection(self, projection: impl Projection + 'static) -> Self {
+        self.shared_projection(Arc::new(projection))
+    }
+
+    /// Adds a projection that the application keeps a hold of.
+    pub fn shared_projection(mut self, projection: Arc<dyn Projection>) -> Self {
+        self.projections.push(projection);
+        self
+    }
+
+    /// How often the worker says that it is alive. Defaults to 5 s.
+    pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
+        self.config.heartbeat_interval = interval;
+        self
+    }
+
+    /// After how long without a heartbeat a worker is dead: the bound for a frozen process or a host that is cut off. At least three
+    /// heartbeat intervals. Defaults to 30 s.
+    pub fn stale_worker_timeout(mut self, timeout: Duration) -> Self {
+        self.config.stale_worker_timeout = timeout;
+        self
+    }
+
+    /// For how long a worker's session lock must be gone before the worker is dead: the bound for a killed process. Defaults to 1 s.
+    pub fn session_loss_grace(mut self, grace: Duration) -> Self {
+        self.config.session_loss_grace = Some(grace);
+        self
+    }
+
+    /// Uses no session locks: heartbeats alone tell the living from the dead. For a pooler in transaction mode, where sessions mean
+    /// nothing. A killed process is then noticed after `stale_worker_timeout`, notifications do not arrive (polling serves), and a handler
+    /// that leaves its transaction idle for longer than that timeout loses it. The pooler must support prepared statements (`PgBouncer`
+    /// does from 1.21 on). Defaults to using session locks.
+    pub fn heartbeats_only(mut self) -> Self {
+        self.config.session_loss_grace = None;
+        self
+    }
+
+    /// How long the workers of a new generation have to become ready; whoever is later is left out. Longer than the longest call of a
+    /// handler. Defaults to 60 s.
+    pub fn coordination_timeout(mut self, timeout: Duration) -> Self {
+        self.config.coordination_timeout = timeout;
+        self
+    }
+
+    /// How often the worker looks at its replica set without being told to. Defaults to 1 s.
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.config.poll_interval = interval;
+        self
+    }
+
+    /// How long joins are gathered before a new generation is created; everybody keeps processing meanwhile. It delays neither the very
+    /// first start nor the care for the partition of a worker that is gone. Defaults to 1 s.
+    pub fn registration_wait(mut self, wait: Duration) -> Self {
+        self.config.registration_wait = wait;
+        self
+    }
+
+    /// How often the worker looks for new events: the quickest while events come in, slowing down to the slowest while none do.
+    /// Defaults to 5 ms and 250 ms.
+    pub fn event_poll(mut self, quickest: Duration, slowest: Duration) -> Self {
+        self.config.event_poll = (quickest, slowest);
+        self
+    }
+
+    /// The most events of one transaction. Defaults to 1000.
+    pub fn batch_size(mut self, events: usize) -> Self {
+        self.config.batch_size = events;
+        self
+    }
+
+    /// The most bytes of payload and metadata of one transaction; an event that is larger by itself is handled alone. Defaults to 8 MiB.
+    pub fn batch_bytes(mut self, bytes: usize) -> Self {
+        self.config.batch_bytes = bytes;
+        self
+    }
+
+    /// The most connections of the pool the projections work on. Three more are used beside it: for coordination, notifications and the
+    /// live tail. Defaults to what is needed, two per projection.
+    pub fn pool_size(mut self, connections: u32) -> Self {
+        self.config.pool_size = Some(connections);
+        self
+    }
+
+    /// How failing projections are tried again. See [`Retry`] for the defaults.
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.config.retry = retry;
+        self
+    }
+
+    /// Schema and table names. See [`Names`] for the defaults.
+    pub fn names(mut self, names: Names) -> Self {
+        self.config.names = names;
+        self
+    }
+
+    /// Where the metrics go: share one [`Metrics`] between the orchestrators of a registry. Defaults to a registry of its own.
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Validates everything that can be validated without the database.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] names the first setting that is out of bounds or contradicts another, its value and the bound.
+    pub fn build(self) -> Result<Orchestrator, Error> {
+        let names: Vec<&str> = self.projections.iter().map(|projection| projection.name()).collect();
+        self.config.validate(&names)?;
+        let metrics = match self.metrics {
+            Some(metrics) => metrics,
+            None => Metrics::new()?,
+        };
+        let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
+        Ok(Orchestrator {
+            database: self.database.with_default_application_name(&application_name),
+            config: self.config,
+            projections: self.projections,
+            metrics,
+        })
+    }
+}

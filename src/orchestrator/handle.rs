@@ -1,0 +1,126 @@
+//! The handle of a running worker.
+
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+
+use crate::error::Error;
+use crate::http::HealthProbe;
+use crate::metrics::Metrics;
+use crate::plan::{WorkerId, WorkerState};
+use crate::status::{Assignment, Board, Status};
+use crate::threads::Crew;
+
+/// How long a worker that is being dropped waits for its threads: one batch of a well-behaved handler, and the goodbye.
+pub(super) const DROP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running worker. Dropping it stops the worker and waits for it, 10 s at most.
+#[derive(Debug)]
+pub struct Handle {
+    pub(super) crew: Crew,
+    pub(super) board: Board,
+    pub(super) metrics: Metrics,
+    /// Whether somebody has waited for the end already, so that the drop does not wait again.
+    pub(super) waited_for: bool,
+}
+
+impl Handle {
+    /// The worker's identity, as the table of workers and the metrics name it.
+    pub fn worker_id(&self) -> WorkerId {
+        self.board.worker_id()
+    }
+
+    /// The partition the worker holds at this moment, if it holds one.
+    pub fn assignment(&self) -> Option<Assignment> {
+        self.board.read().assignment
+    }
+
+    /// What the worker knows of itself. Never asks the database.
+    pub fn status(&self) -> Status {
+        self.board.read()
+    }
+
+    /// The metrics this worker reports to.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// What a [`MetricsServer`](crate::MetricsServer) asks to answer for this worker's health.
+    pub fn health(&self) -> HealthProbe {
+        let (crew, ready, status) = (self.crew.clone(), self.board.clone(), self.board.clone());
+        HealthProbe::new(
+            move || match crew.stuck() {
+                Some(thread) => Err(format!("thread {thread} is stuck or has failed")),
+                None => Ok(()),
+            },
+            move || is_ready(&ready.read()),
+            move || status.read(),
+        )
+    }
+
+    /// Asks the worker to leave, without waiting for it.
+    pub fn request_shutdown(&self) {
+        self.crew.stop().raise();
+    }
+
+    /// Blocks until `shutdown` becomes ready or disconnected, or the worker fails; then leaves gracefully, taking as long as the
+    /// handlers need for what they have begun.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ThreadPanicked`] if that is why.
+    pub fn run_until(self, shutdown: &Receiver<()>) -> Result<(), Error> {
+        crossbeam_channel::select! {
+            recv(shutdown) -> _ => {}
+            recv(self.crew.stop().heard()) -> _ => {}
+        }
+        self.crew.stop().raise();
+        self.join()
+    }
+
+    /// Leaves gracefully: the runners commit what they have handled, the partitions are handed over, the threads end.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ShutdownTimeout`] if a handler takes longer: the threads go on towards their end, and when the process exits before,
+    /// what they have not committed is done by others. [`Error::ThreadPanicked`] if a thread had failed before.
+    pub fn shutdown(mut self, timeout: Duration) -> Result<(), Error> {
+        self.crew.stop().raise();
+        self.waited_for = true;
+        self.crew.join(Some(timeout))
+    }
+
+    /// Waits until the worker has ended: because it was asked to by [`request_shutdown`](Self::request_shutdown), or because a thread
+    /// failed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ThreadPanicked`] if that is why.
+    pub fn join(mut self) -> Result<(), Error> {
+        self.waited_for = true;
+        self.crew.join(None)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.crew.stop().raise();
+        if self.waited_for {
+            return;
+        }
+        if let Err(error) = self.crew.join(Some(DROP_PATIENCE)) {
+            log::warn!("worker dropped: worker={} error={error}", self.board.worker_id());
+        }
+    }
+}
+
+fn is_ready(status: &Status) -> Result<(), String> {
+    if !status.database_reachable {
+        return Err("the database is out of reach".into());
+    }
+    match status.state {
+        WorkerState::Stopping | WorkerState::Stopped => Err(format!("the worker is {}", status.state)),
+        // Registered and holding a partition, or coordinating.
+        _ => Ok(()),
+    }
+}

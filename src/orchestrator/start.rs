@@ -1,0 +1,162 @@
+//! Starting the threads of a worker.
+
+use std::time::Instant;
+
+use crossbeam_channel::bounded;
+
+use super::Orchestrator;
+use super::handle::Handle;
+use crate::coordinator::{Coordinator, Link, Runners};
+use crate::database::{Pool, PoolOptions};
+use crate::error::Error;
+use crate::feed::Feed;
+use crate::feed::ahead::{Ahead, Reader};
+use crate::feed::tailer::Tailer;
+use crate::listener::Listener;
+use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
+use crate::plan::WorkerId;
+use crate::projection::Scope;
+use crate::runner::Runner;
+use crate::status::Board;
+use crate::store::{Registration, session};
+use crate::threads::Crew;
+use crate::trust::Trust;
+
+/// What the threads of a worker are made from.
+pub(super) struct Start {
+    pub(super) orchestrator: Orchestrator,
+    pub(super) crew: Crew,
+    /// The worker, if its connections are to be found by session locks.
+    pub(super) member: Option<WorkerId>,
+    pub(super) feed: Feed,
+    pub(super) trust: Trust,
+    pub(super) board: Board,
+    pub(super) metrics: ReplicaSetMetrics,
+    pub(super) worker_metrics: WorkerMetrics,
+}
+
+impl Start {
+    pub(super) fn threads(self, link: Link, registration: Registration, begun: Instant) -> Result<Handle, Error> {
+        let config = &self.orchestrator.config;
+        let pool = self.pool()?;
+        let runners = self.runners(&pool)?;
+        let (wake_coordinator, woken_coordinator) = bounded(1);
+        let (hint, hints) = bounded(1);
+        let listener = Listener {
+            database: self.orchestrator.database.clone(),
+            names: config.names.clone(),
+            replica_set: config.replica_set.clone(),
+            worker: self.member,
+            coordination: wake_coordinator.clone(),
+            events: hint,
+            stop: self.crew.stop().clone(),
+            metrics: self.metrics.clone(),
+        };
+        self.crew.spawn("pup-listen", move |pulse| listener.run(pulse))?;
+        let tailer = Tailer {
+            database: self.orchestrator.database.clone(),
+            names: config.names.clone(),
+            worker: self.member,
+            feed: self.feed.clone(),
+            scope: union(self.orchestrator.projections.iter().map(|projection| projection.scope())),
+            bounds: config.bounds(),
+            poll: config.event_poll,
+            hints,
+            coordination: wake_coordinator,
+            stop: self.crew.stop().clone(),
+            board: self.board.clone(),
+            metrics: self.metrics.clone(),
+        };
+        self.crew.spawn("pup-tail", move |pulse| tailer.run(pulse))?;
+        let coordinator = Coordinator {
+            database: self.orchestrator.database.clone(),
+            names: config.names.clone(),
+            policy: config.policy(),
+            heartbeat_interval: config.heartbeat_interval,
+            poll_interval: config.poll_interval,
+            registration,
+            runners,
+            pool,
+            wake: woken_coordinator,
+            feed: self.feed,
+            trust: self.trust,
+            stop: self.crew.stop().clone(),
+            board: self.board.clone(),
+            metrics: self.metrics,
+            worker_metrics: self.worker_metrics,
+            interrupted: Some(begun),
+        };
+        self.crew.spawn("pup-coord", move |pulse| coordinator.run(link, pulse))?;
+        Ok(Handle { crew: self.crew, board: self.board, metrics: self.orchestrator.metrics, waited_for: false })
+    }
+
+    fn pool(&self) -> Result<Pool, Error> {
+        let config = &self.orchestrator.config;
+        let member = self.member;
+        self.orchestrator.database.pool(PoolOptions {
+            size: config.pool_size(self.orchestrator.projections.len()),
+            on_acquire: Box::new(move |client| match member {
+                Some(worker) => session::hold_member(client, worker),
+                None => Ok(()),
+            }),
+        })
+    }
+
+    fn runners(&self, pool: &Pool) -> Result<Runners, Error> {
+        let config = &self.orchestrator.config;
+        let mut commands = Vec::new();
+        // A runner says two things at most between two commands.
+        let (reports, inbox) = bounded(4 * self.orchestrator.projections.len());
+        for (index, projection) in self.orchestrator.projections.iter().enumerate() {
+            let scope = projection.scope();
+            let reader = Reader {
+                pool: pool.clone(),
+                names: config.names.clone(),
+                scope: scope.clone(),
+                bounds: config.bounds(),
+            };
+            // Room for a command that replaces one not yet taken.
+            let (sender, receiver) = bounded(2);
+            commands.push(sender);
+            let runner = Runner {
+                index,
+                projection: projection.clone(),
+                scope,
+                names: config.names.clone(),
+                pool: pool.clone(),
+                feed: self.feed.clone(),
+                follower: self.feed.follow(),
+                ahead: Ahead::spawn(&self.crew, format!("pup-read-{index:02}"), reader)?,
+                retry: config.retry.clone(),
+                idle_limit: self.member.is_none().then_some(config.stale_worker_timeout),
+                trust: self.trust.clone(),
+                stop: self.crew.stop().clone(),
+                board: self.board.clone(),
+                metrics: self.metrics.projection(projection.name()),
+                own_metrics: self.worker_metrics.projection(projection.name()),
+                commands: receiver,
+                reports: reports.clone(),
+            };
+            self.crew.spawn(format!("pup-run-{index:02}"), move |pulse| runner.run(pulse))?;
+        }
+        Ok(Runners::new(commands, inbox))
+    }
+}
+
+/// What any of the scopes contains, and maybe more.
+fn union(scopes: impl Iterator<Item = Scope>) -> Scope {
+    let join = |a: Option<Vec<String>>, b: Option<Vec<String>>| {
+        a.zip(b).map(|(a, b)| {
+            let mut all = [a, b].concat();
+            all.sort();
+            all.dedup();
+            all
+        })
+    };
+    scopes
+        .reduce(|a, b| Scope {
+            aggregate_types: join(a.aggregate_types, b.aggregate_types),
+            bounded_contexts: join(a.bounded_contexts, b.bounded_contexts),
+        })
+        .unwrap_or_default()
+}
