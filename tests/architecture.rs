@@ -96,8 +96,8 @@ fn arrows_are_seen() {
     let seen: BTreeSet<(&str, &str)> =
         arrows(&sources).iter().map(|arrow| (arrow.from.path.as_str(), arrow.to.path.as_str())).collect();
     for arrow in [
-        ("orchestrator.rs", "coordinator.rs"),
-        ("orchestrator.rs", "feed/tailer.rs"),
+        ("orchestrator/mod.rs", "coordinator.rs"),
+        ("orchestrator/start.rs", "feed/tailer.rs"),
         ("runner/mod.rs", "runner/batch.rs"),
         ("runner/batch.rs", "runner/retry.rs"),
         ("store/coordination.rs", "plan/mod.rs"),

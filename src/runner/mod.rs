@@ -12,8 +12,8 @@
 
 mod batch;
 mod retry;
+mod rows;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,12 +31,13 @@ use crate::plan::KeySet;
 use crate::projection::{Projection, Scope};
 use crate::status::{Board, ProjectionState};
 use crate::store::Names;
-use crate::store::checkpoints::{self, Checkpoint, Owner};
+use crate::store::checkpoints::{self, Owner};
 use crate::store::events::{Batch, Range};
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
 use batch::{Committed, Job};
 use retry::Failure;
+use rows::{Row, Rows};
 
 /// How long a runner waits for a connection before it looks for commands again.
 const POOL_PATIENCE: Duration = Duration::from_secs(1);
@@ -93,20 +94,11 @@ struct Connection {
     advance: Statement,
 }
 
-/// A checkpoint under way.
-#[derive(Debug)]
-struct Row {
-    /// As it is in the database.
-    stored: Checkpoint,
-    /// No event of the projection lies between the stored position and this one.
-    reached: i64,
-}
-
 /// What a runner has in hand while it runs.
 struct Work {
     owner: Owner,
-    /// By position, lowest first. Not loaded yet, or to be loaded again, if none.
-    rows: Option<VecDeque<Row>>,
+    /// Not loaded yet, or to be loaded again, if none.
+    rows: Option<Rows>,
     /// What was read of the first row and is not committed yet: the rest of a batch, or one to be tried again.
     rest: Option<Batch>,
     connection: Option<Connection>,
@@ -247,21 +239,17 @@ impl Runner {
                 Err(failure) => return self.failed(work, failure),
             }
         }
-        let Some((row, next)) = work.rows.as_ref().and_then(|rows| rows.front().map(|row| (row, rows.get(1)))) else {
+        let Some((rows, first)) = work.rows.as_ref().and_then(|rows| Some((rows, rows.first()?))) else {
             return Step::Idle(None);
         };
-        self.follower.is_at(row.reached);
-        if next.is_some_and(|next| next.reached == row.reached) {
+        self.follower.is_at(first.reached);
+        if rows.met().is_some() {
             return match self.merge_first_two(work) {
                 Ok(()) => Step::Again,
                 Err(failure) => self.failed(work, failure),
             };
         }
-        let upto = self.feed.head().unwrap_or(i64::MIN).min(next.map_or(i64::MAX, |next| next.reached));
-        if row.reached >= upto {
-            return self.idle(work);
-        }
-        let range = Range { keys: row.stored.keys.clone(), after: row.reached, upto };
+        let Some(range) = rows.range(self.feed.head()) else { return self.idle(work) };
         let batch = match (work.rest.take(), answer) {
             (Some(rest), _) => rest,
             (None, Some(Ok(batch))) => batch,
@@ -284,8 +272,8 @@ impl Runner {
     /// Handles a batch that follows on the first row's position.
     fn take(&mut self, work: &mut Work, mut batch: Batch, pulse: &Pulse) -> Step {
         if batch.events.is_empty() {
-            if let Some(row) = work.rows.as_mut().and_then(VecDeque::front_mut) {
-                row.reached = batch.end;
+            if let Some(rows) = &mut work.rows {
+                rows.reach(batch.end);
             }
             self.show(work);
             return Step::Again;
@@ -322,9 +310,8 @@ impl Runner {
 
     fn commit(&self, work: &mut Work, batch: &Batch, count: usize) -> Result<Committed, Failure> {
         let owner = work.owner;
-        let stored = match work.rows.as_ref().and_then(VecDeque::front) {
-            Some(row) => row.stored.clone(),
-            None => return Err(Failure::Fenced),
+        let Some(stored) = work.rows.as_ref().and_then(Rows::first).map(|row| row.stored.clone()) else {
+            return Err(Failure::Fenced);
         };
         let connection = self.connect(&mut work.connection)?;
         let job = Job {
@@ -345,9 +332,8 @@ impl Runner {
         work.retries.reset();
         work.hiccups.reset();
         work.noted_at = Instant::now();
-        if let Some(row) = work.rows.as_mut().and_then(VecDeque::front_mut) {
-            row.stored.position = committed.position;
-            row.reached = committed.position;
+        if let Some(rows) = &mut work.rows {
+            rows.store(committed.position);
         }
         let events = u64::try_from(committed.events).unwrap_or(0);
         self.metrics.events_processed.inc_by(events);
@@ -420,7 +406,7 @@ impl Runner {
         let rows = checkpoints::owned(&mut **connection.client, &self.names, self.projection.name(), owner)
             .map_err(transient)?;
         log::debug!("checkpoints loaded: projection={} rows={rows:?}", self.projection.name());
-        work.rows = Some(rows.into_iter().map(|stored| Row { reached: stored.position, stored }).collect());
+        work.rows = Some(Rows::new(rows));
         self.show(work);
         Ok(())
     }
@@ -429,20 +415,14 @@ impl Runner {
     fn merge_first_two(&self, work: &mut Work) -> Result<(), Failure> {
         self.note_position(work)?;
         let owner = work.owner;
-        let Some([from, into]) =
-            work.rows.as_ref().and_then(|rows| Some([rows.front()?.stored.clone(), rows.get(1)?.stored.clone()]))
-        else {
-            return Ok(());
-        };
+        let Some((from, into)) = work.rows.as_ref().and_then(Rows::met) else { return Ok(()) };
+        let (from, into) = (from.stored.clone(), into.stored.clone());
         let connection = self.connect(&mut work.connection)?;
         if !checkpoints::merge(&mut **connection.client, &self.names, &into, &from, owner).map_err(transient)? {
             return Err(Failure::Fenced);
         }
-        if let Some(rows) = work.rows.as_mut() {
-            rows.pop_front();
-            if let Some(merged) = rows.front_mut() {
-                merged.stored.keys = into.keys.union(&from.keys);
-            }
+        if let Some(rows) = &mut work.rows {
+            rows.merge();
         }
         self.show(work);
         Ok(())
@@ -450,7 +430,7 @@ impl Runner {
 
     /// Nothing to handle: from time to time, write down how far the projection has come without events of its own.
     fn idle(&mut self, work: &mut Work) -> Step {
-        let unnoted = work.rows.iter().flatten().next().is_some_and(|row| row.reached > row.stored.position);
+        let unnoted = work.rows.as_ref().and_then(Rows::first).is_some_and(Row::is_ahead);
         work.hiccups.reset();
         self.show(work);
         if !unnoted {
@@ -469,15 +449,14 @@ impl Runner {
     /// Writes the first row's position down if it has moved without events.
     fn note_position(&self, work: &mut Work) -> Result<(), Failure> {
         let owner = work.owner;
-        let Some(row) = work.rows.as_mut().and_then(VecDeque::front_mut) else { return Ok(()) };
-        if row.reached > row.stored.position {
-            let connection = self.connect(&mut work.connection)?;
-            let moved =
-                checkpoints::advance(&mut **connection.client, &connection.advance, &row.stored, owner, row.reached);
-            if !moved.map_err(transient)? {
+        let Some(rows) = &mut work.rows else { return Ok(()) };
+        if let Some(row) = rows.first().filter(|row| row.is_ahead()) {
+            let (to, connection) = (row.reached, self.connect(&mut work.connection)?);
+            let client = &mut **connection.client;
+            if !checkpoints::advance(client, &connection.advance, &row.stored, owner, to).map_err(transient)? {
                 return Err(Failure::Fenced);
             }
-            row.stored.position = row.reached;
+            rows.store(to);
         }
         work.noted_at = Instant::now();
         Ok(())
@@ -492,10 +471,8 @@ impl Runner {
 
     /// Shows on the board that it runs, and how far it is.
     fn show(&self, work: &Work) {
-        let rows = work.rows.as_ref();
-        let keys =
-            rows.into_iter().flatten().fold(KeySet::default(), |all, row| all.union(&row.stored.keys)).to_string();
-        let position = rows.and_then(VecDeque::front).map(|row| row.reached);
+        let keys = work.rows.as_ref().map(Rows::keys).unwrap_or_default().to_string();
+        let position = work.rows.as_ref().and_then(Rows::first).map(|row| row.reached);
         if let Some(position) = position {
             self.own_metrics.position.set(position);
         }

@@ -1,0 +1,129 @@
+//! The checkpoints a runner has in hand, lowest position first. Pure.
+//!
+//! *Invariant:* only the first is advanced, no further than the next one's position (I2); where the two meet they become one.
+
+use std::collections::VecDeque;
+
+use crate::plan::KeySet;
+use crate::store::checkpoints::Checkpoint;
+use crate::store::events::Range;
+
+/// A checkpoint under way.
+#[derive(Debug)]
+pub(super) struct Row {
+    /// As it is in the database.
+    pub(super) stored: Checkpoint,
+    /// No event of the projection lies between the stored position and this one.
+    pub(super) reached: i64,
+}
+
+impl Row {
+    /// Whether it has come further than the database knows.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.reached > self.stored.position
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Rows(VecDeque<Row>);
+
+impl Rows {
+    pub(super) fn new(mut stored: Vec<Checkpoint>) -> Self {
+        stored.sort_by_key(|checkpoint| (checkpoint.position, checkpoint.id));
+        Self(stored.into_iter().map(|stored| Row { reached: stored.position, stored }).collect())
+    }
+
+    /// The one to advance.
+    pub(super) fn first(&self) -> Option<&Row> {
+        self.0.front()
+    }
+
+    /// What the first may be advanced over, if the head leaves it anything.
+    pub(super) fn range(&self, head: Option<i64>) -> Option<Range> {
+        let first = self.first()?;
+        let upto = self.0.get(1).map_or(head?, |next| next.reached.min(head.unwrap_or(i64::MIN)));
+        (first.reached < upto).then(|| Range { keys: first.stored.keys.clone(), after: first.reached, upto })
+    }
+
+    /// The first two, if they are at one position.
+    pub(super) fn met(&self) -> Option<(&Row, &Row)> {
+        let (first, next) = (self.0.front()?, self.0.get(1)?);
+        (first.reached == next.reached).then_some((first, next))
+    }
+
+    /// Makes one of the first two, which the database has merged already.
+    pub(super) fn merge(&mut self) {
+        if let Some(merged) = self.0.pop_front()
+            && let Some(first) = self.0.front_mut()
+        {
+            first.stored.keys = first.stored.keys.union(&merged.stored.keys);
+        }
+    }
+
+    /// The first has come this far without an event.
+    pub(super) fn reach(&mut self, position: i64) {
+        if let Some(first) = self.0.front_mut() {
+            first.reached = position;
+        }
+    }
+
+    /// The first is at this position in the database.
+    pub(super) fn store(&mut self, position: i64) {
+        if let Some(first) = self.0.front_mut() {
+            first.stored.position = position;
+            first.reached = position;
+        }
+    }
+
+    /// All keys of all rows.
+    pub(super) fn keys(&self) -> KeySet {
+        self.0.iter().fold(KeySet::default(), |all, row| all.union(&row.stored.keys))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: i64, k: usize, position: i64) -> Checkpoint {
+        Checkpoint { id, keys: KeySet::partition(k, 4), position }
+    }
+
+    fn bounds(rows: &Rows, head: i64) -> Option<(i64, i64)> {
+        rows.range(Some(head)).map(|range| (range.after, range.upto))
+    }
+
+    #[test]
+    fn the_lowest_goes_first_and_no_further_than_the_next() {
+        let mut rows = Rows::new(vec![row(1, 0, 30), row(2, 1, 10), row(3, 2, 20)]);
+        assert_eq!(rows.first().unwrap().stored.id, 2);
+        assert_eq!(bounds(&rows, 15), Some((10, 15)), "nor than the head");
+        assert_eq!(bounds(&rows, 99), Some((10, 20)));
+        assert_eq!(bounds(&rows, 10), None);
+        assert!(rows.range(None).is_none() && rows.met().is_none());
+
+        rows.reach(20);
+        assert!(rows.first().unwrap().is_ahead());
+        assert_eq!(bounds(&rows, 99), None, "first the two become one");
+        let (first, next) = rows.met().unwrap();
+        assert_eq!((first.stored.id, next.stored.id), (2, 3));
+        rows.store(20);
+        rows.merge();
+        assert_eq!(
+            rows.first().unwrap().stored,
+            Checkpoint { id: 3, keys: KeySet::from_ranges([(16_384, 49_152)]), position: 20 }
+        );
+        assert_eq!(bounds(&rows, 99), Some((20, 30)));
+        assert_eq!(rows.keys(), KeySet::from_ranges([(0, 49_152)]));
+    }
+
+    #[test]
+    fn the_last_one_goes_up_to_the_head() {
+        let mut rows = Rows::new(vec![row(1, 0, 5)]);
+        assert_eq!(bounds(&rows, 9), Some((5, 9)));
+        rows.store(9);
+        assert!(!rows.first().unwrap().is_ahead());
+        assert_eq!(bounds(&rows, 9), None);
+        assert!(Rows::new(vec![]).range(Some(9)).is_none());
+    }
+}
