@@ -1,0 +1,163 @@
+//! The worker processes.
+
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use crate::schedule::SLOTS;
+use crate::support::process::WorkerProcess;
+
+/// How long a worker may take to leave, if nothing is in its way.
+const LEAVES_WITHIN: Duration = Duration::from_secs(15);
+
+const OPTIONS: [(&str, &str); 6] = [
+    ("HEARTBEAT_INTERVAL", "300ms"),
+    ("STALE_WORKER_TIMEOUT", "1500ms"),
+    ("SESSION_LOSS_GRACE", "300ms"),
+    ("REGISTRATION_WAIT", "100ms"),
+    ("POLL_INTERVAL", "200ms"),
+    ("COORDINATION_TIMEOUT", "3s"),
+];
+
+pub(crate) struct Crew {
+    /// How the worker in each slot reaches the server.
+    urls: [String; SLOTS],
+    slots: [Option<Member>; SLOTS],
+    leaving: Vec<Member>,
+    started: usize,
+    /// What those who are gone have written.
+    logs: Vec<(String, Vec<String>)>,
+}
+
+struct Member {
+    name: String,
+    process: WorkerProcess,
+}
+
+impl Crew {
+    pub(crate) fn new(urls: [String; SLOTS]) -> Self {
+        Self { urls, slots: Default::default(), leaving: Vec::new(), started: 0, logs: Vec::new() }
+    }
+
+    pub(crate) fn join(&mut self, slot: usize) {
+        self.started += 1;
+        let process = WorkerProcess::start(&self.urls[slot], &OPTIONS);
+        self.slots[slot] =
+            Some(Member { name: format!("{}-slot-{slot}-pid-{}", self.started, process.pid()), process });
+    }
+
+    pub(crate) fn terminate(&mut self, slot: usize) {
+        if let Some(member) = self.slots[slot].take() {
+            member.process.signal("TERM");
+            self.leaving.push(member);
+        }
+    }
+
+    pub(crate) fn kill(&mut self, slot: usize) {
+        if let Some(member) = self.slots[slot].take() {
+            member.process.signal("KILL");
+            self.bury(member);
+        }
+    }
+
+    /// Freezes the worker or lets it go on.
+    pub(crate) fn signal(&self, slot: usize, signal: &str) {
+        if let Some(member) = &self.slots[slot] {
+            member.process.signal(signal);
+        }
+    }
+
+    /// Nobody is frozen any more, not even one that is to leave.
+    pub(crate) fn thaw(&mut self) {
+        _ = self.look();
+        for member in self.slots.iter().flatten().chain(&self.leaving) {
+            member.process.signal("CONT");
+        }
+    }
+
+    pub(crate) fn await_processing(&mut self, slot: usize) {
+        self.slots[slot].as_mut().unwrap().process.await_processing(1);
+    }
+
+    /// The process ids of those who are to work.
+    pub(crate) fn pids(&self) -> Vec<i32> {
+        self.slots.iter().flatten().map(|member| member.process.pid()).collect()
+    }
+
+    /// Finds out who has ended. One that could not start, because the server was away say, is started again, as Kubernetes would; any
+    /// other end is an error.
+    pub(crate) fn look(&mut self) -> Result<(), String> {
+        for slot in 0..SLOTS {
+            let Some(status) = self.slots[slot].as_mut().and_then(|member| member.process.ended()) else { continue };
+            let mut member = self.slots[slot].take().unwrap();
+            let (had_started, end) = member.end(status);
+            self.bury(member);
+            if had_started {
+                return Err(format!("ended by itself: {end}"));
+            }
+            println!("         could not start: {end}");
+            self.join(slot);
+        }
+        let mut index = 0;
+        while let Some(member) = self.leaving.get_mut(index) {
+            match member.process.ended() {
+                None => index += 1,
+                Some(status) => {
+                    let mut member = self.leaving.remove(index);
+                    let (had_started, end) = member.end(status);
+                    self.bury(member);
+                    // Before that, the signal may have come when nobody listened to it yet.
+                    if had_started && !status.success() {
+                        return Err(format!("did not leave gracefully: {end}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until those who are to leave have left.
+    pub(crate) fn await_leavers(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + LEAVES_WITHIN;
+        let tick = crossbeam_channel::tick(Duration::from_millis(20));
+        loop {
+            self.look()?;
+            let Some(member) = self.leaving.first() else { return Ok(()) };
+            if Instant::now() > deadline {
+                return Err(format!("{} has not left after {LEAVES_WITHIN:?}", member.name));
+            }
+            tick.recv().unwrap();
+        }
+    }
+
+    /// How many have been started.
+    pub(crate) fn started(&self) -> usize {
+        self.started
+    }
+
+    /// Writes what the workers have logged into files.
+    pub(crate) fn write_logs(&mut self, dir: &Path) {
+        std::fs::create_dir_all(dir).unwrap();
+        let slots = self.slots.iter_mut().filter_map(Option::take);
+        for mut member in slots.chain(self.leaving.drain(..)) {
+            self.logs.push((member.name, member.process.log().to_vec()));
+        }
+        for (name, lines) in &self.logs {
+            std::fs::write(dir.join(name), lines.join("\n")).unwrap();
+        }
+    }
+
+    fn bury(&mut self, mut member: Member) {
+        self.logs.push((std::mem::take(&mut member.name), member.process.log().to_vec()));
+    }
+}
+
+impl Member {
+    /// Whether it had got as far as processing, and its end in words.
+    fn end(&mut self, status: ExitStatus) -> (bool, String) {
+        let log = self.process.log();
+        let had_started = log.iter().any(|line| line.contains("processing:"));
+        let last = log.last().cloned().unwrap_or_default();
+        (had_started, format!("{}, {status}, last said: {last}", self.name))
+    }
+}

@@ -1,0 +1,146 @@
+//! Tells whether what the workers have committed is right, at any moment.
+
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use postgres::{Client, GenericClient, IsolationLevel, NoTls};
+use uuid::Uuid;
+
+/// The events that the projection `$1` has processed, as its checkpoints say. The window looks at all events, so that `before` is what
+/// came before in the aggregate.
+const DUE: &str = "
+    WITH due AS (
+        SELECT e.* FROM (
+            SELECT bounded_context, aggregate_type, aggregate_id, aggregate_version, event_type, global_position,
+                   (hashtextextended(aggregate_id, 0) & 65535)::int AS key,
+                   lag(aggregate_version, 1, 0::bigint) OVER (
+                       PARTITION BY bounded_context, aggregate_type, aggregate_id ORDER BY global_position) AS before
+            FROM events) e
+        JOIN orchestrator_checkpoints c ON c.projection = $1 AND c.keys @> e.key AND e.global_position <= c.position
+    )";
+
+const ACTIVITY: &str = "
+    SELECT format('%s/%s/%s key %s: is (events, last version, out of order) %s, should be %s',
+                  bounded_context, aggregate_type, aggregate_id, hashtextextended(aggregate_id, 0) & 65535,
+                  (a.events, a.last_version, a.out_of_order)::text, (e.events, e.last_version, e.out_of_order)::text)
+    FROM (SELECT bounded_context, aggregate_type, aggregate_id, count(*) AS events,
+                 (array_agg(aggregate_version ORDER BY global_position DESC))[1] AS last_version,
+                 count(*) FILTER (WHERE aggregate_version <> before + 1) AS out_of_order
+          FROM due GROUP BY 1, 2, 3) e
+    FULL JOIN aggregate_activity a USING (bounded_context, aggregate_type, aggregate_id)
+    WHERE (a.events, a.last_version, a.out_of_order) IS DISTINCT FROM (e.events, e.last_version, e.out_of_order) LIMIT 20";
+
+const COUNTS: &str = "
+    SELECT format('%s: is %s, should be %s', event_type, c.events, e.events)
+    FROM (SELECT event_type, count(*) AS events FROM due GROUP BY 1) e
+    FULL JOIN event_type_counts c USING (event_type) WHERE c.events IS DISTINCT FROM e.events LIMIT 20";
+
+const COVER: &str = "
+    SELECT format('%s has the keys %s, %s in all', p.name, range_agg(piece), sum(upper(piece) - lower(piece)))
+    FROM orchestrator_projections p LEFT JOIN orchestrator_checkpoints c ON c.projection = p.name
+    LEFT JOIN unnest(c.keys) AS piece ON true GROUP BY p.name
+    HAVING range_agg(piece) IS DISTINCT FROM '{[0,65536)}' OR sum(upper(piece) - lower(piece)) <> 65536";
+
+/// An aggregate's events are not in the order of their positions: then the writers are wrong, or the event store.
+const DISORDER: &str = "
+    SELECT format('%s/%s version %s at position %s', aggregate_type, aggregate_id, aggregate_version, global_position)
+    FROM (SELECT *, row_number() OVER (PARTITION BY bounded_context, aggregate_type, aggregate_id ORDER BY global_position) AS n
+          FROM events) e WHERE aggregate_version <> n LIMIT 20";
+
+const CHECKPOINTS: &str = "
+    SELECT format('%s %s position %s generation %s worker %s', projection, keys, position, generation, worker_id)
+    FROM orchestrator_checkpoints ORDER BY projection, keys";
+
+/// What is wrong, in one snapshot: nothing, it is hoped.
+pub(crate) fn look(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
+    let mut tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start()?;
+    let mut wrong = lines(&mut tx, "checkpoints", COVER, None)?;
+    wrong.extend(lines(&mut tx, "aggregate_activity", &format!("{DUE}{ACTIVITY}"), Some("aggregate_activity"))?);
+    wrong.extend(lines(&mut tx, "event_type_counts", &format!("{DUE}{COUNTS}"), Some("event_type_counts"))?);
+    wrong.extend(lines(&mut tx, "events", DISORDER, None)?);
+    if !wrong.is_empty() {
+        wrong.extend(lines(&mut tx, "all checkpoints", CHECKPOINTS, None)?);
+    }
+    Ok(wrong)
+}
+
+/// Which of these events are not there.
+pub(crate) fn lost(client: &mut Client, acknowledged: &[Uuid]) -> Result<Vec<Uuid>, postgres::Error> {
+    let mut lost = Vec::new();
+    for ids in acknowledged.chunks(10_000) {
+        let sql =
+            "SELECT id FROM unnest($1::uuid[]) AS id WHERE NOT EXISTS (SELECT FROM events e WHERE e.event_id = id)";
+        lost.extend(client.query(sql, &[&ids])?.iter().map(|row| row.get::<_, Uuid>(0)));
+    }
+    Ok(lost)
+}
+
+fn lines(
+    client: &mut impl GenericClient,
+    what: &str,
+    sql: &str,
+    projection: Option<&str>,
+) -> Result<Vec<String>, postgres::Error> {
+    let rows = match &projection {
+        Some(projection) => client.query(sql, &[projection])?,
+        None => client.query(sql, &[])?,
+    };
+    Ok(rows.iter().map(|row| format!("{what}: {}", row.get::<_, String>(0))).collect())
+}
+
+/// Looks about every second, whatever becomes of the server.
+pub(crate) struct Watch {
+    stop: Sender<()>,
+    wrong: Receiver<Vec<String>>,
+    thread: JoinHandle<u32>,
+}
+
+impl Watch {
+    pub(crate) fn start(url: &str) -> Self {
+        let (stop, stopped) = bounded(0);
+        let (sender, wrong) = bounded(1);
+        let url = url.to_owned();
+        let thread = thread::Builder::new().name("oracle".into());
+        let thread = thread.spawn(move || watch(&url, &stopped, &sender)).unwrap();
+        Self { stop, wrong, thread }
+    }
+
+    /// Becomes ready when something is wrong.
+    pub(crate) fn wrong(&self) -> &Receiver<Vec<String>> {
+        &self.wrong
+    }
+
+    /// Returns how often it has looked.
+    pub(crate) fn finish(self) -> u32 {
+        drop(self.stop);
+        self.thread.join().unwrap()
+    }
+}
+
+fn watch(url: &str, stop: &Receiver<()>, found: &Sender<Vec<String>>) -> u32 {
+    let mut client = None;
+    let mut looks = 0;
+    let mut pause = Duration::from_secs(1);
+    while stop.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+        client = client.filter(|client: &Client| !client.is_closed()).or_else(|| Client::connect(url, NoTls).ok());
+        let Some(client) = &mut client else { continue };
+        let begun = Instant::now();
+        match look(client) {
+            Ok(wrong) if wrong.is_empty() => looks += 1,
+            Ok(wrong) => {
+                _ = found.try_send(wrong);
+                return looks;
+            }
+            // The server is away, which is none of the workers' faults; an error in the statements is ours.
+            Err(error) => assert!(error.is_closed() || client.is_closed() || is_away(&error), "{error:?}"),
+        }
+        // With many events a look takes long, and the machine has other things to do.
+        pause = Duration::from_secs(1).max(begun.elapsed() * 3);
+    }
+    looks
+}
+
+fn is_away(error: &postgres::Error) -> bool {
+    error.code().is_none_or(|code| code.code().starts_with("57P"))
+}

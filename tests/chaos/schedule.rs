@@ -1,0 +1,156 @@
+//! What goes wrong, and when: a pure function of the seed.
+
+use std::time::Duration;
+
+use crate::support::StopMode;
+
+/// So many workers at the most. The one in slot 0 reaches the server through the proxy.
+pub(crate) const SLOTS: usize = 5;
+/// So many workers at the beginning, in the first slots.
+pub(crate) const AT_FIRST: usize = 3;
+/// The workers' `stale_worker_timeout`.
+pub(crate) const STALE: Duration = Duration::from_millis(1_500);
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fault {
+    /// A worker starts in an empty slot.
+    Join(usize),
+    /// SIGTERM.
+    Terminate(usize),
+    /// SIGKILL.
+    Kill(usize),
+    /// SIGSTOP.
+    Freeze(usize),
+    /// SIGCONT.
+    Continue(usize),
+    /// `pg_terminate_backend` of so many of the workers' sessions.
+    EndSessions(i64),
+    /// The server stops, stays away for a while and starts again.
+    Restart(StopMode, Duration),
+    /// The proxy closes all its connections.
+    Cut,
+    /// The proxy forwards nothing of one direction or both.
+    Hold { requests: bool, answers: bool },
+    /// The proxy forwards everything later by so much.
+    Delay(Duration),
+    /// The proxy ends one direction of all its connections.
+    HalfClose { requests: bool },
+    /// The proxy is itself again.
+    Heal,
+}
+
+/// Storms, one after the other. After each the workers are left alone until they have recovered.
+pub(crate) struct Schedule {
+    rng: fastrand::Rng,
+    occupied: [bool; SLOTS],
+}
+
+/// What the storm being made has done so far.
+struct Weather {
+    now: Duration,
+    /// Until when each worker is frozen or cut off.
+    helpless_until: [Duration; SLOTS],
+    restarts: u8,
+    faults: Vec<(Duration, Fault)>,
+}
+
+impl Schedule {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut occupied = [false; SLOTS];
+        occupied[..AT_FIRST].fill(true);
+        Self { rng: fastrand::Rng::with_seed(seed), occupied }
+    }
+
+    /// The next storm: what happens at which time since its beginning, in this order. At its end there are two workers at least.
+    pub(crate) fn storm(&mut self) -> Vec<(Duration, Fault)> {
+        let lasts = self.millis(5_000..9_000);
+        let mut weather =
+            Weather { now: Duration::ZERO, helpless_until: Default::default(), restarts: 0, faults: Vec::new() };
+        loop {
+            // Often two at once.
+            weather.now += if self.rng.u8(..4) == 0 { Duration::ZERO } else { self.millis(50..1_200) };
+            if weather.now > lasts {
+                break;
+            }
+            while !self.brew(&mut weather) {}
+        }
+        weather.faults.sort_by_key(|(at, _)| *at);
+        weather.faults
+    }
+
+    /// Adds one of the faults. False if the one drawn is impossible now.
+    fn brew(&mut self, weather: &mut Weather) -> bool {
+        let slot = self.rng.usize(..SLOTS);
+        let occupied = self.occupied[slot];
+        let workers = self.occupied.iter().filter(|occupied| **occupied).count();
+        let able = |slot: usize| self.occupied[slot] && weather.helpless_until[slot] <= weather.now;
+        // One worker at least can do something at any time.
+        let others_able = (0..SLOTS).any(|other| other != slot && able(other));
+        let proxied = self.occupied[0] && (1..SLOTS).any(able);
+        let fault = match self.rng.u8(..100) {
+            0..22 if !occupied => {
+                self.occupied[slot] = true;
+                weather.helpless_until[slot] = Duration::ZERO;
+                Fault::Join(slot)
+            }
+            22..36 if occupied && workers > 2 && others_able => {
+                self.occupied[slot] = false;
+                Fault::Terminate(slot)
+            }
+            36..50 if occupied && workers > 2 && others_able => {
+                self.occupied[slot] = false;
+                Fault::Kill(slot)
+            }
+            50..64 if able(slot) && others_able => {
+                let until = weather.now + self.beyond_stale_or_not();
+                weather.helpless_until[slot] = until;
+                weather.faults.push((until, Fault::Continue(slot)));
+                Fault::Freeze(slot)
+            }
+            64..76 => Fault::EndSessions(self.rng.i64(1..=4)),
+            76..80 if weather.restarts < 2 => {
+                weather.restarts += 1;
+                let mode = if self.rng.bool() { StopMode::Fast } else { StopMode::Immediate };
+                Fault::Restart(mode, self.millis(0..2_500))
+            }
+            80..85 if proxied => Fault::Cut,
+            85..90 if proxied && weather.helpless_until[0] <= weather.now => {
+                let until = weather.now + self.beyond_stale_or_not();
+                weather.helpless_until[0] = until;
+                // Sometimes what was held never arrives.
+                weather.faults.push((until, if self.rng.bool() { Fault::Heal } else { Fault::Cut }));
+                let (requests, answers) = [(true, true), (true, false), (false, true)][self.rng.usize(..3)];
+                Fault::Hold { requests, answers }
+            }
+            90..95 if proxied && weather.helpless_until[0] <= weather.now => {
+                weather.faults.push((weather.now + self.millis(500..3_000), Fault::Heal));
+                Fault::Delay(self.millis(5..120))
+            }
+            95.. if proxied => Fault::HalfClose { requests: self.rng.bool() },
+            _ => return false,
+        };
+        weather.faults.push((weather.now, fault));
+        true
+    }
+
+    fn beyond_stale_or_not(&mut self) -> Duration {
+        if self.rng.bool() { self.millis(100..1_000) } else { STALE + self.millis(100..2_000) }
+    }
+
+    fn millis(&mut self, range: std::ops::Range<u64>) -> Duration {
+        Duration::from_millis(self.rng.u64(range))
+    }
+}
+
+#[test]
+fn a_seed_gives_one_schedule() {
+    let storms = |seed| {
+        let mut schedule = Schedule::new(seed);
+        std::iter::repeat_with(|| schedule.storm()).take(20).collect::<Vec<_>>()
+    };
+    assert_eq!(storms(1), storms(1));
+    assert_ne!(storms(1), storms(2));
+    let faults: Vec<Fault> = storms(1).into_iter().flatten().map(|(_, fault)| fault).collect();
+    let kinds: std::collections::HashSet<_> = faults.iter().map(std::mem::discriminant).collect();
+    assert_eq!(kinds.len(), 12, "every kind of fault occurs");
+}

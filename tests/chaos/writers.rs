@@ -1,0 +1,219 @@
+//! Writers that put events into the store in every way, whatever becomes of the server.
+
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use postgres::error::SqlState;
+use postgres::{Client, NoTls, Transaction};
+use pupsourcing_orchestrator::{AppendError, EventStore, ExpectedVersion, NewEvent};
+use uuid::Uuid;
+
+const WRITERS: u64 = 8;
+/// So many aggregates are appended to by everybody.
+const SHARED_AGGREGATES: u16 = 60;
+const TYPES: [&str; 6] = ["Opened", "Changed", "Moved", "Renamed", "Noted", "Closed"];
+
+/// What became of the appends.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// The ids of events whose commit was acknowledged.
+    pub(crate) acknowledged: Vec<Uuid>,
+    pub(crate) rolled_back: u64,
+    pub(crate) conflicts: u64,
+    /// Transactions that failed, some of them with an outcome that is not known.
+    pub(crate) failed: u64,
+}
+
+pub(crate) struct Writers {
+    stop: Sender<()>,
+    threads: Vec<JoinHandle<Tally>>,
+}
+
+impl Writers {
+    pub(crate) fn start(url: &str, seed: u64) -> Self {
+        let (stop, stopped) = bounded(0);
+        let threads = (0..WRITERS)
+            .map(|number| {
+                let writer = Writer {
+                    url: url.to_owned(),
+                    rng: fastrand::Rng::with_seed(seed ^ (number + 1)),
+                    stop: stopped.clone(),
+                    store: EventStore::default(),
+                    tally: Tally::default(),
+                };
+                thread::Builder::new().name(format!("writer-{number}")).spawn(move || writer.run()).unwrap()
+            })
+            .collect();
+        Self { stop, threads }
+    }
+
+    /// Lets them finish what they are at.
+    pub(crate) fn finish(self) -> Tally {
+        drop(self.stop);
+        self.threads.into_iter().map(|thread| thread.join().unwrap()).fold(Tally::default(), |mut all, one| {
+            all.acknowledged.extend(one.acknowledged);
+            all.rolled_back += one.rolled_back;
+            all.conflicts += one.conflicts;
+            all.failed += one.failed;
+            all
+        })
+    }
+}
+
+struct Writer {
+    url: String,
+    rng: fastrand::Rng,
+    stop: Receiver<()>,
+    store: EventStore,
+    tally: Tally,
+}
+
+/// How to put events of one aggregate into the store.
+#[derive(Clone, Copy)]
+enum Way {
+    Any,
+    Exact,
+    /// With plain SQL, as a writer that knows nothing of aggregate heads.
+    Plain,
+}
+
+impl Writer {
+    fn run(mut self) -> Tally {
+        let mut client = None;
+        loop {
+            let pause = Duration::from_millis(self.rng.u64(0..80));
+            if self.stop.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+                return self.tally;
+            }
+            client =
+                client.filter(|client: &Client| !client.is_closed()).or_else(|| Client::connect(&self.url, NoTls).ok());
+            let Some(client) = &mut client else { continue };
+            match self.rng.u8(..100) {
+                0 => self.burst(client),
+                1 => (0..20).for_each(|_| self.append(client, Duration::ZERO)),
+                _ => {
+                    let hold = match self.rng.u8(..80) {
+                        0 => 200..1_200,
+                        1..20 => 0..50,
+                        _ => 0..3,
+                    };
+                    let hold = Duration::from_millis(self.rng.u64(hold));
+                    self.append(client, hold);
+                }
+            }
+            if self.rng.bool() {
+                self.store.hint(client);
+            }
+        }
+    }
+
+    /// Appends a few events of one aggregate, trying again when somebody else was quicker.
+    fn append(&mut self, client: &mut Client, hold: Duration) {
+        let id = if self.rng.u8(..4) == 0 {
+            format!("new-{:016x}", self.rng.u64(..))
+        } else {
+            format!("thing-{}", self.rng.u16(..SHARED_AGGREGATES))
+        };
+        let way = [Way::Any, Way::Exact, Way::Plain][self.rng.usize(..3)];
+        let ids: Vec<Uuid> = (0..self.rng.usize(1..=4)).map(|_| self.new_id()).collect();
+        let events: Vec<NewEvent> = ids
+            .iter()
+            .map(|event| {
+                let event_type = TYPES[self.rng.usize(..TYPES.len())];
+                NewEvent::new("chaos", "Thing", &id, event_type, b"x".as_slice()).event_id(*event)
+            })
+            .collect();
+        for _ in 0..5 {
+            match self.attempt(client, way, (&id, &ids, &events), hold) {
+                Ok(true) => {
+                    self.tally.acknowledged.extend(ids);
+                    return;
+                }
+                Ok(false) => {
+                    self.tally.rolled_back += 1;
+                    return;
+                }
+                Err(AppendError::Conflict { .. }) => self.tally.conflicts += 1,
+                Err(AppendError::Database(_)) => {
+                    self.tally.failed += 1;
+                    return;
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+
+    /// Whether they were committed, or rolled back instead.
+    fn attempt(
+        &mut self,
+        client: &mut Client,
+        way: Way,
+        (aggregate, ids, events): (&str, &[Uuid], &[NewEvent]),
+        hold: Duration,
+    ) -> Result<bool, AppendError> {
+        let mut tx = client.transaction().map_err(AppendError::Database)?;
+        match way {
+            Way::Any => _ = self.store.append(&mut tx, ExpectedVersion::Any, events)?,
+            Way::Exact => {
+                let version = version(&mut tx, aggregate)?;
+                self.store.append(&mut tx, ExpectedVersion::Exact(version), events)?;
+            }
+            Way::Plain => insert(&mut tx, aggregate, ids)?,
+        }
+        if !hold.is_zero() {
+            // Cut short when it is time to stop, and committed all the same.
+            _ = self.stop.recv_timeout(hold);
+        }
+        let commits = self.rng.u8(..20) > 0;
+        if commits { tx.commit() } else { tx.rollback() }.map_err(AppendError::Database)?;
+        Ok(commits)
+    }
+
+    /// Many events of new aggregates, in one statement.
+    fn burst(&mut self, client: &mut Client) {
+        let count = self.rng.usize(50..400);
+        let ids: Vec<Uuid> = std::iter::repeat_with(|| self.new_id()).take(count).collect();
+        let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+                   SELECT 'chaos', 'Burst', $1 || '-' || n % 20, 1 + (n - 1) / 20, id, 'Burst', ''
+                   FROM unnest($2::uuid[]) WITH ORDINALITY AS e (id, n) ORDER BY n";
+        let aggregate = format!("burst-{:016x}", self.rng.u64(..));
+        match client.execute(sql, &[&aggregate, &ids]) {
+            Ok(_) => self.tally.acknowledged.extend(ids),
+            Err(_) => self.tally.failed += 1,
+        }
+    }
+
+    fn new_id(&mut self) -> Uuid {
+        Uuid::from_u128(self.rng.u128(..))
+    }
+}
+
+/// Inserts events with plain SQL. Who inserts the same versions at the same time waits, and fails if this one commits.
+fn insert(tx: &mut Transaction<'_>, aggregate: &str, ids: &[Uuid]) -> Result<(), AppendError> {
+    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+               SELECT 'chaos', 'Thing', $1, coalesce((SELECT max(aggregate_version) FROM events
+                      WHERE bounded_context = 'chaos' AND aggregate_type = 'Thing' AND aggregate_id = $1), 0) + n,
+                      id, 'Inserted', '' FROM unnest($2::uuid[]) WITH ORDINALITY AS e (id, n) ORDER BY n";
+    match tx.execute(sql, &[&aggregate, &ids]) {
+        Ok(_) => Ok(()),
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(conflict_on(aggregate)),
+        Err(error) => Err(AppendError::Database(error)),
+    }
+}
+
+fn version(tx: &mut Transaction<'_>, id: &str) -> Result<i64, AppendError> {
+    let sql = "SELECT coalesce(max(aggregate_version), 0) FROM events
+               WHERE bounded_context = 'chaos' AND aggregate_type = 'Thing' AND aggregate_id = $1";
+    Ok(tx.query_one(sql, &[&id]).map_err(AppendError::Database)?.get(0))
+}
+
+fn conflict_on(aggregate_id: &str) -> AppendError {
+    AppendError::Conflict {
+        bounded_context: "chaos".into(),
+        aggregate_type: "Thing".into(),
+        aggregate_id: aggregate_id.into(),
+        expected: ExpectedVersion::Any,
+        actual: None,
+    }
+}
