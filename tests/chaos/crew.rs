@@ -10,10 +10,14 @@ use crate::support::process::WorkerProcess;
 /// How long a worker may take to leave, if nothing is in its way.
 const LEAVES_WITHIN: Duration = Duration::from_secs(15);
 
+/// In these slots, workers hold no session locks: peers go by their heartbeats alone, and cannot end their sessions when they freeze. So
+/// they come back with their connections alive, and it is the fence that stops them.
+const HEARTBEATS_ONLY: [usize; 2] = [2, 4];
+
 const OPTIONS: [(&str, &str); 6] = [
-    ("HEARTBEAT_INTERVAL", "300ms"),
-    ("STALE_WORKER_TIMEOUT", "1500ms"),
     ("SESSION_LOSS_GRACE", "300ms"),
+    ("STALE_WORKER_TIMEOUT", "1500ms"),
+    ("HEARTBEAT_INTERVAL", "300ms"),
     ("REGISTRATION_WAIT", "100ms"),
     ("POLL_INTERVAL", "200ms"),
     ("COORDINATION_TIMEOUT", "3s"),
@@ -41,7 +45,11 @@ impl Crew {
 
     pub(crate) fn join(&mut self, slot: usize) {
         self.started += 1;
-        let process = WorkerProcess::start(&self.urls[slot], &OPTIONS);
+        let mut options = OPTIONS;
+        if HEARTBEATS_ONLY.contains(&slot) {
+            options[0] = ("SESSION_LOSS_GRACE", "off");
+        }
+        let process = WorkerProcess::start(&self.urls[slot], &options);
         self.slots[slot] =
             Some(Member { name: format!("{}-slot-{slot}-pid-{}", self.started, process.pid()), process });
     }

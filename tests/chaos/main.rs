@@ -164,6 +164,7 @@ impl Chaos {
             Fault::Cut => self.proxy.cut(),
             Fault::Hold { requests, answers } => self.proxy.hold(requests, answers),
             Fault::Delay(delay) => self.proxy.delay(delay),
+            Fault::Linger(later) => self.proxy.linger(later),
             Fault::HalfClose { requests } => self.proxy.half_close(requests),
             Fault::Heal => self.proxy.heal(),
         }

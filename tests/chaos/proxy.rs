@@ -3,8 +3,9 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
 use parking_lot::{Condvar, Mutex};
@@ -20,6 +21,7 @@ struct Shared {
     mood: Mutex<Mood>,
     changed: Condvar,
     connections: Mutex<Vec<Connection>>,
+    accepted: AtomicU64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -29,6 +31,8 @@ struct Mood {
     delay: Duration,
     /// Counts the cuts: what was read before one is not written after it.
     cuts: u32,
+    /// Connections with a lower number end, and what they still have to say to the server arrives at this time.
+    lingering: Option<(u64, Instant)>,
 }
 
 struct Connection {
@@ -73,7 +77,7 @@ impl Proxy {
     }
 
     pub(crate) fn heal(&self) {
-        self.shared.change(|mood| *mood = Mood { cuts: mood.cuts, ..Mood::default() });
+        self.shared.change(|mood| *mood = Mood { cuts: mood.cuts, lingering: mood.lingering, ..Mood::default() });
     }
 
     /// Closes all connections. Nothing that is under way arrives.
@@ -82,6 +86,17 @@ impl Proxy {
         for connection in self.shared.connections.lock().drain(..) {
             _ = connection.worker.shutdown(Shutdown::Both);
             _ = connection.server.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Ends all connections as the worker sees them, while what it has sent last still arrives at the server, later.
+    pub(crate) fn linger(&self, for_so_long: Duration) {
+        let connections = self.shared.connections.lock();
+        let beyond = self.shared.accepted.load(Ordering::Relaxed);
+        let lingering = Some((beyond, Instant::now() + for_so_long));
+        self.shared.change(|mood| *mood = Mood { cuts: mood.cuts, lingering, ..Mood::default() });
+        for connection in connections.iter() {
+            _ = connection.worker.shutdown(Shutdown::Write);
         }
     }
 
@@ -104,16 +119,17 @@ impl Shared {
         for stream in [&worker, &server] {
             _ = stream.set_nodelay(true);
         }
+        let mut connections = self.connections.lock();
+        let number = self.accepted.fetch_add(1, Ordering::Relaxed);
         for (direction, from, to) in [(Direction::Requests, &worker, &server), (Direction::Answers, &server, &worker)] {
             let (from, to, shared) = (from.try_clone().unwrap(), to.try_clone().unwrap(), Arc::clone(self));
-            spawn("proxy-pump", move || shared.pump(direction, from, to));
+            spawn("proxy-pump", move || shared.pump(number, direction, from, to));
         }
-        let mut connections = self.connections.lock();
         connections.retain(|connection| connection.worker.peer_addr().is_ok());
         connections.push(Connection { worker, server });
     }
 
-    fn pump(&self, direction: Direction, mut from: TcpStream, mut to: TcpStream) {
+    fn pump(&self, number: u64, direction: Direction, mut from: TcpStream, mut to: TcpStream) {
         let mut buffer = vec![0; 64 * 1024];
         let cuts = self.mood.lock().cuts;
         while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -121,24 +137,30 @@ impl Shared {
             if !delay.is_zero() {
                 never::<()>().recv_timeout(delay).unwrap_err();
             }
-            if self.await_release(direction) != cuts || to.write_all(&buffer[..count]).is_err() {
+            if self.await_release(number, direction) != cuts || to.write_all(&buffer[..count]).is_err() {
                 break;
             }
         }
         // Neither does the end of one direction pass while it is held.
-        self.await_release(direction);
+        self.await_release(number, direction);
         _ = to.shutdown(Shutdown::Write);
         _ = from.shutdown(Shutdown::Read);
     }
 
     /// Waits while the direction is held. Returns the number of cuts.
-    fn await_release(&self, direction: Direction) -> u32 {
+    fn await_release(&self, number: u64, direction: Direction) -> u32 {
         let mut mood = self.mood.lock();
-        self.changed.wait_while(&mut mood, |mood| match direction {
-            Direction::Requests => mood.hold_requests,
-            Direction::Answers => mood.hold_answers,
-        });
-        mood.cuts
+        loop {
+            let (held, lingering) = match direction {
+                Direction::Requests => (mood.hold_requests, mood.lingering.filter(|(beyond, _)| number < *beyond)),
+                Direction::Answers => (mood.hold_answers, None),
+            };
+            match lingering {
+                _ if held => self.changed.wait(&mut mood),
+                Some((_, until)) if Instant::now() < until => _ = self.changed.wait_until(&mut mood, until),
+                _ => return mood.cuts,
+            }
+        }
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) enum Fault {
     Delay(Duration),
     /// The proxy ends one direction of all its connections.
     HalfClose { requests: bool },
+    /// The proxy ends all its connections, and delivers what the worker sent last by so much later: a commit, say.
+    Linger(Duration),
     /// The proxy is itself again.
     Heal,
 }
@@ -123,10 +125,14 @@ impl Schedule {
                 Fault::Hold { requests, answers }
             }
             90..95 if proxied && weather.helpless_until[0] <= weather.now => {
-                weather.faults.push((weather.now + self.millis(500..3_000), Fault::Heal));
+                // Commits take long then, and some are under way when the connections end.
+                let later = weather.now + self.millis(500..3_000);
+                let end = if self.rng.bool() { Fault::Heal } else { Fault::Linger(self.millis(50..1_500)) };
+                weather.faults.push((later, end));
                 Fault::Delay(self.millis(5..120))
             }
-            95.. if proxied => Fault::HalfClose { requests: self.rng.bool() },
+            95..97 if proxied => Fault::Linger(self.millis(50..1_500)),
+            97.. if proxied => Fault::HalfClose { requests: self.rng.bool() },
             _ => return false,
         };
         weather.faults.push((weather.now, fault));
@@ -134,7 +140,12 @@ impl Schedule {
     }
 
     fn beyond_stale_or_not(&mut self) -> Duration {
-        if self.rng.bool() { self.millis(100..1_000) } else { STALE + self.millis(100..2_000) }
+        // Those who come back just when they are given up are of most interest.
+        match self.rng.u8(..3) {
+            0 => self.millis(100..1_000),
+            1 => STALE + self.millis(0..800) - Duration::from_millis(400),
+            _ => STALE + self.millis(400..2_000),
+        }
     }
 
     fn millis(&mut self, range: std::ops::Range<u64>) -> Duration {
@@ -152,5 +163,5 @@ fn a_seed_gives_one_schedule() {
     assert_ne!(storms(1), storms(2));
     let faults: Vec<Fault> = storms(1).into_iter().flatten().map(|(_, fault)| fault).collect();
     let kinds: std::collections::HashSet<_> = faults.iter().map(std::mem::discriminant).collect();
-    assert_eq!(kinds.len(), 12, "every kind of fault occurs");
+    assert_eq!(kinds.len(), 13, "every kind of fault occurs");
 }
