@@ -143,12 +143,18 @@ impl Crew {
         self.started
     }
 
-    /// Writes what the workers have logged into files.
+    /// How many lines with this text the workers have logged, once their logs are written.
+    pub(crate) fn said(&self, text: &str) -> usize {
+        self.logs.iter().flat_map(|(_, lines)| lines).filter(|line| line.contains(text)).count()
+    }
+
+    /// Ends all workers and writes what they have logged into files, which replace those of a former run.
     pub(crate) fn write_logs(&mut self, dir: &Path) {
+        _ = std::fs::remove_dir_all(dir);
         std::fs::create_dir_all(dir).unwrap();
         let slots = self.slots.iter_mut().filter_map(Option::take);
-        for mut member in slots.chain(self.leaving.drain(..)) {
-            self.logs.push((member.name, member.process.log().to_vec()));
+        for member in slots.chain(self.leaving.drain(..)).collect::<Vec<_>>() {
+            self.bury(member);
         }
         for (name, lines) in &self.logs {
             std::fs::write(dir.join(name), lines.join("\n")).unwrap();

@@ -53,7 +53,8 @@ const HANDLER_FAULTS: &str = "
             IF die < 0.02 THEN PERFORM pg_sleep(random() * 0.05);
             ELSIF die < 0.025 THEN RAISE EXCEPTION 'it conflicts' USING ERRCODE = '40001';
             ELSIF die < 0.03 THEN RAISE EXCEPTION 'it fails';
-            ELSIF die < 0.0305 THEN PERFORM pg_sleep(0.5);
+            -- So that many a worker is frozen in the middle of a statement that outlasts its eviction.
+            ELSIF die < 0.04 THEN PERFORM pg_sleep(0.5 + random() * 2);
             END IF;
             RETURN NEW;
         END $$;
@@ -95,21 +96,29 @@ fn exactly_once_whatever_happens() {
         chaos.verify_all(&tally)?;
         Ok(storms)
     });
+    let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos");
+    chaos.crew.write_logs(&logs);
+    println!("the workers' logs are in {}", logs.display());
     match outcome {
-        Ok(storms) => println!(
-            "{storms} storms, {} workers, {} events, {} transactions rolled back, {} conflicts, {} failed, {} looks",
-            chaos.crew.started(),
-            tally.acknowledged.len(),
-            tally.rolled_back,
-            tally.conflicts,
-            tally.failed,
-            chaos.watch.finish()
-        ),
-        Err(why) => {
-            let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}"));
-            chaos.crew.write_logs(&logs);
-            panic!("{why}\nCHAOS_SEED={seed}; the faults are above, the workers' logs in {}", logs.display());
+        Ok(storms) => {
+            println!("{storms} storms, {} looks", chaos.watch.finish());
+            println!(
+                "{} events, {} transactions rolled back, {} conflicts, {} failed",
+                tally.acknowledged.len(),
+                tally.rolled_back,
+                tally.conflicts,
+                tally.failed
+            );
+            let crew = &chaos.crew;
+            let [fenced, evicted, refused, retried] =
+                ["fenced:", "registering again", "handler failed", "batch failed"].map(|part| crew.said(part));
+            println!(
+                "{} workers, {fenced} times fenced, {evicted} came back after eviction, {refused} failures of handlers, \
+                 {retried} of transactions",
+                crew.started()
+            );
         }
+        Err(why) => panic!("{why}\nCHAOS_SEED={seed}; the faults are above"),
     }
 }
 

@@ -143,7 +143,7 @@ impl Schedule {
         // Those who come back just when they are given up are of most interest.
         match self.rng.u8(..3) {
             0 => self.millis(100..1_000),
-            1 => STALE + self.millis(0..800) - Duration::from_millis(400),
+            1 => STALE.mul_f64(0.75) + self.millis(0..800),
             _ => STALE + self.millis(400..2_000),
         }
     }
