@@ -44,6 +44,9 @@ const OWNED_WITHIN: Duration = Duration::from_secs(12);
 /// From then on until what was there at the end of the storm is processed.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
 
+/// Something that takes longer is looked at.
+const SLOW: Duration = Duration::from_secs(4);
+
 /// Handlers that are slow now and then, that fail for a reason which says nothing about the event, or that just fail. Not so often that
 /// one event fails until its projection halts. `event_type_counts` has few statements, with many events each.
 const HANDLER_FAULTS: &str = "
@@ -211,12 +214,14 @@ impl Chaos {
     ) -> Result<Duration, String> {
         let begun = Instant::now();
         let look = tick(Duration::from_millis(50));
+        let slow = after(SLOW);
         while !condition(client, &self.crew.pids()) {
             if begun.elapsed() > within {
                 return Err(format!("{otherwise} after {within:?}:\n{}", situation(client)));
             }
             crossbeam_channel::select! {
                 recv(look) -> _ => self.crew.look()?,
+                recv(slow) -> _ => println!("{otherwise} after {SLOW:?}:\n{}", situation(client)),
                 recv(self.watch.wrong()) -> wrong => return Err(describe(wrong.ok())),
             }
         }
