@@ -29,6 +29,7 @@ pub(crate) struct Crew {
     slots: [Option<Member>; SLOTS],
     leaving: Vec<Member>,
     started: usize,
+    could_not_start: usize,
     /// What those who are gone have written.
     logs: Vec<(String, Vec<String>)>,
 }
@@ -40,7 +41,7 @@ struct Member {
 
 impl Crew {
     pub(crate) fn new(urls: [String; SLOTS]) -> Self {
-        Self { urls, slots: Default::default(), leaving: Vec::new(), started: 0, logs: Vec::new() }
+        Self { urls, slots: Default::default(), leaving: Vec::new(), started: 0, could_not_start: 0, logs: Vec::new() }
     }
 
     pub(crate) fn join(&mut self, slot: usize) {
@@ -103,7 +104,7 @@ impl Crew {
             if had_started {
                 return Err(format!("ended by itself: {end}"));
             }
-            println!("         could not start: {end}");
+            self.could_not_start += 1;
             self.join(slot);
         }
         let mut index = 0;
@@ -138,9 +139,9 @@ impl Crew {
         }
     }
 
-    /// How many have been started.
-    pub(crate) fn started(&self) -> usize {
-        self.started
+    /// How many have been started, and how many of them ended before they could process anything.
+    pub(crate) fn started(&self) -> (usize, usize) {
+        (self.started, self.could_not_start)
     }
 
     /// How many lines with this text the workers have logged, once their logs are written.

@@ -113,12 +113,12 @@ fn exactly_once_whatever_happens() {
                 tally.failed
             );
             let crew = &chaos.crew;
+            let (started, could_not) = crew.started();
             let [fenced, evicted, refused, retried] =
                 ["fenced:", "registering again", "handler failed", "batch failed"].map(|part| crew.said(part));
             println!(
-                "{} workers, {fenced} times fenced, {evicted} came back after eviction, {refused} failures of handlers, \
+                "{started} workers, {could_not} of which could not start, {fenced} times fenced, {evicted} came back after eviction, {refused} failures of handlers, \
                  {retried} of transactions",
-                crew.started()
             );
         }
         Err(why) => panic!("{why}\nCHAOS_SEED={seed}; the faults are above"),
