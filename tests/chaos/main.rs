@@ -117,8 +117,8 @@ fn exactly_once_whatever_happens() {
             let [fenced, evicted, refused, retried] =
                 ["fenced:", "registering again", "handler failed", "batch failed"].map(|part| crew.said(part));
             println!(
-                "{started} workers, {could_not} of which could not start, {fenced} times fenced, {evicted} came back after eviction, {refused} failures of handlers, \
-                 {retried} of transactions",
+                "{started} workers, {could_not} of which could not start, {fenced} times fenced, {evicted} back after \
+                 eviction, {refused} failures of handlers, {retried} of transactions"
             );
         }
         Err(why) => panic!("{why}\nCHAOS_SEED={seed}; the faults are above"),
