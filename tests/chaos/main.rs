@@ -40,7 +40,7 @@ use writers::Writers;
 
 /// From the end of a storm until every key is owned by a worker that lives and runs. A worker that was frozen while it held the lock of
 /// the replica set is waited for longest: `LOCK_PATIENCE`, after `stale_worker_timeout`.
-const OWNED_WITHIN: Duration = Duration::from_secs(12);
+const OWNED_WITHIN: Duration = Duration::from_secs(8);
 /// From then on until what was there at the end of the storm is processed.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
 
