@@ -11,6 +11,7 @@ mod bad_input;
 mod bad_schema;
 mod crashes;
 mod event_store;
+mod failover;
 mod failures;
 mod feed;
 mod handles;

@@ -79,7 +79,7 @@ fn workers_go_on_after_the_server_was_restarted() {
 }
 
 /// Whether `/readyz` says yes.
-fn is_ready(address: SocketAddr) -> bool {
+pub(crate) fn is_ready(address: SocketAddr) -> bool {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();

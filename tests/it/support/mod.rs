@@ -10,6 +10,7 @@ pub(crate) mod cluster;
 pub(crate) mod handlers;
 pub(crate) mod ledger;
 pub(crate) mod process;
+pub(crate) mod standby;
 pub(crate) mod workers;
 
 use std::sync::OnceLock;

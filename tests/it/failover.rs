@@ -1,0 +1,165 @@
+//! The primary dies for good, and its synchronous standby takes over.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use postgres::{Client, NoTls};
+use pupsourcing_orchestrator::{Metrics, MetricsServer};
+use uuid::Uuid;
+
+use crate::restarts::is_ready;
+use crate::support::cluster::{assert_keys_are_covered, generation, newest};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::standby::{primary, standby_of};
+use crate::support::workers::{await_running, builder, start};
+use crate::support::{PrivatePostgres, StopMode, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn connect(url: &str) -> Client {
+    Client::connect(url, NoTls).unwrap()
+}
+
+/// The URL of a database for whoever writes, on whichever of the two servers is the primary.
+fn url_of_primary(database: &str, servers: [&PrivatePostgres; 2]) -> String {
+    let [first, second] = servers.map(PrivatePostgres::port);
+    format!("postgres://postgres@127.0.0.1:{first},127.0.0.1:{second}/{database}?target_session_attrs=read-write")
+}
+
+/// Appends without pause until `stop` is disconnected, whatever becomes of the server, and tells the ids of what was acknowledged.
+/// No version is used twice, whatever becomes of its event.
+fn append_steadily(url: &str, stop: &Receiver<()>, acknowledged: &Sender<Vec<Uuid>>) {
+    let mut client = None;
+    let pause = Duration::from_millis(10);
+    for version in 1_i64.. {
+        if stop.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+            break;
+        }
+        client = client.filter(|client: &Client| !client.is_closed()).or_else(|| Client::connect(url, NoTls).ok());
+        let Some(client) = &mut client else { continue };
+        let appended = client.query(
+            "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+             SELECT 'test', 'Steady', 'steady-' || i, $1, gen_random_uuid(), 'Happened', '' FROM generate_series(1, 5) AS i
+             RETURNING event_id",
+            &[&version],
+        );
+        if let Ok(rows) = appended {
+            acknowledged.send(rows.iter().map(|row| row.get(0)).collect()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn workers_go_on_where_the_standby_was_promoted() {
+    let begun = Instant::now();
+    let mut primary = primary();
+    let standby = standby_of(&primary);
+    println!("both servers run after {:?}", begun.elapsed());
+    let mut client = connect(&primary.create_database("failover").unwrap());
+    let replication = client.query_one("SELECT state, sync_state FROM pg_stat_replication", &[]).unwrap();
+    assert_eq!((replication.get(0), replication.get(1)), ("streaming", "sync"));
+    Ledger::create_table(&mut client);
+
+    let worker = |servers| {
+        // What matters of the times is at its default.
+        let builder = builder(&url_of_primary("failover", servers), "set").session_loss_grace(Duration::from_secs(1));
+        start(builder, vec![Box::new(Ledger { takes: Duration::from_millis(1), ..Ledger::named("p") })])
+    };
+    // The order must not matter: a standby is passed over.
+    let (one, other) = (worker([&primary, &standby]), worker([&standby, &primary]));
+    let workers = [&one, &other];
+    let sites = workers.map(|worker| {
+        let site = MetricsServer::bind("127.0.0.1:0", Metrics::disabled().unwrap()).unwrap();
+        site.watch(worker.health());
+        site
+    });
+    let all_say = |ready: bool| {
+        workers.iter().all(|worker| worker.status().database_reachable == ready)
+            && sites.iter().all(|site| is_ready(site.address()) == ready)
+    };
+    let generation_before = await_running(&workers);
+    eventually("both are ready", SOON, || all_say(true).then_some(()));
+
+    // Work that has begun and not ended, and above it a hole with events beyond.
+    append_plainly(&mut client, 1_000, 200);
+    let mut slow = connect(&primary.url("failover"));
+    let mut open = slow.transaction().unwrap();
+    append_plainly(&mut open, 1, 1);
+    let hole = newest(&mut open);
+    let (stop, stopped) = bounded(0);
+    let (acknowledged, acknowledgements) = unbounded();
+    let appender = {
+        let url = url_of_primary("failover", [&primary, &standby]);
+        thread::spawn(move || append_steadily(&url, &stopped, &acknowledged))
+    };
+    let acknowledge_more = || {
+        let before = acknowledgements.len();
+        eventually("appends are acknowledged", SOON, || (acknowledgements.len() > before + 5).then_some(()));
+    };
+    acknowledge_more();
+    eventually("they are at work", SOON, || (handled(&mut client, "p") > 0).then_some(()));
+    primary.stop(StopMode::Immediate).unwrap();
+    drop(open);
+    drop(primary);
+
+    let mut client = connect(&standby.url("failover"));
+    eventually("neither is ready", SOON, || all_say(false).then_some(()));
+    let reported = client.query_one("SELECT max(safe_head) FROM orchestrator_workers", &[]).unwrap();
+    assert!(reported.get::<_, i64>(0) < hole, "a head beyond an open transaction was reported");
+    assert!(client.query_one("SELECT pg_is_in_recovery()", &[]).unwrap().get::<_, bool>(0));
+    assert!(all_say(false), "a server that cannot be written to is no database");
+    assert!(client.query_one("SELECT pg_promote()", &[]).unwrap().get::<_, bool>(0));
+    let promoted = Instant::now();
+    let mut client = connect(&standby.url("failover"));
+    let handled_before = handled(&mut client, "p");
+    let last_before = newest(&mut client);
+    assert!(hole < last_before, "nothing was appended above {hole}");
+
+    append_plainly(&mut client, 200, 200);
+    eventually("they go on", SOON, || (handled(&mut client, "p") > handled_before).then_some(()));
+    let resumed = promoted.elapsed();
+    eventually("both are ready", SOON, || all_say(true).then_some(()));
+    let ready = promoted.elapsed();
+    acknowledge_more();
+    let sql = "SELECT count(*) FROM ledger JOIN events USING (global_position) WHERE aggregate_type = 'Thing' AND global_position > $1";
+    eventually("what was appended since is handled", SOON, || {
+        (client.query_one(sql, &[&last_before]).unwrap().get::<_, i64>(0) == 200).then_some(())
+    });
+    let caught_up = promoted.elapsed();
+
+    // The head holds to who writes here.
+    let mut slow = connect(&standby.url("failover"));
+    let mut open = slow.transaction().unwrap();
+    append_plainly(&mut open, 1, 1);
+    let later_hole = newest(&mut open);
+    assert!(later_hole > last_before, "{later_hole} is not above {last_before}");
+    acknowledge_more();
+    assert!(workers.iter().all(|worker| worker.status().safe_head < Some(later_hole)), "a hole was stepped over");
+    open.commit().unwrap();
+
+    drop(stop);
+    appender.join().unwrap();
+    await_running(&workers);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    assert_exactly_once(&mut client, "p");
+    assert_keys_are_covered(&mut client);
+
+    let acknowledged: Vec<Uuid> = acknowledgements.iter().flatten().collect();
+    let sql = "SELECT (SELECT count(*) FROM unnest($1::uuid[]) AS id WHERE NOT EXISTS (SELECT FROM events WHERE event_id = id)),
+                      (SELECT count(*) FROM ledger l WHERE NOT EXISTS (SELECT FROM events e WHERE e.global_position = l.global_position)),
+                      (SELECT count(*) FROM events WHERE global_position = $2)";
+    let row = client.query_one(sql, &[&acknowledged, &hole]).unwrap();
+    let found: (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!(found, (0, 0, 0), "(acknowledged and lost, handled and lost, never committed and there)");
+    let last = newest(&mut client);
+    let heads = || workers.map(|worker| worker.status().safe_head);
+    eventually("the safe head is the newest event", SOON, || (heads() == [Some(last); 2]).then_some(()));
+    println!(
+        "promotion to resumed: {resumed:?}, both ready: {ready:?}, caught up: {caught_up:?}; acknowledged: {}, handled before: \
+         {handled_before}, generations: {generation_before} to {}, test: {:?}",
+        acknowledged.len(),
+        generation(&mut client),
+        begun.elapsed()
+    );
+}
