@@ -2,7 +2,7 @@
 //! sets itself.
 //!
 //! ```text
-//! cargo bench --bench reconfiguration                all sizes, in about six minutes
+//! cargo bench --bench reconfiguration                all sizes, in about eight minutes
 //! cargo bench --bench reconfiguration -- --test      two workers, once each, no SIGSTOP: does it work?
 //! cargo bench --bench reconfiguration -- kill        only the faults with this in their name
 //! BENCH_WORKERS=2,8 BENCH_ROUNDS=20 cargo bench …    other sizes (1,2,4,8,16,32) and rounds (5)
@@ -20,7 +20,8 @@
 //!   after that moment; for each projection of each worker.
 //!
 //! `event` is the longest time from the append of any event to its handler, during the fault (from the server's return on, in
-//! `restart`). The last three columns say, at the median of the rounds, where the time went: until the first new generation was
+//! `restart`). `gen/round` counts the generations that were created: one for each change of membership is enough, and a restart needs
+//! none. The last three columns say, at the median of the rounds, where the time went: until the first new generation was
 //! created, from there until the last one was active, and from there until the last worker processed.
 #![allow(
     clippy::expect_used,
@@ -169,6 +170,7 @@ impl Fault {
             |pauses: fn(&Round) -> &[Duration]| -> Vec<Duration> { rounds.iter().flat_map(pauses).copied().collect() };
         let figure =
             |of: fn(&Round) -> Duration, share| seconds(percentile(&rounds.iter().map(of).collect::<Vec<_>>(), share));
+        let step = |of| if self == Self::Restart { "-".to_owned() } else { figure(of, 50) };
         let pauses = all(|round| &round.pauses);
         let (which, bound) = self.bound();
         let held = if which == "p50" { percentile(&pauses, 50) } else { percentile(&pauses, 100) };
@@ -182,9 +184,9 @@ impl Fault {
             rounds.len(),
             seconds(bound),
             if held < bound { "holds" } else { "OVER" },
-            figure(|round| round.until_created, 50),
-            figure(|round| round.until_active, 50),
-            figure(|round| round.until_resumed, 50),
+            step(|round| round.until_created),
+            step(|round| round.until_active),
+            step(|round| round.until_resumed),
         );
         let others = all(|round| &round.others);
         if !others.is_empty() {
@@ -318,7 +320,7 @@ impl Bench {
         let victim = fastrand::usize(..self.workers.len());
         match fault {
             Fault::Join => {
-                let mut round = self.change(|bench| bench.start_worker());
+                let mut round = self.change(Self::start_worker);
                 round.pauses = std::mem::take(&mut round.others);
                 round
             }
@@ -356,7 +358,10 @@ impl Bench {
         let begun = Instant::now();
         act(self);
         let pause = self.await_processing().duration_since(begun);
-        let others = self.running.iter().filter_map(|(pid, now)| before.get(pid).map(|then| now.paused - then.paused));
+        let others = self
+            .running
+            .iter()
+            .filter_map(|(pid, now)| before.get(pid).map(|then| now.paused.saturating_sub(then.paused)));
         let mut round = Round { pauses: vec![pause], others: others.collect(), ..Round::default() };
         thread::sleep(REST);
         self.look_back(&mut round, since);
@@ -388,8 +393,6 @@ impl Bench {
         thread::sleep(Duration::from_secs(2));
         self.await_processing();
         self.look_back(&mut round, since);
-        // From the stop on, which says little.
-        (round.until_created, round.until_active) = Default::default();
         round.longest_wait = self.longest_wait(ready);
         round
     }
