@@ -252,7 +252,9 @@ impl Coordinator {
         if !actions.is_empty() {
             view = self.load(&mut tx, since).map_err(Error::database(doing))?;
         }
-        if say.is_some() || !actions.is_empty() {
+        // What this worker says of itself concerns the others only where it led to something: whoever becomes ready last activates the
+        // generation itself, and a wake-up for each one before would have all look in vain.
+        if !actions.is_empty() {
             session::notify_coordination(&mut tx, &self.names, replica_set).map_err(Error::database(doing))?;
         }
         tx.commit().map_err(Error::database(doing))?;
