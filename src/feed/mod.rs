@@ -3,7 +3,9 @@
 //! One thread per worker, the *tailer*, finds the safe head and reads the newest events once for all projections; a runner near the head
 //! takes them from memory. A runner that is far behind reads its own range from the database, ahead of its handler ([`ahead`]).
 //!
-//! *Invariant:* nobody is given an event above the safe head (I3).
+//! *Invariants.* Nobody is given an event above the safe head (I3). What was read on one connection of the tailer is given to nobody who
+//! has loaded its checkpoints after that connection was lost: the server may have failed over to one that knows less. So every connection
+//! of the tailer begins an *epoch*; a runner reloads its checkpoints in a new one, and having loaded them waits for a look begun since.
 
 pub(crate) mod ahead;
 mod head;
@@ -11,7 +13,8 @@ mod tail;
 pub(crate) mod tailer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Mutex, RwLock};
@@ -33,6 +36,12 @@ struct Shared {
     head: AtomicI64,
     tail: RwLock<Tail>,
     followers: Mutex<Vec<(Sender<()>, Arc<AtomicI64>)>>,
+    epoch: AtomicU64,
+    origin: Instant,
+    /// When the last look that succeeded was begun, in microseconds after `origin`.
+    looked_at: AtomicU64,
+    /// Makes the tailer look.
+    hint: Sender<()>,
     bounds: Bounds,
 }
 
@@ -48,10 +57,56 @@ pub(crate) struct Follower {
 const NOWHERE: i64 = i64::MIN;
 
 impl Feed {
-    pub(crate) fn new(bounds: Bounds) -> Self {
-        let shared =
-            Shared { head: AtomicI64::new(NOWHERE), tail: RwLock::default(), followers: Mutex::default(), bounds };
-        Self { shared: Arc::new(shared) }
+    /// The feed, and what makes the tailer look.
+    pub(crate) fn new(bounds: Bounds) -> (Self, Receiver<()>) {
+        let (hint, hints) = bounded(1);
+        let shared = Shared {
+            head: AtomicI64::new(NOWHERE),
+            tail: RwLock::default(),
+            followers: Mutex::default(),
+            epoch: AtomicU64::new(0),
+            origin: Instant::now(),
+            looked_at: AtomicU64::new(0),
+            hint,
+            bounds,
+        };
+        (Self { shared: Arc::new(shared) }, hints)
+    }
+
+    /// What makes the tailer look.
+    pub(crate) fn hint(&self) -> &Sender<()> {
+        &self.shared.hint
+    }
+
+    /// Changes when the tailer has connected anew.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.shared.epoch.load(Ordering::Acquire)
+    }
+
+    /// Whether the tailer has looked since then; if not, it is asked to.
+    pub(crate) fn has_looked_since(&self, since: Instant) -> bool {
+        let looked = self.shared.looked_at.load(Ordering::Acquire) > self.micros(since);
+        if !looked {
+            // Full means that it is about to.
+            _ = self.shared.hint.try_send(());
+        }
+        looked
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.shared.origin).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// The tailer has connected anew: forget what it knew.
+    fn begin_epoch(&self) {
+        self.shared.head.store(NOWHERE, Ordering::Release);
+        self.shared.tail.write().skip_to(NOWHERE);
+        self.shared.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What a look begun at this moment found has been published.
+    fn looked(&self, begun: Instant) {
+        self.shared.looked_at.store(self.micros(begun), Ordering::Release);
     }
 
     pub(crate) fn follow(&self) -> Follower {

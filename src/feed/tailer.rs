@@ -83,12 +83,14 @@ impl Tailer {
         // Never from memory: after a failover the server may know less than was seen before.
         let settled = coordination::reported_safe_head(&mut client, &self.names).map_err(Error::database(doing))?;
         let mut head = Head::new(settled);
+        self.feed.begin_epoch();
         let mut blocked = Blocked::default();
         let mut living = Living::default();
         let (quickest, slowest) = self.poll;
         let mut interval = quickest;
         while !self.stop.is_raised() {
             pulse.beat();
+            let begun = Instant::now();
             let before = self.feed.head();
             self.look(&mut client, &statements, &mut head, &mut living).map_err(Error::database(doing))?;
             if before != Some(head.safe()) {
@@ -98,6 +100,7 @@ impl Tailer {
                 self.feed.publish(head.safe());
                 interval = quickest;
             }
+            self.feed.looked(begun);
             blocked.report(self, &mut client, &head).map_err(Error::database(doing))?;
             backoff.reset();
             select! {

@@ -115,10 +115,12 @@ impl Orchestrator {
             self.projections.len(),
             self.database.target()
         );
+        let (feed, hints) = Feed::new(self.config.bounds());
         let start = Start {
             crew: Crew::new(),
             member: registration.has_session_lock.then_some(worker),
-            feed: Feed::new(self.config.bounds()),
+            feed,
+            hints,
             worker_metrics: metrics.worker(&worker.to_string()),
             orchestrator: self,
             board,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 
 use super::Orchestrator;
 use super::handle::Handle;
@@ -29,6 +29,7 @@ pub(super) struct Start {
     /// The worker, if its connections are to be found by session locks.
     pub(super) member: Option<WorkerId>,
     pub(super) feed: Feed,
+    pub(super) hints: Receiver<()>,
     pub(super) trust: Trust,
     pub(super) board: Board,
     pub(super) metrics: ReplicaSetMetrics,
@@ -41,14 +42,13 @@ impl Start {
         let pool = self.pool()?;
         let runners = self.runners(&pool)?;
         let (wake_coordinator, woken_coordinator) = bounded(1);
-        let (hint, hints) = bounded(1);
         let listener = Listener {
             database: self.orchestrator.database.clone(),
             names: config.names.clone(),
             replica_set: config.replica_set.clone(),
             worker: self.member,
             coordination: wake_coordinator.clone(),
-            events: hint,
+            events: self.feed.hint().clone(),
             stop: self.crew.stop().clone(),
             metrics: self.metrics.clone(),
         };
@@ -61,7 +61,7 @@ impl Start {
             scope: union(self.orchestrator.projections.iter().map(|projection| projection.scope())),
             bounds: config.bounds(),
             poll: config.event_poll,
-            hints,
+            hints: self.hints,
             coordination: wake_coordinator,
             stop: self.crew.stop().clone(),
             board: self.board.clone(),

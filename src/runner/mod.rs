@@ -44,6 +44,8 @@ const POOL_PATIENCE: Duration = Duration::from_secs(1);
 /// A position that moved without any event of the projection is written down this often: it spares repeated scans after a restart,
 /// and losing it loses nothing.
 const NOTE_POSITION_EVERY: Duration = Duration::from_secs(1);
+/// How often a runner that waits for the tailer to look asks again. It is woken when the head moves.
+const AWAIT_LOOK: Duration = Duration::from_millis(2);
 /// How often a runner whose worker is cut off looks whether it may go on.
 const TRUST_CHECK: Duration = Duration::from_millis(100);
 
@@ -99,6 +101,9 @@ struct Work {
     owner: Owner,
     /// Not loaded yet, or to be loaded again, if none.
     rows: Option<Rows>,
+    /// The feed's epoch when the rows were loaded, and when that was.
+    loaded_in: u64,
+    loaded_at: Instant,
     /// What was read of the first row and is not committed yet: the rest of a batch, or one to be tried again.
     rest: Option<Batch>,
     connection: Option<Connection>,
@@ -110,6 +115,15 @@ struct Work {
     /// A batch that failed in its middle is committed up to there first, so that it is the failing event that is tried again.
     commit_first: Option<usize>,
     noted_at: Instant,
+}
+
+impl Work {
+    /// Lets go of everything that was read: it is to be loaded again, on another connection.
+    fn forget(&mut self) {
+        self.rows = None;
+        self.rest = None;
+        self.connection = None;
+    }
 }
 
 /// How a step of work ended.
@@ -156,6 +170,8 @@ impl Runner {
         let mut work = Work {
             owner,
             rows: None,
+            loaded_in: 0,
+            loaded_at: Instant::now(),
             rest: None,
             connection: None,
             attempts: 0,
@@ -215,7 +231,7 @@ impl Runner {
         self.follower.is_nowhere();
         if command == Some(Command::Pause) {
             // So that rows of one partition are at one position when the keys are cut anew, and can be merged.
-            _ = self.note_position(&mut work);
+            _ = Self::note_position(&mut work);
         }
         self.board.update_projection(self.projection.name(), |status| {
             status.state = ProjectionState::Paused;
@@ -232,12 +248,20 @@ impl Runner {
     }
 
     /// Does the next piece of work, if there is one.
-    fn step(&mut self, work: &mut Work, answer: Option<Result<Batch, Error>>, pulse: &Pulse) -> Step {
+    fn step(&mut self, work: &mut Work, mut answer: Option<Result<Batch, Error>>, pulse: &Pulse) -> Step {
+        if work.loaded_in != self.feed.epoch() {
+            work.forget();
+            self.ahead.forget();
+        }
         if work.rows.is_none() {
+            answer = None;
             match self.load_rows(work) {
                 Ok(()) => {}
                 Err(failure) => return self.failed(work, failure),
             }
+        }
+        if !self.feed.has_looked_since(work.loaded_at) {
+            return Step::Idle(Some(AWAIT_LOOK));
         }
         let Some((rows, first)) = work.rows.as_ref().and_then(|rows| Some((rows, rows.first()?))) else {
             return Step::Idle(None);
@@ -313,7 +337,7 @@ impl Runner {
         let Some(stored) = work.rows.as_ref().and_then(Rows::first).map(|row| row.stored.clone()) else {
             return Err(Failure::Fenced);
         };
-        let connection = self.connect(&mut work.connection)?;
+        let connection = Self::connection(&mut work.connection)?;
         let job = Job {
             projection: &*self.projection,
             advance: &connection.advance,
@@ -358,9 +382,7 @@ impl Runner {
             }
             Failure::Transient(error) => {
                 // Whether the last commit went through is not known: the checkpoint tells.
-                work.rows = None;
-                work.rest = None;
-                work.connection = None;
+                work.forget();
                 self.metrics.retries.inc();
                 if work.hiccups.is_worth_logging() {
                     log::warn!("batch failed, tried again: projection={name} error={}", describe_any(&*error));
@@ -389,22 +411,22 @@ impl Runner {
         }
     }
 
-    fn connect<'w>(&self, connection: &'w mut Option<Connection>) -> Result<&'w mut Connection, Failure> {
-        let sound = if let Some(sound) = connection.take().filter(|connection| !connection.client.is_closed()) {
-            sound
-        } else {
-            let mut client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
-            let advance = checkpoints::prepare_advance(&mut client, &self.names).map_err(transient)?;
-            Connection { client, advance }
-        };
-        Ok(connection.insert(sound))
+    /// The connection on which the rows were loaded. They are never used on another: it may lead to a server that knows less.
+    fn connection(connection: &mut Option<Connection>) -> Result<&mut Connection, Failure> {
+        connection
+            .as_mut()
+            .filter(|connection| !connection.client.is_closed())
+            .ok_or_else(|| Failure::Transient("the connection is lost".into()))
     }
 
     fn load_rows(&self, work: &mut Work) -> Result<(), Failure> {
-        let owner = work.owner;
-        let connection = self.connect(&mut work.connection)?;
-        let rows = checkpoints::owned(&mut **connection.client, &self.names, self.projection.name(), owner)
-            .map_err(transient)?;
+        work.loaded_in = self.feed.epoch();
+        let mut client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
+        let advance = checkpoints::prepare_advance(&mut client, &self.names).map_err(transient)?;
+        work.loaded_at = Instant::now();
+        let rows =
+            checkpoints::owned(&mut **client, &self.names, self.projection.name(), work.owner).map_err(transient)?;
+        work.connection = Some(Connection { client, advance });
         log::debug!("checkpoints loaded: projection={} rows={rows:?}", self.projection.name());
         work.rows = Some(Rows::new(rows));
         self.show(work);
@@ -413,11 +435,11 @@ impl Runner {
 
     /// Merges the first row into the second, which is at the same position.
     fn merge_first_two(&self, work: &mut Work) -> Result<(), Failure> {
-        self.note_position(work)?;
+        Self::note_position(work)?;
         let owner = work.owner;
         let Some((from, into)) = work.rows.as_ref().and_then(Rows::met) else { return Ok(()) };
         let (from, into) = (from.stored.clone(), into.stored.clone());
-        let connection = self.connect(&mut work.connection)?;
+        let connection = Self::connection(&mut work.connection)?;
         if !checkpoints::merge(&mut **connection.client, &self.names, &into, &from, owner).map_err(transient)? {
             return Err(Failure::Fenced);
         }
@@ -440,18 +462,18 @@ impl Runner {
         if !wait.is_zero() {
             return Step::Idle(Some(wait));
         }
-        match self.note_position(work) {
+        match Self::note_position(work) {
             Ok(()) => Step::Again,
             Err(failure) => self.failed(work, failure),
         }
     }
 
     /// Writes the first row's position down if it has moved without events.
-    fn note_position(&self, work: &mut Work) -> Result<(), Failure> {
+    fn note_position(work: &mut Work) -> Result<(), Failure> {
         let owner = work.owner;
         let Some(rows) = &mut work.rows else { return Ok(()) };
         if let Some(row) = rows.first().filter(|row| row.is_ahead()) {
-            let (to, connection) = (row.reached, self.connect(&mut work.connection)?);
+            let (to, connection) = (row.reached, Self::connection(&mut work.connection)?);
             let client = &mut **connection.client;
             if !checkpoints::advance(client, &connection.advance, &row.stored, owner, to).map_err(transient)? {
                 return Err(Failure::Fenced);

@@ -163,3 +163,39 @@ fn workers_go_on_where_the_standby_was_promoted() {
         begun.elapsed()
     );
 }
+
+#[test]
+fn what_an_asynchronous_standby_never_got_is_not_handled_there() {
+    let primary = primary();
+    let mut standby = standby_of(&primary);
+    let mut client = connect(&primary.create_database("failover").unwrap());
+    Ledger::create_table(&mut client);
+    let url = url_of_primary("failover", [&primary, &standby]);
+    let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
+    await_running(&[&worker]);
+    append_plainly(&mut client, 100, 10);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+
+    // From here on nothing reaches the standby, and the primary no longer waits for it.
+    standby.stop(StopMode::Fast).unwrap();
+    client.batch_execute("ALTER SYSTEM SET synchronous_standby_names = ''").unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    append_plainly(&mut client, 200, 20);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    let lost = newest(&mut client);
+    drop(primary);
+    standby.start_again().unwrap();
+    let mut client = connect(&standby.url("postgres"));
+    assert!(client.query_one("SELECT pg_promote()", &[]).unwrap().get::<_, bool>(0));
+    let mut client = connect(&standby.url("failover"));
+
+    // Other events get the positions of those that are lost.
+    append_plainly(&mut client, 100, 10);
+    assert!(newest(&mut client) < lost, "no position is used again");
+    append_plainly(&mut client, 200, 20);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    let sql = "SELECT count(*) FROM ledger l LEFT JOIN events e USING (global_position)
+               WHERE (l.aggregate_id, l.aggregate_version) IS DISTINCT FROM (e.aggregate_id, e.aggregate_version)";
+    assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, i64>(0), 0, "events of the lost server were handled");
+    assert_exactly_once(&mut client, "p");
+}
