@@ -160,8 +160,7 @@ impl Coordinator {
     /// Says that the worker is alive.
     fn heartbeat(&mut self, client: &mut Client) -> Result<(), Error> {
         let sent = Instant::now();
-        let head = self.feed.head().unwrap_or(0);
-        let member = coordination::heartbeat(client, &self.names, self.registration.worker, head)
+        let member = coordination::heartbeat(client, &self.names, self.registration.worker)
             .map_err(Error::database("sending the heartbeat"))?;
         self.metrics.heartbeat_latency.observe(sent.elapsed().as_secs_f64());
         self.worker_metrics.set_pool(self.pool.size(), self.pool.open(), self.pool.idle());

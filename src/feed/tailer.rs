@@ -27,6 +27,8 @@ use crate::threads::{Pulse, Stop};
 const BLOCKED_NOTICE: Duration = Duration::from_secs(1);
 /// How often the living are counted, at the most: while nothing happens, with every poll.
 const COUNT_LIVING_EVERY: Duration = Duration::from_millis(200);
+/// How often the safe head is reported while it moves.
+const REPORT_HEAD_EVERY: Duration = Duration::from_secs(5);
 /// How often a head that stays blocked is mentioned in the log.
 const BLOCKED_LOG: Duration = Duration::from_secs(30);
 
@@ -86,6 +88,7 @@ impl Tailer {
         self.feed.begin_epoch();
         let mut blocked = Blocked::default();
         let mut living = Living::default();
+        let mut reported = (settled, Instant::now());
         let (quickest, slowest) = self.poll;
         let mut interval = quickest;
         while !self.stop.is_raised() {
@@ -101,6 +104,12 @@ impl Tailer {
                 interval = quickest;
             }
             self.feed.looked(begun);
+            if reported.0 != head.safe() && reported.1.elapsed() >= REPORT_HEAD_EVERY {
+                let worker = self.board.worker_id();
+                coordination::report_safe_head(&mut client, &self.names, worker, head.safe())
+                    .map_err(Error::database(doing))?;
+                reported = (head.safe(), Instant::now());
+            }
             blocked.report(self, &mut client, &head).map_err(Error::database(doing))?;
             backoff.reset();
             select! {

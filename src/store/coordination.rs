@@ -164,18 +164,25 @@ pub(crate) fn register(client: &mut Client, names: &Names, worker: &Registration
 }
 
 /// Says that the worker is alive. False if it has been evicted.
-pub(crate) fn heartbeat(
+pub(crate) fn heartbeat(client: &mut Client, names: &Names, worker: WorkerId) -> Result<bool, postgres::Error> {
+    let sql = format!(
+        "UPDATE {} SET last_heartbeat = clock_timestamp() WHERE id = $1 AND state <> 'stopped'",
+        names.workers()
+    );
+    Ok(client.execute_typed(&sql, &[(&worker.0, Type::UUID)])? == 1)
+}
+
+/// Reports a safe head, to begin from when a connection is made anew. It must have been found on this same connection: another one may
+/// lead to a server that knows less.
+pub(crate) fn report_safe_head(
     client: &mut Client,
     names: &Names,
     worker: WorkerId,
-    safe_head: i64,
-) -> Result<bool, postgres::Error> {
-    let sql = format!(
-        "UPDATE {} SET last_heartbeat = clock_timestamp(), safe_head = greatest(safe_head, $2)
-         WHERE id = $1 AND state <> 'stopped'",
-        names.workers()
-    );
-    Ok(client.execute_typed(&sql, &[(&worker.0, Type::UUID), (&safe_head, Type::INT8)])? == 1)
+    head: i64,
+) -> Result<(), postgres::Error> {
+    let sql = format!("UPDATE {} SET safe_head = greatest(safe_head, $2) WHERE id = $1", names.workers());
+    client.execute_typed(&sql, &[(&worker.0, Type::UUID), (&head, Type::INT8)])?;
+    Ok(())
 }
 
 /// The highest safe head any worker has reported: settled for good, so a reader may start from it.
