@@ -186,31 +186,28 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Looks at the replica set once and does what is to be done. Returns when to look again at the latest.
+    /// Looks at the replica set and does what is to be done. Returns when to look again at the latest.
     fn tick(&mut self, link: &mut Link) -> Result<Option<Duration>, Error> {
         let doing = "looking at the replica set";
-        let mut view = self.load(&mut link.client, link.since).map_err(Error::database(doing))?;
-        let mut decided = plan(&view, &self.policy);
-        // One who has been evicted leaves the others' affairs to them until it is back.
-        let is_member = view.worker(self.registration.worker).is_some();
-        if is_member && !decided.actions.is_empty() {
-            let since = link.since;
-            view = self.change(&mut link.client, since, None)?;
-            decided = plan(&view, &self.policy);
-        }
+        let worker = self.registration.worker;
         loop {
+            let mut view = self.load(&mut link.client, link.since).map_err(Error::database(doing))?;
+            let mut decided = plan(&view, &self.policy);
+            // One who has been evicted leaves the others' affairs to them until it is back.
+            let is_member = view.worker(worker).is_some();
+            if is_member && !decided.actions.is_empty() {
+                view = self.change(&mut link.client, link.since, None)?;
+                decided = plan(&view, &self.policy);
+            }
             self.show(&view);
-            match stance(&view, self.registration.worker) {
+            match stance(&view, worker) {
                 Stance::Run(generation) => self.resume(&view, generation),
                 Stance::Prepare(generation) if self.pause() => {
-                    let worker = self.registration.worker;
-                    let ready: Say<'_> = &|tx, names| coordination::mark_ready(tx, names, worker, generation);
-                    view = self.change(&mut link.client, link.since, Some(ready))?;
+                    coordination::mark_ready(&mut link.client, &self.names, worker, generation)
+                        .map_err(Error::database(doing))?;
                     log::debug!("ready: worker={worker} generation={generation}");
-                    decided = plan(&view, &self.policy);
-                    if stance(&view, worker) != Stance::Prepare(generation) {
-                        continue;
-                    }
+                    // The view is loaded again after the commit. So whoever is the last to become ready sees that all are.
+                    continue;
                 }
                 Stance::Rejoin if self.pause() => {
                     self.rejoin(&mut link.client)?;

@@ -191,9 +191,10 @@ pub(crate) fn reported_safe_head(client: &mut Client, names: &Names) -> Result<i
     Ok(row.get(0))
 }
 
-/// Says that the worker's runners are paused for this generation.
+/// Says that the worker's runners are paused for this generation. Needs no lock of the replica set: if the generation is superseded at the
+/// same time, the worker's row is not in it any more and stays as it is.
 pub(crate) fn mark_ready(
-    tx: &mut Transaction<'_>,
+    client: &mut Client,
     names: &Names,
     worker: WorkerId,
     generation: i64,
@@ -203,7 +204,7 @@ pub(crate) fn mark_ready(
          WHERE id = $1 AND generation = $2 AND state = 'pending'",
         names.workers()
     );
-    tx.execute_typed(&sql, &[(&worker.0, Type::UUID), (&generation, Type::INT8)])?;
+    client.execute_typed(&sql, &[(&worker.0, Type::UUID), (&generation, Type::INT8)])?;
     Ok(())
 }
 

@@ -140,7 +140,7 @@ impl Both<'_> {
                 }
             }
             Op::Ready(worker, ago) => {
-                self.says(|tx, names| coordination::mark_ready(tx, names, worker_id(*worker), newest - ago));
+                coordination::mark_ready(self.client, &self.names, worker_id(*worker), newest - ago).unwrap();
                 self.memory.mark_ready(*worker, newest - ago);
             }
             Op::Stopping(worker) => {

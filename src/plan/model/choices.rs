@@ -1,13 +1,13 @@
 //! What may happen next, at what time it may be, and what counts as a fault.
 
 use super::database::Clock;
-use super::world::{Life, Runner, Step, World};
+use super::world::{Life, Meanwhile, Runner, Step, World};
 
 impl World {
     /// Everything that may happen next.
     pub(crate) fn steps(&self, steps: &mut Vec<Step>) {
         let workers = 0..self.processes.len();
-        let mut leavers: Vec<Option<usize>> = vec![None];
+        let mut meanwhile = vec![Meanwhile::Nothing];
         for worker in workers {
             let process = &self.processes[worker];
             let faulty = self.faults > 0;
@@ -22,7 +22,7 @@ impl World {
                     steps.push(Step::Look(worker));
                     if faulty {
                         steps.push(Step::Leave(worker));
-                        leavers.push(Some(worker));
+                        meanwhile.push(Meanwhile::Leaves(worker));
                     }
                 }
                 Life::Leaving if process.linked && self.is_drained(worker) => steps.push(Step::Left(worker)),
@@ -47,16 +47,17 @@ impl World {
             }
         }
         for worker in (0..self.processes.len()).filter(|worker| self.processes[*worker].seen.is_some()) {
-            steps.extend(
-                leavers.iter().filter(|other| **other != Some(worker)).map(|other| Step::Ready(worker, *other)),
-            );
+            steps.push(Step::Ready(worker));
+            meanwhile.push(Meanwhile::IsReady(worker));
         }
         for at in 0..self.adrift.len() {
             steps.extend([Step::Land(at), Step::Vanish(at)]);
         }
         if self.processes.iter().any(|process| process.linked) {
             steps.extend(
-                self.clocks().into_iter().flat_map(|clock| leavers.iter().map(move |l| Step::Change(clock, *l))),
+                self.clocks()
+                    .into_iter()
+                    .flat_map(|clock| meanwhile.iter().map(move |said| Step::Change(clock, *said))),
             );
             steps.extend((self.faults > 0).then_some(Step::Restart));
         }
@@ -92,13 +93,10 @@ impl World {
         let suspects_the_living =
             |clock: Clock| clock.late || (0..self.processes.len()).any(|w| clock.stale & 1 << w != 0 && self.is_up(w));
         match step {
-            Step::Leave(_)
-            | Step::Ready(_, Some(_))
-            | Step::Lose(..)
-            | Step::Cut(_)
-            | Step::Crash(_)
-            | Step::Restart => 1,
-            Step::Change(clock, leaves) => u8::from(suspects_the_living(clock)) + u8::from(leaves.is_some()),
+            Step::Leave(_) | Step::Lose(..) | Step::Cut(_) | Step::Crash(_) | Step::Restart => 1,
+            Step::Change(clock, meanwhile) => {
+                u8::from(suspects_the_living(clock)) + u8::from(matches!(meanwhile, Meanwhile::Leaves(_)))
+            }
             _ => 0,
         }
     }

@@ -1,7 +1,7 @@
 //! What must hold of a world, and what happens in it when nothing goes wrong any more.
 
 use super::database::{Clock, Owner, Row, worker_id};
-use super::world::{Bounds, Life, PROBES, Runner, Step, World};
+use super::world::{Bounds, Life, Meanwhile, PROBES, Runner, Step, World};
 use crate::plan::{GenerationState, KeySet, WorkerState};
 
 impl World {
@@ -21,15 +21,21 @@ impl World {
                 continue;
             }
             // As `Coordinator::tick` does it.
-            let is_member = self.view(Clock::default()).worker(worker_id(worker)).is_some();
-            if is_member {
-                self.change(self.fair_clock(), None);
-            }
+            self.change_as_member(worker);
             if self.processes[worker].seen.is_none() {
                 self.look(worker, bounds);
             }
-            self.ready(worker, None);
+            if self.ready(worker) {
+                self.change_as_member(worker);
+                self.look(worker, bounds);
+            }
             self.drain(worker, bounds);
+        }
+    }
+
+    fn change_as_member(&mut self, worker: usize) {
+        if self.view(Clock::default()).worker(worker_id(worker)).is_some() {
+            self.change(self.fair_clock(), Meanwhile::Nothing);
         }
     }
 

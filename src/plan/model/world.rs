@@ -70,10 +70,10 @@ pub(crate) enum Step {
     Left(usize),
     /// A coordinator looks at the replica set and does what it has to.
     Look(usize),
-    /// It says that it is ready for what it saw then. Between the plan and its application another may be asked to leave.
-    Ready(usize, Option<usize>),
-    /// Some coordinator changes what is shared, as `plan` asks for at such a time; one may be asked to leave in between.
-    Change(Clock, Option<usize>),
+    /// It says that it is ready for what it saw then.
+    Ready(usize),
+    /// Some coordinator changes what is shared, as `plan` asks for at such a time.
+    Change(Clock, Meanwhile),
     Load(usize, usize),
     /// A runner commits its batch, or merges two rows.
     Work(usize, usize),
@@ -91,6 +91,15 @@ pub(crate) enum Step {
     Crash(usize),
     /// The server restarts: every session and every transaction is gone.
     Restart,
+}
+
+/// What a worker says of itself between a plan and its application: it does so without the replica set's lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Meanwhile {
+    Nothing,
+    /// It is asked to leave.
+    Leaves(usize),
+    IsReady(usize),
 }
 
 /// The bounds within which everything is tried.
@@ -157,10 +166,12 @@ impl World {
     }
 
     /// One transaction under the replica set's lock. Whether it changed anything.
-    pub(super) fn change(&mut self, clock: Clock, leaves_meanwhile: Option<usize>) -> bool {
+    pub(super) fn change(&mut self, clock: Clock, meanwhile: Meanwhile) -> bool {
         let actions = self.decide(clock);
-        if let Some(worker) = leaves_meanwhile {
-            self.leave(worker);
+        match meanwhile {
+            Meanwhile::Nothing => {}
+            Meanwhile::Leaves(worker) => self.leave(worker),
+            Meanwhile::IsReady(worker) => _ = self.ready(worker),
         }
         for action in &actions {
             self.database.apply(action);
@@ -168,7 +179,7 @@ impl World {
         !actions.is_empty()
     }
 
-    /// Says that it is asked to stop. This alone is done without the replica set's lock.
+    /// Says that it is asked to stop.
     fn leave(&mut self, worker: usize) {
         self.database.mark_stopping(worker);
         self.processes[worker].life = Life::Leaving;
@@ -211,12 +222,12 @@ impl World {
                     return false;
                 }
                 self.database.mark_left(worker);
-                self.change(Clock::default(), None);
+                self.change(Clock::default(), Meanwhile::Nothing);
                 self.end(worker);
             }
             Step::Look(worker) => return self.look(worker, bounds),
-            Step::Ready(worker, leaves) => return self.ready(worker, leaves),
-            Step::Change(clock, leaves) => return self.change(clock, leaves),
+            Step::Ready(worker) => return self.ready(worker),
+            Step::Change(clock, meanwhile) => return self.change(clock, meanwhile),
             Step::Load(worker, projection) => {
                 let Runner::Running(generation, None) = self.processes[worker].runners[projection] else {
                     return false;
@@ -293,11 +304,10 @@ impl World {
         }
     }
 
-    /// Says that its runners are paused, and plans in the same transaction.
-    pub(super) fn ready(&mut self, worker: usize, leaves: Option<usize>) -> bool {
+    /// Says that its runners are paused.
+    pub(super) fn ready(&mut self, worker: usize) -> bool {
         let Some(Stance::Prepare(generation)) = self.processes[worker].seen.take() else { return false };
         self.database.mark_ready(worker, generation);
-        self.change(Clock::default(), leaves);
         true
     }
 }
