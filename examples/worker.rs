@@ -6,7 +6,7 @@
 //! | `REPLICA_SET` | `main-projections` | the workers that share the work |
 //! | `METRICS_ADDR` | `0.0.0.0:9090` | port 0 takes any free one; the bound address is logged |
 //! | `RUST_LOG` | `info` | |
-//! | `ORCHESTRATOR_HEARTBEAT_INTERVAL`, `_STALE_WORKER_TIMEOUT`, `_COORDINATION_TIMEOUT`, `_POLL_INTERVAL`, `_REGISTRATION_WAIT` | the library's | a duration: `10s`, `500ms` |
+//! | `ORCHESTRATOR_HEARTBEAT_INTERVAL`, `_STALE_WORKER_TIMEOUT`, `_COORDINATION_TIMEOUT`, `_POLL_INTERVAL`, `_REGISTRATION_WAIT`, `_DATABASE_WAIT` | the library's | a duration: `10s`, `500ms` |
 //! | `ORCHESTRATOR_SESSION_LOSS_GRACE` | the library's | a duration, or `off`: heartbeats only, for a pooler in transaction mode |
 //! | `ORCHESTRATOR_EVENT_POLL` | the library's | two durations: `5ms..250ms` |
 //! | `ORCHESTRATOR_BATCH_SIZE`, `_POOL_SIZE` | the library's | a number |
@@ -92,6 +92,7 @@ fn run() -> Result<(), BoxError> {
         .metrics(metrics.clone());
     let orchestrator = with_options(builder)?.build()?;
     let server = MetricsServer::bind(&address, metrics)?;
+    server.watch(orchestrator.health());
 
     let shutdown = app::shutdown_signal()?;
     let (sender, started) = bounded(1);
@@ -101,7 +102,6 @@ fn run() -> Result<(), BoxError> {
         // A pod that is told to stop while it starts need not wait for a slow server or for another pod's migration.
         recv(shutdown) -> _ => return Ok(()),
     };
-    server.watch(handle.health());
     // The server answers until the worker has left.
     Ok(handle.run_until(&shutdown)?)
 }
@@ -138,12 +138,13 @@ END $$";
 /// Applies the options that are set in the environment.
 fn with_options(mut builder: Builder) -> Result<Builder, app::Wrong> {
     type Set = fn(Builder, Duration) -> Builder;
-    let durations: [(&str, Set); 5] = [
+    let durations: [(&str, Set); 6] = [
         ("ORCHESTRATOR_HEARTBEAT_INTERVAL", Builder::heartbeat_interval),
         ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", Builder::stale_worker_timeout),
         ("ORCHESTRATOR_COORDINATION_TIMEOUT", Builder::coordination_timeout),
         ("ORCHESTRATOR_POLL_INTERVAL", Builder::poll_interval),
         ("ORCHESTRATOR_REGISTRATION_WAIT", Builder::registration_wait),
+        ("ORCHESTRATOR_DATABASE_WAIT", Builder::database_wait),
     ];
     for (variable, set) in durations {
         if let Some(duration) = settings::duration(variable)? {

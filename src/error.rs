@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use postgres::error::SqlState;
+
 /// A boxed error of any kind, as handlers return it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
@@ -172,6 +174,16 @@ impl Error {
         move |source| Self::Database { doing, source }
     }
 
+    /// Whether it says that the server is away, so that waiting may help: it cannot be reached, is starting up or shutting down, has no
+    /// connection left, or is not the one that `target_session_attrs` asks for.
+    pub(crate) fn is_away(&self) -> bool {
+        match self {
+            Self::ConnectTimeout { .. } => true,
+            Self::Connect { source, .. } | Self::Database { source, .. } => is_away(source),
+            _ => false,
+        }
+    }
+
     /// The error of the database client behind this one, if that is where it came from.
     pub fn as_postgres(&self) -> Option<&postgres::Error> {
         match self {
@@ -179,6 +191,27 @@ impl Error {
             _ => None,
         }
     }
+}
+
+fn is_away(error: &postgres::Error) -> bool {
+    if let Some(state) = error.code() {
+        return [
+            SqlState::ADMIN_SHUTDOWN,
+            SqlState::CRASH_SHUTDOWN,
+            SqlState::CANNOT_CONNECT_NOW,
+            SqlState::TOO_MANY_CONNECTIONS,
+        ]
+        .contains(state);
+    }
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            // A TLS handshake that fails is wrapped as invalid data.
+            return error.kind() != std::io::ErrorKind::InvalidData;
+        }
+        cause = error.source();
+    }
+    error.is_closed()
 }
 
 /// A database error as a person wants to read it: the server's own words with its code, or the client's with its cause.

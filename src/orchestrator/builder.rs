@@ -8,8 +8,11 @@ use crate::config::{Config, Retry};
 use crate::database::Database;
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::plan::WorkerId;
 use crate::projection::Projection;
+use crate::status::Board;
 use crate::store::Names;
+use crate::threads::Crew;
 
 /// Collects what an [`Orchestrator`] needs. Every setter documents its default; [`build`](Self::build) validates.
 #[must_use = "a builder does nothing until built"]
@@ -91,6 +94,14 @@ impl Builder {
         self
     }
 
+    /// How long [`migrate`](Orchestrator::migrate) and [`start`](Orchestrator::start) wait for a server that is away: refuses connections,
+    /// does not answer, is starting up or shutting down, or is not the primary that `target_session_attrs` asks for. An answer that
+    /// waiting does not change, such as a wrong password, is returned at once. Zero waits for nothing. Defaults to 1 min.
+    pub fn database_wait(mut self, wait: Duration) -> Self {
+        self.config.database_wait = wait;
+        self
+    }
+
     /// How often the worker looks for new events: the quickest while events come in, slowing down to the slowest while none do.
     /// Defaults to 5 ms and 250 ms.
     pub fn event_poll(mut self, quickest: Duration, slowest: Duration) -> Self {
@@ -148,7 +159,10 @@ impl Builder {
             None => Metrics::new()?,
         };
         let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
+        let projections = self.projections.iter().map(|projection| projection.name().to_owned());
         Ok(Orchestrator {
+            board: Board::new(WorkerId(uuid::Uuid::new_v4()), &self.config.replica_set, projections),
+            crew: Crew::new(),
             database: self.database.with_default_application_name(&application_name),
             config: self.config,
             projections: self.projections,

@@ -47,15 +47,7 @@ impl Handle {
 
     /// What a [`MetricsServer`](crate::MetricsServer) asks to answer for this worker's health.
     pub fn health(&self) -> HealthProbe {
-        let (crew, ready, status) = (self.crew.clone(), self.board.clone(), self.board.clone());
-        HealthProbe::new(
-            move || match crew.stuck() {
-                Some(thread) => Err(format!("thread {thread} is stuck or has failed")),
-                None => Ok(()),
-            },
-            move || is_ready(&ready.read()),
-            move || status.read(),
-        )
+        probe(&self.crew, &self.board)
     }
 
     /// Asks the worker to leave, without waiting for it.
@@ -114,7 +106,23 @@ impl Drop for Handle {
     }
 }
 
+/// Answers for the health of a worker, whether or not it has been started.
+pub(super) fn probe(crew: &Crew, board: &Board) -> HealthProbe {
+    let (crew, ready, status) = (crew.clone(), board.clone(), board.clone());
+    HealthProbe::new(
+        move || match crew.stuck() {
+            Some(thread) => Err(format!("thread {thread} is stuck or has failed")),
+            None => Ok(()),
+        },
+        move || is_ready(&ready.read()),
+        move || status.read(),
+    )
+}
+
 fn is_ready(status: &Status) -> Result<(), String> {
+    if status.last_heartbeat.is_none() {
+        return Err("the worker has not registered yet: it waits for the database".into());
+    }
     if !status.database_reachable {
         return Err("the database is out of reach".into());
     }

@@ -2,27 +2,29 @@
 
 mod builder;
 mod handle;
+mod reach;
 mod start;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, after, select};
 
 pub use self::builder::Builder;
-use self::handle::DROP_PATIENCE;
 pub use self::handle::Handle;
+use self::handle::{DROP_PATIENCE, probe};
+use self::reach::once_reached;
 use self::start::Start;
 use crate::config::Config;
 use crate::coordinator::{self, Link};
 use crate::database::Database;
 use crate::error::Error;
 use crate::feed::Feed;
+use crate::http::HealthProbe;
 use crate::metrics::Metrics;
-use crate::plan::WorkerId;
 use crate::projection::Projection;
 use crate::status::Board;
-use crate::store::{Names, Registration, coordination, migrations, preflight};
+use crate::store::{Registration, coordination, migrations, preflight};
 use crate::threads::Crew;
 use crate::trust::Trust;
 
@@ -44,10 +46,21 @@ use crate::trust::Trust;
 /// # Ok::<(), pupsourcing_orchestrator::Error>(())
 /// ```
 pub struct Orchestrator {
+    board: Board,
+    crew: Crew,
     database: Database,
     config: Config,
     projections: Vec<Arc<dyn Projection>>,
     metrics: Metrics,
+}
+
+/// A worker that has been entered.
+struct Registered {
+    registration: Registration,
+    /// The connection that says that it is alive.
+    link: Link,
+    /// When that was begun.
+    begun: Instant,
 }
 
 impl std::fmt::Debug for Orchestrator {
@@ -72,12 +85,17 @@ impl Orchestrator {
     /// [`Error::Schema`] if existing tables are of a form the library cannot use, or newer than it; [`Error::MissingPrivilege`] if the
     /// user may not create them. Then nothing has been changed.
     pub fn migrate(&self) -> Result<(), Error> {
-        let (database, names) = (self.database.clone(), self.config.names.clone());
-        apart("pup-migrate", move || {
-            let mut client = database.connect()?;
+        once_reached("pup-migrate", self.config.database_wait, pause, || {
+            let mut client = self.database.connect()?;
             preflight::server(&mut client)?;
-            migrations::migrate(&mut client, &names)
+            migrations::migrate(&mut client, &self.config.names)
         })
+    }
+
+    /// What a [`MetricsServer`](crate::MetricsServer) asks to answer for this worker's health, also while it waits for the database to
+    /// migrate or to start. The same as [`Handle::health`] later gives.
+    pub fn health(&self) -> HealthProbe {
+        probe(&self.crew, &self.board)
     }
 
     /// The metrics this worker reports to.
@@ -87,26 +105,23 @@ impl Orchestrator {
 
     /// Verifies server, schema and privileges, registers the worker, and starts its threads.
     ///
-    /// May be called from anywhere, also from within an asynchronous runtime, though it blocks for some round trips.
+    /// May be called from anywhere, also from within an asynchronous runtime, though it blocks: for some round trips, and while the server
+    /// is away for up to [`database_wait`](Builder::database_wait).
     ///
     /// # Errors
     ///
     /// What is wrong with the server, the schema or the user's privileges, or [`Error::ProjectionClaimed`]; then no thread runs and the
     /// worker is not registered.
     pub fn start(self) -> Result<Handle, Error> {
-        let begun = Instant::now();
-        let worker = WorkerId(uuid::Uuid::new_v4());
-        let registration = self.registration(worker);
-        let link = {
-            let (database, names, registration) =
-                (self.database.clone(), self.config.names.clone(), registration.clone());
-            apart("pup-start", move || register(&database, &names, &registration))?
-        };
+        let registered = self.register(pause)?;
+        self.begin(registered)
+    }
+
+    fn begin(self, Registered { registration, link, begun }: Registered) -> Result<Handle, Error> {
+        let worker = registration.worker;
         let trust = Trust::new(self.config.stale_worker_timeout);
         trust.renew(begun);
-        let projections = self.projections.iter().map(|projection| projection.name().to_owned());
-        let board = Board::new(worker, &self.config.replica_set, projections);
-        board.heartbeat_answered(begun);
+        self.board.heartbeat_answered(begun);
         let metrics = self.metrics.for_replica_set(&self.config.replica_set);
         metrics.workers_registered.inc();
         log::info!(
@@ -117,17 +132,15 @@ impl Orchestrator {
         );
         let (feed, hints) = Feed::new(self.config.bounds());
         let start = Start {
-            crew: Crew::new(),
             member: registration.has_session_lock.then_some(worker),
             feed,
             hints,
             worker_metrics: metrics.worker(&worker.to_string()),
             orchestrator: self,
-            board,
             metrics,
             trust,
         };
-        let crew = start.crew.clone();
+        let crew = start.orchestrator.crew.clone();
         match start.threads(link, registration, begun) {
             Ok(handle) => Ok(handle),
             Err(error) => {
@@ -145,12 +158,36 @@ impl Orchestrator {
     ///
     /// Those of [`start`](Self::start), and [`Error::ThreadPanicked`] if a thread failed.
     pub fn run(self, shutdown: &Receiver<()>) -> Result<(), Error> {
-        self.start()?.run_until(shutdown)
+        let mut is_asked_to_stop = false;
+        let registered = self.register(|delay| {
+            select! {
+                recv(shutdown) -> _ => is_asked_to_stop = true,
+                default(delay) => {}
+            }
+            !is_asked_to_stop
+        });
+        if is_asked_to_stop {
+            return Ok(());
+        }
+        self.begin(registered?)?.run_until(shutdown)
     }
 
-    fn registration(&self, worker: WorkerId) -> Registration {
+    /// Verifies that this worker can work there, and enters it, once the server is reached.
+    fn register(&self, pause: impl FnMut(Duration) -> bool + Send) -> Result<Registered, Error> {
+        let names = &self.config.names;
+        once_reached("pup-start", self.config.database_wait, pause, || {
+            let (begun, registration) = (Instant::now(), self.registration());
+            let mut link = coordinator::connect(&self.database, &registration)?;
+            preflight::server(&mut link.client)?;
+            preflight::schema(&mut link.client, names)?;
+            coordination::register(&mut link.client, names, &registration)?;
+            Ok(Registered { registration, link, begun })
+        })
+    }
+
+    fn registration(&self) -> Registration {
         Registration {
-            worker,
+            worker: self.board.worker_id(),
             replica_set: self.config.replica_set.clone(),
             host: host_name(),
             pid: i32::try_from(std::process::id()).unwrap_or(0),
@@ -161,26 +198,10 @@ impl Orchestrator {
     }
 }
 
-fn register(database: &Database, names: &Names, registration: &Registration) -> Result<Link, Error> {
-    let mut link = coordinator::connect(database, registration)?;
-    preflight::server(&mut link.client)?;
-    preflight::schema(&mut link.client, names)?;
-    coordination::register(&mut link.client, names, registration)?;
-    Ok(link)
-}
-
-/// Runs something that blocks on the database on a thread of its own: the database client refuses to block a thread that belongs to an
-/// asynchronous runtime.
-fn apart<T: Send>(name: &str, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn_scoped(scope, work)
-            .map_err(|source| Error::Spawn { thread: name.to_owned(), source })?;
-        thread.join().unwrap_or_else(|payload| {
-            Err(Error::ThreadPanicked { thread: name.to_owned(), message: crate::error::panic_message(&*payload) })
-        })
-    })
+/// Waits for the next attempt.
+fn pause(delay: Duration) -> bool {
+    _ = after(delay).recv();
+    true
 }
 
 fn host_name() -> String {

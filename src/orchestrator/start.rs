@@ -17,21 +17,17 @@ use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
 use crate::plan::WorkerId;
 use crate::projection::Scope;
 use crate::runner::Runner;
-use crate::status::Board;
 use crate::store::{Registration, session};
-use crate::threads::Crew;
 use crate::trust::Trust;
 
 /// What the threads of a worker are made from.
 pub(super) struct Start {
     pub(super) orchestrator: Orchestrator,
-    pub(super) crew: Crew,
     /// The worker, if its connections are to be found by session locks.
     pub(super) member: Option<WorkerId>,
     pub(super) feed: Feed,
     pub(super) hints: Receiver<()>,
     pub(super) trust: Trust,
-    pub(super) board: Board,
     pub(super) metrics: ReplicaSetMetrics,
     pub(super) worker_metrics: WorkerMetrics,
 }
@@ -49,10 +45,10 @@ impl Start {
             worker: self.member,
             coordination: wake_coordinator.clone(),
             events: self.feed.hint().clone(),
-            stop: self.crew.stop().clone(),
+            stop: self.orchestrator.crew.stop().clone(),
             metrics: self.metrics.clone(),
         };
-        self.crew.spawn("pup-listen", move |pulse| listener.run(pulse))?;
+        self.orchestrator.crew.spawn("pup-listen", move |pulse| listener.run(pulse))?;
         let tailer = Tailer {
             database: self.orchestrator.database.clone(),
             names: config.names.clone(),
@@ -63,11 +59,11 @@ impl Start {
             poll: config.event_poll,
             hints: self.hints,
             coordination: wake_coordinator,
-            stop: self.crew.stop().clone(),
-            board: self.board.clone(),
+            stop: self.orchestrator.crew.stop().clone(),
+            board: self.orchestrator.board.clone(),
             metrics: self.metrics.clone(),
         };
-        self.crew.spawn("pup-tail", move |pulse| tailer.run(pulse))?;
+        self.orchestrator.crew.spawn("pup-tail", move |pulse| tailer.run(pulse))?;
         let coordinator = Coordinator {
             database: self.orchestrator.database.clone(),
             names: config.names.clone(),
@@ -80,14 +76,19 @@ impl Start {
             wake: woken_coordinator,
             feed: self.feed,
             trust: self.trust,
-            stop: self.crew.stop().clone(),
-            board: self.board.clone(),
+            stop: self.orchestrator.crew.stop().clone(),
+            board: self.orchestrator.board.clone(),
             metrics: self.metrics,
             worker_metrics: self.worker_metrics,
             interrupted: Some(begun),
         };
-        self.crew.spawn("pup-coord", move |pulse| coordinator.run(link, pulse))?;
-        Ok(Handle { crew: self.crew, board: self.board, metrics: self.orchestrator.metrics, waited_for: false })
+        self.orchestrator.crew.spawn("pup-coord", move |pulse| coordinator.run(link, pulse))?;
+        Ok(Handle {
+            crew: self.orchestrator.crew,
+            board: self.orchestrator.board,
+            metrics: self.orchestrator.metrics,
+            waited_for: false,
+        })
     }
 
     fn pool(&self) -> Result<Pool, Error> {
@@ -126,18 +127,18 @@ impl Start {
                 pool: pool.clone(),
                 feed: self.feed.clone(),
                 follower: self.feed.follow(),
-                ahead: Ahead::spawn(&self.crew, format!("pup-read-{index:02}"), reader)?,
+                ahead: Ahead::spawn(&self.orchestrator.crew, format!("pup-read-{index:02}"), reader)?,
                 retry: config.retry.clone(),
                 idle_limit: self.member.is_none().then_some(config.stale_worker_timeout),
                 trust: self.trust.clone(),
-                stop: self.crew.stop().clone(),
-                board: self.board.clone(),
+                stop: self.orchestrator.crew.stop().clone(),
+                board: self.orchestrator.board.clone(),
                 metrics: self.metrics.projection(projection.name()),
                 own_metrics: self.worker_metrics.projection(projection.name()),
                 commands: receiver,
                 reports: reports.clone(),
             };
-            self.crew.spawn(format!("pup-run-{index:02}"), move |pulse| runner.run(pulse))?;
+            self.orchestrator.crew.spawn(format!("pup-run-{index:02}"), move |pulse| runner.run(pulse))?;
         }
         Ok(Runners::new(commands, inbox))
     }

@@ -1,7 +1,7 @@
 //! What cannot work is refused by name, before anything has begun: nothing is created, registered or left open.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres::{Client, Transaction};
 use pupsourcing_orchestrator::{BoxError, Builder, Database, Error, Event, Names, Orchestrator, Projection, Retry};
@@ -161,6 +161,7 @@ fn a_wrong_password_and_a_missing_database_are_named() {
     let server = PrivatePostgres::start(Options { hba: Some(hba.into()), ..Options::default() }).unwrap();
     let mut client = Client::connect(&server.url("postgres"), postgres::NoTls).unwrap();
     client.batch_execute("CREATE ROLE guarded LOGIN PASSWORD 'right'").unwrap();
+    let begun = Instant::now();
     let guarded = |password: &str| format!("postgres://guarded:{password}@127.0.0.1:{}/postgres", server.port());
     for (url, code, parts) in [
         (guarded("hidden"), Some("28P01"), ["password authentication failed", "guarded"]),
@@ -176,6 +177,7 @@ fn a_wrong_password_and_a_missing_database_are_named() {
         }
     }
     orchestrator(&guarded("right")).start().expect_err("there is no schema yet");
+    assert!(begun.elapsed() < SOON, "nothing of it is waited for");
 }
 
 #[test]

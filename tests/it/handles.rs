@@ -29,6 +29,19 @@ fn a_dropped_handle_leaves_gracefully() {
     assert_keys_are_covered(&mut client);
 }
 
+#[test]
+fn who_runs_until_told_to_stop_need_not_wait_for_the_database() {
+    // Nobody listens there.
+    let orchestrator = builder("postgres://u@127.0.0.1:1/d", "set").projection(Ledger::named("p")).build().unwrap();
+    let (stop, shutdown) = bounded(1);
+    let runs = std::thread::spawn(move || orchestrator.run(&shutdown));
+    stop.send(()).unwrap();
+    let begun = Instant::now();
+    eventually("it returns", SOON, || runs.is_finished().then_some(()));
+    runs.join().unwrap().unwrap();
+    assert!(begun.elapsed() < SOON);
+}
+
 /// Stays in its first event until it is let go.
 struct Stuck(Sender<()>, Receiver<()>);
 

@@ -10,6 +10,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 
+use crate::bad_input::{SOON, assert_says, orchestrator};
 use crate::support::{Options, PrivatePostgres};
 
 /// Writes what the table below needs, each certificate `x.crt` with its key `x.key`: `ca`, `other_ca`; issued by `ca`: `right`
@@ -225,4 +226,10 @@ fn each_sslmode_against_each_server() {
     let mut client = Database::from_url(&url).unwrap().connect().unwrap();
     let row = client.query_one("SELECT client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).unwrap();
     assert!(row.get::<_, String>(0).contains("client"), "the server did not see the client's certificate");
+
+    present(&server, Some("itself"));
+    let begun = Instant::now();
+    let url = format!("{}?sslmode=verify-ca&sslrootcert={path}/ca.crt", server.url("postgres"));
+    assert_says(&orchestrator(&url).start().unwrap_err(), &["TLS"]);
+    assert!(begun.elapsed() < SOON, "a certificate that is not trusted is not waited for");
 }

@@ -123,7 +123,12 @@ fn rubbish_settings_are_named_and_end_it() {
         (&[("DATABASE_URL", "mysql://u:hidden@h/d")], 2, &["database URL", "mysql"]),
         (&[("DATABASE_URL", "postgres://h/d?sslmode=maybe")], 2, &["sslmode is \"maybe\""]),
         (&[("DATABASE_URL", "postgres://h/d?sslrootcert=/missing.pem&sslmode=verify-ca")], 2, &["/missing.pem"]),
-        (&[("DATABASE_URL", url)], 1, &["cannot connect to 127.0.0.1:1/none as user", "refused"]),
+        (
+            &[("DATABASE_URL", url), ("ORCHESTRATOR_DATABASE_WAIT", "50ms")],
+            1,
+            &["the database is away, waited for: at_most=", "cannot connect to 127.0.0.1:1/none as user", "refused"],
+        ),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_DATABASE_WAIT", "25h")], 2, &["database_wait is 90000s", "24 h"]),
         (&[("DATABASE_URL", url), ("REPLICA_SET", "a\tb")], 2, &["replica_set is \"a\\tb\""]),
         (&[("DATABASE_URL", url), ("METRICS_ADDR", "nonsense")], 2, &["\"nonsense\"", "0.0.0.0:9090"]),
         (&[("DATABASE_URL", url), ("METRICS_ADDR", &taken)], 2, &[&taken, "in use"]),
@@ -271,6 +276,29 @@ fn while_postgres_is_away_it_is_alive_and_not_ready() {
     server.start_again().unwrap();
     worker.await_ready();
     worker.signal("INT");
+    assert_eq!(worker.end().code(), Some(0));
+}
+
+#[test]
+fn started_while_postgres_is_away_it_waits_and_says_so() {
+    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let url = server.url("postgres");
+    server.stop(StopMode::Fast).unwrap();
+    let mut worker = Worker::spawn(&[("DATABASE_URL", &url)]);
+    let address = worker.address();
+    eventually("it is waiting", SOON, || worker.log().contains("waited for").then_some(()));
+    let (status, reason) = get(&address, "/readyz");
+    assert!(status == 503 && reason.contains("has not registered yet"), "{status} {reason}");
+    assert_eq!(get(&address, "/livez"), (200, "ok\n".into()));
+
+    let mut told_to_stop = Worker::spawn(&[("DATABASE_URL", &url)]);
+    eventually("another one is waiting", SOON, || told_to_stop.log().contains("waited for").then_some(()));
+    told_to_stop.signal("TERM");
+    assert_eq!(told_to_stop.end().code(), Some(0));
+
+    server.start_again().unwrap();
+    worker.await_ready();
+    worker.signal("TERM");
     assert_eq!(worker.end().code(), Some(0));
 }
 
