@@ -355,6 +355,5 @@ fn event_of(row: &Row) -> Event {
         causation_id: row.get(11),
         metadata: row.get::<_, Option<Json<Box<RawValue>>>>(12).map(|json| json.0),
         created_at: row.get(13),
-        key: row.get(14),
     })
 }

@@ -1,37 +1,51 @@
 //! Reading ahead: while a runner's handler works on one batch, a thread of its own reads the next on another connection.
+//!
+//! Asked for a range, the reader goes through it batch by batch, until the range is exhausted or it is asked for another. It hands a batch
+//! over when the runner takes it, so it is one batch ahead and no more.
 
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
-use postgres::Statement;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 
 use crate::database::{Pool, PooledClient};
 use crate::error::Error;
 use crate::projection::Scope;
 use crate::store::Names;
-use crate::store::events::{self, Batch, Bounds, Range};
-use crate::threads::Crew;
+use crate::store::events::{Batch, Bounds, EventReader, Range};
+use crate::threads::{Crew, Pulse};
 
 /// How long an idle reader keeps its connection.
 const KEEP_CONNECTION: Duration = Duration::from_secs(5);
 /// How long a reader waits for a connection before it reports that there is none.
 const POOL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What was asked for, and what was found.
+/// What to read.
+#[derive(Debug)]
+struct Request {
+    /// Told apart by it from what was asked for before.
+    number: u64,
+    /// Nothing any more, if none.
+    range: Option<Range>,
+}
+
+/// What was found.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    pub(crate) range: Range,
-    pub(crate) batch: Result<Batch, Error>,
+    request: u64,
+    batch: Result<Batch, Error>,
 }
 
 /// A runner's handle to its reader. Dropping it ends the reader.
 #[derive(Debug)]
 pub(crate) struct Ahead {
-    requests: Sender<Range>,
+    requests: Sender<Request>,
     /// The other end of `requests`, to take back what has not been begun.
-    queued: Receiver<Range>,
+    queued: Receiver<Request>,
     pub(crate) answers: Receiver<Answer>,
-    asked: Option<Range>,
+    /// The number of the last request.
+    asked: u64,
+    /// What comes next, if anything does.
+    expected: Option<Range>,
 }
 
 /// What a reader needs.
@@ -46,74 +60,92 @@ pub(crate) struct Reader {
 impl Ahead {
     pub(crate) fn spawn(crew: &Crew, thread: String, reader: Reader) -> Result<Self, Error> {
         let (requests, inbox) = bounded(1);
-        // One answer nobody wants any more may be waiting while the next is made.
-        let (outbox, answers) = bounded(2);
+        let (outbox, answers) = bounded(0);
         let queued = inbox.clone();
-        let stop = crew.stop().clone();
-        crew.spawn(thread, move |pulse| {
-            let mut connection = None;
-            loop {
-                pulse.beat();
-                match inbox.recv_timeout(KEEP_CONNECTION) {
-                    Err(RecvTimeoutError::Timeout) => connection = None,
-                    Err(RecvTimeoutError::Disconnected) => return,
-                    Ok(range) => {
-                        let batch = reader.read(&mut connection, &range);
-                        if batch.is_err() {
-                            connection = None;
-                        }
-                        if outbox.send(Answer { range, batch }).is_err() {
-                            return;
-                        }
-                    }
-                }
-                if stop.is_raised() {
-                    return;
-                }
-            }
-        })?;
-        Ok(Self { requests, queued, answers, asked: None })
+        crew.spawn(thread, move |pulse| reader.run(&inbox, &outbox, pulse))?;
+        Ok(Self { requests, queued, answers, asked: 0, expected: None })
     }
 
-    /// Asks for the first events of a range, unless they have been asked for already. Where the range ends does not matter: the head
-    /// only moves on, and so an earlier question was for the same events.
+    /// Asks for a range, unless its first events are on their way. Where it ends does not matter then: the head only moves on, and so they
+    /// are the same events.
     pub(crate) fn ask(&mut self, range: &Range) {
-        if self.asked.as_ref().is_some_and(|asked| asked.after == range.after && asked.keys == range.keys) {
+        if self.expected.as_ref().is_some_and(|next| next.after == range.after && next.keys == range.keys) {
             return;
         }
-        while self.queued.try_recv().is_ok() {}
-        while !matches!(self.answers.try_recv(), Err(TryRecvError::Empty | TryRecvError::Disconnected)) {}
-        // There is room: only this thread sends. If the reader has ended, the worker is stopping.
-        _ = self.requests.try_send(range.clone());
-        self.asked = Some(range.clone());
+        self.request(Some(range.clone()));
     }
 
     /// Takes an answer; `None` if it is not to what was asked for last.
     pub(crate) fn accept(&mut self, answer: Answer) -> Option<Result<Batch, Error>> {
-        if self.asked.as_ref() != Some(&answer.range) {
+        if answer.request != self.asked {
             return None;
         }
-        self.asked = None;
+        self.expected = self.expected.take().and_then(|range| range.following(answer.batch.as_ref().ok()?));
         Some(answer.batch)
     }
 
-    /// Forgets what was asked for: the answer is not wanted any more.
+    /// Forgets what was asked for: it is not wanted any more.
     pub(crate) fn forget(&mut self) {
-        self.asked = None;
+        if self.expected.is_some() {
+            self.request(None);
+        }
+    }
+
+    fn request(&mut self, range: Option<Range>) {
+        while self.queued.try_recv().is_ok() {}
+        self.asked += 1;
+        self.expected.clone_from(&range);
+        // There is room: only this thread sends. If the reader has ended, the worker is stopping.
+        _ = self.requests.try_send(Request { number: self.asked, range });
     }
 }
 
 impl Reader {
-    fn read(&self, connection: &mut Option<(PooledClient, Statement)>, range: &Range) -> Result<Batch, Error> {
+    fn run(self, inbox: &Receiver<Request>, outbox: &Sender<Answer>, pulse: &Pulse) {
+        let mut connection = None;
+        let mut number = 0;
+        let mut range = None;
+        loop {
+            pulse.beat();
+            let Some(reading) = range.take() else {
+                match inbox.recv_timeout(KEEP_CONNECTION) {
+                    Ok(request) => (number, range) = (request.number, request.range),
+                    Err(RecvTimeoutError::Timeout) => connection = None,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+                continue;
+            };
+            let batch = self.read(&mut connection, &reading);
+            if batch.is_err() {
+                connection = None;
+            }
+            let following = batch.as_ref().ok().and_then(|batch| reading.following(batch));
+            // The runner's handler may take as long as it likes.
+            pulse.excuse();
+            select! {
+                send(outbox, Answer { request: number, batch }) -> sent => match sent {
+                    Ok(()) => range = following,
+                    Err(_) => return,
+                },
+                recv(inbox) -> request => match request {
+                    Ok(request) => (number, range) = (request.number, request.range),
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+
+    fn read(&self, connection: &mut Option<(PooledClient, EventReader)>, range: &Range) -> Result<Batch, Error> {
         let doing = "reading events";
         let sound = if let Some(sound) = connection.take() {
             sound
         } else {
             let mut client = self.pool.get(POOL_PATIENCE)?;
-            let statement = events::prepare_read(&mut client, &self.names).map_err(Error::database(doing))?;
-            (client, statement)
+            let events = EventReader::prepare(&mut client, &self.names, self.scope.clone(), self.bounds, false)
+                .map_err(Error::database(doing))?;
+            (client, events)
         };
-        let (client, statement) = connection.insert(sound);
-        events::read(client, statement, range, &self.scope, self.bounds).map_err(Error::database(doing))
+        let (client, events) = connection.insert(sound);
+        events.read(client, range).map_err(Error::database(doing))
     }
 }

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::store::events::{Holder, Probe};
+use crate::store::safe_head::{Holder, Probe};
 
 /// The safe head and the grace period under way.
 #[derive(Debug, Clone, PartialEq, Eq)]

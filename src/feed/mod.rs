@@ -131,11 +131,6 @@ impl Feed {
         self.shared.tail.read().read(range, scope, self.shared.bounds)
     }
 
-    /// Whether the first events of a range can be had from memory.
-    pub(crate) fn tail_holds(&self, range: &Range) -> bool {
-        self.shared.tail.read().holds(range)
-    }
-
     /// The tail is worth reading while a runner is at most this many positions behind the head.
     fn reach(&self) -> i64 {
         i64::try_from(self.shared.bounds.events).unwrap_or(i64::MAX).saturating_mul(4)

@@ -13,7 +13,8 @@ pub(super) struct Tail {
     keys: KeySet,
     start: i64,
     end: i64,
-    events: VecDeque<Event>,
+    /// With their keys.
+    events: VecDeque<(i32, Event)>,
     weight: usize,
 }
 
@@ -44,10 +45,10 @@ impl Tail {
             return;
         }
         self.weight += batch.events.iter().map(Event::weight).sum::<usize>();
-        self.events.extend(batch.events);
+        self.events.extend(batch.keys.into_iter().zip(batch.events));
         self.end = batch.end;
         while self.events.len() > bounds.events.saturating_mul(4) || self.weight > bounds.bytes {
-            let Some(oldest) = self.events.pop_front() else { break };
+            let Some((_, oldest)) = self.events.pop_front() else { break };
             self.weight -= oldest.weight();
             self.start = oldest.global_position();
         }
@@ -64,11 +65,11 @@ impl Tail {
             return None;
         }
         let upto = range.upto.min(self.end);
-        let first = self.events.partition_point(|event| event.global_position() <= range.after);
-        let mut batch = Batch { events: Vec::new(), end: upto };
+        let first = self.events.partition_point(|(_, event)| event.global_position() <= range.after);
+        let mut batch = Batch { end: upto, ..Batch::default() };
         let mut weight = 0;
-        for event in self.events.range(first..).take_while(|event| event.global_position() <= upto) {
-            if range.keys.contains(event.key()) && scope.contains(event.bounded_context(), event.aggregate_type()) {
+        for (key, event) in self.events.range(first..).take_while(|(_, event)| event.global_position() <= upto) {
+            if range.keys.contains(*key) && scope.contains(event.bounded_context(), event.aggregate_type()) {
                 weight += event.weight();
                 // One event is always given, however heavy.
                 if let Some(last) = batch.events.last()
@@ -91,9 +92,15 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds { events: 2, bytes: 1_000 };
 
-    fn event(global_position: i64, key: i32) -> Event {
-        let aggregate_type = if global_position % 2 == 0 { "even" } else { "odd" }.into();
-        Event::from(EventParts { global_position, key, aggregate_type, payload: vec![0; 10], ..EventParts::default() })
+    /// Events with their keys.
+    fn batch(events: impl IntoIterator<Item = (i64, i32)>, end: i64) -> Batch {
+        let event = |(global_position, key)| {
+            let aggregate_type = if global_position % 2 == 0 { "even" } else { "odd" }.into();
+            let parts = EventParts { global_position, aggregate_type, payload: vec![0; 10], ..EventParts::default() };
+            (Event::from(parts), key)
+        };
+        let (events, keys) = events.into_iter().map(event).unzip();
+        Batch { events, keys, end }
     }
 
     fn range(keys: KeySet, after: i64, upto: i64) -> Range {
@@ -103,8 +110,7 @@ mod tests {
     fn tail() -> Tail {
         let mut tail = Tail::default();
         tail.restart(KeySet::partition(0, 2), 10);
-        let events = vec![event(11, 5), event(12, 6), event(14, 5), event(15, 30_000)];
-        tail.extend(&KeySet::partition(0, 2), 10, Batch { events, end: 20 }, BOUNDS);
+        tail.extend(&KeySet::partition(0, 2), 10, batch([(11, 5), (12, 6), (14, 5), (15, 30_000)], 20), BOUNDS);
         tail
     }
 
@@ -148,8 +154,7 @@ mod tests {
     fn lets_go_of_the_oldest() {
         let mut tail = tail();
         let mine = KeySet::partition(0, 2);
-        let events = (21..=26).map(|position| event(position, 1)).collect();
-        tail.extend(&mine, 20, Batch { events, end: 26 }, BOUNDS);
+        tail.extend(&mine, 20, batch((21..=26).map(|position| (position, 1)), 26), BOUNDS);
         assert!(tail.read(&range(mine.clone(), 11, 99), &Scope::all(), BOUNDS).is_none());
         let held = tail.read(&range(mine, 15, 99), &Scope::all(), Bounds { events: 99, ..BOUNDS }).unwrap();
         assert_eq!(positions(&held), (21..=26).collect::<Vec<_>>());
@@ -158,7 +163,7 @@ mod tests {
     #[test]
     fn what_comes_too_late_is_dropped() {
         let mut tail = tail();
-        let late = || Batch { events: vec![event(21, 1)], end: 21 };
+        let late = || batch([(21, 1)], 21);
         tail.extend(&KeySet::all(), 20, late(), BOUNDS);
         tail.extend(&KeySet::partition(0, 2), 19, late(), BOUNDS);
         assert_eq!(tail.end(), 20);

@@ -19,8 +19,8 @@ use crate::metrics::ReplicaSetMetrics;
 use crate::plan::WorkerId;
 use crate::projection::Scope;
 use crate::status::Board;
-use crate::store::events::{self, Bounds, Range};
-use crate::store::{Names, coordination, session};
+use crate::store::events::{Bounds, EventReader, Range};
+use crate::store::{Names, coordination, safe_head, session};
 use crate::threads::{Pulse, Stop};
 
 /// A head that is held back for less is the ordinary life of writers and not worth a word.
@@ -54,7 +54,7 @@ struct Statements {
     probe: Statement,
     probe_and_count: Statement,
     holders: Statement,
-    read: Statement,
+    read: EventReader,
 }
 
 impl Tailer {
@@ -75,12 +75,13 @@ impl Tailer {
     fn follow(&self, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
         let mut client = session::connect(&self.database, self.worker)?;
         let doing = "following the events";
-        let statements = Statements {
-            probe: events::prepare_probe(&mut client, &self.names).map_err(Error::database(doing))?,
-            probe_and_count: events::prepare_probe_and_count(&mut client, &self.names)
+        let mut statements = Statements {
+            probe: safe_head::prepare_probe(&mut client, &self.names).map_err(Error::database(doing))?,
+            probe_and_count: safe_head::prepare_probe_and_count(&mut client, &self.names)
                 .map_err(Error::database(doing))?,
-            holders: events::prepare_holders(&mut client).map_err(Error::database(doing))?,
-            read: events::prepare_read(&mut client, &self.names).map_err(Error::database(doing))?,
+            holders: safe_head::prepare_holders(&mut client).map_err(Error::database(doing))?,
+            read: EventReader::prepare(&mut client, &self.names, self.scope.clone(), self.bounds, true)
+                .map_err(Error::database(doing))?,
         };
         // Never from memory: after a failover the server may know less than was seen before.
         let settled = coordination::reported_safe_head(&mut client, &self.names).map_err(Error::database(doing))?;
@@ -97,7 +98,7 @@ impl Tailer {
             let before = self.feed.head();
             self.look(&mut client, &statements, &mut head, &mut living).map_err(Error::database(doing))?;
             if before != Some(head.safe()) {
-                self.read_tail(&mut client, &statements, head.safe()).map_err(Error::database(doing))?;
+                self.read_tail(&mut client, &mut statements.read, head.safe()).map_err(Error::database(doing))?;
                 self.board.set_safe_head(head.safe());
                 self.metrics.safe_head.set(head.safe());
                 self.feed.publish(head.safe());
@@ -134,24 +135,24 @@ impl Tailer {
         // The order is what the safe head rests on: first what is visible, then who is writing.
         let probe = if self.worker.is_some() && living.is_due() {
             let set = self.board.replica_set();
-            let (probe, count) = events::probe_and_count(client, &statements.probe_and_count, head.safe(), set)?;
+            let (probe, count) = safe_head::probe_and_count(client, &statements.probe_and_count, head.safe(), set)?;
             if living.has_changed(count) {
                 // Full means that it is to be woken already; disconnected, that it has ended.
                 _ = self.coordination.try_send(());
             }
             probe
         } else {
-            events::probe(client, &statements.probe, head.safe())?
+            safe_head::probe(client, &statements.probe, head.safe())?
         };
         if head.observe(probe) {
-            let holders = events::holders(client, &statements.holders, &self.names)?;
+            let holders = safe_head::holders(client, &statements.holders, &self.names)?;
             head.settle(probe, holders);
         }
         Ok(())
     }
 
     /// Reads the events up to the head into the shared tail, unless no runner is near enough to want them.
-    fn read_tail(&self, client: &mut Client, statements: &Statements, head: i64) -> Result<(), postgres::Error> {
+    fn read_tail(&self, client: &mut Client, events: &mut EventReader, head: i64) -> Result<(), postgres::Error> {
         loop {
             let (keys, after) = {
                 let tail = self.feed.shared.tail.read();
@@ -165,7 +166,7 @@ impl Tailer {
                 return Ok(());
             }
             let range = Range { keys, after, upto: head };
-            let batch = events::read(client, &statements.read, &range, &self.scope, self.bounds)?;
+            let batch = events.read(client, &range)?;
             self.feed.shared.tail.write().extend(&range.keys, range.after, batch, self.bounds);
         }
     }
@@ -215,7 +216,7 @@ impl Blocked {
             return Ok(());
         }
         self.described_at = Some(Instant::now());
-        let blockers = events::describe_holders(client, &holders)?;
+        let blockers = safe_head::describe_holders(client, &holders)?;
         tailer.metrics.head_blocked.set(since.elapsed().as_secs_f64());
         tailer.metrics.head_blockers(blockers.iter().map(|blocker| (blocker.pid, blocker.name.as_str(), blocker.age)));
         if due(self.logged_at, BLOCKED_LOG) {

@@ -32,7 +32,7 @@ use crate::projection::{Projection, Scope};
 use crate::status::{Board, ProjectionState};
 use crate::store::Names;
 use crate::store::checkpoints::{self, Owner};
-use crate::store::events::{Batch, Range};
+use crate::store::events::Batch;
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
 use batch::{Committed, Job};
@@ -283,13 +283,10 @@ impl Runner {
                     self.ahead.ask(&range);
                     return Step::Reading;
                 };
+                self.ahead.forget();
                 batch
             }
         };
-        let following = Range { after: batch.end, ..range };
-        if following.after < following.upto && !self.feed.tail_holds(&following) {
-            self.ahead.ask(&following);
-        }
         self.take(work, batch, pulse)
     }
 

@@ -13,6 +13,7 @@ mod names;
 pub(crate) mod preflight;
 mod privileges;
 mod registration;
+pub(crate) mod safe_head;
 pub(crate) mod session;
 
 #[cfg(test)]

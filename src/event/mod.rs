@@ -1,5 +1,9 @@
 //! Events: as they are read, and as they are appended.
 
+mod buffer;
+mod new_event;
+
+use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -7,10 +11,14 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-/// A committed event. Cloning it is cheap: its parts are shared.
-#[derive(Debug, Clone)]
+pub(crate) use self::buffer::{EventBuffer, EventColumns};
+pub use self::new_event::NewEvent;
+
+/// A committed event. Cloning it is cheap: it refers to where it lies in memory with those that were read together with it.
+#[derive(Clone)]
 pub struct Event {
-    parts: Arc<EventParts>,
+    buffer: Arc<EventBuffer>,
+    index: usize,
 }
 
 /// The columns of an event. Public so that the tests of a projection can build events without a database.
@@ -57,8 +65,6 @@ pub struct EventParts {
     pub metadata: Option<Box<RawValue>>,
     /// When it was inserted, by the server's clock.
     pub created_at: SystemTime,
-    /// Its key: the low 16 bits of PostgreSQL's hash of the aggregate id. It decides which partition handles the event.
-    pub key: i32,
 }
 
 impl Default for EventParts {
@@ -78,81 +84,114 @@ impl Default for EventParts {
             causation_id: None,
             metadata: None,
             created_at: SystemTime::UNIX_EPOCH,
-            key: 0,
         }
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Event").field(&self.columns()).finish()
     }
 }
 
 impl From<EventParts> for Event {
     fn from(parts: EventParts) -> Self {
-        Self { parts: Arc::new(parts) }
+        let mut buffer = EventBuffer::default();
+        buffer.push(&EventColumns {
+            global_position: parts.global_position,
+            bounded_context: &parts.bounded_context,
+            aggregate_type: &parts.aggregate_type,
+            aggregate_id: &parts.aggregate_id,
+            aggregate_version: parts.aggregate_version,
+            event_id: parts.event_id,
+            event_type: &parts.event_type,
+            event_version: parts.event_version,
+            payload: &parts.payload,
+            trace_id: parts.trace_id.as_deref(),
+            correlation_id: parts.correlation_id.as_deref(),
+            causation_id: parts.causation_id.as_deref(),
+            metadata: parts.metadata.as_deref().map(RawValue::get),
+            created_at: parts.created_at,
+        });
+        Self { buffer: Arc::new(buffer), index: 0 }
     }
 }
 
 impl Event {
+    /// Every event of a buffer, in the order in which they were put in.
+    pub(crate) fn all(buffer: EventBuffer) -> Vec<Self> {
+        let buffer = Arc::new(buffer);
+        (0..buffer.len()).map(|index| Self { buffer: buffer.clone(), index }).collect()
+    }
+
+    #[inline]
+    fn columns(&self) -> EventColumns<'_> {
+        self.buffer.get(self.index)
+    }
+
     /// Its place among all events: unique and ascending, with holes where transactions rolled back.
     pub fn global_position(&self) -> i64 {
-        self.parts.global_position
+        self.columns().global_position
     }
 
     /// The bounded context of its aggregate.
     pub fn bounded_context(&self) -> &str {
-        &self.parts.bounded_context
+        self.columns().bounded_context
     }
 
     /// The type of its aggregate.
     pub fn aggregate_type(&self) -> &str {
-        &self.parts.aggregate_type
+        self.columns().aggregate_type
     }
 
     /// The identifier of its aggregate.
     pub fn aggregate_id(&self) -> &str {
-        &self.parts.aggregate_id
+        self.columns().aggregate_id
     }
 
     /// Its place among the events of its aggregate, from 1.
     pub fn aggregate_version(&self) -> i64 {
-        self.parts.aggregate_version
+        self.columns().aggregate_version
     }
 
     /// Its own identifier: unique, and so what to deduplicate by outside the transaction.
     pub fn event_id(&self) -> Uuid {
-        self.parts.event_id
+        self.columns().event_id
     }
 
     /// What happened.
     pub fn event_type(&self) -> &str {
-        &self.parts.event_type
+        self.columns().event_type
     }
 
     /// The version of the payload's form.
     pub fn event_version(&self) -> i32 {
-        self.parts.event_version
+        self.columns().event_version
     }
 
     /// The payload's bytes, in whatever encoding the application chose.
     pub fn payload(&self) -> &[u8] {
-        &self.parts.payload
+        self.columns().payload
     }
 
     /// The trace it belongs to.
     pub fn trace_id(&self) -> Option<&str> {
-        self.parts.trace_id.as_deref()
+        self.columns().trace_id
     }
 
     /// What it is correlated with.
     pub fn correlation_id(&self) -> Option<&str> {
-        self.parts.correlation_id.as_deref()
+        self.columns().correlation_id
     }
 
     /// What caused it.
     pub fn causation_id(&self) -> Option<&str> {
-        self.parts.causation_id.as_deref()
+        self.columns().causation_id
     }
 
     /// The metadata as JSON text.
     pub fn metadata_json(&self) -> Option<&str> {
-        self.parts.metadata.as_deref().map(RawValue::get)
+        self.columns().metadata
     }
 
     /// The metadata, parsed on every call.
@@ -163,100 +202,11 @@ impl Event {
 
     /// When it was inserted, by the server's clock.
     pub fn created_at(&self) -> SystemTime {
-        self.parts.created_at
-    }
-
-    pub(crate) fn key(&self) -> i32 {
-        self.parts.key
+        self.columns().created_at
     }
 
     /// The bytes that count against `batch_bytes`.
     pub(crate) fn weight(&self) -> usize {
-        self.parts.payload.len() + self.parts.metadata.as_deref().map_or(0, |metadata| metadata.get().len())
-    }
-}
-
-/// An event to be appended.
-///
-/// ```
-/// use pupsourcing_orchestrator::NewEvent;
-///
-/// let event = NewEvent::new("shop", "Order", "order-7", "OrderPlaced", br#"{"total":12}"#.as_slice())
-///     .correlation_id("checkout-55")
-///     .metadata(serde_json::json!({"user": "u-1"}));
-/// ```
-#[derive(Debug, Clone)]
-pub struct NewEvent {
-    pub(crate) bounded_context: String,
-    pub(crate) aggregate_type: String,
-    pub(crate) aggregate_id: String,
-    pub(crate) event_id: Uuid,
-    pub(crate) event_type: String,
-    pub(crate) event_version: i32,
-    pub(crate) payload: Vec<u8>,
-    pub(crate) trace_id: Option<String>,
-    pub(crate) correlation_id: Option<String>,
-    pub(crate) causation_id: Option<String>,
-    pub(crate) metadata: Option<Value>,
-}
-
-impl NewEvent {
-    /// An event of an aggregate, with a random event id.
-    pub fn new(
-        bounded_context: impl Into<String>,
-        aggregate_type: impl Into<String>,
-        aggregate_id: impl Into<String>,
-        event_type: impl Into<String>,
-        payload: impl Into<Vec<u8>>,
-    ) -> Self {
-        Self {
-            bounded_context: bounded_context.into(),
-            aggregate_type: aggregate_type.into(),
-            aggregate_id: aggregate_id.into(),
-            event_id: Uuid::new_v4(),
-            event_type: event_type.into(),
-            event_version: 1,
-            payload: payload.into(),
-            trace_id: None,
-            correlation_id: None,
-            causation_id: None,
-            metadata: None,
-        }
-    }
-
-    /// Its own identifier. Defaults to a random one.
-    pub fn event_id(mut self, id: Uuid) -> Self {
-        self.event_id = id;
-        self
-    }
-
-    /// The version of the payload's form. Defaults to 1.
-    pub fn event_version(mut self, version: i32) -> Self {
-        self.event_version = version;
-        self
-    }
-
-    /// The trace it belongs to. Defaults to none.
-    pub fn trace_id(mut self, id: impl Into<String>) -> Self {
-        self.trace_id = Some(id.into());
-        self
-    }
-
-    /// What it is correlated with. Defaults to nothing.
-    pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
-        self.correlation_id = Some(id.into());
-        self
-    }
-
-    /// What caused it. Defaults to nothing.
-    pub fn causation_id(mut self, id: impl Into<String>) -> Self {
-        self.causation_id = Some(id.into());
-        self
-    }
-
-    /// Anything else. Defaults to none.
-    pub fn metadata(mut self, metadata: Value) -> Self {
-        self.metadata = Some(metadata);
-        self
+        self.payload().len() + self.metadata_json().map_or(0, str::len)
     }
 }

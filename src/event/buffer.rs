@@ -1,0 +1,152 @@
+//! Events that lie in memory together. Those of a batch share two allocations, whatever their number and their columns.
+
+use std::ops::Range;
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+/// The columns of one event, with texts of one type and a payload of another.
+#[derive(Debug, Clone)]
+pub(crate) struct Columns<T, B> {
+    pub(crate) global_position: i64,
+    pub(crate) bounded_context: T,
+    pub(crate) aggregate_type: T,
+    pub(crate) aggregate_id: T,
+    pub(crate) aggregate_version: i64,
+    pub(crate) event_id: Uuid,
+    pub(crate) event_type: T,
+    pub(crate) event_version: i32,
+    pub(crate) payload: B,
+    pub(crate) trace_id: Option<T>,
+    pub(crate) correlation_id: Option<T>,
+    pub(crate) causation_id: Option<T>,
+    pub(crate) metadata: Option<T>,
+    pub(crate) created_at: SystemTime,
+}
+
+/// The columns as they go in and come out.
+pub(crate) type EventColumns<'a> = Columns<&'a str, &'a [u8]>;
+
+impl<T, B> Columns<T, B> {
+    fn map<U, C>(&self, mut text: impl FnMut(&T) -> U, payload: impl FnOnce(&B) -> C) -> Columns<U, C> {
+        Columns {
+            global_position: self.global_position,
+            bounded_context: text(&self.bounded_context),
+            aggregate_type: text(&self.aggregate_type),
+            aggregate_id: text(&self.aggregate_id),
+            aggregate_version: self.aggregate_version,
+            event_id: self.event_id,
+            event_type: text(&self.event_type),
+            event_version: self.event_version,
+            payload: payload(&self.payload),
+            trace_id: self.trace_id.as_ref().map(&mut text),
+            correlation_id: self.correlation_id.as_ref().map(&mut text),
+            causation_id: self.causation_id.as_ref().map(&mut text),
+            metadata: self.metadata.as_ref().map(&mut text),
+            created_at: self.created_at,
+        }
+    }
+}
+
+/// Where something lies in a buffer.
+type Span = Range<usize>;
+
+/// Events, one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct EventBuffer {
+    texts: String,
+    payloads: Vec<u8>,
+    events: Vec<Columns<Span, Span>>,
+}
+
+impl EventBuffer {
+    /// With room for so many events.
+    pub(crate) fn with_capacity(events: usize) -> Self {
+        Self { events: Vec::with_capacity(events), ..Self::default() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub(crate) fn push(&mut self, event: &EventColumns<'_>) {
+        let Self { texts, payloads, events } = self;
+        events.push(event.map(
+            |text| {
+                let start = texts.len();
+                texts.push_str(text);
+                start..texts.len()
+            },
+            |payload| {
+                let start = payloads.len();
+                payloads.extend_from_slice(payload);
+                start..payloads.len()
+            },
+        ));
+    }
+
+    /// The event that was put in as the `index`-th.
+    #[inline]
+    pub(super) fn get(&self, index: usize) -> EventColumns<'_> {
+        // What was put in is there; saying so in a way that cannot panic lets the compiler drop the columns nobody asks for.
+        self.events[index].map(
+            |span| self.texts.get(span.clone()).unwrap_or_default(),
+            |span| self.payloads.get(span.clone()).unwrap_or_default(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::event::{Event, EventParts};
+
+    #[test]
+    fn every_column_comes_out_as_it_went_in() {
+        let metadata = || serde_json::value::RawValue::from_string(r#"{"user": "é"}"#.into()).unwrap();
+        let parts = EventParts {
+            global_position: 7,
+            bounded_context: "shop".into(),
+            aggregate_type: "Order".into(),
+            aggregate_id: "órder-7".into(),
+            aggregate_version: 3,
+            event_id: uuid::Uuid::from_u128(9),
+            event_type: "Placed".into(),
+            event_version: 2,
+            payload: vec![0, 255, 1],
+            trace_id: Some("trace".into()),
+            correlation_id: None,
+            causation_id: Some(String::new()),
+            metadata: Some(metadata()),
+            created_at: std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_micros(5),
+        };
+        let event = Event::from(parts.clone());
+        assert_eq!(event.global_position(), parts.global_position);
+        assert_eq!(event.bounded_context(), parts.bounded_context);
+        assert_eq!(event.aggregate_type(), parts.aggregate_type);
+        assert_eq!(event.aggregate_id(), parts.aggregate_id);
+        assert_eq!(event.aggregate_version(), parts.aggregate_version);
+        assert_eq!(event.event_id(), parts.event_id);
+        assert_eq!(event.event_type(), parts.event_type);
+        assert_eq!(event.event_version(), parts.event_version);
+        assert_eq!(event.payload(), parts.payload);
+        assert_eq!(event.trace_id(), Some("trace"));
+        assert_eq!(event.correlation_id(), None);
+        assert_eq!(event.causation_id(), Some(""));
+        assert_eq!(event.metadata_json(), Some(metadata().get()));
+        assert_eq!(event.created_at(), parts.created_at);
+        assert_eq!(event.weight(), 3 + r#"{"user": "é"}"#.len());
+    }
+
+    #[test]
+    fn events_of_one_buffer_are_told_apart() {
+        let mut buffer = super::EventBuffer::with_capacity(2);
+        for (id, payload) in [("a", &b"first"[..]), ("", b""), ("bc", b"third")] {
+            let event =
+                Event::from(EventParts { aggregate_id: id.into(), payload: payload.into(), ..EventParts::default() });
+            buffer.push(&event.columns());
+        }
+        let events = Event::all(buffer);
+        let seen: Vec<_> = events.iter().map(|event| (event.aggregate_id(), event.payload())).collect();
+        assert_eq!(seen, [("a", &b"first"[..]), ("", b""), ("bc", b"third")]);
+    }
+}

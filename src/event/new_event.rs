@@ -1,0 +1,89 @@
+//! An event that is yet to be appended.
+
+use serde_json::Value;
+use uuid::Uuid;
+
+/// An event to be appended.
+///
+/// ```
+/// use pupsourcing_orchestrator::NewEvent;
+///
+/// let event = NewEvent::new("shop", "Order", "order-7", "OrderPlaced", br#"{"total":12}"#.as_slice())
+///     .correlation_id("checkout-55")
+///     .metadata(serde_json::json!({"user": "u-1"}));
+/// ```
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    pub(crate) bounded_context: String,
+    pub(crate) aggregate_type: String,
+    pub(crate) aggregate_id: String,
+    pub(crate) event_id: Uuid,
+    pub(crate) event_type: String,
+    pub(crate) event_version: i32,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) trace_id: Option<String>,
+    pub(crate) correlation_id: Option<String>,
+    pub(crate) causation_id: Option<String>,
+    pub(crate) metadata: Option<Value>,
+}
+
+impl NewEvent {
+    /// An event of an aggregate, with a random event id.
+    pub fn new(
+        bounded_context: impl Into<String>,
+        aggregate_type: impl Into<String>,
+        aggregate_id: impl Into<String>,
+        event_type: impl Into<String>,
+        payload: impl Into<Vec<u8>>,
+    ) -> Self {
+        Self {
+            bounded_context: bounded_context.into(),
+            aggregate_type: aggregate_type.into(),
+            aggregate_id: aggregate_id.into(),
+            event_id: Uuid::new_v4(),
+            event_type: event_type.into(),
+            event_version: 1,
+            payload: payload.into(),
+            trace_id: None,
+            correlation_id: None,
+            causation_id: None,
+            metadata: None,
+        }
+    }
+
+    /// Its own identifier. Defaults to a random one.
+    pub fn event_id(mut self, id: Uuid) -> Self {
+        self.event_id = id;
+        self
+    }
+
+    /// The version of the payload's form. Defaults to 1.
+    pub fn event_version(mut self, version: i32) -> Self {
+        self.event_version = version;
+        self
+    }
+
+    /// The trace it belongs to. Defaults to none.
+    pub fn trace_id(mut self, id: impl Into<String>) -> Self {
+        self.trace_id = Some(id.into());
+        self
+    }
+
+    /// What it is correlated with. Defaults to nothing.
+    pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
+        self.correlation_id = Some(id.into());
+        self
+    }
+
+    /// What caused it. Defaults to nothing.
+    pub fn causation_id(mut self, id: impl Into<String>) -> Self {
+        self.causation_id = Some(id.into());
+        self
+    }
+
+    /// Anything else. Defaults to none.
+    pub fn metadata(mut self, metadata: Value) -> Self {
+        self.metadata = Some(metadata);
+        self
+    }
+}
