@@ -9,7 +9,7 @@
 //! | `ORCHESTRATOR_HEARTBEAT_INTERVAL`, `_STALE_WORKER_TIMEOUT`, `_COORDINATION_TIMEOUT`, `_POLL_INTERVAL`, `_REGISTRATION_WAIT`, `_DATABASE_WAIT` | the library's | a duration: `10s`, `500ms` |
 //! | `ORCHESTRATOR_SESSION_LOSS_GRACE` | the library's | a duration, or `off`: heartbeats only, for a pooler in transaction mode |
 //! | `ORCHESTRATOR_EVENT_POLL` | the library's | two durations: `5ms..250ms` |
-//! | `ORCHESTRATOR_BATCH_SIZE`, `_POOL_SIZE` | the library's | a number |
+//! | `ORCHESTRATOR_BATCH_SIZE`, `_LANES`, `_POOL_SIZE` | the library's | a number |
 //! | `ORCHESTRATOR_BATCH_BYTES` | the library's | bytes: `8388608`, `8MiB` |
 //!
 //! Exit codes: 0 after a graceful stop, 1 when the worker failed, 2 when a setting is missing or wrong. A second SIGTERM or SIGINT
@@ -164,6 +164,9 @@ fn with_options(mut builder: Builder) -> Result<Builder, app::Wrong> {
     }
     if let Some(bytes) = settings::bytes("ORCHESTRATOR_BATCH_BYTES")? {
         builder = builder.batch_bytes(bytes);
+    }
+    if let Some(lanes) = settings::number("ORCHESTRATOR_LANES")? {
+        builder = builder.lanes(lanes);
     }
     if let Some(connections) = settings::number("ORCHESTRATOR_POOL_SIZE")? {
         builder = builder.pool_size(connections);

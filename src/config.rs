@@ -9,6 +9,8 @@ use crate::store::events::Bounds;
 
 /// Names are stored, sent as notification payloads and used as metric labels.
 const MAX_NAME_BYTES: usize = 255;
+/// Each is a thread and two connections for every projection.
+const MAX_LANES: usize = 64;
 
 /// How a failing projection is tried again.
 ///
@@ -67,6 +69,7 @@ pub(crate) struct Config {
     pub(crate) event_poll: (Duration, Duration),
     pub(crate) batch_size: usize,
     pub(crate) batch_bytes: usize,
+    pub(crate) lanes: usize,
     pub(crate) pool_size: Option<u32>,
     pub(crate) retry: Retry,
     pub(crate) names: Names,
@@ -86,6 +89,7 @@ impl Config {
             event_poll: (Duration::from_millis(5), Duration::from_millis(250)),
             batch_size: 1000,
             batch_bytes: 8 << 20,
+            lanes: 1,
             pool_size: None,
             retry: Retry::default(),
             names: Names::default(),
@@ -105,9 +109,13 @@ impl Config {
         Bounds { events: self.batch_size, bytes: self.batch_bytes }
     }
 
-    /// Each projection has one connection to write with and one to read ahead with.
     pub(crate) fn pool_size(&self, projections: usize) -> u32 {
-        self.pool_size.unwrap_or_else(|| needed_connections(projections))
+        self.pool_size.unwrap_or_else(|| self.needed_connections(projections))
+    }
+
+    /// Each lane of a projection has one connection to write with and one to read ahead with.
+    fn needed_connections(&self, projections: usize) -> u32 {
+        u32::try_from(projections * self.lanes * 2).unwrap_or(u32::MAX)
     }
 
     /// Refuses what is out of bounds or contradicts itself.
@@ -131,14 +139,18 @@ impl Config {
         if i64::try_from(self.batch_bytes).is_err() || self.batch_size > 1_000_000 {
             return Err(Error::config("batch_size", self.batch_size.to_string(), "it must be at most 1000000"));
         }
-        let needed = needed_connections(projections.len());
+        if !(1..=MAX_LANES).contains(&self.lanes) {
+            return Err(Error::config("lanes", self.lanes.to_string(), format!("it must be 1 to {MAX_LANES}")));
+        }
+        let needed = self.needed_connections(projections.len());
         if let Some(size) = self.pool_size.filter(|size| *size < needed) {
             return Err(Error::config(
                 "pool_size",
                 size.to_string(),
                 format!(
-                    "{} projections × (1 connection to write + 1 to read ahead) = {needed} connections are needed",
-                    projections.len()
+                    "{} projections × {} lanes × (1 connection to write + 1 to read ahead) = {needed} connections are needed",
+                    projections.len(),
+                    self.lanes
                 ),
             ));
         }
@@ -215,10 +227,6 @@ impl Config {
     }
 }
 
-fn needed_connections(projections: usize) -> u32 {
-    u32::try_from(projections * 2).unwrap_or(u32::MAX)
-}
-
 fn name(field: &str, name: &str) -> Result<(), Error> {
     let shown: String = name.chars().take(40).collect();
     let refuse = |problem: String| Err(Error::config(field, format!("{shown:?}"), problem));
@@ -280,8 +288,10 @@ mod tests {
             (refused(|c| c.batch_bytes = 0), ["batch_bytes is 0", "at least 1"]),
             (
                 refused(|c| c.pool_size = Some(1)),
-                ["pool_size is 1", "1 projections × (1 connection to write + 1 to read ahead) = 2"],
+                ["pool_size is 1", "1 projections × 1 lanes × (1 connection to write + 1 to read ahead) = 2"],
             ),
+            (refused(|c| c.lanes = 0), ["lanes is 0", "1 to 64"]),
+            (refused(|c| c.lanes = 65), ["lanes is 65", "1 to 64"]),
             (refused(|c| c.retry.attempts = 0), ["retry.attempts is 0", "at least once"]),
             (
                 refused(|c| c.retry.longest_delay = Duration::from_millis(1)),

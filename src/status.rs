@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
-use crate::plan::{WorkerId, WorkerState};
+use crate::plan::{KeySet, WorkerId, WorkerState};
 
-/// What a projection does on this worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a projection does on this worker, ordered by how much attention it needs. Of several lanes, the one that needs most speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 #[non_exhaustive]
 pub enum ProjectionState {
     /// No partition is held, or its processing is paused while a generation is formed.
+    #[default]
     Paused,
     /// Events are processed, or waited for.
     Running,
@@ -52,7 +53,7 @@ pub struct ProjectionStatus {
     pub state: ProjectionState,
     /// The keys it owns, as PostgreSQL writes an `int4multirange`; `{}` if none.
     pub keys: String,
-    /// Every event of its keys at or below this global position has been processed; none if it owns no keys.
+    /// Every event of its keys at or below this global position has been processed; none if it owns no keys. Of several lanes, the lowest.
     pub position: Option<i64>,
     /// Global positions between `position` and the safe head: an upper bound of the events to come.
     pub lag: Option<i64>,
@@ -62,15 +63,42 @@ pub struct ProjectionStatus {
     pub error: Option<String>,
 }
 
-impl Default for ProjectionStatus {
-    fn default() -> Self {
+/// One lane of a projection.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LaneStatus {
+    pub(crate) state: ProjectionState,
+    pub(crate) keys: KeySet,
+    pub(crate) position: Option<i64>,
+    pub(crate) events: u64,
+    pub(crate) error: Option<String>,
+}
+
+/// What the lanes of a projection amount to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sum {
+    pub(crate) state: ProjectionState,
+    pub(crate) position: Option<i64>,
+}
+
+impl Sum {
+    fn of(lanes: &[LaneStatus]) -> Self {
         Self {
-            state: ProjectionState::Paused,
-            keys: "{}".to_owned(),
-            position: None,
-            lag: None,
-            events: 0,
-            error: None,
+            state: lanes.iter().map(|lane| lane.state).max().unwrap_or(ProjectionState::Paused),
+            position: lanes.iter().filter_map(|lane| lane.position).min(),
+        }
+    }
+}
+
+impl ProjectionStatus {
+    fn of(lanes: &[LaneStatus], safe_head: Option<i64>) -> Self {
+        let Sum { state, position } = Sum::of(lanes);
+        Self {
+            state,
+            position,
+            keys: lanes.iter().fold(KeySet::default(), |all, lane| all.union(&lane.keys)).to_string(),
+            lag: safe_head.zip(position).map(|(head, at)| (head - at).max(0)),
+            events: lanes.iter().map(|lane| lane.events).sum(),
+            error: lanes.iter().find_map(|lane| lane.error.clone()),
         }
     }
 }
@@ -131,7 +159,8 @@ struct Cells {
     head_blocked: Option<(Instant, Vec<HeadBlocker>)>,
     database_reachable: bool,
     last_heartbeat: Option<Instant>,
-    projections: BTreeMap<String, ProjectionStatus>,
+    /// The lanes of each.
+    projections: BTreeMap<String, Vec<LaneStatus>>,
 }
 
 /// The board the threads of one worker write on.
@@ -143,8 +172,13 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    pub(crate) fn new(worker_id: WorkerId, replica_set: &str, projections: impl IntoIterator<Item = String>) -> Self {
-        let projections = projections.into_iter().map(|name| (name, ProjectionStatus::default())).collect();
+    pub(crate) fn new(
+        worker_id: WorkerId,
+        replica_set: &str,
+        projections: impl IntoIterator<Item = String>,
+        lanes: usize,
+    ) -> Self {
+        let projections = projections.into_iter().map(|name| (name, vec![LaneStatus::default(); lanes])).collect();
         let cells = Cells {
             state: WorkerState::Pending,
             assignment: None,
@@ -192,18 +226,23 @@ impl Board {
         self.cells.write().database_reachable = false;
     }
 
-    pub(crate) fn update_projection(&self, name: &str, change: impl FnOnce(&mut ProjectionStatus)) {
-        if let Some(projection) = self.cells.write().projections.get_mut(name) {
-            change(projection);
+    /// Changes what a lane of a projection shows. Returns what all its lanes amount to.
+    pub(crate) fn update_lane(&self, projection: &str, lane: usize, change: impl FnOnce(&mut LaneStatus)) -> Sum {
+        let mut cells = self.cells.write();
+        let lanes = cells.projections.get_mut(projection).map_or(&mut [][..], Vec::as_mut_slice);
+        if let Some(lane) = lanes.get_mut(lane) {
+            change(lane);
         }
+        Sum::of(lanes)
     }
 
     pub(crate) fn read(&self) -> Status {
         let cells = self.cells.read();
-        let mut projections = cells.projections.clone();
-        for projection in projections.values_mut() {
-            projection.lag = cells.safe_head.zip(projection.position).map(|(head, at)| (head - at).max(0));
-        }
+        let projections = cells
+            .projections
+            .iter()
+            .map(|(name, lanes)| (name.clone(), ProjectionStatus::of(lanes, cells.safe_head)))
+            .collect();
         Status {
             worker_id: self.worker_id,
             replica_set: self.replica_set.to_string(),

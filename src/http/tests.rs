@@ -54,7 +54,7 @@ fn watch(server: &MetricsServer, number: u128) -> Switches {
         let switch = switch.clone();
         move || if switch.load(Ordering::Relaxed) { Ok(()) } else { Err(reason.to_owned()) }
     };
-    let board = Board::new(worker(number), "main", []);
+    let board = Board::new(worker(number), "main", [], 1);
     server.watch(HealthProbe::new(
         check(&switches.live, "thread pup-coord is stuck"),
         check(&switches.ready, "the database is out of reach"),

@@ -121,8 +121,16 @@ impl Builder {
         self
     }
 
+    /// Into how many lanes this worker cuts its part of each projection, by aggregate. Each lane is a thread with a transaction of its own,
+    /// so a handler that waits for the database, or computes, gets on faster; each event is still handled once, and those of an aggregate
+    /// in order. [`handle`](Projection::handle) is then called from as many threads at once. At most 64. Defaults to 1.
+    pub fn lanes(mut self, lanes: usize) -> Self {
+        self.config.lanes = lanes;
+        self
+    }
+
     /// The most connections of the pool the projections work on. Three more are used beside it: for coordination, notifications and the
-    /// live tail. Defaults to what is needed, two per projection.
+    /// live tail. Defaults to what is needed, two for each lane of each projection.
     pub fn pool_size(mut self, connections: u32) -> Self {
         self.config.pool_size = Some(connections);
         self
@@ -161,7 +169,7 @@ impl Builder {
         let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
         let projections = self.projections.iter().map(|projection| projection.name().to_owned());
         Ok(Orchestrator {
-            board: Board::new(WorkerId(uuid::Uuid::new_v4()), &self.config.replica_set, projections),
+            board: Board::new(WorkerId(uuid::Uuid::new_v4()), &self.config.replica_set, projections, self.config.lanes),
             crew: Crew::new(),
             database: self.database.with_default_application_name(&application_name),
             config: self.config,

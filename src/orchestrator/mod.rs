@@ -192,6 +192,7 @@ impl Orchestrator {
             host: host_name(),
             pid: i32::try_from(std::process::id()).unwrap_or(0),
             projections: self.projections.iter().map(|p| (p.name().to_owned(), p.start_at())).collect(),
+            lanes: self.config.lanes,
             has_session_lock: self.config.session_loss_grace.is_some(),
             stale_worker_timeout: self.config.stale_worker_timeout,
         }

@@ -106,9 +106,14 @@ impl Start {
     fn runners(&self, pool: &Pool) -> Result<Runners, Error> {
         let config = &self.orchestrator.config;
         let mut commands = Vec::new();
+        let lanes = self
+            .orchestrator
+            .projections
+            .iter()
+            .flat_map(|projection| (0..config.lanes).map(move |lane| (projection, lane)));
         // A runner says two things at most between two commands.
-        let (reports, inbox) = bounded(4 * self.orchestrator.projections.len());
-        for (index, projection) in self.orchestrator.projections.iter().enumerate() {
+        let (reports, inbox) = bounded(4 * config.lanes * self.orchestrator.projections.len());
+        for (index, (projection, lane)) in lanes.enumerate() {
             let scope = projection.scope();
             let reader = Reader {
                 pool: pool.clone(),
@@ -121,6 +126,7 @@ impl Start {
             commands.push(sender);
             let runner = Runner {
                 index,
+                lane,
                 projection: projection.clone(),
                 scope,
                 names: config.names.clone(),

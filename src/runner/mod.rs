@@ -1,4 +1,4 @@
-//! A runner: the thread that moves one projection through its events.
+//! A runner: the thread that moves one projection, or one lane of it, through its events.
 //!
 //! It obeys two commands from the coordinator: *run* as the owner of this worker's checkpoints in a generation, and *pause*, which it
 //! acknowledges once it has stopped at an event boundary and committed what it handled. In between it decides nothing about
@@ -29,7 +29,7 @@ use crate::feed::{Feed, Follower};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
 use crate::plan::KeySet;
 use crate::projection::{Projection, Scope};
-use crate::status::{Board, ProjectionState};
+use crate::status::{Board, LaneStatus, ProjectionState};
 use crate::store::Names;
 use crate::store::checkpoints::{self, Owner};
 use crate::store::events::Batch;
@@ -70,6 +70,7 @@ pub(crate) enum Report {
 /// Everything a runner works with.
 pub(crate) struct Runner {
     pub(crate) index: usize,
+    pub(crate) lane: usize,
     pub(crate) projection: Arc<dyn Projection>,
     pub(crate) scope: Scope,
     pub(crate) names: Names,
@@ -233,12 +234,11 @@ impl Runner {
             // So that rows of one partition are at one position when the keys are cut anew, and can be merged.
             _ = Self::note_position(&mut work);
         }
-        self.board.update_projection(self.projection.name(), |status| {
+        self.tell(|status| {
             status.state = ProjectionState::Paused;
-            status.keys = KeySet::default().to_string();
+            status.keys = KeySet::default();
             status.position = None;
         });
-        self.own_metrics.halted.set(0);
         command
     }
 
@@ -359,7 +359,7 @@ impl Runner {
         let events = u64::try_from(committed.events).unwrap_or(0);
         self.metrics.events_processed.inc_by(events);
         self.metrics.batch_events.observe(f64::from(u32::try_from(committed.events).unwrap_or(u32::MAX)));
-        self.board.update_projection(self.projection.name(), |status| status.events += events);
+        self.tell(|status| status.events += events);
         self.show(work);
     }
 
@@ -397,7 +397,6 @@ impl Runner {
                 if work.attempts >= self.retry.attempts {
                     log::error!("projection halted: projection={name} attempts={} error={error}", work.attempts);
                     self.set_state(ProjectionState::Halted, Some(&error));
-                    self.own_metrics.halted.set(1);
                     return Step::Halt;
                 }
                 self.metrics.retries.inc();
@@ -421,8 +420,8 @@ impl Runner {
         let mut client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
         let advance = checkpoints::prepare_advance(&mut client, &self.names).map_err(transient)?;
         work.loaded_at = Instant::now();
-        let rows =
-            checkpoints::owned(&mut **client, &self.names, self.projection.name(), work.owner).map_err(transient)?;
+        let rows = checkpoints::owned(&mut **client, &self.names, self.projection.name(), work.owner, self.lane)
+            .map_err(transient)?;
         work.connection = Some(Connection { client, advance });
         log::debug!("checkpoints loaded: projection={} rows={rows:?}", self.projection.name());
         work.rows = Some(Rows::new(rows));
@@ -482,22 +481,26 @@ impl Runner {
     }
 
     fn set_state(&self, state: ProjectionState, error: Option<&BoxError>) {
-        self.board.update_projection(self.projection.name(), |status| {
+        self.tell(|status| {
             status.state = state;
             status.error = error.map(|error| describe_any(&**error));
         });
     }
 
-    /// Shows on the board that it runs, and how far it is.
-    fn show(&self, work: &Work) {
-        let keys = work.rows.as_ref().map(Rows::keys).unwrap_or_default().to_string();
-        let position = work.rows.as_ref().and_then(Rows::first).map(|row| row.reached);
-        if let Some(position) = position {
+    /// Writes on the board, and into the metrics what the board then says of the projection.
+    fn tell(&self, change: impl FnOnce(&mut LaneStatus)) {
+        let all = self.board.update_lane(self.projection.name(), self.lane, change);
+        self.own_metrics.halted.set(i64::from(all.state == ProjectionState::Halted));
+        if let Some(position) = all.position {
             self.own_metrics.position.set(position);
         }
-        self.board.update_projection(self.projection.name(), |status| {
-            status.keys = keys;
-            status.position = position;
+    }
+
+    /// Shows on the board that it runs, and how far it is.
+    fn show(&self, work: &Work) {
+        self.tell(|status| {
+            status.keys = work.rows.as_ref().map(Rows::keys).unwrap_or_default();
+            status.position = work.rows.as_ref().and_then(Rows::first).map(|row| row.reached);
             // While the same batch is being tried again, the error stays in view.
             if work.attempts == 0 {
                 status.state = ProjectionState::Running;

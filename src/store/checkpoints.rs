@@ -125,8 +125,9 @@ fn take_over(tx: &mut Transaction<'_>, names: &Names, projection: &str, by: &str
 }
 
 /// Cuts the checkpoints of a replica set's projections for a generation: each old row is intersected with each new partition. A
-/// projection's keys are dealt among the members that know it, in the order of their partitions; one that nobody knows keeps its rows,
-/// with no owner. No position is touched: rows of one partition at one position become one row, others stay apart.
+/// projection's keys are dealt among the members that know it, in the order of their partitions, and what a member gets among its lanes;
+/// a projection that nobody knows keeps its rows, with no owner. No position is touched: rows of one lane at one position become one row,
+/// others stay apart.
 pub(crate) fn recut(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, generation: i64) -> Result<(), Error> {
     let doing = "cutting the checkpoints";
     let (checkpoints, projections) = (names.checkpoints(), names.projections());
@@ -142,25 +143,27 @@ pub(crate) fn recut(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, 
     .map_err(Error::database(doing))?;
     let sql = format!(
         "WITH member AS (
-             SELECT p.name AS projection, w.id AS worker_id,
+             SELECT p.name AS projection, w.id AS worker_id, w.lanes,
                     row_number() OVER (PARTITION BY p.name ORDER BY w.partition_key) - 1 AS k,
                     count(*) OVER (PARTITION BY p.name) AS n
              FROM {projections} p JOIN {workers} w ON p.name = ANY (w.projections)
              WHERE p.replica_set = $1 AND w.replica_set = $1 AND w.generation = $2 AND w.state = 'ready'
+         ), part AS (
+             SELECT projection, worker_id, lanes, k * 65536 / n AS low, (k + 1) * 65536 / n AS high FROM member
          ), dealt AS (
-             SELECT projection, worker_id,
-                    int4multirange(int4range((k * 65536 / n)::int, ((k + 1) * 65536 / n)::int)) AS keys
-             FROM member
+             SELECT projection, worker_id, lane, int4multirange(int4range(
+                        (low + (high - low) * lane / lanes)::int, (low + (high - low) * (lane + 1) / lanes)::int)) AS keys
+             FROM part, generate_series(0, lanes - 1) AS lane
              UNION ALL
-             SELECT name, NULL, '{{[0,65536)}}' FROM {projections} p
+             SELECT name, NULL, 0, '{{[0,65536)}}' FROM {projections} p
              WHERE replica_set = $1 AND NOT EXISTS (SELECT FROM member m WHERE m.projection = p.name)
          ), old AS (
              DELETE FROM {checkpoints} WHERE projection IN (SELECT projection FROM dealt) RETURNING projection, keys, position
          )
-         INSERT INTO {checkpoints} (projection, keys, position, generation, worker_id)
-         SELECT old.projection, range_agg(piece), old.position, $2, dealt.worker_id
+         INSERT INTO {checkpoints} (projection, keys, position, generation, worker_id, lane)
+         SELECT old.projection, range_agg(piece), old.position, $2, dealt.worker_id, dealt.lane
          FROM old JOIN dealt USING (projection), unnest(old.keys * dealt.keys) AS piece
-         GROUP BY old.projection, old.position, dealt.worker_id",
+         GROUP BY old.projection, old.position, dealt.worker_id, dealt.lane",
         workers = names.workers(),
     );
     tx.execute_typed(&sql, &[(&replica_set, Type::TEXT), (&generation, Type::INT8)]).map_err(Error::database(doing))?;
@@ -193,20 +196,27 @@ fn verify_cover(tx: &mut Transaction<'_>, names: &Names, replica_set: &str) -> R
     }
 }
 
-/// The rows of a projection that are this worker's in this generation, lowest position first.
+/// The rows of a projection that are this lane's of this worker in this generation, lowest position first.
 pub(crate) fn owned(
     client: &mut impl GenericClient,
     names: &Names,
     projection: &str,
     owner: Owner,
+    lane: usize,
 ) -> Result<Vec<Checkpoint>, postgres::Error> {
     let sql = format!(
-        "SELECT id, keys, position FROM {} WHERE projection = $1 AND generation = $2 AND worker_id = $3 ORDER BY position, id",
+        "SELECT id, keys, position FROM {} WHERE projection = $1 AND generation = $2 AND worker_id = $3 AND lane = $4
+         ORDER BY position, id",
         names.checkpoints()
     );
     let rows = client.query_typed(
         &sql,
-        &[(&projection, Type::TEXT), (&owner.generation, Type::INT8), (&owner.worker.0, Type::UUID)],
+        &[
+            (&projection, Type::TEXT),
+            (&owner.generation, Type::INT8),
+            (&owner.worker.0, Type::UUID),
+            (&i32::try_from(lane).unwrap_or(0), Type::INT4),
+        ],
     )?;
     Ok(rows.iter().map(|row| Checkpoint { id: row.get(0), keys: row.get(1), position: row.get(2) }).collect())
 }

@@ -140,8 +140,8 @@ pub(crate) fn register(client: &mut Client, names: &Names, worker: &Registration
     let projections: Vec<&str> = worker.projections.iter().map(|(name, _)| name.as_str()).collect();
     let session_key = worker.has_session_lock.then(|| session::alive_key(worker.worker));
     let sql = format!(
-        "INSERT INTO {} AS w (id, replica_set, state, host, pid, version, projections, session_key)
-         VALUES ($1, $2, 'pending', $3, $4, $5, $6, $7)
+        "INSERT INTO {} AS w (id, replica_set, state, host, pid, version, projections, session_key, lanes)
+         VALUES ($1, $2, 'pending', $3, $4, $5, $6, $7, $8)
          ON CONFLICT (id) DO UPDATE SET state = 'pending', generation = 0, partition_key = -1, session_lost_at = NULL,
              started_at = now(), last_heartbeat = now(), stopped_at = NULL, stop_reason = NULL",
         names.workers()
@@ -156,6 +156,7 @@ pub(crate) fn register(client: &mut Client, names: &Names, worker: &Registration
             (&env!("CARGO_PKG_VERSION"), Type::TEXT),
             (&projections, Type::TEXT_ARRAY),
             (&session_key, Type::INT8),
+            (&i32::try_from(worker.lanes).unwrap_or(1), Type::INT4),
         ],
     )
     .and_then(|_| session::notify_coordination(&mut tx, names, &worker.replica_set))

@@ -101,6 +101,7 @@ impl Both<'_> {
             host: "here".into(),
             pid: 1,
             projections: known.map(|number| (projection(number), StartAt::Beginning)).collect(),
+            lanes: 1,
             has_session_lock: true,
             stale_worker_timeout: Duration::from_secs(30),
         }
@@ -220,7 +221,7 @@ impl Both<'_> {
 
     fn load(&mut self, number: usize, owner: Owner) -> TestCaseResult {
         let mut memory = self.memory.owned(number, owner);
-        let mut stored = checkpoints::owned(self.client, &self.names, &projection(number), real(owner)).unwrap();
+        let mut stored = checkpoints::owned(self.client, &self.names, &projection(number), real(owner), 0).unwrap();
         memory.sort_by_key(|row| row.keys.ranges().to_vec());
         stored.sort_by_key(|row| row.keys.ranges().to_vec());
         prop_assert_eq!(memory.len(), stored.len(), "owned rows differ");

@@ -8,14 +8,15 @@ use super::{event_tables, privileges};
 use crate::error::Error;
 
 /// What a number's migration is made of. A published one is never changed; a new one is added at the end.
-const MIGRATIONS: [(&str, &str); 3] = [
+const MIGRATIONS: [(&str, &str); 4] = [
     ("event store", include_str!("sql/0001_event_store.sql")),
     ("coordination", include_str!("sql/0002_coordination.sql")),
     ("checkpoints", include_str!("sql/0003_checkpoints.sql")),
+    ("lanes", include_str!("sql/0004_lanes.sql")),
 ];
 
 /// The schema version this library works with.
-pub(crate) const VERSION: i32 = 3;
+pub(crate) const VERSION: i32 = 4;
 
 /// Kept when the schema is created and compared at every start: keys are hashes computed by the server, so a server that hashes
 /// differently would deal events to other partitions than their checkpoints say.

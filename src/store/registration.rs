@@ -14,6 +14,8 @@ pub(crate) struct Registration {
     pub(crate) pid: i32,
     /// Name and start of each projection it knows.
     pub(crate) projections: Vec<(String, StartAt)>,
+    /// Into how many lanes it cuts its part of each.
+    pub(crate) lanes: usize,
     /// Whether it holds a session lock.
     pub(crate) has_session_lock: bool,
     pub(crate) stale_worker_timeout: Duration,

@@ -16,6 +16,7 @@ mod failures;
 mod feed;
 mod handles;
 mod joins_and_leaves;
+mod lanes;
 mod many_at_once;
 mod private_postgres;
 mod recutting;

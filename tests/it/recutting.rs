@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use postgres::Client;
 use pupsourcing_orchestrator::Handle;
 
 use crate::support::cluster::{assert_keys_are_covered, newest, positions};
-use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, await_progress, is_complete};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
 
@@ -14,16 +13,6 @@ use crate::support::{TestDatabase, database, eventually};
 fn worker(database: &TestDatabase, takes: u64) -> Handle {
     let ledger = Ledger { takes: Duration::from_millis(takes), ..Ledger::named("p") };
     start(builder(database.url(), "set"), vec![Box::new(ledger)])
-}
-
-/// Waits until so many more events are handled. In each moment every key has one owner.
-#[track_caller]
-fn await_progress(client: &mut Client, events: i64) {
-    let goal = handled(client, "p") + events;
-    eventually("events are handled", Duration::from_secs(20), || {
-        assert_keys_are_covered(client);
-        (handled(client, "p") >= goal).then_some(())
-    });
 }
 
 #[test]
@@ -35,15 +24,15 @@ fn two_three_two_one_workers_catch_up_with_their_positions_apart() {
     let (slow, quick) = (worker(&database, 2), worker(&database, 0));
     await_running(&[&slow, &quick]);
     append_plainly(&mut client, 3_000, 200);
-    await_progress(&mut client, 300);
+    await_progress(&mut client, "p", 300);
     let third = worker(&database, 1);
     await_running(&[&slow, &quick, &third]);
     let cut = positions(&mut client, "p");
     assert!(cut.len() > 3 && cut.first() < cut.last(), "nothing was apart: {cut:?}");
-    await_progress(&mut client, 300);
+    await_progress(&mut client, "p", 300);
     quick.shutdown(Duration::from_secs(10)).unwrap();
     await_running(&[&slow, &third]);
-    await_progress(&mut client, 300);
+    await_progress(&mut client, "p", 300);
     slow.shutdown(Duration::from_secs(10)).unwrap();
     await_running(&[&third]);
     let cut = positions(&mut client, "p");

@@ -155,6 +155,7 @@ fn rubbish_settings_are_named_and_end_it() {
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_BATCH_BYTES", "8MB")], 2, &["BATCH_BYTES is \"8MB\"", "8MiB"]),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_POOL_SIZE", "-1")], 2, &["POOL_SIZE is \"-1\"", "whole number"]),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_POOL_SIZE", "3")], 2, &["pool_size is 3", "2 projections", "= 4"]),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_LANES", "0")], 2, &["lanes is 0", "1 to 64"]),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_BATCH_SIZE", "0")], 2, &["batch_size is 0", "at least 1"]),
         (
             &[("DATABASE_URL", url), ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", "10s")],

@@ -5,6 +5,9 @@ use std::time::Duration;
 use postgres::{Client, GenericClient, Transaction};
 use pupsourcing_orchestrator::{BoxError, Event, NewEvent, Projection, Scope, StartAt};
 
+use super::cluster::assert_keys_are_covered;
+use super::eventually;
+
 /// Writes each event it handles into the table `ledger`.
 pub(crate) struct Ledger {
     pub(crate) name: &'static str,
@@ -62,6 +65,16 @@ impl Projection for Ledger {
 /// How many events the projection has in its ledger.
 pub(crate) fn handled(client: &mut impl GenericClient, projection: &str) -> i64 {
     client.query_one("SELECT count(*) FROM ledger WHERE projection = $1", &[&projection]).unwrap().get(0)
+}
+
+/// Waits until the projection has handled so many more events. In each moment every key has one owner.
+#[track_caller]
+pub(crate) fn await_progress(client: &mut Client, projection: &str, events: i64) {
+    let goal = handled(client, projection) + events;
+    eventually("events are handled", Duration::from_secs(20), || {
+        assert_keys_are_covered(client);
+        (handled(client, projection) >= goal).then_some(())
+    });
 }
 
 /// Whether the projection has handled every event, in this moment.
