@@ -14,13 +14,15 @@ const LEAVES_WITHIN: Duration = Duration::from_secs(15);
 /// they come back with their connections alive, and it is the fence that stops them.
 const HEARTBEATS_ONLY: [usize; 2] = [2, 4];
 
-const OPTIONS: [(&str, &str); 6] = [
+const OPTIONS: [(&str, &str); 7] = [
     ("SESSION_LOSS_GRACE", "300ms"),
     ("STALE_WORKER_TIMEOUT", "1500ms"),
     ("HEARTBEAT_INTERVAL", "300ms"),
     ("REGISTRATION_WAIT", "100ms"),
     ("POLL_INTERVAL", "200ms"),
     ("COORDINATION_TIMEOUT", "3s"),
+    // Of each call of a handler.
+    ("PANIC_PROBABILITY", "0.001"),
 ];
 
 pub(crate) struct Crew {
@@ -50,7 +52,7 @@ impl Crew {
         if HEARTBEATS_ONLY.contains(&slot) {
             options[0] = ("SESSION_LOSS_GRACE", "off");
         }
-        let process = WorkerProcess::start(&self.urls[slot], &options);
+        let process = WorkerProcess::start_program("chaos_worker", &self.urls[slot], &options);
         self.slots[slot] =
             Some(Member { name: format!("{}-slot-{slot}-pid-{}", self.started, process.pid()), process });
     }
@@ -147,6 +149,11 @@ impl Crew {
     /// How many lines with this text the workers have logged, once their logs are written.
     pub(crate) fn said(&self, text: &str) -> usize {
         self.logs.iter().flat_map(|(_, lines)| lines).filter(|line| line.contains(text)).count()
+    }
+
+    /// How often a handler has panicked, once their logs are written.
+    pub(crate) fn panics(&self) -> usize {
+        self.said("panicked at tests/chaos/worker.rs")
     }
 
     /// Ends all workers and writes what they have logged into files, which replace those of a former run.

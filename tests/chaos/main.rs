@@ -6,7 +6,7 @@
 //! CHAOS_SECONDS=3600 cargo test --release exactly_once_whatever_happens -- --nocapture
 //! ```
 //!
-//! (By its name, since `cargo test --test chaos` would not build the example `worker`.)
+//! (By its name, since `cargo test --test chaos` would not build the example `chaos_worker`, the worker.)
 //! It prints its seed. `CHAOS_SEED` repeats a schedule of faults, though not what the operating system makes of it. The short run always
 //! has the same one, a longer one another each time.
 #![allow(
@@ -44,6 +44,9 @@ use writers::Writers;
 const OWNED_WITHIN: Duration = Duration::from_secs(8);
 /// From then on until what was there at the end of the storm is processed.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
+
+/// When so many events have been handled, each with a chance of one in a thousand, some handler has panicked.
+const SOME_PANIC_WITHIN: usize = 15_000;
 
 /// Something that takes longer is looked at.
 const SLOW: Duration = Duration::from_secs(4);
@@ -118,10 +121,12 @@ fn exactly_once_whatever_happens() {
             let (started, could_not) = crew.started();
             let [fenced, evicted, refused, retried] =
                 ["fenced:", "registering again", "handler failed", "batch failed"].map(|part| crew.said(part));
+            let panics = crew.panics();
             println!(
                 "{started} workers, {could_not} of which could not start, {fenced} times fenced, {evicted} back after \
-                 eviction, {refused} failures of handlers, {retried} of transactions"
+                 eviction, {panics} panics of handlers, {refused} failures of theirs, {retried} of transactions"
             );
+            assert!(panics > 0 || tally.acknowledged.len() < SOME_PANIC_WITHIN, "no handler has panicked");
         }
         Err(why) => panic!("{why}\nCHAOS_SEED={seed}; the faults are above"),
     }

@@ -1,4 +1,4 @@
-//! Workers in processes of their own, for what can happen to a process: the example `worker`, which `cargo test` builds.
+//! Workers in processes of their own, for what can happen to a process: an example, which `cargo test` builds.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
@@ -26,9 +26,14 @@ pub(crate) struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts a worker with options such as `("STALE_WORKER_TIMEOUT", "10s")`.
+    /// Starts the example `worker` with options such as `("STALE_WORKER_TIMEOUT", "10s")`.
     pub(crate) fn start(url: &str, options: &[(&str, &str)]) -> Self {
-        let program = program();
+        Self::start_program("worker", url, options)
+    }
+
+    /// Starts an example that is a worker.
+    pub(crate) fn start_program(name: &str, url: &str, options: &[(&str, &str)]) -> Self {
+        let program = program(name);
         let mut command = Command::new(&program);
         command
             .env_clear()
@@ -124,12 +129,12 @@ impl Drop for WorkerProcess {
     }
 }
 
-fn program() -> PathBuf {
+fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let program = test.ancestors().nth(2).unwrap().join("examples/worker");
+    let program = test.ancestors().nth(2).unwrap().join("examples").join(name);
     assert!(
         program.is_file(),
-        "{} is missing: `cargo test` builds it, `cargo test --test it` does not; `cargo build --example worker` does",
+        "{} is missing: `cargo test` builds it, `cargo test --test it` does not; `cargo build --examples` does",
         program.display()
     );
     program

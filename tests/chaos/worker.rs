@@ -1,0 +1,75 @@
+//! The worker that the chaos is about: the example `worker` with handlers that panic now and then, as often as
+//! `ORCHESTRATOR_PANIC_PROBABILITY` says.
+
+use std::process::ExitCode;
+
+use postgres::Transaction;
+use pupsourcing_orchestrator::{BoxError, Database, Event, Orchestrator, Projection, Scope, StartAt};
+
+#[path = "../../examples/support/app.rs"]
+mod app;
+#[path = "../../examples/support/options.rs"]
+mod options;
+#[path = "../../examples/support/read_models.rs"]
+mod read_models;
+#[path = "../../examples/support/settings.rs"]
+mod settings;
+
+use options::with_options;
+use read_models::{AggregateActivity, EventTypeCounts};
+
+/// Does what the projection does, and panics with this probability.
+struct Panicking<P> {
+    projection: P,
+    probability: f64,
+}
+
+impl<P: Projection> Panicking<P> {
+    /// When the handler has done its work, so that there is something to undo.
+    fn panic_perhaps(&self) {
+        assert!(fastrand::f64() >= self.probability, "it panics now and then");
+    }
+}
+
+impl<P: Projection> Projection for Panicking<P> {
+    fn name(&self) -> &str {
+        self.projection.name()
+    }
+
+    fn scope(&self) -> Scope {
+        self.projection.scope()
+    }
+
+    fn start_at(&self) -> StartAt {
+        self.projection.start_at()
+    }
+
+    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+        self.projection.handle(tx, event)?;
+        self.panic_perhaps();
+        Ok(())
+    }
+
+    fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        let handled = self.projection.handle_batch(tx, events)?;
+        self.panic_perhaps();
+        Ok(handled)
+    }
+}
+
+fn main() -> ExitCode {
+    app::main(run)
+}
+
+fn run() -> Result<(), BoxError> {
+    let database = Database::from_url(&app::database_url()?)?;
+    let probability = settings::number("ORCHESTRATOR_PANIC_PROBABILITY")?.unwrap_or(0.0);
+    let builder = with_options(Orchestrator::builder(database.clone(), "chaos"))?
+        .projection(Panicking { projection: EventTypeCounts, probability })
+        .projection(Panicking { projection: AggregateActivity, probability });
+    let orchestrator = builder.build()?;
+    let shutdown = app::shutdown_signal()?;
+    orchestrator.migrate()?;
+    read_models::create(&database)?;
+    Ok(orchestrator.run(&shutdown)?)
+}
