@@ -50,12 +50,13 @@ pub(super) type Parameters = BTreeMap<String, Given>;
 
 /// The parameters of a URL or key=value string, by name. Those that were not given, or are empty, are absent.
 pub(super) fn split(text: &str) -> Result<Parameters, Error> {
-    let text = text.trim();
+    let text = text.trim_start();
     if text.is_empty() {
         return refuse(format!("it is empty; write {EXAMPLE}"));
     }
     match ["postgres://", "postgresql://"].iter().find_map(|scheme| text.strip_prefix(scheme)) {
-        Some(rest) => split_url(rest),
+        // At the end of the other form, a \ may say that the space is meant.
+        Some(rest) => split_url(rest.trim_end()),
         None => split_pairs(text),
     }
 }
@@ -96,7 +97,10 @@ fn split_url(text: &str) -> Result<Parameters, Error> {
     }
     set(&mut parameters, "dbname", decode("database", database)?, repeatable);
 
+    let mut after_password = false;
     for parameter in query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty()) {
+        // What follows a password may be the rest of it, after an & that was not encoded.
+        let repeatable = repeatable && !after_password;
         let Some((name, value)) = parameter.split_once('=') else {
             return refuse(match nameable(parameter, repeatable) {
                 Some(name) => format!("parameter {name} has no value: write {name}=value"),
@@ -108,6 +112,7 @@ fn split_url(text: &str) -> Result<Parameters, Error> {
             return unknown_parameter(&String::from_utf8_lossy(&name), repeatable);
         };
         set(&mut parameters, name, decode(name, value)?, repeatable);
+        after_password = name == "password";
     }
     // As JDBC writes it, and libpq accepts it in URLs.
     if let Some(given) = parameters.remove("ssl") {
@@ -168,11 +173,10 @@ fn split_pairs(text: &str) -> Result<Parameters, Error> {
     let mut parameters = Parameters::new();
     let mut rest = text;
     let mut previous = String::new();
+    let mut repeatable = true;
     while !rest.is_empty() {
         let end = rest.find(|c: char| c == '=' || c.is_whitespace()).unwrap_or(rest.len());
         let (name, after) = rest.split_at(end);
-        // What follows a password without quotes may be the rest of it.
-        let repeatable = previous != "password" && previous != "sslpassword";
         let Some(after) = after.trim_start().strip_prefix('=') else {
             return refuse(match (previous.as_str(), nameable(name, repeatable)) {
                 ("", _) => format!("it is neither a URL nor name=value; write {EXAMPLE}"),
@@ -188,7 +192,10 @@ fn split_pairs(text: &str) -> Result<Parameters, Error> {
             return unknown_parameter(name, repeatable);
         }
         let (value, after) = take_value(name, after.trim_start())?;
-        set(&mut parameters, name, value.into_bytes(), true);
+        // What follows a password without quotes may be the rest of it. In `port= password=…`, the password is a part of the port.
+        let holds_password = value.contains("password");
+        repeatable = name != "password" && !holds_password;
+        set(&mut parameters, name, value.into_bytes(), !holds_password);
         name.clone_into(&mut previous);
         rest = after.trim_start();
     }

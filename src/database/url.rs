@@ -176,6 +176,8 @@ fn understand_tls(given: &mut Parameters) -> Result<Tls, Error> {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests {
     use postgres::config::{Host, TargetSessionAttrs};
 
@@ -221,6 +223,8 @@ mod tests {
         assert_eq!(quoted.config.get_user(), Some(r"it's \ me"));
         assert_eq!(quoted.config.get_password(), Some(&br"'\ "[..]));
         assert_eq!(quoted.config.get_dbname(), None);
+        assert_eq!(good(r"host=h password=my\ ").config.get_password(), Some(&b"my "[..]));
+        assert_eq!(good("host=h password=my \n").config.get_password(), Some(&b"my"[..]));
         assert_eq!(good("postgres://it's%5C@h").config.get_user(), Some(r"it's\"));
         // Passwords are bytes, not text.
         assert_eq!(good("postgres://u:%FF@h").config.get_password(), Some(&[0xff][..]));
@@ -364,8 +368,12 @@ mod tests {
             "postgres://u:p@[secret/db",
             "postgres://h/d?password=secret&sslmode=x",
             "postgres://h/d?password=%00secret",
+            "postgres://h/d?password=my&secret",
+            "postgres://h/d?password=my&secret=word",
             "host=h password=my secret",
             "host=h password=my secret=word",
+            "host= password=my secret",
+            "host=h port= password=secret",
             "host=h password='secret",
             "host=h password=secret sslmode=x",
             "mysql:secret@host",
