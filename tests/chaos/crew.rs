@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use crate::schedule::SLOTS;
+use crate::schedule::{SLOTS, STALE};
 use crate::support::process::WorkerProcess;
 
 /// How long a worker may take to leave, if nothing is in its way.
@@ -14,13 +14,13 @@ const LEAVES_WITHIN: Duration = Duration::from_secs(15);
 /// they come back with their connections alive, and it is the fence that stops them.
 const HEARTBEATS_ONLY: [usize; 2] = [2, 4];
 
-const OPTIONS: [(&str, &str); 7] = [
-    ("SESSION_LOSS_GRACE", "300ms"),
-    ("STALE_WORKER_TIMEOUT", "1500ms"),
+/// The workers' `coordination_timeout`.
+pub(crate) const COORDINATION: Duration = Duration::from_secs(3);
+
+const OPTIONS: [(&str, &str); 4] = [
     ("HEARTBEAT_INTERVAL", "300ms"),
     ("REGISTRATION_WAIT", "100ms"),
     ("POLL_INTERVAL", "200ms"),
-    ("COORDINATION_TIMEOUT", "3s"),
     // Of each call of a handler.
     ("PANIC_PROBABILITY", "0.001"),
 ];
@@ -39,6 +39,7 @@ pub(crate) struct Crew {
 struct Member {
     name: String,
     process: WorkerProcess,
+    frozen: bool,
 }
 
 impl Crew {
@@ -48,13 +49,17 @@ impl Crew {
 
     pub(crate) fn join(&mut self, slot: usize) {
         self.started += 1;
-        let mut options = OPTIONS;
-        if HEARTBEATS_ONLY.contains(&slot) {
-            options[0] = ("SESSION_LOSS_GRACE", "off");
-        }
+        let [stale, coordination] = [STALE, COORDINATION].map(|timeout| format!("{}ms", timeout.as_millis()));
+        let grace = if HEARTBEATS_ONLY.contains(&slot) { "off" } else { "300ms" };
+        let mut options = OPTIONS.to_vec();
+        options.extend([
+            ("STALE_WORKER_TIMEOUT", stale.as_str()),
+            ("COORDINATION_TIMEOUT", &coordination),
+            ("SESSION_LOSS_GRACE", grace),
+        ]);
         let process = WorkerProcess::start_program("chaos_worker", &self.urls[slot], &options);
-        self.slots[slot] =
-            Some(Member { name: format!("{}-slot-{slot}-pid-{}", self.started, process.pid()), process });
+        let name = format!("{}-slot-{slot}-pid-{}", self.started, process.pid());
+        self.slots[slot] = Some(Member { name, process, frozen: false });
     }
 
     pub(crate) fn terminate(&mut self, slot: usize) {
@@ -72,17 +77,17 @@ impl Crew {
     }
 
     /// Freezes the worker or lets it go on.
-    pub(crate) fn signal(&self, slot: usize, signal: &str) {
-        if let Some(member) = &self.slots[slot] {
-            member.process.signal(signal);
+    pub(crate) fn freeze(&mut self, slot: usize, frozen: bool) {
+        if let Some(member) = &mut self.slots[slot] {
+            member.freeze(frozen);
         }
     }
 
     /// Nobody is frozen any more, not even one that is to leave.
     pub(crate) fn thaw(&mut self) {
         _ = self.look();
-        for member in self.slots.iter().flatten().chain(&self.leaving) {
-            member.process.signal("CONT");
+        for member in self.slots.iter_mut().flatten().chain(&mut self.leaving) {
+            member.freeze(false);
         }
     }
 
@@ -90,9 +95,14 @@ impl Crew {
         self.slots[slot].as_mut().unwrap().process.await_processing(1);
     }
 
-    /// The process ids of those who are to work.
-    pub(crate) fn pids(&self) -> Vec<i32> {
-        self.slots.iter().flatten().map(|member| member.process.pid()).collect()
+    /// The process ids of those who are to work, by slot.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = (usize, i32)> {
+        let member = |(slot, member): (usize, &Option<Member>)| Some((slot, member.as_ref()?.process.pid()));
+        self.slots.iter().enumerate().filter_map(member)
+    }
+
+    pub(crate) fn is_frozen(&self, slot: usize) -> bool {
+        self.slots[slot].as_ref().is_some_and(|member| member.frozen)
     }
 
     /// Finds out who has ended. One that could not start, because the server was away say, is started again, as Kubernetes would; any
@@ -175,6 +185,11 @@ impl Crew {
 }
 
 impl Member {
+    fn freeze(&mut self, frozen: bool) {
+        self.process.signal(if frozen { "STOP" } else { "CONT" });
+        self.frozen = frozen;
+    }
+
     /// Whether it had got as far as processing, and its end in words.
     fn end(&mut self, status: ExitStatus) -> (bool, String) {
         let log = self.process.log();

@@ -19,6 +19,7 @@
 
 mod crew;
 mod oracle;
+mod ownership;
 mod proxy;
 mod schedule;
 mod server;
@@ -32,15 +33,27 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{after, tick};
 use postgres::{Client, NoTls};
 
-use crew::Crew;
+use crew::{COORDINATION, Crew};
 use oracle::Watch;
+use ownership::{Ownership, all_take_part, situation};
 use proxy::Proxy;
-use schedule::{AT_FIRST, Fault, SLOTS, Schedule};
+use schedule::{AT_FIRST, Fault, SLOTS, STALE, Schedule};
 use server::Server;
 use writers::Writers;
 
-/// From the end of a storm until every key is owned by a worker that lives and runs. A worker that was frozen while it held the lock of
-/// the replica set is waited for longest: `LOCK_PATIENCE`, after `stale_worker_timeout`.
+/// How long the server lets a frozen worker hold the lock of the replica set, and a worker wait for it: the library's.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// In a lull, until every key is owned by a worker that runs and can. The longest way there: somebody is frozen while it holds the lock of
+/// the replica set, and loses it; then all can be judged, and those whose heartbeats stopped are left out; another one has a handler that
+/// waits for rows which one of them has locked, and is left out too when it has not become ready in time. Each step may take as long as its
+/// timeout. What else there is (a handler, connecting again, this machine) has the last two seconds.
+const OWNED_IN_LULL_WITHIN: Duration =
+    LOCK_PATIENCE.saturating_add(STALE).saturating_add(COORDINATION).saturating_add(Duration::from_secs(2));
+/// A worker whose connections are slow can own keys, and holds the lock of the replica set for so many round trips when it changes the
+/// generation.
+const ROUND_TRIPS: u32 = 20;
+/// From the end of a storm until every key is owned, and everybody takes part. A worker that was frozen while it held the lock of the
+/// replica set is waited for longest: `LOCK_PATIENCE`, after `stale_worker_timeout`.
 const OWNED_WITHIN: Duration = Duration::from_secs(8);
 /// From then on until what was there at the end of the storm is processed.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
@@ -68,12 +81,25 @@ const HANDLER_FAULTS: &str = "
     CREATE TRIGGER meddle BEFORE INSERT ON aggregate_activity FOR EACH ROW EXECUTE FUNCTION meddle(0.05);
     CREATE TRIGGER meddle BEFORE INSERT ON event_type_counts FOR EACH ROW EXECUTE FUNCTION meddle(0.3);";
 
+/// How often it is looked who is there, and who owns what.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 struct Chaos {
     begun: Instant,
     server: Server,
     proxy: Proxy,
     crew: Crew,
     watch: Watch,
+    ownership: Ownership,
+    lulls: Vec<Lull>,
+}
+
+/// How a lull went.
+#[derive(Debug)]
+struct Lull {
+    /// How many workers were frozen or cut off.
+    helpless: usize,
+    took: Duration,
 }
 
 #[test]
@@ -81,7 +107,7 @@ fn exactly_once_whatever_happens() {
     let setting = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let seconds = setting("CHAOS_SECONDS");
     let seed = setting("CHAOS_SEED").unwrap_or_else(|| seconds.map_or(1, |_| fastrand::u64(..)));
-    let lasts = Duration::from_secs(seconds.unwrap_or(40));
+    let lasts = Duration::from_secs(seconds.unwrap_or(35));
     println!("CHAOS_SEED={seed}");
 
     let server = Server::start();
@@ -96,8 +122,9 @@ fn exactly_once_whatever_happens() {
     (1..AT_FIRST).for_each(|slot| crew.join(slot));
     let writers = Writers::start(server.url(), seed);
     let watch = Watch::start(server.url());
+    let ownership = Ownership::new(server.url());
 
-    let mut chaos = Chaos { begun: Instant::now(), server, proxy, crew, watch };
+    let mut chaos = Chaos { begun: Instant::now(), server, proxy, crew, watch, ownership, lulls: Vec::new() };
     let outcome = chaos.run(&mut Schedule::new(seed), lasts);
     let tally = writers.finish();
     let outcome = outcome.and_then(|storms| {
@@ -110,6 +137,13 @@ fn exactly_once_whatever_happens() {
     match outcome {
         Ok(storms) => {
             println!("{storms} storms, {} looks", chaos.watch.finish());
+            println!(
+                "{} lulls, {} with somebody helpless, the longest took {:?}; no key was seen unowned for longer than {:?}",
+                chaos.lulls.len(),
+                chaos.lulls.iter().filter(|lull| lull.helpless > 0).count(),
+                chaos.lulls.iter().map(|lull| lull.took).max().unwrap_or_default(),
+                chaos.ownership.longest()
+            );
             println!(
                 "{} events, {} transactions rolled back, {} conflicts, {} failed",
                 tally.acknowledged.len(),
@@ -147,30 +181,65 @@ impl Chaos {
     }
 
     fn storm(&mut self, storm: &[(Duration, Fault)]) -> Result<(), String> {
-        let begun = Instant::now();
-        let look = tick(Duration::from_millis(200));
+        let mut begun = Instant::now();
+        let look = tick(LOOK_EVERY);
         for (at, fault) in storm {
             let due = after(at.saturating_sub(begun.elapsed()));
             loop {
                 crossbeam_channel::select! {
                     recv(due) -> _ => break,
-                    recv(look) -> _ => self.crew.look()?,
+                    recv(look) -> _ => self.look()?,
                     recv(self.watch.wrong()) -> wrong => return Err(describe(wrong.ok())),
                 }
             }
             self.say(&format!("{fault:?}"));
-            self.inflict(*fault);
+            let since = Instant::now();
+            self.inflict(*fault)?;
+            if *fault == Fault::Lull {
+                begun += since.elapsed();
+            }
         }
         Ok(())
     }
 
-    fn inflict(&mut self, fault: Fault) {
+    fn look(&mut self) -> Result<(), String> {
+        self.crew.look()?;
+        self.ownership.look(&self.capable());
+        Ok(())
+    }
+
+    /// The workers that can own keys: neither frozen nor cut off nor leaving. One whose connections are slow can, and so must one whose
+    /// connections have just been ended.
+    fn capable(&self) -> Vec<i32> {
+        let cut_off = |slot| slot == 0 && self.proxy.is_holding();
+        let capable = |(slot, _): &(usize, i32)| !self.crew.is_frozen(*slot) && !cut_off(*slot);
+        self.crew.pids().filter(capable).map(|(_, pid)| pid).collect()
+    }
+
+    /// Nothing new happens until every key has an owner that can work while everything that goes wrong goes on.
+    fn lull(&mut self) -> Result<(), String> {
+        // Nothing is promised while it is away.
+        self.server.await_ready();
+        let helpless = self.crew.pids().count() - self.capable().len();
+        let otherwise = "not every key is owned by a worker that runs and can";
+        let within = OWNED_IN_LULL_WITHIN + 2 * self.proxy.delayed_by() * ROUND_TRIPS;
+        let took = self.until(within, otherwise, Self::is_owned)?;
+        self.say(&format!("all owned after {took:?}, {helpless} helpless"));
+        self.lulls.push(Lull { helpless, took });
+        Ok(())
+    }
+
+    fn is_owned(&mut self) -> bool {
+        self.ownership.look(&self.capable()).is_some_and(|unowned| unowned.is_empty())
+    }
+
+    fn inflict(&mut self, fault: Fault) -> Result<(), String> {
         match fault {
             Fault::Join(slot) => self.crew.join(slot),
             Fault::Terminate(slot) => self.crew.terminate(slot),
             Fault::Kill(slot) => self.crew.kill(slot),
-            Fault::Freeze(slot) => self.crew.signal(slot, "STOP"),
-            Fault::Continue(slot) => self.crew.signal(slot, "CONT"),
+            Fault::Freeze(slot) => self.crew.freeze(slot, true),
+            Fault::Continue(slot) => self.crew.freeze(slot, false),
             Fault::EndSessions(count) => {
                 let sql = "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity
                            WHERE application_name = 'chaos-worker' ORDER BY random() LIMIT $1) AS victim";
@@ -186,7 +255,9 @@ impl Chaos {
             Fault::Linger(later) => self.proxy.linger(later),
             Fault::HalfClose { requests } => self.proxy.half_close(requests),
             Fault::Heal => self.proxy.heal(),
+            Fault::Lull => return self.lull(),
         }
+        Ok(())
     }
 
     /// Ends what is still wrong, and waits until all is well.
@@ -198,9 +269,12 @@ impl Chaos {
         let mut client = Client::connect(self.server.url(), NoTls).unwrap();
         let newest: i64 = client.query_one("SELECT coalesce(max(global_position), 0) FROM events", &[]).unwrap().get(0);
         self.say("calm");
-        let owned = self.until(OWNED_WITHIN, "not every key is owned by a worker that runs", &mut client, is_owned)?;
+        let owned = self.until(OWNED_WITHIN, "not every key is owned by a worker that runs", |chaos| {
+            let pids: Vec<i32> = chaos.crew.pids().map(|(_, pid)| pid).collect();
+            chaos.is_owned() && all_take_part(&mut client, &pids)
+        })?;
         self.crew.await_leavers()?;
-        let caught_up = self.until(CAUGHT_UP_WITHIN, "not everything is processed", &mut client, |client, _| {
+        let caught_up = self.until(CAUGHT_UP_WITHIN, "not everything is processed", |_| {
             client.query_one("SELECT min(position) FROM orchestrator_checkpoints", &[]).unwrap().get::<_, i64>(0)
                 >= newest
         })?;
@@ -216,23 +290,33 @@ impl Chaos {
         &mut self,
         within: Duration,
         otherwise: &str,
-        client: &mut Client,
-        condition: impl Fn(&mut Client, &[i32]) -> bool,
+        mut condition: impl FnMut(&mut Self) -> bool,
     ) -> Result<Duration, String> {
         let begun = Instant::now();
-        let look = tick(Duration::from_millis(50));
+        let look = tick(LOOK_EVERY / 2);
         let slow = after(SLOW);
-        while !condition(client, &self.crew.pids()) {
+        while !condition(self) {
             if begun.elapsed() > within {
-                return Err(format!("{otherwise} after {within:?}:\n{}", situation(client)));
+                return Err(format!("{otherwise} after {within:?}:\n{}", self.situation()));
             }
             crossbeam_channel::select! {
-                recv(look) -> _ => self.crew.look()?,
-                recv(slow) -> _ => println!("{otherwise} after {SLOW:?}:\n{}", situation(client)),
+                recv(look) -> _ => self.look()?,
+                recv(slow) -> _ => println!("{otherwise} after {SLOW:?}:\n{}", self.situation()),
                 recv(self.watch.wrong()) -> wrong => return Err(describe(wrong.ok())),
             }
         }
         Ok(begun.elapsed())
+    }
+
+    /// What there is to be seen when nothing goes on.
+    fn situation(&mut self) -> String {
+        let capable = self.capable();
+        let unowned = self.ownership.look(&capable);
+        let seen = Client::connect(self.server.url(), NoTls).map(|mut client| situation(&mut client));
+        format!(
+            "capable {capable:?}, unowned {unowned:?}\n{}",
+            seen.unwrap_or_else(|error| format!("the server does not answer: {error}"))
+        )
     }
 
     /// When nothing is written any more: everything is processed, and right, and what was acknowledged is there.
@@ -250,26 +334,6 @@ impl Chaos {
     fn say(&self, what: &str) {
         println!("{:>8.3} {what}", self.begun.elapsed().as_secs_f64());
     }
-}
-
-/// Every checkpoint belongs to one of these processes, and they run, together and alone.
-fn is_owned(client: &mut Client, pids: &[i32]) -> bool {
-    let sql = "WITH g AS (SELECT * FROM orchestrator_generations ORDER BY number DESC LIMIT 1)
-               SELECT bool_and(coalesce(w.state = 'running' AND w.pid = ANY ($1) AND c.generation = g.number, false))
-                      AND bool_and(g.state = 'active' AND g.total_partitions = cardinality($1))
-               FROM g CROSS JOIN orchestrator_checkpoints c LEFT JOIN orchestrator_workers w ON w.id = c.worker_id";
-    client.query_one(sql, &[&pids]).unwrap().get(0)
-}
-
-/// What there is to be seen when nothing goes on.
-fn situation(client: &mut Client) -> String {
-    let sql = "SELECT format('worker %s', w) FROM orchestrator_workers w WHERE state <> 'stopped'
-               UNION ALL (SELECT format('generation %s', g) FROM orchestrator_generations g ORDER BY number DESC LIMIT 3)
-               UNION ALL SELECT format('checkpoint %s', c) FROM orchestrator_checkpoints c
-               UNION ALL SELECT format('session %s %s %s blocked by %s: %s %s', pid, application_name, state, pg_blocking_pids(pid), xact_start, left(query, 150))
-                         FROM pg_stat_activity WHERE datname = current_database()";
-    let lines: Vec<String> = client.query(sql, &[]).unwrap().iter().map(|row| row.get(0)).collect();
-    lines.join("\n")
 }
 
 fn describe(wrong: Option<Vec<String>>) -> String {

@@ -72,6 +72,17 @@ impl Proxy {
         self.shared.change(|mood| (mood.hold_requests, mood.hold_answers) = (requests, answers));
     }
 
+    /// Whether nothing of one direction is forwarded, so that the worker is cut off.
+    pub(crate) fn is_holding(&self) -> bool {
+        let mood = self.shared.mood.lock();
+        mood.hold_requests || mood.hold_answers
+    }
+
+    /// By how much everything is forwarded later.
+    pub(crate) fn delayed_by(&self) -> Duration {
+        self.shared.mood.lock().delay
+    }
+
     pub(crate) fn delay(&self, delay: Duration) {
         self.shared.change(|mood| mood.delay = delay);
     }

@@ -39,6 +39,16 @@ pub(crate) enum Fault {
     Linger(Duration),
     /// The proxy is itself again.
     Heal,
+    /// The storm stands still: what goes wrong goes on doing so, nothing else happens, and the storm's clock is stopped, until every key
+    /// has an owner that can work all the same.
+    Lull,
+}
+
+impl Fault {
+    /// Whether it leaves a worker helpless, or next to it, until another fault ends it.
+    fn stays(self) -> bool {
+        matches!(self, Self::Freeze(_) | Self::Hold { .. } | Self::Delay(_))
+    }
 }
 
 /// Storms, one after the other. After each the workers are left alone until they have recovered.
@@ -63,7 +73,8 @@ impl Schedule {
         Self { rng: fastrand::Rng::with_seed(seed), occupied }
     }
 
-    /// The next storm: what happens at which time since its beginning, in this order. At its end there are two workers at least.
+    /// The next storm: what happens at which time since its beginning, in this order, with two lulls. At its end there are two workers at
+    /// least.
     pub(crate) fn storm(&mut self) -> Vec<(Duration, Fault)> {
         let lasts = self.millis(5_000..9_000);
         let mut weather =
@@ -77,7 +88,7 @@ impl Schedule {
             while !self.brew(&mut weather) {}
         }
         weather.faults.sort_by_key(|(at, _)| *at);
-        weather.faults
+        with_lulls(weather.faults, lasts)
     }
 
     /// Adds one of the faults. False if the one drawn is impossible now.
@@ -153,6 +164,16 @@ impl Schedule {
     }
 }
 
+/// Adds a lull in the middle, when somebody has just become helpless, and one at the end, whatever goes wrong then.
+fn with_lulls(mut faults: Vec<(Duration, Fault)>, end: Duration) -> Vec<(Duration, Fault)> {
+    let middle = faults.iter().find(|(at, fault)| *at >= end / 3 && *at < end && fault.stays());
+    for at in [middle.map_or(end / 2, |(at, _)| *at), end] {
+        let next = faults.partition_point(|(other, _)| *other <= at);
+        faults.insert(next, (at, Fault::Lull));
+    }
+    faults
+}
+
 #[test]
 fn a_seed_gives_one_schedule() {
     let storms = |seed| {
@@ -163,5 +184,28 @@ fn a_seed_gives_one_schedule() {
     assert_ne!(storms(1), storms(2));
     let faults: Vec<Fault> = storms(1).into_iter().flatten().map(|(_, fault)| fault).collect();
     let kinds: std::collections::HashSet<_> = faults.iter().map(std::mem::discriminant).collect();
-    assert_eq!(kinds.len(), 13, "every kind of fault occurs");
+    assert_eq!(kinds.len(), 14, "every kind of fault occurs");
+}
+
+#[test]
+fn lulls_come_while_somebody_is_helpless() {
+    let mut schedule = Schedule::new(1);
+    let storms: Vec<_> = std::iter::repeat_with(|| schedule.storm()).take(20).collect();
+    let mut helpless_in_lulls = 0;
+    for storm in &storms {
+        assert!(storm.is_sorted_by_key(|(at, _)| *at));
+        assert_eq!(storm.iter().filter(|(_, fault)| *fault == Fault::Lull).count(), 2);
+        let (mut frozen, mut held) = ([false; SLOTS], false);
+        for (_, fault) in storm {
+            match *fault {
+                Fault::Freeze(slot) => frozen[slot] = true,
+                Fault::Continue(slot) | Fault::Kill(slot) | Fault::Join(slot) => frozen[slot] = false,
+                Fault::Hold { .. } => held = true,
+                Fault::Cut | Fault::Linger(_) | Fault::Heal => held = false,
+                Fault::Lull => helpless_in_lulls += u32::from(held || frozen.contains(&true)),
+                _ => {}
+            }
+        }
+    }
+    assert!(helpless_in_lulls >= 20, "in {helpless_in_lulls} of 40 lulls");
 }
