@@ -18,6 +18,7 @@ mod handles;
 mod joins_and_leaves;
 mod lanes;
 mod many_at_once;
+mod payloads;
 mod private_postgres;
 mod recutting;
 mod restarts;

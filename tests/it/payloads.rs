@@ -1,0 +1,204 @@
+//! What events may hold, through real workers: it is handled byte for byte or refused by name, and memory stays within its bounds.
+
+use std::time::Duration;
+
+use postgres::{Client, Transaction};
+use pupsourcing_orchestrator::{AppendError, BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection};
+
+use crate::support::cluster::assert_read_models_become_right;
+use crate::support::handlers::prepared;
+use crate::support::process::WorkerProcess;
+use crate::support::workers::{await_running, builder, start};
+use crate::support::{database, eventually};
+
+const MIB: usize = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Writes down everything its handler is given; of the payload, what the server makes of the bytes it is sent back.
+struct Copies;
+
+const COPIES: &str = "CREATE TABLE copies (
+    global_position bigint, bounded_context text, aggregate_type text, aggregate_id text, aggregate_version bigint, event_id uuid,
+    event_type text, event_version int, bytes int, hash bytea, trace_id text, correlation_id text, causation_id text, metadata jsonb)";
+
+impl Projection for Copies {
+    fn name(&self) -> &str {
+        "copies"
+    }
+
+    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+        tx.execute(
+            "INSERT INTO copies VALUES ($1, $2, $3, $4, $5, $6, $7, $8, octet_length($9::bytea), sha256($9), $10, $11, $12, $13)",
+            &[
+                &event.global_position(),
+                &event.bounded_context(),
+                &event.aggregate_type(),
+                &event.aggregate_id(),
+                &event.aggregate_version(),
+                &event.event_id(),
+                &event.event_type(),
+                &event.event_version(),
+                &event.payload(),
+                &event.trace_id(),
+                &event.correlation_id(),
+                &event.causation_id(),
+                &event.metadata(),
+            ],
+        )?;
+        Ok(())
+    }
+}
+
+/// The first and the last code point of each of Unicode's planes, but for NUL.
+fn every_plane() -> Vec<String> {
+    (0..=16_u32)
+        .map(|plane| [(plane << 16).max(1), (plane << 16) + 0xffff].map(|code| char::from_u32(code).unwrap()))
+        .map(String::from_iter)
+        .collect()
+}
+
+#[test]
+fn whatever_an_event_holds_is_handled_byte_for_byte() {
+    let database = database();
+    let mut client = prepared(&database);
+    client.batch_execute(COPIES).unwrap();
+    let store = EventStore::default();
+    let bytes = |count: usize| (0..=255_u8).rev().cycle().take(count).collect::<Vec<u8>>();
+    let append = |client: &mut Client| {
+        for payload in [vec![], vec![0], bytes(256), bytes(MIB), bytes(64 * MIB)] {
+            store.append(client, ExpectedVersion::Any, &[NewEvent::new("c", "Sized", "a", "Sized", payload)]).unwrap();
+        }
+        for text in &every_plane() {
+            let event = NewEvent::new(text, text, text, text, text.as_bytes())
+                .trace_id(text)
+                .correlation_id(text)
+                .causation_id(text)
+                .metadata(serde_json::json!({text: [text, {text: null}]}));
+            store.append(client, ExpectedVersion::Any, &[event]).unwrap();
+        }
+    };
+    // Once read ahead, and then live.
+    append(&mut client);
+    let workers = [(); 2].map(|()| start(builder(database.url(), "set"), vec![Box::new(Copies)]));
+    await_running(&workers.each_ref());
+    append(&mut client);
+    eventually("all events are handled", PATIENCE, || {
+        let handled: i64 = client.query_one("SELECT count(*) FROM copies", &[]).unwrap().get(0);
+        (handled == 2 * (5 + 17)).then_some(())
+    });
+    let differ = "
+        SELECT coalesce(e.global_position, c.global_position)
+        FROM (SELECT global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, event_version,
+                     octet_length(payload) AS bytes, sha256(payload) AS hash, trace_id, correlation_id, causation_id, metadata
+              FROM events) e
+        FULL JOIN copies c USING (global_position) WHERE (e.*) IS DISTINCT FROM (c.*)";
+    let differ: Vec<i64> = client.query(differ, &[]).unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(differ, [0_i64; 0], "positions of events that are not as they were handled");
+}
+
+#[test]
+fn a_nul_character_is_refused_by_the_name_of_its_field() {
+    let database = database();
+    let mut client = prepared(&database);
+    let event = |field: &str| {
+        let text = |name| if name == field { "a\0b" } else { "ab" };
+        NewEvent::new(
+            text("bounded_context"),
+            text("aggregate_type"),
+            text("aggregate_id"),
+            text("event_type"),
+            b"\0".as_slice(),
+        )
+        .trace_id(text("trace_id"))
+        .correlation_id(text("correlation_id"))
+        .causation_id(text("causation_id"))
+    };
+    let fields = [
+        "bounded_context",
+        "aggregate_type",
+        "aggregate_id",
+        "event_type",
+        "trace_id",
+        "correlation_id",
+        "causation_id",
+    ];
+    let mut append = |event| EventStore::default().append(&mut client, ExpectedVersion::Any, &[event]);
+    for field in fields {
+        let error = append(event(field)).unwrap_err();
+        assert!(matches!(error, AppendError::Invalid { .. }), "{field}: {error}");
+        assert!(error.to_string().contains(&format!("NUL character in {field}")), "{field}: {error}");
+    }
+    assert_eq!(append(event("none of them")).unwrap().versions, 1..=1, "in a payload it is a byte like any other");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_is_bounded_by_the_bytes_of_a_batch() {
+    assert_memory_is_bounded(300, MIB, 8 * MIB);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_is_bounded_by_the_largest_event() {
+    assert_memory_is_bounded(4, 64 * MIB, MIB);
+}
+
+/// Lets the example `worker` process so many events of so many bytes each, and half as many again while they come.
+#[cfg(target_os = "linux")]
+#[track_caller]
+fn assert_memory_is_bounded(count: i64, bytes: usize, batch_bytes: usize) {
+    const RUNNERS: usize = 2;
+    // Code, connections, threads, and what the allocator keeps.
+    let without_events = 64 * MIB;
+    // Each runner's reader and the tailer have one batch that is in use, and one that is being read, as rows and as events. A batch is one
+    // event, if that is larger than `batch_bytes`.
+    let bound = without_events + (RUNNERS + 1) * 3 * batch_bytes.max(bytes);
+
+    let database = database();
+    let mut client = prepared(&database);
+    append_large(&mut client, count, bytes);
+    let mut worker = WorkerProcess::start(database.url(), &[("BATCH_BYTES", &batch_bytes.to_string())]);
+    worker.await_processing(1);
+    await_counts(&mut client, count);
+    let read_ahead = peak_of(&worker);
+    append_large(&mut client, count / 2, bytes);
+    await_counts(&mut client, count + count / 2);
+    let live = peak_of(&worker);
+    assert_read_models_become_right(&mut client);
+    println!(
+        "events of {} MiB: {} MiB read ahead, {} MiB live, of {}",
+        bytes / MIB,
+        read_ahead / MIB,
+        live / MIB,
+        bound / MIB
+    );
+    assert!(live <= bound, "{read_ahead} read ahead, {live} live, of {bound}");
+}
+
+/// Appends so many events with a payload of so many bytes each.
+#[cfg(target_os = "linux")]
+fn append_large(client: &mut Client, count: i64, bytes: usize) {
+    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+               SELECT 'test', 'Large', gen_random_uuid()::text, 1, gen_random_uuid(), 'Large',
+                      convert_to(repeat('0123456789abcdef', $2), 'UTF8') FROM generate_series(1, $1::bigint)";
+    client.execute(sql, &[&count, &i32::try_from(bytes / 16).unwrap()]).unwrap();
+}
+
+/// Waits until both read models have counted so many events.
+#[cfg(target_os = "linux")]
+#[track_caller]
+fn await_counts(client: &mut Client, count: i64) {
+    let sql = "SELECT (SELECT sum(events) FROM event_type_counts) = $1::bigint AND (SELECT sum(events) FROM aggregate_activity) = $1";
+    eventually("all events are counted", PATIENCE, || {
+        let counted: Option<bool> = client.query_one(sql, &[&count]).unwrap().get(0);
+        (counted == Some(true)).then_some(())
+    });
+}
+
+/// The most memory the process has had so far.
+#[cfg(target_os = "linux")]
+fn peak_of(process: &WorkerProcess) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
