@@ -12,7 +12,7 @@ use super::site::{INDEX, Page, Site};
 /// Bytes of a request's first line and headers together.
 pub(super) const LONGEST_HEAD: usize = 8 * 1024;
 /// From the accept to the last byte of the request's head.
-const HEAD_TIME: Duration = Duration::from_secs(5);
+pub(super) const HEAD_TIME: Duration = Duration::from_secs(5);
 /// From the first byte of the response to the last.
 const RESPONSE_TIME: Duration = Duration::from_secs(10);
 /// How long, and how much, a refused client is listened to so that it reads its answer before the connection is reset.

@@ -1,8 +1,13 @@
-use std::io::{Read, Write};
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Instant;
 
-use super::exchange::{DRAIN_BYTES, LONGEST_HEAD, Timed, read_head};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use super::exchange::{DRAIN_BYTES, HEAD_TIME, LONGEST_HEAD, Timed, read_head};
 use super::*;
 use crate::status::Board;
 
@@ -15,18 +20,26 @@ fn server() -> MetricsServer {
 }
 
 fn connect(server: &MetricsServer) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&server.address(), SOON).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    stream
+    connect_to(server.address()).unwrap()
+}
+
+fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, SOON)?;
+    stream.set_read_timeout(Some(SOON))?;
+    Ok(stream)
 }
 
 fn send(server: &MetricsServer, request: &[u8]) -> String {
-    let mut stream = connect(server);
+    send_to(server.address(), request).unwrap()
+}
+
+fn send_to(address: SocketAddr, request: &[u8]) -> io::Result<String> {
+    let mut stream = connect_to(address)?;
     // The server may have refused before it has read everything.
     _ = stream.write_all(request);
     let mut answer = Vec::new();
     _ = stream.read_to_end(&mut answer);
-    String::from_utf8(answer).unwrap()
+    Ok(String::from_utf8(answer).unwrap())
 }
 
 fn get(server: &MetricsServer, path: &str) -> (String, String) {
@@ -71,12 +84,15 @@ fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Many fit in this process, whatever its limit of open files.
+/// 1,000 connections, or as many as two tests at once may have in this process, with what else it has open.
 fn many() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let open_files = limits.lines().find(|line| line.starts_with("Max open files"));
-    let soft: usize = open_files.and_then(|line| line.split_whitespace().nth(3)?.parse().ok()).unwrap_or(1024);
-    soft.saturating_sub(400).min(1000)
+    const WANTED: u64 = 2 * 1000 + 400;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < WANTED) {
+        limit.current = Some(limit.maximum.map_or(WANTED, |most| most.min(WANTED)));
+        setrlimit(Resource::Nofile, limit).unwrap();
+    }
+    usize::try_from(limit.current.unwrap_or(WANTED).min(WANTED).saturating_sub(400) / 2).unwrap()
 }
 
 #[test]
@@ -153,10 +169,13 @@ fn requests_are_answered_by_what_is_wrong_with_them() {
 }
 
 #[test]
-fn an_endless_request_line_is_refused_long_before_its_end() {
+fn an_endless_request_is_refused_long_before_its_end() {
     let server = server();
-    let answer = send(&server, &vec![b'a'; DRAIN_BYTES / 2]);
+    let endless = vec![b'a'; DRAIN_BYTES / 2];
+    let answer = send(&server, &endless);
     assert_eq!(code(&answer), 414, "{answer}");
+    let answer = send(&server, &[b"GET / HTTP/1.1\r\nCookie: ".as_slice(), &endless].concat());
+    assert_eq!(code(&answer), 431, "{answer}");
 }
 
 #[test]
@@ -271,6 +290,71 @@ fn idle_connections_hold_up_nobody() {
     let open = server.connections.open.lock().len();
     assert!((MOST_CONNECTIONS / 2..=MOST_CONNECTIONS).contains(&open), "the newest of {} stay: {open}", idle.len());
     shut_down_at_once(server);
+}
+
+/// Every five milliseconds until it is stopped: more would push out a scrape that waits for this machine, not for the server.
+fn again_and_again(begun: &Barrier, stopped: &Receiver<()>, mut act: impl FnMut()) {
+    begun.wait();
+    while stopped.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
+        act();
+    }
+}
+
+/// Sends the head of a request byte by byte on as many connections as there are seats, and takes another seat for one that is lost.
+fn dawdle(address: SocketAddr, begun: &Barrier, stopped: &Receiver<()>) {
+    let mut clients: VecDeque<TcpStream> = VecDeque::new();
+    again_and_again(begun, stopped, || {
+        let known = clients.pop_front().filter(|_| clients.len() + 1 >= MOST_CONNECTIONS);
+        let client = known.map_or_else(|| connect_to(address), Ok);
+        if let Ok(mut client) = client
+            && client.write_all(b"G").is_ok()
+        {
+            clients.push_back(client);
+        }
+    });
+}
+
+#[test]
+fn all_who_mean_harm_at_once_hold_up_nobody() {
+    let server = server();
+    let address = server.address();
+    let idle: Vec<TcpStream> = (0..many()).map(|_| connect(&server)).collect();
+    let long = "a".repeat(LONGEST_HEAD);
+    let requests = [
+        format!("GET /{long} HTTP/1.1\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nCookie: {long}\r\n\r\n"),
+        "GET /nowhere HTTP/1.1\r\n\r\n".to_owned(),
+        "BREW /metrics HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n".to_owned(),
+    ];
+    let begun = Barrier::new(requests.len() + 2);
+    let (stop, stopped) = bounded::<()>(0);
+    thread::scope(|scope| {
+        // Dropped also when an assertion fails.
+        let stop = stop;
+        let (begun, stopped) = (&begun, &stopped);
+        for request in &requests {
+            // Once the server is gone, nobody can connect.
+            scope.spawn(move || again_and_again(begun, stopped, || _ = send_to(address, request.as_bytes())));
+        }
+        scope.spawn(move || dawdle(address, begun, stopped));
+        begun.wait();
+        let first = Instant::now();
+        let mut took: Vec<Duration> = (0..51)
+            .map(|_| {
+                let begun = Instant::now();
+                let answer = send_to(address, b"GET /metrics HTTP/1.1\r\n\r\n").unwrap_or_default();
+                // One who was pushed out would have to come again.
+                if answer.starts_with("HTTP/1.0 200 ") { begun.elapsed() } else { SOON }
+            })
+            .collect();
+        assert!(first.elapsed() < HEAD_TIME, "then it was time that drove them away: {took:?}");
+        took.sort_unstable();
+        let median = took[took.len() / 2];
+        println!("{} idle and all the others: a scrape takes {median:?}, {:?} at the most", idle.len(), took.last());
+        assert!(median < Duration::from_millis(50), "{took:?}");
+        shut_down_at_once(server);
+        drop(stop);
+    });
 }
 
 #[test]
