@@ -14,6 +14,9 @@ const LEAVES_WITHIN: Duration = Duration::from_secs(15);
 /// they come back with their connections alive, and it is the fence that stops them.
 const HEARTBEATS_ONLY: [usize; 2] = [2, 4];
 
+/// Into how many lanes the worker in each slot cuts its part.
+const LANES: [&str; SLOTS] = ["1", "3", "2", "1", "1"];
+
 /// The workers' `coordination_timeout`.
 pub(crate) const COORDINATION: Duration = Duration::from_secs(3);
 
@@ -56,6 +59,7 @@ impl Crew {
             ("STALE_WORKER_TIMEOUT", stale.as_str()),
             ("COORDINATION_TIMEOUT", &coordination),
             ("SESSION_LOSS_GRACE", grace),
+            ("LANES", LANES[slot]),
         ]);
         let process = WorkerProcess::start_program("chaos_worker", &self.urls[slot], &options);
         let name = format!("{}-slot-{slot}-pid-{}", self.started, process.pid());
