@@ -120,13 +120,13 @@ impl Said {
     }
 
     fn pairs(&self) -> Vec<(&'static str, String)> {
-        let joined =
-            |of: &dyn Fn(&(Place, Option<u16>)) -> String| self.places.iter().map(of).collect::<Vec<_>>().join(",");
+        let (hosts, ports): (Vec<String>, Vec<String>) =
+            self.places.iter().map(|(place, port)| (place.text(), port.unwrap_or(5432).to_string())).unzip();
         vec![
             ("user", self.user.clone()),
             ("password", String::from_utf8(self.password.clone()).expect("a password in text")),
-            ("host", joined(&|(place, _)| place.text())),
-            ("port", joined(&|(_, port)| port.unwrap_or(5432).to_string())),
+            ("host", hosts.join(",")),
+            ("port", ports.join(",")),
             ("dbname", self.database.clone()),
             ("application_name", self.application_name.clone()),
             ("options", self.options.clone()),
