@@ -11,7 +11,7 @@ use super::exchange::{DRAIN_BYTES, HEAD_TIME, LONGEST_HEAD, Timed, read_head};
 use super::*;
 use crate::status::Board;
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 fn server() -> MetricsServer {
     let metrics = Metrics::new().unwrap();
@@ -221,15 +221,16 @@ fn every_interface_can_be_bound_and_shut_down() {
     }
 }
 
-/// None of three answers is late, and the fastest, whatever else this machine does meanwhile, takes less than 50 ms.
+/// An answer takes less than 50 ms, unless this machine is busy with other things; before any client is given up for its slowness.
 fn answers_quickly(server: &MetricsServer, path: &str) {
-    let took = [(); 3].map(|()| {
+    let first = Instant::now();
+    let mut took = Vec::new();
+    while took.last().is_none_or(|took| *took >= Duration::from_millis(50)) {
+        assert!(first.elapsed() < HEAD_TIME / 2, "{took:?}");
         let begun = Instant::now();
         assert_eq!(code(&get(server, path).0), 200);
-        begun.elapsed()
-    });
-    assert!(took.iter().all(|took| *took < Duration::from_secs(1)), "{took:?}");
-    assert!(took.iter().any(|took| *took < Duration::from_millis(50)), "{took:?}");
+        took.push(begun.elapsed());
+    }
 }
 
 /// Nothing of the server is left after it: each of its threads holds a sender of what `ended` receives.
