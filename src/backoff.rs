@@ -65,4 +65,17 @@ mod tests {
             assert!(backoff.next_delay() <= Duration::from_millis(100), "no overflow");
         }
     }
+
+    #[test]
+    fn the_first_failure_of_a_row_is_logged_and_then_one_every_half_minute() {
+        let mut backoff = Backoff::for_connections();
+        assert!(backoff.is_worth_logging());
+        backoff.next_delay();
+        assert!(!backoff.is_worth_logging());
+        backoff.logged_at = backoff.logged_at.and_then(|at| at.checked_sub(LOG_EVERY));
+        assert!(backoff.is_worth_logging(), "half a minute has passed");
+        assert!(!backoff.is_worth_logging());
+        backoff.reset();
+        assert!(backoff.is_worth_logging(), "another row begins");
+    }
 }

@@ -136,7 +136,7 @@ impl Config {
                 return Err(Error::config(field, "0", "it must be at least 1"));
             }
         }
-        if i64::try_from(self.batch_bytes).is_err() || self.batch_size > 1_000_000 {
+        if self.batch_size > 1_000_000 {
             return Err(Error::config("batch_size", self.batch_size.to_string(), "it must be at most 1000000"));
         }
         if !(1..=MAX_LANES).contains(&self.lanes) {
@@ -259,6 +259,45 @@ mod tests {
     }
 
     #[test]
+    fn a_retry_keeps_what_is_set() {
+        let (first_delay, longest_delay) = (Duration::from_secs(1), Duration::from_secs(2));
+        let retry = Retry::default().attempts(3).first_delay(first_delay).longest_delay(longest_delay);
+        assert_eq!(retry, Retry { attempts: 3, first_delay, longest_delay });
+    }
+
+    #[test]
+    fn a_bound_itself_is_allowed() {
+        let (millis, day) = (Duration::from_millis, Duration::from_secs(24 * 60 * 60));
+        let least = Config {
+            heartbeat_interval: millis(10),
+            stale_worker_timeout: millis(30),
+            session_loss_grace: Some(millis(10)),
+            coordination_timeout: millis(100),
+            poll_interval: millis(10),
+            registration_wait: Duration::ZERO,
+            event_poll: (millis(1), millis(1)),
+            batch_size: 1,
+            batch_bytes: 1,
+            pool_size: Some(2),
+            retry: Retry::default().attempts(1).first_delay(millis(1)).longest_delay(millis(1)),
+            ..Config::new("s".into())
+        };
+        least.validate(&["p"]).unwrap();
+        let most = Config {
+            heartbeat_interval: day / 3,
+            stale_worker_timeout: day,
+            session_loss_grace: Some(day),
+            coordination_timeout: day,
+            poll_interval: day,
+            registration_wait: day,
+            event_poll: (day, day),
+            batch_size: 1_000_000,
+            ..Config::new("s".repeat(255))
+        };
+        most.validate(&["p"]).unwrap();
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_value_and_bound() {
         let seconds = Duration::from_secs;
         for (message, parts) in [
@@ -283,8 +322,9 @@ mod tests {
                 refused(|c| c.event_poll = (seconds(1), Duration::from_millis(5))),
                 ["event_poll is 1s to 5ms", "minimum"],
             ),
-            (refused(|c| c.coordination_timeout = Duration::MAX), ["coordination_timeout", "at most 24 h"]),
+            (refused(|c| c.coordination_timeout = seconds(24 * 60 * 60 + 1)), ["coordination_timeout", "at most 24 h"]),
             (refused(|c| c.batch_size = 0), ["batch_size is 0", "at least 1"]),
+            (refused(|c| c.batch_size = 1_000_001), ["batch_size is 1000001", "at most 1000000"]),
             (refused(|c| c.batch_bytes = 0), ["batch_bytes is 0", "at least 1"]),
             (
                 refused(|c| c.pool_size = Some(1)),

@@ -158,6 +158,6 @@ mod tests {
         assert!(head.observe(probe(5, 2)));
         head.settle(probe(5, 2), vec![Holder { transaction: "1/7".into(), pid: Some(1) }]);
         head.settle(probe(5, 2), vec![Holder { transaction: "1/8".into(), pid: Some(1) }]);
-        assert_eq!(head.safe(), 5);
+        assert_eq!((head.safe(), head.blockers()), (5, vec![]), "nothing lies above for it to hold back");
     }
 }

@@ -128,8 +128,12 @@ mod tests {
         assert_eq!((positions(&rest), rest.end), (vec![14], 14), "no further than asked");
         let none = tail.read(&range(mine.clone(), 15, 99), &Scope::all(), BOUNDS).unwrap();
         assert_eq!((positions(&none), none.end), (vec![], 20), "no further than it reaches");
-        let heavy = tail.read(&range(mine, 10, 99), &Scope::all(), Bounds { events: 9, bytes: 10 }).unwrap();
-        assert_eq!((positions(&heavy), heavy.end), (vec![11], 11));
+        let within =
+            |bytes| tail.read(&range(mine.clone(), 10, 99), &Scope::all(), Bounds { events: 9, bytes }).unwrap();
+        for (bytes, last) in [(9, 11), (10, 11), (19, 11), (20, 12), (29, 12), (30, 14)] {
+            let batch = within(bytes);
+            assert_eq!((positions(&batch).last(), batch.end), (Some(&last), last), "{bytes} bytes");
+        }
     }
 
     #[test]
@@ -151,13 +155,35 @@ mod tests {
     }
 
     #[test]
-    fn lets_go_of_the_oldest() {
+    fn lets_go_of_the_oldest_beyond_either_bound() {
+        let mine = KeySet::partition(0, 2);
+        for (bounds, start, kept) in [
+            // Four times as many events as a batch may have.
+            (Bounds { events: 2, bytes: 1_000 }, 12, 14..=26),
+            (Bounds { events: 9, bytes: 100 }, 10, 11..=26),
+            (Bounds { events: 9, bytes: 99 }, 11, 12..=26),
+            (Bounds { events: 9, bytes: 60 }, 15, 21..=26),
+            (Bounds { events: 9, bytes: 9 }, 26, 27..=26),
+        ] {
+            let mut tail = tail();
+            tail.extend(&mine, 20, batch((21..=26).map(|position| (position, 1)), 27), bounds);
+            let all = Bounds { events: 99, bytes: 1_000 };
+            assert!(tail.read(&range(mine.clone(), start - 1, 99), &Scope::all(), all).is_none(), "{bounds:?}");
+            let held = positions(&tail.read(&range(mine.clone(), start, 99), &Scope::all(), all).unwrap());
+            let expected = [11, 12, 14, 15, 21, 22, 23, 24, 25, 26].into_iter().filter(|at| kept.contains(at));
+            assert_eq!(held, expected.collect::<Vec<_>>(), "{bounds:?}");
+        }
+    }
+
+    #[test]
+    fn skips_what_nobody_wants_and_keeps_its_keys() {
         let mut tail = tail();
         let mine = KeySet::partition(0, 2);
-        tail.extend(&mine, 20, batch((21..=26).map(|position| (position, 1)), 26), BOUNDS);
-        assert!(tail.read(&range(mine.clone(), 11, 99), &Scope::all(), BOUNDS).is_none());
-        let held = tail.read(&range(mine, 15, 99), &Scope::all(), Bounds { events: 99, ..BOUNDS }).unwrap();
-        assert_eq!(positions(&held), (21..=26).collect::<Vec<_>>());
+        tail.skip_to(30);
+        assert_eq!((tail.keys(), tail.end()), (&mine, 30));
+        assert!(tail.read(&range(mine.clone(), 15, 99), &Scope::all(), BOUNDS).is_none(), "what it held is gone");
+        tail.extend(&mine, 30, batch([(31, 1)], 31), BOUNDS);
+        assert_eq!(positions(&tail.read(&range(mine, 30, 99), &Scope::all(), BOUNDS).unwrap()), [31]);
     }
 
     #[test]

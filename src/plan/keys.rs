@@ -110,6 +110,8 @@ mod tests {
     fn ranges_are_sorted_merged_and_clipped() {
         let set = KeySet::from_ranges([(10, 20), (-5, 3), (20, 30), (65_000, 70_000), (7, 7)]);
         assert_eq!(set.to_string(), "{[0,3),[10,30),[65000,65536)}");
+        assert_eq!(format!("{set:?}"), set.to_string());
+        assert_eq!(set.ranges(), [(0, 3), (10, 30), (65_000, 65_536)]);
         assert_eq!(KeySet::default().to_string(), "{}");
     }
 

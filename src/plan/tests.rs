@@ -88,6 +88,12 @@ fn joins_are_gathered_from_the_first_one_on() {
 }
 
 #[test]
+fn who_leaves_before_it_was_given_a_partition_costs_no_generation() {
+    let leaving = WorkerView { state: WorkerState::Stopping, ..joined(2, 50) };
+    assert_eq!(plan(&view(Active, 1, vec![running(1, 0), leaving]), &POLICY).actions, []);
+}
+
+#[test]
 fn a_departure_is_dealt_with_at_once_and_takes_young_joiners_along() {
     let view = view(Active, 2, vec![running(1, 0), joined(3, 100)]);
     assert_eq!(plan(&view, &POLICY).actions, [create(Cause::Departed, &[1, 3])]);
@@ -179,6 +185,22 @@ fn joiners_wait_for_a_pending_generation_to_become_active() {
 fn a_death_while_pending_deals_again() {
     let view = view(Pending, 2, vec![worker(1, WorkerState::Ready, 5, Some(0)), joined(2, 50)]);
     assert_eq!(plan(&view, &POLICY).actions, [create(Cause::Departed, &[1, 2])]);
+}
+
+/// In the database, the metrics and the log.
+#[test]
+fn states_and_reasons_go_by_their_names() {
+    for (state, name) in WorkerState::ALL.into_iter().zip(["pending", "ready", "running", "stopping", "stopped"]) {
+        assert_eq!((state.as_str(), state.to_string().as_str()), (name, name));
+        assert_eq!(WorkerState::parse(name), Some(state));
+    }
+    assert_eq!(WorkerState::parse("idle"), None);
+    assert_eq!([Cause::Started, Cause::Joined, Cause::Departed].map(Cause::as_str), ["started", "joined", "departed"]);
+    assert_eq!(
+        [Death::SessionLost, Death::Stale, Death::NotReady].map(Death::as_str),
+        ["session lost", "heartbeats stopped", "not ready in time"]
+    );
+    assert_eq!(id(7).to_string(), "00000000-0000-0000-0000-000000000007");
 }
 
 #[test]

@@ -70,7 +70,11 @@ fn has_io_cause(error: &postgres::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
+    use crate::error::Error;
+    use crate::store::testing;
 
     #[test]
     fn states_that_say_nothing_about_the_event_are_transient() {
@@ -86,6 +90,33 @@ mod tests {
         ] {
             assert_eq!(is_transient_state(&SqlState::from_code(code)), transient, "{code}");
         }
+    }
+
+    #[test]
+    fn what_befell_the_connection_is_transient_and_a_refused_value_is_not() {
+        let mut client = testing::connect();
+        let row = client.query_one("SELECT 'seven'", &[]).unwrap();
+        assert!(!is_transient(&row.try_get::<_, i32>(0).unwrap_err()), "no attempt will make it a number");
+
+        // First the server says so, perhaps, then the network, and from then on the client.
+        let mut lost = client.execute("SELECT pg_terminate_backend(pg_backend_pid())", &[]).unwrap_err();
+        for _ in 0..3 {
+            assert!(is_transient(&lost), "{lost:?}");
+            lost = client.execute("SELECT", &[]).unwrap_err();
+        }
+        assert!(lost.is_closed() && is_transient(&lost), "{lost:?}");
+
+        let nobody_listens = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let refused = postgres::Config::new()
+            .host("127.0.0.1")
+            .port(nobody_listens.port())
+            .user("app")
+            .connect(postgres::NoTls)
+            .map(drop)
+            .unwrap_err();
+        assert!(is_transient(&refused), "{refused:?}");
+        let wrapped: BoxError = Box::new(Error::database("reading events")(refused));
+        assert!(is_transient(&*wrapped), "whoever passes it on");
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(crate) mod session;
 #[cfg(test)]
 mod equivalence;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use names::Names;
 pub(crate) use registration::Registration;
