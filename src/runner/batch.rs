@@ -95,7 +95,7 @@ fn handle(
         let seconds = called.elapsed().as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         metrics.processing_duration.observe(seconds);
         handled += count;
-        if handled < events.len() && (interrupted() || begun.elapsed() >= LONG_ENOUGH) {
+        if interrupted() || begun.elapsed() >= LONG_ENOUGH {
             break;
         }
     }

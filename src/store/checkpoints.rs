@@ -306,3 +306,49 @@ pub(crate) fn lags(client: &mut Client, names: &Names, replica_set: &str) -> Res
         .map(|row| Lag { projection: row.get(0), position: row.get(1), events: row.get(2), seconds: row.get(3) })
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+
+    /// Each row at a position of its own, so that none is merged with another.
+    #[test]
+    fn checkpoints_that_overlap_or_leave_keys_out_are_refused() {
+        let mut client = testing::connect();
+        let names = Names::default();
+        client.batch_execute(&names.schema_sql()).unwrap();
+        client
+            .batch_execute(
+                "INSERT INTO orchestrator_replica_sets (name) VALUES ('set');
+                 INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'set')",
+            )
+            .unwrap();
+        for (rows, sound) in [
+            (&["{[0,65536)}"][..], true),
+            (&["{[0,100),[200,65536)}", "{[100,200)}"], true),
+            (&[], false),
+            (&["{[1,65536)}"], false),
+            (&["{[0,65535)}"], false),
+            (&["{[0,100),[200,65536)}"], false),
+            (&["{[0,100)}", "{[101,65536)}"], false),
+            (&["{[0,101)}", "{[100,65536)}"], false),
+            (&["{[0,65536)}", "{[0,65536)}"], false),
+        ] {
+            let mut tx = client.transaction().unwrap();
+            tx.execute(
+                "INSERT INTO orchestrator_checkpoints (projection, keys, position)
+                 SELECT 'p', keys::int4multirange, position FROM unnest($1::text[]) WITH ORDINALITY AS row (keys, position)",
+                &[&rows],
+            )
+            .unwrap();
+            match recut(&mut tx, &names, "set", 1) {
+                Ok(()) => assert!(sound, "{rows:?}"),
+                Err(Error::Schema { problem }) => {
+                    assert!(!sound && problem.contains("projection \"p\""), "{rows:?}: {problem}");
+                }
+                Err(error) => panic!("{rows:?}: {error}"),
+            }
+        }
+    }
+}

@@ -7,7 +7,7 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use postgres::{Client, Transaction};
 use pupsourcing_orchestrator::{BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection, Scope, StartAt};
 
-use crate::support::handlers::{meddled, prepared};
+use crate::support::handlers::{Meddled, meddled, prepared, projection_metric};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{database, eventually};
@@ -241,6 +241,34 @@ fn a_projection_with_nothing_to_do_still_moves_its_checkpoint() {
     }
     let status = worker.status().projections["idle"].clone();
     assert_eq!((status.position, status.lag, status.events), (Some(3_020), Some(0), 0));
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn the_lag_is_that_of_the_first_event_not_handled() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 10, 2);
+    let aged =
+        "UPDATE events SET created_at = now() - CASE global_position WHEN 5 THEN interval '1 h' ELSE interval '2 h' END
+                WHERE global_position <= 5";
+    client.execute(aged, &[]).unwrap();
+    let (open, gate) = bounded::<()>(0);
+    let late = Meddled {
+        ledger: Ledger { start_at: StartAt::Position(4), ..Ledger::named("late") },
+        before: Box::new(move |_, _| {
+            _ = gate.recv_timeout(SOON);
+            Ok(())
+        }),
+    };
+    let worker = start(builder(database.url(), "set"), vec![Box::new(late)]);
+    let lag = || ["checkpoint_position", "lag_events"].map(|name| projection_metric(&worker, name, "late"));
+    let seconds = || projection_metric(&worker, "lag_seconds", "late").unwrap();
+    eventually("it is behind", SOON, || (lag() == [Some(4.0), Some(6.0)]).then_some(()));
+    assert!((3_600.0..7_200.0).contains(&seconds()), "{} s", seconds());
+    drop(open);
+    eventually("it has caught up", SOON, || (lag() == [Some(10.0), Some(0.0)]).then_some(()));
+    eventually("nothing is left to wait for", SOON, || (seconds() == 0.0).then_some(()));
     worker.shutdown(SOON).unwrap();
 }
 

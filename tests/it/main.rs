@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod bad_schema;
+mod batches;
 mod crashes;
 mod event_store;
 mod failover;

@@ -1,0 +1,108 @@
+//! How much one transaction takes, and how far it moves the checkpoint.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded, never, unbounded};
+use postgres::Transaction;
+use pupsourcing_orchestrator::{BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection, Scope};
+
+use crate::support::handlers::{meddled, prepared, projection_metric};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::workers::{builder, start};
+use crate::support::{database, eventually};
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[test]
+fn quick_events_are_committed_together() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 100, 10);
+    let worker = start(builder(database.url(), "set"), vec![Box::new(Ledger::named("p"))]);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    let transactions: i64 = client.query_one("SELECT count(DISTINCT xmin::text) FROM ledger", &[]).unwrap().get(0);
+    assert!(transactions < 50, "{transactions} transactions");
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn what_a_slow_handler_has_done_is_committed_before_its_batch_ends() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 10, 2);
+    let (open, gate) = bounded::<()>(0);
+    let slow = meddled("slow", move |_, event| {
+        match event.global_position() {
+            // More than a transaction is to take.
+            4 => _ = never::<()>().recv_timeout(Duration::from_millis(300)),
+            7 => _ = gate.recv_timeout(SOON),
+            _ => {}
+        }
+        Ok(())
+    });
+    let worker = start(builder(database.url(), "set"), vec![slow]);
+    let done = eventually("some events are committed", SOON / 2, || {
+        Some(handled(&mut client, "slow")).filter(|events| *events >= 4)
+    });
+    assert!(done < 7, "nobody has let it go on, {done} events are handled");
+    drop(open);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "slow").then_some(()));
+    assert_exactly_once(&mut client, "slow");
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_commit_reaches_over_what_does_not_concern_the_projection() {
+    let database = database();
+    let mut client = prepared(&database);
+    for kind in ["Order", "Order", "Refund", "Refund"] {
+        let event = NewEvent::new("shop", kind, kind, "Happened", []);
+        EventStore::default().append(&mut client, ExpectedVersion::Any, &[event]).unwrap();
+    }
+    let orders = Ledger { scope: Scope::all().aggregate_types(["Order"]), ..Ledger::named("orders") };
+    let worker = start(builder(database.url(), "set"), vec![Box::new(orders)]);
+    // In one snapshot: the checkpoint as the transaction left it that handled the last order.
+    let sql = "SELECT position FROM orchestrator_checkpoints WHERE (SELECT count(*) FROM ledger) = 2";
+    let position: i64 =
+        eventually("the orders are handled", SOON, || client.query_opt(sql, &[]).unwrap().map(|row| row.get(0)));
+    assert_eq!(position, 4);
+    worker.shutdown(SOON).unwrap();
+}
+
+/// Handles all events it is given at once, and tells how long that took.
+struct InBulk {
+    took: Sender<Duration>,
+}
+
+impl Projection for InBulk {
+    fn name(&self) -> &str {
+        "in_bulk"
+    }
+
+    fn handle(&self, _: &mut Transaction<'_>, _: &Event) -> Result<(), BoxError> {
+        Err("only batches are handled".into())
+    }
+
+    fn handle_batch(&self, _: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        let begun = Instant::now();
+        _ = never::<()>().recv_timeout(Duration::from_millis(100));
+        self.took.send(begun.elapsed())?;
+        Ok(events.len())
+    }
+}
+
+#[test]
+fn events_handled_in_bulk_are_measured_by_their_mean() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 100, 10);
+    let (took, calls) = unbounded();
+    let worker = start(builder(database.url(), "set"), vec![Box::new(InBulk { took })]);
+    eventually("all events are handled", SOON, || {
+        (projection_metric(&worker, "events_processed_total", "in_bulk") == Some(100.0)).then_some(())
+    });
+    let took: Duration = calls.try_iter().sum();
+    let mean = projection_metric(&worker, "event_processing_duration_seconds_sum", "in_bulk").unwrap();
+    assert!(mean > 0.0 && mean < took.as_secs_f64(), "{mean} s per event of {took:?}");
+    worker.shutdown(SOON).unwrap();
+}
