@@ -238,3 +238,22 @@ impl Blocked {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_living_are_counted_now_and_then_and_a_change_is_told_once() {
+        let mut living = Living::default();
+        assert!(living.is_due());
+        assert!(!living.has_changed(2), "the first count changes nothing");
+        assert!(!living.has_changed(2) && living.has_changed(1) && !living.has_changed(1));
+        // Ahead of now, lest the test itself take that long.
+        let now = Instant::now() + Duration::from_secs(60);
+        for (at, due) in [(Some(now), false), (Instant::now().checked_sub(COUNT_LIVING_EVERY), true)] {
+            living.0 = at.map(|at| (1, at));
+            assert_eq!(living.is_due(), due);
+        }
+    }
+}

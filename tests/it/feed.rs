@@ -1,13 +1,16 @@
 //! Where runners get their events from: the shared tail, reading ahead, bounds, hints and starts.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use postgres::{Client, Transaction};
-use pupsourcing_orchestrator::{BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection, Scope, StartAt};
+use pupsourcing_orchestrator::{
+    BoxError, Database, Event, EventStore, ExpectedVersion, NewEvent, Orchestrator, Projection, Scope, StartAt,
+};
 
-use crate::support::handlers::{Meddled, meddled, prepared, projection_metric};
+use crate::support::handlers::{Meddled, meddled, metric, prepared, projection_metric};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{database, eventually};
@@ -62,6 +65,62 @@ fn projections_that_share_the_tail_see_what_is_theirs() {
         eventually(name, SOON, || (positions(&mut client, name).len() >= wanted.len()).then_some(()));
         assert_eq!(positions(&mut client, name), wanted, "{name}");
     }
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn live_events_are_read_once_for_all_projections() {
+    let database = database();
+    let mut client = prepared(&database);
+    let names = ["one", "two", "three"];
+    let worker = start(
+        builder(database.url(), "set"),
+        names.map(|name| ledger(name, Scope::all(), StartAt::Beginning)).into_iter().collect(),
+    );
+    let append_and_await = |client: &mut Client| {
+        append_plainly(client, 1, 1);
+        for name in names {
+            eventually(name, SOON, || is_complete(client, name).then_some(()));
+        }
+    };
+    append_and_await(&mut client);
+    let since: SystemTime = client.query_one("SELECT clock_timestamp()", &[]).unwrap().get(0);
+    let mut readers = BTreeSet::new();
+    for _ in 0..20 {
+        append_and_await(&mut client);
+        // The last statement of each connection is shown, also when it is over.
+        let reading = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+                       AND query LIKE '%hashtextextended%' AND query_start > $1";
+        readers.extend(client.query(reading, &[&since]).unwrap().iter().map(|row| row.get::<_, i32>(0)));
+    }
+    assert!(readers.len() <= 1, "{} connections read them", readers.len());
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_worker_that_has_nothing_to_do_asks_seldom() {
+    let database = database();
+    let mut client = prepared(&database);
+    // As by default, but for the heartbeats.
+    let orchestrator = Orchestrator::builder(Database::from_url(database.url()).unwrap(), "set")
+        .heartbeat_interval(Duration::from_secs(2))
+        .projection(Ledger::named("p"))
+        .build()
+        .unwrap();
+    let worker = orchestrator.start().unwrap();
+    let mut statements_after = |heartbeats: f64| {
+        let sent = || metric(&worker, "heartbeat_latency_seconds_count", &[]).unwrap_or(0.0);
+        let goal = sent() + heartbeats;
+        eventually("heartbeats are sent", SOON, || (sent() >= goal).then_some(()));
+        let sql = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
+        (Instant::now(), client.query_one(sql, &[]).unwrap().get::<_, i64>(0))
+    };
+    // The server's count is behind by about a second.
+    let (begun, before) = statements_after(3.0);
+    let (ended, after) = statements_after(3.0);
+    // In a second four looks of the tailer, one or two of the coordinator; in two, a heartbeat and a look at the lag.
+    let rate = f64::from(i32::try_from(after - before).unwrap()) / (ended - begun).as_secs_f64();
+    assert!(rate < 8.5, "{rate} statements a second");
     worker.shutdown(SOON).unwrap();
 }
 

@@ -1,7 +1,7 @@
 //! The safe head: nothing is stepped over while its writer is open, nothing that is gone for good is waited for.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres::{Client, GenericClient};
 use pupsourcing_orchestrator::{Handle, HeadBlocker};
@@ -99,6 +99,28 @@ fn an_open_transaction_holds_the_head_back_and_is_named() {
     assert_eq!(metric(&worker, "head_blocker_age_seconds", &labels), None);
     assert_eq!(metric(&worker, "head_blocked_seconds", &[]), Some(0.0));
     later.commit().unwrap();
+    await_complete(&mut client);
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn one_writer_after_the_other_is_blamed_for_its_own_time_alone() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = start_ledger(&database, "p");
+    let [(mut first, first_pid), (mut second, second_pid)] = [writer(&database, "first"), writer(&database, "second")];
+    let (mut one, mut other) = (first.transaction().unwrap(), second.transaction().unwrap());
+    insert(&mut one);
+    insert(&mut client);
+    await_blocked(&worker, |blocker| blocker.pid == Some(first_pid));
+    insert(&mut other);
+    insert(&mut client);
+    let begun = Instant::now();
+    one.commit().unwrap();
+    await_blocked(&worker, |blocker| blocker.pid == Some(second_pid));
+    let (since, _) = worker.status().head_blocked.unwrap();
+    assert!(since <= begun.elapsed(), "{since:?}, and its turn began {:?} ago", begun.elapsed());
+    other.commit().unwrap();
     await_complete(&mut client);
     worker.shutdown(SOON).unwrap();
 }
