@@ -87,6 +87,10 @@ impl Tailer {
         let settled = coordination::reported_safe_head(&mut client, &self.names).map_err(Error::database(doing))?;
         let mut head = Head::new(settled);
         self.feed.begin_epoch();
+        // Whoever held it back may be gone like the connection; if not, it is soon known again.
+        if self.board.read().head_blocked.is_some() {
+            self.show_unblocked();
+        }
         let mut blocked = Blocked::default();
         let mut living = Living::default();
         let mut reported = (settled, Instant::now());
@@ -151,6 +155,12 @@ impl Tailer {
         Ok(())
     }
 
+    fn show_unblocked(&self) {
+        self.board.set_head_blocked(None);
+        self.metrics.head_blocked.set(0.0);
+        self.metrics.head_blockers([] as [(Option<i32>, &str, Duration); 0]);
+    }
+
     /// Reads the events up to the head into the shared tail, unless no runner is near enough to want them.
     fn read_tail(&self, client: &mut Client, events: &mut EventReader, head: i64) -> Result<(), postgres::Error> {
         loop {
@@ -200,9 +210,7 @@ impl Blocked {
         let holders = head.blockers();
         if holders.is_empty() || self.since.is_some_and(|(_, at)| at != head.safe()) {
             if self.described_at.is_some() {
-                tailer.board.set_head_blocked(None);
-                tailer.metrics.head_blocked.set(0.0);
-                tailer.metrics.head_blockers([] as [(Option<i32>, &str, Duration); 0]);
+                tailer.show_unblocked();
                 log::info!("safe head moves again: replica_set={} head={}", tailer.board.replica_set(), head.safe());
             }
             *self = Self::default();
