@@ -5,6 +5,7 @@
 //! | `DATABASE_URL` | required | `postgres://user:password@host:5432/database?sslmode=require` |
 //! | `REPLICA_SET` | `main-projections` | the workers that share the work |
 //! | `METRICS_ADDR` | `0.0.0.0:9090` | port 0 takes any free one; the bound address is logged |
+//! | `STATUS_PAGE` | `on` | `off`: the status page and `/status` are not served beside the metrics |
 //! | `RUST_LOG` | `info` | |
 //! | `ORCHESTRATOR_HEARTBEAT_INTERVAL`, `_STALE_WORKER_TIMEOUT`, `_COORDINATION_TIMEOUT`, `_POLL_INTERVAL`, `_REGISTRATION_WAIT`, `_DATABASE_WAIT` | the library's | a duration: `10s`, `500ms` |
 //! | `ORCHESTRATOR_SESSION_LOSS_GRACE` | the library's | a duration, or `off`: heartbeats only, for a pooler in transaction mode |
@@ -47,7 +48,7 @@ fn run() -> Result<(), BoxError> {
         .projection(AggregateActivity)
         .metrics(metrics.clone());
     let orchestrator = with_options(builder)?.build()?;
-    let server = MetricsServer::bind(&address, metrics)?;
+    let server = MetricsServer::bind(&address, metrics)?.status_page(settings::switch("STATUS_PAGE")?.unwrap_or(true));
     server.watch(orchestrator.health());
 
     let shutdown = app::shutdown_signal()?;

@@ -18,6 +18,7 @@ use crate::database::{Database, Pool};
 use crate::error::Error;
 use crate::feed::Feed;
 use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
+use crate::overview::Overview;
 use crate::plan::{Action, ClusterView, KeySet, Policy, ServerTime, Stance, WorkerState, plan, stance};
 use crate::runner::{Command, Report};
 use crate::status::{Assignment, Board};
@@ -45,6 +46,7 @@ pub(crate) struct Coordinator {
     pub(crate) trust: Trust,
     pub(crate) stop: Stop,
     pub(crate) board: Board,
+    pub(crate) overview: Overview,
     pub(crate) metrics: ReplicaSetMetrics,
     pub(crate) worker_metrics: WorkerMetrics,
     /// Since when events are not processed because the replica set is being coordinated.
@@ -134,6 +136,9 @@ impl Coordinator {
                 // The connection may be sound and its session lock held: waiting for a lock too long, say, is no reason to part with them.
                 Err(error) => self.complain(&mut link.client, backoff, error)?,
             };
+            if let Err(error) = self.overview.refresh(&mut link.client, &self.names, &self.registration.replica_set) {
+                self.complain(&mut link.client, backoff, error)?;
+            }
             let until_heartbeat = heartbeat_due.saturating_duration_since(Instant::now());
             let wait = recheck.unwrap_or(self.poll_interval).min(self.poll_interval).min(until_heartbeat);
             select! {

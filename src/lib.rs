@@ -12,6 +12,7 @@ mod http;
 mod listener;
 mod metrics;
 mod orchestrator;
+mod overview;
 mod plan;
 mod projection;
 mod runner;

@@ -22,7 +22,7 @@ const FLOORS: [(u32, &[&str]); 6] = [
     (5, &["coordinator"]),
     (4, &["runner"]),
     (3, &["config", "event_store", "feed", "http", "listener"]),
-    (2, &["database", "projection", "status", "store", "threads"]),
+    (2, &["database", "overview", "projection", "status", "store", "threads"]),
     (1, &["backoff", "error", "event", "metrics", "plan", "trust"]),
 ];
 

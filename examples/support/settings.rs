@@ -1,4 +1,5 @@
 //! Settings from the environment: each error names the variable, its value and what would be accepted.
+#![allow(dead_code, reason = "several programs compile this file, and not each of them reads every kind of setting")]
 
 use std::time::Duration;
 
@@ -21,6 +22,15 @@ pub(crate) fn bytes(name: &str) -> Result<Option<usize>, Wrong> {
             _ => return None,
         };
         number.parse::<usize>().ok()?.checked_mul(factor)
+    })
+}
+
+/// `on` or `off`.
+pub(crate) fn switch(name: &str) -> Result<Option<bool>, Wrong> {
+    parsed(name, "on or off is needed", |text| match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
     })
 }
 

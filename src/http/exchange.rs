@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use tiny_http::{HTTPVersion, Header, Method, Response};
 
-use super::site::{INDEX, Page, Site};
+use super::page::POLICY;
+use super::site::{Page, Site};
 
 /// Bytes of a request's first line and headers together.
 pub(super) const LONGEST_HEAD: usize = 8 * 1024;
@@ -42,10 +43,7 @@ pub(super) fn answer(site: &Site, stream: &TcpStream) -> io::Result<()> {
 
 pub(super) fn respond_to(site: &Site, method: Method, path: &str) -> (Method, Page, bool) {
     match site.page(path) {
-        None => {
-            let page = Page::text(404, format!("no such path; served are:\n\n{INDEX}"));
-            (method, page, false)
-        }
+        None => (method, site.missing(), false),
         Some(page) if matches!(method, Method::Get | Method::Head) => (method, page, false),
         Some(_) => (method, Page::text(405, "only GET and HEAD are served"), true),
     }
@@ -118,11 +116,14 @@ pub(super) fn print(page: &Page, method: &Method, allow: bool) -> io::Result<Vec
         header("Server", "pupsourcing-orchestrator")?,
         header("Content-Type", page.content_type)?,
         header("Cache-Control", "no-store")?,
+        header("Content-Security-Policy", POLICY)?,
+        header("X-Content-Type-Options", "nosniff")?,
+        header("Referrer-Policy", "no-referrer")?,
     ];
     if allow {
         headers.push(header("Allow", "GET, HEAD")?);
     }
-    let mut bytes = Vec::with_capacity(page.body.len() + 256);
+    let mut bytes = Vec::with_capacity(page.body.len() + 1024);
     let length = page.body.len();
     let response = Response::new(page.code.into(), headers, page.body.as_bytes(), Some(length), None);
     response.raw_print(&mut bytes, HTTPVersion(1, 0), &[], *method == Method::Head, None)?;

@@ -1,4 +1,4 @@
-//! The metrics server: `/metrics`, `/livez`, `/readyz`.
+//! The metrics server: `/metrics`, `/livez`, `/readyz`, `/status` and the status page.
 //!
 //! It answers from memory: no request ever reaches the database, so it answers as fast while Postgres is down.
 //!
@@ -16,12 +16,15 @@
 
 mod connections;
 mod exchange;
+mod page;
 mod site;
+mod status;
 
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -33,6 +36,7 @@ use self::connections::{Acceptor, Connections, MOST_CONNECTIONS};
 use self::site::Site;
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::overview::Sight;
 use crate::plan::WorkerId;
 use crate::status::Status;
 use crate::threads::{Never, Stop};
@@ -50,12 +54,15 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 /// | `/metrics` | everything in the registry, in Prometheus's text format 0.0.4; 404 if the metrics are disabled |
 /// | `/livez` | 200 while the threads of every watched worker make progress, else 503 and the reason; also 200 when none is watched |
 /// | `/readyz` | 200 while every watched worker is registered, reaches the database, and holds an assignment or coordinates; else 503 and the reason; also 503 when none is watched |
-/// | `/` | the list of paths |
+/// | `/status` | what the watched workers know, as JSON; [see below](#status) |
+/// | `/` | the same as a page for people, live |
 ///
 /// No answer asks the database, so all of them come at once also while it is down. GET and HEAD are served; a query string is
 /// ignored. The connection is closed after each answer.
 ///
 /// Dropping the server shuts it down.
+///
+#[doc = include_str!("status.md")]
 pub struct MetricsServer {
     address: SocketAddr,
     site: Arc<Site>,
@@ -80,7 +87,7 @@ impl MetricsServer {
             log::debug!("metrics server keeps the system's backlog: error={error}");
         }
         let bound = listener.local_addr().map_err(|error| refused(error.into()))?;
-        let site = Arc::new(Site { metrics, watched: RwLock::default() });
+        let site = Arc::new(Site { metrics, has_status: true.into(), watched: RwLock::default() });
         let connections = Arc::new(Connections::default());
         let stop = Stop::new();
         let (alive, ended) = bounded(0);
@@ -105,7 +112,14 @@ impl MetricsServer {
         self.address
     }
 
-    /// Lets `/livez` and `/readyz` answer for an orchestrator, beside those already watched.
+    /// Whether `/status` and the page at `/` are served: they name hosts, projections and errors to whoever reaches the port. When they are
+    /// not, nothing is ever loaded for them. Defaults to true.
+    pub fn status_page(self, served: bool) -> Self {
+        self.site.has_status.store(served, Ordering::Relaxed);
+        self
+    }
+
+    /// Lets `/livez`, `/readyz` and `/status` answer for an orchestrator, beside those already watched.
     pub fn watch(&self, probe: HealthProbe) {
         let worker = (probe.status)().worker_id;
         self.site.watched.write().insert(worker, probe);
@@ -163,6 +177,7 @@ pub struct HealthProbe {
     live: Check,
     ready: Check,
     status: Arc<dyn Fn() -> Status + Send + Sync>,
+    look: Arc<dyn Fn() -> Option<Sight> + Send + Sync>,
 }
 
 /// The reason, if it is not so.
@@ -174,8 +189,9 @@ impl HealthProbe {
         live: impl Fn() -> Result<(), String> + Send + Sync + 'static,
         ready: impl Fn() -> Result<(), String> + Send + Sync + 'static,
         status: impl Fn() -> Status + Send + Sync + 'static,
+        look: impl Fn() -> Option<Sight> + Send + Sync + 'static,
     ) -> Self {
-        Self { live: Arc::new(live), ready: Arc::new(ready), status: Arc::new(status) }
+        Self { live: Arc::new(live), ready: Arc::new(ready), status: Arc::new(status), look: Arc::new(look) }
     }
 }
 

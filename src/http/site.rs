@@ -1,24 +1,31 @@
 //! What is served: pure but for what the probes know.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
-use super::{Check, HealthProbe};
+use super::page::PAGE;
+use super::{Check, HealthProbe, status};
 use crate::metrics::Metrics;
 use crate::plan::WorkerId;
 
-pub(super) const INDEX: &str = "\
-pupsourcing-orchestrator
-
+const ALWAYS_SERVED: &str = "\
 /metrics  Prometheus's text format
 /livez    200 while the threads of every worker in this process make progress
 /readyz   200 while every worker in this process takes part in its replica set
 ";
 
+const STATUS_SERVED: &str = "\
+/status   what the workers know, as JSON
+/         the same for people
+";
+
 /// What is served: pure but for what the probes know.
 pub(super) struct Site {
     pub(super) metrics: Metrics,
+    /// Whether `/status` and its page are served.
+    pub(super) has_status: AtomicBool,
     pub(super) watched: RwLock<BTreeMap<WorkerId, HealthProbe>>,
 }
 
@@ -42,12 +49,36 @@ impl Page {
 impl Site {
     pub(super) fn page(&self, path: &str) -> Option<Page> {
         Some(match path {
-            "/" => Page::text(200, INDEX),
+            "/" if self.has_status() => {
+                Page { code: 200, content_type: "text/html; charset=utf-8", body: PAGE.to_owned() }
+            }
+            "/status" if self.has_status() => self.status_page(),
             "/metrics" => self.metrics_page(),
             "/livez" => self.health("", |probe| &probe.live),
             "/readyz" => self.health("no worker", |probe| &probe.ready),
             _ => return None,
         })
+    }
+
+    pub(super) fn missing(&self) -> Page {
+        let status = if self.has_status() { STATUS_SERVED } else { "" };
+        Page::text(404, format!("no such path; served are:\n\n{ALWAYS_SERVED}{status}"))
+    }
+
+    fn has_status(&self) -> bool {
+        self.has_status.load(Ordering::Relaxed)
+    }
+
+    fn status_page(&self) -> Page {
+        match status::render(&self.probes()) {
+            Ok(body) => Page { code: 200, content_type: "application/json", body },
+            Err(error) => Page::text(500, error.to_string()),
+        }
+    }
+
+    /// The watched workers. They are asked without the lock: what their answers take is not known here.
+    fn probes(&self) -> Vec<HealthProbe> {
+        self.watched.read().values().cloned().collect()
     }
 
     pub(super) fn metrics_page(&self) -> Page {
@@ -62,8 +93,7 @@ impl Site {
 
     /// `nobody` is the reason when no orchestrator is watched; none if that is as it should be.
     pub(super) fn health(&self, nobody: &str, check: impl Fn(&HealthProbe) -> &Check) -> Page {
-        // The checks are called without the lock: what they take is not known here.
-        let watched: Vec<HealthProbe> = self.watched.read().values().cloned().collect();
+        let watched = self.probes();
         let mut reasons: Vec<String> = watched.iter().filter_map(|probe| unhealthy(probe, check(probe))).collect();
         if watched.is_empty() && !nobody.is_empty() {
             reasons.push(nobody.to_owned());

@@ -9,6 +9,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::exchange::{DRAIN_BYTES, HEAD_TIME, LONGEST_HEAD, Timed, read_head};
 use super::*;
+use crate::overview::Overview;
 use crate::status::Board;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -59,10 +60,14 @@ fn worker(number: u128) -> WorkerId {
 struct Switches {
     live: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
+    /// Hears when somebody looks at the status.
+    looked: Receiver<()>,
 }
 
 fn watch(server: &MetricsServer, number: u128) -> Switches {
-    let switches = Switches { live: Arc::new(true.into()), ready: Arc::new(true.into()) };
+    let (wake, looked) = bounded(1);
+    let overview = Overview::new(wake);
+    let switches = Switches { live: Arc::new(true.into()), ready: Arc::new(true.into()), looked };
     let check = |switch: &Arc<AtomicBool>, reason: &'static str| {
         let switch = switch.clone();
         move || if switch.load(Ordering::Relaxed) { Ok(()) } else { Err(reason.to_owned()) }
@@ -72,6 +77,7 @@ fn watch(server: &MetricsServer, number: u128) -> Switches {
         check(&switches.live, "thread pup-coord is stuck"),
         check(&switches.ready, "the database is out of reach"),
         move || board.read(),
+        move || overview.look(),
     ));
     switches
 }
@@ -144,6 +150,7 @@ fn requests_are_answered_by_what_is_wrong_with_them() {
     let cases: &[(&[u8], u16, &str)] = &[
         (b"GET / HTTP/1.1\r\n\r\n", 200, "/metrics"),
         (b"GET / HTTP/1.0\n\n", 200, "/metrics"),
+        (b"GET /status?now HTTP/1.1\r\n\r\n", 200, "\"workers\":[]"),
         (b"GET /nowhere HTTP/1.1\r\n\r\n", 404, "/readyz"),
         (b"POST /nowhere HTTP/1.1\r\n\r\n", 404, "/readyz"),
         (b"GET /\xff\xfe\x00%zz%00\xc3 HTTP/1.1\r\n\r\n", 404, "/metrics"),
@@ -181,7 +188,7 @@ fn an_endless_request_is_refused_long_before_its_end() {
 #[test]
 fn head_has_the_headers_of_get_and_no_body() {
     let server = server();
-    for path in ["/", "/metrics", "/livez", "/readyz", "/nowhere"] {
+    for path in ["/", "/status", "/metrics", "/livez", "/readyz", "/nowhere"] {
         let without_date =
             |head: &str| head.lines().filter(|line| !line.starts_with("Date: ")).map(str::to_owned).collect::<Vec<_>>();
         let answer = send(&server, format!("HEAD {path} HTTP/1.1\r\n\r\n").as_bytes());
@@ -189,6 +196,54 @@ fn head_has_the_headers_of_get_and_no_body() {
         assert_eq!(without_date(head), without_date(&get(&server, path).0), "{path}");
         assert_eq!(body, "", "{path}");
     }
+}
+
+#[test]
+fn what_is_served_may_run_nothing_but_the_page_s_own_script() {
+    let server = server();
+    for (path, content_type) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/status", "application/json"),
+        ("/metrics", "text/plain; version=0.0.4; charset=utf-8"),
+        ("/<script>", "text/plain; charset=utf-8"),
+    ] {
+        let (head, _) = get(&server, path);
+        for line in [
+            &format!("Content-Type: {content_type}"),
+            "X-Content-Type-Options: nosniff",
+            "Cache-Control: no-store",
+            &format!("Content-Security-Policy: {}", page::POLICY),
+        ] {
+            assert!(head.lines().any(|sent| sent == line), "{path}: {line}\n{head}");
+        }
+    }
+}
+
+#[test]
+fn the_status_lists_every_watched_worker_and_is_a_look_at_each() {
+    let server = server();
+    let (first, second) = (watch(&server, 1), watch(&server, 2));
+    let status: serde_json::Value = serde_json::from_str(&get(&server, "/status").1).unwrap();
+    let ids: Vec<&str> = status["workers"].as_array().unwrap().iter().filter_map(|w| w["worker_id"].as_str()).collect();
+    assert_eq!(ids, [worker(1).to_string(), worker(2).to_string()]);
+    assert!(first.looked.try_recv().is_ok() && second.looked.try_recv().is_ok());
+    for path in ["/", "/metrics", "/livez", "/readyz", "/nowhere"] {
+        get(&server, path);
+        assert!(first.looked.try_recv().is_err(), "{path} looks");
+    }
+}
+
+#[test]
+fn without_the_status_page_there_is_neither_the_page_nor_the_status_nor_a_look() {
+    let server = server().status_page(false);
+    let switches = watch(&server, 1);
+    for path in ["/", "/status"] {
+        let (head, body) = get(&server, path);
+        assert_eq!(code(&head), 404, "{path}");
+        assert!(body.contains("/readyz") && !body.contains("/status"), "{body}");
+    }
+    assert!(switches.looked.try_recv().is_err());
+    assert_eq!(code(&get(&server, "/livez").0), 200);
 }
 
 #[test]

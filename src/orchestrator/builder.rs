@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::bounded;
+
 use super::Orchestrator;
 use crate::config::{Config, Retry};
 use crate::database::Database;
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::overview::Overview;
 use crate::plan::WorkerId;
 use crate::projection::Projection;
 use crate::status::Board;
@@ -168,7 +171,10 @@ impl Builder {
         };
         let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
         let projections = self.projections.iter().map(|projection| projection.name().to_owned());
+        let coordination = bounded(1);
         Ok(Orchestrator {
+            overview: Overview::new(coordination.0.clone()),
+            coordination,
             board: Board::new(WorkerId(uuid::Uuid::new_v4()), &self.config.replica_set, projections, self.config.lanes),
             crew: Crew::new(),
             database: self.database.with_default_application_name(&application_name),

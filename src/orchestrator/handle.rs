@@ -7,6 +7,7 @@ use crossbeam_channel::Receiver;
 use crate::error::Error;
 use crate::http::HealthProbe;
 use crate::metrics::Metrics;
+use crate::overview::Overview;
 use crate::plan::{WorkerId, WorkerState};
 use crate::status::{Assignment, Board, Status};
 use crate::threads::Crew;
@@ -19,6 +20,7 @@ pub(super) const DROP_PATIENCE: Duration = Duration::from_secs(10);
 pub struct Handle {
     pub(super) crew: Crew,
     pub(super) board: Board,
+    pub(super) overview: Overview,
     pub(super) metrics: Metrics,
     /// Whether somebody has waited for the end already, so that the drop does not wait again.
     pub(super) waited_for: bool,
@@ -45,9 +47,9 @@ impl Handle {
         &self.metrics
     }
 
-    /// What a [`MetricsServer`](crate::MetricsServer) asks to answer for this worker's health.
+    /// What a [`MetricsServer`](crate::MetricsServer) asks to answer for this worker's health and status.
     pub fn health(&self) -> HealthProbe {
-        probe(&self.crew, &self.board)
+        probe(&self.crew, &self.board, &self.overview)
     }
 
     /// Asks the worker to leave, without waiting for it.
@@ -107,8 +109,8 @@ impl Drop for Handle {
 }
 
 /// Answers for the health of a worker, whether or not it has been started.
-pub(super) fn probe(crew: &Crew, board: &Board) -> HealthProbe {
-    let (crew, ready, status) = (crew.clone(), board.clone(), board.clone());
+pub(super) fn probe(crew: &Crew, board: &Board, overview: &Overview) -> HealthProbe {
+    let (crew, ready, status, overview) = (crew.clone(), board.clone(), board.clone(), overview.clone());
     HealthProbe::new(
         move || match crew.stuck() {
             Some(thread) => Err(format!("thread {thread} is stuck or has failed")),
@@ -116,6 +118,7 @@ pub(super) fn probe(crew: &Crew, board: &Board) -> HealthProbe {
         },
         move || is_ready(&ready.read()),
         move || status.read(),
+        move || overview.look(),
     )
 }
 

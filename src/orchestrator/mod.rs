@@ -8,7 +8,7 @@ mod start;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, after, select};
+use crossbeam_channel::{Receiver, Sender, after, select};
 
 pub use self::builder::Builder;
 pub use self::handle::Handle;
@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::feed::Feed;
 use crate::http::HealthProbe;
 use crate::metrics::Metrics;
+use crate::overview::Overview;
 use crate::projection::Projection;
 use crate::status::Board;
 use crate::store::{Registration, coordination, migrations, preflight};
@@ -47,6 +48,9 @@ use crate::trust::Trust;
 /// ```
 pub struct Orchestrator {
     board: Board,
+    overview: Overview,
+    /// What wakes the coordinator.
+    coordination: (Sender<()>, Receiver<()>),
     crew: Crew,
     database: Database,
     config: Config,
@@ -95,7 +99,7 @@ impl Orchestrator {
     /// What a [`MetricsServer`](crate::MetricsServer) asks to answer for this worker's health, also while it waits for the database to
     /// migrate or to start. The same as [`Handle::health`] later gives.
     pub fn health(&self) -> HealthProbe {
-        probe(&self.crew, &self.board)
+        probe(&self.crew, &self.board, &self.overview)
     }
 
     /// The metrics this worker reports to.

@@ -37,7 +37,7 @@ impl Start {
         let config = &self.orchestrator.config;
         let pool = self.pool()?;
         let runners = self.runners(&pool)?;
-        let (wake_coordinator, woken_coordinator) = bounded(1);
+        let (wake_coordinator, woken_coordinator) = self.orchestrator.coordination;
         let listener = Listener {
             database: self.orchestrator.database.clone(),
             names: config.names.clone(),
@@ -78,6 +78,7 @@ impl Start {
             trust: self.trust,
             stop: self.orchestrator.crew.stop().clone(),
             board: self.orchestrator.board.clone(),
+            overview: self.orchestrator.overview.clone(),
             metrics: self.metrics,
             worker_metrics: self.worker_metrics,
             interrupted: Some(begun),
@@ -86,6 +87,7 @@ impl Start {
         Ok(Handle {
             crew: self.orchestrator.crew,
             board: self.orchestrator.board,
+            overview: self.orchestrator.overview,
             metrics: self.orchestrator.metrics,
             waited_for: false,
         })

@@ -288,8 +288,17 @@ pub(crate) struct Lag {
 
 /// How far each projection of the replica set is behind.
 pub(crate) fn lags(client: &mut Client, names: &Names, replica_set: &str) -> Result<Vec<Lag>, postgres::Error> {
+    let rows = client.query_typed(&lags_sql(names), &[(&replica_set, Type::TEXT)])?;
+    Ok(rows
+        .iter()
+        .map(|row| Lag { projection: row.get(0), position: row.get(1), events: row.get(2), seconds: row.get(3) })
+        .collect())
+}
+
+/// The columns of [`Lag`] for each projection of the replica set `$1`, in SQL.
+pub(super) fn lags_sql(names: &Names) -> String {
     let events = names.events();
-    let sql = format!(
+    format!(
         "SELECT c.projection, c.position, greatest(newest.position - c.position, 0),
                 coalesce(extract(epoch FROM clock_timestamp() - next.created_at), 0)::float8
          FROM (SELECT projection, min(position) AS position FROM {} GROUP BY projection) c
@@ -299,12 +308,7 @@ pub(crate) fn lags(client: &mut Client, names: &Names, replica_set: &str) -> Res
                             ORDER BY e.global_position LIMIT 1) next ON true",
         names.checkpoints(),
         names.projections()
-    );
-    let rows = client.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
-    Ok(rows
-        .iter()
-        .map(|row| Lag { projection: row.get(0), position: row.get(1), events: row.get(2), seconds: row.get(3) })
-        .collect())
+    )
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub(crate) mod events;
 mod key_set;
 pub(crate) mod migrations;
 mod names;
+pub(crate) mod overview;
 pub(crate) mod preflight;
 mod privileges;
 mod registration;

@@ -27,6 +27,7 @@ mod rolling_deploys;
 mod runtimes;
 mod safe_head;
 mod sessions;
+mod status_page;
 mod storm;
 mod support;
 mod tls;

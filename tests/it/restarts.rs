@@ -1,7 +1,6 @@
 //! A server that goes away and comes back.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Handle, Metrics, MetricsServer, ProjectionState, Scope};
 
 use crate::support::cluster::{assert_keys_are_covered, generation, newest};
+use crate::support::http::get;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::workers::{await_running, builder, count, start};
 use crate::support::{Options, PrivatePostgres, StopMode, eventually};
@@ -80,11 +80,7 @@ fn workers_go_on_after_the_server_was_restarted() {
 
 /// Whether `/readyz` says yes.
 pub(crate) fn is_ready(address: SocketAddr) -> bool {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer.split(' ').nth(1) == Some("200")
+    get(&address.to_string(), "/readyz").0 == 200
 }
 
 /// Whoever is cut off for so long is dead to the others.

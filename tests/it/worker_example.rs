@@ -1,7 +1,7 @@
 //! The example `worker` as an operator knows it: a process with settings, signals, exit codes and an HTTP port.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use postgres::Client;
 
+use crate::support::http::get;
 use crate::support::ledger::append_plainly;
 use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
 
@@ -99,18 +100,6 @@ fn executable() -> PathBuf {
     path
 }
 
-/// Status and body.
-#[track_caller]
-fn get(address: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
 #[test]
 fn rubbish_settings_are_named_and_end_it() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -132,6 +121,7 @@ fn rubbish_settings_are_named_and_end_it() {
         (&[("DATABASE_URL", url), ("REPLICA_SET", "a\tb")], 2, &["replica_set is \"a\\tb\""]),
         (&[("DATABASE_URL", url), ("METRICS_ADDR", "nonsense")], 2, &["\"nonsense\"", "0.0.0.0:9090"]),
         (&[("DATABASE_URL", url), ("METRICS_ADDR", &taken)], 2, &[&taken, "in use"]),
+        (&[("DATABASE_URL", url), ("STATUS_PAGE", "0")], 2, &["STATUS_PAGE is \"0\"", "on or off"]),
         (
             &[("DATABASE_URL", url), ("ORCHESTRATOR_HEARTBEAT_INTERVAL", "5")],
             2,
@@ -170,6 +160,16 @@ fn rubbish_settings_are_named_and_end_it() {
             assert!(log.contains(part), "{settings:?}: {log:?} should contain {part:?}");
         }
         assert!(!log.contains("hidden"), "{settings:?}: {log:?}");
+    }
+}
+
+#[test]
+fn the_status_page_is_there_unless_it_is_turned_off() {
+    let database = database();
+    for (setting, code) in [("", 200), ("on", 200), ("off", 404)] {
+        let worker = Worker::spawn(&[("DATABASE_URL", database.url()), ("STATUS_PAGE", setting)]);
+        let address = worker.await_ready();
+        assert_eq!([get(&address, "/").0, get(&address, "/status").0], [code; 2], "STATUS_PAGE={setting}");
     }
 }
 

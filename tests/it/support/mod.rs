@@ -6,8 +6,10 @@ mod private_postgres;
 #[path = "../../../examples/support/server.rs"]
 mod server;
 
+pub(crate) mod browser;
 pub(crate) mod cluster;
 pub(crate) mod handlers;
+pub(crate) mod http;
 pub(crate) mod ledger;
 pub(crate) mod process;
 pub(crate) mod standby;

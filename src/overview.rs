@@ -1,0 +1,125 @@
+//! The overview: what the whole replica set looks like, loaded while somebody looks and never otherwise.
+//!
+//! *Invariants:* who looks never waits for the database, and however many look, it is asked once per [`FRESH_FOR`] at the most. A look
+//! is a hint: it wakes the coordinator, which loads what is to be seen on its own connection and leaves it here. While the database
+//! is out of reach, what was seen last stays and grows old.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+use postgres::Client;
+use serde_json::value::RawValue;
+
+use crate::error::Error;
+use crate::store::{Names, overview};
+
+/// What was loaded is good enough for this time.
+const FRESH_FOR: Duration = Duration::from_secs(1);
+/// Somebody who has looked is expected to look again for this time.
+const WATCHED_FOR: Duration = Duration::from_secs(3);
+
+/// Where those who look and the coordinator meet. Clones are the same place.
+#[derive(Debug, Clone)]
+pub(crate) struct Overview {
+    cells: Arc<Mutex<Cells>>,
+    /// Wakes the coordinator.
+    coordination: Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Cells {
+    looked_at: Option<Instant>,
+    asked_at: Option<Instant>,
+    latest: Option<Sight>,
+}
+
+/// What was seen, and when.
+#[derive(Debug, Clone)]
+pub(crate) struct Sight {
+    /// When the database was asked.
+    pub(crate) at: Instant,
+    pub(crate) json: Arc<RawValue>,
+}
+
+impl Overview {
+    pub(crate) fn new(coordination: Sender<()>) -> Self {
+        Self { cells: Arc::default(), coordination }
+    }
+
+    /// What was seen last; none before the first time. Lets the coordinator look anew if that is old.
+    pub(crate) fn look(&self) -> Option<Sight> {
+        let mut cells = self.cells.lock();
+        let now = Instant::now();
+        cells.looked_at = Some(now);
+        let is_due = cells.is_due(now);
+        let latest = cells.latest.clone();
+        drop(cells);
+        if is_due {
+            // Full means that it is to be woken already; disconnected, that it has ended.
+            _ = self.coordination.try_send(());
+        }
+        latest
+    }
+
+    /// Loads what is to be seen, if somebody looks and it is time.
+    pub(crate) fn refresh(&self, client: &mut Client, names: &Names, replica_set: &str) -> Result<(), Error> {
+        let at = Instant::now();
+        {
+            let mut cells = self.cells.lock();
+            if !cells.is_due(at) {
+                return Ok(());
+            }
+            // Noted before it is known how it ends: a statement that fails is not tried more often than one that doesn't.
+            cells.asked_at = Some(at);
+        }
+        let json = overview::load(client, names, replica_set).map_err(Error::database("loading the overview"))?;
+        self.cells.lock().latest = Some(Sight { at, json: json.into() });
+        Ok(())
+    }
+}
+
+impl Cells {
+    fn is_due(&self, now: Instant) -> bool {
+        let within = |moment: Option<Instant>, time| moment.is_some_and(|at| now.saturating_duration_since(at) < time);
+        within(self.looked_at, WATCHED_FOR) && !within(self.asked_at, FRESH_FOR)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::bounded;
+
+    use super::*;
+
+    #[test]
+    fn it_is_due_while_somebody_looks_and_once_a_second() {
+        let start = Instant::now();
+        let at = |millis| Some(start + Duration::from_millis(millis));
+        for (looked_at, asked_at, now, due) in [
+            (None, None, 0, false),
+            (at(0), None, 0, true),
+            (at(0), None, 2_999, true),
+            (at(0), None, 3_000, false),
+            (at(500), at(500), 1_499, false),
+            (at(500), at(500), 1_500, true),
+            (at(500), at(3_000), 3_600, false),
+        ] {
+            let cells = Cells { looked_at, asked_at, latest: None };
+            assert_eq!(cells.is_due(at(now).unwrap()), due, "{looked_at:?} {asked_at:?} {now}");
+        }
+    }
+
+    #[test]
+    fn a_look_wakes_the_coordinator_only_when_there_is_something_to_do() {
+        let (wake, woken) = bounded(1);
+        let overview = Overview::new(wake);
+        assert!(overview.look().is_none());
+        assert!(overview.look().is_none());
+        assert_eq!(woken.try_iter().count(), 1, "it is woken once");
+        overview.cells.lock().asked_at = Some(Instant::now());
+        overview.look();
+        assert_eq!(woken.try_iter().count(), 0, "it has just looked");
+    }
+}

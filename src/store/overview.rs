@@ -1,0 +1,41 @@
+//! The whole replica set at a glance, for people: put together by the server, handed on as it is.
+
+use postgres::Client;
+use postgres::types::{Json, Type};
+use serde_json::value::RawValue;
+
+use super::checkpoints;
+use super::names::Names;
+
+/// How many of the last generations are shown.
+const MOST_GENERATIONS: u32 = 20;
+/// How long a worker is shown that has stopped.
+const STOPPED_SHOWN: &str = "1 minute";
+
+/// A replica set's generations, workers and projections, as JSON. What its fields mean stands with [`MetricsServer`](crate::MetricsServer).
+pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Result<Box<RawValue>, postgres::Error> {
+    let sql = format!(
+        include_str!("sql/overview.sql"),
+        events = names.events(),
+        generations = names.generations(),
+        workers = names.workers(),
+        checkpoints = names.checkpoints(),
+        lags = checkpoints::lags_sql(names),
+        most_generations = MOST_GENERATIONS,
+        stopped_shown = STOPPED_SHOWN,
+        created_age = age("g.created_at"),
+        activated_age = age("g.activated_at"),
+        superseded_age = age("g.superseded_at"),
+        started_age = age("w.started_at"),
+        heartbeat_age = age("w.last_heartbeat"),
+        stopped_age = age("w.stopped_at"),
+        moved_age = age("c.updated_at"),
+    );
+    let row = client.query_typed_one(&sql, &[(&replica_set, Type::TEXT)])?;
+    Ok(row.try_get::<_, Json<Box<RawValue>>>(0)?.0)
+}
+
+/// How long ago a timestamp was, in SQL: seconds, to the millisecond.
+fn age(timestamp: &str) -> String {
+    format!("round(extract(epoch FROM clock_timestamp() - {timestamp})::numeric, 3)")
+}

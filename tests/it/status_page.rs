@@ -1,0 +1,312 @@
+//! `/status` and its page: what they show, and what looking costs the database.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::never;
+use postgres::{Client, GenericClient, NoTls};
+use pupsourcing_orchestrator::{Builder, Handle, Metrics, MetricsServer, Projection, Retry};
+use serde_json::Value;
+
+use crate::support::browser::{chromium, rendered};
+use crate::support::handlers::{meddled, prepared};
+use crate::support::http::get;
+use crate::support::ledger::{Ledger, append_plainly};
+use crate::support::workers::{await_running, builder, start};
+use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Names are anything but control characters: markup, quotes, and text that runs the other way.
+const HOSTILE_SET: &str = r#"</script><img src=x onerror="document.title='owned'">"#;
+const HOSTILE_PROJECTION: &str = "<b>\"'`&\\ \u{202e}שלום{$1}";
+
+fn serve(watched: &[&Handle]) -> MetricsServer {
+    let server = MetricsServer::bind("127.0.0.1:0", Metrics::new().unwrap()).unwrap();
+    for handle in watched {
+        server.watch(handle.health());
+    }
+    server
+}
+
+#[track_caller]
+fn status(server: &MetricsServer) -> Value {
+    let (code, body) = get(&server.address().to_string(), "/status");
+    assert_eq!(code, 200, "{body}");
+    serde_json::from_str(&body).unwrap()
+}
+
+/// The first watched worker's overview, once it is there and so.
+#[track_caller]
+fn await_overview(server: &MetricsServer, so: impl Fn(&Value) -> bool) -> Value {
+    eventually("the overview is loaded", SOON, || {
+        let overview = status(server)["workers"][0]["overview"]["replica_set"].take();
+        (!overview.is_null() && so(&overview)).then_some(overview)
+    })
+}
+
+fn halting(name: &'static str) -> Box<dyn Projection> {
+    meddled(name, |_, event| match event.aggregate_id() {
+        "thing-0" => Err("<i>no</i> thing-0\nis refused".into()),
+        _ => Ok(()),
+    })
+}
+
+fn hasty(builder: Builder) -> Builder {
+    builder.retry(Retry::default().attempts(1))
+}
+
+/// An event of an aggregate that nobody else appends to, and so waits for.
+fn append_elsewhere(client: &mut impl GenericClient) {
+    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+               VALUES ('test', 'Other', 'other', 1, gen_random_uuid(), 'Happened', '')";
+    client.execute(sql, &[]).unwrap();
+}
+
+/// The paths of all values, as `status.md` writes them; those of null are left out.
+fn paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Null => return,
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let separator = if path.is_empty() { "" } else { "." };
+                paths(value, &format!("{path}{separator}{name}"), found);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| paths(value, &format!("{path}[]"), found)),
+        _ => {}
+    }
+    // An array is known by what is in it.
+    if !value.is_array() && !path.is_empty() {
+        found.insert(path.to_owned());
+    }
+}
+
+fn documented() -> BTreeSet<String> {
+    let lines = include_str!("../../src/http/status.md").lines();
+    lines.filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect()
+}
+
+/// Whatever can be null is something at some time here: a halted projection, a held head, one worker that has left.
+#[test]
+fn the_documented_fields_are_the_ones_that_are_there() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = || start(hasty(builder(database.url(), HOSTILE_SET)), vec![halting(HOSTILE_PROJECTION)]);
+    let (stays, leaves) = (worker(), worker());
+    await_running(&[&stays, &leaves]);
+    leaves.shutdown(SOON).unwrap();
+    await_running(&[&stays]);
+    append_plainly(&mut client, 10, 10);
+    let mut writer = database.client();
+    writer.execute("SET application_name = '</script>\"writer'", &[]).unwrap();
+    let mut open = writer.transaction().unwrap();
+    append_elsewhere(&mut open);
+    append_plainly(&mut client, 1, 1);
+
+    let server = serve(&[&stays]);
+    let (mut seen, documented) = (BTreeSet::new(), documented());
+    let deadline = Instant::now() + SOON;
+    let all = eventually("every field is something, or it is late", 2 * SOON, || {
+        let status = status(&server);
+        paths(&status, "", &mut seen);
+        (seen.is_superset(&documented) || Instant::now() > deadline).then_some(status)
+    });
+    assert_eq!(seen, documented, "what is there (left) and what is documented (right)");
+
+    let worker = &all["workers"][0];
+    assert_eq!(worker["replica_set"], HOSTILE_SET);
+    assert_eq!(worker["worker_id"], stays.worker_id().to_string());
+    assert_eq!((&worker["state"], &worker["assignment"]["total_partitions"]), (&"running".into(), &1.into()));
+    assert_eq!(worker["head_blocked"]["blockers"][0]["name"], "</script>\"writer");
+    let own = &worker["projections"][0];
+    assert_eq!((&own["name"], &own["state"]), (&HOSTILE_PROJECTION.into(), &"halted".into()));
+    assert!(own["error"].as_str().unwrap().contains("<i>no</i> thing-0\nis refused"), "{own}");
+
+    let overview = &worker["overview"]["replica_set"];
+    let generations = overview["generations"].as_array().unwrap();
+    assert_eq!((&generations[0]["state"], &generations[0]["cause"]), (&"active".into(), &"departed".into()));
+    let pauses: f64 = generations.iter().filter_map(|generation| generation["pause_seconds"].as_f64()).sum();
+    assert!(pauses > 0.0 && pauses < SOON.as_secs_f64(), "{generations:?}");
+    let workers: Vec<_> =
+        overview["workers"].as_array().unwrap().iter().map(|w| (&w["state"], &w["stop_reason"])).collect();
+    assert_eq!(workers, [(&"running".into(), &Value::Null), (&"stopped".into(), &"left".into())]);
+    let projection = &overview["projections"][0];
+    assert_eq!(projection["name"], HOSTILE_PROJECTION);
+    assert_eq!(projection["checkpoints"][0]["keys"], "{[0,65536)}");
+    assert_eq!(projection["checkpoints"][0]["worker_id"], stays.worker_id().to_string());
+    // The first event is the one that is refused; eleven were committed, and the open transaction holds a position between them.
+    assert_eq!((&projection["lag_events"], &overview["newest_position"]), (&12.into(), &12.into()));
+    assert!(projection["lag_seconds"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn the_last_twenty_generations_are_shown() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = start(builder(database.url(), "set"), vec![Box::new(Ledger::named("p"))]);
+    await_running(&[&worker]);
+    client
+        .batch_execute(
+            "INSERT INTO orchestrator_generations (replica_set, number, state, total_partitions, reason)
+             SELECT 'set', n, 'superseded', 1, 'joined' FROM generate_series(-28, 0) AS n",
+        )
+        .unwrap();
+    let server = serve(&[&worker]);
+    let overview = await_overview(&server, |overview| overview["generations"].as_array().unwrap().len() > 1);
+    let numbers: Vec<i64> =
+        overview["generations"].as_array().unwrap().iter().map(|g| g["number"].as_i64().unwrap()).collect();
+    assert_eq!(numbers, (-18..=1).rev().collect::<Vec<i64>>());
+}
+
+/// How often the server was asked for an overview, by its own log.
+fn asked(server: &PrivatePostgres) -> usize {
+    let log = std::fs::read_to_string(server.data_dir().with_file_name("log")).unwrap();
+    log.matches("'newest_position'").count()
+}
+
+/// Waits, and so lets others do what they do.
+fn elapse(time: Duration) {
+    never::<()>().recv_timeout(time).unwrap_err();
+}
+
+#[test]
+fn the_database_is_asked_once_a_second_however_many_look_and_never_when_nobody_does() {
+    const LOOKING: Duration = Duration::from_secs(4);
+    let options = Options { settings: vec![("log_statement".into(), "all".into())], ..Options::default() };
+    let postgres = PrivatePostgres::start(options).unwrap();
+    let url = postgres.create_database("looked_at").unwrap();
+    Ledger::create_table(&mut Client::connect(&url, NoTls).unwrap());
+    let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
+    await_running(&[&worker]);
+    let server = serve(&[&worker]);
+
+    let without = serve(&[&worker]).status_page(false);
+    for path in ["/", "/status", "/metrics", "/livez", "/readyz"] {
+        get(&without.address().to_string(), path);
+        get(&server.address().to_string(), if path == "/status" { "/" } else { path });
+    }
+    elapse(Duration::from_secs(1));
+    assert_eq!(asked(&postgres), 0, "nobody has looked");
+
+    let (answers, begun) = (AtomicU64::new(0), Instant::now());
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while begun.elapsed() < LOOKING {
+                    status(&server);
+                    answers.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let (asked_then, took) = (asked(&postgres), begun.elapsed());
+    println!("{} answers in {took:?}, the database was asked {asked_then} times", answers.into_inner());
+    assert!(asked_then >= 2 && asked_then as u64 <= took.as_secs() + 1, "asked {asked_then} times in {took:?}");
+
+    // Whoever has looked is expected to look again for three seconds.
+    elapse(Duration::from_secs(4));
+    let asked_last = asked(&postgres);
+    elapse(Duration::from_secs(2));
+    assert_eq!(asked(&postgres), asked_last, "nobody looks any more");
+}
+
+#[test]
+fn while_the_database_is_down_the_status_answers_at_once_and_its_overview_grows_old() {
+    let mut postgres = PrivatePostgres::start(Options::default()).unwrap();
+    let url = postgres.create_database("down").unwrap();
+    Ledger::create_table(&mut Client::connect(&url, NoTls).unwrap());
+    let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
+    await_running(&[&worker]);
+    let server = serve(&[&worker]);
+    let before = await_overview(&server, |_| true);
+    let mut writer = Client::connect(&url, NoTls).unwrap();
+    let mut open = writer.transaction().unwrap();
+    append_elsewhere(&mut open);
+    append_plainly(&mut Client::connect(&url, NoTls).unwrap(), 1, 1);
+    eventually("the head is held back", SOON, || {
+        (!status(&server)["workers"][0]["head_blocked"].is_null()).then_some(())
+    });
+
+    postgres.stop(StopMode::Fast).unwrap();
+    let mut slowest = Duration::ZERO;
+    let old = eventually("the overview is old", SOON, || {
+        let begun = Instant::now();
+        let worker = status(&server)["workers"][0].take();
+        slowest = slowest.max(begun.elapsed());
+        let is_old = worker["overview"]["age_seconds"].as_f64().unwrap() > 3.0;
+        (is_old && worker["database_reachable"] == false).then_some(worker)
+    });
+    println!("slowest answer: {slowest:?}");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert!(old["heartbeat_age_seconds"].as_f64().unwrap() > 2.0, "{old}");
+    assert_eq!(old["overview"]["replica_set"]["workers"][0]["worker_id"], before["workers"][0]["worker_id"]);
+
+    postgres.start_again().unwrap();
+    eventually("the overview is fresh again", SOON, || {
+        let worker = status(&server)["workers"][0].take();
+        let is_fresh = worker["overview"]["age_seconds"].as_f64().unwrap() < 1.5;
+        // The transaction has ended with the server that was stopped.
+        (is_fresh && worker["database_reachable"] == true && worker["head_blocked"].is_null()).then_some(())
+    });
+}
+
+/// The text between the two, as a browser writes a document: what was text is escaped.
+fn between<'a>(document: &'a str, from: &str, to: &str) -> &'a str {
+    let rest = document.split_once(from).unwrap_or_else(|| panic!("no {from:?} in {document}")).1;
+    rest.split_once(to).unwrap_or_else(|| panic!("no {to:?} after {from:?} in {document}")).0
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[test]
+fn a_browser_shows_the_replica_set_and_takes_no_name_for_markup() {
+    let Some(chromium) = chromium() else { return };
+    let database = database();
+    let mut client = prepared(&database);
+    let workers: Vec<Handle> = (0..3)
+        .map(|_| {
+            let projections =
+                vec![halting(HOSTILE_PROJECTION), Box::new(Ledger::named("sound")) as Box<dyn Projection>];
+            start(hasty(builder(database.url(), HOSTILE_SET)), projections)
+        })
+        .collect();
+    await_running(&workers.iter().collect::<Vec<_>>());
+    append_plainly(&mut client, 20, 20);
+    let is_halted = |handle: &&Handle| handle.status().projections[HOSTILE_PROJECTION].error.is_some();
+    let unlucky = eventually("a projection is halted", SOON, || workers.iter().find(is_halted));
+    let server = serve(&[unlucky]);
+    await_overview(&server, |overview| overview["generations"][0]["state"] == "active");
+
+    let page = rendered(&chromium, &format!("http://{}/", server.address()));
+    let title = between(&page, "<title>", "</title>");
+    assert_eq!(title, format!("■ {}", escaped(HOSTILE_SET)), "the title is the name, and no script of it has run");
+    let main = between(&page, "<main", "</main>");
+    assert!(!main.contains("<img") && !main.contains("<b>") && !main.contains("<script"), "{main}");
+    assert!(between(main, "<h1>", "</h1>").contains(&format!(">{}</bdi>", escaped(HOSTILE_SET))), "{main}");
+
+    let listed = between(main, "<table class=\"workers\">", "</table>");
+    assert_eq!(listed.matches("badge running").count(), 3, "{listed}");
+    for handle in &workers {
+        assert!(listed.contains(&handle.worker_id().to_string()), "{listed}");
+    }
+    assert_eq!(listed.matches("> here<").count(), 1, "{listed}");
+
+    let strip = between(main, "class=\"strip\"", "</section>");
+    for partition in 0..3 {
+        assert!(strip.contains(&format!("class=\"owner-{partition}\"")), "{strip}");
+    }
+    assert_eq!(strip.matches("class=\"part\"").count(), 3, "one strip for all projections: {strip}");
+
+    let projections = between(main, "<table class=\"projections\">", "</section>");
+    assert!(projections.contains(&format!(">{}</bdi>", escaped(HOSTILE_PROJECTION))), "{projections}");
+    assert!(projections.contains("badge halted") && projections.contains("badge running"), "{projections}");
+    let error = between(projections, "<pre class=\"error\" dir=\"auto\">", "</pre>");
+    assert!(error.contains("&lt;i&gt;no&lt;/i&gt; thing-0\nis refused"), "{error}");
+    let generations = between(main, "<table class=\"generations\">", "</table>");
+    assert!(generations.contains(" started") && generations.contains("badge active"), "{generations}");
+}

@@ -1,0 +1,56 @@
+//! A real browser, where there is one.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::eventually;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Chromium, if it is installed. Whoever tests without it is told what was left out; a CI has to have it.
+pub(crate) fn chromium() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .flat_map(|folder| ["chromium", "chromium-browser", "google-chrome"].map(|name| folder.join(name)))
+        .find(|program| program.is_file());
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "chromium is missing");
+        // Not by print, which the harness keeps to itself while a test passes.
+        _ = std::io::Write::write_all(&mut std::io::stderr(), b"LEFT OUT: chromium is not installed\n");
+    }
+    found
+}
+
+/// The document as it stands after the page's scripts have had some seconds of the browser's own time.
+#[track_caller]
+pub(crate) fn rendered(chromium: &PathBuf, url: &str) -> String {
+    let profile = tempfile::tempdir().unwrap();
+    let output = profile.path().join("dom.html");
+    let mut browser = Browser(
+        Command::new(chromium)
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
+            .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+            .args(["--virtual-time-budget=8000", "--dump-dom"])
+            .arg(format!("--user-data-dir={}", profile.path().join("profile").display()))
+            .arg(url)
+            .stdin(Stdio::null())
+            .stdout(std::fs::File::create(&output).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let status = eventually("the browser is done", PATIENCE, || browser.0.try_wait().unwrap());
+    assert!(status.success(), "{}: {status}", chromium.display());
+    std::fs::read_to_string(output).unwrap()
+}
+
+/// Ends with the test.
+struct Browser(Child);
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
