@@ -13,14 +13,17 @@
 //! | `ORCHESTRATOR_BATCH_SIZE`, `_LANES`, `_POOL_SIZE` | the library's | a number |
 //! | `ORCHESTRATOR_BATCH_BYTES` | the library's | bytes: `8388608`, `8MiB` |
 //!
+//! With the argument `migrate` it only creates the tables, or brings them up to date, and exits: as a user who may, for workers whose user
+//! may not.
+//!
 //! Exit codes: 0 after a graceful stop, 1 when the worker failed, 2 when a setting is missing or wrong. A second SIGTERM or SIGINT
 //! ends the process at once: what it has not committed is done by others.
 
 use std::process::ExitCode;
 use std::thread;
 
-use crossbeam_channel::{bounded, select};
-use pupsourcing_orchestrator::{BoxError, Database, Error, Handle, Metrics, MetricsServer, Orchestrator};
+use crossbeam_channel::{Receiver, bounded, select};
+use pupsourcing_orchestrator::{BoxError, Database, Error, Metrics, MetricsServer, Orchestrator};
 
 #[path = "support/app.rs"]
 mod app;
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), BoxError> {
+    let migrate_only = migrate_only()?;
     let database = Database::from_url(&app::database_url()?)?;
     let replica_set = app::setting("REPLICA_SET")?.unwrap_or_else(|| "main-projections".into());
     let address = app::setting("METRICS_ADDR")?.unwrap_or_else(|| "0.0.0.0:9090".into());
@@ -48,24 +52,47 @@ fn run() -> Result<(), BoxError> {
         .projection(AggregateActivity)
         .metrics(metrics.clone());
     let orchestrator = with_options(builder)?.build()?;
-    let server = MetricsServer::bind(&address, metrics)?.status_page(settings::switch("STATUS_PAGE")?.unwrap_or(true));
+    let shutdown = app::shutdown_signal()?;
+    if migrate_only {
+        let migrated = unless_stopped(&shutdown, move || migrate(&database, &orchestrator))?;
+        return migrated.ok_or_else(|| "stopped before the tables were up to date".into());
+    }
+    let status_page = settings::switch("STATUS_PAGE")?.unwrap_or(true);
+    let server = MetricsServer::bind(&address, metrics)?.status_page(status_page);
     server.watch(orchestrator.health());
 
-    let shutdown = app::shutdown_signal()?;
-    let (sender, started) = bounded(1);
-    thread::Builder::new().name("start".into()).spawn(move || sender.send(start(&database, orchestrator)))?;
-    let handle = select! {
-        recv(started) -> handle => handle??,
-        // A pod that is told to stop while it starts need not wait for a slow server or for another pod's migration.
-        recv(shutdown) -> _ => return Ok(()),
-    };
+    let start = move || migrate(&database, &orchestrator).and_then(|()| orchestrator.start());
+    let Some(handle) = unless_stopped(&shutdown, start)? else { return Ok(()) };
     // The server answers until the worker has left.
     Ok(handle.run_until(&shutdown)?)
 }
 
-/// Creates what is not there yet, and starts the worker.
-fn start(database: &Database, orchestrator: Orchestrator) -> Result<Handle, Error> {
+/// Whether the program was called with the argument `migrate`.
+fn migrate_only() -> Result<bool, app::Wrong> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    match arguments.as_slice() {
+        [] => Ok(false),
+        [only] if only == "migrate" => Ok(true),
+        _ => Err(app::Wrong(format!("the arguments are {arguments:?}: none is needed, or migrate"))),
+    }
+}
+
+/// Does what may take long, or returns none as soon as the process is to stop: a pod need not wait for a slow server or for another pod's
+/// migration.
+fn unless_stopped<T: Send + 'static>(
+    shutdown: &Receiver<()>,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<Option<T>, BoxError> {
+    let (sender, done) = bounded(1);
+    thread::Builder::new().name("start".into()).spawn(move || sender.send(work()))?;
+    select! {
+        recv(done) -> done => Ok(Some(done??)),
+        recv(shutdown) -> _ => Ok(None),
+    }
+}
+
+/// Creates what is not there yet.
+fn migrate(database: &Database, orchestrator: &Orchestrator) -> Result<(), Error> {
     orchestrator.migrate()?;
-    read_models::create(database)?;
-    orchestrator.start()
+    read_models::create(database)
 }

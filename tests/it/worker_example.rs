@@ -27,7 +27,12 @@ struct Worker {
 impl Worker {
     /// With these variables and no others, and a free port for the metrics unless they say otherwise.
     fn spawn(settings: &[(&str, &str)]) -> Self {
+        Self::spawn_with(&[], settings)
+    }
+
+    fn spawn_with(arguments: &[&str], settings: &[(&str, &str)]) -> Self {
         let mut process = Command::new(executable())
+            .args(arguments)
             .env_clear()
             .env("METRICS_ADDR", "127.0.0.1:0")
             .envs(settings.iter().copied())
@@ -334,17 +339,32 @@ fn a_second_signal_ends_it_at_once() {
 fn a_signal_while_it_starts_ends_it() {
     let database = database();
     let (mut client, mut other) = (database.client(), database.client());
-    let mut lock = other.transaction().unwrap();
-    lock.execute("SELECT pg_advisory_xact_lock(hashtextextended('\"public\".\"orchestrator_migrations\"', 0))", &[])
+    // A migration that was not made is a failure: it is to be tried again.
+    for (arguments, code) in [(&[][..], 0), (&["migrate"], 1)] {
+        let mut lock = other.transaction().unwrap();
+        lock.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended('\"public\".\"orchestrator_migrations\"', 0))",
+            &[],
+        )
         .unwrap();
-    let mut worker = Worker::spawn(&[("DATABASE_URL", database.url())]);
-    await_blocked(&mut client);
-    worker.signal("TERM");
-    assert_eq!(worker.end().code(), Some(0));
-    lock.rollback().unwrap();
+        let mut worker = Worker::spawn_with(arguments, &[("DATABASE_URL", database.url())]);
+        await_blocked(&mut client);
+        worker.signal("TERM");
+        assert_eq!(worker.end().code(), Some(code), "{arguments:?}");
+        lock.rollback().unwrap();
+    }
     let tables: i64 =
         client.query_one("SELECT count(*) FROM pg_class WHERE relname LIKE 'orchestrator%'", &[]).unwrap().get(0);
     assert_eq!(tables, 0);
+}
+
+#[test]
+fn an_unknown_argument_is_named_and_ends_it() {
+    for arguments in [&["migrat"][..], &["migrate", "now"]] {
+        let mut worker = Worker::spawn_with(arguments, &[("DATABASE_URL", "postgres://u@127.0.0.1:1/none")]);
+        assert_eq!(worker.end().code(), Some(2));
+        assert!(worker.log().contains(&format!("the arguments are {arguments:?}")), "{}", worker.log());
+    }
 }
 
 /// Waits until somebody waits for a lock.
@@ -357,19 +377,33 @@ fn await_blocked(client: &mut Client) {
 }
 
 #[test]
-fn a_user_who_may_not_create_can_run_it_once_the_tables_are_there() {
+fn with_migrate_it_makes_the_tables_for_workers_whose_user_may_not() {
     let database = database();
-    let mut first = Worker::spawn(&[("DATABASE_URL", database.url())]);
-    first.await_ready();
     let mut client = database.client();
     client
         .batch_execute(
             "REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE ROLE only_runs LOGIN;
-             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO only_runs",
+             ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO only_runs",
         )
         .unwrap();
     let url = database.url().replace("postgres@", "only_runs@");
+    let mut too_early = Worker::spawn(&[("DATABASE_URL", &url)]);
+    assert_eq!(too_early.end().code(), Some(1));
+    assert!(too_early.log().contains("only_runs") && too_early.log().contains("CREATE"), "{}", too_early.log());
+
+    // A second time changes nothing; where the metrics server would listen does not matter.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for _ in 0..2 {
+        let settings = [("DATABASE_URL", database.url()), ("METRICS_ADDR", &taken)];
+        assert_eq!(Worker::spawn_with(&["migrate"], &settings).end().code(), Some(0));
+    }
+    let workers: i64 = client.query_one("SELECT count(*) FROM orchestrator_workers", &[]).unwrap().get(0);
+    assert_eq!(workers, 0);
+
+    let mut first = Worker::spawn(&[("DATABASE_URL", &url)]);
     let mut second = Worker::spawn(&[("DATABASE_URL", &url)]);
+    first.await_ready();
     second.await_ready();
     append_plainly(&mut client, 100, 50);
     let sql = "SELECT coalesce(sum(events), 0)::bigint FROM event_type_counts";
