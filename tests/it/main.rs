@@ -24,6 +24,7 @@ mod private_postgres;
 mod recutting;
 mod restarts;
 mod rolling_deploys;
+mod rollouts;
 mod runtimes;
 mod safe_head;
 mod sessions;

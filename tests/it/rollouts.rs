@@ -1,0 +1,163 @@
+//! A Deployment's rolling update, rehearsed: every worker process is replaced by another one while events are appended.
+
+use std::collections::BTreeMap;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use postgres::Client;
+
+use crate::support::cluster::{assert_keys_are_covered, assert_read_models_become_right};
+use crate::support::ledger::append_plainly;
+use crate::support::process::WorkerProcess;
+use crate::support::{TestDatabase, database};
+
+const REPLICAS: usize = 5;
+
+/// The Deployment's `terminationGracePeriodSeconds`.
+const GRACE_PERIOD: Duration = Duration::from_secs(60);
+
+/// What a rollout may pause processing for, added up over all its generations: a machine that is busy with other tests takes its time.
+const MOST_PAUSED: Duration = Duration::from_secs(10);
+
+#[test]
+fn one_pod_at_a_time_costs_a_join_and_a_leave_each() {
+    roll_out(1, "1s");
+}
+
+#[test]
+fn a_surge_of_a_quarter_gathers_its_joins() {
+    // 25 % of 5, rounded up.
+    roll_out(2, "3s");
+}
+
+#[test]
+fn a_full_surge_gathers_all_joins_in_one_generation() {
+    roll_out(5, "3s");
+}
+
+/// Replaces all workers as a Deployment does with `maxSurge: surge` and `maxUnavailable: 0`: as many old pods are told to go as new ones have
+/// become ready, and the next new ones start while those are still leaving.
+///
+/// `registration_wait` is longer than usual where joins are to be gathered: on a busy machine processes that start together take longer to
+/// register.
+fn roll_out(surge: usize, registration_wait: &str) {
+    let database = database();
+    let mut client = database.client();
+    let start = || WorkerProcess::start(database.url(), &[("REGISTRATION_WAIT", registration_wait)]);
+    let mut old: Vec<WorkerProcess> = (0..REPLICAS).map(|_| start()).collect();
+    for worker in &mut old {
+        worker.await_processing(REPLICAS);
+    }
+    let before: i64 = client.query_one("SELECT max(number) FROM orchestrator_generations", &[]).unwrap().get(0);
+
+    let load = Load::start(&database);
+    let begun = Instant::now();
+    let mut new = Vec::new();
+    let mut told = Vec::new();
+    while !old.is_empty() {
+        let mut starting: Vec<_> = (0..surge.min(old.len())).map(|_| start()).collect();
+        for worker in &mut starting {
+            worker.await_line(&["processing:"]);
+        }
+        for worker in old.drain(..starting.len()) {
+            worker.signal("TERM");
+            told.push((worker, Instant::now()));
+        }
+        new.extend(starting);
+    }
+    let mut slowest_exit = Duration::ZERO;
+    for (worker, at) in &mut told {
+        let (left, _) = worker.await_line(&[" left: "]);
+        assert_eq!(worker.exit_code(), Some(0), "{:#?}", worker.log());
+        slowest_exit = slowest_exit.max(left - *at);
+    }
+    for worker in &mut new {
+        worker.await_processing(REPLICAS);
+    }
+    let took = begun.elapsed();
+    let appended = load.finish();
+    assert_read_models_become_right(&mut client);
+    assert_keys_are_covered(&mut client);
+
+    let generations = generations_since(&mut client, before);
+    let pauses = pauses_since(before, told.iter_mut().map(|(worker, _)| worker).chain(&mut new));
+    let paused: Duration = pauses.values().sum();
+    println!(
+        "surge {surge}: {REPLICAS} workers replaced in {took:.1?} while {appended} events were appended; generations {generations:?}, \
+         paused for {paused:?} in all, {:?} at most; slowest exit {slowest_exit:?}",
+        pauses.values().max().unwrap()
+    );
+    let joins = i64::try_from(REPLICAS.div_ceil(surge)).unwrap();
+    assert!(generations.get("joined").is_none_or(|&count| count <= joins), "{generations:?}");
+    // A leave waits for nobody, but leaves at the same time may share one.
+    assert!(generations.values().sum::<i64>() <= joins + i64::try_from(REPLICAS).unwrap(), "{generations:?}");
+    assert!(paused < MOST_PAUSED, "{paused:?}: {pauses:?}");
+    assert!(slowest_exit < GRACE_PERIOD, "{slowest_exit:?}");
+}
+
+/// How many generations there were since, by reason.
+fn generations_since(client: &mut Client, number: i64) -> BTreeMap<String, i64> {
+    let sql = "SELECT reason, count(*) FROM orchestrator_generations WHERE number > $1 GROUP BY 1";
+    client.query(sql, &[&number]).unwrap().iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+/// By generation, how long the worker that stood still for longest did so for it. What a newcomer says first is not a pause.
+fn pauses_since<'a>(number: i64, workers: impl Iterator<Item = &'a mut WorkerProcess>) -> BTreeMap<i64, Duration> {
+    let mut longest = BTreeMap::new();
+    for worker in workers {
+        for line in worker.log().iter().filter(|line| line.contains(" processing: ")).skip(1) {
+            let generation: i64 = value(line, "generation=").parse().unwrap();
+            if generation > number {
+                let pause: &mut Duration = longest.entry(generation).or_default();
+                *pause = duration(value(line, "pause=")).max(*pause);
+            }
+        }
+    }
+    longest
+}
+
+fn value<'a>(line: &'a str, name: &str) -> &'a str {
+    line.split(name).nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_else(|| panic!("no {name} in {line}"))
+}
+
+/// What `Debug` has made of a duration.
+fn duration(text: &str) -> Duration {
+    let unit = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap();
+    let (number, unit) = text.split_at(unit);
+    let seconds = match unit {
+        "s" => 1.0,
+        "ms" => 1e-3,
+        "µs" => 1e-6,
+        _ => panic!("{text}"),
+    };
+    Duration::from_secs_f64(number.parse::<f64>().unwrap() * seconds)
+}
+
+/// Appends some two hundred events a second, which also workers on a busy machine keep up with.
+struct Load {
+    stop: Sender<()>,
+    thread: JoinHandle<i64>,
+}
+
+impl Load {
+    fn start(database: &TestDatabase) -> Self {
+        let mut client = database.client();
+        let (stop, stopped) = bounded(0);
+        let thread = thread::Builder::new().name("load".into()).spawn(move || {
+            let mut appended = 0;
+            while stopped.recv_timeout(Duration::from_millis(50)) == Err(RecvTimeoutError::Timeout) {
+                append_plainly(&mut client, 10, 10);
+                appended += 10;
+            }
+            appended
+        });
+        Self { stop, thread: thread.unwrap() }
+    }
+
+    /// Returns how many events it has appended.
+    fn finish(self) -> i64 {
+        drop(self.stop);
+        self.thread.join().unwrap()
+    }
+}
