@@ -115,12 +115,13 @@ fn a_worker_that_has_nothing_to_do_asks_seldom() {
         let sql = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
         (Instant::now(), client.query_one(sql, &[]).unwrap().get::<_, i64>(0))
     };
-    // The server's count is behind by about a second.
+    // The server's count is behind by about a second: what came before the calm is to be in the first.
     let (begun, before) = statements_after(3.0);
-    let (ended, after) = statements_after(3.0);
+    let (_, after) = statements_after(3.0);
+    let took = begun.elapsed();
     // In a second four looks of the tailer, one or two of the coordinator; in two, a heartbeat and a look at the lag.
-    let rate = f64::from(i32::try_from(after - before).unwrap()) / (ended - begun).as_secs_f64();
-    assert!(rate < 8.5, "{rate} statements a second");
+    let rate = f64::from(i32::try_from(after - before).unwrap()) / took.as_secs_f64();
+    assert!(rate < 8.0, "{rate} statements a second");
     worker.shutdown(SOON).unwrap();
 }
 
