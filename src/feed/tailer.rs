@@ -1,9 +1,8 @@
 //! The tailer: the thread that finds the safe head and reads the live tail. One poll per worker, however many projections.
 //!
 //! It polls quickly while something happens and ever more slowly while nothing does; a hint wakes it at once. With the same statement it
-//! counts, now and then, the living of the replica set, and wakes the coordinator when their number has changed: that is how a killed
-//! worker is noticed well before the coordinator's next poll, at no further statement. When its connection
-//! fails it makes another, and begins again from a head that is known to be settled.
+//! looks, now and then, whether a worker of the replica set is missing, and wakes the coordinator if one is: that is how a killed worker is
+//! noticed well before the coordinator's next poll, at no further statement. When its connection fails it makes another, and begins again from a head that is known to be settled.
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +24,8 @@ use crate::threads::{Pulse, Stop};
 
 /// A head that is held back for less is the ordinary life of writers and not worth a word.
 const BLOCKED_NOTICE: Duration = Duration::from_secs(1);
-/// How often the living are counted, at the most: while nothing happens, with every poll.
-const COUNT_LIVING_EVERY: Duration = Duration::from_millis(200);
+/// How often the missing are looked for, at the most: while nothing happens, with every poll.
+const LOOK_FOR_MISSING_EVERY: Duration = Duration::from_millis(200);
 /// How often the safe head is reported while it moves.
 const REPORT_HEAD_EVERY: Duration = Duration::from_secs(5);
 /// How often a head that stays blocked is mentioned in the log.
@@ -52,7 +51,7 @@ pub(crate) struct Tailer {
 
 struct Statements {
     probe: Statement,
-    probe_and_count: Statement,
+    probe_and_look_for_missing: Statement,
     holders: Statement,
     read: EventReader,
 }
@@ -77,7 +76,7 @@ impl Tailer {
         let doing = "following the events";
         let mut statements = Statements {
             probe: safe_head::prepare_probe(&mut client, &self.names).map_err(Error::database(doing))?,
-            probe_and_count: safe_head::prepare_probe_and_count(&mut client, &self.names)
+            probe_and_look_for_missing: safe_head::prepare_probe_and_look_for_missing(&mut client, &self.names)
                 .map_err(Error::database(doing))?,
             holders: safe_head::prepare_holders(&mut client).map_err(Error::database(doing))?,
             read: EventReader::prepare(&mut client, &self.names, self.scope.clone(), self.bounds, true)
@@ -92,7 +91,7 @@ impl Tailer {
             self.show_unblocked();
         }
         let mut blocked = Blocked::default();
-        let mut living = Living::default();
+        let mut looked_for_missing = None;
         let mut reported = (settled, Instant::now());
         let (quickest, slowest) = self.poll;
         let mut interval = quickest;
@@ -100,7 +99,7 @@ impl Tailer {
             pulse.beat();
             let begun = Instant::now();
             let before = self.feed.head();
-            self.look(&mut client, &statements, &mut head, &mut living).map_err(Error::database(doing))?;
+            self.look(&mut client, &statements, &mut head, &mut looked_for_missing).map_err(Error::database(doing))?;
             if before != Some(head.safe()) {
                 self.read_tail(&mut client, &mut statements.read, head.safe()).map_err(Error::database(doing))?;
                 self.board.set_safe_head(head.safe());
@@ -134,13 +133,20 @@ impl Tailer {
         client: &mut Client,
         statements: &Statements,
         head: &mut Head,
-        living: &mut Living,
+        looked_for_missing: &mut Option<Instant>,
     ) -> Result<(), postgres::Error> {
         // The order is what the safe head rests on: first what is visible, then who is writing.
-        let probe = if self.worker.is_some() && living.is_due() {
+        let is_due = looked_for_missing.is_none_or(|at| at.elapsed() >= LOOK_FOR_MISSING_EVERY);
+        let probe = if self.worker.is_some() && is_due {
+            *looked_for_missing = Some(Instant::now());
             let set = self.board.replica_set();
-            let (probe, count) = safe_head::probe_and_count(client, &statements.probe_and_count, head.safe(), set)?;
-            if living.has_changed(count) {
+            let (probe, missing) = safe_head::probe_and_look_for_missing(
+                client,
+                &statements.probe_and_look_for_missing,
+                head.safe(),
+                set,
+            )?;
+            if missing > 0 {
                 // Full means that it is to be woken already; disconnected, that it has ended.
                 _ = self.coordination.try_send(());
             }
@@ -179,20 +185,6 @@ impl Tailer {
             let batch = events.read(client, &range)?;
             self.feed.shared.tail.write().extend(&range.keys, range.after, batch, self.bounds);
         }
-    }
-}
-
-/// How many workers of the replica set were alive, and when that was counted.
-#[derive(Default)]
-struct Living(Option<(i64, Instant)>);
-
-impl Living {
-    fn is_due(&self) -> bool {
-        self.0.is_none_or(|(_, at)| at.elapsed() >= COUNT_LIVING_EVERY)
-    }
-
-    fn has_changed(&mut self, count: i64) -> bool {
-        self.0.replace((count, Instant::now())).is_some_and(|(before, _)| before != count)
     }
 }
 
@@ -244,24 +236,5 @@ impl Blocked {
         }
         tailer.board.set_head_blocked(Some((since, blockers)));
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_living_are_counted_now_and_then_and_a_change_is_told_once() {
-        let mut living = Living::default();
-        assert!(living.is_due());
-        assert!(!living.has_changed(2), "the first count changes nothing");
-        assert!(!living.has_changed(2) && living.has_changed(1) && !living.has_changed(1));
-        // Ahead of now, lest the test itself take that long.
-        let now = Instant::now() + Duration::from_secs(60);
-        for (at, due) in [(Some(now), false), (Instant::now().checked_sub(COUNT_LIVING_EVERY), true)] {
-            living.0 = at.map(|at| (1, at));
-            assert_eq!(living.is_due(), due);
-        }
     }
 }

@@ -26,16 +26,19 @@ pub(crate) fn prepare_probe(client: &mut Client, names: &Names) -> Result<Statem
     client.prepare_typed(&probe_sql(names, "NULL::bigint"), &[Type::INT8])
 }
 
-/// Prepares [`probe_and_count`] on a connection.
-pub(crate) fn prepare_probe_and_count(client: &mut Client, names: &Names) -> Result<Statement, postgres::Error> {
-    client.prepare_typed(&probe_sql(names, &session::living(names, "$2")), &[Type::INT8, Type::TEXT])
+/// Prepares [`probe_and_look_for_missing`] on a connection.
+pub(crate) fn prepare_probe_and_look_for_missing(
+    client: &mut Client,
+    names: &Names,
+) -> Result<Statement, postgres::Error> {
+    client.prepare_typed(&probe_sql(names, &session::missing(names, "$2")), &[Type::INT8, Type::TEXT])
 }
 
-fn probe_sql(names: &Names, living: &str) -> String {
+fn probe_sql(names: &Names, missing: &str) -> String {
     let events = names.events();
     format!(
         "SELECT coalesce((SELECT max(global_position) FROM {events}), 0),
-                coalesce(max(global_position) FILTER (WHERE global_position = $1 + k), $1), {living}
+                coalesce(max(global_position) FILTER (WHERE global_position = $1 + k), $1), {missing}
          FROM (SELECT global_position, row_number() OVER (ORDER BY global_position) AS k
                FROM {events} WHERE global_position > $1 ORDER BY global_position LIMIT {PROBE_LIMIT}) AS above"
     )
@@ -47,8 +50,8 @@ pub(crate) fn probe(client: &mut Client, statement: &Statement, after: i64) -> R
     Ok(Probe { newest: row.get(0), contiguous: row.get(1) })
 }
 
-/// The same, and how many workers of the replica set are alive: one statement for everything a worker has to look at often.
-pub(crate) fn probe_and_count(
+/// The same, and how many workers of the replica set are missing: one statement for everything a worker has to look at often.
+pub(crate) fn probe_and_look_for_missing(
     client: &mut Client,
     statement: &Statement,
     after: i64,

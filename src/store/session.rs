@@ -36,11 +36,11 @@ pub(crate) const LOCK_KEY: &str = "((l.classid::bigint << 32) | l.objid::bigint)
 pub(crate) const IS_ADVISORY: &str = "l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
-/// Counts the living of a replica set, in SQL: its workers whose "alive" lock is held.
-pub(crate) fn living(names: &Names, replica_set: &str) -> String {
+/// Counts the missing of a replica set, in SQL: its workers whose "alive" lock is not held though nobody has noted that it was lost.
+pub(crate) fn missing(names: &Names, replica_set: &str) -> String {
     format!(
-        "(SELECT count(*) FROM pg_locks l JOIN {} w ON {LOCK_KEY} = w.session_key
-          WHERE {IS_ADVISORY} AND l.mode = 'ExclusiveLock' AND w.replica_set = {replica_set} AND w.state <> 'stopped')",
+        "(SELECT count(*) FROM {} w WHERE w.replica_set = {replica_set} AND w.state <> 'stopped' AND w.session_lost_at IS NULL
+          AND w.session_key NOT IN (SELECT {LOCK_KEY} FROM pg_locks l WHERE {IS_ADVISORY} AND l.mode = 'ExclusiveLock'))",
         names.workers()
     )
 }
