@@ -281,7 +281,7 @@ fn answers_quickly(server: &MetricsServer, path: &str) {
     let first = Instant::now();
     let mut took = Vec::new();
     while took.last().is_none_or(|took| *took >= Duration::from_millis(50)) {
-        assert!(first.elapsed() < HEAD_TIME / 2, "{took:?}");
+        assert!(first.elapsed() < HEAD_TIME * 4 / 5, "{took:?}");
         let begun = Instant::now();
         assert_eq!(code(&get(server, path).0), 200);
         took.push(begun.elapsed());
@@ -322,17 +322,16 @@ fn clients_that_do_not_read_hold_up_nobody() {
     let help = "a".repeat(16 * 1024 * 1024);
     registry.register(Box::new(prometheus::IntGauge::new("large", help).unwrap())).unwrap();
     let server = MetricsServer::bind("127.0.0.1:0", metrics).unwrap();
-    let stuck: Vec<TcpStream> = (0..3)
-        .map(|_| {
-            let mut stream = connect(&server);
-            for _ in 0..100 {
-                _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
-            }
-            // The first byte is there, so the answer is on its way.
-            stream.peek(&mut [0]).unwrap();
-            stream
-        })
-        .collect();
+    let mut stuck: Vec<TcpStream> = (0..3).map(|_| connect(&server)).collect();
+    for stream in &mut stuck {
+        for _ in 0..100 {
+            _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
+        }
+    }
+    for stream in &stuck {
+        // The first byte is there, so the answer is on its way.
+        stream.peek(&mut [0]).unwrap();
+    }
     assert_eq!(server.connections.open.lock().len(), stuck.len());
     answers_quickly(&server, "/livez");
     shut_down_at_once(server);
@@ -343,8 +342,12 @@ fn idle_connections_hold_up_nobody() {
     let server = server();
     let idle: Vec<TcpStream> = (0..many()).map(|_| connect(&server)).collect();
     answers_quickly(&server, "/metrics");
-    let open = server.connections.open.lock().len();
-    assert!((MOST_CONNECTIONS / 2..=MOST_CONNECTIONS).contains(&open), "the newest of {} stay: {open}", idle.len());
+    // The newest of them come after the one that was answered.
+    eventually("the newest of the idle ones stay", || {
+        assert_eq!(code(&get(&server, "/livez").0), 200);
+        (MOST_CONNECTIONS / 2..=MOST_CONNECTIONS).contains(&server.connections.open.lock().len())
+    });
+    drop(idle);
     shut_down_at_once(server);
 }
 
