@@ -1,0 +1,227 @@
+//! The replica set: what is done to it, and what is seen of it.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use postgres::{Client, NoTls};
+use pupsourcing_orchestrator::Metrics;
+
+use crate::fault::{Fault, Round, print_header};
+use crate::process::{Report, Worker};
+use crate::support::private_postgres::{Options, PrivatePostgres, StopMode};
+use crate::support::proc::processor_time;
+use crate::support::units::duration;
+use crate::worker::{PROJECTIONS, REPLICA_SET, orchestrator};
+use crate::writer::Writer;
+
+/// How long the workers are left alone between two faults.
+const REST: Duration = Duration::from_millis(500);
+
+/// How long the workers may take to reach what is waited for.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A replica set on a server of its own, and somebody who appends.
+pub(crate) struct Bench {
+    // Those who use the server go before it.
+    workers: Vec<Worker>,
+    _writer: Writer,
+    client: Client,
+    url: String,
+    server: PrivatePostgres,
+    reports: Receiver<Report>,
+    reporter: Sender<Report>,
+    /// What each worker said last, by its process id.
+    running: BTreeMap<u32, Report>,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let settings = vec![("max_connections".into(), "500".into())];
+        let server =
+            PrivatePostgres::start(Options { settings, ..Options::default() }).unwrap_or_else(|e| panic!("{e}"));
+        let url = server.url("postgres");
+        orchestrator(&url, Metrics::disabled().unwrap()).migrate().unwrap();
+        let mut client = Client::connect(&url, NoTls).unwrap();
+        client
+            .batch_execute(
+                "CREATE TABLE handled (pid int, projection text, appended_at timestamptz, handled_at timestamptz);
+                 CREATE INDEX ON handled (handled_at)",
+            )
+            .unwrap();
+        let writer = Writer::start(&mut client, &url);
+        let (reporter, reports) = unbounded();
+        print_header();
+        Self { workers: Vec::new(), _writer: writer, client, url, server, reports, reporter, running: BTreeMap::new() }
+    }
+
+    /// Lets workers join or leave until there are so many, and all process.
+    pub(crate) fn resize(&mut self, workers: usize) {
+        while self.workers.len() < workers {
+            self.start_worker();
+        }
+        while self.workers.len() > workers {
+            let worker = self.workers.pop().unwrap();
+            self.running.remove(&worker.pid());
+            worker.leave();
+        }
+        self.await_processing();
+        thread::sleep(REST);
+    }
+
+    fn start_worker(&mut self) {
+        self.workers.push(Worker::start(&self.url, self.reporter.clone()));
+    }
+
+    /// Waits until all workers process in one generation, which has no partition of anybody else. Returns since when.
+    fn await_processing(&mut self) -> Instant {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let reports: Option<Vec<&Report>> = self.workers.iter().map(|w| self.running.get(&w.pid())).collect();
+            if let Some(reports) = reports
+                && reports.iter().all(|r| r.partitions == reports.len() && r.generation == reports[0].generation)
+            {
+                return reports.iter().map(|report| report.at).max().expect("there is a worker");
+            }
+            let report = self.reports.recv_deadline(deadline).unwrap_or_else(|_| {
+                panic!("{} workers do not process together after {PATIENCE:?}: {:?}", self.workers.len(), self.running)
+            });
+            if self.workers.iter().any(|worker| worker.pid() == report.pid) {
+                self.running.insert(report.pid, report);
+            }
+        }
+    }
+
+    pub(crate) fn inflict(&mut self, fault: Fault) -> Round {
+        let victim = fastrand::usize(..self.workers.len());
+        match fault {
+            Fault::Join => {
+                let mut round = self.change(Self::start_worker);
+                round.pauses = std::mem::take(&mut round.others);
+                round
+            }
+            Fault::Leave => {
+                let mut leaver = None;
+                let mut round = self.change(|bench| {
+                    let worker = leaver.insert(bench.remove(victim));
+                    worker.order_to_leave();
+                });
+                round.pauses.append(&mut round.others);
+                if let Some(leaver) = leaver {
+                    leaver.leave();
+                }
+                round
+            }
+            Fault::Kill => self.change(|bench| bench.remove(victim).kill()),
+            Fault::SigStop => {
+                let mut frozen = None;
+                self.change(|bench| frozen = Some(bench.remove(victim).freeze()))
+            }
+            Fault::Restart => self.restart(),
+        }
+    }
+
+    fn remove(&mut self, index: usize) -> Worker {
+        let worker = self.workers.remove(index);
+        self.running.remove(&worker.pid());
+        worker
+    }
+
+    /// A change of membership, and what it does to those that stay.
+    fn change(&mut self, act: impl FnOnce(&mut Self)) -> Round {
+        let before = self.running.clone();
+        let since = self.server_time();
+        let begun = Instant::now();
+        act(self);
+        let pause = self.await_processing().duration_since(begun);
+        let others = self
+            .running
+            .iter()
+            .filter_map(|(pid, now)| before.get(pid).map(|then| now.paused.saturating_sub(then.paused)));
+        let mut round = Round { pauses: vec![pause], others: others.collect(), ..Round::default() };
+        thread::sleep(REST);
+        self.look_back(&mut round, since);
+        round.until_resumed = pause.saturating_sub(round.until_created + round.until_active);
+        round
+    }
+
+    fn restart(&mut self) -> Round {
+        let since = self.server_time();
+        self.server.stop(StopMode::Fast).unwrap();
+        self.server.start_again().unwrap();
+        // The server's clock is that of this machine.
+        let ready = SystemTime::now();
+        self.client = Client::connect(&self.url, NoTls).unwrap();
+        let pids: Vec<i32> = self.workers.iter().map(|worker| worker.pid().try_into().unwrap()).collect();
+        let sql = "SELECT extract(epoch FROM min(handled_at) - $1)::float8 FROM handled
+                   WHERE handled_at > $1 AND appended_at > $1 AND pid = ANY ($2) GROUP BY pid, projection";
+        let deadline = Instant::now() + PATIENCE;
+        let pauses = loop {
+            let rows = self.client.query(sql, &[&ready, &pids]).unwrap();
+            if rows.len() == pids.len() * PROJECTIONS.len() {
+                break rows.iter().map(|row| Duration::from_secs_f64(row.get(0))).collect();
+            }
+            assert!(Instant::now() < deadline, "{} of {} workers process after a restart", rows.len() / 2, pids.len());
+            thread::sleep(Duration::from_millis(50));
+        };
+        let mut round = Round { pauses, ..Round::default() };
+        // Whoever is taken for dead by mistake would be so soon.
+        thread::sleep(Duration::from_secs(2));
+        self.await_processing();
+        self.look_back(&mut round, since);
+        round.longest_wait = self.longest_wait(ready);
+        round
+    }
+
+    /// What the database knows of the time since then.
+    fn look_back(&mut self, round: &mut Round, since: SystemTime) {
+        let row = self
+            .client
+            .query_one(
+                "SELECT count(*), coalesce(extract(epoch FROM min(created_at) - $1), 0)::float8,
+                        coalesce(extract(epoch FROM max(activated_at) - min(created_at)), 0)::float8
+                 FROM orchestrator_generations WHERE replica_set = $2 AND created_at > $1",
+                &[&since, &REPLICA_SET],
+            )
+            .unwrap();
+        round.generations = row.get(0);
+        round.until_created = Duration::from_secs_f64(row.get(1));
+        round.until_active = Duration::from_secs_f64(row.get(2));
+        round.longest_wait = self.longest_wait(since);
+    }
+
+    fn longest_wait(&mut self, since: SystemTime) -> Duration {
+        let sql = "SELECT coalesce(extract(epoch FROM max(handled_at - greatest(appended_at, $1))), 0)::float8
+                   FROM handled WHERE handled_at > $1";
+        Duration::from_secs_f64(self.client.query_one(sql, &[&since]).unwrap().get(0))
+    }
+
+    fn server_time(&mut self) -> SystemTime {
+        self.client.query_one("SELECT clock_timestamp()", &[]).unwrap().get(0)
+    }
+
+    /// How long events wait, and how busy the machine is, while nothing happens: what the pauses are to be read against.
+    pub(crate) fn print_quiet(&mut self) {
+        let (since, before) = (self.server_time(), processor_time());
+        thread::sleep(Duration::from_secs(2));
+        let busy = before.zip(processor_time()).map(|(then, now)| {
+            let (busy, all) = (now.0 - then.0, now.1 - then.1);
+            format!(", processors {:.0} % busy", 100.0 * busy / all)
+        });
+        let row = self
+            .client
+            .query_one(
+                "SELECT coalesce(percentile_cont(0.5) WITHIN GROUP (ORDER BY wait), 0), coalesce(max(wait), 0) FROM (
+                     SELECT extract(epoch FROM handled_at - appended_at)::float8 AS wait FROM handled WHERE handled_at > $1) AS waits",
+                &[&since],
+            )
+            .unwrap();
+        let [median, worst] = [0, 1].map(|column| duration(Duration::from_secs_f64(row.get(column))));
+        println!(
+            "{:>7} at rest: an event waits {median} at the median, {worst} at most{}",
+            self.workers.len(),
+            busy.unwrap_or_default()
+        );
+    }
+}

@@ -1,0 +1,85 @@
+//! The worker process, from inside.
+
+use postgres::Transaction;
+use pupsourcing_orchestrator::{BoxError, Database, Event, Metrics, Orchestrator, Projection};
+
+use crate::support::worker_process::orders;
+
+pub(crate) const REPLICA_SET: &str = "bench";
+pub(crate) const PROJECTIONS: [&str; 2] = ["first", "second"];
+
+/// Leaves when it is told to.
+pub(crate) fn work(url: &str) {
+    let metrics = Metrics::new().unwrap();
+    let errors = env_logger::Builder::from_default_env().build();
+    log::set_max_level(log::LevelFilter::Info);
+    log::set_boxed_logger(Box::new(Reporter { metrics: metrics.clone(), errors })).unwrap();
+    orchestrator(url, metrics).run(&orders()).unwrap();
+}
+
+/// Says at once when the worker processes again: a log that hears it from the library.
+struct Reporter {
+    metrics: Metrics,
+    /// Shows what `RUST_LOG` asks for, or errors.
+    errors: env_logger::Logger,
+}
+
+impl log::Log for Reporter {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Info
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let text = record.args().to_string();
+        if text.starts_with("processing: ") {
+            let field =
+                |name| text.split(' ').find_map(|field| field.strip_prefix(name)).expect("it is in the message");
+            println!("{} {} {}", field("generation="), field("of="), self.paused());
+        }
+        if self.errors.matches(record) {
+            self.errors.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.errors.flush();
+    }
+}
+
+impl Reporter {
+    /// The sum of all pauses, in seconds.
+    fn paused(&self) -> f64 {
+        let families = self.metrics.registry().expect("metrics are on").gather();
+        let text = prometheus::TextEncoder::new().encode_to_string(&families).unwrap();
+        let sum =
+            text.lines().find(|line| line.starts_with("pupsourcing_orchestrator_coordination_duration_seconds_sum"));
+        sum.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("the pause has been measured")
+    }
+}
+
+pub(crate) fn orchestrator(url: &str, metrics: Metrics) -> Orchestrator {
+    let builder = Orchestrator::builder(Database::from_url(url).unwrap(), REPLICA_SET).metrics(metrics);
+    PROJECTIONS.into_iter().fold(builder, |builder, name| builder.projection(Arrivals(name))).build().unwrap()
+}
+
+/// Notes, for the first event of each transaction, when it was appended and when it arrived.
+struct Arrivals(&'static str);
+
+impl Projection for Arrivals {
+    fn name(&self) -> &str {
+        self.0
+    }
+
+    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+        self.handle_batch(tx, std::slice::from_ref(event)).map(|_| ())
+    }
+
+    fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        let pid = i32::try_from(std::process::id())?;
+        tx.execute(
+            "INSERT INTO handled VALUES ($1, $2, $3, clock_timestamp())",
+            &[&pid, &self.0, &events.first().map(Event::created_at)],
+        )?;
+        Ok(events.len())
+    }
+}

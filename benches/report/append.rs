@@ -1,0 +1,141 @@
+//! Appending with [`EventStore`], beside bare inserts of the same rows. Each call is a transaction. Every connection has a hundred
+//! aggregates of its own, whose versions it knows; the table holds 100,000 events before.
+//!
+//! - *insert*: `INSERT … SELECT unnest(…)`, sent like the library's statement: parsed with each call, in one round trip.
+//! - *insert and head*: the same with the upsert of the aggregate's head, which is where the library looks for conflicts.
+//! - *prepared insert*: the insert again, parsed once.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use postgres::types::{ToSql, Type};
+use postgres::{Client, Statement};
+use pupsourcing_orchestrator::{EventStore, ExpectedVersion, NewEvent};
+use uuid::Uuid;
+
+use crate::lab::{Filling, Lab};
+use crate::line::{Line, Target};
+use crate::support::samples::in_turn;
+use crate::support::server::connect;
+use crate::support::units::Unit::EventsPerSecond;
+
+const AGGREGATES: usize = 100;
+const PAYLOAD: [u8; 200] = [b'x'; 200];
+
+const INSERT: &str = "
+    INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, event_version, payload)
+    SELECT 'shop', 'Order', $1, $2 + n, event_id, event_type, event_version, payload
+    FROM unnest($3, $4, $5, $6) WITH ORDINALITY AS e (event_id, event_type, event_version, payload, n) ORDER BY n";
+
+const HEAD: &str = "
+    WITH head AS (
+        INSERT INTO aggregate_heads AS h (bounded_context, aggregate_type, aggregate_id, aggregate_version)
+        VALUES ('shop', 'Order', $1, $2 + cardinality($3)) ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO UPDATE
+        SET aggregate_version = excluded.aggregate_version, updated_at = clock_timestamp())";
+
+const TYPES: [Type; 6] =
+    [Type::TEXT, Type::INT8, Type::UUID_ARRAY, Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::BYTEA_ARRAY];
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Library,
+    Insert,
+    InsertAndHead,
+    Prepared,
+}
+
+pub(crate) fn measure(lab: &mut Lab) {
+    let lasts = lab.real_or_quick(Duration::from_millis(1_500), Duration::from_millis(50));
+    for connections in [1, 8] {
+        for events in [1, 10, 100] {
+            // A table as large as before for each: inserts grow slower as it grows.
+            let base = Filling::of(lab.real_or_quick(100_000, 1_000));
+            let (database, url) = lab.database_filled_with(base);
+            let pass = |way| {
+                let url = url.as_str();
+                move |lab: &mut Lab| append(url, &lab.name(), way, events, connections, lasts)
+            };
+            let [library, insert, with_head, prepared] = in_turn(
+                lab.rounds,
+                lab,
+                [&pass(Way::Library), &pass(Way::Insert), &pass(Way::InsertAndHead), &pass(Way::Prepared)],
+            );
+            let name = format!("append, {events} events per call, {connections} connections");
+            let line = Line::new(name, EventsPerSecond, &library);
+            lab.report.line(&line.clone().beside("insert", &insert).target(Target::RatioAtLeast(0.8)));
+            lab.report.line(&line.clone().beside("insert and head", &with_head));
+            lab.report.line(&line.beside("prepared insert", &prepared));
+            lab.server.drop_database(&database);
+        }
+    }
+}
+
+/// Events per second of all connections together.
+fn append(url: &str, prefix: &str, way: Way, events: usize, connections: usize, lasts: Duration) -> f64 {
+    let together = Barrier::new(connections);
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..connections)
+            .map(|connection| {
+                let appender = Appender::new(url, format!("{prefix}-{connection}"), way, events);
+                let together = &together;
+                scope.spawn(move || {
+                    together.wait();
+                    appender.run(lasts)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    })
+}
+
+struct Appender {
+    client: Client,
+    prepared: Statement,
+    prefix: String,
+    way: Way,
+    events: usize,
+}
+
+impl Appender {
+    fn new(url: &str, prefix: String, way: Way, events: usize) -> Self {
+        let mut client = connect(url);
+        let prepared = client.prepare_typed(INSERT, &TYPES).unwrap();
+        Self { client, prepared, prefix, way, events }
+    }
+
+    /// Appends for so long, to one aggregate after the other. Returns events per second.
+    fn run(mut self, lasts: Duration) -> f64 {
+        let ids: Vec<String> = (0..AGGREGATES).map(|aggregate| format!("{}-{aggregate}", self.prefix)).collect();
+        let begun = Instant::now();
+        let mut calls = 0;
+        while begun.elapsed() < lasts {
+            let version = calls / AGGREGATES * self.events;
+            self.call(&ids[calls % AGGREGATES], version as i64);
+            calls += 1;
+        }
+        (calls * self.events) as f64 / begun.elapsed().as_secs_f64()
+    }
+
+    fn call(&mut self, id: &str, version: i64) {
+        if let Way::Library = self.way {
+            let expected = if version == 0 { ExpectedVersion::NoStream } else { ExpectedVersion::Exact(version) };
+            let event = || NewEvent::new("shop", "Order", id, "OrderPlaced", PAYLOAD);
+            let events: Vec<NewEvent> = std::iter::repeat_with(event).take(self.events).collect();
+            EventStore::default().append(&mut self.client, expected, &events).unwrap();
+            return;
+        }
+        let ids: Vec<Uuid> = std::iter::repeat_with(Uuid::new_v4).take(self.events).collect();
+        let types = vec!["OrderPlaced"; self.events];
+        let versions = vec![1i32; self.events];
+        let payloads = vec![PAYLOAD.as_slice(); self.events];
+        let values: [&(dyn ToSql + Sync); 6] = [&id, &version, &ids, &types, &versions, &payloads];
+        let typed: Vec<(&(dyn ToSql + Sync), Type)> = values.into_iter().zip(TYPES).collect();
+        match self.way {
+            Way::Insert => self.client.execute_typed(INSERT, &typed),
+            Way::InsertAndHead => self.client.execute_typed(&format!("{HEAD} {INSERT}"), &typed),
+            Way::Prepared | Way::Library => self.client.execute(&self.prepared, &values),
+        }
+        .unwrap();
+    }
+}

@@ -1,0 +1,157 @@
+//! What goes through the events in a database: a worker of the library, and bare clients.
+//!
+//! - A *worker* is a new replica set of one worker with a new projection and the default options. It holds its partition before it may
+//!   read; its time is from then until it shows the last event's position as its own, which is after that checkpoint's commit. So
+//!   connecting for reading and the first look for the safe head are in it, registering and leaving are not.
+//! - A *bare select* is a client that asks for the next events above a position, up to a limit, and makes owned structs of the rows. Its
+//!   connection and prepared statement are there before.
+//! - A *bare copy* is `COPY … TO STDOUT (FORMAT binary)` of the same columns into memory that is there before.
+
+use std::io::Read as _;
+use std::time::{Duration, Instant};
+
+use postgres::types::Json;
+use postgres::{Client, Row};
+use pupsourcing_orchestrator::{EventParts, ProjectionState};
+use serde_json::value::RawValue;
+
+use crate::gate::Gate;
+use crate::lab::{BATCH, Filling, Lab, builder};
+use crate::projections::{Handler, Measured};
+use crate::support::server::connect;
+
+/// A worker's run through events.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    pub(crate) filling: Filling,
+    /// How many of the last events are handled.
+    pub(crate) last: i64,
+    pub(crate) handler: Handler,
+    pub(crate) batch_size: i64,
+    pub(crate) lanes: usize,
+}
+
+impl Run {
+    /// Through all events.
+    pub(crate) fn new(filling: Filling, handler: Handler) -> Self {
+        Self { filling, last: filling.events, handler, batch_size: BATCH, lanes: 1 }
+    }
+
+    /// Events per second of a worker in this process.
+    pub(crate) fn worker(self, lab: &mut Lab) -> f64 {
+        let url = lab.filled(self.filling);
+        empty_counts(&url);
+        let name = lab.name();
+        let head = self.filling.head();
+        // Only where all are handled may there be holes.
+        let start_at = if self.last == self.filling.events { 0 } else { head - self.last };
+        let gate = Gate::shut(&url);
+        let handle = builder(&url, &name)
+            .projection(Measured::new(name, start_at, self.handler))
+            .batch_size(self.batch_size as usize)
+            .lanes(self.lanes)
+            .build()
+            .unwrap()
+            .start()
+            .unwrap();
+        let tick = crossbeam_channel::tick(Duration::from_millis(1));
+        while handle.assignment().is_none() {
+            tick.recv().unwrap();
+        }
+        let begun = gate.open();
+        loop {
+            let status = handle.status();
+            let projection = status.projections.values().next().unwrap();
+            if projection.position == Some(head) {
+                assert_eq!(projection.events as i64, self.last, "every event is handled, once");
+                break;
+            }
+            assert!(projection.state != ProjectionState::Halted, "halted: {:?}", projection.error);
+            tick.recv().unwrap();
+        }
+        let took = begun.elapsed();
+        handle.shutdown(Duration::from_secs(10)).unwrap();
+        self.last as f64 / took.as_secs_f64()
+    }
+}
+
+pub(crate) fn empty_counts(url: &str) {
+    connect(url).batch_execute("TRUNCATE counts").unwrap();
+}
+
+/// Reads events, `limit` at a time, and gives them to `handle`. Returns how many events per second that were.
+pub(crate) fn bare_select(
+    lab: &mut Lab,
+    filling: Filling,
+    last: i64,
+    limit: i64,
+    mut handle: impl FnMut(&mut Client, &[EventParts]),
+) -> f64 {
+    let mut client = connect(&lab.filled(filling));
+    let read = client
+        .prepare(&format!("SELECT {COLUMNS} FROM events WHERE global_position > $1 ORDER BY global_position LIMIT $2"))
+        .unwrap();
+    let mut position = filling.head() - last;
+    let mut count = 0;
+    let begun = Instant::now();
+    loop {
+        let rows = client.query(&read, &[&position, &limit]).unwrap();
+        let events: Vec<EventParts> = rows.iter().map(event_of).collect();
+        let Some(newest) = events.last() else { break };
+        position = newest.global_position;
+        count += events.len() as i64;
+        handle(&mut client, &events);
+    }
+    let took = begun.elapsed();
+    assert_eq!(count, last, "every event is read, once");
+    count as f64 / took.as_secs_f64()
+}
+
+/// A bare copy and the memory it fills.
+pub(crate) struct BareCopy {
+    filling: Filling,
+    memory: std::cell::RefCell<Vec<u8>>,
+}
+
+impl BareCopy {
+    pub(crate) fn of(filling: Filling) -> Self {
+        Self { filling, memory: std::cell::RefCell::default() }
+    }
+
+    /// Events per second.
+    pub(crate) fn run(&self, lab: &mut Lab) -> f64 {
+        let mut client = connect(&lab.filled(self.filling));
+        let copy = format!("COPY (SELECT {COLUMNS} FROM events ORDER BY global_position) TO STDOUT (FORMAT binary)");
+        let mut memory = self.memory.borrow_mut();
+        memory.clear();
+        let begun = Instant::now();
+        client.copy_out(&copy).unwrap().read_to_end(&mut memory).unwrap();
+        let took = begun.elapsed();
+        let least = self.filling.events * i64::from(self.filling.payload);
+        assert!(memory.len() as i64 > least, "every payload is there");
+        self.filling.events as f64 / took.as_secs_f64()
+    }
+}
+
+/// Those that the library reads.
+const COLUMNS: &str = "global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, \
+     event_version, payload, trace_id, correlation_id, causation_id, metadata, created_at";
+
+fn event_of(row: &Row) -> EventParts {
+    EventParts {
+        global_position: row.get(0),
+        bounded_context: row.get(1),
+        aggregate_type: row.get(2),
+        aggregate_id: row.get(3),
+        aggregate_version: row.get(4),
+        event_id: row.get(5),
+        event_type: row.get(6),
+        event_version: row.get(7),
+        payload: row.get(8),
+        trace_id: row.get(9),
+        correlation_id: row.get(10),
+        causation_id: row.get(11),
+        metadata: row.get::<_, Option<Json<Box<RawValue>>>>(12).map(|json| json.0),
+        created_at: row.get(13),
+    }
+}

@@ -1,0 +1,131 @@
+//! From the commit of an append to the commit of its read-model row, by the times the server keeps of its commits
+//! (`track_commit_timestamp`): no observer takes part, and no clock but the server's.
+//!
+//! One worker process, one projection that inserts a row for each event, appends of one event at random intervals.
+
+use std::time::{Duration, Instant};
+
+use crate::crew::Crew;
+use crate::lab::{Lab, pause};
+use crate::line::{Line, Target};
+use crate::projections::Handler;
+use crate::support::plot::{Curve, Frame, outline};
+use crate::support::samples::Samples;
+use crate::support::server::connect;
+use crate::support::units::Unit::Seconds;
+use crate::worker::Order;
+use crate::writer::{Pace, Writer};
+
+/// Events at the beginning that do not count: connections are made for them.
+const WARM_UP: i64 = 3;
+
+struct Case {
+    name: &'static str,
+    every: Duration,
+    hints: bool,
+    event_poll: Option<Duration>,
+    bound: f64,
+    lasts: Duration,
+}
+
+const CASES: [Case; 5] = [
+    Case {
+        name: "20 appends/s, hints",
+        every: Duration::from_millis(50),
+        hints: true,
+        event_poll: None,
+        bound: 0.005,
+        lasts: Duration::from_secs(30),
+    },
+    Case {
+        name: "20 appends/s, no hints",
+        every: Duration::from_millis(50),
+        hints: false,
+        event_poll: None,
+        // The interval grows to 250 ms only while nothing happens.
+        bound: 0.125 + 0.003,
+        lasts: Duration::from_secs(30),
+    },
+    Case {
+        name: "20 appends/s, no hints, polled every 20 ms",
+        every: Duration::from_millis(50),
+        hints: false,
+        event_poll: Some(Duration::from_millis(20)),
+        bound: 0.010 + 0.003,
+        lasts: Duration::from_secs(30),
+    },
+    Case {
+        name: "one append in 2 s, hints",
+        every: Duration::from_secs(2),
+        hints: true,
+        event_poll: None,
+        bound: 0.005,
+        lasts: Duration::from_secs(70),
+    },
+    Case {
+        name: "one append in 2 s, no hints",
+        every: Duration::from_secs(2),
+        hints: false,
+        event_poll: None,
+        bound: 0.125 + 0.003,
+        lasts: Duration::from_secs(70),
+    },
+];
+
+pub(crate) fn measure(lab: &mut Lab) {
+    let mut curves = Vec::new();
+    for case in CASES {
+        let took = watch(lab, &case);
+        let line = Line::new(format!("append to read model, {}", case.name), Seconds, &took);
+        lab.report.line(&line.percentiles(&[99, 100]).target(Target::AtMost(case.bound)));
+        let milliseconds = took.map(|seconds| 1e3 * seconds);
+        curves.push(Curve { name: case.name.to_owned(), points: outline(milliseconds.values()) });
+    }
+    let frame = Frame {
+        title: "From the commit of an append to that of its read-model row",
+        x: "ms",
+        y: "% of the appends",
+        log_x: true,
+        log_y: false,
+        dots: false,
+    };
+    lab.report.plot(frame, &curves);
+}
+
+fn watch(lab: &mut Lab, case: &Case) -> Samples {
+    let (database, url) = lab.database();
+    let order = Order {
+        url: url.clone(),
+        replica_set: lab.name(),
+        handler: Handler::Arrive,
+        projections: 1,
+        start_at: 0,
+        upto: 0,
+        event_poll: case.event_poll,
+    };
+    let crew = Crew::start(&order, 1);
+    let (every, lasts) = match lab.arguments.quick {
+        true => (case.every.min(Duration::from_millis(100)), Duration::from_secs(1)),
+        false => (case.every, case.lasts),
+    };
+    let writer = Writer::start(&url, Pace { every, events: 1, hints: case.hints });
+    pause(lasts);
+    let appended = writer.stop() as i64;
+    let mut client = connect(&url);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while client.query_one("SELECT count(*) FROM arrived", &[]).unwrap().get::<_, i64>(0) < appended {
+        assert!(Instant::now() < deadline, "every event arrives");
+        pause(Duration::from_millis(10));
+    }
+    let rows = client
+        .query(
+            "SELECT extract(epoch FROM pg_xact_commit_timestamp(a.xmin) - pg_xact_commit_timestamp(e.xmin))::float8
+             FROM events e JOIN arrived a USING (global_position) ORDER BY global_position OFFSET $1",
+            &[&WARM_UP],
+        )
+        .unwrap();
+    crew.leave();
+    drop(client);
+    lab.server.drop_database(&database);
+    rows.iter().map(|row| row.get(0)).collect()
+}

@@ -1,0 +1,100 @@
+//! A line of the report.
+
+use crate::support::samples::{Ratio, Samples};
+use crate::support::units::Unit;
+
+/// What is to be reached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// The figure is stated, no more.
+    None,
+    RatioAtLeast(f64),
+    RatioAtMost(f64),
+    /// The median of what was measured.
+    AtMost(f64),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    name: String,
+    unit: Unit,
+    measured: Samples,
+    percentiles: &'static [usize],
+    baseline: Option<(String, Samples)>,
+    target: Target,
+}
+
+impl Line {
+    pub(crate) const HEADINGS: [&'static str; 7] = ["what", "measured", "baseline", "ratio", "target", "reached", "n"];
+
+    pub(crate) fn new(name: impl Into<String>, unit: Unit, measured: &Samples) -> Self {
+        Self {
+            name: name.into(),
+            unit,
+            measured: measured.clone(),
+            percentiles: &[],
+            baseline: None,
+            target: Target::None,
+        }
+    }
+
+    /// What it is held against, measured in turn with it.
+    pub(crate) fn beside(mut self, name: impl Into<String>, baseline: &Samples) -> Self {
+        self.baseline = Some((name.into(), baseline.clone()));
+        self
+    }
+
+    pub(crate) fn target(mut self, target: Target) -> Self {
+        self.target = target;
+        self
+    }
+
+    /// Shows these percentiles instead of the extremes.
+    pub(crate) fn percentiles(mut self, percentiles: &'static [usize]) -> Self {
+        self.percentiles = percentiles;
+        self
+    }
+
+    pub(crate) fn cells(&self) -> [String; 7] {
+        let ratio = self.baseline.as_ref().map(|(_, baseline)| Ratio::of(&self.measured, baseline));
+        let (bound, is_reached) = self.judge(ratio);
+        [
+            self.name.clone(),
+            self.figure(&self.measured),
+            self.baseline
+                .as_ref()
+                .map_or_else(String::new, |(name, samples)| format!("{name}: {}", self.figure(samples))),
+            ratio.map_or_else(String::new, |ratio| format!("{:.2} ({:.2})", ratio.of_pairs, ratio.of_medians)),
+            bound,
+            is_reached.map_or("", |reached| if reached { "yes" } else { "**no**" }).to_owned(),
+            self.measured.values().len().to_string(),
+        ]
+    }
+
+    fn judge(&self, ratio: Option<Ratio>) -> (String, Option<bool>) {
+        match self.target {
+            Target::None => (String::new(), None),
+            Target::RatioAtLeast(bound) => (format!("≥ {bound}"), ratio.map(|ratio| ratio.of_pairs >= bound)),
+            Target::RatioAtMost(bound) => (format!("≤ {bound}"), ratio.map(|ratio| ratio.of_pairs <= bound)),
+            Target::AtMost(bound) => (format!("≤ {}", self.unit.show(bound)), Some(self.measured.median() <= bound)),
+        }
+    }
+
+    fn figure(&self, samples: &Samples) -> String {
+        let show = |value| self.unit.show(value);
+        let spread = match self.percentiles {
+            [] => format!("{} to {}", show(samples.percentile(0)), show(samples.percentile(100))),
+            some => {
+                let named = |&percent: &usize| match percent {
+                    100 => format!("max {}", show(samples.percentile(100))),
+                    _ => format!("p{percent} {}", show(samples.percentile(percent))),
+                };
+                some.iter().map(named).collect::<Vec<_>>().join(", ")
+            }
+        };
+        match samples.values() {
+            [one] => show(*one),
+            _ => format!("{} ({spread})", show(samples.median())),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The memory of a worker process with two projections while it catches up: with events of 200 bytes, and with such that a batch is as
+//! heavy as `batch_bytes` allows.
+//!
+//! *Flat* is the median of the last fifth of the time beside that of the second.
+
+use std::time::Duration;
+
+use crate::crew::Crew;
+use crate::gate::Gate;
+use crate::lab::{Filling, Lab};
+use crate::line::{Line, Target};
+use crate::projections::Handler;
+use crate::sampler::Sampler;
+use crate::support::arguments::number;
+use crate::support::plot::{Curve, Frame};
+use crate::support::proc::{peak_resident, resident};
+use crate::support::samples::Samples;
+use crate::support::units::Unit::Bytes;
+use crate::worker::Order;
+
+const PROJECTIONS: usize = 2;
+
+/// 64 MiB and the default of `batch_bytes` for each runner.
+const BOUND: f64 = ((64 + 8 * PROJECTIONS) << 20) as f64;
+
+const LOOK: Duration = Duration::from_millis(10);
+
+pub(crate) fn measure(lab: &mut Lab) {
+    let events = number("BENCH_MEMORY_EVENTS").map_or(lab.real_or_quick(2_000_000, 5_000), |events| events as i64);
+    let heavy = 32 << 10;
+    let curves: Vec<Curve> = [
+        (format!("{events} events of 200 bytes"), Filling::of(events)),
+        (format!("{} events of 32 KiB", events / 200), Filling { payload: heavy, ..Filling::of(events / 200) }),
+    ]
+    .into_iter()
+    .map(|(name, filling)| {
+        let (seen, peak) = watch(lab, filling);
+        let fifth = |nth: usize| -> Samples {
+            let length = seen.len() / 5;
+            seen.iter().skip(nth * length).take(length.max(1)).copied().collect()
+        };
+        let line = Line::new(format!("memory at the most, {name}"), Bytes, &[peak].into_iter().collect());
+        lab.report.line(&line.target(Target::AtMost(BOUND)));
+        let [early, late]: [Samples; 2] = [1, 4].map(|nth| [fifth(nth).median()].into_iter().collect());
+        let line = Line::new(format!("memory, last fifth, {name}"), Bytes, &late);
+        lab.report.line(&line.beside("second fifth", &early).target(Target::RatioAtMost(1.05)));
+        let points = seen
+            .iter()
+            .zip(1..)
+            .map(|(bytes, look)| (f64::from(look) * LOOK.as_secs_f64(), bytes / f64::from(1 << 20)));
+        Curve { name, points: points.collect() }
+    })
+    .collect();
+    let frame = Frame {
+        title: "Memory of a worker with two projections",
+        x: "seconds",
+        y: "MiB",
+        log_x: false,
+        log_y: false,
+        dots: false,
+    };
+    lab.report.plot(frame, &curves);
+}
+
+/// What was seen while the events were handled, and the most the process ever had.
+fn watch(lab: &mut Lab, filling: Filling) -> (Vec<f64>, f64) {
+    let url = lab.filled(filling);
+    let order = Order {
+        url: url.clone(),
+        replica_set: lab.name(),
+        handler: Handler::NoOpBatches,
+        projections: PROJECTIONS,
+        start_at: 0,
+        upto: filling.head(),
+        event_poll: None,
+    };
+    let gate = Gate::shut(&url);
+    let crew = Crew::start(&order, 1);
+    let pid = crew.pids()[0];
+    gate.open();
+    let sampler = Sampler::start(LOOK, move || resident(pid));
+    crew.await_reached();
+    let seen = sampler.stop();
+    let peak = peak_resident(pid);
+    crew.leave();
+    (seen, peak)
+}

@@ -1,0 +1,118 @@
+//! What is done with events.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use postgres::Transaction;
+use pupsourcing_orchestrator::{BoxError, Event, Projection, StartAt};
+
+use crate::lab::pause;
+
+/// One upsert for one event, as an application writes it: a text that the server parses each time.
+pub(crate) const COUNT: &str = "
+    INSERT INTO counts AS c (aggregate_id, events) VALUES ($1, 1)
+    ON CONFLICT (aggregate_id) DO UPDATE SET events = c.events + 1";
+
+/// One upsert for a batch.
+pub(crate) const COUNT_BATCH: &str = "
+    INSERT INTO counts AS c (aggregate_id, events)
+    SELECT id, count(*) FROM unnest($1::text[]) AS id GROUP BY id ORDER BY id
+    ON CONFLICT (aggregate_id) DO UPDATE SET events = c.events + excluded.events";
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Handler {
+    /// Nothing, event by event.
+    NoOp,
+    /// Nothing, batch by batch.
+    NoOpBatches,
+    Count,
+    CountBatches,
+    /// Waits for a millisecond per event, as for somebody else's answer.
+    Wait,
+    /// A row for each event, to see when it is there.
+    Arrive,
+}
+
+impl Handler {
+    pub(crate) const TABLES: &str = "
+        CREATE TABLE counts (aggregate_id text PRIMARY KEY, events bigint NOT NULL);
+        CREATE TABLE arrived (global_position bigint PRIMARY KEY)";
+
+    const NAMES: [(&str, Self); 6] = [
+        ("no-op", Self::NoOp),
+        ("no-op-batches", Self::NoOpBatches),
+        ("count", Self::Count),
+        ("count-batches", Self::CountBatches),
+        ("wait", Self::Wait),
+        ("arrive", Self::Arrive),
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, handler)| *handler == self).map_or("", |(name, _)| name)
+    }
+
+    fn handle(self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        match self {
+            Self::NoOp => Ok(1),
+            Self::NoOpBatches => Ok(events.len()),
+            Self::Count => {
+                tx.execute(COUNT, &[&events[0].aggregate_id()])?;
+                Ok(1)
+            }
+            Self::CountBatches => {
+                let ids: Vec<&str> = events.iter().map(Event::aggregate_id).collect();
+                tx.execute(COUNT_BATCH, &[&ids])?;
+                Ok(events.len())
+            }
+            Self::Wait => {
+                pause(Duration::from_millis(1));
+                Ok(1)
+            }
+            Self::Arrive => {
+                tx.execute("INSERT INTO arrived VALUES ($1)", &[&events[0].global_position()])?;
+                Ok(1)
+            }
+        }
+    }
+}
+
+impl FromStr for Handler {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::NAMES.iter().find(|(known, _)| *known == name);
+        found.map(|(_, handler)| *handler).ok_or_else(|| format!("there is no handler {name:?}"))
+    }
+}
+
+/// A handler as a projection.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    name: String,
+    start_at: i64,
+    handler: Handler,
+}
+
+impl Measured {
+    pub(crate) fn new(name: impl Into<String>, start_at: i64, handler: Handler) -> Self {
+        Self { name: name.into(), start_at, handler }
+    }
+}
+
+impl Projection for Measured {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn start_at(&self) -> StartAt {
+        StartAt::Position(self.start_at)
+    }
+
+    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+        self.handler.handle(tx, std::slice::from_ref(event)).map(|_| ())
+    }
+
+    fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        self.handler.handle(tx, events)
+    }
+}

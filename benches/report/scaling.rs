@@ -1,0 +1,133 @@
+//! How the cost of a replica set grows with its workers, each a process with two projections: connections, what an idle set asks of the
+//! server, and how many index entries the server walks for each event that is appended, five hundred a second.
+
+use std::time::{Duration, Instant};
+
+use postgres::Client;
+
+use crate::crew::Crew;
+use crate::lab::{Lab, pause};
+use crate::projections::Handler;
+use crate::support::arguments::numbers;
+use crate::support::plot::{Curve, Frame};
+use crate::support::proc::{cpu, cpu_of_tree};
+use crate::support::server::connect;
+use crate::support::table::Table;
+use crate::worker::Order;
+use crate::writer::{Pace, Writer};
+
+const PROJECTIONS: usize = 2;
+
+pub(crate) fn measure(lab: &mut Lab) {
+    let sizes = numbers("BENCH_WORKERS").unwrap_or_else(|| lab.real_or_quick(vec![1, 2, 4, 8, 16, 32], vec![1, 2]));
+    let mut table = Table::new(&[
+        "workers",
+        "connections",
+        "at most",
+        "idle: statements/s",
+        "per worker",
+        "idle: server, of one processor",
+        "idle: workers, of one processor",
+        "index entries walked per event",
+        "appending: server, of one processor",
+    ]);
+    let mut idle = Curve { name: "statements/s, idle".to_owned(), points: Vec::new() };
+    let mut connections = Curve { name: "connections".to_owned(), points: Vec::new() };
+    for workers in sizes {
+        let seen = watch(lab, workers);
+        let count = workers as f64;
+        idle.points.push((count, seen.statements));
+        connections.points.push((count, seen.connections as f64));
+        table.row([
+            workers.to_string(),
+            seen.connections.to_string(),
+            (workers * (3 + 2 * PROJECTIONS)).to_string(),
+            format!("{:.1}", seen.statements),
+            format!("{:.2}", seen.statements / count),
+            format!("{:.1} %", seen.idle_server),
+            format!("{:.1} %", seen.idle_workers),
+            format!("{:.1}", seen.walked),
+            format!("{:.1} %", seen.appending_server),
+        ]);
+    }
+    lab.report.table(&format!("Replica sets of several sizes, {PROJECTIONS} projections"), &table);
+    let frame = Frame {
+        title: "Cost of a replica set with two projections",
+        x: "workers",
+        y: "",
+        log_x: false,
+        log_y: false,
+        dots: true,
+    };
+    lab.report.plot(frame, &[idle, connections]);
+}
+
+struct Seen {
+    connections: i64,
+    /// Per second.
+    statements: f64,
+    /// In percent of one processor.
+    idle_server: f64,
+    idle_workers: f64,
+    appending_server: f64,
+    /// Per event.
+    walked: f64,
+}
+
+fn watch(lab: &mut Lab, workers: usize) -> Seen {
+    let (database, url) = lab.database();
+    let order = Order {
+        url: url.clone(),
+        replica_set: lab.name(),
+        handler: Handler::NoOpBatches,
+        projections: PROJECTIONS,
+        start_at: 0,
+        upto: 0,
+        event_poll: None,
+    };
+    let crew = Crew::start(&order, workers);
+    let server = lab.server.pid();
+    let mut client = connect(&url);
+    let lasts = lab.real_or_quick(Duration::from_secs(5), Duration::from_secs(1));
+
+    let (begun, before, walked_before) = (Instant::now(), cpu_of_tree(server), walked(&mut client));
+    let writer = Writer::start(&url, Pace { every: Duration::from_millis(20), events: 10, hints: false });
+    pause(lasts);
+    let appended = writer.stop();
+    let appending_server = 100.0 * (cpu_of_tree(server) - before) / begun.elapsed().as_secs_f64();
+    let connections = client
+        .query_one(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pupsourcing%'",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    // The backends tell their counts a second late, and the readers' connections are given back after five.
+    pause(lab.real_or_quick(Duration::from_secs(8), Duration::from_secs(2)));
+    let walked = (walked(&mut client) - walked_before) / appended as f64;
+    drop(client);
+
+    let processes = |crew: &Crew| crew.pids().into_iter().map(cpu).sum::<f64>();
+    let mut statements = lab.server.count_statements(&database);
+    let (begun, before, processes_before) = (Instant::now(), cpu_of_tree(server), processes(&crew));
+    pause(2 * lasts);
+    let seconds = begun.elapsed().as_secs_f64();
+    let seen = Seen {
+        connections,
+        statements: statements.as_mut().map_or(f64::NAN, |statements| statements.all().calls / seconds),
+        idle_server: 100.0 * (cpu_of_tree(server) - before) / seconds,
+        idle_workers: 100.0 * (processes(&crew) - processes_before) / seconds,
+        appending_server,
+        walked,
+    };
+    crew.leave();
+    lab.server.drop_database(&database);
+    seen
+}
+
+/// How many entries of the indexes of events have been walked, and rows read without an index.
+fn walked(client: &mut Client) -> f64 {
+    let sql = "SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'events')::float8
+                    + (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname = 'events')::float8";
+    client.query_one(sql, &[]).unwrap().get(0)
+}

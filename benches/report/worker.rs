@@ -1,0 +1,96 @@
+//! The worker process, from inside.
+
+use std::time::Duration;
+
+use crossbeam_channel::tick;
+
+use crate::lab::builder;
+use crate::projections::{Handler, Measured};
+use crate::support::worker_process::orders;
+
+/// What a worker process does. It travels as the process's arguments.
+#[derive(Clone, Debug)]
+pub(crate) struct Order {
+    pub(crate) url: String,
+    pub(crate) replica_set: String,
+    pub(crate) handler: Handler,
+    pub(crate) projections: usize,
+    pub(crate) start_at: i64,
+    /// It says when it is there with all projections.
+    pub(crate) upto: i64,
+    /// A fixed interval of polling for events, if not the default.
+    pub(crate) event_poll: Option<Duration>,
+}
+
+impl Order {
+    pub(crate) fn arguments(&self) -> [String; 7] {
+        [
+            self.url.clone(),
+            self.replica_set.clone(),
+            self.handler.name().to_owned(),
+            self.projections.to_string(),
+            self.start_at.to_string(),
+            self.upto.to_string(),
+            self.event_poll.map_or(0, |interval| interval.as_millis()).to_string(),
+        ]
+    }
+
+    fn parse(arguments: &[String]) -> Self {
+        let [url, replica_set, handler, projections, start_at, upto, event_poll] = arguments else {
+            panic!("not what a worker is started with: {arguments:?}");
+        };
+        let event_poll = Duration::from_millis(event_poll.parse().unwrap());
+        Self {
+            url: url.clone(),
+            replica_set: replica_set.clone(),
+            handler: handler.parse().unwrap(),
+            projections: projections.parse().unwrap(),
+            start_at: start_at.parse().unwrap(),
+            upto: upto.parse().unwrap(),
+            event_poll: Some(event_poll).filter(|interval| !interval.is_zero()),
+        }
+    }
+}
+
+/// What it says when it holds a partition: this, and of how many.
+pub(crate) const HOLDS: &str = "holds";
+/// What it says when every projection has reached the position it was to.
+pub(crate) const REACHED: &str = "reached";
+
+/// Works until it is told to leave.
+pub(crate) fn work(arguments: &[String]) {
+    env_logger::init();
+    let order = Order::parse(arguments);
+    let mut builder = builder(&order.url, &order.replica_set);
+    for index in 0..order.projections {
+        let name = format!("{}-{index}", order.replica_set);
+        builder = builder.projection(Measured::new(name, order.start_at, order.handler));
+    }
+    if let Some(interval) = order.event_poll {
+        builder = builder.event_poll(interval, interval);
+    }
+    let handle = builder.build().unwrap().start().unwrap();
+    let leave = orders();
+    // Until it is there, it looks often; after that there is nothing more to say, and a worker with nothing to do is left alone.
+    let (often, seldom) = (tick(Duration::from_millis(2)), tick(Duration::from_millis(50)));
+    let mut partitions = 0;
+    let mut has_reached = false;
+    loop {
+        let next = if partitions > 0 && !has_reached { &often } else { &seldom };
+        crossbeam_channel::select! {
+            recv(leave) -> _ => break,
+            recv(next) -> _ => {}
+        }
+        let status = handle.status();
+        let now = status.assignment.map_or(0, |assignment| assignment.total_partitions);
+        if now != partitions {
+            partitions = now;
+            println!("{HOLDS} {partitions}");
+        }
+        if !has_reached && status.projections.values().all(|projection| projection.position >= Some(order.upto)) {
+            has_reached = true;
+            println!("{REACHED} {}", status.projections.values().map(|projection| projection.events).sum::<u64>());
+        }
+    }
+    handle.shutdown(Duration::from_secs(10)).unwrap();
+}

@@ -1,0 +1,59 @@
+//! Somebody who appends at a steady pace.
+
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use pupsourcing_orchestrator::{EventStore, ExpectedVersion, NewEvent};
+
+use crate::support::server::connect;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// From one append to the next; at random between half of it and one and a half, so as not to keep step with anybody's polling.
+    pub(crate) every: Duration,
+    /// Events of one append.
+    pub(crate) events: usize,
+    pub(crate) hints: bool,
+}
+
+pub(crate) struct Writer {
+    go_on: Sender<()>,
+    thread: JoinHandle<usize>,
+}
+
+impl Writer {
+    pub(crate) fn start(url: &str, pace: Pace) -> Self {
+        let (go_on, stop) = bounded(0);
+        let url = url.to_owned();
+        let thread = thread::Builder::new().name("writer".into()).spawn(move || write(&url, pace, &stop));
+        Self { go_on, thread: thread.unwrap() }
+    }
+
+    /// Ends it, and says how many events it appended.
+    pub(crate) fn stop(self) -> usize {
+        drop(self.go_on);
+        self.thread.join().unwrap()
+    }
+}
+
+fn write(url: &str, pace: Pace, stop: &Receiver<()>) -> usize {
+    let (mut client, store) = (connect(url), EventStore::default());
+    let mut next = Instant::now();
+    let mut appended = 0;
+    loop {
+        next += pace.every.mul_f64(0.5 + fastrand::f64());
+        // Nothing is ever sent.
+        if stop.recv_deadline(next) != Err(RecvTimeoutError::Timeout) {
+            return appended;
+        }
+        let id = format!("order-{}", fastrand::u16(..1_000));
+        let event = || NewEvent::new("shop", "Order", id.as_str(), "OrderPlaced", [b'x'; 200]);
+        let events: Vec<NewEvent> = std::iter::repeat_with(event).take(pace.events).collect();
+        store.append(&mut client, ExpectedVersion::Any, &events).unwrap();
+        if pace.hints {
+            store.hint(&mut client);
+        }
+        appended += events.len();
+    }
+}

@@ -1,0 +1,14 @@
+//! What the benches share.
+#![allow(dead_code, reason = "several programs compile these files, and few of them call every function")]
+
+pub(crate) mod arguments;
+pub(crate) mod plot;
+pub(crate) mod proc;
+pub(crate) mod samples;
+pub(crate) mod server;
+pub(crate) mod table;
+pub(crate) mod units;
+pub(crate) mod worker_process;
+
+#[path = "../../examples/support/private_postgres.rs"]
+pub(crate) mod private_postgres;

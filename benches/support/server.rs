@@ -1,0 +1,120 @@
+//! A private PostgreSQL that counts its statements and keeps the times of its commits.
+
+use postgres::{Client, NoTls};
+
+use super::private_postgres::{Options, PrivatePostgres};
+
+#[derive(Debug)]
+pub(crate) struct Server {
+    postgres: PrivatePostgres,
+    counts_statements: bool,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let mut settings = vec![
+            ("max_connections".to_owned(), "500".to_owned()),
+            ("track_commit_timestamp".to_owned(), "on".to_owned()),
+            ("shared_preload_libraries".to_owned(), "pg_stat_statements".to_owned()),
+        ];
+        let start = |settings: &[(String, String)]| {
+            PrivatePostgres::start(Options { settings: settings.to_vec(), ..Options::default() })
+        };
+        let (postgres, counts_statements) = match start(&settings) {
+            Ok(server) => (server, true),
+            // The extension comes with the server, but not in every distribution's package.
+            Err(_) => {
+                settings.pop();
+                (start(&settings).unwrap_or_else(|e| panic!("{e}")), false)
+            }
+        };
+        let server = Self { postgres, counts_statements };
+        if counts_statements {
+            server.connect("postgres").batch_execute("CREATE EXTENSION pg_stat_statements").unwrap();
+        }
+        server
+    }
+
+    /// The URL of a database that is made now.
+    pub(crate) fn create_database(&self, name: &str) -> String {
+        self.postgres.create_database(name).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    pub(crate) fn drop_database(&self, name: &str) {
+        self.connect("postgres").batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).unwrap();
+    }
+
+    pub(crate) fn connect(&self, database: &str) -> Client {
+        connect(&self.postgres.url(database))
+    }
+
+    pub(crate) fn version(&self) -> String {
+        self.connect("postgres").query_one("SHOW server_version", &[]).unwrap().get(0)
+    }
+
+    /// The process id of the postmaster.
+    pub(crate) fn pid(&self) -> u32 {
+        self.postgres.pid()
+    }
+
+    /// Counts the statements in a database from now on; none if the server has no extension for that.
+    pub(crate) fn count_statements(&self, database: &str) -> Option<Statements> {
+        self.counts_statements.then(|| {
+            let mut client = self.connect("postgres");
+            client.execute("SELECT pg_stat_statements_reset()", &[]).unwrap();
+            Statements { client, database: database.to_owned() }
+        })
+    }
+}
+
+pub(crate) fn connect(url: &str) -> Client {
+    Client::connect(url, NoTls).unwrap()
+}
+
+/// What the server counted in a database. It is looked at from another one.
+pub(crate) struct Statements {
+    client: Client,
+    database: String,
+}
+
+/// Of some statements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Count {
+    pub(crate) calls: f64,
+    /// How long the server executed them.
+    pub(crate) seconds: f64,
+    pub(crate) rows: f64,
+}
+
+impl Statements {
+    /// Of the statements whose text matches this regular expression.
+    pub(crate) fn matching(&mut self, pattern: &str) -> Count {
+        let row = self
+            .client
+            .query_one(
+                "SELECT coalesce(sum(calls), 0)::float8, coalesce(sum(total_exec_time), 0)::float8 / 1000,
+                        coalesce(sum(rows), 0)::float8
+                 FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = $1) AND query ~ $2",
+                &[&self.database, &pattern],
+            )
+            .unwrap();
+        Count { calls: row.get(0), seconds: row.get(1), rows: row.get(2) }
+    }
+
+    /// The texts that came most often, shortened, and how often in each of so many seconds.
+    pub(crate) fn most_frequent(&mut self, seconds: f64) -> Vec<(String, f64)> {
+        let rows = self
+            .client
+            .query(
+                "SELECT left(regexp_replace(query, '\\s+', ' ', 'g'), 100), sum(calls)::float8 / $2 FROM pg_stat_statements
+                 WHERE dbid = (SELECT oid FROM pg_database WHERE datname = $1) GROUP BY 1 ORDER BY 2 DESC LIMIT 12",
+                &[&self.database, &seconds],
+            )
+            .unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+
+    pub(crate) fn all(&mut self) -> Count {
+        self.matching("")
+    }
+}
