@@ -26,7 +26,9 @@
 //!
 //! The medians of the pauses against the number of workers are drawn in `target/report/pauses.svg`.
 #![allow(
+    clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,

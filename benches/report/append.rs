@@ -49,7 +49,7 @@ pub(crate) fn measure(lab: &mut Lab) {
     let lasts = lab.real_or_quick(Duration::from_millis(1_500), Duration::from_millis(50));
     for connections in [1, 8] {
         for events in [1, 10, 100] {
-            // A table as large as before for each: inserts grow slower as it grows.
+            // A new table for each: inserts grow slower as it grows.
             let base = Filling::of(lab.real_or_quick(100_000, 1_000));
             let (database, url) = lab.database_filled_with(base);
             let pass = |way| {
@@ -61,7 +61,7 @@ pub(crate) fn measure(lab: &mut Lab) {
                 lab,
                 [&pass(Way::Library), &pass(Way::Insert), &pass(Way::InsertAndHead), &pass(Way::Prepared)],
             );
-            let name = format!("append, {events} events per call, {connections} connections");
+            let name = format!("append, events per call: {events}, connections: {connections}");
             let line = Line::new(name, EventsPerSecond, &library);
             lab.report.line(&line.clone().beside("insert", &insert).target(Target::RatioAtLeast(0.8)));
             lab.report.line(&line.clone().beside("insert and head", &with_head));
@@ -130,10 +130,10 @@ impl Appender {
         let versions = vec![1i32; self.events];
         let payloads = vec![PAYLOAD.as_slice(); self.events];
         let values: [&(dyn ToSql + Sync); 6] = [&id, &version, &ids, &types, &versions, &payloads];
-        let typed: Vec<(&(dyn ToSql + Sync), Type)> = values.into_iter().zip(TYPES).collect();
+        let parameters: Vec<(&(dyn ToSql + Sync), Type)> = values.into_iter().zip(TYPES).collect();
         match self.way {
-            Way::Insert => self.client.execute_typed(INSERT, &typed),
-            Way::InsertAndHead => self.client.execute_typed(&format!("{HEAD} {INSERT}"), &typed),
+            Way::Insert => self.client.execute_typed(INSERT, &parameters),
+            Way::InsertAndHead => self.client.execute_typed(&format!("{HEAD} {INSERT}"), &parameters),
             Way::Prepared | Way::Library => self.client.execute(&self.prepared, &values),
         }
         .unwrap();

@@ -1,8 +1,8 @@
 //! What goes through the events in a database: a worker of the library, and bare clients.
 //!
-//! - A *worker* is a new replica set of one worker with a new projection and the default options. It holds its partition before it may
-//!   read; its time is from then until it shows the last event's position as its own, which is after that checkpoint's commit. So
-//!   connecting for reading and the first look for the safe head are in it, registering and leaving are not.
+//! - A *worker* is a new replica set of one worker with a new projection and the default options. It holds its partition and has read its
+//!   first batch before it may handle an event; its time is from then until it shows the last event's position as its own, which is
+//!   after that checkpoint's commit. Starting (see `start`) and leaving are not in it.
 //! - A *bare select* is a client that asks for the next events above a position, up to a limit, and makes owned structs of the rows. Its
 //!   connection and prepared statement are there before.
 //! - A *bare copy* is `COPY … TO STDOUT (FORMAT binary)` of the same columns into memory that is there before.
@@ -55,7 +55,7 @@ impl Run {
             .start()
             .unwrap();
         let tick = crossbeam_channel::tick(Duration::from_millis(1));
-        while handle.assignment().is_none() {
+        while handle.status().projections.values().all(|projection| projection.state != ProjectionState::Retrying) {
             tick.recv().unwrap();
         }
         let begun = gate.open();

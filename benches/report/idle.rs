@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::crew::Crew;
-use crate::lab::{Lab, pause};
+use crate::lab::{BEFORE, Lab, pause};
 use crate::line::{Line, Target};
 use crate::projections::Handler;
 use crate::support::proc::{cpu, cpu_of_threads};
@@ -35,14 +35,14 @@ pub(crate) fn measure(lab: &mut Lab) {
     }
     let [one, twenty] = &seen;
     for (projections, seen) in SIZES.into_iter().zip(&seen) {
-        let name = |what| format!("idle worker, {projections} projections: {what}");
+        let name = |what| format!("idle worker, projections: {projections}, {what}");
         let line = |what, unit, samples| Line::new(name(what), unit, samples);
         lab.report.line(&line("statements", PerSecond, &seen.statements).target(Target::AtMost(6.0)));
         lab.report.line(&line("processor time of the process", Percent, &seen.process));
         // A thread that spins has a hundred.
         lab.report.line(&line("of its busiest thread", Percent, &seen.busiest_thread).target(Target::AtMost(2.0)));
     }
-    let line = Line::new("idle worker, 20 projections: statements", PerSecond, &twenty.statements);
+    let line = Line::new("idle worker, projections: 20, statements", PerSecond, &twenty.statements);
     lab.report.line(&line.beside("1 projection", &one.statements).target(Target::RatioAtMost(1.05)));
     let mut table = Table::new(&["statement of an idle worker with 20 projections", "per s"]);
     for (text, calls) in &twenty.texts {
@@ -52,14 +52,14 @@ pub(crate) fn measure(lab: &mut Lab) {
 }
 
 fn watch(lab: &mut Lab, projections: usize, seen: &mut Seen) {
-    let (database, url) = lab.database();
+    let (database, url) = lab.database_filled_with(BEFORE);
     let order = Order {
         url: url.clone(),
         replica_set: lab.name(),
         handler: Handler::NoOpBatches,
         projections,
-        start_at: 0,
-        upto: 0,
+        start_at: BEFORE.head(),
+        upto: BEFORE.head(),
         event_poll: None,
     };
     let crew = Crew::start(&order, 1);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 use pupsourcing_orchestrator::{Builder, Database, Orchestrator};
 
+use crate::gate::patience;
 use crate::projections::{Handler, Measured};
 use crate::report::Report;
 use crate::support::arguments::{Arguments, number};
@@ -14,6 +15,9 @@ use crate::support::server::{Server, connect};
 
 /// The default size of a worker's batch, and that of the bare loops.
 pub(crate) const BATCH: i64 = 1_000;
+
+/// What is there before something is appended: on an empty table the server would choose other plans.
+pub(crate) const BEFORE: Filling = Filling::of(20_000);
 
 pub(crate) struct Lab {
     pub(crate) arguments: Arguments,
@@ -37,7 +41,7 @@ pub(crate) struct Filling {
 }
 
 impl Filling {
-    pub(crate) fn of(events: i64) -> Self {
+    pub(crate) const fn of(events: i64) -> Self {
         Self { events, payload: 200, has_holes: false }
     }
 
@@ -108,7 +112,7 @@ impl Lab {
 }
 
 pub(crate) fn builder(url: &str, replica_set: &str) -> Builder {
-    Orchestrator::builder(Database::from_url(url).unwrap(), replica_set)
+    Orchestrator::builder(Database::from_url(url).unwrap(), replica_set).retry(patience())
 }
 
 /// Waits without blocking anybody.

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::crew::Crew;
-use crate::lab::{Lab, pause};
+use crate::lab::{BEFORE, Lab, pause};
 use crate::line::{Line, Target};
 use crate::projections::Handler;
 use crate::support::plot::{Curve, Frame, outline};
@@ -78,7 +78,8 @@ pub(crate) fn measure(lab: &mut Lab) {
         let took = watch(lab, &case);
         let line = Line::new(format!("append to read model, {}", case.name), Seconds, &took);
         lab.report.line(&line.percentiles(&[99, 100]).target(Target::AtMost(case.bound)));
-        let milliseconds = took.map(|seconds| 1e3 * seconds);
+        // Microseconds are the finest the server tells.
+        let milliseconds = took.map(|seconds| 1e3 * seconds.max(1e-6));
         curves.push(Curve { name: case.name.to_owned(), points: outline(milliseconds.values()) });
     }
     let frame = Frame {
@@ -93,21 +94,19 @@ pub(crate) fn measure(lab: &mut Lab) {
 }
 
 fn watch(lab: &mut Lab, case: &Case) -> Samples {
-    let (database, url) = lab.database();
+    let (database, url) = lab.database_filled_with(BEFORE);
     let order = Order {
         url: url.clone(),
         replica_set: lab.name(),
         handler: Handler::Arrive,
         projections: 1,
-        start_at: 0,
-        upto: 0,
+        start_at: BEFORE.head(),
+        upto: BEFORE.head(),
         event_poll: case.event_poll,
     };
     let crew = Crew::start(&order, 1);
-    let (every, lasts) = match lab.arguments.quick {
-        true => (case.every.min(Duration::from_millis(100)), Duration::from_secs(1)),
-        false => (case.every, case.lasts),
-    };
+    let every = lab.real_or_quick(case.every, case.every.min(Duration::from_millis(100)));
+    let lasts = lab.real_or_quick(case.lasts, Duration::from_secs(1));
     let writer = Writer::start(&url, Pace { every, events: 1, hints: case.hints });
     pause(lasts);
     let appended = writer.stop() as i64;

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::crew::Crew;
-use crate::lab::{Lab, pause};
+use crate::lab::{BEFORE, Lab, pause};
 use crate::line::{Line, Target};
 use crate::projections::Handler;
 use crate::support::proc::{cpu, cpu_of_tree};
@@ -74,14 +74,14 @@ pub(crate) fn measure(lab: &mut Lab) {
 }
 
 fn follow(lab: &mut Lab, projections: usize, seen: &mut Seen) {
-    let (database, url) = lab.database();
+    let (database, url) = lab.database_filled_with(BEFORE);
     let order = Order {
         url: url.clone(),
         replica_set: lab.name(),
         handler: Handler::NoOpBatches,
         projections,
-        start_at: 0,
-        upto: 0,
+        start_at: BEFORE.head(),
+        upto: BEFORE.head(),
         event_poll: None,
     };
     let crew = Crew::start(&order, 1);

@@ -19,6 +19,7 @@
 //! of its own, or shares one that is only read. The table and plots are written to `target/report`.
 #![allow(
     clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
     clippy::expect_used,
@@ -59,8 +60,10 @@ use lab::Lab;
 use support::arguments::Arguments;
 use support::worker_process::as_worker;
 
-/// What measures, by name.
-const SECTIONS: [(&str, fn(&mut Lab)); 14] = [
+/// What measures, and its name.
+type Section = (&'static str, fn(&mut Lab));
+
+const SECTIONS: [Section; 14] = [
     ("catch_up", catch_up::measure),
     ("batch_size", batch_size::measure),
     ("upserts", upserts::measure),

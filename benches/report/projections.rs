@@ -6,6 +6,7 @@ use std::time::Duration;
 use postgres::Transaction;
 use pupsourcing_orchestrator::{BoxError, Event, Projection, StartAt};
 
+use crate::gate::Passage;
 use crate::lab::pause;
 
 /// One upsert for one event, as an application writes it: a text that the server parses each time.
@@ -91,11 +92,12 @@ pub(crate) struct Measured {
     name: String,
     start_at: i64,
     handler: Handler,
+    gate: Passage,
 }
 
 impl Measured {
     pub(crate) fn new(name: impl Into<String>, start_at: i64, handler: Handler) -> Self {
-        Self { name: name.into(), start_at, handler }
+        Self { name: name.into(), start_at, handler, gate: Passage::default() }
     }
 }
 
@@ -109,10 +111,11 @@ impl Projection for Measured {
     }
 
     fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
-        self.handler.handle(tx, std::slice::from_ref(event)).map(|_| ())
+        self.handle_batch(tx, std::slice::from_ref(event)).map(|_| ())
     }
 
     fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        self.gate.pass(tx)?;
         self.handler.handle(tx, events)
     }
 }

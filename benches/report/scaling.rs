@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 
 use crate::crew::Crew;
-use crate::lab::{Lab, pause};
+use crate::lab::{BEFORE, Lab, pause};
 use crate::projections::Handler;
 use crate::support::arguments::numbers;
 use crate::support::plot::{Curve, Frame};
@@ -75,14 +75,14 @@ struct Seen {
 }
 
 fn watch(lab: &mut Lab, workers: usize) -> Seen {
-    let (database, url) = lab.database();
+    let (database, url) = lab.database_filled_with(BEFORE);
     let order = Order {
         url: url.clone(),
         replica_set: lab.name(),
         handler: Handler::NoOpBatches,
         projections: PROJECTIONS,
-        start_at: 0,
-        upto: 0,
+        start_at: BEFORE.head(),
+        upto: BEFORE.head(),
         event_poll: None,
     };
     let crew = Crew::start(&order, workers);

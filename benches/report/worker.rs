@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crossbeam_channel::tick;
+use pupsourcing_orchestrator::{ProjectionState, ProjectionStatus};
 
 use crate::lab::builder;
 use crate::projections::{Handler, Measured};
@@ -52,7 +53,7 @@ impl Order {
     }
 }
 
-/// What it says when it holds a partition: this, and of how many.
+/// What it says when it holds a partition, has stood at the gate or has nothing to do: this, and of how many partitions.
 pub(crate) const HOLDS: &str = "holds";
 /// What it says when every projection has reached the position it was to.
 pub(crate) const REACHED: &str = "reached";
@@ -76,14 +77,17 @@ pub(crate) fn work(arguments: &[String]) {
     let mut partitions = 0;
     let mut has_reached = false;
     loop {
-        let next = if partitions > 0 && !has_reached { &often } else { &seldom };
+        let next = if has_reached { &seldom } else { &often };
         crossbeam_channel::select! {
             recv(leave) -> _ => break,
             recv(next) -> _ => {}
         }
         let status = handle.status();
         let now = status.assignment.map_or(0, |assignment| assignment.total_partitions);
-        if now != partitions {
+        let is_ready = |projection: &ProjectionStatus| {
+            projection.state == ProjectionState::Retrying || projection.position >= Some(order.upto)
+        };
+        if now != partitions && status.projections.values().all(is_ready) {
             partitions = now;
             println!("{HOLDS} {partitions}");
         }

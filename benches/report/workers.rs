@@ -44,11 +44,11 @@ pub(crate) fn measure(lab: &mut Lab) {
         let [one, more @ ..] = &found;
         for (size, found) in SIZES.iter().zip(&found) {
             let waits =
-                Line::new(format!("{size} workers, {name}: looks that found lock waits"), Percent, &found.waits);
+                Line::new(format!("workers: {size}, {name}: looks that found lock waits"), Percent, &found.waits);
             lab.report.line(&waits.target(Target::AtMost(0.0)));
         }
         for (size, found) in SIZES[1..].iter().zip(more) {
-            let what = format!("{size} workers catching up, {name}");
+            let what = format!("catch-up, workers: {size}, {name}");
             lab.report.line(&Line::new(what.clone(), EventsPerSecond, &found.rate).beside("1 worker", &one.rate));
             let cost = Line::new(format!("{what}: server's processor time per event"), Seconds, &found.cost);
             lab.report.line(&cost.beside("1 worker", &one.cost));

@@ -76,8 +76,8 @@ where
         .configure_mesh()
         .x_desc(frame.x)
         .y_desc(frame.y)
-        .x_label_formatter(&label)
-        .y_label_formatter(&label)
+        .x_label_formatter(&|&x| label(x))
+        .y_label_formatter(&|&y| label(y))
         .light_line_style(TRANSPARENT)
         .draw()?;
     for (index, curve) in curves.iter().enumerate() {
@@ -96,11 +96,11 @@ where
 }
 
 /// `1.5M`, `300k`, `20`, `0.5`.
-fn label(value: &f64) -> String {
+fn label(value: f64) -> String {
     let (number, unit) = match value.abs() {
         1e6.. => (value / 1e6, "M"),
         1e3.. => (value / 1e3, "k"),
-        _ => (*value, ""),
+        _ => (value, ""),
     };
     let text = format!("{number:.2}");
     format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'))
@@ -109,21 +109,15 @@ fn label(value: &f64) -> String {
 /// The outline of a histogram of positive values over bins that grow by a constant factor, in percent of all.
 pub(crate) fn outline(values: &[f64]) -> Vec<(f64, f64)> {
     const PER_DECADE: f64 = 12.0;
-    let bin = |value: f64| (value.max(f64::MIN_POSITIVE).log10() * PER_DECADE).floor();
-    let edge = |bin: f64| 10f64.powf(bin / PER_DECADE);
-    let (low, high) =
-        values.iter().fold((f64::MAX, f64::MIN), |(low, high), &value| (low.min(bin(value)), high.max(bin(value))));
-    let mut points = Vec::new();
-    let mut at = low;
-    while at <= high {
-        let count = values.iter().filter(|&&value| bin(value) == at).count();
+    let edge = |bin: i32| 10f64.powf(f64::from(bin) / PER_DECADE);
+    let bins: Vec<i32> = values.iter().map(|value| (value.log10() * PER_DECADE).floor() as i32).collect();
+    let (Some(&low), Some(&high)) = (bins.iter().min(), bins.iter().max()) else { return Vec::new() };
+    let mut points = vec![(edge(low), 0.0)];
+    for bin in low..=high {
+        let count = bins.iter().filter(|&&other| other == bin).count();
         let share = 100.0 * count as f64 / values.len() as f64;
-        points.extend([(edge(at), share), (edge(at + 1.0), share)]);
-        at += 1.0;
+        points.extend([(edge(bin), share), (edge(bin + 1), share)]);
     }
-    if let (Some(&(first, _)), Some(&(last, _))) = (points.first(), points.last()) {
-        points.insert(0, (first, 0.0));
-        points.push((last, 0.0));
-    }
+    points.push((edge(high + 1), 0.0));
     points
 }

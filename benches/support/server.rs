@@ -20,13 +20,12 @@ impl Server {
         let start = |settings: &[(String, String)]| {
             PrivatePostgres::start(Options { settings: settings.to_vec(), ..Options::default() })
         };
-        let (postgres, counts_statements) = match start(&settings) {
-            Ok(server) => (server, true),
+        let (postgres, counts_statements) = if let Ok(server) = start(&settings) {
+            (server, true)
+        } else {
             // The extension comes with the server, but not in every distribution's package.
-            Err(_) => {
-                settings.pop();
-                (start(&settings).unwrap_or_else(|e| panic!("{e}")), false)
-            }
+            settings.pop();
+            (start(&settings).unwrap_or_else(|e| panic!("{e}")), false)
         };
         let server = Self { postgres, counts_statements };
         if counts_statements {
