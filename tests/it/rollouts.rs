@@ -80,17 +80,17 @@ fn roll_out(surge: usize, registration_wait: &str, most_joins: i64) {
 
     let generations = generations_since(&mut client, before);
     let pauses = pauses_since(before, told.iter_mut().map(|(worker, _)| worker).chain(&mut new));
-    let paused: Duration = pauses.values().sum();
+    let in_all: Duration = pauses.values().sum();
     println!(
         "surge {surge}: {REPLICAS} workers replaced in {took:.1?} while {appended} events were appended; generations {generations:?}, \
-         paused for {paused:?} in all, {:?} at most; slowest exit {slowest_exit:?}",
+         paused for {in_all:?} in all, {:?} at most; slowest exit {slowest_exit:?}",
         pauses.values().max().unwrap()
     );
     let joins = generations.get("joined").copied().unwrap_or(0);
     assert!(joins <= most_joins, "{generations:?}");
     // A leave waits for nobody, but leaves at the same time may share one.
     assert!(generations.values().sum::<i64>() <= most_joins + i64::try_from(REPLICAS).unwrap(), "{generations:?}");
-    assert!(paused < MOST_PAUSED, "{paused:?}: {pauses:?}");
+    assert!(in_all < MOST_PAUSED, "{pauses:?}");
     assert!(slowest_exit < GRACE_PERIOD, "{slowest_exit:?}");
 }
 
