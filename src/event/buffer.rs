@@ -51,6 +51,14 @@ impl<T, B> Columns<T, B> {
 /// Where something lies in a buffer.
 type Span = Range<usize>;
 
+/// How much room events take.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Room {
+    texts: usize,
+    payloads: usize,
+    events: usize,
+}
+
 /// Events, one after the other.
 #[derive(Debug, Default)]
 pub(crate) struct EventBuffer {
@@ -60,9 +68,17 @@ pub(crate) struct EventBuffer {
 }
 
 impl EventBuffer {
-    /// With room for so many events.
-    pub(crate) fn with_capacity(events: usize) -> Self {
-        Self { events: Vec::with_capacity(events), ..Self::default() }
+    pub(crate) fn with_room(room: Room) -> Self {
+        Self {
+            texts: String::with_capacity(room.texts),
+            payloads: Vec::with_capacity(room.payloads),
+            events: Vec::with_capacity(room.events),
+        }
+    }
+
+    /// How much is in use.
+    pub(crate) fn room(&self) -> Room {
+        Room { texts: self.texts.len(), payloads: self.payloads.len(), events: self.events.len() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -139,7 +155,7 @@ mod tests {
 
     #[test]
     fn events_of_one_buffer_are_told_apart() {
-        let mut buffer = super::EventBuffer::with_capacity(2);
+        let mut buffer = super::EventBuffer::default();
         for (id, payload) in [("a", &b"first"[..]), ("", b""), ("bc", b"third")] {
             let event =
                 Event::from(EventParts { aggregate_id: id.into(), payload: payload.into(), ..EventParts::default() });

@@ -11,7 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-pub(crate) use self::buffer::{EventBuffer, EventColumns};
+pub(crate) use self::buffer::{EventBuffer, EventColumns, Room};
 pub use self::new_event::NewEvent;
 
 /// A committed event. Cloning it is cheap: it refers to where it lies in memory with those that were read together with it.

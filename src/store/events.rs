@@ -2,11 +2,12 @@
 
 use std::error::Error as StdError;
 
+use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::{FromSql, ToSql, Type};
-use postgres::{Client, GenericClient, Row, Statement};
+use postgres::{Client, GenericClient, Row, RowIter, Statement};
 
 use super::names::Names;
-use crate::event::{Event, EventBuffer, EventColumns};
+use crate::event::{Event, EventBuffer, EventColumns, Room};
 use crate::plan::KeySet;
 use crate::projection::Scope;
 
@@ -88,6 +89,8 @@ pub(crate) struct EventReader {
     gives_keys: bool,
     /// Whether the next event is known to be heavy.
     is_heavy: bool,
+    /// How much the last batch took.
+    room: Room,
 }
 
 impl EventReader {
@@ -120,6 +123,7 @@ impl EventReader {
             bounds,
             gives_keys,
             is_heavy: false,
+            room: Room::default(),
         })
     }
 
@@ -136,34 +140,43 @@ impl EventReader {
 
     /// Reads up to the first event that is heavy.
     fn read_light(&mut self, client: &mut Client, range: &Range) -> Result<Batch, postgres::Error> {
-        let rows = self.query(client, &self.light, range, self.bounds.bytes / self.bounds.events)?;
-        let mut light = 0;
-        for row in &rows {
-            self.is_heavy = row.try_get::<_, Option<&[u8]>>(PAYLOAD)?.is_none();
-            if self.is_heavy {
+        let mut found = self.nothing_found();
+        let mut is_heavy = false;
+        let mut rows = self.query(client, &self.light, range, self.bounds.bytes / self.bounds.events)?;
+        while let Some(row) = rows.next()? {
+            is_heavy = row.try_get::<_, Option<&[u8]>>(PAYLOAD)?.is_none();
+            if is_heavy {
                 break;
             }
-            light += 1;
+            found.take(&row, self.gives_keys)?;
         }
-        self.batch(&rows[..light], range, light == rows.len() && light < self.bounds.events)
+        drop(rows);
+        self.is_heavy = is_heavy;
+        Ok(self.batch(found, range, !is_heavy))
     }
 
     fn read_weighed(&mut self, client: &mut Client, range: &Range) -> Result<Batch, postgres::Error> {
-        let rows = self.query(client, &self.weighed, range, self.bounds.bytes)?;
-        // The server leaves out what exceeds the bytes. So fewer rows than asked for, the last of which nothing followed, mean that the
-        // range is exhausted.
-        let nothing_followed = rows.last().map_or(Ok(true), |last| last.try_get(IS_LAST))?;
+        let mut found = self.nothing_found();
+        let mut nothing_followed = true;
+        let mut rows = self.query(client, &self.weighed, range, self.bounds.bytes)?;
+        while let Some(row) = rows.next()? {
+            found.take(&row, self.gives_keys)?;
+            nothing_followed = row.try_get(IS_LAST)?;
+        }
+        drop(rows);
+        // The server leaves out what exceeds the bytes.
         self.is_heavy = !nothing_followed;
-        self.batch(&rows, range, nothing_followed && rows.len() < self.bounds.events)
+        Ok(self.batch(found, range, nothing_followed))
     }
 
-    fn query(
+    /// The rows as they come in: none is kept beside what is made of it.
+    fn query<'c>(
         &self,
-        client: &mut Client,
+        client: &'c mut Client,
         statement: &Statement,
         range: &Range,
         bytes: usize,
-    ) -> Result<Vec<Row>, postgres::Error> {
+    ) -> Result<RowIter<'c>, postgres::Error> {
         let limit = i64::try_from(self.bounds.events).unwrap_or(i64::MAX);
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         // Whoever wants all keys need not have them computed.
@@ -171,30 +184,45 @@ impl EventReader {
         let Scope { aggregate_types, bounded_contexts } = &self.scope;
         let params: [&(dyn ToSql + Sync); 7] =
             [&range.after, &range.upto, &keys, aggregate_types, bounded_contexts, &limit, &bytes];
-        client.query(statement, &params)
+        client.query_raw(statement, params)
     }
 
-    fn batch(&self, rows: &[Row], range: &Range, is_exhausted: bool) -> Result<Batch, postgres::Error> {
-        let events = events_of(rows)?;
+    /// With room for as much as was found the last time.
+    fn nothing_found(&self) -> Found {
+        Found { events: EventBuffer::with_room(self.room), keys: Vec::new() }
+    }
+
+    /// `is_all` says that nothing was left out for its weight.
+    fn batch(&mut self, Found { events, keys }: Found, range: &Range, is_all: bool) -> Batch {
+        self.room = events.room();
+        let is_exhausted = is_all && events.len() < self.bounds.events;
+        let events = Event::all(events);
         let end = match events.last() {
             _ if is_exhausted => range.upto,
             Some(last) => last.global_position(),
             None => range.after,
         };
-        let keyed = if self.gives_keys { rows } else { &[] };
-        let keys = keyed.iter().map(|row| row.try_get(KEY_OR_NULL)).collect::<Result<_, _>>()?;
-        Ok(Batch { events, keys, end })
+        Batch { events, keys, end }
+    }
+}
+
+/// What has been read of a batch.
+struct Found {
+    events: EventBuffer,
+    keys: Vec<i32>,
+}
+
+impl Found {
+    fn take(&mut self, row: &Row, with_key: bool) -> Result<(), postgres::Error> {
+        if with_key {
+            self.keys.push(row.try_get(KEY_OR_NULL)?);
+        }
+        push(&mut self.events, row)
     }
 }
 
 fn columns(payload: &str, metadata: &str) -> String {
     COLUMNS.replace("{payload}", payload).replace("{metadata}", metadata)
-}
-
-fn events_of(rows: &[Row]) -> Result<Vec<Event>, postgres::Error> {
-    let mut buffer = EventBuffer::with_capacity(rows.len());
-    rows.iter().try_for_each(|row| push(&mut buffer, row))?;
-    Ok(Event::all(buffer))
 }
 
 fn push(buffer: &mut EventBuffer, row: &Row) -> Result<(), postgres::Error> {
@@ -256,5 +284,7 @@ pub(crate) fn read_stream(
             (&to_version, Type::INT8),
         ],
     )?;
-    events_of(&rows)
+    let mut buffer = EventBuffer::default();
+    rows.iter().try_for_each(|row| push(&mut buffer, row))?;
+    Ok(Event::all(buffer))
 }
