@@ -1,17 +1,19 @@
-"""Holds the manifests under examples/kubernetes against one another and against the code.
+"""Holds the manifests under examples/kubernetes, and the rules and the dashboard of examples/grafana, against one another and the code.
 
-Prints those of Kubernetes' own kinds, for the validator. Writes the alerts into a file of rules, and the autoscalers' queries into another.
+Prints the manifests of Kubernetes' own kinds, for the validator. Writes the autoscalers' queries into a file of rules.
 """
 
 import json
 import pathlib
 import re
 import sys
+import textwrap
 
 import yaml
 
-ALERTS, QUERIES = sys.argv[1:]
+[QUERIES] = sys.argv[1:]
 MANIFESTS = pathlib.Path("examples/kubernetes")
+GRAFANA = pathlib.Path("examples/grafana")
 OWN_KINDS = {
     "serviceaccount": ("v1", "ServiceAccount"),
     "deployment": ("apps/v1", "Deployment"),
@@ -104,15 +106,26 @@ for line in pathlib.Path("src/metrics/mod.rs").read_text().splitlines():
         labels = set(re.findall(r"`(\w+)`", row[3]))
         series = ["_bucket", "_sum", "_count"] if row[2] == "histogram" else [""]
         metrics |= {PREFIX + row[1] + end: labels | ({"le"} if end == "_bucket" else set()) for end in series}
-alerts = [rule for group in files["prometheusrule"]["spec"]["groups"] for rule in group["rules"]]
+rules_text = (GRAFANA / "rules.yml").read_text()
+copied = (MANIFESTS / "prometheusrule.yaml").read_text().partition("\nspec:\n")[2]
+original = textwrap.indent("groups:" + rules_text.partition("\ngroups:")[2], "  ")
+true("prometheusrule.yaml does not hold the groups of examples/grafana/rules.yml", copied == original)
+rules = [rule for group in yaml.safe_load(rules_text)["groups"] for rule in group["rules"]]
+for record in [rule["record"] for rule in rules if "record" in rule]:
+    metrics[record] = set(re.findall("replica_set|projection", record.split(":")[0]))
+dashboard = json.loads((GRAFANA / "dashboard.json").read_text())
+panels = [panel for row in dashboard["panels"] for panel in [row, *row.get("panels", [])]]
+shown = [(panel["title"], target["expr"]) for panel in panels for target in panel.get("targets", [])]
+shown += [(variable["name"], variable["definition"]) for variable in dashboard["templating"]["list"] if "definition" in variable]
+same("ids of panels", len({panel["id"] for panel in panels}), len(panels))
 [adapter] = files["prometheus-adapter-values"]["rules"]["external"]
 [trigger] = files["keda-scaledobject"]["spec"]["triggers"]
 matchers = 'namespace="default",replica_set="main-projections"'
 series = adapter["seriesQuery"].split("{")[0]
 filled = adapter["metricsQuery"].replace("<<.Series>>", series).replace("<<.LabelMatchers>>", matchers)
 queries = {"adapter": filled, "keda": trigger["metadata"]["query"], "series": adapter["seriesQuery"]}
-for where, expression in [(rule["alert"], rule["expr"]) for rule in alerts] + list(queries.items()):
-    used = re.findall(rf"{PREFIX}\w+", expression)
+for where, expression in [(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules] + shown + list(queries.items()):
+    used = re.findall(rf"[\w:]*{PREFIX}[\w:]*", expression)
     true(f"{where} uses no metric", used)
     asked = ",".join(re.findall(r"(?:by|on) \((.*?)\)", expression) + re.findall(r"\{(.*?)\}", expression))
     for label in re.findall(r"(\w+)(?:\s*[=!]~?\"[^\"]*\")?(?:,|$)", asked.replace(" ", "")):
@@ -124,9 +137,8 @@ for metric in re.findall(rf"`{PREFIX}(\w+)`|`(\w+_(?:total|seconds|events|up|hal
     metric = PREFIX + "".join(metric)
     true(f"README.md: there is no metric {metric}", any(known.startswith(metric) for known in metrics))
 
-pathlib.Path(ALERTS).write_text(json.dumps({"groups": files["prometheusrule"]["spec"]["groups"]}))
 records = [{"record": f"query:{query}", "expr": expression} for query, expression in queries.items()]
 pathlib.Path(QUERIES).write_text(json.dumps({"groups": [{"name": "queries", "rules": records}]}))
 print(" ".join(str(MANIFESTS / f"{name}.yaml") for name in sorted(OWN_KINDS)))
 if failures:
-    sys.exit("examples/kubernetes:\n  " + "\n  ".join(failures))
+    sys.exit("examples:\n  " + "\n  ".join(failures))
