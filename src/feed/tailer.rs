@@ -87,9 +87,7 @@ impl Tailer {
         let mut head = Head::new(settled);
         self.feed.begin_epoch();
         // Whoever held it back may be gone like the connection; if not, it is soon known again.
-        if self.board.read().head_blocked.is_some() {
-            self.show_unblocked();
-        }
+        self.show_unblocked();
         let mut blocked = Blocked::default();
         let mut looked_for_missing = None;
         let mut reported = (settled, Instant::now());

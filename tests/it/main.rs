@@ -21,6 +21,7 @@ mod lanes;
 mod many_at_once;
 mod payloads;
 mod private_postgres;
+mod prometheus;
 mod recutting;
 mod restarts;
 mod rolling_deploys;

@@ -10,8 +10,10 @@ pub(crate) mod browser;
 pub(crate) mod cluster;
 pub(crate) mod handlers;
 pub(crate) mod http;
+pub(crate) mod installed;
 pub(crate) mod ledger;
 pub(crate) mod process;
+pub(crate) mod prometheus;
 pub(crate) mod standby;
 pub(crate) mod workers;
 

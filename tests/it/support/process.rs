@@ -47,14 +47,7 @@ impl WorkerProcess {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot run {}: {e}", program.display()));
-        let guard = Command::new("sh")
-            .args(["-c", "read -r _; kill -s KILL \"$1\"", "worker-guard", &child.id().to_string()])
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("sh can be run");
+        let guard = guard(&child);
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = unbounded();
         let reader = thread::Builder::new()
@@ -84,6 +77,15 @@ impl WorkerProcess {
             }
         }
         panic!("no line with {parts:?} within {PATIENCE:?} in the worker's log:\n{}", self.taken.join("\n"));
+    }
+
+    /// Where it serves its metrics, once the log says so.
+    #[track_caller]
+    pub(crate) fn metrics_address(&mut self) -> String {
+        eventually("the metrics server's address is logged", PATIENCE, || {
+            let line = self.log().iter().find(|line| line.contains("metrics server listens"))?;
+            Some(line.split_once("address=")?.1.trim().to_owned())
+        })
     }
 
     /// Waits until the worker processes as one of `workers`. Returns when it began to.
@@ -127,6 +129,18 @@ impl Drop for WorkerProcess {
             _ = reader.join();
         }
     }
+}
+
+/// A process that kills the other one when this process ends, however it ends.
+pub(crate) fn guard(child: &Child) -> Child {
+    Command::new("sh")
+        .args(["-c", "read -r _; kill -s KILL \"$1\"", "guard", &child.id().to_string()])
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("sh can be run")
 }
 
 fn program(name: &str) -> PathBuf {

@@ -1,0 +1,208 @@
+//! The dashboard and the rules of `examples/grafana`, on a real Prometheus that scrapes real workers.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use postgres::Client;
+use serde_json::Value;
+
+use crate::support::installed::installed;
+use crate::support::ledger::append_plainly;
+use crate::support::process::WorkerProcess;
+use crate::support::prometheus::Prometheus;
+use crate::support::{TestDatabase, database, eventually};
+
+const RULES: &str = include_str!("../../examples/grafana/rules.yml");
+const DASHBOARD: &str = include_str!("../../examples/grafana/dashboard.json");
+const SOON: Duration = Duration::from_secs(60);
+
+/// What Grafana would put into the expressions.
+const VARIABLES: [(&str, &str); 3] = [
+    ("$replica_set", "main-projections"),
+    ("$projection", "event_type_counts|aggregate_activity"),
+    ("$__rate_interval", "10s"),
+];
+
+/// The alerts that do not compare a figure which is always there: they look for series that are not there while all is well.
+const LOOK_FOR_SERIES: [&str; 2] = ["NoActiveWorkers", "WorkersNotProcessing"];
+
+/// The alert that a machine which is busy with other tests may well give reason for.
+const OF_THE_MACHINE: &str = "HeartbeatsSlow";
+
+#[test]
+fn every_expression_of_the_dashboard_and_the_rules_answers() {
+    let Some(program) = installed(&["prometheus"]) else { return };
+    let prometheus = Prometheus::start(&program, RULES);
+    let rules = Rules::of(&prometheus);
+    let database = database();
+    let mut client = database.client();
+
+    let mut stays = start(&database);
+    stays.await_processing(1);
+    let address = stays.metrics_address();
+    prometheus.scrape(&[&address]);
+    prometheus.await_series("pupsourcing_orchestrator_active_workers == 1");
+    append_plainly(&mut client, 500, 50);
+    let mut crashes = start(&database);
+    stays.await_processing(2);
+    prometheus.scrape(&[&address, &crashes.metrics_address()]);
+    prometheus.await_series("count(pupsourcing_orchestrator_active_workers == 2) == 2");
+    append_plainly(&mut client, 500, 50);
+    prometheus.await_series("count(pupsourcing_orchestrator_lag_events == 0) == 4");
+    eventually("nothing is alerted on while all is well", SOON, || rules.wrong(&prometheus).is_empty().then_some(()));
+
+    crashes.signal("KILL");
+    stays.await_processing(1);
+    prometheus.await_series("sum(pupsourcing_orchestrator_stale_workers_cleaned_total) == 1");
+
+    let mut locker = database.client();
+    let lock = keep_a_handler_waiting(&mut locker, &mut client);
+    let mut joins = start(&database);
+    prometheus.scrape(&[&address, &joins.metrics_address()]);
+    prometheus.await_series(rules.alert("WorkersNotProcessing"));
+    lock.rollback().unwrap();
+    joins.await_processing(2);
+
+    lose_listeners(&mut client);
+    prometheus.await_series("sum(pupsourcing_orchestrator_reconnects_total) >= 2");
+
+    let mut writer = database.client();
+    refuse_a_read_model(&mut client);
+    prometheus.await_series("pupsourcing_orchestrator_projection_halted == 1");
+    let mut open = writer.transaction().unwrap();
+    append_long_ago(&mut open, "elsewhere");
+    append_plainly(&mut client, 10, 10);
+    prometheus.await_series("pupsourcing_orchestrator_head_blocker_age_seconds > 0");
+
+    let wrong = BTreeSet::from(["ProjectionFailing", "ProjectionHalted", "ProjectionLagging"]);
+    eventually("what is wrong is alerted on, and nothing else", SOON, || {
+        (rules.wrong(&prometheus) == wrong).then_some(())
+    });
+    for (what, expression) in of_the_dashboard().into_iter().chain(rules.figures()) {
+        let said = || has_said_something(&prometheus, &expression).then_some(());
+        eventually(&format!("{what} has data: {expression}"), SOON, said);
+    }
+
+    open.rollback().unwrap();
+    for worker in [&mut stays, &mut joins] {
+        worker.signal("TERM");
+        assert_eq!(worker.exit_code(), Some(0));
+    }
+    prometheus.await_series(rules.alert("NoActiveWorkers"));
+}
+
+fn start(database: &TestDatabase) -> WorkerProcess {
+    WorkerProcess::start(database.url(), &[("HEARTBEAT_INTERVAL", "500ms")])
+}
+
+/// Locks a read model, and waits until a worker that has an event for it waits for the lock.
+fn keep_a_handler_waiting<'a>(locker: &'a mut Client, client: &mut Client) -> postgres::Transaction<'a> {
+    let mut lock = locker.transaction().unwrap();
+    lock.execute("LOCK TABLE aggregate_activity IN EXCLUSIVE MODE", &[]).unwrap();
+    append_plainly(client, 1, 1);
+    let waiting = "SELECT FROM pg_locks WHERE relation = 'aggregate_activity'::regclass AND NOT granted";
+    eventually("a handler waits", SOON, || client.query_opt(waiting, &[]).unwrap());
+    lock
+}
+
+fn lose_listeners(client: &mut Client) {
+    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE datname = current_database() AND query LIKE 'LISTEN %'";
+    assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, i64>(0), 2, "each worker has a listener");
+}
+
+/// Has the server refuse what a handler writes, for an event that is an hour old already.
+fn refuse_a_read_model(client: &mut Client) {
+    client
+        .batch_execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
+             CREATE TRIGGER refuse BEFORE INSERT ON event_type_counts FOR EACH ROW EXECUTE FUNCTION refuse()",
+        )
+        .unwrap();
+    append_long_ago(client, "refused");
+}
+
+fn append_long_ago(client: &mut impl postgres::GenericClient, aggregate: &str) {
+    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload,
+                                   created_at)
+               VALUES ('test', 'Old', $1, 1, gen_random_uuid(), 'Happened', '', now() - interval '1 hour')";
+    client.execute(sql, &[&aggregate]).unwrap();
+}
+
+/// The rules as Prometheus has read them.
+struct Rules(Vec<Value>);
+
+impl Rules {
+    fn of(prometheus: &Prometheus) -> Self {
+        let rules = prometheus.rules();
+        assert!(rules.iter().all(|rule| rule["health"] == "ok"), "{rules:?}");
+        let (alerts, records): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| rule["type"] == "alerting");
+        assert_eq!(
+            (alerts.len(), records.len()),
+            (RULES.matches("- alert:").count(), RULES.matches("- record:").count())
+        );
+        Self(rules)
+    }
+
+    fn alerts(&self) -> impl Iterator<Item = (&str, &str)> {
+        let alerts = self.0.iter().filter(|rule| rule["type"] == "alerting");
+        alerts.map(|rule| (rule["name"].as_str().unwrap(), rule["query"].as_str().unwrap()))
+    }
+
+    /// The expression of an alert.
+    fn alert(&self, name: &str) -> &str {
+        self.alerts().find(|(alert, _)| *alert == name).unwrap().1
+    }
+
+    /// The alerts that have something to tell.
+    #[track_caller]
+    fn wrong(&self, prometheus: &Prometheus) -> BTreeSet<&str> {
+        let told = self.alerts().filter(|(name, query)| *name != OF_THE_MACHINE && !prometheus.now(query).is_empty());
+        told.map(|(name, _)| name).collect()
+    }
+
+    /// What is recorded, and what the alerts compare with their thresholds.
+    fn figures(&self) -> Vec<(String, String)> {
+        let records = self.0.iter().filter(|rule| rule["type"] == "recording");
+        let records = records.map(|rule| rule["name"].as_str().unwrap()).map(|name| (name.to_owned(), name.to_owned()));
+        let compared = self.alerts().filter(|(name, _)| !LOOK_FOR_SERIES.contains(name)).map(|(name, query)| {
+            let (figure, _) = query.rsplit_once(" > ").or_else(|| query.rsplit_once(" == ")).unwrap();
+            (name.to_owned(), figure.to_owned())
+        });
+        records.chain(compared).collect()
+    }
+}
+
+/// The expressions of the panels, and those that the variables take their values from.
+fn of_the_dashboard() -> Vec<(String, String)> {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
+    let mut found = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            found.push((panel["title"].to_string(), target["expr"].as_str().unwrap().to_owned()));
+        }
+    }
+    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+        let Some(definition) = variable["definition"].as_str() else { continue };
+        let asked = definition.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')')).unwrap();
+        let (series, label) = asked.rsplit_once(", ").unwrap();
+        // Nothing, unless the series have that label.
+        found.push((variable["name"].to_string(), format!("count by ({label}) ({series}) unless count({series})")));
+    }
+    assert!(found.len() > 30, "{found:?}");
+    for (title, expression) in &mut found {
+        for (variable, value) in VARIABLES {
+            *expression = expression.replace(variable, value);
+        }
+        assert!(!expression.contains('$'), "{title}: {expression}");
+    }
+    found
+}
+
+/// Whether an expression has had a value since the start; that of a division by 0 is none.
+#[track_caller]
+fn has_said_something(prometheus: &Prometheus, expression: &str) -> bool {
+    let series = prometheus.so_far(expression);
+    let values = series.iter().flat_map(|series| series["values"].as_array().unwrap());
+    values.filter(|value| value[1] != "NaN").count() > 0
+}

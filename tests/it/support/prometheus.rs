@@ -1,0 +1,134 @@
+//! A real Prometheus, where there is one.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::eventually;
+use super::http::get_in_one_piece;
+use super::process::guard;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Half a minute's worth of scrapes of an operator's Prometheus, in a second.
+const CONFIG: &str = "
+global: {scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms}
+rule_files: [rules.yml]
+scrape_configs:
+  - job_name: workers
+    file_sd_configs: [{files: [targets.json], refresh_interval: 1s}]
+";
+
+/// A running Prometheus with data of its own. Dropping it kills it; so does the end of this process, however it ends.
+pub(crate) struct Prometheus {
+    child: Child,
+    guard: Child,
+    folder: TempDir,
+    address: String,
+    since: f64,
+}
+
+impl Prometheus {
+    /// Starts it with these rules, and nobody to scrape.
+    #[track_caller]
+    pub(crate) fn start(program: &Path, rules: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let within = |name: &str| folder.path().join(name);
+        fs::write(within("prometheus.yml"), CONFIG).unwrap();
+        fs::write(within("rules.yml"), rules).unwrap();
+        fs::write(within("targets.json"), "[]").unwrap();
+        let child = Command::new(program)
+            .arg(format!("--config.file={}", within("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", within("data").display()))
+            .arg("--web.listen-address=127.0.0.1:0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(within("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let guard = guard(&child);
+        let mut this = Self { child, guard, folder, address: String::new(), since: now() };
+        let log = this.folder.path().join("log");
+        this.address = eventually("Prometheus listens", PATIENCE, || {
+            assert!(this.child.try_wait().unwrap().is_none(), "{}", fs::read_to_string(&log).unwrap());
+            let log = fs::read_to_string(&log).unwrap();
+            let line = log.lines().find(|line| line.contains("\"Listening on\""))?;
+            line.split_once("address=").map(|(_, address)| address.trim().to_owned())
+        });
+        eventually("Prometheus is ready", PATIENCE, || {
+            (get_in_one_piece(&this.address, "/-/ready").0 == 200).then_some(())
+        });
+        this
+    }
+
+    /// Scrapes these from now on.
+    pub(crate) fn scrape(&self, targets: &[&str]) {
+        let new = self.folder.path().join("targets.new");
+        fs::write(&new, json!([{ "targets": targets }]).to_string()).unwrap();
+        fs::rename(new, self.folder.path().join("targets.json")).unwrap();
+    }
+
+    /// The series that an expression has now.
+    #[track_caller]
+    pub(crate) fn now(&self, expression: &str) -> Vec<Value> {
+        result(&self.ask(&format!("query?query={}", encoded(expression))))
+    }
+
+    /// The series that an expression has had since the start, second by second.
+    #[track_caller]
+    pub(crate) fn so_far(&self, expression: &str) -> Vec<Value> {
+        let query = encoded(expression);
+        result(&self.ask(&format!("query_range?query={query}&start={}&end={}&step=1", self.since, now())))
+    }
+
+    /// Waits until an expression has a series.
+    #[track_caller]
+    pub(crate) fn await_series(&self, expression: &str) {
+        eventually(expression, PATIENCE, || (!self.now(expression).is_empty()).then_some(()));
+    }
+
+    /// The rules as it has understood them, once it has evaluated each.
+    #[track_caller]
+    pub(crate) fn rules(&self) -> Vec<Value> {
+        eventually("every rule is evaluated", PATIENCE, || {
+            let groups = self.ask("rules")["groups"].take();
+            let rules: Vec<Value> =
+                groups.as_array()?.iter().flat_map(|group| group["rules"].as_array().unwrap()).cloned().collect();
+            rules.iter().all(|rule| rule["health"] != "unknown").then_some(rules)
+        })
+    }
+
+    /// The data of an answer, which must not be an error.
+    #[track_caller]
+    fn ask(&self, path: &str) -> Value {
+        let (status, body) = get_in_one_piece(&self.address, &format!("/api/v1/{path}"));
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str::<Value>(&body).unwrap()["data"].take()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        // The guard first: once Prometheus has been waited for, its process id may be another's.
+        for child in [&mut self.guard, &mut self.child] {
+            _ = child.kill();
+            _ = child.wait();
+        }
+    }
+}
+
+fn result(data: &Value) -> Vec<Value> {
+    data["result"].as_array().unwrap().clone()
+}
+
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
