@@ -8,15 +8,12 @@ pub(crate) struct Backoff {
     first: Duration,
     longest: Duration,
     failures: u32,
-    logged_at: Option<Instant>,
+    mentions: Mentions,
 }
-
-/// How often a failure that goes on is mentioned in the log.
-const LOG_EVERY: Duration = Duration::from_secs(30);
 
 impl Backoff {
     pub(crate) fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, longest, failures: 0, logged_at: None }
+        Self { first, longest, failures: 0, mentions: Mentions::default() }
     }
 
     /// For connections: quick enough that a worker is back within the session-loss grace of its peers.
@@ -33,15 +30,35 @@ impl Backoff {
 
     /// Whether this failure is worth a line in the log: the first of its row, and then one every 30 s.
     pub(crate) fn is_worth_logging(&mut self) -> bool {
-        let due = self.failures == 0 || self.logged_at.is_none_or(|at| at.elapsed() >= LOG_EVERY);
-        if due {
-            self.logged_at = Some(Instant::now());
+        if self.failures == 0 {
+            self.mentions = Mentions::default();
         }
-        due
+        self.mentions.is_due()
     }
 
-    pub(crate) fn reset(&mut self) {
-        self.failures = 0;
+    /// Ends the row of failures. Returns whether there was one.
+    pub(crate) fn reset(&mut self) -> bool {
+        std::mem::take(&mut self.failures) > 0
+    }
+}
+
+/// When something was last mentioned in the log that may happen over and over.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Mentions {
+    last: Option<Instant>,
+}
+
+impl Mentions {
+    /// How often what goes on, or comes again at once, is mentioned.
+    const EVERY: Duration = Duration::from_secs(30);
+
+    /// Whether to mention it now: the first time, and then once every 30 s at the most.
+    pub(crate) fn is_due(&mut self) -> bool {
+        let due = self.last.is_none_or(|at| at.elapsed() >= Self::EVERY);
+        if due {
+            self.last = Some(Instant::now());
+        }
+        due
     }
 }
 
@@ -72,7 +89,7 @@ mod tests {
         assert!(backoff.is_worth_logging());
         backoff.next_delay();
         assert!(!backoff.is_worth_logging());
-        backoff.logged_at = backoff.logged_at.and_then(|at| at.checked_sub(LOG_EVERY));
+        backoff.mentions.last = backoff.mentions.last.and_then(|at| at.checked_sub(Mentions::EVERY));
         assert!(backoff.is_worth_logging(), "half a minute has passed");
         assert!(!backoff.is_worth_logging());
         backoff.reset();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, after, select};
 use postgres::{Client, Transaction};
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Mentions};
 use crate::database::{Database, Pool};
 use crate::error::Error;
 use crate::feed::Feed;
@@ -51,6 +51,10 @@ pub(crate) struct Coordinator {
     pub(crate) worker_metrics: WorkerMetrics,
     /// Since when events are not processed because the replica set is being coordinated.
     pub(crate) interrupted: Option<Instant>,
+    /// Whether the last word in the log is that the connection was lost.
+    pub(crate) loss_is_logged: bool,
+    /// Of coordination that fails on a sound connection.
+    pub(crate) complaints: Mentions,
 }
 
 /// What a worker says of itself within a change.
@@ -82,7 +86,11 @@ impl Coordinator {
         loop {
             pulse.beat();
             if self.stop.is_raised() && leaving_since.get_or_insert_with(Instant::now).elapsed() > LEAVE_PATIENCE {
-                log::warn!("left without saying so, the database is out of reach: worker={}", self.registration.worker);
+                log::warn!(
+                    "left without saying so, the database is out of reach: replica_set={} worker={}",
+                    self.registration.replica_set,
+                    self.registration.worker
+                );
                 break;
             }
             let served = match link.take() {
@@ -94,8 +102,10 @@ impl Coordinator {
                 Ok(()) => break,
                 Err(error) => {
                     if backoff.is_worth_logging() {
+                        self.loss_is_logged = true;
                         log::warn!(
-                            "coordinator lost its connection: worker={} error={error}",
+                            "connection lost: replica_set={} worker={} connection=coordinator error={error}",
+                            self.registration.replica_set,
                             self.registration.worker
                         );
                     }
@@ -152,12 +162,22 @@ impl Coordinator {
     }
 
     /// Returns when to try again on the same connection, or the error if the connection failed.
-    fn complain(&self, client: &mut Client, backoff: &mut Backoff, error: Error) -> Result<Option<Duration>, Error> {
+    fn complain(
+        &mut self,
+        client: &mut Client,
+        backoff: &mut Backoff,
+        error: Error,
+    ) -> Result<Option<Duration>, Error> {
         if client.is_valid(VALIDITY_PATIENCE).is_err() {
             return Err(error);
         }
-        if backoff.is_worth_logging() {
-            log::error!("coordination failed, tried again: worker={} error={error}", self.registration.worker);
+        // What fails may be one thing of several, and the others reset the delays.
+        if self.complaints.is_due() {
+            log::error!(
+                "coordination failed, tried again: replica_set={} worker={} error={error}",
+                self.registration.replica_set,
+                self.registration.worker
+            );
         }
         Ok(Some(backoff.next_delay()))
     }
@@ -172,6 +192,13 @@ impl Coordinator {
         // The database is there either way; only a member may go on processing.
         self.board.heartbeat_answered(sent);
         self.worker_metrics.database_up.set(1);
+        if std::mem::take(&mut self.loss_is_logged) {
+            log::info!(
+                "connection regained: replica_set={} worker={} connection=coordinator",
+                self.registration.replica_set,
+                self.registration.worker
+            );
+        }
         if member {
             self.trust.renew(sent);
         }
@@ -336,7 +363,8 @@ impl Coordinator {
 
     /// Registers again after having been evicted.
     fn rejoin(&mut self, client: &mut Client) -> Result<(), Error> {
-        log::warn!("evicted, registering again: worker={}", self.registration.worker);
+        let Registration { replica_set, worker, .. } = &self.registration;
+        log::warn!("evicted, registering again: replica_set={replica_set} worker={worker}");
         let sent = Instant::now();
         coordination::register(client, &self.names, &self.registration)?;
         self.trust.renew(sent);

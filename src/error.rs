@@ -253,6 +253,11 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// For the log, where a line is a line whatever a handler's error or panic has to say.
+pub(crate) fn one_line(text: &impl ToString) -> String {
+    text.to_string().replace(char::is_control, " ")
+}
+
 /// The payload of a caught panic as text.
 pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
     payload

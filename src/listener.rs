@@ -13,6 +13,7 @@ use crate::database::Database;
 use crate::error::Error;
 use crate::metrics::ReplicaSetMetrics;
 use crate::plan::WorkerId;
+use crate::status::Board;
 use crate::store::{Names, session};
 use crate::threads::{Pulse, Stop};
 
@@ -23,13 +24,13 @@ const STOP_CHECK: Duration = Duration::from_millis(200);
 pub(crate) struct Listener {
     pub(crate) database: Database,
     pub(crate) names: Names,
-    pub(crate) replica_set: String,
     pub(crate) worker: Option<WorkerId>,
     /// Wakes the coordinator.
     pub(crate) coordination: Sender<()>,
     /// Wakes the tailer.
     pub(crate) events: Sender<()>,
     pub(crate) stop: Stop,
+    pub(crate) board: Board,
     pub(crate) metrics: ReplicaSetMetrics,
 }
 
@@ -40,7 +41,11 @@ impl Listener {
             pulse.beat();
             let Err(error) = self.listen(pulse, &mut backoff) else { break };
             if backoff.is_worth_logging() {
-                log::warn!("listener lost its connection: replica_set={} error={error}", self.replica_set);
+                log::warn!(
+                    "connection lost: replica_set={} worker={} connection=listener error={error}",
+                    self.board.replica_set(),
+                    self.board.worker_id()
+                );
             }
             self.metrics.reconnects("listener").inc();
             self.stop.wait(backoff.next_delay());
@@ -49,11 +54,17 @@ impl Listener {
 
     fn listen(&self, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
         let doing = "listening for notifications";
-        let coordination = session::coordination_payload(&self.names, &self.replica_set);
+        let coordination = session::coordination_payload(&self.names, self.board.replica_set());
         let events = session::events_payload(&self.names);
         let mut client = session::connect(&self.database, self.worker)?;
         session::listen(&mut client).map_err(Error::database(doing))?;
-        backoff.reset();
+        if backoff.reset() {
+            log::info!(
+                "connection regained: replica_set={} worker={} connection=listener",
+                self.board.replica_set(),
+                self.board.worker_id()
+            );
+        }
         wake(&self.coordination);
         wake(&self.events);
         while !self.stop.is_raised() {

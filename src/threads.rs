@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-use crate::error::{Error, panic_message};
+use crate::error::{Error, one_line, panic_message};
 
 /// Nothing is ever sent on the stop channel; its disconnection is the signal.
 #[derive(Debug, Clone, Copy)]
@@ -135,7 +135,7 @@ impl Crew {
                 let outcome = catch_unwind(AssertUnwindSafe(|| body(&own_pulse)));
                 if let Err(payload) = outcome {
                     let error = Error::ThreadPanicked { thread: own_name.clone(), message: panic_message(&*payload) };
-                    log::error!("thread ended, worker stops: thread={own_name} error={error}");
+                    log::error!("thread ended, worker stops: thread={own_name} error={}", one_line(&error));
                     let mut roll = roll.lock();
                     roll.failed.get_or_insert(own_name);
                     roll.first_error.get_or_insert(error);

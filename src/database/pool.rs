@@ -219,7 +219,7 @@ impl Trouble {
         let mut last = self.last.lock();
         // Attempts follow each other by fractions of a second, on behalf of every connection that is missing.
         if last.as_ref().is_none_or(|last| last.text != text || last.logged.elapsed() >= REPEAT_AFTER) {
-            log::warn!("pool: {text}");
+            log::warn!("pool has no connection: database={} error={}", self.target, describe(error));
             *last = Some(Complaint { text, logged: Instant::now() });
         }
     }

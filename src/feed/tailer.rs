@@ -11,7 +11,7 @@ use postgres::{Client, Statement};
 
 use super::Feed;
 use super::head::Head;
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Mentions};
 use crate::database::Database;
 use crate::error::Error;
 use crate::metrics::ReplicaSetMetrics;
@@ -28,8 +28,6 @@ const BLOCKED_NOTICE: Duration = Duration::from_secs(1);
 const LOOK_FOR_MISSING_EVERY: Duration = Duration::from_millis(200);
 /// How often the safe head is reported while it moves.
 const REPORT_HEAD_EVERY: Duration = Duration::from_secs(5);
-/// How often a head that stays blocked is mentioned in the log.
-const BLOCKED_LOG: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(crate) struct Tailer {
@@ -63,7 +61,11 @@ impl Tailer {
             pulse.beat();
             let Err(error) = self.follow(pulse, &mut backoff) else { break };
             if backoff.is_worth_logging() {
-                log::warn!("tailer lost its connection: worker={} error={error}", self.board.worker_id());
+                log::warn!(
+                    "connection lost: replica_set={} worker={} connection=tailer error={error}",
+                    self.board.replica_set(),
+                    self.board.worker_id()
+                );
             }
             self.metrics.reconnects("tailer").inc();
             self.stop.wait(backoff.next_delay());
@@ -113,7 +115,13 @@ impl Tailer {
                 reported = (head.safe(), Instant::now());
             }
             blocked.report(self, &mut client, &head).map_err(Error::database(doing))?;
-            backoff.reset();
+            if backoff.reset() {
+                log::info!(
+                    "connection regained: replica_set={} worker={} connection=tailer",
+                    self.board.replica_set(),
+                    self.board.worker_id()
+                );
+            }
             select! {
                 recv(self.stop.heard()) -> _ => break,
                 recv(self.hints) -> hint => {
@@ -186,12 +194,13 @@ impl Tailer {
     }
 }
 
-/// Since when the head is held back, and when that was last mentioned.
+/// Since when the head is held back, and whether the log says so.
 #[derive(Default)]
 struct Blocked {
     since: Option<(Instant, i64)>,
     described_at: Option<Instant>,
-    logged_at: Option<Instant>,
+    is_logged: bool,
+    mentions: Mentions,
 }
 
 impl Blocked {
@@ -201,29 +210,37 @@ impl Blocked {
         if holders.is_empty() || self.since.is_some_and(|(_, at)| at != head.safe()) {
             if self.described_at.is_some() {
                 tailer.show_unblocked();
-                log::info!("safe head moves again: replica_set={} head={}", tailer.board.replica_set(), head.safe());
             }
-            *self = Self::default();
+            if self.is_logged {
+                log::info!(
+                    "safe head moves again: replica_set={} worker={} head={}",
+                    tailer.board.replica_set(),
+                    tailer.board.worker_id(),
+                    head.safe()
+                );
+            }
+            // One long transaction after the other is the same story.
+            *self = Self { mentions: std::mem::take(&mut self.mentions), ..Self::default() };
         }
         if holders.is_empty() {
             return Ok(());
         }
         let (since, _) = *self.since.get_or_insert((Instant::now(), head.safe()));
-        let due = |last: Option<Instant>, every| last.is_none_or(|at| at.elapsed() >= every);
-        if since.elapsed() < BLOCKED_NOTICE || !due(self.described_at, BLOCKED_NOTICE) {
+        if since.elapsed() < BLOCKED_NOTICE || self.described_at.is_some_and(|at| at.elapsed() < BLOCKED_NOTICE) {
             return Ok(());
         }
         self.described_at = Some(Instant::now());
         let blockers = safe_head::describe_holders(client, &holders)?;
         tailer.metrics.head_blocked.set(since.elapsed().as_secs_f64());
         tailer.metrics.head_blockers(blockers.iter().map(|blocker| (blocker.pid, blocker.name.as_str(), blocker.age)));
-        if due(self.logged_at, BLOCKED_LOG) {
-            self.logged_at = Some(Instant::now());
+        if self.mentions.is_due() {
+            self.is_logged = true;
             for blocker in &blockers {
                 log::warn!(
-                    "safe head blocked by an open transaction: replica_set={} head={} for={:?} pid={} application_name={:?} \
-                     transaction_age={:?}",
+                    "safe head blocked by an open transaction: replica_set={} worker={} head={} for={:?} pid={} \
+                     application_name={:?} transaction_age={:?}",
                     tailer.board.replica_set(),
+                    tailer.board.worker_id(),
                     head.safe(),
                     since.elapsed(),
                     blocker.pid.map_or_else(|| "prepared".to_owned(), |pid| pid.to_string()),

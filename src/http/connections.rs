@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::BACKLOG;
 use super::exchange::answer;
 use super::site::Site;
+use crate::backoff::Mentions;
 use crate::threads::{Never, Stop};
 
 /// Connections answered at the same time: far more than scrapers and probes make, far fewer than would hurt.
@@ -76,7 +77,7 @@ impl Acceptor {
     pub(super) fn run(self) {
         let mut waiting = VecDeque::new();
         let mut last = 0;
-        let mut failing = false;
+        let (mut refused, mut threadless) = (Mentions::default(), Mentions::default());
         loop {
             let accepted = self.accept_into(&mut waiting, &mut last);
             if self.stop.is_raised() {
@@ -84,18 +85,21 @@ impl Acceptor {
             }
             // The newest first: it is the one that is most likely still waiting for an answer.
             if let Some((number, stream)) = waiting.pop_back() {
-                self.answer_in_a_thread(number, stream);
+                if let Err(error) = self.answer_in_a_thread(number, stream)
+                    && threadless.is_due()
+                {
+                    log::warn!("metrics server cannot start a thread, drops the connection: error={error}");
+                }
             }
             if let Err(error) = &accepted {
                 // Out of file descriptors or memory, most likely. It is not a reason to end: it passes.
-                if !failing {
+                if refused.is_due() {
                     log::warn!("metrics server cannot accept a connection, goes on trying: error={error}");
                 }
                 waiting.drain(..waiting.len().div_ceil(2));
                 self.connections.close_older_half();
                 self.stop.wait(ACCEPT_PAUSE);
             }
-            failing = accepted.is_err();
         }
         // What was accepted after the server closed all.
         self.connections.close_all();
@@ -124,19 +128,20 @@ impl Acceptor {
         Ok(())
     }
 
-    fn answer_in_a_thread(&self, number: u64, stream: TcpStream) {
+    /// The error is of starting the thread.
+    fn answer_in_a_thread(&self, number: u64, stream: TcpStream) -> io::Result<()> {
         // Some systems hand the listener's mode on to what it accepts.
         if stream.set_nonblocking(false).is_err() {
-            return;
+            return Ok(());
         }
         let stream = Arc::new(stream);
         if !self.connections.open(number, stream.clone()) {
-            return;
+            return Ok(());
         }
         // The thread of a closed connection gives its seat back within microseconds.
         select! {
             send(self.seats.0, ()) -> _ => {}
-            recv(self.stop.heard()) -> _ => return,
+            recv(self.stop.heard()) -> _ => return Ok(()),
         }
         let seat = Seat {
             number,
@@ -145,16 +150,15 @@ impl Acceptor {
             _alive: self.alive.clone(),
         };
         let site = self.site.clone();
-        let spawned = std::thread::Builder::new().name(format!("pup-http-{}", number % 1000)).spawn(move || {
+        let thread = std::thread::Builder::new().name(format!("pup-http-{}", number % 1000));
+        let spawned = thread.spawn(move || {
             // Kept to the end, also when the answer panics.
             let _seat = seat;
             if let Err(error) = answer(&site, &stream) {
                 log::debug!("metrics server could not answer: error={error}");
             }
         });
-        if let Err(error) = spawned {
-            log::warn!("metrics server cannot start a thread, drops the connection: error={error}");
-        }
+        spawned.map(drop)
     }
 }
 

@@ -149,7 +149,7 @@ impl Drop for MetricsServer {
                 // A panic of it has been printed by the panic hook; there is nobody to tell in a drop.
                 _ = self.acceptor.take().map(JoinHandle::join);
             }
-            Err(RecvTimeoutError::Timeout) => log::warn!("metrics server: a thread has not ended after {JOIN_TIME:?}"),
+            Err(RecvTimeoutError::Timeout) => log::warn!("metrics server has not ended: after={JOIN_TIME:?}"),
             Ok(never) => match never {},
         }
     }

@@ -103,7 +103,11 @@ impl Drop for Handle {
             return;
         }
         if let Err(error) = self.crew.join(Some(DROP_PATIENCE)) {
-            log::warn!("worker dropped: worker={} error={error}", self.board.worker_id());
+            log::warn!(
+                "worker dropped: replica_set={} worker={} error={error}",
+                self.board.replica_set(),
+                self.board.worker_id()
+            );
         }
     }
 }

@@ -6,6 +6,7 @@ use crossbeam_channel::{Receiver, bounded};
 
 use super::Orchestrator;
 use super::handle::Handle;
+use crate::backoff::Mentions;
 use crate::coordinator::{Coordinator, Link, Runners};
 use crate::database::{Pool, PoolOptions};
 use crate::error::Error;
@@ -41,11 +42,11 @@ impl Start {
         let listener = Listener {
             database: self.orchestrator.database.clone(),
             names: config.names.clone(),
-            replica_set: config.replica_set.clone(),
             worker: self.member,
             coordination: wake_coordinator.clone(),
             events: self.feed.hint().clone(),
             stop: self.orchestrator.crew.stop().clone(),
+            board: self.orchestrator.board.clone(),
             metrics: self.metrics.clone(),
         };
         self.orchestrator.crew.spawn("pup-listen", move |pulse| listener.run(pulse))?;
@@ -82,6 +83,8 @@ impl Start {
             metrics: self.metrics,
             worker_metrics: self.worker_metrics,
             interrupted: Some(begun),
+            loss_is_logged: false,
+            complaints: Mentions::default(),
         };
         self.orchestrator.crew.spawn("pup-coord", move |pulse| coordinator.run(link, pulse))?;
         Ok(Handle {

@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, select};
 use postgres::Statement;
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Mentions};
 use crate::config::Retry;
 use crate::database::{Pool, PooledClient};
-use crate::error::{BoxError, Error, describe_any};
+use crate::error::{BoxError, Error, describe_any, one_line};
 use crate::feed::ahead::Ahead;
 use crate::feed::{Feed, Follower};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
@@ -113,6 +113,7 @@ struct Work {
     retries: Backoff,
     /// The delays between attempts that do not count.
     hiccups: Backoff,
+    hiccup_mentions: Mentions,
     /// A batch that failed in its middle is committed up to there first, so that it is the failing event that is tried again.
     commit_first: Option<usize>,
     noted_at: Instant,
@@ -178,6 +179,7 @@ impl Runner {
             attempts: 0,
             retries: Backoff::new(self.retry.first_delay, self.retry.longest_delay),
             hiccups: Backoff::new(Duration::from_millis(5), Duration::from_millis(500)),
+            hiccup_mentions: Mentions::default(),
             commit_first: None,
             noted_at: Instant::now(),
         };
@@ -349,6 +351,15 @@ impl Runner {
     }
 
     fn committed(&self, work: &mut Work, committed: Committed) {
+        if work.attempts > 0 {
+            log::info!(
+                "handler succeeded again: replica_set={} worker={} projection={} attempts={}",
+                self.board.replica_set(),
+                work.owner.worker,
+                self.projection.name(),
+                work.attempts + 1
+            );
+        }
         work.attempts = 0;
         work.retries.reset();
         work.hiccups.reset();
@@ -366,14 +377,13 @@ impl Runner {
     /// Decides what a failure leads to.
     fn failed(&mut self, work: &mut Work, failure: Failure) -> Step {
         self.ahead.forget();
-        let name = self.projection.name();
+        let (replica_set, worker, name) = (self.board.replica_set(), work.owner.worker, self.projection.name());
         match failure {
             Failure::Fenced => {
                 self.metrics.fenced.inc();
+                let generation = work.owner.generation;
                 log::info!(
-                    "fenced: projection={name} worker={} generation={}",
-                    work.owner.worker,
-                    work.owner.generation
+                    "fenced: replica_set={replica_set} worker={worker} projection={name} generation={generation}"
                 );
                 Step::Fenced
             }
@@ -381,8 +391,12 @@ impl Runner {
                 // Whether the last commit went through is not known: the checkpoint tells.
                 work.forget();
                 self.metrics.retries.inc();
-                if work.hiccups.is_worth_logging() {
-                    log::warn!("batch failed, tried again: projection={name} error={}", describe_any(&*error));
+                // A deadlock may come with every other batch, and each attempt but one succeed.
+                if work.hiccup_mentions.is_due() {
+                    log::warn!(
+                        "batch failed, tried again: replica_set={replica_set} worker={worker} projection={name} error={}",
+                        one_line(&describe_any(&*error))
+                    );
                 }
                 self.set_state(ProjectionState::Retrying, Some(&error));
                 Step::Delay(work.hiccups.next_delay())
@@ -395,12 +409,22 @@ impl Runner {
                 self.metrics.errors.inc();
                 work.attempts += 1;
                 if work.attempts >= self.retry.attempts {
-                    log::error!("projection halted: projection={name} attempts={} error={error}", work.attempts);
+                    log::error!(
+                        "projection halted: replica_set={replica_set} worker={worker} projection={name} attempts={} error={}",
+                        work.attempts,
+                        one_line(&error)
+                    );
                     self.set_state(ProjectionState::Halted, Some(&error));
                     return Step::Halt;
                 }
                 self.metrics.retries.inc();
-                log::warn!("handler failed: projection={name} attempt={} error={error}", work.attempts);
+                if work.retries.is_worth_logging() {
+                    log::warn!(
+                        "handler failed, tried again: replica_set={replica_set} worker={worker} projection={name} attempt={} error={}",
+                        work.attempts,
+                        one_line(&error)
+                    );
+                }
                 self.set_state(ProjectionState::Retrying, Some(&error));
                 Step::Delay(work.retries.next_delay())
             }

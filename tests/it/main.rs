@@ -18,6 +18,7 @@ mod feed;
 mod handles;
 mod joins_and_leaves;
 mod lanes;
+mod logs;
 mod many_at_once;
 mod payloads;
 mod private_postgres;

@@ -1,0 +1,69 @@
+//! Holds the list of log lines in the README equal to the code.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// The levels an operator sees by default.
+const DOCUMENTED: [&str; 3] = ["error", "warn", "info"];
+
+/// Level, text and the names of the fields.
+type Line = (String, String, Vec<String>);
+
+#[test]
+fn the_readme_lists_every_line_above_debug() {
+    let mut code = BTreeSet::new();
+    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut code);
+    let readme: BTreeSet<Line> = include_str!("../README.md").lines().filter_map(documented).collect();
+    assert!(code.len() > 20, "{code:?}");
+    let (only_in_code, only_in_readme) = (code.difference(&readme), readme.difference(&code));
+    assert_eq!(
+        (only_in_code.collect::<Vec<_>>(), only_in_readme.collect::<Vec<_>>()),
+        (Vec::new(), Vec::new()),
+        "lines of the code that README.md does not have (left), and those that it alone has (right)"
+    );
+}
+
+/// A row such as ``| `warn` | `worker evicted: replica_set worker reason` | … |``.
+fn documented(row: &str) -> Option<Line> {
+    let (level, rest) = row.strip_prefix("| `")?.split_once("` | `")?;
+    let (text, fields) = rest.split_once('`')?.0.split_once(": ")?;
+    let is_level = DOCUMENTED.contains(&level);
+    is_level.then(|| (level.to_owned(), text.to_owned(), fields.split(' ').map(ToOwned::to_owned).collect()))
+}
+
+fn collect(folder: &Path, lines: &mut BTreeSet<Line>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, lines);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let source = fs::read_to_string(&path).unwrap();
+            lines.extend(source.split("log::").skip(1).filter_map(|call| written(call, &path)));
+        }
+    }
+}
+
+/// What a call of one of the macros writes, if that is above debug.
+fn written(call: &str, path: &Path) -> Option<Line> {
+    let (level, arguments) = call.split_once("!(").unwrap();
+    if ["debug", "trace"].contains(&level) {
+        return None;
+    }
+    assert!(DOCUMENTED.contains(&level), "{}: log::{level}", path.display());
+    let format = arguments.trim_start().strip_prefix('"').unwrap().split_once('"').unwrap().0;
+    // A literal that goes on in the next line.
+    let format: String = format.split("\\\n").map(str::trim_start).collect();
+    let (text, fields) = format.split_once(": ").unwrap_or_else(|| panic!("{}: no fields: {format}", path.display()));
+    let names = fields.split(' ').map(|field| match field.split_once('=') {
+        Some((name, _)) => name.to_owned(),
+        None => panic!("{}: {field} is not key=value: {format}", path.display()),
+    });
+    Some((level.to_owned(), text.to_owned(), names.collect()))
+}
