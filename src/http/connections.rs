@@ -84,12 +84,11 @@ impl Acceptor {
                 break;
             }
             // The newest first: it is the one that is most likely still waiting for an answer.
-            if let Some((number, stream)) = waiting.pop_back() {
-                if let Err(error) = self.answer_in_a_thread(number, stream)
-                    && threadless.is_due()
-                {
-                    log::warn!("metrics server cannot start a thread, drops the connection: error={error}");
-                }
+            if let Some((number, stream)) = waiting.pop_back()
+                && let Err(error) = self.answer_in_a_thread(number, stream)
+                && threadless.is_due()
+            {
+                log::warn!("metrics server cannot start a thread, drops the connection: error={error}");
             }
             if let Err(error) = &accepted {
                 // Out of file descriptors or memory, most likely. It is not a reason to end: it passes.

@@ -1,5 +1,6 @@
 //! A real Prometheus, where there is one.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -126,7 +127,10 @@ fn result(data: &Value) -> Vec<Value> {
 }
 
 fn encoded(text: &str) -> String {
-    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        _ = write!(encoded, "%{byte:02X}");
+        encoded
+    })
 }
 
 fn now() -> f64 {
