@@ -194,7 +194,7 @@ impl Tailer {
     }
 }
 
-/// Since when the head is held back, and whether the log says so.
+/// Since when the head is held back, and when that was last mentioned.
 #[derive(Default)]
 struct Blocked {
     since: Option<(Instant, i64)>,

@@ -114,6 +114,9 @@ struct Work {
     /// The delays between attempts that do not count.
     hiccups: Backoff,
     hiccup_mentions: Mentions,
+    /// A handler may fail at every other event, and succeed when it is tried again.
+    failure_mentions: Mentions,
+    is_failure_logged: bool,
     /// A batch that failed in its middle is committed up to there first, so that it is the failing event that is tried again.
     commit_first: Option<usize>,
     noted_at: Instant,
@@ -180,6 +183,8 @@ impl Runner {
             retries: Backoff::new(self.retry.first_delay, self.retry.longest_delay),
             hiccups: Backoff::new(Duration::from_millis(5), Duration::from_millis(500)),
             hiccup_mentions: Mentions::default(),
+            failure_mentions: Mentions::default(),
+            is_failure_logged: false,
             commit_first: None,
             noted_at: Instant::now(),
         };
@@ -351,7 +356,7 @@ impl Runner {
     }
 
     fn committed(&self, work: &mut Work, committed: Committed) {
-        if work.attempts > 0 {
+        if std::mem::take(&mut work.is_failure_logged) {
             log::info!(
                 "handler succeeded again: replica_set={} worker={} projection={} attempts={}",
                 self.board.replica_set(),
@@ -418,7 +423,8 @@ impl Runner {
                     return Step::Halt;
                 }
                 self.metrics.retries.inc();
-                if work.retries.is_worth_logging() {
+                if work.failure_mentions.is_due() {
+                    work.is_failure_logged = true;
                     log::warn!(
                         "handler failed, tried again: replica_set={replica_set} worker={worker} projection={name} attempt={} error={}",
                         work.attempts,

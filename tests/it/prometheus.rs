@@ -49,6 +49,7 @@ fn every_expression_of_the_dashboard_and_the_rules_answers() {
     prometheus.await_series("count(pupsourcing_orchestrator_active_workers == 2) == 2");
     append_plainly(&mut client, 500, 50);
     prometheus.await_series("count(pupsourcing_orchestrator_lag_events == 0) == 4");
+    prometheus.await_series("count(pupsourcing_orchestrator_head_blocked_seconds == 0) == 2");
     eventually("nothing is alerted on while all is well", SOON, || rules.wrong(&prometheus).is_empty().then_some(()));
 
     crashes.signal("KILL");
@@ -64,6 +65,9 @@ fn every_expression_of_the_dashboard_and_the_rules_answers() {
     joins.await_processing(2);
 
     lose_listeners(&mut client);
+    for line in ["connection lost: ", "connection regained: "] {
+        stays.await_line(&[line, " connection=listener"]);
+    }
     prometheus.await_series("sum(pupsourcing_orchestrator_reconnects_total) >= 2");
 
     let mut writer = database.client();
@@ -83,7 +87,9 @@ fn every_expression_of_the_dashboard_and_the_rules_answers() {
         eventually(&format!("{what} has data: {expression}"), SOON, said);
     }
 
+    stays.await_line(&["safe head blocked by an open transaction: "]);
     open.rollback().unwrap();
+    stays.await_line(&["safe head moves again: "]);
     for worker in [&mut stays, &mut joins] {
         worker.signal("TERM");
         assert_eq!(worker.exit_code(), Some(0));
