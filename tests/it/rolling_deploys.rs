@@ -97,3 +97,27 @@ fn a_projection_belongs_to_one_living_replica_set() {
     await_complete(&mut client, &["p"]);
     assert_keys_are_covered(&mut client);
 }
+
+#[test]
+fn a_projection_is_taken_over_from_those_who_died_and_from_those_who_know_it_no_longer() {
+    let database = database();
+    let mut client = database.client();
+    let first = worker(&database, "first", &["p"]);
+    await_running(&[&first]);
+    first.shutdown(SOON).unwrap();
+    // As it is when a replica set's last worker was killed: nobody is left to note it.
+    let killed = "UPDATE orchestrator_workers SET state = 'running', last_heartbeat = now() - interval '1 h'";
+    assert_eq!(client.execute(killed, &[]).unwrap(), 1);
+    let second = worker(&database, "second", &["p"]);
+    await_running(&[&second]);
+    assert_eq!(owners(&mut client, "p"), [Some(second.worker_id().0)]);
+
+    second.shutdown(SOON).unwrap();
+    let second = worker(&database, "second", &["q"]);
+    await_running(&[&second]);
+    let third = worker(&database, "third", &["p"]);
+    await_running(&[&third]);
+    assert_eq!(owners(&mut client, "p"), [Some(third.worker_id().0)]);
+    append_plainly(&mut client, 30, 3);
+    await_complete(&mut client, &["p", "q"]);
+}

@@ -126,6 +126,23 @@ fn one_writer_after_the_other_is_blamed_for_its_own_time_alone() {
 }
 
 #[test]
+fn a_head_that_moves_is_written_down_for_those_who_start_later() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = start_ledger(&database, "p");
+    // For longer than two reports are apart, by its heartbeats: five a second.
+    eventually("it has stood still for a while", SOON, || {
+        metric(&worker, "heartbeat_latency_seconds_count", &[]).filter(|sent| *sent > 30.0)
+    });
+    let newest = insert(&mut client);
+    eventually("the head is reported", SOON, || {
+        let sql = "SELECT FROM orchestrator_workers WHERE id = $1 AND safe_head = $2";
+        client.query_opt(sql, &[&worker.worker_id().0, &newest]).unwrap()
+    });
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
 fn positions_that_were_rolled_back_are_not_waited_for() {
     let database = database();
     let mut client = prepared(&database);
@@ -281,6 +298,30 @@ fn locks_of_those_who_do_not_write_are_not_waited_for() {
         worker.shutdown(SOON).unwrap();
         tx.rollback().unwrap();
     }
+}
+
+#[test]
+fn a_writer_that_has_not_got_its_lock_yet_is_not_waited_for() {
+    let database = database();
+    let mut client = prepared(&database);
+    insert(&mut client);
+    roll_back(&mut client, 1);
+    insert(&mut client);
+    let (mut other, mut writer) = (database.client(), database.client());
+    thread::scope(|scope| {
+        let mut tx = other.transaction().unwrap();
+        tx.batch_execute("LOCK TABLE events IN SHARE MODE").unwrap();
+        scope.spawn(move || insert(&mut writer));
+        eventually("the writer waits", SOON, || {
+            let sql = "SELECT FROM pg_locks WHERE relation = 'events'::regclass AND NOT granted";
+            client.query_opt(sql, &[]).unwrap()
+        });
+        let worker = start_ledger(&database, "p");
+        await_complete(&mut client);
+        tx.rollback().unwrap();
+        eventually("its event is handled", SOON, || (handled(&mut client, "p") == 3).then_some(()));
+        worker.shutdown(SOON).unwrap();
+    });
 }
 
 #[test]
