@@ -1,7 +1,6 @@
 //! The replica set: what is done to it, and what is seen of it.
 
 use std::collections::BTreeMap;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -10,6 +9,7 @@ use pupsourcing_orchestrator::Metrics;
 
 use crate::fault::{Fault, Round, print_header};
 use crate::process::{Report, Worker};
+use crate::support::pause;
 use crate::support::private_postgres::{Options, PrivatePostgres, StopMode};
 use crate::support::proc::processor_time;
 use crate::support::units::duration;
@@ -67,7 +67,7 @@ impl Bench {
             worker.leave();
         }
         self.await_processing();
-        thread::sleep(REST);
+        pause(REST);
     }
 
     fn start_worker(&mut self) {
@@ -134,15 +134,15 @@ impl Bench {
         let since = self.server_time();
         let begun = Instant::now();
         act(self);
-        let pause = self.await_processing().duration_since(begun);
+        let paused = self.await_processing().duration_since(begun);
         let others = self
             .running
             .iter()
             .filter_map(|(pid, now)| before.get(pid).map(|then| now.paused.saturating_sub(then.paused)));
-        let mut round = Round { pauses: vec![pause], others: others.collect(), ..Round::default() };
-        thread::sleep(REST);
+        let mut round = Round { pauses: vec![paused], others: others.collect(), ..Round::default() };
+        pause(REST);
         self.look_back(&mut round, since);
-        round.until_resumed = pause.saturating_sub(round.until_created + round.until_active);
+        round.until_resumed = paused.saturating_sub(round.until_created + round.until_active);
         round
     }
 
@@ -163,11 +163,11 @@ impl Bench {
                 break rows.iter().map(|row| Duration::from_secs_f64(row.get(0))).collect();
             }
             assert!(Instant::now() < deadline, "{} of {} workers process after a restart", rows.len() / 2, pids.len());
-            thread::sleep(Duration::from_millis(50));
+            pause(Duration::from_millis(50));
         };
         let mut round = Round { pauses, ..Round::default() };
         // Whoever is taken for dead by mistake would be so soon.
-        thread::sleep(Duration::from_secs(2));
+        pause(Duration::from_secs(2));
         self.await_processing();
         self.look_back(&mut round, since);
         round.longest_wait = self.longest_wait(ready);
@@ -204,7 +204,7 @@ impl Bench {
     /// How long events wait, and how busy the machine is, while nothing happens: what the pauses are to be read against.
     pub(crate) fn print_quiet(&mut self) {
         let (since, before) = (self.server_time(), processor_time());
-        thread::sleep(Duration::from_secs(2));
+        pause(Duration::from_secs(2));
         let busy = before.zip(processor_time()).map(|(then, now)| {
             let (busy, all) = (now.0 - then.0, now.1 - then.1);
             format!(", processors {:.0} % busy", 100.0 * busy / all)

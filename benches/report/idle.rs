@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::crew::Crew;
-use crate::lab::{BEFORE, Lab, pause};
+use crate::lab::{BEFORE, Lab};
 use crate::line::{Line, Target};
 use crate::projections::Handler;
+use crate::support::pause;
 use crate::support::proc::{cpu, cpu_of_threads};
 use crate::support::samples::Samples;
 use crate::support::table::Table;
@@ -53,15 +54,7 @@ pub(crate) fn measure(lab: &mut Lab) {
 
 fn watch(lab: &mut Lab, projections: usize, seen: &mut Seen) {
     let (database, url) = lab.database_filled_with(BEFORE);
-    let order = Order {
-        url: url.clone(),
-        replica_set: lab.name(),
-        handler: Handler::NoOpBatches,
-        projections,
-        start_at: BEFORE.head(),
-        upto: BEFORE.head(),
-        event_poll: None,
-    };
+    let order = Order { projections, ..Order::from_head(&url, lab.name(), Handler::NoOpBatches, BEFORE) };
     let crew = Crew::start(&order, 1);
     // It has worked, so everything that is made when needed is made.
     let writer = Writer::start(&url, Pace { every: Duration::from_millis(50), events: 10, hints: true });

@@ -1,7 +1,7 @@
 //! Where everything is measured: a server, databases with events in them, and what the command line asks for.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use postgres::Client;
 use pupsourcing_orchestrator::{Builder, Database, Orchestrator};
@@ -113,11 +113,6 @@ impl Lab {
 
 pub(crate) fn builder(url: &str, replica_set: &str) -> Builder {
     Orchestrator::builder(Database::from_url(url).unwrap(), replica_set).retry(patience())
-}
-
-/// Waits without blocking anybody.
-pub(crate) fn pause(time: Duration) {
-    _ = crossbeam_channel::after(time).recv();
 }
 
 /// Appends events of some aggregates in turn, five hundred or fewer to each.

@@ -6,9 +6,10 @@
 use std::time::{Duration, Instant};
 
 use crate::crew::Crew;
-use crate::lab::{BEFORE, Lab, pause};
+use crate::lab::{BEFORE, Lab};
 use crate::line::{Line, Target};
 use crate::projections::Handler;
+use crate::support::pause;
 use crate::support::plot::{Curve, Frame, outline};
 use crate::support::samples::Samples;
 use crate::support::server::connect;
@@ -95,15 +96,7 @@ pub(crate) fn measure(lab: &mut Lab) {
 
 fn watch(lab: &mut Lab, case: &Case) -> Samples {
     let (database, url) = lab.database_filled_with(BEFORE);
-    let order = Order {
-        url: url.clone(),
-        replica_set: lab.name(),
-        handler: Handler::Arrive,
-        projections: 1,
-        start_at: BEFORE.head(),
-        upto: BEFORE.head(),
-        event_poll: case.event_poll,
-    };
+    let order = Order { event_poll: case.event_poll, ..Order::from_head(&url, lab.name(), Handler::Arrive, BEFORE) };
     let crew = Crew::start(&order, 1);
     let every = lab.real_or_quick(case.every, case.every.min(Duration::from_millis(100)));
     let lasts = lab.real_or_quick(case.lasts, Duration::from_secs(1));

@@ -81,20 +81,20 @@ impl Line {
     }
 
     fn figure(&self, samples: &Samples) -> String {
-        let show = |value| self.unit.show(value);
+        let number = |percent| self.unit.number(samples.percentile(percent));
         let spread = match self.percentiles {
-            [] => format!("{} to {}", show(samples.percentile(0)), show(samples.percentile(100))),
+            [] => format!("{} to {}", number(0), number(100)),
             some => {
                 let named = |&percent: &usize| match percent {
-                    100 => format!("max {}", show(samples.percentile(100))),
-                    _ => format!("p{percent} {}", show(samples.percentile(percent))),
+                    100 => format!("max {}", number(100)),
+                    _ => format!("p{percent} {}", number(percent)),
                 };
                 some.iter().map(named).collect::<Vec<_>>().join(", ")
             }
         };
         match samples.values() {
-            [one] => show(*one),
-            _ => format!("{} ({spread})", show(samples.median())),
+            [one] => self.unit.show(*one),
+            _ => format!("{} ({spread})", self.unit.show(samples.median())),
         }
     }
 }

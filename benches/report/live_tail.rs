@@ -7,9 +7,10 @@
 use std::time::{Duration, Instant};
 
 use crate::crew::Crew;
-use crate::lab::{BEFORE, Lab, pause};
+use crate::lab::{BEFORE, Lab};
 use crate::line::{Line, Target};
 use crate::projections::Handler;
+use crate::support::pause;
 use crate::support::proc::{cpu, cpu_of_tree};
 use crate::support::samples::Samples;
 use crate::support::table::Table;
@@ -75,15 +76,7 @@ pub(crate) fn measure(lab: &mut Lab) {
 
 fn follow(lab: &mut Lab, projections: usize, seen: &mut Seen) {
     let (database, url) = lab.database_filled_with(BEFORE);
-    let order = Order {
-        url: url.clone(),
-        replica_set: lab.name(),
-        handler: Handler::NoOpBatches,
-        projections,
-        start_at: BEFORE.head(),
-        upto: BEFORE.head(),
-        event_poll: None,
-    };
+    let order = Order { projections, ..Order::from_head(&url, lab.name(), Handler::NoOpBatches, BEFORE) };
     let crew = Crew::start(&order, 1);
     let worker = crew.pids()[0];
     let writer = Writer::start(&url, Pace { every: Duration::from_millis(4), events: 20, hints: false });

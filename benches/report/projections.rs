@@ -7,7 +7,7 @@ use postgres::Transaction;
 use pupsourcing_orchestrator::{BoxError, Event, Projection, StartAt};
 
 use crate::gate::Passage;
-use crate::lab::pause;
+use crate::support::pause;
 
 /// One upsert for one event, as an application writes it: a text that the server parses each time.
 pub(crate) const COUNT: &str = "

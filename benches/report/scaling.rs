@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 
 use crate::crew::Crew;
-use crate::lab::{BEFORE, Lab, pause};
+use crate::lab::{BEFORE, Lab};
 use crate::projections::Handler;
 use crate::support::arguments::numbers;
+use crate::support::pause;
 use crate::support::plot::{Curve, Frame};
 use crate::support::proc::{cpu, cpu_of_tree};
 use crate::support::server::connect;
@@ -76,15 +77,7 @@ struct Seen {
 
 fn watch(lab: &mut Lab, workers: usize) -> Seen {
     let (database, url) = lab.database_filled_with(BEFORE);
-    let order = Order {
-        url: url.clone(),
-        replica_set: lab.name(),
-        handler: Handler::NoOpBatches,
-        projections: PROJECTIONS,
-        start_at: BEFORE.head(),
-        upto: BEFORE.head(),
-        event_poll: None,
-    };
+    let order = Order { projections: PROJECTIONS, ..Order::from_head(&url, lab.name(), Handler::NoOpBatches, BEFORE) };
     let crew = Crew::start(&order, workers);
     let server = lab.server.pid();
     let mut client = connect(&url);

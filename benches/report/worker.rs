@@ -5,7 +5,7 @@ use std::time::Duration;
 use crossbeam_channel::tick;
 use pupsourcing_orchestrator::{ProjectionState, ProjectionStatus};
 
-use crate::lab::builder;
+use crate::lab::{Filling, builder};
 use crate::projections::{Handler, Measured};
 use crate::support::worker_process::orders;
 
@@ -24,6 +24,24 @@ pub(crate) struct Order {
 }
 
 impl Order {
+    /// Through all events there are, with one projection.
+    pub(crate) fn from_beginning(url: &str, replica_set: String, handler: Handler, filling: Filling) -> Self {
+        Self {
+            url: url.to_owned(),
+            replica_set,
+            handler,
+            projections: 1,
+            start_at: 0,
+            upto: filling.head(),
+            event_poll: None,
+        }
+    }
+
+    /// From the last event on, with one projection.
+    pub(crate) fn from_head(url: &str, replica_set: String, handler: Handler, filling: Filling) -> Self {
+        Self { start_at: filling.head(), ..Self::from_beginning(url, replica_set, handler, filling) }
+    }
+
     pub(crate) fn arguments(&self) -> [String; 7] {
         [
             self.url.clone(),

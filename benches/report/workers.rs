@@ -59,15 +59,7 @@ pub(crate) fn measure(lab: &mut Lab) {
 fn catch_up(lab: &mut Lab, filling: Filling, handler: Handler, size: usize, found: &mut Found) {
     let url = lab.filled(filling);
     empty_counts(&url);
-    let order = Order {
-        url: url.clone(),
-        replica_set: lab.name(),
-        handler,
-        projections: 1,
-        start_at: 0,
-        upto: filling.head(),
-        event_poll: None,
-    };
+    let order = Order::from_beginning(&url, lab.name(), handler, filling);
     let gate = Gate::shut(&url);
     let crew = Crew::start(&order, size);
     let mut client = connect(&url);

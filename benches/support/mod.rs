@@ -10,5 +10,10 @@ pub(crate) mod table;
 pub(crate) mod units;
 pub(crate) mod worker_process;
 
+/// Lets so much time pass.
+pub(crate) fn pause(time: std::time::Duration) {
+    _ = crossbeam_channel::after(time).recv();
+}
+
 #[path = "../../examples/support/private_postgres.rs"]
 pub(crate) mod private_postgres;

@@ -9,20 +9,32 @@ pub(crate) enum Unit {
     EventsPerSecond,
     PerSecond,
     Bytes,
-    /// Of one processor.
     Percent,
-    Factor,
 }
 
 impl Unit {
     pub(crate) fn show(self, value: f64) -> String {
+        format!("{}{}", self.number(value), self.name())
+    }
+
+    /// The value without what it counts, for where that is said once for several.
+    pub(crate) fn number(self, value: f64) -> String {
         match self {
             Self::Seconds => seconds(value),
-            Self::EventsPerSecond => format!("{} events/s", thousands(value)),
-            Self::PerSecond => format!("{value:.2} /s"),
-            Self::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
-            Self::Percent => format!("{value:.2} %"),
-            Self::Factor => format!("{value:.2}"),
+            Self::EventsPerSecond => thousands(value),
+            Self::Bytes => format!("{:.1}", value / f64::from(1 << 20)),
+            Self::PerSecond | Self::Percent => format!("{value:.2}"),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            // It depends on the value.
+            Self::Seconds => "",
+            Self::EventsPerSecond => " events/s",
+            Self::Bytes => " MiB",
+            Self::PerSecond => " /s",
+            Self::Percent => " %",
         }
     }
 }
