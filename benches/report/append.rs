@@ -1,9 +1,10 @@
 //! Appending with [`EventStore`], beside bare inserts of the same rows. Each call is a transaction. Every connection has a hundred
 //! aggregates of its own, whose versions it knows; the table holds 100,000 events before.
 //!
+//! - *append*: [`EventStore::append`], whose statement is parsed and planned with each call; *prepared append*: [`PreparedAppend`].
 //! - *insert*: `INSERT … SELECT unnest(…)`, sent like the library's statement: parsed with each call, in one round trip.
 //! - *insert and head*: the same with the upsert of the aggregate's head, which is where the library looks for conflicts.
-//! - *prepared insert*: the insert again, parsed once.
+//! - *prepared insert*: the insert again, parsed and planned once.
 
 use std::sync::Barrier;
 use std::thread;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use postgres::types::{ToSql, Type};
 use postgres::{Client, Statement};
-use pupsourcing_orchestrator::{EventStore, ExpectedVersion, NewEvent};
+use pupsourcing_orchestrator::{EventStore, ExpectedVersion, NewEvent, PreparedAppend};
 use uuid::Uuid;
 
 use crate::lab::{Filling, Lab};
@@ -39,10 +40,11 @@ const TYPES: [Type; 6] =
 
 #[derive(Clone, Copy, Debug)]
 enum Way {
-    Library,
+    Append,
+    PreparedAppend,
     Insert,
     InsertAndHead,
-    Prepared,
+    PreparedInsert,
 }
 
 pub(crate) fn measure(lab: &mut Lab) {
@@ -56,16 +58,24 @@ pub(crate) fn measure(lab: &mut Lab) {
                 let url = url.as_str();
                 move |lab: &mut Lab| append(url, &lab.name(), way, events, connections, lasts)
             };
-            let [library, insert, with_head, prepared] = in_turn(
+            let [appended, prepared, insert, with_head, prepared_insert] = in_turn(
                 lab.rounds,
                 lab,
-                [&pass(Way::Library), &pass(Way::Insert), &pass(Way::InsertAndHead), &pass(Way::Prepared)],
+                [
+                    &pass(Way::Append),
+                    &pass(Way::PreparedAppend),
+                    &pass(Way::Insert),
+                    &pass(Way::InsertAndHead),
+                    &pass(Way::PreparedInsert),
+                ],
             );
-            let name = format!("append, events per call: {events}, connections: {connections}");
-            let line = Line::new(name, EventsPerSecond, &library);
-            lab.report.line(&line.clone().beside("insert", &insert).target(Target::RatioAtLeast(0.8)));
-            lab.report.line(&line.clone().beside("insert and head", &with_head));
-            lab.report.line(&line.beside("prepared insert", &prepared));
+            for (way, measured) in [("append", &appended), ("prepared append", &prepared)] {
+                let name = format!("{way}, events per call: {events}, connections: {connections}");
+                let line = Line::new(name, EventsPerSecond, measured);
+                lab.report.line(&line.clone().beside("insert", &insert).target(Target::RatioAtLeast(0.8)));
+                lab.report.line(&line.clone().beside("insert and head", &with_head));
+                lab.report.line(&line.beside("prepared insert", &prepared_insert));
+            }
             lab.server.drop_database(&database);
         }
     }
@@ -91,7 +101,8 @@ fn append(url: &str, prefix: &str, way: Way, events: usize, connections: usize, 
 
 struct Appender {
     client: Client,
-    prepared: Statement,
+    prepared_append: PreparedAppend,
+    prepared_insert: Statement,
     prefix: String,
     way: Way,
     events: usize,
@@ -100,8 +111,9 @@ struct Appender {
 impl Appender {
     fn new(url: &str, prefix: String, way: Way, events: usize) -> Self {
         let mut client = connect(url);
-        let prepared = client.prepare_typed(INSERT, &TYPES).unwrap();
-        Self { client, prepared, prefix, way, events }
+        let prepared_append = EventStore::default().prepare(&mut client).unwrap();
+        let prepared_insert = client.prepare_typed(INSERT, &TYPES).unwrap();
+        Self { client, prepared_append, prepared_insert, prefix, way, events }
     }
 
     /// Appends for so long, to one aggregate after the other. Returns events per second.
@@ -118,11 +130,15 @@ impl Appender {
     }
 
     fn call(&mut self, id: &str, version: i64) {
-        if let Way::Library = self.way {
+        if let Way::Append | Way::PreparedAppend = self.way {
             let expected = if version == 0 { ExpectedVersion::NoStream } else { ExpectedVersion::Exact(version) };
             let event = || NewEvent::new("shop", "Order", id, "OrderPlaced", PAYLOAD);
             let events: Vec<NewEvent> = std::iter::repeat_with(event).take(self.events).collect();
-            EventStore::default().append(&mut self.client, expected, &events).unwrap();
+            match self.way {
+                Way::PreparedAppend => self.prepared_append.append(&mut self.client, expected, &events),
+                _ => EventStore::default().append(&mut self.client, expected, &events),
+            }
+            .unwrap();
             return;
         }
         let ids: Vec<Uuid> = std::iter::repeat_with(Uuid::new_v4).take(self.events).collect();
@@ -134,7 +150,7 @@ impl Appender {
         match self.way {
             Way::Insert => self.client.execute_typed(INSERT, &parameters),
             Way::InsertAndHead => self.client.execute_typed(&format!("{HEAD} {INSERT}"), &parameters),
-            Way::Prepared | Way::Library => self.client.execute(&self.prepared, &values),
+            _ => self.client.execute(&self.prepared_insert, &values),
         }
         .unwrap();
     }

@@ -93,6 +93,26 @@ fn a_transaction_commits_or_rolls_back_what_was_appended() {
 }
 
 #[test]
+fn a_prepared_append_does_the_same_on_its_connection() {
+    let database = database();
+    let mut client = prepared(&database);
+    let append = EventStore::default().prepare(&mut client).unwrap();
+    // More often than the server plans for the values at hand.
+    for version in 0..8 {
+        let expected = if version == 0 { NoStream } else { Exact(version) };
+        let appended = append.append(&mut client, expected, &[thing("a")]).unwrap();
+        assert_eq!(appended.versions, version + 1..=version + 1);
+        assert_conflict(&append.append(&mut client, expected, &[thing("a")]), expected, version + 1);
+    }
+    let mut tx = client.transaction().unwrap();
+    assert_eq!(append.append(&mut tx, Any, &[thing("a"), thing("a")]).unwrap().versions, 9..=10);
+    tx.rollback().unwrap();
+    assert_eq!(head_of(&mut client, "a"), Some(8));
+    let elsewhere = append.append(&mut database.client(), Any, &[thing("a")]);
+    assert!(matches!(&elsewhere, Err(AppendError::Database(error)) if error.code().is_some()), "{elsewhere:?}");
+}
+
+#[test]
 fn appends_of_many_threads_to_one_aggregate_take_turns() {
     const THREADS: usize = 8;
     const ROUNDS: i64 = 15;
