@@ -58,7 +58,8 @@ impl Report {
 
     /// Writes everything down.
     pub(crate) fn finish(self) {
-        let text = format!("{}\n{}{}", self.header, self.lines, self.rest);
+        let lines = if self.lines.is_empty() { String::new() } else { format!("\n{}", self.lines) };
+        let text = format!("{}{lines}{}", self.header, self.rest);
         let file = self.directory.join("report.md");
         fs::write(&file, &text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         println!("\n{text}\nwritten to {} after {:.0?}", self.directory.display(), self.begun.elapsed());

@@ -65,8 +65,9 @@ fn catch_up(lab: &mut Lab, filling: Filling, handler: Handler, size: usize, foun
     let mut client = connect(&url);
     let waiting = client
         .prepare(
-            "SELECT count(*) > 0 FROM pg_stat_activity
-             WHERE wait_event_type = 'Lock' AND datname = current_database() AND query ~ 'orchestrator_|events|aggregate_heads'",
+            // As the library writes the names of its tables.
+            r#"SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
+               AND query ~ '"public"\."(orchestrator_|events|aggregate_heads)'"#,
         )
         .unwrap();
     let server = lab.server.pid();
