@@ -1,6 +1,7 @@
 //! Several worker processes of one replica set that catch up together: how fast, at how much of the server's time, and whether they wait
 //! for one another's locks.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::contenders::empty_counts;
@@ -13,6 +14,7 @@ use crate::sampler::Sampler;
 use crate::support::proc::cpu_of_tree;
 use crate::support::samples::Samples;
 use crate::support::server::connect;
+use crate::support::table::Table;
 use crate::support::units::Unit::{EventsPerSecond, Percent, Seconds};
 use crate::worker::Order;
 
@@ -28,10 +30,13 @@ struct Found {
     cost: Samples,
     /// The share of looks, in percent, that found somebody waiting for a lock on a table of the library.
     waits: Samples,
+    /// Every wait for a lock that was seen, the handlers' too.
+    waited_for: BTreeMap<String, usize>,
 }
 
 pub(crate) fn measure(lab: &mut Lab) {
     let filling = Filling::of(lab.events);
+    let mut waited_for = Table::new(&["workers", "handler", "waiting for, in", "times seen"]);
     for (name, handler) in
         [("no-op `handle_batch`", Handler::NoOpBatches), ("one upsert per batch", Handler::CountBatches)]
     {
@@ -39,6 +44,11 @@ pub(crate) fn measure(lab: &mut Lab) {
         for _ in 0..lab.rounds.div_ceil(2) {
             for (size, found) in SIZES.into_iter().zip(&mut found) {
                 catch_up(lab, filling, handler, size, found);
+            }
+        }
+        for (size, found) in SIZES.iter().zip(&found) {
+            for (what, count) in &found.waited_for {
+                waited_for.row([size.to_string(), name.to_owned(), format!("`{what}`"), count.to_string()]);
             }
         }
         let [one, more @ ..] = &found;
@@ -54,6 +64,7 @@ pub(crate) fn measure(lab: &mut Lab) {
             lab.report.line(&cost.beside("1 worker", &one.cost));
         }
     }
+    lab.report.table("Every wait for a lock that was seen, on the read model's own table too", &waited_for);
 }
 
 fn catch_up(lab: &mut Lab, filling: Filling, handler: Handler, size: usize, found: &mut Found) {
@@ -63,24 +74,30 @@ fn catch_up(lab: &mut Lab, filling: Filling, handler: Handler, size: usize, foun
     let gate = Gate::shut(&url);
     let crew = Crew::start(&order, size);
     let mut client = connect(&url);
+    // As the library writes the names of its tables.
     let waiting = client
         .prepare(
-            // As the library writes the names of its tables.
-            r#"SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
-               AND query ~ '"public"\."(orchestrator_|events|aggregate_heads)'"#,
+            r#"SELECT query ~ '"public"\."(orchestrator_|events|aggregate_heads)',
+                      wait_event || ': ' || left(regexp_replace(query, '\s+', ' ', 'g'), 80)
+               FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"#,
         )
         .unwrap();
     let server = lab.server.pid();
     let before = cpu_of_tree(server);
     let begun = gate.open();
-    // The gate's own lock was one.
-    let sampler = Sampler::start(LOOK, move || client.query_one(&waiting, &[]).unwrap().get::<_, bool>(0));
+    let sampler = Sampler::start(LOOK, move || -> Vec<(bool, String)> {
+        client.query(&waiting, &[]).unwrap().iter().map(|row| (row.get(0), row.get(1))).collect()
+    });
     let (last, events) = crew.await_reached();
     let cost = cpu_of_tree(server) - before;
-    let looks: Samples = sampler.stop().into_iter().map(f64::from).collect();
+    let looks = sampler.stop();
     assert_eq!(events as i64, filling.events, "every event is handled, once");
     crew.leave();
     found.rate.push(filling.events as f64 / (last - begun).as_secs_f64());
     found.cost.push(cost / filling.events as f64);
-    found.waits.push(100.0 * looks.values().iter().sum::<f64>() / looks.values().len().max(1) as f64);
+    let with_waits = looks.iter().filter(|look| look.iter().any(|(is_ours, _)| *is_ours)).count();
+    found.waits.push(100.0 * with_waits as f64 / looks.len().max(1) as f64);
+    for (_, what) in looks.into_iter().flatten() {
+        *found.waited_for.entry(what).or_default() += 1;
+    }
 }

@@ -53,7 +53,7 @@ fn seconds(value: f64) -> String {
     match value {
         1.0.. => format!("{value:.2} s"),
         1e-3.. => format!("{:.1} ms", value * 1e3),
-        _ => format!("{:.1} µs", value * 1e6),
+        _ => format!("{:.2} µs", value * 1e6),
     }
 }
 
