@@ -149,3 +149,53 @@ impl Reader {
         events.read(client, range).map_err(Error::database(doing))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::KeySet;
+
+    fn ahead() -> (Ahead, Receiver<Request>) {
+        let (requests, inbox) = bounded(1);
+        let (_, answers) = bounded(0);
+        (Ahead { requests, queued: inbox.clone(), answers, asked: 0, expected: None }, inbox)
+    }
+
+    fn range(after: i64) -> Range {
+        Range { keys: KeySet::all(), after, upto: 30 }
+    }
+
+    fn answer(request: &Request, end: i64) -> Answer {
+        Answer { request: request.number, batch: Ok(Batch { end, ..Batch::default() }) }
+    }
+
+    #[test]
+    fn what_was_read_before_it_was_forgotten_is_not_taken_for_the_same_range_later() {
+        let (mut ahead, inbox) = ahead();
+        ahead.ask(&range(0));
+        let before = inbox.try_recv().unwrap();
+        ahead.forget();
+        assert!(inbox.try_recv().unwrap().range.is_none(), "the reader stops");
+        ahead.ask(&range(0));
+        let now = inbox.try_recv().unwrap();
+        assert!(ahead.accept(answer(&before, 10)).is_none(), "it may be from a server that is no more");
+        assert!(ahead.accept(answer(&now, 10)).is_some());
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_not_asked_for_again() {
+        let (mut ahead, inbox) = ahead();
+        ahead.ask(&range(0));
+        let request = inbox.try_recv().unwrap();
+        ahead.ask(&range(0));
+        assert!(ahead.accept(answer(&request, 10)).is_some());
+        ahead.ask(&range(10));
+        assert!(inbox.is_empty(), "the reader goes on by itself");
+        ahead.ask(&range(5));
+        assert_eq!(inbox.try_recv().unwrap().range, Some(range(5)), "elsewhere it does not");
+        let request = Request { number: ahead.asked, range: None };
+        assert!(ahead.accept(answer(&request, 30)).is_some());
+        ahead.ask(&range(30));
+        assert!(!inbox.is_empty(), "nor beyond the range's end");
+    }
+}
