@@ -13,8 +13,10 @@ use crate::support::{database, eventually};
 fn a_killed_process_is_replaced_within_moments() {
     let database = database();
     let mut client = database.client();
-    // How long joins are gathered must not matter to the partition that is orphaned.
-    let mut survivor = WorkerProcess::start(database.url(), &[("REGISTRATION_WAIT", "20s")]);
+    // How long joins are gathered must not matter to the partition that is orphaned, nor how seldom the survivor looks unasked.
+    let seldom = [("POLL_INTERVAL", "60s"), ("HEARTBEAT_INTERVAL", "20s"), ("STALE_WORKER_TIMEOUT", "60s")];
+    let options: Vec<_> = seldom.into_iter().chain([("REGISTRATION_WAIT", "20s")]).collect();
+    let mut survivor = WorkerProcess::start(database.url(), &options);
     survivor.await_processing(1);
     let mut victim = WorkerProcess::start(database.url(), &[]);
     survivor.await_processing(2);
