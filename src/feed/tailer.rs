@@ -2,7 +2,8 @@
 //!
 //! It polls quickly while something happens and ever more slowly while nothing does; a hint wakes it at once. With the same statement it
 //! looks, now and then, whether a worker of the replica set is missing, and wakes the coordinator if one is: that is how a killed worker is
-//! noticed well before the coordinator's next poll, at no further statement. When its connection fails it makes another, and begins again from a head that is known to be settled.
+//! noticed well before the coordinator's next poll, at no further statement. When its connection fails it makes another, and begins again
+//! from a head that is known to be settled.
 
 use std::time::{Duration, Instant};
 
@@ -24,8 +25,10 @@ use crate::threads::{Pulse, Stop};
 
 /// A head that is held back for less is the ordinary life of writers and not worth a word.
 const BLOCKED_NOTICE: Duration = Duration::from_secs(1);
-/// How often the missing are looked for, at the most: while nothing happens, with every poll.
-const LOOK_FOR_MISSING_EVERY: Duration = Duration::from_millis(200);
+/// How long a worker waits between two looks for the missing, for each member of its replica set, and the bounds of that: it is enough
+/// that one of them looks, and a look at all sessions costs the more the more there are.
+const CENSUS_SHARE: Duration = Duration::from_millis(25);
+const CENSUS_INTERVAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(600));
 /// How often the safe head is reported while it moves.
 const REPORT_HEAD_EVERY: Duration = Duration::from_secs(5);
 
@@ -49,7 +52,7 @@ pub(crate) struct Tailer {
 
 struct Statements {
     probe: Statement,
-    probe_and_look_for_missing: Statement,
+    probe_with_census: Statement,
     holders: Statement,
     read: EventReader,
 }
@@ -78,7 +81,7 @@ impl Tailer {
         let doing = "following the events";
         let mut statements = Statements {
             probe: safe_head::prepare_probe(&mut client, &self.names).map_err(Error::database(doing))?,
-            probe_and_look_for_missing: safe_head::prepare_probe_and_look_for_missing(&mut client, &self.names)
+            probe_with_census: safe_head::prepare_probe_with_census(&mut client, &self.names)
                 .map_err(Error::database(doing))?,
             holders: safe_head::prepare_holders(&mut client).map_err(Error::database(doing))?,
             read: EventReader::prepare(&mut client, &self.names, self.scope.clone(), self.bounds, true)
@@ -91,7 +94,7 @@ impl Tailer {
         // Whoever held it back may be gone like the connection; if not, it is soon known again.
         self.show_unblocked();
         let mut blocked = Blocked::default();
-        let mut looked_for_missing = None;
+        let mut census_due = Instant::now();
         let mut reported = (settled, Instant::now());
         let (quickest, slowest) = self.poll;
         let mut interval = quickest;
@@ -99,7 +102,7 @@ impl Tailer {
             pulse.beat();
             let begun = Instant::now();
             let before = self.feed.head();
-            self.look(&mut client, &statements, &mut head, &mut looked_for_missing).map_err(Error::database(doing))?;
+            self.look(&mut client, &statements, &mut head, &mut census_due).map_err(Error::database(doing))?;
             if before != Some(head.safe()) {
                 self.read_tail(&mut client, &mut statements.read, head.safe()).map_err(Error::database(doing))?;
                 self.board.set_safe_head(head.safe());
@@ -128,7 +131,8 @@ impl Tailer {
                     if hint.is_err() { break }
                     interval = quickest;
                 }
-                default(interval) => interval = (interval * 2).min(slowest),
+                // From look to look, so that looking takes nothing away from how fresh the events are.
+                default(interval.saturating_sub(begun.elapsed())) => interval = (interval * 2).min(slowest),
             }
         }
         Ok(())
@@ -139,20 +143,15 @@ impl Tailer {
         client: &mut Client,
         statements: &Statements,
         head: &mut Head,
-        looked_for_missing: &mut Option<Instant>,
+        census_due: &mut Instant,
     ) -> Result<(), postgres::Error> {
         // The order is what the safe head rests on: first what is visible, then who is writing.
-        let is_due = looked_for_missing.is_none_or(|at| at.elapsed() >= LOOK_FOR_MISSING_EVERY);
-        let probe = if self.worker.is_some() && is_due {
-            *looked_for_missing = Some(Instant::now());
-            let set = self.board.replica_set();
-            let (probe, missing) = safe_head::probe_and_look_for_missing(
-                client,
-                &statements.probe_and_look_for_missing,
-                head.safe(),
-                set,
-            )?;
-            if missing > 0 {
+        let probe = if self.worker.is_some() && *census_due <= Instant::now() {
+            let replica_set = self.board.replica_set();
+            let (probe, census) =
+                safe_head::probe_with_census(client, &statements.probe_with_census, head.safe(), replica_set)?;
+            *census_due = Instant::now() + census_interval(census.members);
+            if census.missing > 0 {
                 // Full means that it is to be woken already; disconnected, that it has ended.
                 _ = self.coordination.try_send(());
             }
@@ -192,6 +191,11 @@ impl Tailer {
             self.feed.shared.tail.write().extend(&range.keys, range.after, batch, self.bounds);
         }
     }
+}
+
+fn census_interval(members: i64) -> Duration {
+    let (shortest, longest) = CENSUS_INTERVAL;
+    CENSUS_SHARE.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX)).clamp(shortest, longest)
 }
 
 /// Since when the head is held back, and when that was last mentioned.

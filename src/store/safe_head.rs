@@ -6,7 +6,7 @@ use postgres::types::Type;
 use postgres::{Client, Statement};
 
 use super::names::Names;
-use super::session;
+use super::session::{self, Census};
 use crate::status::HeadBlocker;
 
 /// What lies above a position.
@@ -19,46 +19,52 @@ pub(crate) struct Probe {
 }
 
 /// How many positions a probe examines: enough for what is appended between two looks.
-const PROBE_LIMIT: i64 = 2_000;
+const PROBE_REACH: i64 = 2_000;
 
 /// Prepares [`probe`] on a connection.
 pub(crate) fn prepare_probe(client: &mut Client, names: &Names) -> Result<Statement, postgres::Error> {
-    client.prepare_typed(&probe_sql(names, "NULL::bigint"), &[Type::INT8])
+    let sql = format!("SELECT newest, contiguous FROM {}", probe_sql(names));
+    client.prepare_typed(&sql, &[Type::INT8, Type::INT8])
 }
 
-/// Prepares [`probe_and_look_for_missing`] on a connection.
-pub(crate) fn prepare_probe_and_look_for_missing(
-    client: &mut Client,
-    names: &Names,
-) -> Result<Statement, postgres::Error> {
-    client.prepare_typed(&probe_sql(names, &session::missing(names, "$2")), &[Type::INT8, Type::TEXT])
+/// Prepares [`probe_with_census`] on a connection.
+pub(crate) fn prepare_probe_with_census(client: &mut Client, names: &Names) -> Result<Statement, postgres::Error> {
+    let sql = format!(
+        "SELECT newest, contiguous, members, missing FROM {}, {}",
+        probe_sql(names),
+        session::census_sql(names, "$3")
+    );
+    client.prepare_typed(&sql, &[Type::INT8, Type::INT8, Type::TEXT])
 }
 
-fn probe_sql(names: &Names, missing: &str) -> String {
+/// What lies above the position `$1` and at or below `$2`. With both bounds the planner takes the index, however small the table was when
+/// it planned.
+fn probe_sql(names: &Names) -> String {
     let events = names.events();
     format!(
-        "SELECT coalesce((SELECT max(global_position) FROM {events}), 0),
-                coalesce(max(global_position) FILTER (WHERE global_position = $1 + k), $1), {missing}
-         FROM (SELECT global_position, row_number() OVER (ORDER BY global_position) AS k
-               FROM {events} WHERE global_position > $1 ORDER BY global_position LIMIT {PROBE_LIMIT}) AS above"
+        "(SELECT coalesce((SELECT max(global_position) FROM {events}), 0) AS newest,
+                 coalesce(max(global_position) FILTER (WHERE global_position = $1 + k), $1) AS contiguous
+          FROM (SELECT global_position, row_number() OVER (ORDER BY global_position) AS k
+                FROM {events} WHERE global_position > $1 AND global_position <= $2) AS above) AS probe"
     )
 }
 
 /// Looks at what lies above a position. One snapshot, no lock.
 pub(crate) fn probe(client: &mut Client, statement: &Statement, after: i64) -> Result<Probe, postgres::Error> {
-    let row = client.query_one(statement, &[&after])?;
+    let row = client.query_one(statement, &[&after, &after.saturating_add(PROBE_REACH)])?;
     Ok(Probe { newest: row.get(0), contiguous: row.get(1) })
 }
 
-/// The same, and how many workers of the replica set are missing: one statement for everything a worker has to look at often.
-pub(crate) fn probe_and_look_for_missing(
+/// The same, and how many workers the replica set has: one statement for everything a worker has to look at often.
+pub(crate) fn probe_with_census(
     client: &mut Client,
     statement: &Statement,
     after: i64,
     replica_set: &str,
-) -> Result<(Probe, i64), postgres::Error> {
-    let row = client.query_one(statement, &[&after, &replica_set])?;
-    Ok((Probe { newest: row.get(0), contiguous: row.get(1) }, row.get(2)))
+) -> Result<(Probe, Census), postgres::Error> {
+    let row = client.query_one(statement, &[&after, &after.saturating_add(PROBE_REACH), &replica_set])?;
+    let probe = Probe { newest: row.get(0), contiguous: row.get(1) };
+    Ok((probe, Census { members: row.get(2), missing: row.get(3) }))
 }
 
 /// A transaction that holds the lock every writer of events holds: unique among all transactions that are open at one time.

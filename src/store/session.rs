@@ -36,11 +36,20 @@ pub(crate) const LOCK_KEY: &str = "((l.classid::bigint << 32) | l.objid::bigint)
 pub(crate) const IS_ADVISORY: &str = "l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
-/// Counts the missing of a replica set, in SQL: its workers whose "alive" lock is not held though nobody has noted that it was lost.
-pub(crate) fn missing(names: &Names, replica_set: &str) -> String {
+/// How many workers a replica set has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Census {
+    pub(crate) members: i64,
+    /// How many of them do not hold their "alive" lock though nobody has noted that it was lost.
+    pub(crate) missing: i64,
+}
+
+/// The columns of a [`Census`], to select from in SQL.
+pub(super) fn census_sql(names: &Names, replica_set: &str) -> String {
     format!(
-        "(SELECT count(*) FROM {} w WHERE w.replica_set = {replica_set} AND w.state <> 'stopped' AND w.session_lost_at IS NULL
-          AND w.session_key NOT IN (SELECT {LOCK_KEY} FROM pg_locks l WHERE {IS_ADVISORY} AND l.mode = 'ExclusiveLock'))",
+        "(SELECT count(*) AS members, count(*) FILTER (WHERE w.session_lost_at IS NULL AND w.session_key NOT IN (
+              SELECT {LOCK_KEY} FROM pg_locks l WHERE {IS_ADVISORY} AND l.mode = 'ExclusiveLock')) AS missing
+          FROM {} w WHERE w.replica_set = {replica_set} AND w.state <> 'stopped') AS census",
         names.workers()
     )
 }
