@@ -19,11 +19,12 @@ use crate::error::Error;
 use crate::feed::Feed;
 use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
 use crate::overview::Overview;
-use crate::plan::{Action, ClusterView, KeySet, Policy, ServerTime, Stance, WorkerState, plan, stance};
+use crate::plan::{Action, ClusterView, KeySet, Policy, Stance, WorkerState, plan, stance};
 use crate::runner::{Command, Report};
 use crate::status::{Assignment, Board};
 use crate::store::checkpoints::{self, Owner};
-use crate::store::{Names, Registration, coordination, session};
+use crate::store::coordination::{self, ViewLoader};
+use crate::store::{Names, Registration, session};
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
 
@@ -31,6 +32,14 @@ use crate::trust::Trust;
 const VALIDITY_PATIENCE: Duration = Duration::from_secs(2);
 /// A leaving worker that cannot reach the database gives up after this time: its peers will see that its session is gone.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+/// Whoever holds the replica set's lock tells the others when it has changed something. If it had nothing to change, they look again by
+/// themselves.
+const WHILE_OTHERS_CHANGE: Duration = Duration::from_millis(50);
+/// Most runners are between two events, or soon will be: to wait for them here spares a look at the replica set for each that reports.
+const SOON: Duration = Duration::from_millis(20);
+
+const LOOKING: &str = "looking at the replica set";
+const CHANGING: &str = "changing the generation";
 
 pub(crate) struct Coordinator {
     pub(crate) database: Database,
@@ -57,9 +66,6 @@ pub(crate) struct Coordinator {
     pub(crate) complaints: Mentions,
 }
 
-/// What a worker says of itself within a change.
-type Say<'a> = &'a dyn Fn(&mut Transaction<'_>, &Names) -> Result<(), postgres::Error>;
-
 /// The worker's runners, seen from the coordinator.
 pub(crate) struct Runners {
     commands: Vec<Sender<Command>>,
@@ -71,16 +77,16 @@ pub(crate) struct Runners {
     generation: Option<i64>,
 }
 
-/// A connection and what was true when it was made.
-pub(crate) struct Link {
-    pub(crate) client: Client,
-    pub(crate) since: ServerTime,
+/// A connection, and how to look at the replica set on it.
+struct Link {
+    client: Client,
+    views: ViewLoader,
 }
 
 impl Coordinator {
-    /// Runs until the worker has left. `link` is the connection on which the worker was registered.
-    pub(crate) fn run(mut self, link: Link, pulse: &Pulse) {
-        let mut link = Some(link);
+    /// Runs until the worker has left. `client` is the connection on which the worker was registered.
+    pub(crate) fn run(mut self, client: Client, pulse: &Pulse) {
+        let mut client = Some(client);
         let mut backoff = Backoff::for_connections();
         let mut leaving_since = None;
         loop {
@@ -93,11 +99,11 @@ impl Coordinator {
                 );
                 break;
             }
-            let served = match link.take() {
-                Some(link) => Ok(link),
+            let served = match client.take() {
+                Some(client) => Ok(client),
                 None => connect(&self.database, &self.registration),
             }
-            .and_then(|link| self.serve(link, pulse, &mut backoff));
+            .and_then(|client| self.serve(client, pulse, &mut backoff));
             match served {
                 Ok(()) => break,
                 Err(error) => {
@@ -127,7 +133,9 @@ impl Coordinator {
     }
 
     /// Serves on one connection until the worker has left (`Ok`) or the connection fails.
-    fn serve(&mut self, mut link: Link, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
+    fn serve(&mut self, mut client: Client, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
+        let views = ViewLoader::prepare(&mut client, &self.names).map_err(Error::database(LOOKING))?;
+        let mut link = Link { client, views };
         let mut heartbeat_due = Instant::now();
         while !self.stop.is_raised() {
             pulse.beat();
@@ -220,23 +228,26 @@ impl Coordinator {
 
     /// Looks at the replica set and does what is to be done. Returns when to look again at the latest.
     fn tick(&mut self, link: &mut Link) -> Result<Option<Duration>, Error> {
-        let doing = "looking at the replica set";
         let worker = self.registration.worker;
         loop {
-            let mut view = self.load(&mut link.client, link.since).map_err(Error::database(doing))?;
+            let mut view = self.load(link)?;
             let mut decided = plan(&view, &self.policy);
             // One who has been evicted leaves the others' affairs to them until it is back.
             let is_member = view.worker(worker).is_some();
             if is_member && !decided.actions.is_empty() {
-                view = self.change(&mut link.client, link.since, None)?;
-                decided = plan(&view, &self.policy);
+                if let Some(changed) = self.try_change(link)? {
+                    view = changed;
+                    decided = plan(&view, &self.policy);
+                } else {
+                    decided.recheck_within(WHILE_OTHERS_CHANGE);
+                }
             }
             self.show(&view);
             match stance(&view, worker) {
                 Stance::Run(generation) => self.resume(&view, generation),
-                Stance::Prepare(generation) if self.pause() => {
+                Stance::Prepare(generation) if self.pause() || self.paused_soon() => {
                     coordination::mark_ready(&mut link.client, &self.names, worker, generation)
-                        .map_err(Error::database(doing))?;
+                        .map_err(Error::database(LOOKING))?;
                     log::debug!("ready: worker={worker} generation={generation}");
                     // The view is loaded again after the commit. So whoever is the last to become ready sees that all are.
                     continue;
@@ -254,38 +265,32 @@ impl Coordinator {
         }
     }
 
-    fn load(
-        &self,
-        client: &mut impl postgres::GenericClient,
-        since: ServerTime,
-    ) -> Result<ClusterView, postgres::Error> {
-        coordination::load_view(client, &self.names, &self.registration.replica_set, since)
+    fn load(&self, link: &mut Link) -> Result<ClusterView, Error> {
+        link.views.load(&mut link.client, &self.registration.replica_set).map_err(Error::database(LOOKING))
     }
 
-    /// Changes what the workers share, under the replica set's lock: first what this worker has to say, then what `plan` asks for.
-    /// Returns the view that results.
-    fn change(&self, client: &mut Client, since: ServerTime, say: Option<Say<'_>>) -> Result<ClusterView, Error> {
-        let doing = "changing the generation";
+    /// Does what `plan` asks for, unless somebody else is changing what the workers share: when all see at one moment that something is
+    /// to be done, they do not queue up to find it done. Returns the view that results.
+    fn try_change(&self, link: &mut Link) -> Result<Option<ClusterView>, Error> {
+        let locked = coordination::try_lock(&mut link.client, &self.names, &self.registration.replica_set);
+        locked.map_err(Error::database(CHANGING))?.map(|tx| self.change(tx, &link.views)).transpose()
+    }
+
+    /// Changes what the workers share as `plan` asks for, in a transaction that holds the replica set's lock, and commits. Returns the
+    /// view that results.
+    fn change(&self, mut tx: Transaction<'_>, views: &ViewLoader) -> Result<ClusterView, Error> {
         let replica_set = &self.registration.replica_set;
-        let mut tx = coordination::lock(client, &self.names, replica_set).map_err(Error::database(doing))?;
-        if let Some(say) = say {
-            say(&mut tx, &self.names).map_err(Error::database(doing))?;
-        }
-        // The view the actions were planned on was loaded without the lock: somebody else may have applied them meanwhile.
-        let mut view = self.load(&mut tx, since).map_err(Error::database(doing))?;
+        // Anything may have changed since the lock was not held.
+        let mut view = views.load(&mut tx, replica_set).map_err(Error::database(CHANGING))?;
         let actions = plan(&view, &self.policy).actions;
         for action in &actions {
             coordination::apply(&mut tx, &self.names, replica_set, action)?;
         }
         if !actions.is_empty() {
-            view = self.load(&mut tx, since).map_err(Error::database(doing))?;
+            view = views.load(&mut tx, replica_set).map_err(Error::database(CHANGING))?;
+            session::notify_coordination(&mut tx, &self.names, replica_set).map_err(Error::database(CHANGING))?;
         }
-        // What this worker says of itself concerns the others only where it led to something: whoever becomes ready last activates the
-        // generation itself, and a wake-up for each one before would have all look in vain.
-        if !actions.is_empty() {
-            session::notify_coordination(&mut tx, &self.names, replica_set).map_err(Error::database(doing))?;
-        }
-        tx.commit().map_err(Error::database(doing))?;
+        tx.commit().map_err(Error::database(CHANGING))?;
         for action in &actions {
             self.applied(action);
         }
@@ -361,6 +366,18 @@ impl Coordinator {
         self.runners.pause()
     }
 
+    /// Waits a little for the runners to pause. True if none processes any more.
+    fn paused_soon(&mut self) -> bool {
+        let deadline = Instant::now() + SOON;
+        while let Ok(report) = self.runners.reports.recv_deadline(deadline) {
+            self.runners.heard(Some(report));
+            if self.runners.all_paused() {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Registers again after having been evicted.
     fn rejoin(&mut self, client: &mut Client) -> Result<(), Error> {
         let Registration { replica_set, worker, .. } = &self.registration;
@@ -395,15 +412,17 @@ impl Coordinator {
                 default(self.heartbeat_interval) => self.heartbeat(&mut link.client)?,
             }
         }
-        let left: Say<'_> = &|tx, names| coordination::mark_left(tx, names, worker);
-        self.change(&mut link.client, link.since, Some(left))?;
+        let mut tx = coordination::lock(&mut link.client, &self.names, &self.registration.replica_set)
+            .map_err(Error::database(CHANGING))?;
+        coordination::mark_left(&mut tx, &self.names, worker).map_err(Error::database(CHANGING))?;
+        self.change(tx, &link.views)?;
         log::info!("left: replica_set={} worker={worker}", self.registration.replica_set);
         Ok(())
     }
 }
 
 /// Opens the coordination connection, holding the lock that says "alive".
-pub(crate) fn connect(database: &Database, registration: &Registration) -> Result<Link, Error> {
+pub(crate) fn connect(database: &Database, registration: &Registration) -> Result<Client, Error> {
     let doing = "taking the session lock";
     let mut client = database.connect()?;
     if registration.has_session_lock {
@@ -414,8 +433,7 @@ pub(crate) fn connect(database: &Database, registration: &Registration) -> Resul
             _ = after(backoff.next_delay()).recv();
         }
     }
-    let since = coordination::server_time(&mut client).map_err(Error::database(doing))?;
-    Ok(Link { client, since })
+    Ok(client)
 }
 
 impl Runners {
@@ -449,7 +467,7 @@ impl Runners {
                 }
             }
         }
-        !self.active.contains(&true)
+        self.all_paused()
     }
 
     fn heard(&mut self, report: Option<Report>) {
@@ -463,6 +481,10 @@ impl Runners {
             }
             None => self.active.fill(false),
         }
+    }
+
+    fn all_paused(&self) -> bool {
+        !self.active.contains(&true)
     }
 
     fn all_active(&self) -> bool {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, after, select};
+use postgres::Client;
 
 pub use self::builder::Builder;
 pub use self::handle::Handle;
@@ -16,7 +17,7 @@ use self::handle::{DROP_PATIENCE, probe};
 use self::reach::once_reached;
 use self::start::Start;
 use crate::config::Config;
-use crate::coordinator::{self, Link};
+use crate::coordinator;
 use crate::database::Database;
 use crate::error::Error;
 use crate::feed::Feed;
@@ -62,7 +63,7 @@ pub struct Orchestrator {
 struct Registered {
     registration: Registration,
     /// The connection that says that it is alive.
-    link: Link,
+    client: Client,
     /// When that was begun.
     begun: Instant,
 }
@@ -121,7 +122,7 @@ impl Orchestrator {
         self.begin(registered)
     }
 
-    fn begin(self, Registered { registration, link, begun }: Registered) -> Result<Handle, Error> {
+    fn begin(self, Registered { registration, client, begun }: Registered) -> Result<Handle, Error> {
         let worker = registration.worker;
         let trust = Trust::new(self.config.stale_worker_timeout);
         trust.renew(begun);
@@ -145,7 +146,7 @@ impl Orchestrator {
             trust,
         };
         let crew = start.orchestrator.crew.clone();
-        match start.threads(link, registration, begun) {
+        match start.threads(client, registration, begun) {
             Ok(handle) => Ok(handle),
             Err(error) => {
                 crew.stop().raise();
@@ -181,11 +182,11 @@ impl Orchestrator {
         let names = &self.config.names;
         once_reached("pup-start", self.config.database_wait, pause, || {
             let (begun, registration) = (Instant::now(), self.registration());
-            let mut link = coordinator::connect(&self.database, &registration)?;
-            preflight::server(&mut link.client)?;
-            preflight::schema(&mut link.client, names)?;
-            coordination::register(&mut link.client, names, &registration)?;
-            Ok(Registered { registration, link, begun })
+            let mut client = coordinator::connect(&self.database, &registration)?;
+            preflight::server(&mut client)?;
+            preflight::schema(&mut client, names)?;
+            coordination::register(&mut client, names, &registration)?;
+            Ok(Registered { registration, client, begun })
         })
     }
 

@@ -3,11 +3,12 @@
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, bounded};
+use postgres::Client;
 
 use super::Orchestrator;
 use super::handle::Handle;
 use crate::backoff::Mentions;
-use crate::coordinator::{Coordinator, Link, Runners};
+use crate::coordinator::{Coordinator, Runners};
 use crate::database::{Pool, PoolOptions};
 use crate::error::Error;
 use crate::feed::Feed;
@@ -34,7 +35,7 @@ pub(super) struct Start {
 }
 
 impl Start {
-    pub(super) fn threads(self, link: Link, registration: Registration, begun: Instant) -> Result<Handle, Error> {
+    pub(super) fn threads(self, client: Client, registration: Registration, begun: Instant) -> Result<Handle, Error> {
         let config = &self.orchestrator.config;
         let pool = self.pool()?;
         let runners = self.runners(&pool)?;
@@ -86,7 +87,7 @@ impl Start {
             loss_is_logged: false,
             complaints: Mentions::default(),
         };
-        self.orchestrator.crew.spawn("pup-coord", move |pulse| coordinator.run(link, pulse))?;
+        self.orchestrator.crew.spawn("pup-coord", move |pulse| coordinator.run(client, pulse))?;
         Ok(Handle {
             crew: self.orchestrator.crew,
             board: self.orchestrator.board,

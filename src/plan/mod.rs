@@ -206,7 +206,8 @@ impl Plan {
         left.is_zero()
     }
 
-    fn recheck_within(&mut self, wait: Duration) {
+    /// Asks for another look after this time, if none is due sooner.
+    pub(crate) fn recheck_within(&mut self, wait: Duration) {
         self.recheck_after = Some(self.recheck_after.map_or(wait, |sooner| sooner.min(wait)));
     }
 

@@ -4,7 +4,7 @@
 //! that lock. So workers take turns, and two can never create the same generation.
 
 use postgres::types::Type;
-use postgres::{Client, GenericClient, IsolationLevel, Row, Transaction};
+use postgres::{Client, GenericClient, IsolationLevel, Row, Statement, Transaction};
 use uuid::Uuid;
 
 use super::names::Names;
@@ -25,41 +25,77 @@ const KEPT_STOPPED: &str = "1 hour";
 /// same time. Both well below any `stale_worker_timeout`, or a frozen worker could keep the others from evicting it.
 const LOCK_PATIENCE: &str = "3s";
 
-/// The server's clock.
-pub(crate) fn server_time(client: &mut Client) -> Result<ServerTime, postgres::Error> {
-    let row = client.query_typed_one(&format!("SELECT {}", micros("clock_timestamp()")), &[])?;
-    Ok(ServerTime(row.get(0)))
-}
-
 /// Begins a transaction that holds the replica set's lock. Whoever has it may change what its workers share.
 pub(crate) fn lock<'c>(
     client: &'c mut Client,
     names: &Names,
     replica_set: &str,
 ) -> Result<Transaction<'c>, postgres::Error> {
+    let mut tx = begin(client)?;
+    hold(&mut tx, names, replica_set, "")?;
+    Ok(tx)
+}
+
+/// The same, unless somebody else holds the lock.
+pub(crate) fn try_lock<'c>(
+    client: &'c mut Client,
+    names: &Names,
+    replica_set: &str,
+) -> Result<Option<Transaction<'c>>, postgres::Error> {
+    let mut tx = begin(client)?;
+    let is_held = hold(&mut tx, names, replica_set, "SKIP LOCKED")?;
+    Ok(is_held.then_some(tx))
+}
+
+fn begin(client: &mut Client) -> Result<Transaction<'_>, postgres::Error> {
     // Whatever the database's default is: a view loaded under the lock must show what the last holder of the lock did.
     let mut tx = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start()?;
     tx.batch_execute(&format!(
         "SET LOCAL lock_timeout = '{LOCK_PATIENCE}'; SET LOCAL idle_in_transaction_session_timeout = '{LOCK_PATIENCE}'"
     ))?;
-    hold(&mut tx, names, replica_set)?;
     Ok(tx)
 }
 
-fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str) -> Result<(), postgres::Error> {
-    let sql = format!("SELECT FROM {} WHERE name = $1 FOR UPDATE", names.replica_sets());
-    tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
-    Ok(())
+/// Whether the lock is held now: not if it is another's and `skip` says not to wait for it, nor if the replica set is unknown.
+fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) -> Result<bool, postgres::Error> {
+    let sql = format!("SELECT FROM {} WHERE name = $1 FOR UPDATE {skip}", names.replica_sets());
+    Ok(!tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?.is_empty())
 }
 
-/// The replica set as one snapshot shows it.
-pub(crate) fn load_view(
-    client: &mut impl GenericClient,
-    names: &Names,
-    replica_set: &str,
+/// Loads views on the connection it was prepared on.
+pub(crate) struct ViewLoader {
+    statement: Statement,
+    /// The server's time when it was prepared: what happened before was not watched.
     observing_since: ServerTime,
-) -> Result<ClusterView, postgres::Error> {
-    let sql = format!(
+}
+
+impl ViewLoader {
+    pub(crate) fn prepare(client: &mut Client, names: &Names) -> Result<Self, postgres::Error> {
+        let statement = client.prepare_typed(&view_sql(names), &[Type::TEXT])?;
+        let now = client.query_typed_one(&format!("SELECT {}", micros("clock_timestamp()")), &[])?;
+        Ok(Self { statement, observing_since: ServerTime(now.get(0)) })
+    }
+
+    /// The replica set as one snapshot shows it.
+    pub(crate) fn load(
+        &self,
+        client: &mut impl GenericClient,
+        replica_set: &str,
+    ) -> Result<ClusterView, postgres::Error> {
+        let rows = client.query(&self.statement, &[&replica_set])?;
+        // The joins are outer ones, so there is always a row.
+        let first = rows.first();
+        Ok(ClusterView {
+            now: first.map_or(ServerTime::default(), |row| ServerTime(row.get("now"))),
+            observing_since: self.observing_since,
+            generation: first.and_then(generation_of),
+            workers: rows.iter().filter_map(worker_of).collect(),
+        })
+    }
+}
+
+fn view_sql(names: &Names) -> String {
+    format!(
         "WITH held AS MATERIALIZED (
              SELECT {LOCK_KEY} AS key FROM pg_locks l WHERE {IS_ADVISORY} AND l.mode = 'ExclusiveLock')
          SELECT {now} AS now, g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at,
@@ -75,16 +111,7 @@ pub(crate) fn load_view(
         heartbeat = micros("w.last_heartbeat"),
         generations = names.generations(),
         workers = names.workers(),
-    );
-    let rows = client.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
-    // The joins are outer ones, so there is always a row.
-    let first = rows.first();
-    Ok(ClusterView {
-        now: first.map_or(ServerTime::default(), |row| ServerTime(row.get("now"))),
-        observing_since,
-        generation: first.and_then(generation_of),
-        workers: rows.iter().filter_map(worker_of).collect(),
-    })
+    )
 }
 
 fn generation_of(row: &Row) -> Option<GenerationView> {
@@ -134,7 +161,7 @@ pub(crate) fn register(client: &mut Client, names: &Names, worker: &Registration
         &[(&worker.replica_set, Type::TEXT)],
     )
     // The first worker of a replica set found no row to lock; another one may have made it meanwhile.
-    .and_then(|_| hold(&mut tx, names, &worker.replica_set))
+    .and_then(|_| hold(&mut tx, names, &worker.replica_set, ""))
     .map_err(Error::database(doing))?;
     checkpoints::claim(&mut tx, names, worker)?;
     let projections: Vec<&str> = worker.projections.iter().map(|(name, _)| name.as_str()).collect();

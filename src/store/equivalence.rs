@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestError, TestRunner};
 
 use super::checkpoints::{self, Checkpoint};
-use super::coordination;
+use super::coordination::{self, ViewLoader};
 use super::registration::Registration;
 use super::{Names, session, testing};
 use crate::plan::model::database::{Clock, Database, Owner, POLICY, Row, worker_id};
@@ -85,6 +85,7 @@ struct Both<'c> {
     client: &'c mut Client,
     names: Names,
     statement: Statement,
+    views: ViewLoader,
     memory: Database,
     held: BTreeSet<usize>,
     /// What each worker knows, by bit.
@@ -233,7 +234,7 @@ impl Both<'_> {
     }
 
     fn compare(&mut self) -> TestCaseResult {
-        let real = coordination::load_view(self.client, &self.names, SET, ServerTime::default()).unwrap();
+        let real = self.views.load(self.client, SET).unwrap();
         let memory = self.memory.view(Clock::default(), |worker| self.held.contains(&worker));
         prop_assert_eq!(without_times(real), without_times(memory));
         let sql = format!("SELECT projection, keys, position, generation, worker_id FROM {}", self.names.checkpoints());
@@ -294,7 +295,8 @@ impl<'c> Both<'c> {
         client.batch_execute(&truncate).unwrap();
         let statement = checkpoints::prepare_advance(client, &names).unwrap();
         let memory = Database::new(WORKERS, Sabotage::None);
-        Self { client, names, statement, memory, held: BTreeSet::new(), knows, loaded: Vec::new() }
+        let views = ViewLoader::prepare(client, &names).unwrap();
+        Self { client, names, statement, views, memory, held: BTreeSet::new(), knows, loaded: Vec::new() }
     }
 
     fn run(&mut self, ops: impl IntoIterator<Item = Op>) -> TestCaseResult {
