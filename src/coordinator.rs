@@ -35,6 +35,8 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 /// Whoever holds the replica set's lock tells the others when it has changed something. If it had nothing to change, they look again by
 /// themselves.
 const WHILE_OTHERS_CHANGE: Duration = Duration::from_millis(50);
+/// What becomes due, such as a death, does so for all workers at one moment: whoever comes to it first has told the others before they do.
+const SPREAD: Duration = Duration::from_millis(20);
 /// Most runners are between two events, or soon will be: to wait for them here spares a look at the replica set for each that reports.
 const SOON: Duration = Duration::from_millis(20);
 
@@ -158,6 +160,7 @@ impl Coordinator {
                 self.complain(&mut link.client, backoff, error)?;
             }
             let until_heartbeat = heartbeat_due.saturating_duration_since(Instant::now());
+            let recheck = recheck.map(|delay| delay + SPREAD.mul_f64(fastrand::f64()));
             let wait = recheck.unwrap_or(self.poll_interval).min(self.poll_interval).min(until_heartbeat);
             select! {
                 recv(self.stop.heard()) -> _ => {}

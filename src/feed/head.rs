@@ -70,6 +70,11 @@ impl Head {
         }
     }
 
+    /// Whether somebody may have an event in flight below the newest.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.grace.is_some()
+    }
+
     /// Who keeps the head where it is.
     pub(crate) fn blockers(&self) -> Vec<Holder> {
         self.grace.iter().flat_map(|grace| grace.holders.iter().cloned()).collect()

@@ -105,7 +105,8 @@ impl Builder {
         self
     }
 
-    /// How often the worker looks for new events: the quickest while events come in, slowing down to the slowest while none do.
+    /// How often the worker looks for new events of its own accord: the quickest while it finds some, slowing down to the slowest while it
+    /// does not. A [hint](crate::EventStore::hint) makes it look at once, and then after the quickest interval or 5 ms, whichever is less.
     /// Defaults to 5 ms and 250 ms.
     pub fn event_poll(mut self, quickest: Duration, slowest: Duration) -> Self {
         self.config.event_poll = (quickest, slowest);

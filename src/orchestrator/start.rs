@@ -149,6 +149,7 @@ impl Start {
                 own_metrics: self.worker_metrics.projection(projection.name()),
                 commands: receiver,
                 reports: reports.clone(),
+                kept: None,
             };
             self.orchestrator.crew.spawn(format!("pup-run-{index:02}"), move |pulse| runner.run(pulse))?;
         }

@@ -3,14 +3,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use postgres::{Client, Statement, Transaction};
+use postgres::{Client, Transaction};
 
 use super::retry::{Failure, is_transient};
 use crate::error::{BoxError, panic_message};
 use crate::event::Event;
 use crate::metrics::ProjectionMetrics;
 use crate::projection::Projection;
-use crate::store::checkpoints::{self, Checkpoint, Owner};
+use crate::store::checkpoints::{Checkpoint, Owner, Statements};
 use crate::store::events::Batch;
 
 /// A batch that has taken this long is committed with what it has: read models stay fresh and row locks short when handlers are slow.
@@ -27,8 +27,8 @@ pub(super) struct Committed {
 /// What is to be committed, by whom.
 pub(super) struct Job<'a> {
     pub(super) projection: &'a dyn Projection,
-    /// The prepared fence.
-    pub(super) advance: &'a Statement,
+    /// Prepared on the same connection.
+    pub(super) statements: &'a Statements,
     pub(super) owner: Owner,
     /// The checkpoint the batch follows on.
     pub(super) row: &'a Checkpoint,
@@ -60,7 +60,7 @@ pub(super) fn commit(client: &mut Client, job: &Job<'_>, interrupted: impl Fn() 
     let begun = Instant::now();
     // What is refused only now, such as a deferred constraint, does not say which event it is about: half of them is tried next.
     let refused = |error: postgres::Error| classify(error.into(), handled / 2);
-    match checkpoints::advance(&mut tx, job.advance, job.row, job.owner, position) {
+    match job.statements.advance(&mut tx, job.row, job.owner, position) {
         Ok(true) => {}
         // Dropping the transaction rolls it back.
         Ok(false) => return Err(Failure::Fenced),

@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
-use postgres::Statement;
 
 use crate::backoff::{Backoff, Mentions};
 use crate::config::Retry;
@@ -31,7 +30,7 @@ use crate::plan::KeySet;
 use crate::projection::{Projection, Scope};
 use crate::status::{Board, LaneStatus, ProjectionState};
 use crate::store::Names;
-use crate::store::checkpoints::{self, Owner};
+use crate::store::checkpoints::{self, Owner, Statements};
 use crate::store::events::Batch;
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
@@ -39,6 +38,8 @@ use batch::{Committed, Job};
 use retry::Failure;
 use rows::{Row, Rows};
 
+/// A runner that is paused for longer takes another connection, which the pool has tried.
+const KEEP_CONNECTION: Duration = Duration::from_secs(1);
 /// How long a runner waits for a connection before it looks for commands again.
 const POOL_PATIENCE: Duration = Duration::from_secs(1);
 /// A position that moved without any event of the projection is written down this often: it spares repeated scans after a restart,
@@ -89,13 +90,19 @@ pub(crate) struct Runner {
     pub(crate) own_metrics: WorkerProjectionMetrics,
     pub(crate) commands: Receiver<Command>,
     pub(crate) reports: Sender<Report>,
+    pub(crate) kept: Option<Kept>,
 }
 
-/// A connection, and the statement that moves a checkpoint.
+/// A connection, and the statements prepared on it.
 struct Connection {
     client: PooledClient,
-    advance: Statement,
+    statements: Statements,
+    /// The feed's epoch when it was taken from the pool.
+    epoch: u64,
 }
+
+/// A connection that is kept for the next generation, and since when.
+pub(crate) struct Kept(Connection, Instant);
 
 /// What a runner has in hand while it runs.
 struct Work {
@@ -172,13 +179,14 @@ impl Runner {
 
     /// Processes as this owner until another command comes, which is returned.
     fn process(&mut self, owner: Owner, pulse: &Pulse) -> Option<Command> {
+        let connection = self.kept_connection();
         let mut work = Work {
             owner,
             rows: None,
-            loaded_in: 0,
+            loaded_in: connection.as_ref().map_or(0, |connection| connection.epoch),
             loaded_at: Instant::now(),
             rest: None,
-            connection: None,
+            connection,
             attempts: 0,
             retries: Backoff::new(self.retry.first_delay, self.retry.longest_delay),
             hiccups: Backoff::new(Duration::from_millis(5), Duration::from_millis(500)),
@@ -240,6 +248,7 @@ impl Runner {
         if command == Some(Command::Pause) {
             // So that rows of one partition are at one position when the keys are cut anew, and can be merged.
             _ = Self::note_position(&mut work);
+            self.kept = work.connection.map(|connection| Kept(connection, Instant::now()));
         }
         self.tell(|status| {
             status.state = ProjectionState::Paused;
@@ -344,7 +353,7 @@ impl Runner {
         let connection = Self::connection(&mut work.connection)?;
         let job = Job {
             projection: &*self.projection,
-            advance: &connection.advance,
+            statements: &connection.statements,
             owner,
             row: &stored,
             batch,
@@ -445,14 +454,28 @@ impl Runner {
             .ok_or_else(|| Failure::Transient("the connection is lost".into()))
     }
 
+    fn connect(&self, epoch: u64) -> Result<Connection, Failure> {
+        let mut client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
+        let statements = Statements::prepare(&mut client, &self.names).map_err(transient)?;
+        Ok(Connection { client, statements, epoch })
+    }
+
+    /// The connection of the generation before, unless it is old or the tailer has had to make another since.
+    fn kept_connection(&mut self) -> Option<Connection> {
+        let Kept(connection, since) = self.kept.take()?;
+        let is_fresh = since.elapsed() < KEEP_CONNECTION && connection.epoch == self.feed.epoch();
+        Some(connection).filter(|connection| is_fresh && !connection.client.is_closed())
+    }
+
     fn load_rows(&self, work: &mut Work) -> Result<(), Failure> {
         work.loaded_in = self.feed.epoch();
-        let mut client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
-        let advance = checkpoints::prepare_advance(&mut client, &self.names).map_err(transient)?;
+        let connection = match work.connection.take() {
+            Some(connection) => connection,
+            None => self.connect(work.loaded_in)?,
+        };
+        let Connection { client, statements, .. } = work.connection.insert(connection);
         work.loaded_at = Instant::now();
-        let rows = checkpoints::owned(&mut **client, &self.names, self.projection.name(), work.owner, self.lane)
-            .map_err(transient)?;
-        work.connection = Some(Connection { client, advance });
+        let rows = statements.owned(&mut ***client, self.projection.name(), work.owner, self.lane).map_err(transient)?;
         log::debug!("checkpoints loaded: projection={} rows={rows:?}", self.projection.name());
         work.rows = Some(Rows::new(rows));
         self.show(work);
@@ -500,8 +523,8 @@ impl Runner {
         let Some(rows) = &mut work.rows else { return Ok(()) };
         if let Some(row) = rows.first().filter(|row| row.is_ahead()) {
             let (to, connection) = (row.reached, Self::connection(&mut work.connection)?);
-            let client = &mut **connection.client;
-            if !checkpoints::advance(client, &connection.advance, &row.stored, owner, to).map_err(transient)? {
+            let Connection { client, statements, .. } = connection;
+            if !statements.advance(&mut ***client, &row.stored, owner, to).map_err(transient)? {
                 return Err(Failure::Fenced);
             }
             rows.store(to);

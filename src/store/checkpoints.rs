@@ -1,11 +1,11 @@
 //! Checkpoints: how far each projection got for each set of keys, whose they are, and the fence.
 //!
 //! *Invariants.* The key sets of a projection's checkpoints are disjoint and cover the key space (I5): rows are only ever made whole
-//! ([`claim`]), cut ([`recut`]) and merged ([`merge`]). A position changes only by [`advance`], which names the row, the position it
+//! ([`claim`]), cut ([`recut`]) and merged ([`merge`]). A position changes only by [`advance`](Statements::advance), which names the row, the position it
 //! comes from, the generation and the worker (I1, I4): a worker that lost the row, or whose earlier commit it never heard of, changes
 //! nothing and must not commit.
 
-use postgres::types::Type;
+use postgres::types::{ToSql, Type};
 use postgres::{Client, GenericClient, Statement, Transaction};
 
 use super::names::Names;
@@ -196,50 +196,53 @@ fn verify_cover(tx: &mut Transaction<'_>, names: &Names, replica_set: &str) -> R
     }
 }
 
-/// The rows of a projection that are this lane's of this worker in this generation, lowest position first.
-pub(crate) fn owned(
-    client: &mut impl GenericClient,
-    names: &Names,
-    projection: &str,
-    owner: Owner,
-    lane: usize,
-) -> Result<Vec<Checkpoint>, postgres::Error> {
-    let sql = format!(
-        "SELECT id, keys, position FROM {} WHERE projection = $1 AND generation = $2 AND worker_id = $3 AND lane = $4
-         ORDER BY position, id",
-        names.checkpoints()
-    );
-    let rows = client.query_typed(
-        &sql,
-        &[
-            (&projection, Type::TEXT),
-            (&owner.generation, Type::INT8),
-            (&owner.worker.0, Type::UUID),
-            (&i32::try_from(lane).unwrap_or(0), Type::INT4),
-        ],
-    )?;
-    Ok(rows.iter().map(|row| Checkpoint { id: row.get(0), keys: row.get(1), position: row.get(2) }).collect())
+/// What a runner asks for time and again, prepared on its connection.
+pub(crate) struct Statements {
+    owned: Statement,
+    advance: Statement,
 }
 
-/// Prepares [`advance`] on a connection.
-pub(crate) fn prepare_advance(client: &mut Client, names: &Names) -> Result<Statement, postgres::Error> {
-    client.prepare_typed(
-        &format!("UPDATE {} SET position = $5, updated_at = clock_timestamp() WHERE {FENCE}", names.checkpoints()),
-        &[Type::INT8, Type::INT8, Type::INT8, Type::UUID, Type::INT8],
-    )
-}
+impl Statements {
+    pub(crate) fn prepare(client: &mut Client, names: &Names) -> Result<Self, postgres::Error> {
+        let checkpoints = names.checkpoints();
+        let owned = format!(
+            "SELECT id, keys, position FROM {checkpoints}
+             WHERE projection = $1 AND generation = $2 AND worker_id = $3 AND lane = $4 ORDER BY position, id"
+        );
+        let advance =
+            format!("UPDATE {checkpoints} SET position = $5, updated_at = clock_timestamp() WHERE {FENCE}");
+        Ok(Self {
+            owned: client.prepare_typed(&owned, &[Type::TEXT, Type::INT8, Type::UUID, Type::INT4])?,
+            advance: client
+                .prepare_typed(&advance, &[Type::INT8, Type::INT8, Type::INT8, Type::UUID, Type::INT8])?,
+        })
+    }
 
-/// Moves a row on to a position. False if the row is not this worker's any more, or not where it left it: then nothing of the
-/// transaction may be committed.
-pub(crate) fn advance(
-    client: &mut impl GenericClient,
-    statement: &Statement,
-    row: &Checkpoint,
-    owner: Owner,
-    to: i64,
-) -> Result<bool, postgres::Error> {
-    let updated = client.execute(statement, &[&row.id, &row.position, &owner.generation, &owner.worker.0, &to])?;
-    Ok(updated == 1)
+    /// The rows of a projection that this owner holds for one of its lanes.
+    pub(crate) fn owned(
+        &self,
+        client: &mut impl GenericClient,
+        projection: &str,
+        owner: Owner,
+        lane: usize,
+    ) -> Result<Vec<Checkpoint>, postgres::Error> {
+        let lane = i32::try_from(lane).unwrap_or(0);
+        let rows = client.query(&self.owned, &[&projection, &owner.generation, &owner.worker.0, &lane])?;
+        Ok(rows.iter().map(|row| Checkpoint { id: row.get(0), keys: row.get(1), position: row.get(2) }).collect())
+    }
+
+    /// Moves a row on to a position. False if the row is not this worker's any more, or not where it left it: then nothing of the
+    /// transaction may be committed.
+    pub(crate) fn advance(
+        &self,
+        client: &mut impl GenericClient,
+        row: &Checkpoint,
+        owner: Owner,
+        to: i64,
+    ) -> Result<bool, postgres::Error> {
+        let values: [&(dyn ToSql + Sync); 5] = [&row.id, &row.position, &owner.generation, &owner.worker.0, &to];
+        Ok(client.execute(&self.advance, &values)? == 1)
+    }
 }
 
 /// Merges a row into another at the same position. False if either is not this worker's any more.

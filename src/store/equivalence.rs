@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use postgres::{Client, Statement};
+use postgres::Client;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestError, TestRunner};
 
-use super::checkpoints::{self, Checkpoint};
+use super::checkpoints::{self, Checkpoint, Statements};
 use super::coordination::{self, ViewLoader};
 use super::registration::Registration;
 use super::{Names, session, testing};
@@ -84,7 +84,7 @@ type Loaded = (Row, Checkpoint, Owner);
 struct Both<'c> {
     client: &'c mut Client,
     names: Names,
-    statement: Statement,
+    statements: Statements,
     views: ViewLoader,
     memory: Database,
     held: BTreeSet<usize>,
@@ -208,7 +208,7 @@ impl Both<'_> {
 
     fn advance(&mut self, (row, stored, owner): &Loaded, by: i64) -> TestCaseResult {
         let to = row.position + by;
-        let moved = checkpoints::advance(self.client, &self.statement, stored, real(*owner), to).unwrap();
+        let moved = self.statements.advance(self.client, stored, real(*owner), to).unwrap();
         prop_assert_eq!(moved, self.memory.advance(row, *owner, to), "the fences differ");
         self.load(row.projection, *owner)
     }
@@ -222,7 +222,7 @@ impl Both<'_> {
 
     fn load(&mut self, number: usize, owner: Owner) -> TestCaseResult {
         let mut memory = self.memory.owned(number, owner);
-        let mut stored = checkpoints::owned(self.client, &self.names, &projection(number), real(owner), 0).unwrap();
+        let mut stored = self.statements.owned(self.client, &projection(number), real(owner), 0).unwrap();
         memory.sort_by_key(|row| row.keys.ranges().to_vec());
         stored.sort_by_key(|row| row.keys.ranges().to_vec());
         prop_assert_eq!(memory.len(), stored.len(), "owned rows differ");
@@ -293,10 +293,10 @@ impl<'c> Both<'c> {
         let names = Names::default();
         let truncate = format!("SELECT pg_advisory_unlock_all(); TRUNCATE {} CASCADE", names.replica_sets());
         client.batch_execute(&truncate).unwrap();
-        let statement = checkpoints::prepare_advance(client, &names).unwrap();
+        let statements = Statements::prepare(client, &names).unwrap();
         let memory = Database::new(WORKERS, Sabotage::None);
         let views = ViewLoader::prepare(client, &names).unwrap();
-        Self { client, names, statement, views, memory, held: BTreeSet::new(), knows, loaded: Vec::new() }
+        Self { client, names, statements, views, memory, held: BTreeSet::new(), knows, loaded: Vec::new() }
     }
 
     fn run(&mut self, ops: impl IntoIterator<Item = Op>) -> TestCaseResult {
