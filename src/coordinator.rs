@@ -249,11 +249,13 @@ impl Coordinator {
             match stance(&view, worker) {
                 Stance::Run(generation) => self.resume(&view, generation),
                 Stance::Prepare(generation) if self.pause() || self.paused_soon() => {
-                    coordination::mark_ready(&mut link.client, &self.names, worker, generation)
+                    let others_follow = coordination::mark_ready(&mut link.client, &self.names, worker, generation)
                         .map_err(Error::database(LOOKING))?;
                     log::debug!("ready: worker={worker} generation={generation}");
-                    // The view is loaded again after the commit. So whoever is the last to become ready sees that all are.
-                    continue;
+                    self.show_state(WorkerState::Ready);
+                    if !others_follow {
+                        continue;
+                    }
                 }
                 Stance::Rejoin if self.pause() => {
                     self.rejoin(&mut link.client)?;
@@ -395,19 +397,22 @@ impl Coordinator {
 
     fn show(&self, view: &ClusterView) {
         let state = view.worker(self.registration.worker).map_or(WorkerState::Stopped, |worker| worker.state);
-        self.board.set_state(state);
-        self.worker_metrics.set_state(state.as_str());
+        self.show_state(state);
         self.metrics.active_workers.set(i64::try_from(view.workers.len()).unwrap_or(0));
         let partitions = view.generation.as_ref().map_or(0, |generation| generation.total_partitions);
         self.metrics.partitions.set(i64::try_from(partitions).unwrap_or(0));
+    }
+
+    fn show_state(&self, state: WorkerState) {
+        self.board.set_state(state);
+        self.worker_metrics.set_state(state.as_str());
     }
 
     /// Drains the runners, then hands over: the worker is gone and the partitions are dealt out again in one transaction.
     fn leave(&mut self, link: &mut Link, pulse: &Pulse) -> Result<(), Error> {
         let worker = self.registration.worker;
         coordination::mark_stopping(&mut link.client, &self.names, worker).map_err(Error::database("leaving"))?;
-        self.board.set_state(WorkerState::Stopping);
-        self.worker_metrics.set_state(WorkerState::Stopping.as_str());
+        self.show_state(WorkerState::Stopping);
         while !self.pause() {
             pulse.beat();
             select! {

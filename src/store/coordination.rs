@@ -220,20 +220,26 @@ pub(crate) fn reported_safe_head(client: &mut Client, names: &Names) -> Result<i
 }
 
 /// Says that the worker's runners are paused for this generation. Needs no lock of the replica set: if the generation is superseded at the
-/// same time, the worker's row is not in it any more and stays as it is.
+/// same time, the worker's row is not in it any more and stays as it is. Returns whether others of the generation have yet to say so;
+/// since that is looked up after the commit, the last one finds nobody.
 pub(crate) fn mark_ready(
     client: &mut Client,
     names: &Names,
     worker: WorkerId,
     generation: i64,
-) -> Result<(), postgres::Error> {
+) -> Result<bool, postgres::Error> {
+    let workers = names.workers();
     let sql = format!(
-        "UPDATE {} SET state = 'ready', last_heartbeat = clock_timestamp()
-         WHERE id = $1 AND generation = $2 AND state = 'pending'",
-        names.workers()
+        "UPDATE {workers} SET state = 'ready', last_heartbeat = clock_timestamp()
+         WHERE id = $1 AND generation = $2 AND state = 'pending'"
     );
     client.execute_typed(&sql, &[(&worker.0, Type::UUID), (&generation, Type::INT8)])?;
-    Ok(())
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM {workers} WHERE generation = $2 AND state = 'pending'
+                        AND replica_set = (SELECT replica_set FROM {workers} WHERE id = $1))"
+    );
+    let row = client.query_typed_one(&sql, &[(&worker.0, Type::UUID), (&generation, Type::INT8)])?;
+    Ok(row.get(0))
 }
 
 /// Says that the worker is asked to leave and finishes what it has begun: it gets no partition of a new generation.
