@@ -9,10 +9,10 @@ use std::ops::RangeInclusive;
 use postgres::error::SqlState;
 use postgres::types::{ToSql, Type};
 use postgres::{Client, GenericClient, Row, Statement};
-use uuid::Uuid;
 
 use crate::error::{Error, describe};
 use crate::event::{Event, NewEvent};
+use crate::store::append::{self, Param, Way};
 use crate::store::{Names, events, session};
 
 /// What the caller of [`EventStore::append`] knows of the aggregate.
@@ -97,7 +97,8 @@ impl EventStore {
         Ok(Self { names })
     }
 
-    /// Appends events to one aggregate, in one round trip whatever their number.
+    /// Appends events to one aggregate, in one round trip whatever their number; in three where there is a conflict, and in two the first
+    /// time after its events were written by a program that does not keep `aggregate_heads`.
     ///
     /// Given a client, they are committed when this returns; given a transaction, with it. Afterwards [`hint`](Self::hint) may tell
     /// the workers; they notice anyway. Versions follow on the aggregate's last one, positions ascend with them.
@@ -112,7 +113,9 @@ impl EventStore {
         expected: ExpectedVersion,
         events: &[NewEvent],
     ) -> Result<AppendResult, AppendError> {
-        self.append_by(client, expected, events, |client, params| client.query_typed(&insert_sql(&self.names), params))
+        self.append_by(client, expected, events, |client, way, params| {
+            client.query_typed(&append::sql(&self.names, way), params)
+        })
     }
 
     /// Has the server parse and plan the append, for a connection that appends often: an append of one event then takes a fraction of
@@ -133,10 +136,17 @@ impl EventStore {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn prepare(&self, client: &mut impl GenericClient) -> Result<PreparedAppend, Error> {
-        let statement = client
-            .prepare_typed(&insert_sql(&self.names), &INSERT_TYPES)
-            .map_err(Error::database("preparing the append"))?;
-        Ok(PreparedAppend { store: self.clone(), statement })
+        let mut prepare = |way| {
+            client
+                .prepare_typed(&append::sql(&self.names, way), &append::TYPES)
+                .map_err(Error::database("preparing the append"))
+        };
+        Ok(PreparedAppend {
+            store: self.clone(),
+            begin: prepare(Way::Begin)?,
+            go_on: prepare(Way::GoOn)?,
+            find_out: prepare(Way::FindOut)?,
+        })
     }
 
     fn append_by<C: GenericClient>(
@@ -144,7 +154,7 @@ impl EventStore {
         client: &mut C,
         expected: ExpectedVersion,
         events: &[NewEvent],
-        run: impl FnOnce(&mut C, &[Param<'_>]) -> Result<Vec<Row>, postgres::Error>,
+        run: impl Fn(&mut C, Way, &[Param<'_>]) -> Result<Vec<Row>, postgres::Error>,
     ) -> Result<AppendResult, AppendError> {
         let first = validate(expected, events)?;
         let exact = match expected {
@@ -159,7 +169,7 @@ impl EventStore {
             expected,
             actual,
         };
-        let rows = insert(first, exact, events, |params| run(client, params))
+        let rows = append::append(first, exact, events, |way, params| run(client, way, params))
             .map_err(|error| if is_version_taken(&error) { conflict(None) } else { AppendError::Database(error) })?;
         let (Some(first_row), Some(last_row)) = (rows.first(), rows.last()) else {
             return Err(conflict(Some(self.version(client, first).map_err(AppendError::Database)?)));
@@ -197,16 +207,15 @@ impl EventStore {
     }
 
     fn version(&self, client: &mut impl GenericClient, aggregate: &NewEvent) -> Result<i64, postgres::Error> {
-        let sql = format!("SELECT version FROM {} AS seen", seen_version(&self.names));
-        let row = client.query_typed(
-            &sql,
+        let row = client.query_typed_one(
+            &append::version_sql(&self.names),
             &[
                 (&aggregate.bounded_context, Type::TEXT),
                 (&aggregate.aggregate_type, Type::TEXT),
                 (&aggregate.aggregate_id, Type::TEXT),
             ],
         )?;
-        Ok(row.first().map_or(0, |row| row.get(0)))
+        Ok(row.get(0))
     }
 }
 
@@ -214,7 +223,9 @@ impl EventStore {
 #[derive(Clone)]
 pub struct PreparedAppend {
     store: EventStore,
-    statement: Statement,
+    begin: Statement,
+    go_on: Statement,
+    find_out: Statement,
 }
 
 impl PreparedAppend {
@@ -229,9 +240,14 @@ impl PreparedAppend {
         expected: ExpectedVersion,
         events: &[NewEvent],
     ) -> Result<AppendResult, AppendError> {
-        self.store.append_by(client, expected, events, |client, params| {
+        self.store.append_by(client, expected, events, |client, way, params| {
+            let statement = match way {
+                Way::Begin => &self.begin,
+                Way::GoOn => &self.go_on,
+                Way::FindOut => &self.find_out,
+            };
             let values: Vec<&(dyn ToSql + Sync)> = params.iter().map(|(value, _)| *value).collect();
-            client.query(&self.statement, &values)
+            client.query(statement, &values)
         })
     }
 }
@@ -291,97 +307,6 @@ fn validate(expected: ExpectedVersion, events: &[NewEvent]) -> Result<&NewEvent,
         }
     }
     Ok(first)
-}
-
-/// The version of the aggregate `$1`, `$2`, `$3` as its events and its head show it, in SQL: the higher of the two. Writers that insert
-/// with plain SQL may not keep the heads, and old events may have been archived.
-fn seen_version(names: &Names) -> String {
-    let aggregate = "bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3";
-    format!(
-        "(SELECT coalesce(max(known.version), 0) AS version FROM (
-              SELECT max(aggregate_version) AS version FROM {} WHERE {aggregate}
-              UNION ALL SELECT aggregate_version FROM {} WHERE {aggregate}) AS known)",
-        names.events(),
-        names.aggregate_heads()
-    )
-}
-
-/// Inserts the events and moves the aggregate's head, in one statement. No row if the aggregate is not at the expected version.
-///
-/// The head's row lock comes before any position is handed out, so of two appends to one aggregate the one with the higher version
-/// has the higher positions.
-fn insert_sql(names: &Names) -> String {
-    let (table, heads, seen) = (names.events(), names.aggregate_heads(), seen_version(names));
-    format!(
-        "WITH head AS (
-             INSERT INTO {heads} AS h (bounded_context, aggregate_type, aggregate_id, aggregate_version)
-             SELECT $1, $2, $3, seen.version + cardinality($5)
-             FROM {seen} AS seen
-             WHERE $4 IS NULL OR seen.version = $4
-             ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO UPDATE
-             SET aggregate_version = greatest(h.aggregate_version + cardinality($5), excluded.aggregate_version),
-                 updated_at = clock_timestamp()
-             WHERE $4 IS NULL OR greatest(h.aggregate_version, excluded.aggregate_version - cardinality($5)) = $4
-             RETURNING h.aggregate_version - cardinality($5) AS version
-         )
-         INSERT INTO {table} (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
-                              event_version, payload, trace_id, correlation_id, causation_id, metadata)
-         SELECT $1, $2, $3, head.version + e.n, e.event_id, e.event_type, e.event_version, e.payload, e.trace_id,
-                e.correlation_id, e.causation_id, e.metadata
-         FROM head, unnest($5, $6, $7, $8, $9, $10, $11, $12) WITH ORDINALITY AS
-              e (event_id, event_type, event_version, payload, trace_id, correlation_id, causation_id, metadata, n)
-         ORDER BY e.n
-         RETURNING global_position, aggregate_version"
-    )
-}
-
-/// A value and its type, as a statement that is not prepared is given them.
-type Param<'a> = (&'a (dyn ToSql + Sync), Type);
-
-const INSERT_TYPES: [Type; 12] = [
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::INT8,
-    Type::UUID_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::INT4_ARRAY,
-    Type::BYTEA_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::JSONB_ARRAY,
-];
-
-fn insert(
-    aggregate: &NewEvent,
-    expected: Option<i64>,
-    events: &[NewEvent],
-    run: impl FnOnce(&[Param<'_>]) -> Result<Vec<Row>, postgres::Error>,
-) -> Result<Vec<Row>, postgres::Error> {
-    let ids: Vec<Uuid> = events.iter().map(|event| event.event_id).collect();
-    let types: Vec<&str> = events.iter().map(|event| event.event_type.as_str()).collect();
-    let versions: Vec<i32> = events.iter().map(|event| event.event_version).collect();
-    let payloads: Vec<&[u8]> = events.iter().map(|event| event.payload.as_slice()).collect();
-    let traces: Vec<Option<&str>> = events.iter().map(|event| event.trace_id.as_deref()).collect();
-    let correlations: Vec<Option<&str>> = events.iter().map(|event| event.correlation_id.as_deref()).collect();
-    let causations: Vec<Option<&str>> = events.iter().map(|event| event.causation_id.as_deref()).collect();
-    let metadata: Vec<Option<&serde_json::Value>> = events.iter().map(|event| event.metadata.as_ref()).collect();
-    let values: [&(dyn ToSql + Sync); 12] = [
-        &aggregate.bounded_context,
-        &aggregate.aggregate_type,
-        &aggregate.aggregate_id,
-        &expected,
-        &ids,
-        &types,
-        &versions,
-        &payloads,
-        &traces,
-        &correlations,
-        &causations,
-        &metadata,
-    ];
-    run(&values.into_iter().zip(INSERT_TYPES).collect::<Vec<_>>())
 }
 
 #[cfg(test)]

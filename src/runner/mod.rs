@@ -475,7 +475,8 @@ impl Runner {
         };
         let Connection { client, statements, .. } = work.connection.insert(connection);
         work.loaded_at = Instant::now();
-        let rows = statements.owned(&mut ***client, self.projection.name(), work.owner, self.lane).map_err(transient)?;
+        let rows =
+            statements.owned(&mut ***client, self.projection.name(), work.owner, self.lane).map_err(transient)?;
         log::debug!("checkpoints loaded: projection={} rows={rows:?}", self.projection.name());
         work.rows = Some(Rows::new(rows));
         self.show(work);

@@ -209,12 +209,10 @@ impl Statements {
             "SELECT id, keys, position FROM {checkpoints}
              WHERE projection = $1 AND generation = $2 AND worker_id = $3 AND lane = $4 ORDER BY position, id"
         );
-        let advance =
-            format!("UPDATE {checkpoints} SET position = $5, updated_at = clock_timestamp() WHERE {FENCE}");
+        let advance = format!("UPDATE {checkpoints} SET position = $5, updated_at = clock_timestamp() WHERE {FENCE}");
         Ok(Self {
             owned: client.prepare_typed(&owned, &[Type::TEXT, Type::INT8, Type::UUID, Type::INT4])?,
-            advance: client
-                .prepare_typed(&advance, &[Type::INT8, Type::INT8, Type::INT8, Type::UUID, Type::INT8])?,
+            advance: client.prepare_typed(&advance, &[Type::INT8, Type::INT8, Type::INT8, Type::UUID, Type::INT8])?,
         })
     }
 

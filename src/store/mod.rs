@@ -3,6 +3,7 @@
 //! Statements that run now and then go as `query_typed`: one round trip, no named prepared statement, so that a pooler in
 //! transaction mode is served too. What runs per batch is prepared once per connection.
 
+pub(crate) mod append;
 pub(crate) mod checkpoints;
 pub(crate) mod coordination;
 mod event_tables;
