@@ -2,10 +2,11 @@
 //! (`track_commit_timestamp`): no observer takes part, and no clock but the server's.
 //!
 //! The target without hints is half the interval of polling and 3 ms. By default that interval grows from 5 ms to 250 ms while nothing
-//! happens; the cases that keep the default are held against the longest. One append in 2 s finds it at its longest, so the waits are
-//! spread evenly over it, and the median of a hundred of them is uncertain by some 12 ms.
+//! happens; the cases that keep the default are held against the longest. One append in 2 s finds it at its longest: the waits are spread
+//! evenly over it, and the median of a hundred of them would be uncertain by 12 ms. So there twenty look, each at moments of its own.
 //!
-//! One worker process, one projection that inserts a row for each event, appends of one event at random intervals.
+//! Those who look are worker processes, each a replica set by itself with one projection that inserts a row for each event. Appends of
+//! one event at random intervals.
 
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ struct Case {
     every: Duration,
     hints: bool,
     event_poll: Option<Duration>,
+    /// How many look.
+    workers: usize,
     target: Target,
     lasts: Duration,
 }
@@ -39,6 +42,7 @@ const CASES: [Case; 5] = [
         every: Duration::from_millis(50),
         hints: true,
         event_poll: None,
+        workers: 1,
         target: Target::AtMost(0.005),
         lasts: Duration::from_secs(30),
     },
@@ -47,6 +51,7 @@ const CASES: [Case; 5] = [
         every: Duration::from_millis(50),
         hints: false,
         event_poll: None,
+        workers: 1,
         target: Target::AtMost(0.125 + 0.003),
         lasts: Duration::from_secs(30),
     },
@@ -55,6 +60,7 @@ const CASES: [Case; 5] = [
         every: Duration::from_millis(50),
         hints: false,
         event_poll: Some(Duration::from_millis(20)),
+        workers: 1,
         target: Target::AtMost(0.010 + 0.003),
         lasts: Duration::from_secs(30),
     },
@@ -63,6 +69,7 @@ const CASES: [Case; 5] = [
         every: Duration::from_secs(2),
         hints: true,
         event_poll: None,
+        workers: 1,
         target: Target::AtMost(0.005),
         lasts: Duration::from_secs(200),
     },
@@ -71,6 +78,7 @@ const CASES: [Case; 5] = [
         every: Duration::from_secs(2),
         hints: false,
         event_poll: None,
+        workers: 20,
         target: Target::AtMost(0.125 + 0.003),
         lasts: Duration::from_secs(200),
     },
@@ -99,27 +107,32 @@ pub(crate) fn measure(lab: &mut Lab) {
 
 fn watch(lab: &mut Lab, case: &Case) -> Samples {
     let (database, url) = lab.database_filled_with(BEFORE);
-    let order = Order { event_poll: case.event_poll, ..Order::from_head(&url, lab.name(), Handler::Arrive, BEFORE) };
-    let crew = Crew::start(&order, 1);
+    let workers = lab.real_or_quick(case.workers, 1);
+    let crews: Vec<Crew> = (0..workers)
+        .map(|_| {
+            let order = Order::from_head(&url, lab.name(), Handler::Arrive, BEFORE);
+            Crew::start(&Order { event_poll: case.event_poll, ..order }, 1)
+        })
+        .collect();
     let every = lab.real_or_quick(case.every, case.every.min(Duration::from_millis(100)));
     let lasts = lab.real_or_quick(case.lasts, Duration::from_secs(1));
     let writer = Writer::start(&url, Pace { every, events: 1, hints: case.hints });
     pause(lasts);
-    let appended = writer.stop() as i64;
+    let expected = (writer.stop() * workers) as i64;
     let mut client = connect(&url);
     let deadline = Instant::now() + Duration::from_secs(10);
-    while client.query_one("SELECT count(*) FROM arrived", &[]).unwrap().get::<_, i64>(0) < appended {
-        assert!(Instant::now() < deadline, "every event arrives");
+    while client.query_one("SELECT count(*) FROM arrived", &[]).unwrap().get::<_, i64>(0) < expected {
+        assert!(Instant::now() < deadline, "every event arrives with everybody");
         pause(Duration::from_millis(10));
     }
     let rows = client
         .query(
             "SELECT extract(epoch FROM pg_xact_commit_timestamp(a.xmin) - pg_xact_commit_timestamp(e.xmin))::float8
              FROM events e JOIN arrived a USING (global_position) ORDER BY global_position OFFSET $1",
-            &[&WARM_UP],
+            &[&(WARM_UP * workers as i64)],
         )
         .unwrap();
-    crew.leave();
+    crews.into_iter().for_each(Crew::leave);
     drop(client);
     lab.server.drop_database(&database);
     rows.iter().map(|row| row.get(0)).collect()

@@ -37,7 +37,7 @@ pub(crate) enum Handler {
 impl Handler {
     pub(crate) const TABLES: &str = "
         CREATE TABLE counts (aggregate_id text PRIMARY KEY, events bigint NOT NULL);
-        CREATE TABLE arrived (global_position bigint PRIMARY KEY)";
+        CREATE TABLE arrived (global_position bigint NOT NULL)";
 
     const NAMES: [(&str, Self); 6] = [
         ("no-op", Self::NoOp),
