@@ -18,7 +18,10 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start() -> Self {
-        let mut postgres = PrivatePostgres::start(Options::default()).unwrap_or_else(|e| panic!("{e}"));
+        // A stopping server waits for as long for the first words of a client, and the proxy may hold them back.
+        let settings = vec![("authentication_timeout".into(), "5s".into())];
+        let mut postgres =
+            PrivatePostgres::start(Options { settings, ..Options::default() }).unwrap_or_else(|e| panic!("{e}"));
         let url = postgres.create_database("chaos").unwrap();
         let port = postgres.port();
         let (orders, received) = unbounded::<(StopMode, Duration)>();
