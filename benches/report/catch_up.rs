@@ -31,7 +31,7 @@ pub(crate) fn measure(lab: &mut Lab) {
         lab.report.line(&line.clone().beside("bare copy", &copied).target(Target::RatioAtLeast(0.8)));
         lab.report.line(&line.beside("bare select", &selected));
     }
-    let line = Line::new("bare select of 1,000 at a time", EventsPerSecond, &selected);
+    let line = Line::new(format!("bare select of {BATCH} at a time"), EventsPerSecond, &selected);
     lab.report.line(&line.beside("bare copy", &copied));
 
     let mut table = Table::new(&["processor time per event", "client", "server"]);

@@ -7,10 +7,11 @@
 //! With several checkpoints it always advances the one with the lowest position, no further than the next one's, and merges the two
 //! when they meet: one at a time, so events of one aggregate stay in order, and after the catch-up one is left.
 //!
-//! When it fails: a batch that cannot be committed is tried again ([`retry`]); a panic of the handler counts as its error. The thread
+//! When it fails: a batch that cannot be committed is tried again ([`failing`]); a panic of the handler counts as its error. The thread
 //! ends when the coordinator lets go of its commands.
 
 mod batch;
+mod failing;
 mod retry;
 mod rows;
 
@@ -19,10 +20,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
-use crate::backoff::{Backoff, Mentions};
 use crate::config::Retry;
 use crate::database::{Pool, PooledClient};
-use crate::error::{BoxError, Error, describe_any, one_line};
+use crate::error::{BoxError, Error, describe_any};
 use crate::feed::ahead::Ahead;
 use crate::feed::{Feed, Follower};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
@@ -35,6 +35,7 @@ use crate::store::events::Batch;
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
 use batch::{Committed, Job};
+use failing::Troubles;
 use retry::Failure;
 use rows::{Row, Rows};
 
@@ -115,15 +116,7 @@ struct Work {
     /// What was read of the first row and is not committed yet: the rest of a batch, or one to be tried again.
     rest: Option<Batch>,
     connection: Option<Connection>,
-    /// Failed attempts at the batch at hand, and the delays between them.
-    attempts: u32,
-    retries: Backoff,
-    /// The delays between attempts that do not count.
-    hiccups: Backoff,
-    hiccup_mentions: Mentions,
-    /// A handler may fail at every other event, and succeed when it is tried again.
-    failure_mentions: Mentions,
-    is_failure_logged: bool,
+    troubles: Troubles,
     /// A batch that failed in its middle is committed up to there first, so that it is the failing event that is tried again.
     commit_first: Option<usize>,
     noted_at: Instant,
@@ -187,12 +180,7 @@ impl Runner {
             loaded_at: Instant::now(),
             rest: None,
             connection,
-            attempts: 0,
-            retries: Backoff::new(self.retry.first_delay, self.retry.longest_delay),
-            hiccups: Backoff::new(Duration::from_millis(5), Duration::from_millis(500)),
-            hiccup_mentions: Mentions::default(),
-            failure_mentions: Mentions::default(),
-            is_failure_logged: false,
+            troubles: Troubles::new(&self.retry),
             commit_first: None,
             noted_at: Instant::now(),
         };
@@ -365,18 +353,7 @@ impl Runner {
     }
 
     fn committed(&self, work: &mut Work, committed: Committed) {
-        if std::mem::take(&mut work.is_failure_logged) {
-            log::info!(
-                "handler succeeded again: replica_set={} worker={} projection={} attempts={}",
-                self.board.replica_set(),
-                work.owner.worker,
-                self.projection.name(),
-                work.attempts + 1
-            );
-        }
-        work.attempts = 0;
-        work.retries.reset();
-        work.hiccups.reset();
+        self.overcome(work);
         work.noted_at = Instant::now();
         if let Some(rows) = &mut work.rows {
             rows.store(committed.position);
@@ -386,64 +363,6 @@ impl Runner {
         self.metrics.batch_events.observe(f64::from(u32::try_from(committed.events).unwrap_or(u32::MAX)));
         self.tell(|status| status.events += events);
         self.show(work);
-    }
-
-    /// Decides what a failure leads to.
-    fn failed(&mut self, work: &mut Work, failure: Failure) -> Step {
-        self.ahead.forget();
-        let (replica_set, worker, name) = (self.board.replica_set(), work.owner.worker, self.projection.name());
-        match failure {
-            Failure::Fenced => {
-                self.metrics.fenced.inc();
-                let generation = work.owner.generation;
-                log::info!(
-                    "fenced: replica_set={replica_set} worker={worker} projection={name} generation={generation}"
-                );
-                Step::Fenced
-            }
-            Failure::Transient(error) => {
-                // Whether the last commit went through is not known: the checkpoint tells.
-                work.forget();
-                self.metrics.retries.inc();
-                // A deadlock may come with every other batch, and each attempt but one succeed.
-                if work.hiccup_mentions.is_due() {
-                    log::warn!(
-                        "batch failed, tried again: replica_set={replica_set} worker={worker} projection={name} error={}",
-                        one_line(&describe_any(&*error))
-                    );
-                }
-                self.set_state(ProjectionState::Retrying, Some(&error));
-                Step::Delay(work.hiccups.next_delay())
-            }
-            Failure::Handler { handled, .. } if handled > 0 => {
-                work.commit_first = Some(handled);
-                Step::Again
-            }
-            Failure::Handler { error, .. } => {
-                self.metrics.errors.inc();
-                work.attempts += 1;
-                if work.attempts >= self.retry.attempts {
-                    log::error!(
-                        "projection halted: replica_set={replica_set} worker={worker} projection={name} attempts={} error={}",
-                        work.attempts,
-                        one_line(&error)
-                    );
-                    self.set_state(ProjectionState::Halted, Some(&error));
-                    return Step::Halt;
-                }
-                self.metrics.retries.inc();
-                if work.failure_mentions.is_due() {
-                    work.is_failure_logged = true;
-                    log::warn!(
-                        "handler failed, tried again: replica_set={replica_set} worker={worker} projection={name} attempt={} error={}",
-                        work.attempts,
-                        one_line(&error)
-                    );
-                }
-                self.set_state(ProjectionState::Retrying, Some(&error));
-                Step::Delay(work.retries.next_delay())
-            }
-        }
     }
 
     /// The connection on which the rows were loaded. They are never used on another: it may lead to a server that knows less.
@@ -503,7 +422,7 @@ impl Runner {
     /// Nothing to handle: from time to time, write down how far the projection has come without events of its own.
     fn idle(&mut self, work: &mut Work) -> Step {
         let unnoted = work.rows.as_ref().and_then(Rows::first).is_some_and(Row::is_ahead);
-        work.hiccups.reset();
+        work.troubles.is_connected();
         self.show(work);
         if !unnoted {
             return Step::Idle(None);
@@ -556,7 +475,7 @@ impl Runner {
             status.keys = work.rows.as_ref().map(Rows::keys).unwrap_or_default();
             status.position = work.rows.as_ref().and_then(Rows::first).map(|row| row.reached);
             // While the same batch is being tried again, the error stays in view.
-            if work.attempts == 0 {
+            if !work.troubles.is_failing() {
                 status.state = ProjectionState::Running;
                 status.error = None;
             }

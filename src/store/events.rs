@@ -15,8 +15,9 @@ use crate::projection::Scope;
 const COLUMNS: &str = "global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, \
      event_version, {payload}, trace_id, correlation_id, causation_id, {metadata}, created_at";
 
-/// Where the payload is among them, and what follows them.
+/// Where these two are among them, and what follows them.
 const PAYLOAD: usize = 8;
+const METADATA: usize = 12;
 const KEY_OR_NULL: usize = 14;
 const IS_LAST: usize = 15;
 
@@ -25,6 +26,9 @@ const KEY: &str = "(hashtextextended(aggregate_id, 0) & 65535)::int4";
 
 /// What counts against `batch_bytes`. Neither function reads the payload itself.
 const WEIGHT: &str = "(octet_length(payload) + coalesce(pg_column_size(metadata), 0))";
+
+/// A batch of events that are all as heavy as a light one may be exceeds its bytes by as much: it is sent, but not kept.
+const LIGHT_SHARES: usize = 4;
 
 /// Which events are matched, in which order and how many at the most.
 ///
@@ -77,9 +81,9 @@ pub(crate) struct Batch {
 
 /// Reads events of a scope within bounds, on the connection it was prepared on.
 ///
-/// How much memory a batch takes has to be known before it is sent. To add the weights up on the server, row by row, costs as much as all
-/// the rest. So events are first read without: each is sent whole if it is *light*, that is within its equal share of the bytes, and as a
-/// stub if not. The batch ends before the first stub. Only where events are heavy are they read with their weights added up.
+/// To add the weights up on the server, row by row, costs as much as all the rest. So events are first read without: each is sent whole if
+/// it is *light*, its payload and its metadata within some equal shares of the bytes, and as a stub if not. The batch ends before the first stub, or where the
+/// bytes are used up; what is still sent is not kept. Only where events are heavy are they read with their weights added up.
 #[derive(Debug)]
 pub(crate) struct EventReader {
     light: Statement,
@@ -105,8 +109,8 @@ impl EventReader {
         let matching = matching(names);
         let key = if gives_keys { KEY } else { "NULL::int4" };
         let light = columns(
-            &format!("CASE WHEN {WEIGHT} <= $7 THEN payload END"),
-            &format!("CASE WHEN {WEIGHT} <= $7 THEN metadata END"),
+            "CASE WHEN octet_length(payload) > $7 OR pg_column_size(metadata) > $7 THEN NULL ELSE payload END",
+            "CASE WHEN pg_column_size(metadata) <= $7 THEN metadata END",
         );
         let all = columns("payload", "metadata");
         let weighed = format!(
@@ -142,9 +146,14 @@ impl EventReader {
     fn read_light(&mut self, client: &mut Client, range: &Range) -> Result<Batch, postgres::Error> {
         let mut found = self.nothing_found();
         let mut is_heavy = false;
-        let mut rows = self.query(client, &self.light, range, self.bounds.bytes / self.bounds.events)?;
+        let mut weight = 0;
+        let light = (self.bounds.bytes / self.bounds.events).saturating_mul(LIGHT_SHARES);
+        let mut rows = self.query(client, &self.light, range, light)?;
         while let Some(row) = rows.next()? {
-            is_heavy = row.try_get::<_, Option<&[u8]>>(PAYLOAD)?.is_none();
+            let payload: Option<&[u8]> = row.try_get(PAYLOAD)?;
+            let metadata: Option<JsonText<'_>> = row.try_get(METADATA)?;
+            weight += payload.map_or(0, <[u8]>::len) + metadata.map_or(0, |json| json.0.len());
+            is_heavy = payload.is_none() || weight > self.bounds.bytes;
             if is_heavy {
                 break;
             }
@@ -239,7 +248,7 @@ fn push(buffer: &mut EventBuffer, row: &Row) -> Result<(), postgres::Error> {
         trace_id: row.try_get(9)?,
         correlation_id: row.try_get(10)?,
         causation_id: row.try_get(11)?,
-        metadata: row.try_get::<_, Option<JsonText<'_>>>(12)?.map(|json| json.0),
+        metadata: row.try_get::<_, Option<JsonText<'_>>>(METADATA)?.map(|json| json.0),
         created_at: row.try_get(13)?,
     });
     Ok(())
