@@ -20,8 +20,9 @@ pub(crate) fn measure(lab: &mut Lab) {
         [&|lab| Run { last, ..Run::new(filling, Handler::Count) }.worker(lab), &|lab| bare_upserts(lab, filling, last)],
     );
     let line = Line::new("catch-up, `handle`, one upsert per event", EventsPerSecond, &worker);
-    lab.report
-        .line(&line.beside(format!("the same statement, {BATCH} per transaction"), &bare).target(Target::RatioAtLeast(0.95)));
+    lab.report.line(
+        &line.beside(format!("the same statement, {BATCH} per transaction"), &bare).target(Target::RatioAtLeast(0.95)),
+    );
 }
 
 fn bare_upserts(lab: &mut Lab, filling: Filling, last: i64) -> f64 {

@@ -114,7 +114,8 @@ impl Tailer {
             }
             self.feed.looked(begun);
             // Where hints tell everything, there is no need to poll quickly as well.
-            if if is_hinted { head.is_held_back() } else { before != Some(head.safe()) } {
+            let more_may_come = if is_hinted { head.is_held_back() } else { before != Some(head.safe()) };
+            if more_may_come {
                 interval = quickest;
             }
             if reported.0 != head.safe() && reported.1.elapsed() >= REPORT_HEAD_EVERY {

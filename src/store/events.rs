@@ -27,7 +27,7 @@ const KEY: &str = "(hashtextextended(aggregate_id, 0) & 65535)::int4";
 /// What counts against `batch_bytes`. Neither function reads the payload itself.
 const WEIGHT: &str = "(octet_length(payload) + coalesce(pg_column_size(metadata), 0))";
 
-/// A batch of events that are all as heavy as a light one may be exceeds its bytes by as much: it is sent, but not kept.
+/// If all the events of a batch are as heavy as a light one may be, so many times its bytes are sent, once.
 const LIGHT_SHARES: usize = 4;
 
 /// Which events are matched, in which order and how many at the most.
@@ -82,8 +82,9 @@ pub(crate) struct Batch {
 /// Reads events of a scope within bounds, on the connection it was prepared on.
 ///
 /// To add the weights up on the server, row by row, costs as much as all the rest. So events are first read without: each is sent whole if
-/// it is *light*, its payload and its metadata within some equal shares of the bytes, and as a stub if not. The batch ends before the first stub, or where the
-/// bytes are used up; what is still sent is not kept. Only where events are heavy are they read with their weights added up.
+/// it is *light*, its payload and its metadata within some equal shares of the bytes, and as a stub if not. The batch ends before the
+/// first stub, or where the bytes are used up; what is still sent is not kept. Only where events are heavy are they read with their
+/// weights added up.
 #[derive(Debug)]
 pub(crate) struct EventReader {
     light: Statement,

@@ -212,15 +212,16 @@ fn batches_keep_within_their_bounds() {
     };
     // Once read ahead, and then live.
     append(&[1; 25]);
+    append(&[MIB / 2; 9]);
     append(&[MIB; 5]);
     append(&[20 * MIB]);
     let configured = builder(database.url(), "set").batch_size(10).batch_bytes(2 * MIB);
     let worker = start(configured, vec![Box::new(Recorder { slices })]);
-    let got = await_events(31);
+    let got = await_events(40);
     check(&got, "read ahead");
     assert_eq!(got.iter().filter(|(events, _)| *events == 10).count(), 2, "full batches: {got:?}");
     assert!(got.contains(&(2, 2 * MIB)), "{got:?}");
-    for payloads in [&[1; 25][..], &[MIB; 5], &[20 * MIB], &[1]] {
+    for payloads in [&[1; 25][..], &[MIB / 2; 9], &[MIB; 5], &[20 * MIB], &[1]] {
         append(payloads);
         check(&await_events(payloads.len()), "live");
     }
