@@ -98,8 +98,6 @@ pub(crate) struct Runner {
 struct Connection {
     client: PooledClient,
     statements: Statements,
-    /// The feed's epoch when it was taken from the pool.
-    epoch: u64,
 }
 
 /// A connection that is kept for the next generation, and since when.
@@ -172,14 +170,13 @@ impl Runner {
 
     /// Processes as this owner until another command comes, which is returned.
     fn process(&mut self, owner: Owner, pulse: &Pulse) -> Option<Command> {
-        let connection = self.kept_connection();
         let mut work = Work {
             owner,
             rows: None,
-            loaded_in: connection.as_ref().map_or(0, |connection| connection.epoch),
+            loaded_in: self.feed.epoch(),
             loaded_at: Instant::now(),
             rest: None,
-            connection,
+            connection: self.kept_connection(),
             troubles: Troubles::new(&self.retry),
             commit_first: None,
             noted_at: Instant::now(),
@@ -373,26 +370,25 @@ impl Runner {
             .ok_or_else(|| Failure::Transient("the connection is lost".into()))
     }
 
-    fn connect(&self, epoch: u64) -> Result<Connection, Failure> {
+    fn connect(&self) -> Result<Connection, Failure> {
         let mut client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
         let statements = Statements::prepare(&mut client, &self.names).map_err(transient)?;
-        Ok(Connection { client, statements, epoch })
+        Ok(Connection { client, statements })
     }
 
-    /// The connection of the generation before, unless it is old or the tailer has had to make another since.
+    /// The connection of the generation before, if it was in use a moment ago.
     fn kept_connection(&mut self) -> Option<Connection> {
         let Kept(connection, since) = self.kept.take()?;
-        let is_fresh = since.elapsed() < KEEP_CONNECTION && connection.epoch == self.feed.epoch();
-        Some(connection).filter(|connection| is_fresh && !connection.client.is_closed())
+        (since.elapsed() < KEEP_CONNECTION && !connection.client.is_closed()).then_some(connection)
     }
 
     fn load_rows(&self, work: &mut Work) -> Result<(), Failure> {
         work.loaded_in = self.feed.epoch();
         let connection = match work.connection.take() {
             Some(connection) => connection,
-            None => self.connect(work.loaded_in)?,
+            None => self.connect()?,
         };
-        let Connection { client, statements, .. } = work.connection.insert(connection);
+        let Connection { client, statements } = work.connection.insert(connection);
         work.loaded_at = Instant::now();
         let rows =
             statements.owned(&mut ***client, self.projection.name(), work.owner, self.lane).map_err(transient)?;
@@ -443,7 +439,7 @@ impl Runner {
         let Some(rows) = &mut work.rows else { return Ok(()) };
         if let Some(row) = rows.first().filter(|row| row.is_ahead()) {
             let (to, connection) = (row.reached, Self::connection(&mut work.connection)?);
-            let Connection { client, statements, .. } = connection;
+            let Connection { client, statements } = connection;
             if !statements.advance(&mut ***client, &row.stored, owner, to).map_err(transient)? {
                 return Err(Failure::Fenced);
             }

@@ -70,6 +70,30 @@ fn a_graceful_leave_hands_over_at_once() {
 }
 
 #[test]
+fn what_somebody_elses_lock_put_off_is_done_soon_after_though_nobody_tells() {
+    let database = database();
+    let mut client = database.client();
+    Ledger::create_table(&mut client);
+    let worker = || start(patient(&database), vec![Box::new(Ledger::named("p"))]);
+    let first = worker();
+    await_running(&[&first]);
+    let second = worker();
+    let mut other = database.client();
+    let mut lock = other.transaction().unwrap();
+    lock.execute("SELECT FROM orchestrator_replica_sets WHERE name = 'set' FOR UPDATE", &[]).unwrap();
+    eventually("the second worker is due to be let in", Duration::from_secs(10), || {
+        let sql = "SELECT FROM orchestrator_workers WHERE clock_timestamp() > started_at + interval '2 s' AND id = $1";
+        client.query_opt(sql, &[&second.worker_id().0]).unwrap()
+    });
+    let sql = "SELECT count(*) FROM orchestrator_generations";
+    assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, i64>(0), 1, "nobody changes anything without the lock");
+    lock.rollback().unwrap();
+    let begun = Instant::now();
+    await_running(&[&first, &second]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn a_process_that_is_told_to_stop_hands_over_and_exits() {
     let database = database();
     let mut client = database.client();
