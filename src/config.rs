@@ -87,7 +87,7 @@ impl Config {
             registration_wait: Duration::from_secs(1),
             database_wait: Duration::from_secs(60),
             event_poll: (Duration::from_millis(5), Duration::from_millis(250)),
-            batch_size: 1000,
+            batch_size: 2000,
             batch_bytes: 8 << 20,
             lanes: 1,
             pool_size: None,

@@ -14,7 +14,7 @@ use crate::support::proc::machine;
 use crate::support::server::{Server, connect};
 
 /// The default size of a worker's batch, and that of the bare loops.
-pub(crate) const BATCH: i64 = 1_000;
+pub(crate) const BATCH: i64 = 2_000;
 
 /// What is there before something is appended: on an empty table the server would choose other plans.
 pub(crate) const BEFORE: Filling = Filling::of(20_000);

@@ -1,11 +1,11 @@
 //! Reading ahead: while a runner's handler works on one batch, a thread of its own reads the next on another connection.
 //!
-//! Asked for a range, the reader goes through it batch by batch, until the range is exhausted or it is asked for another. It hands a batch
-//! over when the runner takes it, so it is one batch ahead and no more.
+//! Asked for a range, the reader goes through it batch by batch, until the range is exhausted or it is asked for another. It gives a batch
+//! when the runner takes it, so it is one batch ahead and no more.
 
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, never, select};
 
 use crate::database::{Pool, PooledClient};
 use crate::error::Error;
@@ -18,6 +18,10 @@ use crate::threads::{Crew, Pulse};
 const KEEP_CONNECTION: Duration = Duration::from_secs(5);
 /// How long a reader waits for a connection before it reports that there is none.
 const POOL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a scan is kept open for a runner that is not ready for what it brings.
+const SCAN_PATIENCE: Duration = Duration::from_millis(100);
+
+const READING: &str = "reading events";
 
 /// What to read.
 #[derive(Debug)]
@@ -102,51 +106,111 @@ impl Ahead {
 
 impl Reader {
     fn run(self, inbox: &Receiver<Request>, outbox: &Sender<Answer>, pulse: &Pulse) {
+        let mut counter = Counter { inbox, outbox, pulse, number: 0, range: None, is_open: true };
         let mut connection = None;
-        let mut number = 0;
-        let mut range = None;
-        loop {
+        while counter.is_open {
             pulse.beat();
-            let Some(reading) = range.take() else {
-                match inbox.recv_timeout(KEEP_CONNECTION) {
-                    Ok(request) => (number, range) = (request.number, request.range),
-                    Err(RecvTimeoutError::Timeout) => connection = None,
-                    Err(RecvTimeoutError::Disconnected) => return,
+            if counter.range.is_some() {
+                if let Err(error) = self.read_on(&mut connection, &mut counter) {
+                    connection = None;
+                    counter.give(Err(error), None);
                 }
-                continue;
-            };
-            let batch = self.read(&mut connection, &reading);
-            if batch.is_err() {
+            } else if !counter.wait() {
                 connection = None;
-            }
-            let following = batch.as_ref().ok().and_then(|batch| reading.following(batch));
-            // The runner's handler may take as long as it likes.
-            pulse.excuse();
-            select! {
-                send(outbox, Answer { request: number, batch }) -> sent => match sent {
-                    Ok(()) => range = following,
-                    Err(_) => return,
-                },
-                recv(inbox) -> request => match request {
-                    Ok(request) => (number, range) = (request.number, request.range),
-                    Err(_) => return,
-                },
             }
         }
     }
 
-    fn read(&self, connection: &mut Option<(PooledClient, EventReader)>, range: &Range) -> Result<Batch, Error> {
-        let doing = "reading events";
-        let sound = if let Some(sound) = connection.take() {
-            sound
-        } else {
-            let mut client = self.pool.get(POOL_PATIENCE)?;
-            let events = EventReader::prepare(&mut client, &self.names, self.scope.clone(), self.bounds, false)
-                .map_err(Error::database(doing))?;
-            (client, events)
+    /// Reads what is asked for, or as much of it as one scan yields, and gives it.
+    fn read_on(
+        &self,
+        connection: &mut Option<(PooledClient, EventReader)>,
+        counter: &mut Counter<'_>,
+    ) -> Result<(), Error> {
+        let Some(range) = counter.range.clone() else { return Ok(()) };
+        let (client, events) = match connection {
+            Some(sound) => sound,
+            None => connection.insert(self.connect()?),
         };
-        let (client, events) = connection.insert(sound);
-        events.read(client, range).map_err(Error::database(doing))
+        if !events.is_worth_a_scan(&range) {
+            let batch = events.read(client, &range).map_err(Error::database(READING))?;
+            counter.give(Ok(batch), None);
+            return Ok(());
+        }
+        let mut late = None;
+        let mut scan = events.scan(client, range).map_err(Error::database(READING))?;
+        while let Some(batch) = scan.next().map_err(Error::database(READING))? {
+            let request = counter.number;
+            late = counter.give(Ok(batch), Some(SCAN_PATIENCE));
+            if late.is_some() || counter.number != request || !counter.is_open {
+                break;
+            }
+        }
+        scan.close().map_err(Error::database(READING))?;
+        if let Some(batch) = late {
+            counter.give(batch, None);
+        }
+        Ok(())
+    }
+
+    fn connect(&self) -> Result<(PooledClient, EventReader), Error> {
+        let mut client = self.pool.get(POOL_PATIENCE)?;
+        let events = EventReader::prepare(&mut client, &self.names, self.scope.clone(), self.bounds, false)
+            .map_err(Error::database(READING))?;
+        Ok((client, events))
+    }
+}
+
+/// Where a reader is asked and answers.
+struct Counter<'a> {
+    inbox: &'a Receiver<Request>,
+    outbox: &'a Sender<Answer>,
+    pulse: &'a Pulse,
+    /// The number of the last request, and what is left of its range.
+    number: u64,
+    range: Option<Range>,
+    /// Whether there still is a runner.
+    is_open: bool,
+}
+
+impl Counter<'_> {
+    /// Waits to be asked. False if nobody asked for a while.
+    fn wait(&mut self) -> bool {
+        match self.inbox.recv_timeout(KEEP_CONNECTION) {
+            Err(RecvTimeoutError::Timeout) => return false,
+            request => self.asked(request.ok()),
+        }
+        true
+    }
+
+    /// Gives what was read to the runner, as soon as it takes it or asks for something else; or returns it, if there is an end to the
+    /// patience and it comes first.
+    fn give(&mut self, read: Result<Batch, Error>, patience: Option<Duration>) -> Option<Result<Batch, Error>> {
+        let following = self.range.as_ref().and_then(|range| range.following(read.as_ref().ok()?));
+        let enough = patience.map_or_else(never, after);
+        // The runner's handler may take as long as it likes.
+        self.pulse.excuse();
+        let kept = select! {
+            send(self.outbox, Answer { request: self.number, batch: read }) -> sent => {
+                self.range = following;
+                self.is_open = sent.is_ok();
+                None
+            },
+            recv(self.inbox) -> request => {
+                self.asked(request.ok());
+                None
+            },
+            recv(enough) -> _ => Some(read),
+        };
+        self.pulse.beat();
+        kept
+    }
+
+    fn asked(&mut self, request: Option<Request>) {
+        match request {
+            Some(Request { number, range }) => (self.number, self.range) = (number, range),
+            None => self.is_open = false,
+        }
     }
 }
 

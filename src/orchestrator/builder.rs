@@ -113,7 +113,7 @@ impl Builder {
         self
     }
 
-    /// The most events of one transaction. Defaults to 1000. A transaction in which the handlers have taken 250 ms is committed with those
+    /// The most events of one transaction. Defaults to 2000. A transaction in which the handlers have taken 250 ms is committed with those
     /// it has.
     pub fn batch_size(mut self, events: usize) -> Self {
         self.config.batch_size = events;

@@ -80,9 +80,10 @@ fn handle(
     interrupted: impl Fn() -> bool,
 ) -> Result<usize, Failure> {
     let begun = Instant::now();
+    let mut called = begun;
     let mut handled = 0;
+    let durations = metrics.processing_duration.local();
     while let Some(rest) = events.get(handled..).filter(|rest| !rest.is_empty()) {
-        let called = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| projection.handle_batch(tx, rest)))
             .unwrap_or_else(|payload| Err(format!("the handler panicked: {}", panic_message(&*payload)).into()));
         let count = outcome
@@ -92,12 +93,14 @@ fn handle(
             })
             .map_err(|error| classify(error, handled))?;
         // Of a handler that takes many events at once, the mean per event.
-        let seconds = called.elapsed().as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-        metrics.processing_duration.observe(seconds);
+        let returned = Instant::now();
+        let seconds = (returned - called).as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        durations.observe(seconds);
         handled += count;
-        if interrupted() || begun.elapsed() >= LONG_ENOUGH {
+        if interrupted() || returned - begun >= LONG_ENOUGH {
             break;
         }
+        called = returned;
     }
     Ok(handled)
 }

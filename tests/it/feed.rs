@@ -161,6 +161,34 @@ fn one_that_is_far_behind_catches_up_while_another_is_live() {
     worker.shutdown(SOON).unwrap();
 }
 
+#[test]
+fn a_handler_that_stands_still_keeps_nobody_from_cleaning_up() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 2_000, 20);
+    let (arrived, arrivals) = bounded(1);
+    let (open, gate) = bounded::<()>(0);
+    let slow = meddled("slow", move |_, event| {
+        if event.global_position() == 350 {
+            _ = arrived.try_send(());
+            _ = gate.recv_timeout(SOON);
+        }
+        Ok(())
+    });
+    let worker = start(builder(database.url(), "set").batch_size(100), vec![slow]);
+    arrivals.recv_timeout(SOON).expect("the handler is reached");
+    // What comes next is being read meanwhile.
+    let snapshots = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND state = 'idle in transaction' AND backend_xmin IS NOT NULL";
+    eventually("no session holds a snapshot", Duration::from_secs(2), || {
+        (client.query_one(snapshots, &[]).unwrap().get::<_, i64>(0) == 0).then_some(())
+    });
+    drop(open);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "slow").then_some(()));
+    assert_exactly_once(&mut client, "slow");
+    worker.shutdown(SOON).unwrap();
+}
+
 fn positions_of_events(client: &mut Client) -> Vec<i64> {
     let rows = client.query("SELECT global_position FROM events ORDER BY 1", &[]).unwrap();
     rows.iter().map(|row| row.get(0)).collect()

@@ -8,9 +8,11 @@
 //! [trust](crate::trust) runs out. When the worker is asked to stop, it pauses the runners, says that the worker has left and deals the
 //! partitions out again in the same transaction: nobody has to wait for a timeout to notice.
 
+mod runners;
+
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, after, select};
+use crossbeam_channel::{Receiver, after, select};
 use postgres::{Client, Transaction};
 
 use crate::backoff::{Backoff, Mentions};
@@ -20,13 +22,13 @@ use crate::feed::Feed;
 use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
 use crate::overview::Overview;
 use crate::plan::{Action, ClusterView, KeySet, Policy, Stance, WorkerState, plan, stance};
-use crate::runner::{Command, Report};
 use crate::status::{Assignment, Board};
 use crate::store::checkpoints::{self, Owner};
 use crate::store::coordination::{self, ViewLoader};
 use crate::store::{Names, Registration, session};
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
+pub(crate) use runners::Runners;
 
 /// How long a connection on which something failed has to answer.
 const VALIDITY_PATIENCE: Duration = Duration::from_secs(2);
@@ -66,17 +68,6 @@ pub(crate) struct Coordinator {
     pub(crate) loss_is_logged: bool,
     /// Of coordination that fails on a sound connection.
     pub(crate) complaints: Mentions,
-}
-
-/// The worker's runners, seen from the coordinator.
-pub(crate) struct Runners {
-    commands: Vec<Sender<Command>>,
-    reports: Receiver<Report>,
-    /// Which may be processing: told to run and not heard to have paused since.
-    active: Vec<bool>,
-    /// Whether the active ones have been told to pause.
-    pausing: bool,
-    generation: Option<i64>,
 }
 
 /// A connection, and how to look at the replica set on it.
@@ -434,6 +425,8 @@ pub(crate) fn connect(database: &Database, registration: &Registration) -> Resul
     let doing = "taking the session lock";
     let mut client = database.connect()?;
     if registration.has_session_lock {
+        // Planning the view costs more than executing it, and one plan is as good as another. The connection is the worker's alone.
+        client.batch_execute("SET plan_cache_mode = force_generic_plan").map_err(Error::database(doing))?;
         let mut backoff = Backoff::for_connections();
         while !session::try_hold_alive(&mut client, registration.worker).map_err(Error::database(doing))? {
             // The server has not noticed yet that this worker's former connection is gone. It is this worker's own: end it.
@@ -442,60 +435,4 @@ pub(crate) fn connect(database: &Database, registration: &Registration) -> Resul
         }
     }
     Ok(client)
-}
-
-impl Runners {
-    pub(crate) fn new(commands: Vec<Sender<Command>>, reports: Receiver<Report>) -> Self {
-        let active = vec![false; commands.len()];
-        Self { commands, reports, active, pausing: false, generation: None }
-    }
-
-    /// Lets those that do not process yet begin.
-    fn run(&mut self, owner: Owner) {
-        self.pausing = false;
-        self.generation = Some(owner.generation);
-        for (commands, active) in self.commands.iter().zip(&mut self.active) {
-            if !*active {
-                *active = commands.send(Command::Run(owner)).is_ok();
-            }
-        }
-    }
-
-    /// Tells those that process to pause, once. True when none does any more.
-    fn pause(&mut self) -> bool {
-        while let Ok(report) = self.reports.try_recv() {
-            self.heard(Some(report));
-        }
-        if !self.pausing {
-            self.pausing = true;
-            for (commands, active) in self.commands.iter().zip(&mut self.active) {
-                if *active {
-                    // A runner whose thread has ended processes nothing.
-                    *active = commands.send(Command::Pause).is_ok();
-                }
-            }
-        }
-        self.all_paused()
-    }
-
-    fn heard(&mut self, report: Option<Report>) {
-        match report {
-            // It still waits for the pause it was told, and will acknowledge it.
-            Some(Report::Fenced(_)) if self.pausing => {}
-            Some(Report::Paused(index) | Report::Fenced(index)) => {
-                if let Some(active) = self.active.get_mut(index) {
-                    *active = false;
-                }
-            }
-            None => self.active.fill(false),
-        }
-    }
-
-    fn all_paused(&self) -> bool {
-        !self.active.contains(&true)
-    }
-
-    fn all_active(&self) -> bool {
-        !self.active.contains(&false)
-    }
 }

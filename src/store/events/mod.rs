@@ -1,5 +1,7 @@
 //! Reading events.
 
+mod scan;
+
 use std::error::Error as StdError;
 
 use postgres::fallible_iterator::FallibleIterator;
@@ -44,8 +46,24 @@ fn matching(names: &Names) -> String {
     )
 }
 
-const PARAMETERS: [Type; 7] =
+const PARAMETER_TYPES: [Type; 7] =
     [Type::INT8, Type::INT8, Type::INT4MULTI_RANGE, Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::INT8, Type::INT8];
+
+/// What both statements are executed with.
+struct Parameters<'a> {
+    range: &'a Range,
+    keys: Option<&'a KeySet>,
+    scope: &'a Scope,
+    limit: i64,
+    bytes: i64,
+}
+
+impl Parameters<'_> {
+    fn all(&self) -> [&(dyn ToSql + Sync); 7] {
+        let Scope { aggregate_types, bounded_contexts } = self.scope;
+        [&self.range.after, &self.range.upto, &self.keys, aggregate_types, bounded_contexts, &self.limit, &self.bytes]
+    }
+}
 
 /// Which events to read: those of these keys, above one position and at or below another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +74,11 @@ pub(crate) struct Range {
 }
 
 impl Range {
+    /// How many positions, and so events at the most, are in it.
+    fn positions(&self) -> u64 {
+        self.upto.abs_diff(self.after)
+    }
+
     /// What is left of it after its first batch, if anything is.
     pub(crate) fn following(&self, batch: &Batch) -> Option<Self> {
         (batch.end < self.upto).then(|| Self { after: batch.end, ..self.clone() })
@@ -122,8 +145,8 @@ impl EventReader {
              WHERE total <= $7 OR total = {WEIGHT} ORDER BY global_position"
         );
         Ok(Self {
-            light: client.prepare_typed(&format!("SELECT {light}, {key} {matching}"), &PARAMETERS)?,
-            weighed: client.prepare_typed(&weighed, &PARAMETERS)?,
+            light: client.prepare_typed(&format!("SELECT {light}, {key} {matching}"), &PARAMETER_TYPES)?,
+            weighed: client.prepare_typed(&weighed, &PARAMETER_TYPES)?,
             scope,
             bounds,
             gives_keys,
@@ -145,11 +168,20 @@ impl EventReader {
 
     /// Reads up to the first event that is heavy.
     fn read_light(&mut self, client: &mut Client, range: &Range) -> Result<Batch, postgres::Error> {
+        let rows = self.query(client, &self.light, range, self.light_bytes())?;
+        self.take_light(rows, range)
+    }
+
+    /// How heavy a light event's payload, and its metadata, may be.
+    fn light_bytes(&self) -> usize {
+        (self.bounds.bytes / self.bounds.events).saturating_mul(LIGHT_SHARES)
+    }
+
+    /// Takes in the first rows of a range, up to the first that is heavy.
+    fn take_light(&mut self, mut rows: RowIter<'_>, range: &Range) -> Result<Batch, postgres::Error> {
         let mut found = self.nothing_found();
         let mut is_heavy = false;
         let mut weight = 0;
-        let light = (self.bounds.bytes / self.bounds.events).saturating_mul(LIGHT_SHARES);
-        let mut rows = self.query(client, &self.light, range, light)?;
         while let Some(row) = rows.next()? {
             let payload: Option<&[u8]> = row.try_get(PAYLOAD)?;
             let metadata: Option<JsonText<'_>> = row.try_get(METADATA)?;
@@ -187,14 +219,18 @@ impl EventReader {
         range: &Range,
         bytes: usize,
     ) -> Result<RowIter<'c>, postgres::Error> {
-        let limit = i64::try_from(self.bounds.events).unwrap_or(i64::MAX);
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        // Whoever wants all keys need not have them computed.
-        let keys = Some(&range.keys).filter(|keys| **keys != KeySet::all());
-        let Scope { aggregate_types, bounded_contexts } = &self.scope;
-        let params: [&(dyn ToSql + Sync); 7] =
-            [&range.after, &range.upto, &keys, aggregate_types, bounded_contexts, &limit, &bytes];
-        client.query_raw(statement, params)
+        client.query_raw(statement, self.parameters(range, self.bounds.events, bytes).all())
+    }
+
+    fn parameters<'a>(&'a self, range: &'a Range, limit: usize, bytes: usize) -> Parameters<'a> {
+        Parameters {
+            range,
+            // Whoever wants all keys need not have them computed.
+            keys: Some(&range.keys).filter(|keys| **keys != KeySet::all()),
+            scope: &self.scope,
+            limit: i64::try_from(limit).unwrap_or(i64::MAX),
+            bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+        }
     }
 
     /// With room for as much as was found the last time.
