@@ -1,8 +1,9 @@
 //! The coordinator: the thread that keeps a worker a member of its replica set.
 //!
-//! A thin loop: load the view, ask [`plan`](crate::plan::plan) what to change and [`stance`] what to do, do it, wait. It sends
-//! heartbeats, pauses and resumes the runners, and never waits for them in any other way than by listening for their reports, so a slow
-//! handler cannot make the worker look dead.
+//! A thin loop: load the view, ask [`plan`](crate::plan::plan) what to change and [`stance`] what to do, do it, wait. When it is told
+//! that something has changed, it only looks where it stands itself: whoever made the change saw to the rest. It sends heartbeats, pauses
+//! and resumes the runners, and never waits for them in any other way than by listening for their reports, so a slow handler cannot make
+//! the worker look dead.
 //!
 //! When its connection fails it makes another, holding the session lock again; meanwhile the runners go on until the worker's
 //! [trust](crate::trust) runs out. When the worker is asked to stop, it pauses the runners, says that the worker has left and deals the
@@ -21,7 +22,7 @@ use crate::error::Error;
 use crate::feed::Feed;
 use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
 use crate::overview::Overview;
-use crate::plan::{Action, ClusterView, KeySet, Policy, Stance, WorkerState, plan, stance};
+use crate::plan::{Action, ClusterView, KeySet, Policy, Stance, Standing, WorkerState, plan, stance};
 use crate::status::{Assignment, Board};
 use crate::store::checkpoints::{self, Owner};
 use crate::store::coordination::{self, ViewLoader};
@@ -55,6 +56,8 @@ pub(crate) struct Coordinator {
     pub(crate) runners: Runners,
     pub(crate) pool: Pool,
     pub(crate) wake: Receiver<()>,
+    /// Somebody of the replica set seems to be missing.
+    pub(crate) missing: Receiver<()>,
     pub(crate) feed: Feed,
     pub(crate) trust: Trust,
     pub(crate) stop: Stop,
@@ -130,6 +133,7 @@ impl Coordinator {
         let views = ViewLoader::prepare(&mut client, &self.names).map_err(Error::database(LOOKING))?;
         let mut link = Link { client, views };
         let mut heartbeat_due = Instant::now();
+        let mut look_due = Instant::now();
         while !self.stop.is_raised() {
             pulse.beat();
             if heartbeat_due <= Instant::now() {
@@ -139,23 +143,31 @@ impl Coordinator {
                     self.complain(&mut link.client, backoff, error)?;
                 }
             }
-            let recheck = match self.tick(&mut link) {
-                Ok(recheck) => {
+            let looked = if look_due <= Instant::now() {
+                look_due = Instant::now() + self.poll_interval;
+                self.look(&mut link)
+            } else {
+                self.glance(&mut link)
+            };
+            let again = match looked {
+                Ok(again) => {
                     backoff.reset();
-                    recheck
+                    again
                 }
                 // The connection may be sound and its session lock held: waiting for a lock too long, say, is no reason to part with them.
                 Err(error) => self.complain(&mut link.client, backoff, error)?,
             };
+            if let Some(delay) = again {
+                look_due = look_due.min(Instant::now() + delay);
+            }
             if let Err(error) = self.overview.refresh(&mut link.client, &self.names, &self.registration.replica_set) {
                 self.complain(&mut link.client, backoff, error)?;
             }
-            let until_heartbeat = heartbeat_due.saturating_duration_since(Instant::now());
-            let recheck = recheck.map(|delay| delay + SPREAD.mul_f64(fastrand::f64()));
-            let wait = recheck.unwrap_or(self.poll_interval).min(self.poll_interval).min(until_heartbeat);
+            let wait = look_due.min(heartbeat_due).saturating_duration_since(Instant::now());
             select! {
                 recv(self.stop.heard()) -> _ => {}
                 recv(self.wake) -> _ => {}
+                recv(self.missing) -> _ => look_due = Instant::now(),
                 recv(self.runners.reports) -> report => self.runners.heard(report.ok()),
                 default(wait) => {}
             }
@@ -220,45 +232,58 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Looks at the replica set and does what is to be done. Returns when to look again at the latest.
-    fn tick(&mut self, link: &mut Link) -> Result<Option<Duration>, Error> {
+    /// Looks at the whole replica set, changes what is to be changed, and does its own part. Returns when to look again at the latest.
+    fn look(&mut self, link: &mut Link) -> Result<Option<Duration>, Error> {
         let worker = self.registration.worker;
-        loop {
-            let mut view = self.load(link)?;
-            let mut decided = plan(&view, &self.policy);
-            // One who has been evicted leaves the others' affairs to them until it is back.
-            let is_member = view.worker(worker).is_some();
-            if is_member && !decided.actions.is_empty() {
-                if let Some(changed) = self.try_change(link)? {
-                    view = changed;
-                    decided = plan(&view, &self.policy);
-                } else {
-                    decided.recheck_within(WHILE_OTHERS_CHANGE);
-                }
+        let mut view = self.load(link)?;
+        let mut decided = plan(&view, &self.policy);
+        // One who has been evicted leaves the others' affairs to them until it is back.
+        let is_member = view.worker(worker).is_some();
+        if is_member && !decided.actions.is_empty() {
+            if let Some(changed) = self.try_change(link)? {
+                view = changed;
+                decided = plan(&view, &self.policy);
+            } else {
+                decided.recheck_within(WHILE_OTHERS_CHANGE);
             }
-            self.show(&view);
-            match stance(&view, worker) {
-                Stance::Run(generation) => self.resume(&view, generation),
-                Stance::Prepare(generation) if self.pause() || self.paused_soon() => {
-                    let others_follow = coordination::mark_ready(&mut link.client, &self.names, worker, generation)
-                        .map_err(Error::database(LOOKING))?;
-                    log::debug!("ready: worker={worker} generation={generation}");
-                    self.show_state(WorkerState::Ready);
-                    if !others_follow {
-                        continue;
-                    }
-                }
-                Stance::Rejoin if self.pause() => {
-                    self.rejoin(&mut link.client)?;
-                    return Ok(Some(Duration::ZERO));
-                }
-                Stance::Prepare(_) | Stance::Rejoin | Stance::Ready(_) => {}
-                Stance::Wait => {
-                    self.pause();
-                }
-            }
-            return Ok(decided.recheck_after);
         }
+        self.show(&view);
+        let own = self.do_own_part(link, &view.standing(worker))?;
+        Ok(own.or(decided.recheck_after.map(|delay| delay + SPREAD.mul_f64(fastrand::f64()))))
+    }
+
+    /// Looks only at what concerns itself, and does its own part: when something has changed, one worker has changed it and seen to the
+    /// rest. Returns when to look at the whole replica set, if that is sooner than it would be.
+    fn glance(&mut self, link: &mut Link) -> Result<Option<Duration>, Error> {
+        let Registration { replica_set, worker, .. } = &self.registration;
+        let standing = link.views.standing(&mut link.client, replica_set, *worker).map_err(Error::database(LOOKING))?;
+        self.do_own_part(link, &standing)
+    }
+
+    /// Lets the runners process or pause, as the worker's standing has it. Returns when to look at the whole replica set, if it must.
+    fn do_own_part(&mut self, link: &mut Link, standing: &Standing) -> Result<Option<Duration>, Error> {
+        self.show_state(standing.member.map_or(WorkerState::Stopped, |member| member.state));
+        let worker = self.registration.worker;
+        match stance(standing) {
+            Stance::Run(generation) => self.resume(standing, generation),
+            Stance::Prepare(generation) if self.pause() || self.paused_soon() => {
+                let others_follow = coordination::mark_ready(&mut link.client, &self.names, worker, generation)
+                    .map_err(Error::database(LOOKING))?;
+                log::debug!("ready: worker={worker} generation={generation}");
+                self.show_state(WorkerState::Ready);
+                // The last one activates the generation.
+                return Ok((!others_follow).then_some(Duration::ZERO));
+            }
+            Stance::Rejoin if self.pause() => {
+                self.rejoin(&mut link.client)?;
+                return Ok(Some(Duration::ZERO));
+            }
+            Stance::Prepare(_) | Stance::Rejoin | Stance::Ready(_) => {}
+            Stance::Wait => {
+                self.pause();
+            }
+        }
+        Ok(None)
     }
 
     fn load(&self, link: &mut Link) -> Result<ClusterView, Error> {
@@ -321,14 +346,14 @@ impl Coordinator {
     }
 
     /// Lets the runners process this generation, if they do not already.
-    fn resume(&mut self, view: &ClusterView, generation: i64) {
+    fn resume(&mut self, standing: &Standing, generation: i64) {
         let owner = Owner { worker: self.registration.worker, generation };
         let known = self.runners.generation == Some(generation);
         if known && self.runners.all_active() {
             return;
         }
-        let partition = view.worker(owner.worker).and_then(|worker| worker.partition);
-        let total_partitions = view.generation.as_ref().map_or(0, |generation| generation.total_partitions);
+        let partition = standing.member.and_then(|member| member.partition);
+        let total_partitions = standing.generation.as_ref().map_or(0, |generation| generation.total_partitions);
         if !known {
             // Projections that not every worker knows are dealt differently; then the tail serves those rows that lie within.
             self.feed.assign(partition.map_or_else(KeySet::default, |k| KeySet::partition(k, total_partitions)));
@@ -387,8 +412,6 @@ impl Coordinator {
     }
 
     fn show(&self, view: &ClusterView) {
-        let state = view.worker(self.registration.worker).map_or(WorkerState::Stopped, |worker| worker.state);
-        self.show_state(state);
         self.metrics.active_workers.set(i64::try_from(view.workers.len()).unwrap_or(0));
         let partitions = view.generation.as_ref().map_or(0, |generation| generation.total_partitions);
         self.metrics.partitions.set(i64::try_from(partitions).unwrap_or(0));

@@ -45,8 +45,8 @@ pub(crate) struct Tailer {
     pub(crate) bounds: Bounds,
     pub(crate) poll: (Duration, Duration),
     pub(crate) hints: Receiver<()>,
-    /// Wakes the coordinator.
-    pub(crate) coordination: Sender<()>,
+    /// Tells the coordinator that somebody of the replica set seems to be missing.
+    pub(crate) missing: Sender<()>,
     pub(crate) stop: Stop,
     pub(crate) board: Board,
     pub(crate) metrics: ReplicaSetMetrics,
@@ -164,7 +164,7 @@ impl Tailer {
             *census_due = Instant::now() + census_interval(census.members);
             if census.missing > 0 {
                 // Full means that it is to be woken already; disconnected, that it has ended.
-                _ = self.coordination.try_send(());
+                _ = self.missing.try_send(());
             }
             probe
         } else {

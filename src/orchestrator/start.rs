@@ -40,11 +40,12 @@ impl Start {
         let pool = self.pool()?;
         let runners = self.runners(&pool)?;
         let (wake_coordinator, woken_coordinator) = self.orchestrator.coordination;
+        let (miss_somebody, missing) = bounded(1);
         let listener = Listener {
             database: self.orchestrator.database.clone(),
             names: config.names.clone(),
             worker: self.member,
-            coordination: wake_coordinator.clone(),
+            coordination: wake_coordinator,
             events: self.feed.hint().clone(),
             stop: self.orchestrator.crew.stop().clone(),
             board: self.orchestrator.board.clone(),
@@ -60,7 +61,7 @@ impl Start {
             bounds: config.bounds(),
             poll: config.event_poll,
             hints: self.hints,
-            coordination: wake_coordinator,
+            missing: miss_somebody,
             stop: self.orchestrator.crew.stop().clone(),
             board: self.orchestrator.board.clone(),
             metrics: self.metrics.clone(),
@@ -76,6 +77,7 @@ impl Start {
             runners,
             pool,
             wake: woken_coordinator,
+            missing,
             feed: self.feed,
             trust: self.trust,
             stop: self.orchestrator.crew.stop().clone(),

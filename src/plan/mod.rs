@@ -18,7 +18,9 @@ mod view;
 use std::time::Duration;
 
 pub(crate) use keys::KeySet;
-pub(crate) use view::{ClusterView, GenerationState, GenerationView, ServerTime, Session, WorkerView};
+pub(crate) use view::{
+    ClusterView, GenerationState, GenerationView, Member, ServerTime, Session, Standing, WorkerView,
+};
 pub use view::{WorkerId, WorkerState};
 
 /// The durations that decide.
@@ -183,12 +185,12 @@ fn judge(worker: &WorkerView, view: &ClusterView, policy: &Policy, plan: &mut Pl
 }
 
 /// Decides what this worker has to do itself.
-pub(crate) fn stance(view: &ClusterView, me: WorkerId) -> Stance {
-    let Some(worker) = view.worker(me) else { return Stance::Rejoin };
-    let Some(generation) = view.generation.as_ref().filter(|g| g.number == worker.generation) else {
+pub(crate) fn stance(standing: &Standing) -> Stance {
+    let Some(member) = &standing.member else { return Stance::Rejoin };
+    let Some(generation) = standing.generation.as_ref().filter(|g| g.number == member.generation) else {
         return Stance::Wait;
     };
-    match (generation.state, worker.state) {
+    match (generation.state, member.state) {
         (GenerationState::Pending, WorkerState::Pending) => Stance::Prepare(generation.number),
         (GenerationState::Pending, WorkerState::Ready) => Stance::Ready(generation.number),
         (GenerationState::Active, WorkerState::Running) => Stance::Run(generation.number),

@@ -217,7 +217,7 @@ fn stances() {
         (Pending, W::Ready, 4, Stance::Wait),
     ] {
         let view = view(generation, 1, vec![worker(1, state, number, Some(0))]);
-        assert_eq!(stance(&view, id(1)), expected, "{generation:?} {state} {number}");
-        assert_eq!(stance(&view, id(2)), Stance::Rejoin);
+        assert_eq!(stance(&view.standing(id(1))), expected, "{generation:?} {state} {number}");
+        assert_eq!(stance(&view.standing(id(2))), Stance::Rejoin);
     }
 }

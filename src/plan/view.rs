@@ -130,4 +130,30 @@ impl ClusterView {
     pub(crate) fn worker(&self, id: WorkerId) -> Option<&WorkerView> {
         self.workers.iter().find(|worker| worker.id == id)
     }
+
+    pub(crate) fn standing(&self, id: WorkerId) -> Standing {
+        let member = self.worker(id).map(|&WorkerView { state, generation, partition, .. }| Member {
+            state,
+            generation,
+            partition,
+        });
+        Standing { generation: self.generation.clone(), member }
+    }
+}
+
+/// What one worker has to know to do its own part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// The newest.
+    pub(crate) generation: Option<GenerationView>,
+    /// None if it is not registered, or stopped.
+    pub(crate) member: Option<Member>,
+}
+
+/// See [`WorkerView`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) state: WorkerState,
+    pub(crate) generation: i64,
+    pub(crate) partition: Option<usize>,
 }

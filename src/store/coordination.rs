@@ -13,8 +13,8 @@ use super::session::{IS_ADVISORY, LOCK_KEY};
 use super::{checkpoints, micros, session};
 use crate::error::Error;
 use crate::plan::{
-    Action, Cause, ClusterView, Death, GenerationState, GenerationView, ServerTime, Session, WorkerId, WorkerState,
-    WorkerView,
+    Action, Cause, ClusterView, Death, GenerationState, GenerationView, Member, ServerTime, Session, Standing,
+    WorkerId, WorkerState, WorkerView,
 };
 
 /// How long a superseded generation is kept, counted in generations, and a stopped worker, for those who look into what happened.
@@ -64,16 +64,18 @@ fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) 
 
 /// Loads views on the connection it was prepared on.
 pub(crate) struct ViewLoader {
-    statement: Statement,
+    whole: Statement,
+    standing: Statement,
     /// The server's time when it was prepared: what happened before was not watched.
     observing_since: ServerTime,
 }
 
 impl ViewLoader {
     pub(crate) fn prepare(client: &mut Client, names: &Names) -> Result<Self, postgres::Error> {
-        let statement = client.prepare_typed(&view_sql(names), &[Type::TEXT])?;
+        let whole = client.prepare_typed(&view_sql(names), &[Type::TEXT])?;
+        let standing = client.prepare_typed(&standing_sql(names), &[Type::TEXT, Type::UUID])?;
         let now = client.query_typed_one(&format!("SELECT {}", micros("clock_timestamp()")), &[])?;
-        Ok(Self { statement, observing_since: ServerTime(now.get(0)) })
+        Ok(Self { whole, standing, observing_since: ServerTime(now.get(0)) })
     }
 
     /// The replica set as one snapshot shows it.
@@ -82,7 +84,7 @@ impl ViewLoader {
         client: &mut impl GenericClient,
         replica_set: &str,
     ) -> Result<ClusterView, postgres::Error> {
-        let rows = client.query(&self.statement, &[&replica_set])?;
+        let rows = client.query(&self.whole, &[&replica_set])?;
         // The joins are outer ones, so there is always a row.
         let first = rows.first();
         Ok(ClusterView {
@@ -91,6 +93,17 @@ impl ViewLoader {
             generation: first.and_then(generation_of),
             workers: rows.iter().filter_map(worker_of).collect(),
         })
+    }
+
+    /// Of a view what concerns one worker: much cheaper, for the session locks are not looked at.
+    pub(crate) fn standing(
+        &self,
+        client: &mut impl GenericClient,
+        replica_set: &str,
+        worker: WorkerId,
+    ) -> Result<Standing, postgres::Error> {
+        let row = client.query_one(&self.standing, &[&replica_set, &worker.0])?;
+        Ok(Standing { generation: generation_of(&row), member: member_of(&row) })
     }
 }
 
@@ -114,6 +127,18 @@ fn view_sql(names: &Names) -> String {
     )
 }
 
+fn standing_sql(names: &Names) -> String {
+    format!(
+        "SELECT g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at, w.state, w.generation, w.partition_key
+         FROM (SELECT) AS always
+         LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
+         LEFT JOIN {workers} w ON w.id = $2 AND w.state <> 'stopped'",
+        created = micros("g.created_at"),
+        generations = names.generations(),
+        workers = names.workers(),
+    )
+}
+
 fn generation_of(row: &Row) -> Option<GenerationView> {
     let number: Option<i64> = row.get("number");
     let total: Option<i32> = row.get("total_partitions");
@@ -129,8 +154,18 @@ fn generation_of(row: &Row) -> Option<GenerationView> {
     })
 }
 
+fn member_of(row: &Row) -> Option<Member> {
+    let state: Option<&str> = row.get("state");
+    state.map(|state| Member {
+        state: WorkerState::parse(state).unwrap_or(WorkerState::Pending),
+        generation: row.get("generation"),
+        partition: usize::try_from(row.get::<_, i32>("partition_key")).ok(),
+    })
+}
+
 fn worker_of(row: &Row) -> Option<WorkerView> {
     let id: Option<Uuid> = row.get("id");
+    let Member { state, generation, partition } = member_of(row)?;
     let lost_at: Option<i64> = row.get("session_lost_at");
     let held: Option<bool> = row.get("held");
     let session = match (held, lost_at) {
@@ -142,9 +177,9 @@ fn worker_of(row: &Row) -> Option<WorkerView> {
     };
     id.map(|id| WorkerView {
         id: WorkerId(id),
-        state: WorkerState::parse(row.get("state")).unwrap_or(WorkerState::Pending),
-        generation: row.get("generation"),
-        partition: usize::try_from(row.get::<_, i32>("partition_key")).ok(),
+        state,
+        generation,
+        partition,
         session,
         registered_at: ServerTime(row.get("started_at")),
         last_heartbeat: ServerTime(row.get("last_heartbeat")),

@@ -235,6 +235,10 @@ impl Both<'_> {
 
     fn compare(&mut self) -> TestCaseResult {
         let real = self.views.load(self.client, SET).unwrap();
+        for worker in (0..WORKERS).map(worker_id) {
+            let standing = self.views.standing(self.client, SET, worker).unwrap();
+            prop_assert_eq!(standing, real.standing(worker));
+        }
         let memory = self.memory.view(Clock::default(), |worker| self.held.contains(&worker));
         prop_assert_eq!(without_times(real), without_times(memory));
         let sql = format!("SELECT projection, keys, position, generation, worker_id FROM {}", self.names.checkpoints());

@@ -274,7 +274,7 @@ impl World {
     /// late, it might as well have seen late.
     pub(super) fn look(&mut self, worker: usize, bounds: &Bounds) -> bool {
         let before = self.processes[worker].clone();
-        let seen = stance(&self.view(Clock::default()), worker_id(worker));
+        let seen = stance(&self.view(Clock::default()).standing(worker_id(worker)));
         self.processes[worker].seen = None;
         match seen {
             Stance::Run(generation) => self.run(worker, generation, bounds),
