@@ -25,7 +25,8 @@ use crate::overview::Overview;
 use crate::plan::{Action, ClusterView, KeySet, Policy, Stance, Standing, WorkerState, plan, stance};
 use crate::status::{Assignment, Board};
 use crate::store::checkpoints::{self, Owner};
-use crate::store::coordination::{self, ViewLoader};
+use crate::store::coordination;
+use crate::store::view::Statements;
 use crate::store::{Names, Registration, session};
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
@@ -76,7 +77,7 @@ pub(crate) struct Coordinator {
 /// A connection, and how to look at the replica set on it.
 struct Link {
     client: Client,
-    views: ViewLoader,
+    statements: Statements,
 }
 
 impl Coordinator {
@@ -130,8 +131,8 @@ impl Coordinator {
 
     /// Serves on one connection until the worker has left (`Ok`) or the connection fails.
     fn serve(&mut self, mut client: Client, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
-        let views = ViewLoader::prepare(&mut client, &self.names).map_err(Error::database(LOOKING))?;
-        let mut link = Link { client, views };
+        let statements = Statements::prepare(&mut client, &self.names).map_err(Error::database(LOOKING))?;
+        let mut link = Link { client, statements };
         let mut heartbeat_due = Instant::now();
         let mut look_due = Instant::now();
         while !self.stop.is_raised() {
@@ -256,7 +257,8 @@ impl Coordinator {
     /// rest. Returns when to look at the whole replica set, if that is sooner than it would be.
     fn glance(&mut self, link: &mut Link) -> Result<Option<Duration>, Error> {
         let Registration { replica_set, worker, .. } = &self.registration;
-        let standing = link.views.standing(&mut link.client, replica_set, *worker).map_err(Error::database(LOOKING))?;
+        let standing =
+            link.statements.standing(&mut link.client, replica_set, *worker).map_err(Error::database(LOOKING))?;
         self.do_own_part(link, &standing)
     }
 
@@ -267,7 +269,9 @@ impl Coordinator {
         match stance(standing) {
             Stance::Run(generation) => self.resume(standing, generation),
             Stance::Prepare(generation) if self.pause() || self.paused_soon() => {
-                let others_follow = coordination::mark_ready(&mut link.client, &self.names, worker, generation)
+                let others_follow = link
+                    .statements
+                    .mark_ready(&mut link.client, worker, generation)
                     .map_err(Error::database(LOOKING))?;
                 log::debug!("ready: worker={worker} generation={generation}");
                 self.show_state(WorkerState::Ready);
@@ -287,28 +291,28 @@ impl Coordinator {
     }
 
     fn load(&self, link: &mut Link) -> Result<ClusterView, Error> {
-        link.views.load(&mut link.client, &self.registration.replica_set).map_err(Error::database(LOOKING))
+        link.statements.view(&mut link.client, &self.registration.replica_set).map_err(Error::database(LOOKING))
     }
 
     /// Does what `plan` asks for, unless somebody else is changing what the workers share: when all see at one moment that something is
     /// to be done, they do not queue up to find it done. Returns the view that results.
     fn try_change(&self, link: &mut Link) -> Result<Option<ClusterView>, Error> {
         let locked = coordination::try_lock(&mut link.client, &self.names, &self.registration.replica_set);
-        locked.map_err(Error::database(CHANGING))?.map(|tx| self.change(tx, &link.views)).transpose()
+        locked.map_err(Error::database(CHANGING))?.map(|tx| self.change(tx, &link.statements)).transpose()
     }
 
     /// Changes what the workers share as `plan` asks for, in a transaction that holds the replica set's lock, and commits. Returns the
     /// view that results.
-    fn change(&self, mut tx: Transaction<'_>, views: &ViewLoader) -> Result<ClusterView, Error> {
+    fn change(&self, mut tx: Transaction<'_>, statements: &Statements) -> Result<ClusterView, Error> {
         let replica_set = &self.registration.replica_set;
         // Anything may have changed since the lock was not held.
-        let mut view = views.load(&mut tx, replica_set).map_err(Error::database(CHANGING))?;
+        let mut view = statements.view(&mut tx, replica_set).map_err(Error::database(CHANGING))?;
         let actions = plan(&view, &self.policy).actions;
         for action in &actions {
             coordination::apply(&mut tx, &self.names, replica_set, action)?;
         }
         if !actions.is_empty() {
-            view = views.load(&mut tx, replica_set).map_err(Error::database(CHANGING))?;
+            view = statements.view(&mut tx, replica_set).map_err(Error::database(CHANGING))?;
             session::notify_coordination(&mut tx, &self.names, replica_set).map_err(Error::database(CHANGING))?;
         }
         tx.commit().map_err(Error::database(CHANGING))?;
@@ -437,7 +441,7 @@ impl Coordinator {
         let mut tx = coordination::lock(&mut link.client, &self.names, &self.registration.replica_set)
             .map_err(Error::database(CHANGING))?;
         coordination::mark_left(&mut tx, &self.names, worker).map_err(Error::database(CHANGING))?;
-        self.change(tx, &link.views)?;
+        self.change(tx, &link.statements)?;
         log::info!("left: replica_set={} worker={worker}", self.registration.replica_set);
         Ok(())
     }
@@ -448,7 +452,7 @@ pub(crate) fn connect(database: &Database, registration: &Registration) -> Resul
     let doing = "taking the session lock";
     let mut client = database.connect()?;
     if registration.has_session_lock {
-        // Planning the view costs more than executing it, and one plan is as good as another. The connection is the worker's alone.
+        // Planning costs more than executing, and one plan is as good as another. The connection is the worker's alone.
         client.batch_execute("SET plan_cache_mode = force_generic_plan").map_err(Error::database(doing))?;
         let mut backoff = Backoff::for_connections();
         while !session::try_hold_alive(&mut client, registration.worker).map_err(Error::database(doing))? {

@@ -1,21 +1,18 @@
-//! Replica sets, generations and workers: loading the view, and the changes `plan` may ask for.
+//! Replica sets, generations and workers: what changes them, `plan` above all.
 //!
 //! *Invariant:* whatever `plan` asks for is applied in a transaction that holds the replica set's row lock, on a view loaded under
 //! that lock. So workers take turns, and two can never create the same generation.
 
 use postgres::types::Type;
-use postgres::{Client, GenericClient, IsolationLevel, Row, Statement, Transaction};
+use postgres::{Client, IsolationLevel, Transaction};
 use uuid::Uuid;
 
 use super::names::Names;
 use super::registration::Registration;
 use super::session::{IS_ADVISORY, LOCK_KEY};
-use super::{checkpoints, micros, session};
+use super::{checkpoints, session};
 use crate::error::Error;
-use crate::plan::{
-    Action, Cause, ClusterView, Death, GenerationState, GenerationView, Member, ServerTime, Session, Standing,
-    WorkerId, WorkerState, WorkerView,
-};
+use crate::plan::{Action, Cause, Death, WorkerId};
 
 /// How long a superseded generation is kept, counted in generations, and a stopped worker, for those who look into what happened.
 const KEPT_GENERATIONS: i64 = 200;
@@ -60,130 +57,6 @@ fn begin(client: &mut Client) -> Result<Transaction<'_>, postgres::Error> {
 fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) -> Result<bool, postgres::Error> {
     let sql = format!("SELECT FROM {} WHERE name = $1 FOR UPDATE {skip}", names.replica_sets());
     Ok(!tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?.is_empty())
-}
-
-/// Loads views on the connection it was prepared on.
-pub(crate) struct ViewLoader {
-    whole: Statement,
-    standing: Statement,
-    /// The server's time when it was prepared: what happened before was not watched.
-    observing_since: ServerTime,
-}
-
-impl ViewLoader {
-    pub(crate) fn prepare(client: &mut Client, names: &Names) -> Result<Self, postgres::Error> {
-        let whole = client.prepare_typed(&view_sql(names), &[Type::TEXT])?;
-        let standing = client.prepare_typed(&standing_sql(names), &[Type::TEXT, Type::UUID])?;
-        let now = client.query_typed_one(&format!("SELECT {}", micros("clock_timestamp()")), &[])?;
-        Ok(Self { whole, standing, observing_since: ServerTime(now.get(0)) })
-    }
-
-    /// The replica set as one snapshot shows it.
-    pub(crate) fn load(
-        &self,
-        client: &mut impl GenericClient,
-        replica_set: &str,
-    ) -> Result<ClusterView, postgres::Error> {
-        let rows = client.query(&self.whole, &[&replica_set])?;
-        // The joins are outer ones, so there is always a row.
-        let first = rows.first();
-        Ok(ClusterView {
-            now: first.map_or(ServerTime::default(), |row| ServerTime(row.get("now"))),
-            observing_since: self.observing_since,
-            generation: first.and_then(generation_of),
-            workers: rows.iter().filter_map(worker_of).collect(),
-        })
-    }
-
-    /// Of a view what concerns one worker: much cheaper, for the session locks are not looked at.
-    pub(crate) fn standing(
-        &self,
-        client: &mut impl GenericClient,
-        replica_set: &str,
-        worker: WorkerId,
-    ) -> Result<Standing, postgres::Error> {
-        let row = client.query_one(&self.standing, &[&replica_set, &worker.0])?;
-        Ok(Standing { generation: generation_of(&row), member: member_of(&row) })
-    }
-}
-
-fn view_sql(names: &Names) -> String {
-    format!(
-        "WITH held AS MATERIALIZED (
-             SELECT {LOCK_KEY} AS key FROM pg_locks l WHERE {IS_ADVISORY} AND l.mode = 'ExclusiveLock')
-         SELECT {now} AS now, g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at,
-                w.id, w.state, w.generation, w.partition_key, w.session_key, {lost} AS session_lost_at,
-                w.session_key IN (SELECT key FROM held) AS held, {started} AS started_at, {heartbeat} AS last_heartbeat
-         FROM (SELECT) AS always
-         LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
-         LEFT JOIN {workers} w ON w.replica_set = $1 AND w.state <> 'stopped'",
-        now = micros("clock_timestamp()"),
-        created = micros("g.created_at"),
-        lost = micros("w.session_lost_at"),
-        started = micros("w.started_at"),
-        heartbeat = micros("w.last_heartbeat"),
-        generations = names.generations(),
-        workers = names.workers(),
-    )
-}
-
-fn standing_sql(names: &Names) -> String {
-    format!(
-        "SELECT g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at, w.state, w.generation, w.partition_key
-         FROM (SELECT) AS always
-         LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
-         LEFT JOIN {workers} w ON w.id = $2 AND w.state <> 'stopped'",
-        created = micros("g.created_at"),
-        generations = names.generations(),
-        workers = names.workers(),
-    )
-}
-
-fn generation_of(row: &Row) -> Option<GenerationView> {
-    let number: Option<i64> = row.get("number");
-    let total: Option<i32> = row.get("total_partitions");
-    number.map(|number| GenerationView {
-        number,
-        // The newest generation is never superseded: that happens when a newer one is created.
-        state: match row.get("generation_state") {
-            "active" => GenerationState::Active,
-            _ => GenerationState::Pending,
-        },
-        total_partitions: total.and_then(|total| usize::try_from(total).ok()).unwrap_or(0),
-        created_at: ServerTime(row.get("created_at")),
-    })
-}
-
-fn member_of(row: &Row) -> Option<Member> {
-    let state: Option<&str> = row.get("state");
-    state.map(|state| Member {
-        state: WorkerState::parse(state).unwrap_or(WorkerState::Pending),
-        generation: row.get("generation"),
-        partition: usize::try_from(row.get::<_, i32>("partition_key")).ok(),
-    })
-}
-
-fn worker_of(row: &Row) -> Option<WorkerView> {
-    let id: Option<Uuid> = row.get("id");
-    let Member { state, generation, partition } = member_of(row)?;
-    let lost_at: Option<i64> = row.get("session_lost_at");
-    let held: Option<bool> = row.get("held");
-    let session = match (held, lost_at) {
-        (None, _) => Session::Unused,
-        (Some(true), None) => Session::Held,
-        (Some(true), Some(_)) => Session::Regained,
-        (Some(false), None) => Session::Missing,
-        (Some(false), Some(at)) => Session::LostSince(ServerTime(at)),
-    };
-    id.map(|id| WorkerView {
-        id: WorkerId(id),
-        state,
-        generation,
-        partition,
-        session,
-        registered_at: ServerTime(row.get("started_at")),
-        last_heartbeat: ServerTime(row.get("last_heartbeat")),
-    })
 }
 
 /// Enters the worker as pending, claims its projections for the replica set, and creates the checkpoints of new ones.
@@ -251,29 +124,6 @@ pub(crate) fn report_safe_head(
 /// The highest safe head any worker has reported: settled for good, so a reader may start from it.
 pub(crate) fn reported_safe_head(client: &mut Client, names: &Names) -> Result<i64, postgres::Error> {
     let row = client.query_typed_one(&format!("SELECT coalesce(max(safe_head), 0) FROM {}", names.workers()), &[])?;
-    Ok(row.get(0))
-}
-
-/// Says that the worker's runners are paused for this generation. Needs no lock of the replica set: if the generation is superseded at the
-/// same time, the worker's row is not in it any more and stays as it is. Returns whether others of the generation have yet to say so;
-/// since that is looked up after the commit, the last one finds nobody.
-pub(crate) fn mark_ready(
-    client: &mut Client,
-    names: &Names,
-    worker: WorkerId,
-    generation: i64,
-) -> Result<bool, postgres::Error> {
-    let workers = names.workers();
-    let sql = format!(
-        "UPDATE {workers} SET state = 'ready', last_heartbeat = clock_timestamp()
-         WHERE id = $1 AND generation = $2 AND state = 'pending'"
-    );
-    client.execute_typed(&sql, &[(&worker.0, Type::UUID), (&generation, Type::INT8)])?;
-    let sql = format!(
-        "SELECT EXISTS (SELECT FROM {workers} WHERE generation = $2 AND state = 'pending'
-                        AND replica_set = (SELECT replica_set FROM {workers} WHERE id = $1))"
-    );
-    let row = client.query_typed_one(&sql, &[(&worker.0, Type::UUID), (&generation, Type::INT8)])?;
     Ok(row.get(0))
 }
 

@@ -10,8 +10,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestError, TestRunner};
 
 use super::checkpoints::{self, Checkpoint, Statements};
-use super::coordination::{self, ViewLoader};
+use super::coordination;
 use super::registration::Registration;
+use super::view;
 use super::{Names, session, testing};
 use crate::plan::model::database::{Clock, Database, Owner, POLICY, Row, worker_id};
 use crate::plan::model::sabotage::Sabotage;
@@ -85,7 +86,7 @@ struct Both<'c> {
     client: &'c mut Client,
     names: Names,
     statements: Statements,
-    views: ViewLoader,
+    views: view::Statements,
     memory: Database,
     held: BTreeSet<usize>,
     /// What each worker knows, by bit.
@@ -142,7 +143,7 @@ impl Both<'_> {
                 }
             }
             Op::Ready(worker, ago) => {
-                coordination::mark_ready(self.client, &self.names, worker_id(*worker), newest - ago).unwrap();
+                self.views.mark_ready(self.client, worker_id(*worker), newest - ago).unwrap();
                 self.memory.mark_ready(*worker, newest - ago);
             }
             Op::Stopping(worker) => {
@@ -234,7 +235,7 @@ impl Both<'_> {
     }
 
     fn compare(&mut self) -> TestCaseResult {
-        let real = self.views.load(self.client, SET).unwrap();
+        let real = self.views.view(self.client, SET).unwrap();
         for worker in (0..WORKERS).map(worker_id) {
             let standing = self.views.standing(self.client, SET, worker).unwrap();
             prop_assert_eq!(standing, real.standing(worker));
@@ -299,7 +300,7 @@ impl<'c> Both<'c> {
         client.batch_execute(&truncate).unwrap();
         let statements = Statements::prepare(client, &names).unwrap();
         let memory = Database::new(WORKERS, Sabotage::None);
-        let views = ViewLoader::prepare(client, &names).unwrap();
+        let views = view::Statements::prepare(client, &names).unwrap();
         Self { client, names, statements, views, memory, held: BTreeSet::new(), knows, loaded: Vec::new() }
     }
 

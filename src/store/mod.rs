@@ -17,6 +17,7 @@ mod privileges;
 mod registration;
 pub(crate) mod safe_head;
 pub(crate) mod session;
+pub(crate) mod view;
 
 #[cfg(test)]
 mod equivalence;
