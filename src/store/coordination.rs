@@ -47,8 +47,10 @@ pub(crate) fn try_lock<'c>(
 fn begin(client: &mut Client) -> Result<Transaction<'_>, postgres::Error> {
     // Whatever the database's default is: a view loaded under the lock must show what the last holder of the lock did.
     let mut tx = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start()?;
+    // To deal the checkpoints out again looks costly, and compiling it takes longer than doing it.
     tx.batch_execute(&format!(
-        "SET LOCAL lock_timeout = '{LOCK_PATIENCE}'; SET LOCAL idle_in_transaction_session_timeout = '{LOCK_PATIENCE}'"
+        "SET LOCAL lock_timeout = '{LOCK_PATIENCE}'; SET LOCAL idle_in_transaction_session_timeout = '{LOCK_PATIENCE}';
+         SET LOCAL jit = off"
     ))?;
     Ok(tx)
 }

@@ -8,15 +8,16 @@ use super::{event_tables, privileges};
 use crate::error::Error;
 
 /// What a number's migration is made of. A published one is never changed; a new one is added at the end.
-const MIGRATIONS: [(&str, &str); 4] = [
+const MIGRATIONS: [(&str, &str); 5] = [
     ("event store", include_str!("sql/0001_event_store.sql")),
     ("coordination", include_str!("sql/0002_coordination.sql")),
     ("checkpoints", include_str!("sql/0003_checkpoints.sql")),
     ("lanes", include_str!("sql/0004_lanes.sql")),
+    ("owners", include_str!("sql/0005_owners.sql")),
 ];
 
 /// The schema version this library works with.
-pub(crate) const VERSION: i32 = 4;
+pub(crate) const VERSION: i32 = 5;
 
 /// Kept when the schema is created and compared at every start: keys are hashes computed by the server, so a server that hashes
 /// differently would deal events to other partitions than their checkpoints say.
@@ -114,10 +115,10 @@ fn fill(names: &Names, sql: &str) -> String {
         sql = sql.replace(&format!("{{{}}}", own.suffix()), &names.own(own).to_string());
     }
     // An index lives in its table's schema and is named without it.
-    for index in ["workers_by_replica_set", "checkpoints_by_projection"] {
+    for index in ["workers_by_replica_set", "checkpoints_by_projection", "checkpoints_by_owner"] {
         sql = sql.replace(&format!("{{{index}}}"), &names.index(index));
     }
-    sql
+    sql.replace("{schema}", names.schema_name())
 }
 
 #[cfg(test)]

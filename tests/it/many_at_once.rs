@@ -35,9 +35,10 @@ fn ten_migrations_at_once_make_one_schema() {
         assert!(outcomes.iter().all(Result::is_ok), "round {round}: {outcomes:?}");
     }
     let mut client = database.client();
-    let applied = "SELECT count(*), count(DISTINCT hash_probe) FROM orchestrator_migrations";
+    let applied = "SELECT count(*), max(number)::bigint, count(DISTINCT hash_probe) FROM orchestrator_migrations";
     let row = client.query_one(applied, &[]).unwrap();
-    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (4, 1));
+    let [count, newest, probes] = [0, 1, 2].map(|column| row.get::<_, i64>(column));
+    assert_eq!((count, probes), (newest, 1), "each once");
     let worker = start_ledger(&database, "p");
     await_running(&[&worker]);
     append_plainly(&mut client, 100, 10);

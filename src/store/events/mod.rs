@@ -140,9 +140,10 @@ impl EventReader {
         let weighed = format!(
             "SELECT {all}, {key}, is_last FROM (
                  SELECT *, sum({WEIGHT}) OVER (ORDER BY global_position ROWS UNBOUNDED PRECEDING) AS total,
+                        lag(global_position) OVER (ORDER BY global_position) IS NULL AS is_first,
                         lead(global_position) OVER (ORDER BY global_position) IS NULL AS is_last
                  FROM (SELECT * {matching}) AS matching) AS weighed
-             WHERE total <= $7 OR total = {WEIGHT} ORDER BY global_position"
+             WHERE total <= $7 OR is_first ORDER BY global_position"
         );
         Ok(Self {
             light: client.prepare_typed(&format!("SELECT {light}, {key} {matching}"), &PARAMETER_TYPES)?,
