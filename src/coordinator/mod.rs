@@ -36,8 +36,7 @@ pub(crate) use runners::Runners;
 const VALIDITY_PATIENCE: Duration = Duration::from_secs(2);
 /// A leaving worker that cannot reach the database gives up after this time: its peers will see that its session is gone.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
-/// Whoever holds the replica set's lock tells the others when it has changed something. If it had nothing to change, they look again by
-/// themselves.
+/// While somebody else changes the replica set, or when he has just done so: after that there is most likely nothing left to be done.
 const WHILE_OTHERS_CHANGE: Duration = Duration::from_millis(50);
 /// What becomes due, such as a death, does so for all workers at one moment: whoever comes to it first has told the others before they do.
 const SPREAD: Duration = Duration::from_millis(20);
@@ -167,7 +166,12 @@ impl Coordinator {
             let wait = look_due.min(heartbeat_due).saturating_duration_since(Instant::now());
             select! {
                 recv(self.stop.heard()) -> _ => {}
-                recv(self.wake) -> _ => {}
+                recv(self.wake) -> _ => {
+                    let now = Instant::now();
+                    if look_due > now {
+                        look_due = look_due.max(now + WHILE_OTHERS_CHANGE);
+                    }
+                }
                 recv(self.missing) -> _ => look_due = Instant::now(),
                 recv(self.runners.reports) -> report => self.runners.heard(report.ok()),
                 default(wait) => {}
@@ -248,7 +252,7 @@ impl Coordinator {
                 decided.recheck_within(WHILE_OTHERS_CHANGE);
             }
         }
-        self.show(&view);
+        self.metrics.active_workers.set(i64::try_from(view.workers.len()).unwrap_or(0));
         let own = self.do_own_part(link, &view.standing(worker))?;
         Ok(own.or(decided.recheck_after.map(|delay| delay + SPREAD.mul_f64(fastrand::f64()))))
     }
@@ -265,6 +269,8 @@ impl Coordinator {
     /// Lets the runners process or pause, as the worker's standing has it. Returns when to look at the whole replica set, if it must.
     fn do_own_part(&mut self, link: &mut Link, standing: &Standing) -> Result<Option<Duration>, Error> {
         self.show_state(standing.member.map_or(WorkerState::Stopped, |member| member.state));
+        let partitions = standing.generation.as_ref().map_or(0, |generation| generation.total_partitions);
+        self.metrics.partitions.set(i64::try_from(partitions).unwrap_or(0));
         let worker = self.registration.worker;
         match stance(standing) {
             Stance::Run(generation) => self.resume(standing, generation),
@@ -413,12 +419,6 @@ impl Coordinator {
         self.metrics.workers_registered.inc();
         self.interrupted.get_or_insert(sent);
         Ok(())
-    }
-
-    fn show(&self, view: &ClusterView) {
-        self.metrics.active_workers.set(i64::try_from(view.workers.len()).unwrap_or(0));
-        let partitions = view.generation.as_ref().map_or(0, |generation| generation.total_partitions);
-        self.metrics.partitions.set(i64::try_from(partitions).unwrap_or(0));
     }
 
     fn show_state(&self, state: WorkerState) {

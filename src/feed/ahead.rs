@@ -3,7 +3,7 @@
 //! Asked for a range, the reader goes through it batch by batch, until the range is exhausted or it is asked for another. It gives a batch
 //! when the runner takes it, so it is one batch ahead and no more.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, never, select};
 
@@ -18,8 +18,8 @@ use crate::threads::{Crew, Pulse};
 const KEEP_CONNECTION: Duration = Duration::from_secs(5);
 /// How long a reader waits for a connection before it reports that there is none.
 const POOL_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a scan is kept open for a runner that is not ready for what it brings.
-const SCAN_PATIENCE: Duration = Duration::from_millis(100);
+/// Whoever takes what was read within this time is waiting for the reader, and not the reader for it.
+const AT_ONCE: Duration = Duration::from_millis(3);
 
 const READING: &str = "reading events";
 
@@ -106,7 +106,7 @@ impl Ahead {
 
 impl Reader {
     fn run(self, inbox: &Receiver<Request>, outbox: &Sender<Answer>, pulse: &Pulse) {
-        let mut counter = Counter { inbox, outbox, pulse, number: 0, range: None, is_open: true };
+        let mut counter = Counter { inbox, outbox, pulse, number: 0, range: None, is_awaited: false, is_open: true };
         let mut connection = None;
         while counter.is_open {
             pulse.beat();
@@ -132,7 +132,7 @@ impl Reader {
             Some(sound) => sound,
             None => connection.insert(self.connect()?),
         };
-        if !events.is_worth_a_scan(&range) {
+        if !counter.is_awaited || !events.is_worth_a_scan(&range) {
             let batch = events.read(client, &range).map_err(Error::database(READING))?;
             counter.give(Ok(batch), None);
             return Ok(());
@@ -141,7 +141,7 @@ impl Reader {
         let mut scan = events.scan(client, range).map_err(Error::database(READING))?;
         while let Some(batch) = scan.next().map_err(Error::database(READING))? {
             let request = counter.number;
-            late = counter.give(Ok(batch), Some(SCAN_PATIENCE));
+            late = counter.give(Ok(batch), Some(AT_ONCE));
             if late.is_some() || counter.number != request || !counter.is_open {
                 break;
             }
@@ -169,6 +169,8 @@ struct Counter<'a> {
     /// The number of the last request, and what is left of its range.
     number: u64,
     range: Option<Range>,
+    /// Whether the last batch was taken at once.
+    is_awaited: bool,
     /// Whether there still is a runner.
     is_open: bool,
 }
@@ -188,11 +190,13 @@ impl Counter<'_> {
     fn give(&mut self, read: Result<Batch, Error>, patience: Option<Duration>) -> Option<Result<Batch, Error>> {
         let following = self.range.as_ref().and_then(|range| range.following(read.as_ref().ok()?));
         let enough = patience.map_or_else(never, after);
+        let offered = Instant::now();
         // The runner's handler may take as long as it likes.
         self.pulse.excuse();
         let kept = select! {
             send(self.outbox, Answer { request: self.number, batch: read }) -> sent => {
                 self.range = following;
+                self.is_awaited = offered.elapsed() < AT_ONCE;
                 self.is_open = sent.is_ok();
                 None
             },
@@ -200,7 +204,10 @@ impl Counter<'_> {
                 self.asked(request.ok());
                 None
             },
-            recv(enough) -> _ => Some(read),
+            recv(enough) -> _ => {
+                self.is_awaited = false;
+                Some(read)
+            },
         };
         self.pulse.beat();
         kept

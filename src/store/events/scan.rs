@@ -1,8 +1,8 @@
 //! Going through a long range.
 //!
-//! Many batches are fetched of one query: the server plans it once, and goes on where it stopped. A transaction is open meanwhile, and what
-//! others delete cannot be cleaned up before it ends: after a second and a fetch, at the latest. Whoever has to wait with a batch in hand
-//! had better end it sooner.
+//! Many batches are fetched of one query: the server plans it once, and goes on where it stopped. But a transaction is open meanwhile, and
+//! until it ends nothing can be cleaned up of what others update: rows that are updated time and again, as those of a read model, are
+//! found ever more slowly. So it is short, and only for where reading is what is waited for.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use super::{Batch, EventReader, Range};
 
 /// How many batches at the most. To begin costs about as much as one fetch does, and the planner has to know that not all is wanted.
 const BATCHES: usize = 16;
-const LONG_ENOUGH: Duration = Duration::from_secs(1);
+const LONG_ENOUGH: Duration = Duration::from_millis(50);
 
 /// Reads a range batch by batch.
 pub(crate) struct Scan<'c> {
