@@ -167,6 +167,7 @@ impl Coordinator {
             select! {
                 recv(self.stop.heard()) -> _ => {}
                 recv(self.wake) -> _ => {
+                    // What was about to become due has most likely been seen to with the change.
                     let now = Instant::now();
                     if look_due > now {
                         look_due = look_due.max(now + WHILE_OTHERS_CHANGE);

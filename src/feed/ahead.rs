@@ -106,16 +106,16 @@ impl Ahead {
 
 impl Reader {
     fn run(self, inbox: &Receiver<Request>, outbox: &Sender<Answer>, pulse: &Pulse) {
-        let mut counter = Counter { inbox, outbox, pulse, number: 0, range: None, is_awaited: false, is_open: true };
+        let mut handover = Handover { inbox, outbox, pulse, number: 0, range: None, is_awaited: false, is_open: true };
         let mut connection = None;
-        while counter.is_open {
+        while handover.is_open {
             pulse.beat();
-            if counter.range.is_some() {
-                if let Err(error) = self.read_on(&mut connection, &mut counter) {
+            if handover.range.is_some() {
+                if let Err(error) = self.read_on(&mut connection, &mut handover) {
                     connection = None;
-                    counter.give(Err(error), None);
+                    handover.give(Err(error), None);
                 }
-            } else if !counter.wait() {
+            } else if !handover.wait() {
                 connection = None;
             }
         }
@@ -125,30 +125,30 @@ impl Reader {
     fn read_on(
         &self,
         connection: &mut Option<(PooledClient, EventReader)>,
-        counter: &mut Counter<'_>,
+        handover: &mut Handover<'_>,
     ) -> Result<(), Error> {
-        let Some(range) = counter.range.clone() else { return Ok(()) };
+        let Some(range) = handover.range.clone() else { return Ok(()) };
         let (client, events) = match connection {
             Some(sound) => sound,
             None => connection.insert(self.connect()?),
         };
-        if !counter.is_awaited || !events.is_worth_a_scan(&range) {
+        if !handover.is_awaited || !events.is_worth_a_scan(&range) {
             let batch = events.read(client, &range).map_err(Error::database(READING))?;
-            counter.give(Ok(batch), None);
+            handover.give(Ok(batch), None);
             return Ok(());
         }
         let mut late = None;
         let mut scan = events.scan(client, range).map_err(Error::database(READING))?;
         while let Some(batch) = scan.next().map_err(Error::database(READING))? {
-            let request = counter.number;
-            late = counter.give(Ok(batch), Some(AT_ONCE));
-            if late.is_some() || counter.number != request || !counter.is_open {
+            let request = handover.number;
+            late = handover.give(Ok(batch), Some(AT_ONCE));
+            if late.is_some() || handover.number != request || !handover.is_open {
                 break;
             }
         }
         scan.close().map_err(Error::database(READING))?;
         if let Some(batch) = late {
-            counter.give(batch, None);
+            handover.give(batch, None);
         }
         Ok(())
     }
@@ -161,8 +161,8 @@ impl Reader {
     }
 }
 
-/// Where a reader is asked and answers.
-struct Counter<'a> {
+/// Where a reader is asked, and hands over what it read.
+struct Handover<'a> {
     inbox: &'a Receiver<Request>,
     outbox: &'a Sender<Answer>,
     pulse: &'a Pulse,
@@ -175,7 +175,7 @@ struct Counter<'a> {
     is_open: bool,
 }
 
-impl Counter<'_> {
+impl Handover<'_> {
     /// Waits to be asked. False if nobody asked for a while.
     fn wait(&mut self) -> bool {
         match self.inbox.recv_timeout(KEEP_CONNECTION) {
