@@ -3,16 +3,15 @@
 //! The orchestrator does not need this module: it serves events that any program inserts. It is here for applications that have no
 //! event store of their own, and writes what pupsourcing's own stores write.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 
-use postgres::error::SqlState;
-use postgres::types::{ToSql, Type};
-use postgres::{Client, GenericClient, Row, Statement};
+use postgres::error::{DbError, SqlState};
+use postgres::types::Type;
+use postgres::{Client, GenericClient};
 
 use crate::error::{Error, describe};
 use crate::event::{Event, NewEvent};
-use crate::store::append::{self, Param, Way};
+use crate::store::append::{self, Appended};
 use crate::store::{Names, events, session};
 
 /// What the caller of [`EventStore::append`] knows of the aggregate.
@@ -67,6 +66,13 @@ pub enum AppendError {
         problem: String,
     },
 
+    /// The schema has no function to append with.
+    #[error("the schema cannot be used: {problem}")]
+    Schema {
+        /// What is missing, and the remedy.
+        problem: String,
+    },
+
     /// The statement failed.
     #[error("appending failed: {}", describe(.0))]
     Database(#[source] postgres::Error),
@@ -97,64 +103,24 @@ impl EventStore {
         Ok(Self { names })
     }
 
-    /// Appends events to one aggregate, in one round trip whatever their number; in three where there is a conflict, and in two the first
-    /// time after its events were written by a program that does not keep `aggregate_heads`.
+    /// Appends events to one aggregate, in one round trip whatever their number and whatever comes of it.
     ///
     /// Given a client, they are committed when this returns; given a transaction, with it. Afterwards [`hint`](Self::hint) may tell
     /// the workers; they notice anyway. Versions follow on the aggregate's last one, positions ascend with them.
     ///
+    /// The statements are in a function that the migrations create, `orchestrator_append` by default: what a program in another language
+    /// can call, too. It runs with the privileges of who calls it.
+    ///
     /// # Errors
     ///
     /// [`AppendError::Conflict`] if the aggregate is not at the expected version, [`AppendError::Invalid`] if there are no events or
-    /// they belong to several aggregates, [`AppendError::Database`] for anything else.
+    /// they belong to several aggregates, [`AppendError::Schema`] if the migrations have not been applied, [`AppendError::Database`] for
+    /// anything else.
     pub fn append(
         &self,
         client: &mut impl GenericClient,
         expected: ExpectedVersion,
         events: &[NewEvent],
-    ) -> Result<AppendResult, AppendError> {
-        self.append_by(client, expected, events, |client, way, params| {
-            client.query_typed(&append::sql(&self.names, way), params)
-        })
-    }
-
-    /// Has the server parse and plan the append, for a connection that appends often: an append of one event then takes a fraction of
-    /// the server's time.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Database`] if the connection is lost, or the tables are not there.
-    ///
-    /// ```no_run
-    /// # use pupsourcing_orchestrator::{Database, EventStore, ExpectedVersion, NewEvent};
-    /// let mut client = Database::from_url("postgres://app@localhost/shop")?.connect()?;
-    /// let prepared = EventStore::default().prepare(&mut client)?;
-    /// for n in 0..1000 {
-    ///     let placed = NewEvent::new("shop", "Order", format!("order-{n}"), "OrderPlaced", b"{}".as_slice());
-    ///     prepared.append(&mut client, ExpectedVersion::NoStream, &[placed])?;
-    /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn prepare(&self, client: &mut impl GenericClient) -> Result<PreparedAppend, Error> {
-        let mut prepare = |way| {
-            client
-                .prepare_typed(&append::sql(&self.names, way), &append::TYPES)
-                .map_err(Error::database("preparing the append"))
-        };
-        Ok(PreparedAppend {
-            store: self.clone(),
-            begin: prepare(Way::Begin)?,
-            go_on: prepare(Way::GoOn)?,
-            find_out: prepare(Way::FindOut)?,
-        })
-    }
-
-    fn append_by<C: GenericClient>(
-        &self,
-        client: &mut C,
-        expected: ExpectedVersion,
-        events: &[NewEvent],
-        run: impl Fn(&mut C, Way, &[Param<'_>]) -> Result<Vec<Row>, postgres::Error>,
     ) -> Result<AppendResult, AppendError> {
         let first = validate(expected, events)?;
         let exact = match expected {
@@ -169,15 +135,12 @@ impl EventStore {
             expected,
             actual,
         };
-        let rows = append::append(first, exact, events, |way, params| run(client, way, params))
-            .map_err(|error| if is_version_taken(&error) { conflict(None) } else { AppendError::Database(error) })?;
-        let (Some(first_row), Some(last_row)) = (rows.first(), rows.last()) else {
-            return Err(conflict(Some(self.version(client, first).map_err(AppendError::Database)?)));
-        };
-        Ok(AppendResult {
-            versions: first_row.get(1)..=last_row.get(1),
-            positions: rows.iter().map(|row| row.get(0)).collect(),
-        })
+        match append::append(client, &self.names, exact, events) {
+            Ok(Appended::Stored { positions, versions }) => Ok(AppendResult { positions, versions }),
+            Ok(Appended::Conflict(actual)) => Err(conflict(Some(actual))),
+            Err(error) if is_version_taken(&error) => Err(conflict(None)),
+            Err(error) => Err(self.explained(error)),
+        }
     }
 
     /// Tells the workers that something was appended, so that they look at once. Best effort: errors are logged, and nothing is lost
@@ -206,55 +169,19 @@ impl EventStore {
         events::read_stream(client, &self.names, aggregate, from, to).map_err(Error::database("reading the stream"))
     }
 
-    fn version(&self, client: &mut impl GenericClient, aggregate: &NewEvent) -> Result<i64, postgres::Error> {
-        let row = client.query_typed_one(
-            &append::version_sql(&self.names),
-            &[
-                (&aggregate.bounded_context, Type::TEXT),
-                (&aggregate.aggregate_type, Type::TEXT),
-                (&aggregate.aggregate_id, Type::TEXT),
-            ],
-        )?;
-        Ok(row.get(0))
-    }
-}
-
-/// An append that the server has parsed and planned on one connection. See [`EventStore::prepare`].
-#[derive(Clone)]
-pub struct PreparedAppend {
-    store: EventStore,
-    begin: Statement,
-    go_on: Statement,
-    find_out: Statement,
-}
-
-impl PreparedAppend {
-    /// Appends events as [`EventStore::append`] does. The client, or the transaction, must be of the connection on which it was prepared.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`EventStore::append`]; [`AppendError::Database`] on another connection.
-    pub fn append(
-        &self,
-        client: &mut impl GenericClient,
-        expected: ExpectedVersion,
-        events: &[NewEvent],
-    ) -> Result<AppendResult, AppendError> {
-        self.store.append_by(client, expected, events, |client, way, params| {
-            let statement = match way {
-                Way::Begin => &self.begin,
-                Way::GoOn => &self.go_on,
-                Way::FindOut => &self.find_out,
-            };
-            let values: Vec<&(dyn ToSql + Sync)> = params.iter().map(|(value, _)| *value).collect();
-            client.query(statement, &values)
-        })
-    }
-}
-
-impl fmt::Debug for PreparedAppend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PreparedAppend").field("store", &self.store).finish_non_exhaustive()
+    /// What the server says of a function that is missing speaks of types and casts.
+    fn explained(&self, error: postgres::Error) -> AppendError {
+        // One that a trigger misses is reported with where it was called.
+        let is_missing = |error: &DbError| *error.code() == SqlState::UNDEFINED_FUNCTION && error.where_().is_none();
+        if !error.as_db_error().is_some_and(is_missing) {
+            return AppendError::Database(error);
+        }
+        AppendError::Schema {
+            problem: format!(
+                "there is no function {} of this version: create it with Orchestrator::migrate(), or apply Names::schema_sql()",
+                self.names.append()
+            ),
+        }
     }
 }
 

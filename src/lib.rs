@@ -25,7 +25,7 @@ pub use config::Retry;
 pub use database::Database;
 pub use error::{BoxError, Error};
 pub use event::{Event, EventParts, NewEvent};
-pub use event_store::{AppendError, AppendResult, EventStore, ExpectedVersion, PreparedAppend};
+pub use event_store::{AppendError, AppendResult, EventStore, ExpectedVersion};
 pub use http::{HealthProbe, MetricsServer};
 pub use metrics::Metrics;
 pub use orchestrator::{Builder, Handle, Orchestrator};

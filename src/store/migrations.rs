@@ -8,16 +8,17 @@ use super::{event_tables, privileges};
 use crate::error::Error;
 
 /// What a number's migration is made of. A published one is never changed; a new one is added at the end.
-const MIGRATIONS: [(&str, &str); 5] = [
+const MIGRATIONS: [(&str, &str); 6] = [
     ("event store", include_str!("sql/0001_event_store.sql")),
     ("coordination", include_str!("sql/0002_coordination.sql")),
     ("checkpoints", include_str!("sql/0003_checkpoints.sql")),
     ("lanes", include_str!("sql/0004_lanes.sql")),
     ("owners", include_str!("sql/0005_owners.sql")),
+    ("append", include_str!("sql/0006_append.sql")),
 ];
 
 /// The schema version this library works with.
-pub(crate) const VERSION: i32 = 5;
+pub(crate) const VERSION: i32 = 6;
 
 /// Kept when the schema is created and compared at every start: keys are hashes computed by the server, so a server that hashes
 /// differently would deal events to other partitions than their checkpoints say.
@@ -110,7 +111,8 @@ fn record(names: &Names, number: i32) -> String {
 fn fill(names: &Names, sql: &str) -> String {
     let mut sql = sql
         .replace("{events}", &names.events().to_string())
-        .replace("{aggregate_heads}", &names.aggregate_heads().to_string());
+        .replace("{aggregate_heads}", &names.aggregate_heads().to_string())
+        .replace("{append}", &names.append().to_string());
     for own in Own::ALL {
         sql = sql.replace(&format!("{{{}}}", own.suffix()), &names.own(own).to_string());
     }

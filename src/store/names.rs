@@ -123,6 +123,11 @@ impl Names {
         Quoted { schema: self.events_schema_name(), prefix: "", table: &self.aggregate_heads }
     }
 
+    /// The function that appends events.
+    pub(crate) fn append(&self) -> Quoted<'_> {
+        Quoted { schema: &self.schema, prefix: &self.prefix, table: "append" }
+    }
+
     pub(crate) fn own(&self, table: Own) -> Quoted<'_> {
         Quoted { schema: &self.schema, prefix: &self.prefix, table: table.suffix() }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use postgres::error::SqlState;
 use postgres::{Client, GenericClient};
-use pupsourcing_orchestrator::{AppendError, Event, EventStore, ExpectedVersion, NewEvent};
+use pupsourcing_orchestrator::{AppendError, Event, EventStore, ExpectedVersion, Names, NewEvent};
 use uuid::Uuid;
 
 use crate::support::handlers::prepared;
@@ -93,23 +93,73 @@ fn a_transaction_commits_or_rolls_back_what_was_appended() {
 }
 
 #[test]
-fn a_prepared_append_does_the_same_on_its_connection() {
+fn a_session_that_appends_often_appends_as_at_first() {
     let database = database();
     let mut client = prepared(&database);
-    let append = EventStore::default().prepare(&mut client).unwrap();
+    let store = EventStore::default();
     // More often than the server plans for the values at hand.
-    for version in 0..8 {
+    for version in 0..12 {
         let expected = if version == 0 { NoStream } else { Exact(version) };
-        let appended = append.append(&mut client, expected, &[thing("a")]).unwrap();
-        assert_eq!(appended.versions, version + 1..=version + 1);
-        assert_conflict(&append.append(&mut client, expected, &[thing("a")]), expected, version + 1);
+        assert_eq!(store.append(&mut client, expected, &[thing("a")]).unwrap().versions, version + 1..=version + 1);
+        assert_conflict(&store.append(&mut client, expected, &[thing("a")]), expected, version + 1);
+        assert_eq!(store.append(&mut client, Any, &[thing("any")]).unwrap().versions, version + 1..=version + 1);
     }
-    let mut tx = client.transaction().unwrap();
-    assert_eq!(append.append(&mut tx, Any, &[thing("a"), thing("a")]).unwrap().versions, 9..=10);
-    tx.rollback().unwrap();
-    assert_eq!(head_of(&mut client, "a"), Some(8));
-    let elsewhere = append.append(&mut database.client(), Any, &[thing("a")]);
-    assert!(matches!(&elsewhere, Err(AppendError::Database(error)) if error.code().is_some()), "{elsewhere:?}");
+    assert_eq!((events(&mut client), head_of(&mut client, "a"), head_of(&mut client, "any")), (24, Some(12), Some(12)));
+}
+
+#[test]
+fn the_function_can_be_called_from_any_language() {
+    let database = database();
+    let mut client = prepared(&database);
+    let call =
+        "SELECT * FROM orchestrator_append('test', 'Thing', 'a', $1, array[gen_random_uuid(), gen_random_uuid()],
+                    '{Happened,Happened}', '{1,1}', array['\\x01'::bytea, '\\x02'], correlation_ids => '{c,d}')";
+    let mut append = |expected: Option<i64>| -> Vec<(Option<i64>, i64)> {
+        let rows = client.query(call, &[&expected]).unwrap();
+        rows.iter().map(|row| (row.get("global_position"), row.get("aggregate_version"))).collect()
+    };
+    assert_eq!(append(Some(0)), [(Some(1), 1), (Some(2), 2)]);
+    assert_eq!(append(Some(0)), [(None, 2)], "a conflict, and the version");
+    assert_eq!(append(None), [(Some(3), 3), (Some(4), 4)]);
+    let stream = EventStore::default().read_stream(&mut client, "test", "Thing", "a", None, None).unwrap();
+    let told: Vec<_> = stream.iter().map(|event| (event.payload(), event.correlation_id(), event.trace_id())).collect();
+    let pair = [(&[1][..], Some("c"), None), (&[2][..], Some("d"), None)];
+    assert_eq!(told, [pair, pair].concat());
+}
+
+#[test]
+fn an_append_that_the_schema_does_not_provide_for_is_refused_and_says_what_to_do() {
+    let database = database();
+    let mut client = prepared(&database);
+    client.batch_execute("CREATE TABLE others (LIKE events INCLUDING ALL)").unwrap();
+    let refused = |client: &mut Client, names: Names| {
+        EventStore::new(names).unwrap().append(client, Any, &[thing("a")]).unwrap_err().to_string()
+    };
+    let elsewhere = refused(&mut client, Names::default().events_table("others"));
+    for part in ["\"public\".\"events\"", "not to \"public\".\"others\"", "prefix of their own"] {
+        assert!(elsewhere.contains(part), "{elsewhere}: {part}");
+    }
+    let unmigrated = refused(&mut client, Names::default().prefix("new_"));
+    for part in ["no function \"public\".\"new_append\"", "Orchestrator::migrate()"] {
+        assert!(unmigrated.contains(part), "{unmigrated}: {part}");
+    }
+    assert_eq!((events(&mut client), head_of(&mut client, "a")), (0, None));
+}
+
+#[test]
+fn an_append_of_which_a_trigger_holds_something_back_is_undone() {
+    let database = database();
+    let mut client = prepared(&database);
+    client
+        .batch_execute(
+            "CREATE FUNCTION hold_back() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+             CREATE TRIGGER hold_back BEFORE INSERT ON events FOR EACH ROW WHEN (NEW.aggregate_version = 2)
+             EXECUTE FUNCTION hold_back()",
+        )
+        .unwrap();
+    let error = EventStore::default().append(&mut client, NoStream, &[thing("a"), thing("a")]).unwrap_err().to_string();
+    assert!(error.contains("1 of 2 events were stored") && error.contains("trigger"), "{error}");
+    assert_eq!((events(&mut client), head_of(&mut client, "a")), (0, None));
 }
 
 #[test]

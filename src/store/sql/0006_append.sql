@@ -1,0 +1,70 @@
+-- Appends events to one aggregate: moves its head, which is locked before any position is handed out, and inserts the events behind it.
+-- A function, so that the server plans its statements once a session, also behind a pooler, and not with each append.
+--
+-- One row for each event, in the order given. If the aggregate is not at the expected version, nothing is written and the one row
+-- has its version and no position. An expected version of NULL appends after whatever is there.
+CREATE OR REPLACE FUNCTION {append}(
+    bounded_context TEXT, aggregate_type TEXT, aggregate_id TEXT, expected_version BIGINT,
+    event_ids UUID[], event_types TEXT[], event_versions INT[], payloads BYTEA[],
+    trace_ids TEXT[] DEFAULT NULL, correlation_ids TEXT[] DEFAULT NULL, causation_ids TEXT[] DEFAULT NULL, metadata JSONB[] DEFAULT NULL,
+    tables TEXT DEFAULT NULL
+) RETURNS TABLE (global_position BIGINT, aggregate_version BIGINT) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    before BIGINT;
+    stored BIGINT;
+BEGIN
+    IF tables <> '{events} and {aggregate_heads}' THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = '{append} appends to {events} and {aggregate_heads}, not to ' || tables,
+            HINT = 'Give them a schema or a prefix of their own; if the tables were renamed, apply Names::schema_sql() again.';
+    END IF;
+    LOOP
+        -- Writers that insert with plain SQL may not keep the heads, and old events may have been archived: the higher version counts.
+        UPDATE {aggregate_heads} AS head
+        SET aggregate_version = greatest(aggregate_version, seen.version) + cardinality($5), updated_at = clock_timestamp()
+        FROM (SELECT max(aggregate_version) AS version FROM {events}
+              WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3) AS seen
+        WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
+          AND ($4 IS NULL OR greatest(aggregate_version, seen.version) = $4)
+        RETURNING aggregate_version - cardinality($5) INTO before;
+        EXIT WHEN FOUND;
+
+        INSERT INTO {aggregate_heads} (bounded_context, aggregate_type, aggregate_id, aggregate_version)
+        SELECT $1, $2, $3, seen.version + cardinality($5)
+        FROM (SELECT coalesce(max(aggregate_version), 0) AS version FROM {events}
+              WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3) AS seen
+        WHERE $4 IS NULL OR seen.version = $4
+        ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO NOTHING
+        RETURNING aggregate_version - cardinality($5) INTO before;
+        EXIT WHEN FOUND;
+
+        IF $4 IS NOT NULL THEN
+            RETURN QUERY SELECT NULL::BIGINT, greatest(
+                (SELECT max(aggregate_version) FROM {events}
+                 WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
+                (SELECT aggregate_version FROM {aggregate_heads}
+                 WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
+                0);
+            RETURN;
+        END IF;
+        -- Another append made the head in between: move it.
+    END LOOP;
+    RETURN QUERY
+    INSERT INTO {events} AS inserted (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
+                                      event_version, payload, trace_id, correlation_id, causation_id, metadata)
+    SELECT $1, $2, $3, before + event.n, event.id, event.type, event.version, event.payload, event.trace_id,
+           event.correlation_id, event.causation_id, event.metadata
+    FROM unnest($5, $6, $7, $8, $9, $10, $11, $12) WITH ORDINALITY
+        AS event (id, type, version, payload, trace_id, correlation_id, causation_id, metadata, n)
+    ORDER BY event.n
+    RETURNING inserted.global_position, inserted.aggregate_version;
+    GET DIAGNOSTICS stored = ROW_COUNT;
+    IF stored <> cardinality($5) THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'triggered_action_exception',
+            MESSAGE = format('%s of %s events were stored', stored, cardinality($5)),
+            HINT = 'A trigger or a rule keeps events out of {events}: the append cannot tell where they went.';
+    END IF;
+END $$;
