@@ -8,7 +8,10 @@ CREATE OR REPLACE FUNCTION {append}(
     event_ids UUID[], event_types TEXT[], event_versions INT[], payloads BYTEA[],
     trace_ids TEXT[] DEFAULT NULL, correlation_ids TEXT[] DEFAULT NULL, causation_ids TEXT[] DEFAULT NULL, metadata JSONB[] DEFAULT NULL,
     tables TEXT DEFAULT NULL
-) RETURNS TABLE (global_position BIGINT, aggregate_version BIGINT) LANGUAGE plpgsql AS $$
+) RETURNS TABLE (global_position BIGINT, aggregate_version BIGINT) LANGUAGE plpgsql
+-- A plan is kept while the tables grow: made for a page or two, it would go through all of them until the next ANALYZE.
+SET enable_seqscan = off
+AS $$
 #variable_conflict use_column
 DECLARE
     before BIGINT;
