@@ -90,7 +90,8 @@ impl Tailer {
                 .map_err(Error::database(doing))?,
         };
         // Never from memory: after a failover the server may know less than was seen before.
-        let settled = coordination::reported_safe_head(&mut client, &self.names).map_err(Error::database(doing))?;
+        let settled = coordination::reported_safe_head(&mut client, &self.names, self.board.replica_set())
+            .map_err(Error::database(doing))?;
         let mut head = Head::new(settled);
         self.feed.begin_epoch();
         // Whoever held it back may be gone like the connection; if not, it is soon known again.

@@ -123,10 +123,15 @@ pub(crate) fn report_safe_head(
     Ok(())
 }
 
-/// The highest safe head any worker has reported: settled for good, so a reader may start from it.
-pub(crate) fn reported_safe_head(client: &mut Client, names: &Names) -> Result<i64, postgres::Error> {
-    let row = client.query_typed_one(&format!("SELECT coalesce(max(safe_head), 0) FROM {}", names.workers()), &[])?;
-    Ok(row.get(0))
+/// The highest safe head that a worker of the replica set has reported: settled for good, so a reader may start from it. Other replica
+/// sets may read another table of events.
+pub(crate) fn reported_safe_head(
+    client: &mut Client,
+    names: &Names,
+    replica_set: &str,
+) -> Result<i64, postgres::Error> {
+    let sql = format!("SELECT coalesce(max(safe_head), 0) FROM {} WHERE replica_set = $1", names.workers());
+    Ok(client.query_typed_one(&sql, &[(&replica_set, Type::TEXT)])?.get(0))
 }
 
 /// Says that the worker is asked to leave and finishes what it has begun: it gets no partition of a new generation.

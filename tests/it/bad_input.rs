@@ -193,7 +193,7 @@ fn a_server_in_recovery_is_refused() {
 }
 
 /// A role of its own that may log in and do nothing else, and its URL.
-fn stranger(database: &TestDatabase, client: &mut Client) -> (String, String) {
+pub(crate) fn stranger(database: &TestDatabase, client: &mut Client) -> (String, String) {
     static ROLES: AtomicUsize = AtomicUsize::new(0);
     let role = format!("stranger_{}", ROLES.fetch_add(1, Ordering::Relaxed));
     client.batch_execute(&format!("CREATE ROLE {role} LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC")).unwrap();

@@ -5,10 +5,11 @@ use std::thread;
 use std::time::Duration;
 
 use postgres::error::SqlState;
-use postgres::{Client, GenericClient};
+use postgres::{Client, GenericClient, NoTls};
 use pupsourcing_orchestrator::{AppendError, Event, EventStore, ExpectedVersion, Names, NewEvent};
 use uuid::Uuid;
 
+use crate::bad_input::stranger;
 use crate::support::handlers::prepared;
 use crate::support::ledger::thing;
 use crate::support::{database, eventually};
@@ -165,6 +166,39 @@ fn an_append_that_the_schema_does_not_provide_for_is_refused_and_says_what_to_do
         assert!(unmigrated.contains(part), "{unmigrated}: {part}");
     }
     assert_eq!((events(&mut client), head_of(&mut client, "a")), (0, None));
+}
+
+#[test]
+fn who_appends_needs_no_more_privileges_than_the_readme_says_and_no_less() {
+    let database = database();
+    let mut client = prepared(&database);
+    let (role, url) = stranger(&database, &mut client);
+    let privileges = [
+        "USAGE ON SEQUENCE events_global_position_seq",
+        "SELECT ON events",
+        "INSERT ON events",
+        "SELECT ON aggregate_heads",
+        "INSERT ON aggregate_heads",
+        "UPDATE ON aggregate_heads",
+    ];
+    for privilege in privileges {
+        client.batch_execute(&format!("GRANT {privilege} TO {role}")).unwrap();
+    }
+    let mut theirs = Client::connect(&url, NoTls).unwrap();
+    let store = EventStore::default();
+    let mut append_in_every_way = || {
+        store.append(&mut theirs, Any, &[thing("a")])?;
+        store.append(&mut theirs, Any, &[thing("a")])?;
+        store.append(&mut theirs, NoStream, &[thing(&Uuid::new_v4().to_string())])
+    };
+    append_in_every_way().unwrap();
+    for privilege in privileges {
+        client.batch_execute(&format!("REVOKE {privilege} FROM {role}")).unwrap();
+        let error = append_in_every_way().unwrap_err();
+        assert!(error.to_string().contains("permission denied"), "without {privilege}: {error}");
+        client.batch_execute(&format!("GRANT {privilege} TO {role}")).unwrap();
+    }
+    append_in_every_way().unwrap();
 }
 
 #[test]

@@ -76,6 +76,33 @@ fn replica_sets_of_one_name_in_two_schemas_have_nothing_in_common() {
 }
 
 #[test]
+fn replica_sets_of_two_event_tables_in_one_schema_do_not_take_each_others_safe_head() {
+    let database = database();
+    let mut all = database.client();
+    let mut start_over = |schema: &str, projection: &'static str| {
+        let names = Names::default().events_schema(schema);
+        all.batch_execute(&names.schema_sql()).unwrap();
+        let url = format!("{}?options=-csearch_path%3D{schema}", database.url());
+        let mut client = postgres::Client::connect(&url, NoTls).unwrap();
+        Ledger::create_table(&mut client);
+        (start(builder(&url, schema).names(names), vec![Box::new(Ledger::named(projection))]), client)
+    };
+    let (far, mut of_far) = start_over("far", "p");
+    append_plainly(&mut of_far, 300, 30);
+    eventually("the safe head is reported", SOON, || {
+        of_far.query_opt("SELECT FROM public.orchestrator_workers WHERE safe_head = 300", &[]).unwrap()
+    });
+    let (near, mut of_near) = start_over("near", "q");
+    await_running(&[&near]);
+    for _ in 1..=3 {
+        append_plainly(&mut of_near, 20, 5);
+        eventually("all events are handled", SOON, || is_complete(&mut of_near, "q").then_some(()));
+    }
+    assert_exactly_once(&mut of_near, "q");
+    far.shutdown(SOON).unwrap();
+}
+
+#[test]
 fn replica_sets_in_one_process_run_their_own_projections() {
     let database = database();
     let mut client = database.client();
