@@ -59,6 +59,13 @@ pub(crate) struct Room {
     events: usize,
 }
 
+impl Room {
+    /// How much their texts and payloads take.
+    pub(crate) fn bytes(self) -> usize {
+        self.texts + self.payloads
+    }
+}
+
 /// Events, one after the other.
 #[derive(Debug, Default)]
 pub(crate) struct EventBuffer {

@@ -138,15 +138,12 @@ impl Reader {
             return Ok(());
         }
         let mut late = None;
-        let mut scan = events.scan(client, range).map_err(Error::database(READING))?;
-        while let Some(batch) = scan.next().map_err(Error::database(READING))? {
+        let scanned = events.scan(client, range, |batch| {
             let request = handover.number;
             late = handover.give(Ok(batch), Some(AT_ONCE));
-            if late.is_some() || handover.number != request || !handover.is_open {
-                break;
-            }
-        }
-        scan.close().map_err(Error::database(READING))?;
+            late.is_none() && handover.number == request && handover.is_open
+        });
+        scanned.map_err(Error::database(READING))?;
         if let Some(batch) = late {
             handover.give(batch, None);
         }

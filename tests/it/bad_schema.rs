@@ -122,9 +122,9 @@ fn what_was_changed_after_the_migration_is_refused_at_the_start() {
             &["column event_version of events has type bigint", "integer is needed"],
         ),
         (
-            "DELETE FROM orchestrator_migrations WHERE number = 5",
-            "INSERT INTO orchestrator_migrations SELECT 5, max(hash_probe) FROM orchestrator_migrations",
-            &["it has version 4", "migrate()"],
+            "DELETE FROM orchestrator_migrations WHERE number = 6",
+            "INSERT INTO orchestrator_migrations SELECT 6, max(hash_probe) FROM orchestrator_migrations",
+            &["it has version 5", "migrate()"],
         ),
         (
             "INSERT INTO orchestrator_migrations SELECT 99, max(hash_probe) FROM orchestrator_migrations",

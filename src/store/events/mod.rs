@@ -169,8 +169,8 @@ impl EventReader {
 
     /// Reads up to the first event that is heavy.
     fn read_light(&mut self, client: &mut Client, range: &Range) -> Result<Batch, postgres::Error> {
-        let rows = self.query(client, &self.light, range, self.light_bytes())?;
-        self.take_light(rows, range)
+        let mut rows = self.query(client, &self.light, range, self.light_bytes())?;
+        self.take_light(&mut rows, range)
     }
 
     /// How heavy a light event's payload, and its metadata, may be.
@@ -178,12 +178,18 @@ impl EventReader {
         (self.bounds.bytes / self.bounds.events).saturating_mul(LIGHT_SHARES)
     }
 
-    /// Takes in the first rows of a range, up to the first that is heavy.
-    fn take_light(&mut self, mut rows: RowIter<'_>, range: &Range) -> Result<Batch, postgres::Error> {
+    /// Takes in the rows of a batch, up to the first that is heavy. Of a range, these are the first.
+    fn take_light(
+        &mut self,
+        rows: &mut impl FallibleIterator<Item = Row, Error = postgres::Error>,
+        range: &Range,
+    ) -> Result<Batch, postgres::Error> {
         let mut found = self.nothing_found();
         let mut is_heavy = false;
         let mut weight = 0;
-        while let Some(row) = rows.next()? {
+        while found.events.len() < self.bounds.events
+            && let Some(row) = rows.next()?
+        {
             let payload: Option<&[u8]> = row.try_get(PAYLOAD)?;
             let metadata: Option<JsonText<'_>> = row.try_get(METADATA)?;
             weight += payload.map_or(0, <[u8]>::len) + metadata.map_or(0, |json| json.0.len());
@@ -193,7 +199,6 @@ impl EventReader {
             }
             found.take(&row, self.gives_keys)?;
         }
-        drop(rows);
         self.is_heavy = is_heavy;
         Ok(self.batch(found, range, !is_heavy))
     }
