@@ -179,11 +179,7 @@ impl EventReader {
     }
 
     /// Takes in the rows of a batch, up to the first that is heavy. Of a range, these are the first.
-    fn take_light(
-        &mut self,
-        rows: &mut impl FallibleIterator<Item = Row, Error = postgres::Error>,
-        range: &Range,
-    ) -> Result<Batch, postgres::Error> {
+    fn take_light(&mut self, rows: &mut RowIter<'_>, range: &Range) -> Result<Batch, postgres::Error> {
         let mut found = self.nothing_found();
         let mut is_heavy = false;
         let mut weight = 0;

@@ -4,7 +4,6 @@
 //! it ends nothing can be cleaned up of what others update: rows that are updated time and again, as those of a read model, are found
 //! ever more slowly. So it is short, and only for where reading is what is waited for.
 
-use postgres::fallible_iterator::FallibleIterator;
 use postgres::{Client, IsolationLevel};
 
 use super::{Batch, EventReader, Range};
@@ -31,8 +30,7 @@ impl EventReader {
         tx.batch_execute("SET LOCAL plan_cache_mode = force_custom_plan")?;
         let batches = self.batches_at_once();
         let limit = self.bounds.events.saturating_mul(batches);
-        let rows = tx.query_raw(&self.light, self.parameters(&range, limit, self.light_bytes()).all())?;
-        let mut rows = rows.fuse();
+        let mut rows = tx.query_raw(&self.light, self.parameters(&range, limit, self.light_bytes()).all())?;
         let mut left = Some(range);
         for _ in 0..batches {
             let Some(range) = left else { break };
@@ -43,7 +41,7 @@ impl EventReader {
                 break;
             }
         }
-        while rows.next()?.is_some() {}
+        // The rest of the rows, if there is any, goes unread by while the commit is waited for.
         drop(rows);
         tx.commit()
     }
