@@ -221,7 +221,10 @@ impl Handover<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::database::{Database, PoolOptions};
+    use crate::event::Event;
     use crate::plan::KeySet;
+    use crate::store::testing;
 
     fn ahead() -> (Ahead, Receiver<Request>) {
         let (requests, inbox) = bounded(1);
@@ -265,5 +268,38 @@ mod tests {
         assert!(ahead.accept(answer(&request, 30)).is_some());
         ahead.ask(&range(30));
         assert!(!inbox.is_empty(), "nor beyond the range's end");
+    }
+
+    #[test]
+    fn who_asks_for_something_else_in_the_middle_of_a_scan_gets_that() {
+        let url = testing::database();
+        let database = Database::from_url(&url).unwrap();
+        let mut client = database.connect().unwrap();
+        client.batch_execute(&Names::default().schema_sql()).unwrap();
+        client
+            .batch_execute(
+                "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+                 SELECT 'test', 'Thing', 'a', i, gen_random_uuid(), 'Happened', '' FROM generate_series(1, 1000) AS i",
+            )
+            .unwrap();
+        let pool = database.pool(PoolOptions { size: 1, on_acquire: Box::new(|_| Ok(())) }).unwrap();
+        let bounds = Bounds { events: 10, bytes: 1_000_000 };
+        let reader = Reader { pool, names: Names::default(), scope: Scope::all(), bounds };
+        let mut ahead = Ahead::spawn(&Crew::new(), "reader".into(), reader).unwrap();
+        for after in [0, 500, 3, 777, 250, 16, 900] {
+            ahead.ask(&Range { keys: KeySet::all(), after, upto: 1_000 });
+            // Taken as soon as they come, so that from the second on they are of a scan.
+            for batch in 0..4 {
+                let found = loop {
+                    let answer = ahead.answers.recv_timeout(Duration::from_secs(10)).unwrap();
+                    if let Some(found) = ahead.accept(answer) {
+                        break found.unwrap().events;
+                    }
+                };
+                let positions: Vec<i64> = found.iter().map(Event::global_position).collect();
+                let first = after + batch * 10 + 1;
+                assert_eq!(positions, (first..first + 10).collect::<Vec<_>>());
+            }
+        }
     }
 }

@@ -12,9 +12,13 @@ use private_postgres::{Options, PrivatePostgres};
 
 /// A connection to a fresh database on the server that these tests share.
 pub(crate) fn connect() -> Client {
+    Client::connect(&database(), NoTls).unwrap()
+}
+
+/// The URL of a fresh database.
+pub(crate) fn database() -> String {
     static SERVER: OnceLock<PrivatePostgres> = OnceLock::new();
     static DATABASES: AtomicU32 = AtomicU32::new(0);
     let server = SERVER.get_or_init(|| PrivatePostgres::start(Options::default()).unwrap());
-    let url = server.create_database(&format!("unit_{}", DATABASES.fetch_add(1, Ordering::Relaxed))).unwrap();
-    Client::connect(&url, NoTls).unwrap()
+    server.create_database(&format!("unit_{}", DATABASES.fetch_add(1, Ordering::Relaxed))).unwrap()
 }
