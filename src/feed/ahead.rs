@@ -20,6 +20,11 @@ const KEEP_CONNECTION: Duration = Duration::from_secs(5);
 const POOL_PATIENCE: Duration = Duration::from_secs(5);
 /// Whoever takes what was read within this time is waiting for the reader, and not the reader for it.
 const AT_ONCE: Duration = Duration::from_millis(3);
+/// How many batches have to be taken at once, one after the other, until a scan is begun: what it sends in vain to a runner that does not
+/// wait is lost time, so a chance is not enough.
+const IN_A_ROW: usize = 4;
+/// How long a scan waits for the runner to take a batch: longer than before it was begun, for it reads more quickly.
+const SCAN_PATIENCE: Duration = Duration::from_millis(6);
 
 const READING: &str = "reading events";
 
@@ -106,7 +111,7 @@ impl Ahead {
 
 impl Reader {
     fn run(self, inbox: &Receiver<Request>, outbox: &Sender<Answer>, pulse: &Pulse) {
-        let mut handover = Handover { inbox, outbox, pulse, number: 0, range: None, is_awaited: false, is_open: true };
+        let mut handover = Handover { inbox, outbox, pulse, number: 0, range: None, taken_at_once: 0, is_open: true };
         let mut connection = None;
         while handover.is_open {
             pulse.beat();
@@ -132,7 +137,7 @@ impl Reader {
             Some(sound) => sound,
             None => connection.insert(self.connect()?),
         };
-        if !handover.is_awaited || !events.is_worth_a_scan(&range) {
+        if handover.taken_at_once < IN_A_ROW || !events.is_worth_a_scan(&range) {
             let batch = events.read(client, &range).map_err(Error::database(READING))?;
             handover.give(Ok(batch), None);
             return Ok(());
@@ -140,12 +145,14 @@ impl Reader {
         let mut late = None;
         let scanned = events.scan(client, range, |batch| {
             let request = handover.number;
-            late = handover.give(Ok(batch), Some(AT_ONCE));
+            late = handover.give(Ok(batch), Some(SCAN_PATIENCE));
             late.is_none() && handover.number == request && handover.is_open
         });
         scanned.map_err(Error::database(READING))?;
         if let Some(batch) = late {
             handover.give(batch, None);
+            // By now the runner may well wait for it.
+            handover.taken_at_once = 0;
         }
         Ok(())
     }
@@ -166,8 +173,8 @@ struct Handover<'a> {
     /// The number of the last request, and what is left of its range.
     number: u64,
     range: Option<Range>,
-    /// Whether the last batch was taken at once.
-    is_awaited: bool,
+    /// How many batches were taken at once, one after the other.
+    taken_at_once: usize,
     /// Whether there still is a runner.
     is_open: bool,
 }
@@ -193,7 +200,7 @@ impl Handover<'_> {
         let kept = select! {
             send(self.outbox, Answer { request: self.number, batch: read }) -> sent => {
                 self.range = following;
-                self.is_awaited = offered.elapsed() < AT_ONCE;
+                self.taken_at_once = if offered.elapsed() < AT_ONCE { self.taken_at_once + 1 } else { 0 };
                 self.is_open = sent.is_ok();
                 None
             },
@@ -201,10 +208,7 @@ impl Handover<'_> {
                 self.asked(request.ok());
                 None
             },
-            recv(enough) -> _ => {
-                self.is_awaited = false;
-                Some(read)
-            },
+            recv(enough) -> _ => Some(read),
         };
         self.pulse.beat();
         kept
