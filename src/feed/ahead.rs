@@ -292,7 +292,7 @@ mod tests {
         let mut ahead = Ahead::spawn(&Crew::new(), "reader".into(), reader).unwrap();
         for after in [0, 500, 3, 777, 250, 16, 900] {
             ahead.ask(&Range { keys: KeySet::all(), after, upto: 1_000 });
-            // Taken as soon as they come, so that from the second on they are of a scan.
+            // Taken as soon as they come, so that most are of a scan.
             for batch in 0..4 {
                 let found = loop {
                     let answer = ahead.answers.recv_timeout(Duration::from_secs(10)).unwrap();
