@@ -60,7 +60,7 @@ impl Names {
         self
     }
 
-    /// What the names of the orchestrator's own tables begin with. Defaults to `orchestrator_`.
+    /// What the names of the orchestrator's own tables, and of its function, begin with. Defaults to `orchestrator_`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
