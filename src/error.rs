@@ -87,7 +87,7 @@ pub enum Error {
         problem: String,
     },
 
-    /// The tables are missing, older or newer than this library expects, or not of the expected form.
+    /// The tables are missing, older or newer than this library expects, not of the expected form, or at odds with one another.
     #[error("the schema cannot be used: {problem}")]
     Schema {
         /// Which table or column is wrong, and the remedy.

@@ -54,7 +54,7 @@ pub enum StartAt {
     Beginning,
     /// With the first event whose global position is above the highest visible when the projection is first registered.
     End,
-    /// With the first event whose global position is above this one.
+    /// With the first event whose global position is above this one, which may be yet to come.
     Position(i64),
 }
 

@@ -1,7 +1,7 @@
 //! Named threads with one way to end: the stop signal.
 //!
-//! A crew is all threads of one worker. A thread that panics stops the whole crew, loudly: the first such panic
-//! is what `join` returns as an error. Dropping the crew stops and joins it.
+//! A crew is all threads of one worker. A thread that fails or panics stops the whole crew, loudly: the first such failure
+//! is what `join` returns. Dropping the crew stops and joins it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -122,7 +122,7 @@ impl Crew {
     pub(crate) fn spawn(
         &self,
         name: impl Into<String>,
-        body: impl FnOnce(&Pulse) + Send + 'static,
+        body: impl FnOnce(&Pulse) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let name = name.into();
         debug_assert!(name.len() <= 15, "thread name {name} is longer than 15 bytes");
@@ -132,9 +132,10 @@ impl Crew {
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
-                let outcome = catch_unwind(AssertUnwindSafe(|| body(&own_pulse)));
-                if let Err(payload) = outcome {
-                    let error = Error::ThreadPanicked { thread: own_name.clone(), message: panic_message(&*payload) };
+                let outcome = catch_unwind(AssertUnwindSafe(|| body(&own_pulse))).unwrap_or_else(|payload| {
+                    Err(Error::ThreadPanicked { thread: own_name.clone(), message: panic_message(&*payload) })
+                });
+                if let Err(error) = outcome {
                     log::error!("thread ended, worker stops: thread={own_name} error={}", one_line(&error));
                     let mut roll = roll.lock();
                     roll.failed.get_or_insert(own_name);
@@ -201,6 +202,7 @@ mod tests {
         let stop = crew.stop().clone();
         crew.spawn("waits", move |_| {
             stop.wait(Duration::from_secs(10));
+            Ok(())
         })
         .unwrap();
         crew.spawn("panics", |_| panic!("the tests say so")).unwrap();
@@ -217,6 +219,7 @@ mod tests {
         let stop = crew.stop().clone();
         crew.spawn("goes-on", move |_| {
             stop.wait(Duration::from_secs(10));
+            Ok(())
         })
         .unwrap();
         let error = crew.join(Some(Duration::from_millis(10))).unwrap_err();

@@ -71,7 +71,10 @@ impl Ahead {
         let (requests, inbox) = bounded(1);
         let (outbox, answers) = bounded(0);
         let queued = inbox.clone();
-        crew.spawn(thread, move |pulse| reader.run(&inbox, &outbox, pulse))?;
+        crew.spawn(thread, move |pulse| {
+            reader.run(&inbox, &outbox, pulse);
+            Ok(())
+        })?;
         Ok(Self { requests, queued, answers, asked: 0, expected: None })
     }
 

@@ -20,7 +20,7 @@ use crate::plan::WorkerId;
 use crate::projection::Scope;
 use crate::status::Board;
 use crate::store::events::{Bounds, EventReader, Range};
-use crate::store::{Names, coordination, safe_head, session};
+use crate::store::{Names, coordination, event_tables, safe_head, session};
 use crate::threads::{Pulse, Stop};
 
 /// A head that is held back for less is the ordinary life of writers and not worth a word.
@@ -60,11 +60,16 @@ struct Statements {
 }
 
 impl Tailer {
-    pub(crate) fn run(self, pulse: &Pulse) {
+    pub(crate) fn run(self, pulse: &Pulse) -> Result<(), Error> {
         let mut backoff = Backoff::for_connections();
         while !self.stop.is_raised() {
             pulse.beat();
-            let Err(error) = self.follow(pulse, &mut backoff) else { break };
+            let error = match self.follow(pulse, &mut backoff) {
+                Ok(()) => break,
+                // No other connection would find other events.
+                Err(error @ Error::Schema { .. }) => return Err(error),
+                Err(error) => error,
+            };
             if backoff.is_worth_logging() {
                 log::warn!(
                     "connection lost: replica_set={} worker={} connection=tailer error={error}",
@@ -75,6 +80,7 @@ impl Tailer {
             self.metrics.reconnects("tailer").inc();
             self.stop.wait(backoff.next_delay());
         }
+        Ok(())
     }
 
     /// Follows the events on one connection until it fails or the worker stops.
@@ -97,6 +103,7 @@ impl Tailer {
         // Whoever held it back may be gone like the connection; if not, it is soon known again.
         self.show_unblocked();
         let mut blocked = Blocked::default();
+        let mut below_head = None;
         let mut census_due = Instant::now();
         let mut reported = (settled, Instant::now());
         let (quickest, slowest) = self.poll;
@@ -106,7 +113,12 @@ impl Tailer {
             pulse.beat();
             let begun = Instant::now();
             let before = self.feed.head();
-            self.look(&mut client, &statements, &mut head, &mut census_due).map_err(Error::database(doing))?;
+            let newest =
+                self.look(&mut client, &statements, &mut head, &mut census_due).map_err(Error::database(doing))?;
+            // Below the head once events were removed, which is for the user to do, but not to hand out their positions again.
+            if newest < head.safe() && below_head.replace(newest) != Some(newest) {
+                event_tables::reach(&mut client, &self.names, head.safe(), "the safe head")?;
+            }
             if before != Some(head.safe()) {
                 self.read_tail(&mut client, &mut statements.read, head.safe()).map_err(Error::database(doing))?;
                 self.board.set_safe_head(head.safe());
@@ -150,13 +162,14 @@ impl Tailer {
         Ok(())
     }
 
+    /// Moves the head as far as it may. Returns the newest visible position.
     fn look(
         &self,
         client: &mut Client,
         statements: &Statements,
         head: &mut Head,
         census_due: &mut Instant,
-    ) -> Result<(), postgres::Error> {
+    ) -> Result<i64, postgres::Error> {
         // The order is what the safe head rests on: first what is visible, then who is writing.
         let probe = if self.worker.is_some() && *census_due <= Instant::now() {
             let replica_set = self.board.replica_set();
@@ -175,7 +188,7 @@ impl Tailer {
             let holders = safe_head::holders(client, &statements.holders, &self.names)?;
             head.settle(probe, holders);
         }
-        Ok(())
+        Ok(probe.newest)
     }
 
     fn show_unblocked(&self) {

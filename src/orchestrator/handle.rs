@@ -62,7 +62,7 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// [`Error::ThreadPanicked`] if that is why.
+    /// As [`join`](Self::join).
     pub fn run_until(self, shutdown: &Receiver<()>) -> Result<(), Error> {
         crossbeam_channel::select! {
             recv(shutdown) -> _ => {}
@@ -77,7 +77,7 @@ impl Handle {
     /// # Errors
     ///
     /// [`Error::ShutdownTimeout`] if a handler takes longer: the threads go on towards their end, and when the process exits before,
-    /// what they have not committed is done by others. [`Error::ThreadPanicked`] if a thread had failed before.
+    /// what they have not committed is done by others. What made a thread fail before, as [`join`](Self::join) has it.
     pub fn shutdown(mut self, timeout: Duration) -> Result<(), Error> {
         self.crew.stop().raise();
         self.waited_for = true;
@@ -89,7 +89,7 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// [`Error::ThreadPanicked`] if that is why.
+    /// What made the thread fail: [`Error::ThreadPanicked`], or [`Error::Schema`] if positions of events are handed out again.
     pub fn join(mut self) -> Result<(), Error> {
         self.waited_for = true;
         self.crew.join(None)

@@ -161,7 +161,7 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// Those of [`start`](Self::start), and [`Error::ThreadPanicked`] if a thread failed.
+    /// Those of [`start`](Self::start), and those of [`Handle::join`].
     pub fn run(self, shutdown: &Receiver<()>) -> Result<(), Error> {
         let mut is_asked_to_stop = false;
         let registered = self.register(|delay| {

@@ -51,7 +51,10 @@ impl Start {
             board: self.orchestrator.board.clone(),
             metrics: self.metrics.clone(),
         };
-        self.orchestrator.crew.spawn("pup-listen", move |pulse| listener.run(pulse))?;
+        self.orchestrator.crew.spawn("pup-listen", move |pulse| {
+            listener.run(pulse);
+            Ok(())
+        })?;
         let tailer = Tailer {
             database: self.orchestrator.database.clone(),
             names: config.names.clone(),
@@ -89,7 +92,10 @@ impl Start {
             loss_is_logged: false,
             complaints: Mentions::default(),
         };
-        self.orchestrator.crew.spawn("pup-coord", move |pulse| coordinator.run(client, pulse))?;
+        self.orchestrator.crew.spawn("pup-coord", move |pulse| {
+            coordinator.run(client, pulse);
+            Ok(())
+        })?;
         Ok(Handle {
             crew: self.orchestrator.crew,
             board: self.orchestrator.board,
@@ -153,7 +159,10 @@ impl Start {
                 reports: reports.clone(),
                 kept: None,
             };
-            self.orchestrator.crew.spawn(format!("pup-run-{index:02}"), move |pulse| runner.run(pulse))?;
+            self.orchestrator.crew.spawn(format!("pup-run-{index:02}"), move |pulse| {
+                runner.run(pulse);
+                Ok(())
+            })?;
         }
         Ok(Runners::new(commands, inbox))
     }

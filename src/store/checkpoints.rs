@@ -8,6 +8,7 @@
 use postgres::types::{ToSql, Type};
 use postgres::{Client, GenericClient, Statement, Transaction};
 
+use super::event_tables;
 use super::names::Names;
 use super::registration::Registration;
 use crate::error::Error;
@@ -33,7 +34,7 @@ pub(crate) struct Owner {
 const FENCE: &str = "id = $1 AND position = $2 AND generation = $3 AND worker_id = $4";
 
 /// Claims the worker's projections for its replica set and makes the checkpoint of each new one. Takes over what belongs to a replica
-/// set none of whose workers lives.
+/// set none of whose workers lives. Refuses checkpoints above the last position there is.
 pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "claiming the projections";
     let mut wanted: Vec<&(String, StartAt)> = worker.projections.iter().collect();
@@ -57,7 +58,30 @@ pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registrati
             }
         }
     }
-    Ok(())
+    verify_positions(tx, names, &worker.projections)
+}
+
+/// Refuses checkpoints above the last position there is, unless the projection is told to start there.
+fn verify_positions(tx: &mut Transaction<'_>, names: &Names, projections: &[(String, StartAt)]) -> Result<(), Error> {
+    let sql = format!(
+        "SELECT max(position), projection FROM {} WHERE projection = ANY ($1) GROUP BY projection ORDER BY 1 DESC",
+        names.checkpoints()
+    );
+    let wanted: Vec<&str> = projections.iter().map(|(name, _)| name.as_str()).collect();
+    let rows = tx
+        .query_typed(&sql, &[(&wanted, Type::TEXT_ARRAY)])
+        .map_err(Error::database("comparing the checkpoints with the events"))?;
+    let is_start = |(position, name): &(i64, &str)| {
+        projections
+            .iter()
+            .any(|(other, start)| name == other && matches!(start, StartAt::Position(start) if position <= start))
+    };
+    match rows.iter().map(|row| (row.get(0), row.get(1))).find(|furthest| !is_start(furthest)) {
+        Some((position, name)) => {
+            event_tables::reach(tx, names, position, &format!("the checkpoint of projection {name:?}"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The replica set a projection belongs to and whether a worker of it that knows the projection lives; `None` if it is new, in

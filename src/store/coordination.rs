@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::names::Names;
 use super::registration::Registration;
 use super::session::{IS_ADVISORY, LOCK_KEY};
-use super::{checkpoints, session};
+use super::{checkpoints, event_tables, session};
 use crate::error::Error;
 use crate::plan::{Action, Cause, Death, WorkerId};
 
@@ -124,14 +124,16 @@ pub(crate) fn report_safe_head(
 }
 
 /// The highest safe head that a worker of the replica set has reported: settled for good, so a reader may start from it. Other replica
-/// sets may read another table of events.
+/// sets may read another table of events. 0 if positions begin anew since: what was settled before says nothing of them.
 pub(crate) fn reported_safe_head(
     client: &mut Client,
     names: &Names,
     replica_set: &str,
 ) -> Result<i64, postgres::Error> {
     let sql = format!("SELECT coalesce(max(safe_head), 0) FROM {} WHERE replica_set = $1", names.workers());
-    Ok(client.query_typed_one(&sql, &[(&replica_set, Type::TEXT)])?.get(0))
+    let reported: i64 = client.query_typed_one(&sql, &[(&replica_set, Type::TEXT)])?.get(0);
+    let is_of_former_events = event_tables::last_position(client, names)?.is_some_and(|last| last < reported);
+    Ok(if is_of_former_events { 0 } else { reported })
 }
 
 /// Says that the worker is asked to leave and finishes what it has begun: it gets no partition of a new generation.

@@ -1,7 +1,7 @@
 //! Whether the tables of events, whoever made them, are of a form the library can work with. Asked at the migration and at every start.
 
-use postgres::Transaction;
 use postgres::types::Type;
+use postgres::{GenericClient, Transaction};
 
 use super::names::Names;
 use crate::error::Error;
@@ -58,7 +58,12 @@ fn columns(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
             )
             .map_err(Error::database("reading the columns"))?;
         if rows.is_empty() {
-            return Err(Error::Schema { problem: format!("there is no table {qualified}") });
+            return Err(Error::Schema {
+                problem: format!(
+                    "there is no table {qualified}, which is created together with the orchestrator's tables only: create it, or \
+                     give both a schema or a prefix of their own"
+                ),
+            });
         }
         for (column, types) in expected {
             let found = rows.iter().find(|row| row.get::<_, &str>(0) == *column).map(|row| row.get::<_, &str>(1));
@@ -75,18 +80,23 @@ fn columns(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
     Ok(())
 }
 
+/// The sequences `s` that hand out positions, in SQL; `$1` is the table: the one the column owns, and the one its default asks, which need
+/// not be the same.
+const SEQUENCES: &str = "FROM pg_sequence s
+     WHERE s.seqrelid = pg_get_serial_sequence($1, 'global_position')::regclass OR s.seqrelid IN (
+         SELECT d.refobjid FROM pg_attribute c JOIN pg_attrdef v ON v.adrelid = c.attrelid AND v.adnum = c.attnum
+         JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = v.oid AND d.refclassid = 'pg_class'::regclass
+         WHERE c.attrelid = to_regclass($1) AND c.attname = 'global_position')";
+
 /// A sequence that hands out blocks of positions to sessions breaks the order in which positions are handed out, on which the safe
 /// head relies.
 fn sequence(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
     let row = tx
         .query_typed_opt(
-            // The one the column owns, and the one its default asks, which need not be the same.
-            "SELECT s.seqrelid::regclass::text, s.seqcache, s.seqincrement FROM pg_sequence s
-             WHERE s.seqrelid = pg_get_serial_sequence($1, 'global_position')::regclass OR s.seqrelid IN (
-                 SELECT d.refobjid FROM pg_attribute c JOIN pg_attrdef v ON v.adrelid = c.attrelid AND v.adnum = c.attnum
-                 JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = v.oid AND d.refclassid = 'pg_class'::regclass
-                 WHERE c.attrelid = to_regclass($1) AND c.attname = 'global_position')
-             ORDER BY s.seqcache DESC, s.seqincrement LIMIT 1",
+            &format!(
+                "SELECT s.seqrelid::regclass::text, s.seqcache, s.seqincrement {SEQUENCES}
+                 ORDER BY s.seqcache DESC, s.seqincrement LIMIT 1"
+            ),
             &[(&names.events().to_string(), Type::TEXT)],
         )
         .map_err(Error::database("reading the sequence of the positions"))?;
@@ -106,4 +116,31 @@ fn sequence(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
         });
     }
     Ok(())
+}
+
+/// The last position ever handed out, or a lower bound of what was since. None if that cannot be told: positions that are of no
+/// sequence, or of one that the user may not look at. What follows the events is to be read before, never after.
+pub(super) fn last_position(client: &mut impl GenericClient, names: &Names) -> Result<Option<i64>, postgres::Error> {
+    let sql = format!(
+        "SELECT CASE WHEN bool_and(readable) THEN greatest(max(last), (SELECT max(global_position) FROM {})) END
+         FROM (SELECT readable, CASE WHEN readable THEN coalesce(pg_sequence_last_value(seqrelid), 0) END AS last
+               FROM (SELECT seqrelid, has_sequence_privilege(seqrelid, 'USAGE, SELECT') AS readable {SEQUENCES}) AS s) AS s",
+        names.events()
+    );
+    Ok(client.query_typed_one(&sql, &[(&names.events().to_string(), Type::TEXT)])?.get(0))
+}
+
+/// Refuses events that do not reach a position up to which they were processed: the positions below it are handed out again, and the
+/// events that get them would be skipped.
+pub(crate) fn reach(client: &mut impl GenericClient, names: &Names, position: i64, what: &str) -> Result<(), Error> {
+    let last = last_position(client, names).map_err(Error::database("reading the last position"))?;
+    let Some(last) = last.filter(|last| *last < position) else { return Ok(()) };
+    Err(Error::Schema {
+        problem: format!(
+            "{what} is at position {position}, and the last position of {} is {last}: events were removed together with their \
+             positions, or restored without the orchestrator's tables. Restore both, or rebuild the projections from the events \
+             there are, or move the sequence of the positions on to {position}",
+            names.events()
+        ),
+    })
 }

@@ -50,7 +50,7 @@ pub(crate) fn migrate(client: &mut Client, names: &Names) -> Result<(), Error> {
     .map_err(Error::database("waiting for the migration lock"))?;
     let applied = applied(&mut tx, names)?;
     if applied == Some(VERSION) {
-        return Ok(());
+        return event_tables::usable(&mut tx, names);
     }
     if let Some(newer) = applied.filter(|version| *version > VERSION) {
         return Err(newer_than_library(newer));

@@ -6,7 +6,7 @@
 pub(crate) mod append;
 pub(crate) mod checkpoints;
 pub(crate) mod coordination;
-mod event_tables;
+pub(crate) mod event_tables;
 pub(crate) mod events;
 mod key_set;
 pub(crate) mod migrations;

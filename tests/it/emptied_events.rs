@@ -1,0 +1,107 @@
+//! Events that are removed: as an archive does it, and so that their positions are handed out again.
+
+use postgres::Client;
+use pupsourcing_orchestrator::{Error, Handle, Names, StartAt};
+
+use crate::bad_input::{SOON, assert_says};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
+use crate::support::workers::{await_running, builder, start, start_ledger};
+use crate::support::{TestDatabase, database, eventually};
+
+const BEGIN_ANEW: &str = "TRUNCATE events, ledger RESTART IDENTITY";
+
+/// A database with 300 events that the projection `p` has processed, and the worker that did.
+fn processed() -> (TestDatabase, Client, Handle) {
+    let database = database();
+    let worker = start_ledger(&database, "p");
+    let mut client = database.client();
+    append_plainly(&mut client, 300, 30);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    (database, client, worker)
+}
+
+fn start_again(database: &TestDatabase) -> Result<Handle, Error> {
+    builder(database.url(), "set").projection(Ledger::named("p")).build().unwrap().start()
+}
+
+#[test]
+fn positions_handed_out_again_are_refused_at_the_start_until_the_projection_is_rebuilt() {
+    let (database, mut client, worker) = processed();
+    eventually("the safe head is reported", SOON, || {
+        client.query_opt("SELECT FROM orchestrator_workers WHERE safe_head = 300", &[]).unwrap()
+    });
+    worker.shutdown(SOON).unwrap();
+    client.batch_execute(BEGIN_ANEW).unwrap();
+    append_plainly(&mut client, 20, 5);
+    let error = start_again(&database).unwrap_err();
+    assert!(matches!(error, Error::Schema { .. }), "{error:?}");
+    assert_says(&error, &["projection \"p\" is at position 300", "last position of \"public\".\"events\" is 20"]);
+    let workers: i64 = client.query_one("SELECT count(*) FROM orchestrator_workers", &[]).unwrap().get(0);
+    assert_eq!(workers, 1, "who is refused is not registered");
+
+    client
+        .batch_execute(
+            "DELETE FROM orchestrator_checkpoints WHERE projection = 'p';
+             DELETE FROM orchestrator_projections WHERE name = 'p'",
+        )
+        .unwrap();
+    let worker = start_again(&database).unwrap();
+    await_running(&[&worker]);
+    for _ in 1..=3 {
+        eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+        append_plainly(&mut client, 20, 5);
+    }
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    assert_exactly_once(&mut client, "p");
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn positions_handed_out_again_end_a_worker_that_runs() {
+    let (_database, mut client, worker) = processed();
+    client.batch_execute(BEGIN_ANEW).unwrap();
+    eventually("the worker ends by itself", SOON, || worker.assignment().is_none().then_some(()));
+    let error = worker.shutdown(SOON).unwrap_err();
+    assert!(matches!(error, Error::Schema { .. }), "{error:?}");
+    assert_says(&error, &["the safe head is at position 300", "last position of \"public\".\"events\" is 0"]);
+}
+
+#[test]
+fn events_may_be_archived_and_a_projection_may_start_ahead_of_them() {
+    let (database, mut client, worker) = processed();
+    client.batch_execute("TRUNCATE events, ledger").unwrap();
+    append_plainly(&mut client, 20, 5);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    client.batch_execute("TRUNCATE events, ledger").unwrap();
+    worker.shutdown(SOON).unwrap();
+
+    let ahead = || Ledger { start_at: StartAt::Position(330), ..Ledger::named("ahead") };
+    // 325 events, and then 345.
+    for (events, of_those_ahead) in [(5, 0), (20, 15)] {
+        let worker = start(builder(database.url(), "set"), vec![Box::new(Ledger::named("p")), Box::new(ahead())]);
+        await_running(&[&worker]);
+        append_plainly(&mut client, events, 5);
+        eventually("all events are handled", SOON, || {
+            let handled = "SELECT count(*) FROM ledger WHERE projection = 'ahead'";
+            let is_handled = client.query_one(handled, &[]).unwrap().get::<_, i64>(0) == of_those_ahead;
+            (is_handled && is_complete(&mut client, "p")).then_some(())
+        });
+        worker.shutdown(SOON).unwrap();
+    }
+    assert_exactly_once(&mut client, "p");
+    let first = "SELECT min(global_position) FROM ledger WHERE projection = 'ahead'";
+    assert_eq!(client.query_one(first, &[]).unwrap().get::<_, i64>(0), 331);
+}
+
+#[test]
+fn other_tables_of_events_under_a_prefix_in_use_are_asked_for() {
+    let database = database();
+    let orchestrator = |names| {
+        let builder = builder(database.url(), "set").projection(Ledger::named("p")).names(names);
+        builder.build().unwrap()
+    };
+    orchestrator(Names::default()).migrate().unwrap();
+    let other = orchestrator(Names::default().events_table("facts"));
+    assert_says(&other.migrate().unwrap_err(), &["there is no table \"public\".\"facts\"", "prefix of their own"]);
+    assert_says(&other.start().unwrap_err(), &["there is no table \"public\".\"facts\""]);
+}
