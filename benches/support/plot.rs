@@ -7,7 +7,9 @@ use std::path::Path;
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
-const SIZE: (u32, u32) = (760, 420);
+const SIZE: (u32, u32) = (960, 420);
+/// Right of it are the names of the curves, where they cover none.
+const PLOT_WIDTH: u32 = 700;
 
 /// A curve, or the outline of a histogram.
 #[derive(Clone, Debug)]
@@ -66,7 +68,8 @@ where
 {
     let area = SVGBackend::new(file, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&area)
+    let (plot, legend) = area.split_horizontally(PLOT_WIDTH);
+    let mut chart = ChartBuilder::on(&plot)
         .caption(frame.title, ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(44)
@@ -80,17 +83,15 @@ where
         .y_label_formatter(&|&y| label(y))
         .light_line_style(TRANSPARENT)
         .draw()?;
-    for (index, curve) in curves.iter().enumerate() {
+    for ((index, curve), y) in curves.iter().enumerate().zip((50..).step_by(18)) {
         let colour = Palette99::pick(index).to_rgba();
-        chart
-            .draw_series(LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2)))?
-            .label(curve.name.as_str())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+        chart.draw_series(LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2)))?;
         if frame.dots {
             chart.draw_series(curve.points.iter().map(|&point| Circle::new(point, 3, colour.filled())))?;
         }
+        legend.draw(&PathElement::new([(0, y + 6), (16, y + 6)], colour.stroke_width(2)))?;
+        legend.draw(&Text::new(curve.name.as_str(), (24, y), ("sans-serif", 12)))?;
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
     area.present()?;
     Ok(())
 }
