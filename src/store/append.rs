@@ -32,10 +32,10 @@ pub(crate) fn append(
     let types: Vec<&str> = events.iter().map(|event| event.event_type.as_str()).collect();
     let versions: Vec<i32> = events.iter().map(|event| event.event_version).collect();
     let payloads: Vec<&[u8]> = events.iter().map(|event| event.payload.as_slice()).collect();
-    let traces: Vec<Option<&str>> = events.iter().map(|event| event.trace_id.as_deref()).collect();
-    let correlations: Vec<Option<&str>> = events.iter().map(|event| event.correlation_id.as_deref()).collect();
-    let causations: Vec<Option<&str>> = events.iter().map(|event| event.causation_id.as_deref()).collect();
-    let metadata: Vec<Option<&serde_json::Value>> = events.iter().map(|event| event.metadata.as_ref()).collect();
+    let traces = if_any(events, |event| event.trace_id.as_deref());
+    let correlations = if_any(events, |event| event.correlation_id.as_deref());
+    let causations = if_any(events, |event| event.causation_id.as_deref());
+    let metadata = if_any(events, |event| event.metadata.as_ref());
     let params: [(&(dyn ToSql + Sync), Type); 13] = [
         (&aggregate.bounded_context, Type::TEXT),
         (&aggregate.aggregate_type, Type::TEXT),
@@ -65,4 +65,10 @@ pub(crate) fn append(
         positions: rows.iter().map(|row| row.get(0)).collect(),
         versions: version(rows.first())..=version(rows.last()),
     })
+}
+
+/// A column of the events; none if it is empty, which is the same to the server and spares both sides a list of nulls.
+fn if_any<'a, T>(events: &'a [NewEvent], column: impl Fn(&'a NewEvent) -> Option<T>) -> Option<Vec<Option<T>>> {
+    let values: Vec<Option<T>> = events.iter().map(column).collect();
+    values.iter().any(Option::is_some).then_some(values)
 }
