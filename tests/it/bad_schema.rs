@@ -124,9 +124,9 @@ fn what_was_changed_after_the_migration_is_refused_at_the_start() {
             &["column event_version of events has type bigint", "integer is needed"],
         ),
         (
-            "DELETE FROM orchestrator_migrations WHERE number = 6",
-            "INSERT INTO orchestrator_migrations SELECT 6, max(hash_probe) FROM orchestrator_migrations",
-            &["it has version 5", "migrate()"],
+            "DELETE FROM orchestrator_migrations WHERE number = 7",
+            "INSERT INTO orchestrator_migrations SELECT 7, max(hash_probe) FROM orchestrator_migrations",
+            &["it has version 6", "migrate()"],
         ),
         (
             "INSERT INTO orchestrator_migrations SELECT 99, max(hash_probe) FROM orchestrator_migrations",

@@ -5,14 +5,14 @@ use std::thread;
 use std::time::Duration;
 
 use postgres::error::SqlState;
-use postgres::{Client, GenericClient, NoTls};
-use pupsourcing_orchestrator::{AppendError, Event, EventStore, ExpectedVersion, Names, NewEvent};
+use postgres::{Client, GenericClient, NoTls, Transaction};
+use pupsourcing_orchestrator::{AppendError, AppendResult, Event, EventStore, ExpectedVersion, Names, NewEvent};
 use uuid::Uuid;
 
 use crate::bad_input::stranger;
 use crate::support::handlers::prepared;
 use crate::support::ledger::thing;
-use crate::support::{database, eventually};
+use crate::support::{TestDatabase, database, eventually};
 
 use ExpectedVersion::{Any, Exact, NoStream};
 
@@ -328,6 +328,62 @@ fn writers_that_do_not_keep_the_heads_are_followed() {
     assert_conflict(&store.append(&mut client, Exact(4), &[thing("foreign")]), Exact(4), 5);
     assert_eq!(store.append(&mut client, Any, &[thing("foreign"), thing("foreign")]).unwrap().versions, 6..=7);
     assert_eq!(head_of(&mut client, "foreign"), Some(7));
+    insert_plainly(&mut client, "foreign", 8);
+    assert_eq!(store.append(&mut client, Exact(8), &[thing("foreign")]).unwrap().versions, 9..=9);
+    assert_eq!(head_of(&mut client, "foreign"), Some(9));
+}
+
+#[test]
+fn versions_go_on_where_old_events_have_been_archived() {
+    let database = database();
+    let mut client = prepared(&database);
+    let store = EventStore::default();
+    store.append(&mut client, NoStream, &[thing("a"), thing("a"), thing("a")]).unwrap();
+    client.batch_execute("DELETE FROM events").unwrap();
+    assert_conflict(&store.append(&mut client, NoStream, &[thing("a")]), NoStream, 3);
+    assert_eq!(store.append(&mut client, Exact(3), &[thing("a")]).unwrap().versions, 4..=4);
+    client.batch_execute("DELETE FROM events").unwrap();
+    assert_eq!(store.append(&mut client, Any, &[thing("a")]).unwrap().versions, 5..=5);
+    assert_eq!((events(&mut client), head_of(&mut client, "a")), (1, Some(5)));
+}
+
+/// What becomes of an append to `a` that begins while another transaction writes to it, which is committed then.
+fn append_behind(
+    database: &TestDatabase,
+    theirs: Transaction<'_>,
+    expected: ExpectedVersion,
+) -> Result<AppendResult, AppendError> {
+    thread::scope(|scope| {
+        let mut ours = database.client();
+        let appending = scope.spawn(move || EventStore::default().append(&mut ours, expected, &[thing("a")]));
+        let mut client = database.client();
+        eventually("the append waits for the other writer", Duration::from_secs(10), || {
+            let sql = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            client.query_opt(sql, &[]).unwrap()
+        });
+        theirs.commit().unwrap();
+        appending.join().unwrap()
+    })
+}
+
+#[test]
+fn a_head_that_is_made_or_moved_in_between_counts() {
+    for before in [0, 1] {
+        for expected in [Any, Exact(before)] {
+            let database = database();
+            let mut client = prepared(&database);
+            for version in 1..=before {
+                EventStore::default().append(&mut client, Exact(version - 1), &[thing("a")]).unwrap();
+            }
+            let mut theirs = client.transaction().unwrap();
+            EventStore::default().append(&mut theirs, Any, &[thing("a"), thing("a")]).unwrap();
+            let ours = append_behind(&database, theirs, expected);
+            match expected {
+                Any => assert_eq!(ours.unwrap().versions, before + 3..=before + 3),
+                _ => assert_conflict(&ours, expected, before + 2),
+            }
+        }
+    }
 }
 
 #[test]
@@ -337,16 +393,7 @@ fn a_conflict_that_the_unique_constraint_reports_is_a_conflict() {
     let mut foreign = database.client();
     let mut theirs = foreign.transaction().unwrap();
     insert_plainly(&mut theirs, "a", 1);
-    let outcome = thread::scope(|scope| {
-        let mut ours = database.client();
-        let appending = scope.spawn(move || EventStore::default().append(&mut ours, NoStream, &[thing("a")]));
-        eventually("the append waits for the other writer", Duration::from_secs(10), || {
-            let sql = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-            client.query_opt(sql, &[]).unwrap()
-        });
-        theirs.commit().unwrap();
-        appending.join().unwrap()
-    });
+    let outcome = append_behind(&database, theirs, NoStream);
     assert_conflict(&outcome, NoStream, None);
     assert_eq!((events(&mut client), head_of(&mut client, "a")), (1, None));
 }

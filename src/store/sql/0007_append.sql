@@ -23,27 +23,28 @@ BEGIN
             MESSAGE = '{append} appends to {events} and {aggregate_heads}, not to ' || tables,
             HINT = 'Give them a schema or a prefix of their own; if the tables were renamed, apply Names::schema_sql() again.';
     END IF;
-    LOOP
+    -- Nearly always there is a head, and nothing above it. That much is cheap to find out, unlike the highest version.
+    UPDATE {aggregate_heads} AS head
+    SET aggregate_version = aggregate_version + cardinality($5), updated_at = clock_timestamp()
+    WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3 AND ($4 IS NULL OR aggregate_version = $4)
+      AND NOT EXISTS (SELECT FROM {events} AS event
+                      WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
+                        AND event.aggregate_version > head.aggregate_version)
+    RETURNING aggregate_version - cardinality($5) INTO before;
+    IF NOT FOUND THEN
         -- Writers that insert with plain SQL may not keep the heads, and old events may have been archived: the higher version counts.
-        UPDATE {aggregate_heads} AS head
-        SET aggregate_version = greatest(aggregate_version, seen.version) + cardinality($5), updated_at = clock_timestamp()
-        FROM (SELECT max(aggregate_version) AS version FROM {events}
-              WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3) AS seen
-        WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
-          AND ($4 IS NULL OR greatest(aggregate_version, seen.version) = $4)
-        RETURNING aggregate_version - cardinality($5) INTO before;
-        EXIT WHEN FOUND;
-
-        INSERT INTO {aggregate_heads} (bounded_context, aggregate_type, aggregate_id, aggregate_version)
+        -- Another append may make the head in between.
+        INSERT INTO {aggregate_heads} AS head (bounded_context, aggregate_type, aggregate_id, aggregate_version)
         SELECT $1, $2, $3, seen.version + cardinality($5)
         FROM (SELECT coalesce(max(aggregate_version), 0) AS version FROM {events}
               WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3) AS seen
         WHERE $4 IS NULL OR seen.version = $4
-        ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO NOTHING
+        ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO UPDATE
+        SET aggregate_version = greatest(head.aggregate_version + cardinality($5), excluded.aggregate_version),
+            updated_at = clock_timestamp()
+        WHERE $4 IS NULL OR head.aggregate_version <= $4
         RETURNING aggregate_version - cardinality($5) INTO before;
-        EXIT WHEN FOUND;
-
-        IF $4 IS NOT NULL THEN
+        IF NOT FOUND THEN
             RETURN QUERY SELECT NULL::BIGINT, greatest(
                 (SELECT max(aggregate_version) FROM {events}
                  WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
@@ -52,8 +53,7 @@ BEGIN
                 0);
             RETURN;
         END IF;
-        -- Another append made the head in between: move it.
-    END LOOP;
+    END IF;
     RETURN QUERY
     INSERT INTO {events} AS inserted (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
                                       event_version, payload, trace_id, correlation_id, causation_id, metadata)
