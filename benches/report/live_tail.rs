@@ -20,8 +20,8 @@ use crate::writer::{Pace, Writer};
 
 const SIZES: [usize; 3] = [1, 5, 20];
 
-/// The statements that read, in `pg_stat_statements`.
-const READS: &str = r#"FROM "public"\."events" WHERE global_position|SELECT DISTINCT l\.virtualtransaction"#;
+/// The statements that look for the safe head and read events, in `pg_stat_statements`.
+pub(crate) const READS: &str = r#"FROM "public"\."events" WHERE global_position|SELECT DISTINCT l\.virtualtransaction"#;
 
 /// What was seen per second, of one size.
 #[derive(Default)]

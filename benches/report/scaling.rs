@@ -1,5 +1,6 @@
 //! How the cost of a replica set grows with its workers, each a process with two projections: connections, what an idle set asks of the
-//! server, and how many index entries the server walks for each event that is appended, five hundred a second.
+//! server, and what the server does while five hundred events a second are appended, ten at a time and without hints: the statements,
+//! how long it executes those that read, and how many index entries it walks.
 
 use std::time::{Duration, Instant};
 
@@ -7,13 +8,15 @@ use postgres::Client;
 
 use crate::crew::Crew;
 use crate::lab::{BEFORE, Lab};
+use crate::live_tail::READS;
 use crate::projections::Handler;
 use crate::support::arguments::numbers;
 use crate::support::pause;
 use crate::support::plot::{Curve, Frame};
 use crate::support::proc::{cpu, cpu_of_tree};
-use crate::support::server::connect;
+use crate::support::server::{Count, connect};
 use crate::support::table::Table;
+use crate::support::units::Unit::Seconds;
 use crate::worker::Order;
 use crate::writer::{Pace, Writer};
 
@@ -29,8 +32,11 @@ pub(crate) fn measure(lab: &mut Lab) {
         "per worker",
         "idle: server, of one processor",
         "idle: workers, of one processor",
-        "index entries walked per event",
         "appending: server, of one processor",
+        "reading, per s",
+        "statements that read, per s",
+        "all statements, per s",
+        "index entries walked per event",
     ]);
     let mut idle = Curve { name: "statements/s, idle".to_owned(), points: Vec::new() };
     let mut connections = Curve { name: "connections".to_owned(), points: Vec::new() };
@@ -47,8 +53,11 @@ pub(crate) fn measure(lab: &mut Lab) {
             format!("{:.2}", seen.statements / count),
             format!("{:.1} %", seen.idle_server),
             format!("{:.1} %", seen.idle_workers),
-            format!("{:.1}", seen.walked),
             format!("{:.1} %", seen.appending_server),
+            Seconds.show(seen.reading.seconds),
+            format!("{:.0}", seen.reading.calls),
+            format!("{:.0}", seen.appending),
+            format!("{:.1}", seen.walked),
         ]);
     }
     lab.report.table(&format!("Replica sets of several sizes, {PROJECTIONS} projections"), &table);
@@ -71,6 +80,9 @@ struct Seen {
     idle_server: f64,
     idle_workers: f64,
     appending_server: f64,
+    /// Per second, while events are appended.
+    reading: Count,
+    appending: f64,
     /// Per event.
     walked: f64,
 }
@@ -83,11 +95,16 @@ fn watch(lab: &mut Lab, workers: usize) -> Seen {
     let mut client = connect(&url);
     let lasts = lab.real_or_quick(Duration::from_secs(5), Duration::from_secs(1));
 
+    let mut statements = lab.server.count_statements(&database);
     let (begun, before, walked_before) = (Instant::now(), cpu_of_tree(server), walked(&mut client));
     let writer = Writer::start(&url, Pace { every: Duration::from_millis(20), events: 10, hints: false });
     pause(lasts);
     let appended = writer.stop();
-    let appending_server = 100.0 * (cpu_of_tree(server) - before) / begun.elapsed().as_secs_f64();
+    let seconds = begun.elapsed().as_secs_f64();
+    let appending_server = 100.0 * (cpu_of_tree(server) - before) / seconds;
+    let counted = statements.as_mut().map(|statements| (statements.matching(READS), statements.all()));
+    let (reading, appending) =
+        counted.map_or((Count::UNKNOWN, f64::NAN), |(reading, all)| (reading.per(seconds), all.calls / seconds));
     let connections = client
         .query_one(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pupsourcing%'",
@@ -111,6 +128,8 @@ fn watch(lab: &mut Lab, workers: usize) -> Seen {
         idle_server: 100.0 * (cpu_of_tree(server) - before) / seconds,
         idle_workers: 100.0 * (processes(&crew) - processes_before) / seconds,
         appending_server,
+        reading,
+        appending,
         walked,
     };
     crew.leave();

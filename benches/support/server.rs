@@ -85,6 +85,15 @@ pub(crate) struct Count {
     pub(crate) rows: f64,
 }
 
+impl Count {
+    /// Where the server does not count.
+    pub(crate) const UNKNOWN: Self = Self { calls: f64::NAN, seconds: f64::NAN, rows: f64::NAN };
+
+    pub(crate) fn per(self, seconds: f64) -> Self {
+        Self { calls: self.calls / seconds, seconds: self.seconds / seconds, rows: self.rows / seconds }
+    }
+}
+
 impl Statements {
     /// Of the statements whose text matches this regular expression.
     pub(crate) fn matching(&mut self, pattern: &str) -> Count {
