@@ -49,7 +49,7 @@ enum Way {
 }
 
 pub(crate) fn measure(lab: &mut Lab) {
-    let lasts = lab.real_or_quick(Duration::from_millis(1_500), Duration::from_millis(50));
+    let lasts = lab.real_or_quick(Duration::from_millis(750), Duration::from_millis(50));
     for connections in [1, 8] {
         for events in [1, 10, 100] {
             // A new table for each: inserts grow slower as it grows.
@@ -60,7 +60,7 @@ pub(crate) fn measure(lab: &mut Lab) {
                 move |lab: &mut Lab| append(url, &lab.name(), way, events, connections, lasts)
             };
             let [appended, insert, with_head, prepared, prepared_with_head] = in_turn(
-                lab.rounds,
+                lab.rounds_times(2),
                 lab,
                 [
                     &pass(Way::Append),

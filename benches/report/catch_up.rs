@@ -17,7 +17,7 @@ pub(crate) fn measure(lab: &mut Lab) {
     let copy = BareCopy::of(filling);
     let costs: [Costs; 4] = Default::default();
     let [single, batches, copied, selected] = in_turn(
-        lab.rounds,
+        lab.rounds_times(2),
         lab,
         [
             &|lab| costs[0].of(lab, |lab| Run::new(filling, Handler::NoOp).worker(lab)),

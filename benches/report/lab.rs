@@ -75,6 +75,11 @@ impl Lab {
         if self.arguments.quick { quick } else { real }
     }
 
+    /// So many rounds for each that is asked for: where what is compared differs by less than it varies, on a machine shared with others.
+    pub(crate) fn rounds_times(&self, factor: usize) -> usize {
+        self.real_or_quick(factor, 1) * self.rounds
+    }
+
     /// The name and URL of a new database with the library's tables and those of the handlers, and no events.
     pub(crate) fn database(&mut self) -> (String, String) {
         self.databases += 1;

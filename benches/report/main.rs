@@ -1,13 +1,13 @@
 //! What the library does in a given time, beside what PostgreSQL and a bare client do in the same run.
 //!
 //! ```text
-//! cargo bench --bench report                       all of it, in about half an hour
+//! cargo bench --bench report                       all of it, in about half an hour; with the largest numbers below, in 40 minutes
 //! cargo bench --bench report -- --test             everything once, with few events: does it work?
 //! cargo bench --bench report -- catch_up append    only the sections with one of these in their name
 //! BENCH_EVENTS=200000 cargo bench …                other numbers of events (1000000),
 //! BENCH_MEMORY_EVENTS=10000000                     also in `memory` (2000000)
 //! BENCH_HOLES_EVENTS=10000000                      and `holes` (as BENCH_EVENTS),
-//! BENCH_ROUNDS=9                                   of rounds (5)
+//! BENCH_ROUNDS=9                                   of rounds (5, in some sections a multiple of it)
 //! BENCH_WORKERS=1,2,4                              and of workers in `scaling` (1,2,4,8,16,32)
 //! ```
 //!

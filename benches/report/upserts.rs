@@ -18,7 +18,7 @@ pub(crate) fn measure(lab: &mut Lab) {
     let filling = Filling::of(lab.events);
     let last = lab.real_or_quick(20_000, 500).min(lab.events);
     let [worker, bare] = in_turn(
-        lab.rounds,
+        lab.rounds_times(3),
         lab,
         [&|lab| Run { last, ..Run::new(filling, Handler::Count) }.worker(lab), &|lab| bare_upserts(lab, filling, last)],
     );
