@@ -54,7 +54,7 @@ impl Run {
             .unwrap()
             .start()
             .unwrap();
-        let tick = crossbeam_channel::tick(Duration::from_millis(1));
+        let tick = crossbeam_channel::tick(Duration::from_millis(5));
         while handle.status().projections.values().all(|projection| projection.state != ProjectionState::Retrying) {
             tick.recv().unwrap();
         }
