@@ -97,11 +97,11 @@ fn follow(lab: &mut Lab, projections: usize, seen: &mut Seen) {
     seen.server.push(100.0 * (cpu_of_tree(server) - server_before) / seconds);
     seen.worker.push(100.0 * (cpu(worker) - worker_before) / seconds);
     if let Some(statements) = &mut statements {
-        let (reads, all) = (statements.matching(READS), statements.all());
-        seen.reading.push(reads.seconds / seconds);
-        seen.read_statements.push(reads.calls / seconds);
-        seen.read_rows.push(reads.rows / seconds);
-        seen.statements.push(all.calls / seconds);
+        let (reads, all) = (statements.matching(READS).per(seconds), statements.all().per(seconds));
+        seen.reading.push(reads.seconds);
+        seen.read_statements.push(reads.calls);
+        seen.read_rows.push(reads.rows);
+        seen.statements.push(all.calls);
     } else {
         seen.reading.push((backends(&mut observer, &database) - backends_before) / seconds);
     }

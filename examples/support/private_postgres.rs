@@ -26,6 +26,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use postgres::NoTls;
 use tempfile::TempDir;
 
+#[path = "server_binaries.rs"]
+mod server_binaries;
+
+use server_binaries::{checked, find_server};
+
 /// How a private server differs from the usual one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
@@ -377,9 +382,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a starting server is asked whether it is ready.
 const POLL: Duration = Duration::from_millis(10);
 
-/// The oldest major version the library works with.
-const OLDEST: u32 = 14;
-
 /// Nothing here outlives its server, so nothing has to reach the disk. `synchronous_commit` stays on: without fsync it
 /// costs little, and commits then take the path they take in production.
 const OUR_SETTINGS: [(&str, &str); 8] = [
@@ -480,97 +482,4 @@ fn user_of_server() -> Result<Option<User>, String> {
 fn output(program: impl AsRef<OsStr>, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Why a directory is not where a server's binaries are.
-enum Refusal {
-    Missing,
-    TooOld(String),
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Missing => f.write_str("`initdb` and `postgres` are not both there"),
-            Self::TooOld(version) => write!(f, "{version}, but {OLDEST} or later is needed"),
-        }
-    }
-}
-
-/// The directory itself, if a server that is new enough is in it. A client's development package has `pg_config` alone.
-fn checked(dir: &Path) -> Result<PathBuf, Refusal> {
-    if !dir.join("initdb").is_file() {
-        return Err(Refusal::Missing);
-    }
-    let said = output(dir.join("postgres"), &["--version"]).ok_or(Refusal::Missing)?;
-    // "postgres (PostgreSQL) 17.2 (Debian 17.2-1)", "postgres (PostgreSQL) 18beta1"
-    let version = said.split_whitespace().nth(2).unwrap_or_default();
-    match leading_number(version) {
-        Some(major) if major >= OLDEST => Ok(dir.to_owned()),
-        _ => Err(Refusal::TooOld(said.trim().to_owned())),
-    }
-}
-
-fn leading_number(text: &str) -> Option<u32> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    text.get(..end)?.parse().ok()
-}
-
-fn find_server() -> Result<PathBuf, String> {
-    let mut places = Vec::new();
-    if let Some(dir) = output("pg_config", &["--bindir"]) {
-        places.push(PathBuf::from(dir.trim()));
-    }
-    if let Some(path) = std::env::var_os("PATH") {
-        places.extend(std::env::split_paths(&path).filter(|dir| dir.is_absolute()));
-    }
-    for (parent, prefix, rest) in [
-        ("/usr/lib/postgresql", "", "bin"),
-        ("/usr", "pgsql-", "bin"),
-        ("/usr/libexec", "postgresql", ""),
-        ("/opt/homebrew/opt", "postgresql@", "bin"),
-        ("/usr/local/opt", "postgresql@", "bin"),
-        ("/opt/local/lib", "postgresql", "bin"),
-        ("/Applications/Postgres.app/Contents/Versions", "", "bin"),
-    ] {
-        places.extend(newest_first(parent, prefix).into_iter().map(|dir| dir.join(rest)));
-    }
-
-    let mut too_old = String::new();
-    for place in places {
-        match checked(&place) {
-            Ok(dir) => return Ok(dir),
-            Err(Refusal::Missing) => {}
-            Err(refusal @ Refusal::TooOld(_)) => {
-                let _ = writeln!(too_old, "Found in {}: {refusal}.", place.display());
-            }
-        }
-    }
-    Err(format!(
-        "PostgreSQL's server binaries, `initdb` and `postgres`, version {OLDEST} or later, were not found.\n\
-         {too_old}Install them:\n  \
-           Debian, Ubuntu   apt-get install postgresql\n  \
-           Fedora, RHEL     dnf install postgresql-server\n  \
-           Alpine           apk add postgresql\n  \
-           Arch             pacman -S postgresql\n  \
-           macOS            brew install postgresql@17\n\
-         If they are somewhere else, add that directory to PATH.\n\
-         The other way is a server of yours: set DATABASE_URL to its URL, as a user who may create databases."
-    ))
-}
-
-/// The directories `parent/prefixN`, the highest N first.
-fn newest_first(parent: &str, prefix: &str) -> Vec<PathBuf> {
-    let mut found: Vec<(u32, PathBuf)> = fs::read_dir(parent)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let name = entry.file_name();
-            let number = leading_number(name.to_str()?.strip_prefix(prefix)?)?;
-            Some((number, entry.path()))
-        })
-        .collect();
-    found.sort_unstable_by(|a, b| b.cmp(a));
-    found.into_iter().map(|(_, dir)| dir).collect()
 }
