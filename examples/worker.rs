@@ -12,6 +12,7 @@
 //! | `ORCHESTRATOR_EVENT_POLL` | the library's | two durations: `5ms..250ms` |
 //! | `ORCHESTRATOR_BATCH_SIZE`, `_LANES`, `_POOL_SIZE` | the library's | a number |
 //! | `ORCHESTRATOR_BATCH_BYTES` | the library's | bytes: `8388608`, `8MiB` |
+//! | `ORCHESTRATOR_MAX_EVENT_BYTES` | the library's | the same: a larger event halts the projections that want it |
 //!
 //! With the argument `migrate` it only creates the tables, or brings them up to date, and exits: as a user who may, for workers whose user
 //! may not.

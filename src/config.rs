@@ -69,6 +69,7 @@ pub(crate) struct Config {
     pub(crate) event_poll: (Duration, Duration),
     pub(crate) batch_size: usize,
     pub(crate) batch_bytes: usize,
+    pub(crate) max_event_bytes: usize,
     pub(crate) lanes: usize,
     pub(crate) pool_size: Option<u32>,
     pub(crate) retry: Retry,
@@ -89,6 +90,7 @@ impl Config {
             event_poll: (Duration::from_millis(5), Duration::from_millis(250)),
             batch_size: 2000,
             batch_bytes: 8 << 20,
+            max_event_bytes: 64 << 20,
             lanes: 1,
             pool_size: None,
             retry: Retry::default(),
@@ -106,7 +108,7 @@ impl Config {
     }
 
     pub(crate) fn bounds(&self) -> Bounds {
-        Bounds { events: self.batch_size, bytes: self.batch_bytes }
+        Bounds { events: self.batch_size, bytes: self.batch_bytes, event_bytes: self.max_event_bytes }
     }
 
     pub(crate) fn pool_size(&self, projections: usize) -> u32 {
@@ -131,7 +133,11 @@ impl Config {
             }
         }
         self.validate_durations()?;
-        for (field, value) in [("batch_size", self.batch_size), ("batch_bytes", self.batch_bytes)] {
+        for (field, value) in [
+            ("batch_size", self.batch_size),
+            ("batch_bytes", self.batch_bytes),
+            ("max_event_bytes", self.max_event_bytes),
+        ] {
             if value == 0 {
                 return Err(Error::config(field, "0", "it must be at least 1"));
             }
@@ -278,6 +284,7 @@ mod tests {
             event_poll: (millis(1), millis(1)),
             batch_size: 1,
             batch_bytes: 1,
+            max_event_bytes: 1,
             pool_size: Some(2),
             retry: Retry::default().attempts(1).first_delay(millis(1)).longest_delay(millis(1)),
             ..Config::new("s".into())
@@ -326,6 +333,7 @@ mod tests {
             (refused(|c| c.batch_size = 0), ["batch_size is 0", "at least 1"]),
             (refused(|c| c.batch_size = 1_000_001), ["batch_size is 1000001", "at most 1000000"]),
             (refused(|c| c.batch_bytes = 0), ["batch_bytes is 0", "at least 1"]),
+            (refused(|c| c.max_event_bytes = 0), ["max_event_bytes is 0", "at least 1"]),
             (
                 refused(|c| c.pool_size = Some(1)),
                 ["pool_size is 1", "1 projections × 1 lanes × (1 connection to write + 1 to read ahead) = 2"],

@@ -94,6 +94,16 @@ pub enum Error {
         problem: String,
     },
 
+    /// An event cannot be read: it is larger than [`max_event_bytes`](crate::Builder::max_event_bytes), or the server sends something that is
+    /// no event. The projections that want it halt before it.
+    #[error("the event at global position {position} cannot be read: {problem}")]
+    UnreadableEvent {
+        /// Where it is.
+        position: i64,
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// The database user lacks a privilege.
     #[error("user {user} lacks {privilege} on {object}: grant it, or connect as another user")]
     MissingPrivilege {
@@ -200,6 +210,8 @@ fn is_away(error: &postgres::Error) -> bool {
             SqlState::CRASH_SHUTDOWN,
             SqlState::CANNOT_CONNECT_NOW,
             SqlState::TOO_MANY_CONNECTIONS,
+            // Somebody has a table locked; he will be done at some time.
+            SqlState::LOCK_NOT_AVAILABLE,
         ]
         .contains(state);
     }

@@ -6,13 +6,12 @@
 use std::ops::RangeInclusive;
 
 use postgres::error::{DbError, SqlState};
-use postgres::types::Type;
 use postgres::{Client, GenericClient};
 
 use crate::error::{Error, describe};
 use crate::event::{Event, NewEvent};
 use crate::store::append::{self, Appended};
-use crate::store::{Names, events, session};
+use crate::store::{Names, events, notifications};
 
 /// What the caller of [`EventStore::append`] knows of the aggregate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,10 +145,7 @@ impl EventStore {
     /// Tells the workers that something was appended, so that they look at once. Best effort: errors are logged, and nothing is lost
     /// without it. Call it after the commit, never within the transaction: notifications serialise commits.
     pub fn hint(&self, client: &mut Client) {
-        let payload = session::events_payload(&self.names);
-        let params: [(&(dyn postgres::types::ToSql + Sync), Type); 2] =
-            [(&session::EVENTS_CHANNEL, Type::TEXT), (&payload, Type::TEXT)];
-        if let Err(error) = client.query_typed("SELECT pg_notify($1, $2)", &params) {
+        if let Err(error) = notifications::notify_events(client, &self.names) {
             log::debug!("no hint sent: error={}", describe(&error));
         }
     }

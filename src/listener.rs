@@ -12,9 +12,9 @@ use crate::backoff::Backoff;
 use crate::database::Database;
 use crate::error::Error;
 use crate::metrics::ReplicaSetMetrics;
-use crate::plan::WorkerId;
 use crate::status::Board;
-use crate::store::{Names, session};
+use crate::store::session::{Session, Sessions};
+use crate::store::{Names, notifications};
 use crate::threads::{Pulse, Stop};
 
 /// How often the thread looks whether it is to stop. It only matters when nobody notifies; a leaving worker does.
@@ -24,7 +24,7 @@ const STOP_CHECK: Duration = Duration::from_millis(200);
 pub(crate) struct Listener {
     pub(crate) database: Database,
     pub(crate) names: Names,
-    pub(crate) worker: Option<WorkerId>,
+    pub(crate) sessions: Sessions,
     /// Wakes the coordinator.
     pub(crate) coordination: Sender<()>,
     /// Wakes the tailer.
@@ -54,10 +54,11 @@ impl Listener {
 
     fn listen(&self, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
         let doing = "listening for notifications";
-        let coordination = session::coordination_payload(&self.names, self.board.replica_set());
-        let events = session::events_payload(&self.names);
-        let mut client = session::connect(&self.database, self.worker)?;
-        session::listen(&mut client).map_err(Error::database(doing))?;
+        let coordination = notifications::coordination_payload(&self.names, self.board.replica_set());
+        let events = notifications::events_payload(&self.names);
+        let mut session = Session::open(&self.database, self.sessions)?;
+        let client = session.client();
+        notifications::listen(client).map_err(Error::database(doing))?;
         if backoff.reset() {
             log::info!(
                 "connection regained: replica_set={} worker={} connection=listener",
@@ -73,8 +74,10 @@ impl Listener {
             let mut heard = notifications.timeout_iter(STOP_CHECK);
             while let Some(notification) = heard.next().map_err(Error::database(doing))? {
                 match (notification.channel(), notification.payload()) {
-                    (session::COORDINATION_CHANNEL, payload) if payload == coordination => wake(&self.coordination),
-                    (session::EVENTS_CHANNEL, payload) if payload == events => wake(&self.events),
+                    (notifications::COORDINATION_CHANNEL, payload) if payload == coordination => {
+                        wake(&self.coordination)
+                    }
+                    (notifications::EVENTS_CHANNEL, payload) if payload == events => wake(&self.events),
                     _ => {}
                 }
                 if self.stop.is_raised() {

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
-use postgres::Client;
 use serde_json::value::RawValue;
 
 use crate::error::Error;
+use crate::store::session::Session;
 use crate::store::{Names, overview};
 
 /// What was loaded is good enough for this time.
@@ -64,7 +64,7 @@ impl Overview {
     }
 
     /// Loads what is to be seen, if somebody looks and it is time.
-    pub(crate) fn refresh(&self, client: &mut Client, names: &Names, replica_set: &str) -> Result<(), Error> {
+    pub(crate) fn refresh(&self, session: &mut Session, names: &Names, replica_set: &str) -> Result<(), Error> {
         let at = Instant::now();
         {
             let mut cells = self.cells.lock();
@@ -74,7 +74,9 @@ impl Overview {
             // Noted before it is known how it ends: a statement that fails is not tried more often than one that doesn't.
             cells.asked_at = Some(at);
         }
-        let json = overview::load(client, names, replica_set).map_err(Error::database("loading the overview"))?;
+        let json = session
+            .run(|client| overview::load(client, names, replica_set))
+            .map_err(Error::database("loading the overview"))?;
         self.cells.lock().latest = Some(Sight { at, json: json.into() });
         Ok(())
     }

@@ -34,6 +34,9 @@ pub(crate) fn with_options(mut builder: Builder) -> Result<Builder, Wrong> {
     if let Some(events) = number("ORCHESTRATOR_BATCH_SIZE")? {
         builder = builder.batch_size(events);
     }
+    if let Some(bytes) = bytes("ORCHESTRATOR_MAX_EVENT_BYTES")? {
+        builder = builder.max_event_bytes(bytes);
+    }
     if let Some(bytes) = bytes("ORCHESTRATOR_BATCH_BYTES")? {
         builder = builder.batch_bytes(bytes);
     }

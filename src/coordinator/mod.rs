@@ -14,7 +14,7 @@ mod runners;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select};
-use postgres::{Client, Transaction};
+use postgres::Transaction;
 
 use crate::backoff::{Backoff, Mentions};
 use crate::database::{Database, Pool};
@@ -24,10 +24,11 @@ use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
 use crate::overview::Overview;
 use crate::plan::{Action, ClusterView, KeySet, Policy, Stance, Standing, WorkerState, plan, stance};
 use crate::status::{Assignment, Board};
-use crate::store::checkpoints::{self, Owner};
 use crate::store::coordination;
+use crate::store::fence::Owner;
+use crate::store::session::Session;
 use crate::store::view::Statements;
-use crate::store::{Names, Registration, session};
+use crate::store::{Names, Registration, checkpoints, locks, notifications};
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
 pub(crate) use runners::Runners;
@@ -75,14 +76,14 @@ pub(crate) struct Coordinator {
 
 /// A connection, and how to look at the replica set on it.
 struct Link {
-    client: Client,
+    session: Session,
     statements: Statements,
 }
 
 impl Coordinator {
-    /// Runs until the worker has left. `client` is the connection on which the worker was registered.
-    pub(crate) fn run(mut self, client: Client, pulse: &Pulse) {
-        let mut client = Some(client);
+    /// Runs until the worker has left. `session` is the one in which the worker was registered.
+    pub(crate) fn run(mut self, session: Session, pulse: &Pulse) {
+        let mut session = Some(session);
         let mut backoff = Backoff::for_connections();
         let mut leaving_since = None;
         loop {
@@ -95,11 +96,11 @@ impl Coordinator {
                 );
                 break;
             }
-            let served = match client.take() {
-                Some(client) => Ok(client),
+            let served = match session.take() {
+                Some(session) => Ok(session),
                 None => connect(&self.database, &self.registration),
             }
-            .and_then(|client| self.serve(client, pulse, &mut backoff));
+            .and_then(|session| self.serve(session, pulse, &mut backoff));
             match served {
                 Ok(()) => break,
                 Err(error) => {
@@ -129,18 +130,19 @@ impl Coordinator {
     }
 
     /// Serves on one connection until the worker has left (`Ok`) or the connection fails.
-    fn serve(&mut self, mut client: Client, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
-        let statements = Statements::prepare(&mut client, &self.names).map_err(Error::database(LOOKING))?;
-        let mut link = Link { client, statements };
+    fn serve(&mut self, mut session: Session, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
+        let statements =
+            session.run(|client| Statements::prepare(client, &self.names)).map_err(Error::database(LOOKING))?;
+        let mut link = Link { session, statements };
         let mut heartbeat_due = Instant::now();
         let mut look_due = Instant::now();
         while !self.stop.is_raised() {
             pulse.beat();
             if heartbeat_due <= Instant::now() {
                 heartbeat_due = Instant::now() + self.heartbeat_interval;
-                self.heartbeat(&mut link.client)?;
-                if let Err(error) = self.measure_lag(&mut link.client) {
-                    self.complain(&mut link.client, backoff, error)?;
+                self.heartbeat(&mut link.session)?;
+                if let Err(error) = self.measure_lag(&mut link.session) {
+                    self.complain(&mut link.session, backoff, error)?;
                 }
             }
             let looked = if look_due <= Instant::now() {
@@ -155,13 +157,13 @@ impl Coordinator {
                     again
                 }
                 // The connection may be sound and its session lock held: waiting for a lock too long, say, is no reason to part with them.
-                Err(error) => self.complain(&mut link.client, backoff, error)?,
+                Err(error) => self.complain(&mut link.session, backoff, error)?,
             };
             if let Some(delay) = again {
                 look_due = look_due.min(Instant::now() + delay);
             }
-            if let Err(error) = self.overview.refresh(&mut link.client, &self.names, &self.registration.replica_set) {
-                self.complain(&mut link.client, backoff, error)?;
+            if let Err(error) = self.overview.refresh(&mut link.session, &self.names, &self.registration.replica_set) {
+                self.complain(&mut link.session, backoff, error)?;
             }
             let wait = look_due.min(heartbeat_due).saturating_duration_since(Instant::now());
             select! {
@@ -184,11 +186,11 @@ impl Coordinator {
     /// Returns when to try again on the same connection, or the error if the connection failed.
     fn complain(
         &mut self,
-        client: &mut Client,
+        session: &mut Session,
         backoff: &mut Backoff,
         error: Error,
     ) -> Result<Option<Duration>, Error> {
-        if client.is_valid(VALIDITY_PATIENCE).is_err() {
+        if session.client().is_valid(VALIDITY_PATIENCE).is_err() {
             return Err(error);
         }
         // What fails may be one thing of several, and the others reset the delays.
@@ -203,9 +205,10 @@ impl Coordinator {
     }
 
     /// Says that the worker is alive.
-    fn heartbeat(&mut self, client: &mut Client) -> Result<(), Error> {
+    fn heartbeat(&mut self, session: &mut Session) -> Result<(), Error> {
         let sent = Instant::now();
-        let member = coordination::heartbeat(client, &self.names, self.registration.worker)
+        let member = session
+            .run(|client| coordination::heartbeat(client, &self.names, self.registration.worker))
             .map_err(Error::database("sending the heartbeat"))?;
         self.metrics.heartbeat_latency.observe(sent.elapsed().as_secs_f64());
         self.worker_metrics.set_pool(self.pool.size(), self.pool.open(), self.pool.idle());
@@ -226,8 +229,9 @@ impl Coordinator {
     }
 
     /// Looks how far the replica set is behind, as seen from the database: also what no worker processes is behind.
-    fn measure_lag(&self, client: &mut Client) -> Result<(), Error> {
-        for lag in checkpoints::lags(client, &self.names, &self.registration.replica_set)
+    fn measure_lag(&self, session: &mut Session) -> Result<(), Error> {
+        for lag in session
+            .run(|client| checkpoints::lags(client, &self.names, &self.registration.replica_set))
             .map_err(Error::database("reading the lag"))?
         {
             let metrics = self.metrics.projection(&lag.projection);
@@ -262,8 +266,10 @@ impl Coordinator {
     /// rest. Returns when to look at the whole replica set, if that is sooner than it would be.
     fn glance(&mut self, link: &mut Link) -> Result<Option<Duration>, Error> {
         let Registration { replica_set, worker, .. } = &self.registration;
-        let standing =
-            link.statements.standing(&mut link.client, replica_set, *worker).map_err(Error::database(LOOKING))?;
+        let Link { session, statements } = link;
+        let standing = session
+            .run(|client| statements.standing(client, replica_set, *worker))
+            .map_err(Error::database(LOOKING))?;
         self.do_own_part(link, &standing)
     }
 
@@ -276,9 +282,13 @@ impl Coordinator {
         match stance(standing) {
             Stance::Run(generation) => self.resume(standing, generation),
             Stance::Prepare(generation) if self.pause() || self.paused_soon() => {
-                let others_follow = link
-                    .statements
-                    .mark_ready(&mut link.client, worker, generation)
+                let Link { session, statements } = link;
+                session
+                    .run(|client| statements.mark_ready(client, worker, generation))
+                    .map_err(Error::database(LOOKING))?;
+                // After the commit, so that the last one finds nobody.
+                let others_follow = session
+                    .run(|client| statements.are_others_pending(client, worker, generation))
                     .map_err(Error::database(LOOKING))?;
                 log::debug!("ready: worker={worker} generation={generation}");
                 self.show_state(WorkerState::Ready);
@@ -286,7 +296,7 @@ impl Coordinator {
                 return Ok((!others_follow).then_some(Duration::ZERO));
             }
             Stance::Rejoin if self.pause() => {
-                self.rejoin(&mut link.client)?;
+                self.rejoin(&mut link.session)?;
                 return Ok(Some(Duration::ZERO));
             }
             Stance::Prepare(_) | Stance::Rejoin | Stance::Ready(_) => {}
@@ -298,13 +308,14 @@ impl Coordinator {
     }
 
     fn load(&self, link: &mut Link) -> Result<ClusterView, Error> {
-        link.statements.view(&mut link.client, &self.registration.replica_set).map_err(Error::database(LOOKING))
+        let Link { session, statements } = link;
+        session.run(|client| statements.view(client, &self.registration.replica_set)).map_err(Error::database(LOOKING))
     }
 
     /// Does what `plan` asks for, unless somebody else is changing what the workers share: when all see at one moment that something is
     /// to be done, they do not queue up to find it done. Returns the view that results.
     fn try_change(&self, link: &mut Link) -> Result<Option<ClusterView>, Error> {
-        let locked = coordination::try_lock(&mut link.client, &self.names, &self.registration.replica_set);
+        let locked = coordination::try_lock(&mut link.session, &self.names, &self.registration.replica_set);
         locked.map_err(Error::database(CHANGING))?.map(|tx| self.change(tx, &link.statements)).transpose()
     }
 
@@ -320,7 +331,7 @@ impl Coordinator {
         }
         if !actions.is_empty() {
             view = statements.view(&mut tx, replica_set).map_err(Error::database(CHANGING))?;
-            session::notify_coordination(&mut tx, &self.names, replica_set).map_err(Error::database(CHANGING))?;
+            notifications::notify_coordination(&mut tx, &self.names, replica_set).map_err(Error::database(CHANGING))?;
         }
         tx.commit().map_err(Error::database(CHANGING))?;
         for action in &actions {
@@ -411,11 +422,11 @@ impl Coordinator {
     }
 
     /// Registers again after having been evicted.
-    fn rejoin(&mut self, client: &mut Client) -> Result<(), Error> {
+    fn rejoin(&mut self, session: &mut Session) -> Result<(), Error> {
         let Registration { replica_set, worker, .. } = &self.registration;
         log::warn!("evicted, registering again: replica_set={replica_set} worker={worker}");
         let sent = Instant::now();
-        coordination::register(client, &self.names, &self.registration)?;
+        coordination::register(session, &self.names, &self.registration)?;
         self.trust.renew(sent);
         self.metrics.workers_registered.inc();
         self.interrupted.get_or_insert(sent);
@@ -430,16 +441,18 @@ impl Coordinator {
     /// Drains the runners, then hands over: the worker is gone and the partitions are dealt out again in one transaction.
     fn leave(&mut self, link: &mut Link, pulse: &Pulse) -> Result<(), Error> {
         let worker = self.registration.worker;
-        coordination::mark_stopping(&mut link.client, &self.names, worker).map_err(Error::database("leaving"))?;
+        link.session
+            .run(|client| coordination::mark_stopping(client, &self.names, worker))
+            .map_err(Error::database("leaving"))?;
         self.show_state(WorkerState::Stopping);
         while !self.pause() {
             pulse.beat();
             select! {
                 recv(self.runners.reports) -> report => self.runners.heard(report.ok()),
-                default(self.heartbeat_interval) => self.heartbeat(&mut link.client)?,
+                default(self.heartbeat_interval) => self.heartbeat(&mut link.session)?,
             }
         }
-        let mut tx = coordination::lock(&mut link.client, &self.names, &self.registration.replica_set)
+        let mut tx = coordination::lock(&mut link.session, &self.names, &self.registration.replica_set)
             .map_err(Error::database(CHANGING))?;
         coordination::mark_left(&mut tx, &self.names, worker).map_err(Error::database(CHANGING))?;
         self.change(tx, &link.statements)?;
@@ -449,18 +462,23 @@ impl Coordinator {
 }
 
 /// Opens the coordination connection, holding the lock that says "alive".
-pub(crate) fn connect(database: &Database, registration: &Registration) -> Result<Client, Error> {
+pub(crate) fn connect(database: &Database, registration: &Registration) -> Result<Session, Error> {
+    hold_alive(Session::open(database, registration.sessions)?, registration)
+}
+
+/// Takes the lock that says "alive", where sessions are used.
+pub(crate) fn hold_alive(mut session: Session, registration: &Registration) -> Result<Session, Error> {
     let doing = "taking the session lock";
-    let mut client = database.connect()?;
-    if registration.has_session_lock {
+    if let Some(worker) = registration.sessions.member() {
+        let client = session.client();
         // Planning costs more than executing, and one plan is as good as another. The connection is the worker's alone.
         client.batch_execute("SET plan_cache_mode = force_generic_plan").map_err(Error::database(doing))?;
         let mut backoff = Backoff::for_connections();
-        while !session::try_hold_alive(&mut client, registration.worker).map_err(Error::database(doing))? {
+        while !locks::try_hold_alive(client, worker).map_err(Error::database(doing))? {
             // The server has not noticed yet that this worker's former connection is gone. It is this worker's own: end it.
-            session::end_former(&mut client, registration.worker).map_err(Error::database(doing))?;
+            locks::end_former(client, worker).map_err(Error::database(doing))?;
             _ = after(backoff.next_delay()).recv();
         }
     }
-    Ok(client)
+    Ok(session)
 }

@@ -3,7 +3,7 @@
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::runner::{Command, Report};
-use crate::store::checkpoints::Owner;
+use crate::store::fence::Owner;
 
 /// The worker's runners, seen from the coordinator.
 pub(crate) struct Runners {

@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn an_empty_pool_is_refused() {
         let database = Database::from_url("host=h").unwrap();
-        let error = database.pool(PoolOptions { size: 0, on_acquire: Box::new(|_| Ok(())) }).unwrap_err();
+        let error = database.pool(PoolOptions { size: 0, reset: None }).unwrap_err();
         assert!(error.to_string().starts_with("pool_size is 0"), "{error}");
     }
 }

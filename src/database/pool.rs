@@ -17,8 +17,6 @@ use crate::error::{Error, describe};
 /// A connection from a [`Pool`]; dropping it gives it back, or closes it if it is broken.
 pub(crate) type PooledClient = Box<dyn DerefMut<Target = Client> + Send>;
 
-type OnAcquire = Box<dyn Fn(&mut Client) -> Result<(), postgres::Error> + Send + Sync>;
-
 /// r2d2 waits at most half of this between two attempts to connect, so a server that comes back is found within half a second.
 /// It limits nothing else here: the time that [`Pool::get`] waits is its caller's choice.
 const RETRY_LIMIT: Duration = Duration::from_secs(1);
@@ -37,8 +35,9 @@ const REPEAT_AFTER: Duration = Duration::from_secs(30);
 pub(crate) struct PoolOptions {
     /// The most connections it holds.
     pub(crate) size: u32,
-    /// Called with every new connection. An error closes the connection, and another attempt follows.
-    pub(crate) on_acquire: OnAcquire,
+    /// What makes a connection as good as new: executed whenever one is handed out, in one round trip. An error closes the connection, and
+    /// another attempt follows.
+    pub(crate) reset: Option<String>,
 }
 
 /// Connections that are opened when needed and used again.
@@ -105,10 +104,10 @@ where
         .idle_timeout(Some(IDLE_TIMEOUT))
         .max_lifetime(Some(MAX_LIFETIME))
         .connection_timeout(RETRY_LIMIT)
-        .connection_customizer(Box::new(Customizer { on_acquire: options.on_acquire, trouble: trouble.clone() }))
+        .connection_customizer(Box::new(Customizer { trouble: trouble.clone() }))
         .error_handler(Box::new(Handler(trouble.clone())))
         // Unlike build(), does not wait for a connection.
-        .build_unchecked(Manager(PostgresConnectionManager::new(config, tls)));
+        .build_unchecked(Manager { inner: PostgresConnectionManager::new(config, tls), reset: options.reset });
     Pool { connections: Arc::new(pool), trouble, size: options.size }
 }
 
@@ -121,7 +120,10 @@ struct Pooled {
 
 /// The manager of `r2d2_postgres`, which would make a round trip each time that a connection is taken, or never.
 #[derive(Debug)]
-struct Manager<T>(PostgresConnectionManager<T>);
+struct Manager<T> {
+    inner: PostgresConnectionManager<T>,
+    reset: Option<String>,
+}
 
 impl<T> ManageConnection for Manager<T>
 where
@@ -134,17 +136,21 @@ where
     type Error = postgres::Error;
 
     fn connect(&self) -> Result<Pooled, postgres::Error> {
-        self.0.connect().map(|client| Pooled { client, idle_since: Instant::now() })
+        self.inner.connect().map(|client| Pooled { client, idle_since: Instant::now() })
     }
 
+    /// Called before a connection is handed out.
     fn is_valid(&self, pooled: &mut Pooled) -> Result<(), postgres::Error> {
-        if pooled.idle_since.elapsed() < TRY_AFTER { Ok(()) } else { pooled.client.is_valid(TRY_TIMEOUT) }
+        if pooled.idle_since.elapsed() >= TRY_AFTER {
+            pooled.client.is_valid(TRY_TIMEOUT)?;
+        }
+        self.reset.as_deref().map_or(Ok(()), |reset| pooled.client.batch_execute(reset))
     }
 
     /// Called when a connection comes back.
     fn has_broken(&self, pooled: &mut Pooled) -> bool {
         pooled.idle_since = Instant::now();
-        self.0.has_broken(&mut pooled.client)
+        self.inner.has_broken(&mut pooled.client)
     }
 }
 
@@ -234,22 +240,15 @@ impl HandleError<postgres::Error> for Handler {
     }
 }
 
+#[derive(Debug)]
 struct Customizer {
-    on_acquire: OnAcquire,
     trouble: Arc<Trouble>,
 }
 
 impl CustomizeConnection<Pooled, postgres::Error> for Customizer {
-    fn on_acquire(&self, pooled: &mut Pooled) -> Result<(), postgres::Error> {
-        (self.on_acquire)(&mut pooled.client)?;
+    fn on_acquire(&self, _: &mut Pooled) -> Result<(), postgres::Error> {
         *self.trouble.last.lock() = None;
         Ok(())
-    }
-}
-
-impl fmt::Debug for Customizer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Customizer").finish_non_exhaustive()
     }
 }
 
@@ -263,7 +262,7 @@ mod tests {
         // A port that was free a moment ago.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let database = Database::from_url(&format!("postgres://u:secret@127.0.0.1:{port}/d")).unwrap();
-        let pool = database.pool(PoolOptions { size: 2, on_acquire: Box::new(|_| Ok(())) }).unwrap();
+        let pool = database.pool(PoolOptions { size: 2, reset: None }).unwrap();
         assert_eq!((pool.size(), pool.open()), (2, 0));
         let error = pool.get(Duration::from_millis(300)).err().unwrap().to_string();
         assert!(error.contains("of 2 within") && error.contains("127.0.0.1") && error.contains("refused"), "{error}");

@@ -48,6 +48,17 @@ impl<T, B> Columns<T, B> {
     }
 }
 
+impl EventColumns<'_> {
+    /// How many bytes of texts and payload there are.
+    pub(crate) fn bytes(&self) -> usize {
+        let texts = [self.bounded_context, self.aggregate_type, self.aggregate_id, self.event_type];
+        let optional = [self.trace_id, self.correlation_id, self.causation_id, self.metadata];
+        self.payload.len()
+            + texts.map(str::len).iter().sum::<usize>()
+            + optional.iter().flatten().map(|text| text.len()).sum::<usize>()
+    }
+}
+
 /// Where something lies in a buffer.
 type Span = Range<usize>;
 
@@ -157,7 +168,8 @@ mod tests {
         assert_eq!(event.causation_id(), Some(""));
         assert_eq!(event.metadata_json(), Some(metadata().get()));
         assert_eq!(event.created_at(), parts.created_at);
-        assert_eq!(event.weight(), 3 + r#"{"user": "é"}"#.len());
+        let texts = ["shop", "Order", "órder-7", "Placed", "trace", r#"{"user": "é"}"#].map(str::len);
+        assert_eq!(event.weight(), 3 + texts.iter().sum::<usize>());
     }
 
     #[test]

@@ -207,6 +207,6 @@ impl Event {
 
     /// The bytes that count against `batch_bytes`.
     pub(crate) fn weight(&self) -> usize {
-        self.payload().len() + self.metadata_json().map_or(0, str::len)
+        self.columns().bytes()
     }
 }

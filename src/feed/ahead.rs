@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, never, select};
 
-use crate::database::{Pool, PooledClient};
+use crate::database::Pool;
 use crate::error::Error;
 use crate::projection::Scope;
 use crate::store::Names;
-use crate::store::events::{Batch, Bounds, EventReader, Range};
+use crate::store::events::{Batch, Bounds, EventReader, Range, ReadError};
+use crate::store::session::{Session, Sessions};
 use crate::threads::{Crew, Pulse};
 
 /// How long an idle reader keeps its connection.
@@ -25,8 +26,6 @@ const AT_ONCE: Duration = Duration::from_millis(3);
 const IN_A_ROW: usize = 4;
 /// How long a scan waits for the runner to take a batch: longer than before it was begun, for it reads more quickly.
 const SCAN_PATIENCE: Duration = Duration::from_millis(6);
-
-const READING: &str = "reading events";
 
 /// What to read.
 #[derive(Debug)]
@@ -61,6 +60,7 @@ pub(crate) struct Ahead {
 #[derive(Debug)]
 pub(crate) struct Reader {
     pub(crate) pool: Pool,
+    pub(crate) sessions: Sessions,
     pub(crate) names: Names,
     pub(crate) scope: Scope,
     pub(crate) bounds: Bounds,
@@ -132,26 +132,26 @@ impl Reader {
     /// Reads what is asked for, or as much of it as one scan yields, and gives it.
     fn read_on(
         &self,
-        connection: &mut Option<(PooledClient, EventReader)>,
+        connection: &mut Option<(Session, EventReader)>,
         handover: &mut Handover<'_>,
     ) -> Result<(), Error> {
         let Some(range) = handover.range.clone() else { return Ok(()) };
-        let (client, events) = match connection {
+        let (session, events) = match connection {
             Some(sound) => sound,
             None => connection.insert(self.connect()?),
         };
         if handover.taken_at_once < IN_A_ROW || !events.is_worth_a_scan(&range) {
-            let batch = events.read(client, &range).map_err(Error::database(READING))?;
+            let batch = session.run(|client| events.read(client, &range)).map_err(ReadError::into_error)?;
             handover.give(Ok(batch), None);
             return Ok(());
         }
         let mut late = None;
-        let scanned = events.scan(client, range, |batch| {
+        let scanned = events.scan(session, range, |batch| {
             let request = handover.number;
             late = handover.give(Ok(batch), Some(SCAN_PATIENCE));
             late.is_none() && handover.number == request && handover.is_open
         });
-        scanned.map_err(Error::database(READING))?;
+        scanned.map_err(ReadError::into_error)?;
         if let Some(batch) = late {
             handover.give(batch, None);
             // By now the runner may well wait for it.
@@ -160,11 +160,12 @@ impl Reader {
         Ok(())
     }
 
-    fn connect(&self) -> Result<(PooledClient, EventReader), Error> {
-        let mut client = self.pool.get(POOL_PATIENCE)?;
-        let events = EventReader::prepare(&mut client, &self.names, self.scope.clone(), self.bounds, false)
-            .map_err(Error::database(READING))?;
-        Ok((client, events))
+    fn connect(&self) -> Result<(Session, EventReader), Error> {
+        let preparing = || Error::database("preparing to read events");
+        let mut session = Session::new(self.pool.get(POOL_PATIENCE)?, self.sessions).map_err(preparing())?;
+        let events = EventReader::prepare(session.client(), &self.names, self.scope.clone(), self.bounds, false)
+            .map_err(preparing())?;
+        Ok((session, events))
     }
 }
 
@@ -289,9 +290,10 @@ mod tests {
                  SELECT 'test', 'Thing', 'a', i, gen_random_uuid(), 'Happened', '' FROM generate_series(1, 1000) AS i",
             )
             .unwrap();
-        let pool = database.pool(PoolOptions { size: 1, on_acquire: Box::new(|_| Ok(())) }).unwrap();
-        let bounds = Bounds { events: 10, bytes: 1_000_000 };
-        let reader = Reader { pool, names: Names::default(), scope: Scope::all(), bounds };
+        let pool = database.pool(PoolOptions { size: 1, reset: None }).unwrap();
+        let bounds = Bounds { events: 10, bytes: 1_000_000, event_bytes: 1_000_000 };
+        let sessions = Sessions::Shared;
+        let reader = Reader { pool, sessions, names: Names::default(), scope: Scope::all(), bounds };
         let mut ahead = Ahead::spawn(&Crew::new(), "reader".into(), reader).unwrap();
         for after in [0, 500, 3, 777, 250, 16, 900] {
             ahead.ask(&Range { keys: KeySet::all(), after, upto: 1_000 });

@@ -9,6 +9,9 @@
 //! - **Grace period**, as in read-copy-update. Whoever inserts holds a ROW EXCLUSIVE lock on the table before its position is handed
 //!   out, and lets go of it after its rows are visible. So: note the newest visible position, *then* list the holders of that lock;
 //!   once exactly those have finished, everything that will ever exist at or below the noted position is visible.
+//!
+//! The second rule rests on positions being handed out in order. An event may have a position that the sequence has not handed out: those
+//! below it are yet to come, so where the last position that was handed out is known, the head goes no further than that.
 
 use std::collections::BTreeSet;
 
@@ -43,7 +46,7 @@ impl Head {
     #[must_use]
     pub(crate) fn observe(&mut self, probe: Probe) -> bool {
         self.advance(probe.contiguous);
-        probe.newest > self.safe
+        reachable(probe) > self.safe
     }
 
     /// Takes the holders listed after `probe` was made.
@@ -61,11 +64,12 @@ impl Head {
                 self.advance(bound);
             }
         }
-        if self.grace.is_none() && probe.newest > self.safe {
+        let bound = reachable(probe);
+        if self.grace.is_none() && bound > self.safe {
             if holders.is_empty() {
-                self.advance(probe.newest);
+                self.advance(bound);
             } else {
-                self.grace = Some(Grace { bound: probe.newest, holders });
+                self.grace = Some(Grace { bound, holders });
             }
         }
     }
@@ -88,6 +92,11 @@ impl Head {
     }
 }
 
+/// How far a grace period may move the head that began with this look.
+fn reachable(probe: Probe) -> i64 {
+    probe.last.map_or(probe.newest, |last| probe.newest.min(last))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,7 +106,22 @@ mod tests {
     }
 
     fn probe(newest: i64, contiguous: i64) -> Probe {
-        Probe { newest, contiguous }
+        Probe { newest, contiguous, last: None, here: None }
+    }
+
+    #[test]
+    fn no_hole_is_passed_below_a_position_that_was_not_handed_out() {
+        let handed_out = |last, newest, contiguous| Probe { last: Some(last), ..probe(newest, contiguous) };
+        let mut head = Head::new(10);
+        assert!(head.observe(handed_out(14, i64::MAX, 12)));
+        head.settle(handed_out(14, i64::MAX, 12), vec![]);
+        assert_eq!(head.safe(), 14);
+        assert!(!head.observe(handed_out(14, i64::MAX, 14)), "there is nothing up to there that is yet to come");
+        assert!(!head.observe(handed_out(15, i64::MAX, 15)));
+        assert_eq!(head.safe(), 15);
+        // The sequence was set back: what is visible without a hole is taken all the same.
+        assert!(!head.observe(handed_out(3, 20, 17)));
+        assert_eq!(head.safe(), 17);
     }
 
     #[test]

@@ -90,13 +90,15 @@ mod tests {
     use super::*;
     use crate::event::EventParts;
 
-    const BOUNDS: Bounds = Bounds { events: 2, bytes: 1_000 };
+    const BOUNDS: Bounds = Bounds { events: 2, bytes: 1_000, event_bytes: 1_000 };
 
     /// Events with their keys.
     fn batch(events: impl IntoIterator<Item = (i64, i32)>, end: i64) -> Batch {
         let event = |(global_position, key)| {
-            let aggregate_type = if global_position % 2 == 0 { "even" } else { "odd" }.into();
-            let parts = EventParts { global_position, aggregate_type, payload: vec![0; 10], ..EventParts::default() };
+            let aggregate_type: String = if global_position % 2 == 0 { "even" } else { "odd" }.into();
+            // Ten bytes in all.
+            let payload = vec![0; 10 - aggregate_type.len()];
+            let parts = EventParts { global_position, aggregate_type, payload, ..EventParts::default() };
             (Event::from(parts), key)
         };
         let (events, keys) = events.into_iter().map(event).unzip();
@@ -128,8 +130,9 @@ mod tests {
         assert_eq!((positions(&rest), rest.end), (vec![14], 14), "no further than asked");
         let none = tail.read(&range(mine.clone(), 15, 99), &Scope::all(), BOUNDS).unwrap();
         assert_eq!((positions(&none), none.end), (vec![], 20), "no further than it reaches");
-        let within =
-            |bytes| tail.read(&range(mine.clone(), 10, 99), &Scope::all(), Bounds { events: 9, bytes }).unwrap();
+        let within = |bytes| {
+            tail.read(&range(mine.clone(), 10, 99), &Scope::all(), Bounds { events: 9, bytes, ..BOUNDS }).unwrap()
+        };
         for (bytes, last) in [(9, 11), (10, 11), (19, 11), (20, 12), (29, 12), (30, 14)] {
             let batch = within(bytes);
             assert_eq!((positions(&batch).last(), batch.end), (Some(&last), last), "{bytes} bytes");
@@ -159,15 +162,15 @@ mod tests {
         let mine = KeySet::partition(0, 2);
         for (bounds, start, first_kept) in [
             // Four times as many events as a batch may have.
-            (Bounds { events: 2, bytes: 1_000 }, 12, 14),
-            (Bounds { events: 9, bytes: 100 }, 10, 11),
-            (Bounds { events: 9, bytes: 99 }, 11, 12),
-            (Bounds { events: 9, bytes: 60 }, 15, 21),
-            (Bounds { events: 9, bytes: 9 }, 26, 27),
+            (Bounds { events: 2, bytes: 1_000, ..BOUNDS }, 12, 14),
+            (Bounds { events: 9, bytes: 100, ..BOUNDS }, 10, 11),
+            (Bounds { events: 9, bytes: 99, ..BOUNDS }, 11, 12),
+            (Bounds { events: 9, bytes: 60, ..BOUNDS }, 15, 21),
+            (Bounds { events: 9, bytes: 9, ..BOUNDS }, 26, 27),
         ] {
             let mut tail = tail();
             tail.extend(&mine, 20, batch((21..=26).map(|position| (position, 1)), 27), bounds);
-            let all = Bounds { events: 99, bytes: 1_000 };
+            let all = Bounds { events: 99, bytes: 1_000, ..BOUNDS };
             assert!(tail.read(&range(mine.clone(), start - 1, 99), &Scope::all(), all).is_none(), "{bounds:?}");
             let held = positions(&tail.read(&range(mine.clone(), start, 99), &Scope::all(), all).unwrap());
             let expected = [11, 12, 14, 15, 21, 22, 23, 24, 25, 26].into_iter().filter(|at| *at >= first_kept);

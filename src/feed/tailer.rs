@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
+use postgres::error::SqlState;
 use postgres::{Client, Statement};
 
 use super::Feed;
@@ -16,11 +17,13 @@ use crate::backoff::{Backoff, Mentions};
 use crate::database::Database;
 use crate::error::Error;
 use crate::metrics::ReplicaSetMetrics;
-use crate::plan::WorkerId;
 use crate::projection::Scope;
 use crate::status::Board;
-use crate::store::events::{Bounds, EventReader, Range};
-use crate::store::{Names, coordination, event_tables, safe_head, session};
+use crate::store::events::{Bounds, EventReader, Range, ReadError};
+use crate::store::fence::EventMark;
+use crate::store::safe_head::{Probe, Probes};
+use crate::store::session::{Session, Sessions};
+use crate::store::{Known, Names, checkpoints, continuity, coordination, event_tables, safe_head, sequence};
 use crate::threads::{Pulse, Stop};
 
 /// A head that is held back for less is the ordinary life of writers and not worth a word.
@@ -31,6 +34,8 @@ const CENSUS_SHARE: Duration = Duration::from_millis(25);
 const CENSUS_INTERVAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(600));
 /// From look to look when there is a hint after the other: each then finds more, and all of them cost less.
 const BETWEEN_HINTS: Duration = Duration::from_millis(5);
+/// How long the sequence of the positions is left alone after it was found to be locked.
+const LEAVE_SEQUENCE_FOR: Duration = Duration::from_secs(5);
 /// How often the safe head is reported while it moves.
 const REPORT_HEAD_EVERY: Duration = Duration::from_secs(5);
 
@@ -38,7 +43,9 @@ const REPORT_HEAD_EVERY: Duration = Duration::from_secs(5);
 pub(crate) struct Tailer {
     pub(crate) database: Database,
     pub(crate) names: Names,
-    pub(crate) worker: Option<WorkerId>,
+    pub(crate) sessions: Sessions,
+    /// What the worker runs.
+    pub(crate) projections: Vec<Known>,
     pub(crate) feed: Feed,
     /// What any projection of the worker wants.
     pub(crate) scope: Scope,
@@ -53,10 +60,38 @@ pub(crate) struct Tailer {
 }
 
 struct Statements {
-    probe: Statement,
-    probe_with_census: Statement,
+    probes: Probes,
     holders: Statement,
     read: EventReader,
+}
+
+/// What is remembered from look to look, on one connection.
+struct Sight {
+    head: Head,
+    census_due: Instant,
+    /// The event last seen at the head.
+    known: Option<EventMark>,
+    /// Until when the sequence is not asked, for somebody has locked it.
+    sequence_is_locked_until: Instant,
+    /// What was said of positions, and of locks.
+    positions: Mentions,
+    locks: Mentions,
+}
+
+/// Why a connection is followed no longer.
+enum Failure {
+    /// It is lost, or the server does not do what is asked of it.
+    Lost(Error),
+    /// The table of events is not acceptable, as long as nobody changes it.
+    Unacceptable(Error),
+    /// The events are not those that were processed: no other connection would find other ones.
+    Final(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Lost(error)
+    }
 }
 
 impl Tailer {
@@ -64,47 +99,64 @@ impl Tailer {
         let mut backoff = Backoff::for_connections();
         while !self.stop.is_raised() {
             pulse.beat();
-            let error = match self.follow(pulse, &mut backoff) {
+            let (replica_set, worker) = (self.board.replica_set(), self.board.worker_id());
+            match self.follow(pulse, &mut backoff) {
                 Ok(()) => break,
-                // No other connection would find other events.
-                Err(error @ Error::Schema { .. }) => return Err(error),
-                Err(error) => error,
-            };
-            if backoff.is_worth_logging() {
-                log::warn!(
-                    "connection lost: replica_set={} worker={} connection=tailer error={error}",
-                    self.board.replica_set(),
-                    self.board.worker_id()
-                );
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Unacceptable(error)) => {
+                    if backoff.is_worth_logging() {
+                        log::error!(
+                            "events cannot be followed, will retry: replica_set={replica_set} worker={worker} error={error}"
+                        );
+                    }
+                }
+                Err(Failure::Lost(error)) => {
+                    if backoff.is_worth_logging() {
+                        log::warn!(
+                            "connection lost: replica_set={replica_set} worker={worker} connection=tailer error={error}"
+                        );
+                    }
+                    self.metrics.reconnects("tailer").inc();
+                }
             }
-            self.metrics.reconnects("tailer").inc();
             self.stop.wait(backoff.next_delay());
         }
         Ok(())
     }
 
     /// Follows the events on one connection until it fails or the worker stops.
-    fn follow(&self, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Error> {
-        let mut client = session::connect(&self.database, self.worker)?;
+    fn follow(&self, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Failure> {
         let doing = "following the events";
-        let mut statements = Statements {
-            probe: safe_head::prepare_probe(&mut client, &self.names).map_err(Error::database(doing))?,
-            probe_with_census: safe_head::prepare_probe_with_census(&mut client, &self.names)
-                .map_err(Error::database(doing))?,
-            holders: safe_head::prepare_holders(&mut client).map_err(Error::database(doing))?,
-            read: EventReader::prepare(&mut client, &self.names, self.scope.clone(), self.bounds, true)
-                .map_err(Error::database(doing))?,
-        };
-        // Never from memory: after a failover the server may know less than was seen before.
-        let settled = coordination::reported_safe_head(&mut client, &self.names, self.board.replica_set())
-            .map_err(Error::database(doing))?;
-        let mut head = Head::new(settled);
+        let mut session = Session::open(&self.database, self.sessions)?;
         self.feed.begin_epoch();
+        // Whatever has happened since the last connection: the table may be another one, and its events may be others.
+        session.check("verifying the table of events", |client| event_tables::shape(client, &self.names)).map_err(
+            |error| match error {
+                Error::Schema { .. } | Error::UnsupportedServer { .. } => Failure::Unacceptable(error),
+                error => Failure::Lost(error),
+            },
+        )?;
+        session
+            .check(doing, |client| continuity::verify(client, &self.names, &self.projections))
+            .map_err(not_the_same)?;
+        let mut statements = session.run(|client| self.prepare(client)).map_err(Error::database(doing))?;
+        // What none of the projections will look at again is settled as far as this worker goes. More is not known: what a worker has seen
+        // before, or written down, may be of another server.
+        let lowest = session.run(|client| checkpoints::lowest(client, &self.names, &self.projections));
+        let settled = lowest.map_err(Error::database(doing))?.unwrap_or(0);
+        let now = Instant::now();
+        let mut sight = Sight {
+            head: Head::new(settled),
+            census_due: now,
+            known: None,
+            sequence_is_locked_until: now,
+            positions: Mentions::default(),
+            locks: Mentions::default(),
+        };
         // Whoever held it back may be gone like the connection; if not, it is soon known again.
         self.show_unblocked();
         let mut blocked = Blocked::default();
         let mut below_head = None;
-        let mut census_due = Instant::now();
         let mut reported = (settled, Instant::now());
         let (quickest, slowest) = self.poll;
         let mut interval = quickest;
@@ -113,31 +165,48 @@ impl Tailer {
             pulse.beat();
             let begun = Instant::now();
             let before = self.feed.head();
-            let newest =
-                self.look(&mut client, &statements, &mut head, &mut census_due).map_err(Error::database(doing))?;
+            let probe = match self.look(&mut session, &statements, &mut sight) {
+                Ok(probe) => probe,
+                // Not a reason to part with the connection: whoever has locked the table will be done at some time.
+                Err(Failure::Lost(error)) if is_lock_timeout(&error) => {
+                    if sight.locks.is_due() {
+                        log::warn!(
+                            "events are locked, will look again: replica_set={} worker={} error={error}",
+                            self.board.replica_set(),
+                            self.board.worker_id()
+                        );
+                    }
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            };
+            let safe = sight.head.safe();
             // Below the head once events were removed, which is for the user to do, but not to hand out their positions again.
-            if newest < head.safe() && below_head.replace(newest) != Some(newest) {
-                event_tables::reach(&mut client, &self.names, head.safe(), "the safe head")?;
+            if probe.newest < safe && below_head.replace(probe.newest) != Some(probe.newest) {
+                session
+                    .check(doing, |client| continuity::reach(client, &self.names, safe, "the safe head"))
+                    .map_err(not_the_same)?;
             }
-            if before != Some(head.safe()) {
-                self.read_tail(&mut client, &mut statements.read, head.safe()).map_err(Error::database(doing))?;
-                self.board.set_safe_head(head.safe());
-                self.metrics.safe_head.set(head.safe());
-                self.feed.publish(head.safe());
+            if before != Some(safe) {
+                self.read_tail(&mut session, &mut statements.read, safe)?;
+                self.board.set_safe_head(safe);
+                self.metrics.safe_head.set(safe);
+                self.feed.publish(safe);
             }
             self.feed.looked(begun);
             // Where hints tell everything, there is no need to poll quickly as well.
-            let more_may_come = if is_hinted { head.is_held_back() } else { before != Some(head.safe()) };
+            let more_may_come = if is_hinted { sight.head.is_held_back() } else { before != Some(safe) };
             if more_may_come {
                 interval = quickest;
             }
-            if reported.0 != head.safe() && reported.1.elapsed() >= REPORT_HEAD_EVERY {
+            if reported.0 != safe && reported.1.elapsed() >= REPORT_HEAD_EVERY {
                 let worker = self.board.worker_id();
-                coordination::report_safe_head(&mut client, &self.names, worker, head.safe())
+                session
+                    .run(|client| coordination::report_safe_head(client, &self.names, worker, safe))
                     .map_err(Error::database(doing))?;
-                reported = (head.safe(), Instant::now());
+                reported = (safe, Instant::now());
             }
-            blocked.report(self, &mut client, &head).map_err(Error::database(doing))?;
+            blocked.report(self, &mut session, &sight.head).map_err(Error::database(doing))?;
             if backoff.reset() {
                 log::info!(
                     "connection regained: replica_set={} worker={} connection=tailer",
@@ -162,33 +231,71 @@ impl Tailer {
         Ok(())
     }
 
-    /// Moves the head as far as it may. Returns the newest visible position.
-    fn look(
-        &self,
-        client: &mut Client,
-        statements: &Statements,
-        head: &mut Head,
-        census_due: &mut Instant,
-    ) -> Result<i64, postgres::Error> {
-        // The order is what the safe head rests on: first what is visible, then who is writing.
-        let probe = if self.worker.is_some() && *census_due <= Instant::now() {
-            let replica_set = self.board.replica_set();
-            let (probe, census) =
-                safe_head::probe_with_census(client, &statements.probe_with_census, head.safe(), replica_set)?;
-            *census_due = Instant::now() + census_interval(census.members);
+    fn prepare(&self, client: &mut Client) -> Result<Statements, postgres::Error> {
+        let sequence = sequence::readable(client, &self.names)?;
+        Ok(Statements {
+            probes: Probes::prepare(client, &self.names, sequence.as_ref())?,
+            holders: safe_head::prepare_holders(client)?,
+            read: EventReader::prepare(client, &self.names, self.scope.clone(), self.bounds, true)?,
+        })
+    }
+
+    /// Moves the head as far as it may.
+    fn look(&self, session: &mut Session, statements: &Statements, sight: &mut Sight) -> Result<Probe, Failure> {
+        let failed = |error| Failure::Lost(Error::database("looking for events")(error));
+        let at = sight.head.safe();
+        // The order is what the safe head rests on: first what is visible, and what was handed out, then who is writing.
+        let probe = match session.run(|client| self.probe(client, &statements.probes, sight)) {
+            Err(error) if is_lock_timeout_of(&error) => {
+                // It may be that the sequence alone is locked; then the events go on being followed, without it.
+                let probe =
+                    session.run(|client| statements.probes.look_without_sequence(client, at)).map_err(failed)?;
+                sight.sequence_is_locked_until = Instant::now() + LEAVE_SEQUENCE_FOR;
+                probe
+            }
+            probed => probed.map_err(failed)?,
+        };
+        if let Some((seen, known)) = probe.here.zip(sight.known)
+            && seen.position == known.position
+            && seen.id != known.id
+        {
+            return Err(Failure::Final(continuity::other_event(&self.names, at, "this worker")));
+        }
+        sight.known = probe.here;
+        if sight.head.observe(probe) {
+            let holders = session.run(|client| safe_head::holders(client, &statements.holders, &self.names));
+            sight.head.settle(probe, holders.map_err(failed)?);
+        }
+        Ok(probe)
+    }
+
+    fn probe(&self, client: &mut Client, probes: &Probes, sight: &mut Sight) -> Result<Probe, postgres::Error> {
+        let (at, now) = (sight.head.safe(), Instant::now());
+        if sight.sequence_is_locked_until > now {
+            return probes.look_without_sequence(client, at);
+        }
+        let probe = if self.sessions.member().is_some() && sight.census_due <= now {
+            let (probe, census) = probes.look_with_census(client, at, self.board.replica_set())?;
+            sight.census_due = Instant::now() + census_interval(census.members);
             if census.missing > 0 {
                 // Full means that it is to be woken already; disconnected, that it has ended.
                 _ = self.missing.try_send(());
             }
             probe
         } else {
-            safe_head::probe(client, &statements.probe, head.safe())?
+            probes.look(client, at)?
         };
-        if head.observe(probe) {
-            let holders = safe_head::holders(client, &statements.holders, &self.names)?;
-            head.settle(probe, holders);
+        if let Some(last) = probe.last.filter(|last| *last < probe.newest.max(at))
+            && sight.positions.is_due()
+        {
+            log::error!(
+                "positions were not handed out by the sequence: replica_set={} worker={} newest={} head={at} last={last}",
+                self.board.replica_set(),
+                self.board.worker_id(),
+                probe.newest
+            );
         }
-        Ok(probe.newest)
+        Ok(probe)
     }
 
     fn show_unblocked(&self) {
@@ -198,7 +305,7 @@ impl Tailer {
     }
 
     /// Reads the events up to the head into the shared tail, unless no runner is near enough to want them.
-    fn read_tail(&self, client: &mut Client, events: &mut EventReader, head: i64) -> Result<(), postgres::Error> {
+    fn read_tail(&self, session: &mut Session, events: &mut EventReader, head: i64) -> Result<(), Error> {
         loop {
             let (keys, after) = {
                 let tail = self.feed.shared.tail.read();
@@ -212,10 +319,33 @@ impl Tailer {
                 return Ok(());
             }
             let range = Range { keys, after, upto: head };
-            let batch = events.read(client, &range)?;
-            self.feed.shared.tail.write().extend(&range.keys, range.after, batch, self.bounds);
+            match session.run(|client| events.read(client, &range)) {
+                Ok(batch) => self.feed.shared.tail.write().extend(&range.keys, range.after, batch, self.bounds),
+                // It concerns the projections that want it, and not the others: each reads for itself.
+                Err(ReadError::Event(_)) => {
+                    self.feed.shared.tail.write().skip_to(head);
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into_error()),
+            }
         }
     }
+}
+
+/// What was verified of the events, or the connection on which it could not be.
+fn not_the_same(error: Error) -> Failure {
+    match error {
+        Error::Schema { .. } => Failure::Final(error),
+        error => Failure::Lost(error),
+    }
+}
+
+fn is_lock_timeout(error: &Error) -> bool {
+    error.as_postgres().is_some_and(is_lock_timeout_of)
+}
+
+fn is_lock_timeout_of(error: &postgres::Error) -> bool {
+    error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }
 
 fn census_interval(members: i64) -> Duration {
@@ -234,7 +364,7 @@ struct Blocked {
 
 impl Blocked {
     /// Names who holds the head back, once it has stood still for a while.
-    fn report(&mut self, tailer: &Tailer, client: &mut Client, head: &Head) -> Result<(), postgres::Error> {
+    fn report(&mut self, tailer: &Tailer, session: &mut Session, head: &Head) -> Result<(), postgres::Error> {
         let holders = head.blockers();
         if holders.is_empty() || self.since.is_some_and(|(_, at)| at != head.safe()) {
             if self.described_at.is_some() {
@@ -259,7 +389,7 @@ impl Blocked {
             return Ok(());
         }
         self.described_at = Some(Instant::now());
-        let blockers = safe_head::describe_holders(client, &holders)?;
+        let blockers = session.run(|client| safe_head::describe_holders(client, &holders))?;
         tailer.metrics.head_blocked.set(since.elapsed().as_secs_f64());
         tailer.metrics.head_blockers(blockers.iter().map(|blocker| (blocker.pid, blocker.name.as_str(), blocker.age)));
         if self.mentions.is_due() {

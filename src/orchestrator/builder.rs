@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
 use crate::plan::WorkerId;
-use crate::projection::Projection;
+use crate::projection::{Projection, StartAt};
 use crate::status::Board;
 use crate::store::Names;
 use crate::threads::Crew;
@@ -120,9 +120,17 @@ impl Builder {
         self
     }
 
-    /// The most bytes of payload and metadata of one transaction; an event that is larger by itself is handled alone. Defaults to 8 MiB.
+    /// The most bytes of events in one transaction: payload, metadata and texts. An event that is larger by itself is handled alone.
+    /// Defaults to 8 MiB.
     pub fn batch_bytes(mut self, bytes: usize) -> Self {
         self.config.batch_bytes = bytes;
+        self
+    }
+
+    /// The most bytes of one event. A projection that wants a larger one halts before it, and names its position: the worker would need
+    /// several times as much memory to read it. Defaults to 64 MiB.
+    pub fn max_event_bytes(mut self, bytes: usize) -> Self {
+        self.config.max_event_bytes = bytes;
         self
     }
 
@@ -167,6 +175,15 @@ impl Builder {
     pub fn build(self) -> Result<Orchestrator, Error> {
         let names: Vec<&str> = self.projections.iter().map(|projection| projection.name()).collect();
         self.config.validate(&names)?;
+        let starts = self.projections.iter().map(|projection| (projection.name(), projection.start_at()));
+        for (name, start) in starts {
+            if let StartAt::Position(position @ ..0) = start {
+                let problem = format!(
+                    "projection {name:?} cannot start there: positions begin with 1, and 0 is before the first"
+                );
+                return Err(Error::config("start_at", position.to_string(), problem));
+            }
+        }
         let metrics = match self.metrics {
             Some(metrics) => metrics,
             None => Metrics::new()?,

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, after, select};
-use postgres::Client;
 
 pub use self::builder::Builder;
 pub use self::handle::Handle;
@@ -26,7 +25,8 @@ use crate::metrics::Metrics;
 use crate::overview::Overview;
 use crate::projection::Projection;
 use crate::status::Board;
-use crate::store::{Registration, coordination, migrations, preflight};
+use crate::store::session::{Session, Sessions};
+use crate::store::{Known, Registration, coordination, migrations, preflight};
 use crate::threads::Crew;
 use crate::trust::Trust;
 
@@ -62,8 +62,8 @@ pub struct Orchestrator {
 /// A worker that has been entered.
 struct Registered {
     registration: Registration,
-    /// The connection that says that it is alive.
-    client: Client,
+    /// The one that says that it is alive.
+    session: Session,
     /// When that was begun.
     begun: Instant,
 }
@@ -93,7 +93,7 @@ impl Orchestrator {
         once_reached("pup-migrate", self.config.database_wait, pause, || {
             let mut client = self.database.connect()?;
             preflight::server(&mut client)?;
-            migrations::migrate(&mut client, &self.config.names)
+            migrations::migrate(client, &self.config.names)
         })
     }
 
@@ -122,7 +122,7 @@ impl Orchestrator {
         self.begin(registered)
     }
 
-    fn begin(self, Registered { registration, client, begun }: Registered) -> Result<Handle, Error> {
+    fn begin(self, Registered { registration, session, begun }: Registered) -> Result<Handle, Error> {
         let worker = registration.worker;
         let trust = Trust::new(self.config.stale_worker_timeout);
         trust.renew(begun);
@@ -137,7 +137,7 @@ impl Orchestrator {
         );
         let (feed, hints) = Feed::new(self.config.bounds());
         let start = Start {
-            member: registration.has_session_lock.then_some(worker),
+            sessions: registration.sessions,
             feed,
             hints,
             worker_metrics: metrics.worker(&worker.to_string()),
@@ -146,7 +146,7 @@ impl Orchestrator {
             trust,
         };
         let crew = start.orchestrator.crew.clone();
-        match start.threads(client, registration, begun) {
+        match start.threads(session, registration, begun) {
             Ok(handle) => Ok(handle),
             Err(error) => {
                 crew.stop().raise();
@@ -182,11 +182,16 @@ impl Orchestrator {
         let names = &self.config.names;
         once_reached("pup-start", self.config.database_wait, pause, || {
             let (begun, registration) = (Instant::now(), self.registration());
-            let mut client = coordinator::connect(&self.database, &registration)?;
+            // The path that handlers will have, before the library's own is set.
+            let mut client = self.database.connect()?;
             preflight::server(&mut client)?;
-            preflight::schema(&mut client, names)?;
-            coordination::register(&mut client, names, &registration)?;
-            Ok(Registered { registration, client, begun })
+            let path = preflight::path(&mut client)?;
+            let session = Session::of(client, registration.sessions)?;
+            let mut session = coordinator::hold_alive(session, &registration)?;
+            let warnings = preflight::schema(&mut session, names, &path)?;
+            coordination::register(&mut session, names, &registration)?;
+            warnings.iter().for_each(|warning| warning.log(&self.config.replica_set));
+            Ok(Registered { registration, session, begun })
         })
     }
 
@@ -196,9 +201,14 @@ impl Orchestrator {
             replica_set: self.config.replica_set.clone(),
             host: host_name(),
             pid: i32::try_from(std::process::id()).unwrap_or(0),
-            projections: self.projections.iter().map(|p| (p.name().to_owned(), p.start_at())).collect(),
+            projections: (self.projections.iter())
+                .map(|p| Known { name: p.name().to_owned(), start_at: p.start_at() })
+                .collect(),
             lanes: self.config.lanes,
-            has_session_lock: self.config.session_loss_grace.is_some(),
+            sessions: match self.config.session_loss_grace {
+                Some(_) => Sessions::Own(self.board.worker_id()),
+                None => Sessions::Shared,
+            },
             stale_worker_timeout: self.config.stale_worker_timeout,
         }
     }

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, bounded};
-use postgres::Client;
 
 use super::Orchestrator;
 use super::handle::Handle;
@@ -16,17 +15,16 @@ use crate::feed::ahead::{Ahead, Reader};
 use crate::feed::tailer::Tailer;
 use crate::listener::Listener;
 use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
-use crate::plan::WorkerId;
 use crate::projection::Scope;
 use crate::runner::Runner;
-use crate::store::{Registration, session};
+use crate::store::Registration;
+use crate::store::session::{Session, Sessions};
 use crate::trust::Trust;
 
 /// What the threads of a worker are made from.
 pub(super) struct Start {
     pub(super) orchestrator: Orchestrator,
-    /// The worker, if its connections are to be found by session locks.
-    pub(super) member: Option<WorkerId>,
+    pub(super) sessions: Sessions,
     pub(super) feed: Feed,
     pub(super) hints: Receiver<()>,
     pub(super) trust: Trust,
@@ -35,7 +33,7 @@ pub(super) struct Start {
 }
 
 impl Start {
-    pub(super) fn threads(self, client: Client, registration: Registration, begun: Instant) -> Result<Handle, Error> {
+    pub(super) fn threads(self, session: Session, registration: Registration, begun: Instant) -> Result<Handle, Error> {
         let config = &self.orchestrator.config;
         let pool = self.pool()?;
         let runners = self.runners(&pool)?;
@@ -44,7 +42,7 @@ impl Start {
         let listener = Listener {
             database: self.orchestrator.database.clone(),
             names: config.names.clone(),
-            worker: self.member,
+            sessions: self.sessions,
             coordination: wake_coordinator,
             events: self.feed.hint().clone(),
             stop: self.orchestrator.crew.stop().clone(),
@@ -58,7 +56,8 @@ impl Start {
         let tailer = Tailer {
             database: self.orchestrator.database.clone(),
             names: config.names.clone(),
-            worker: self.member,
+            sessions: self.sessions,
+            projections: registration.projections.clone(),
             feed: self.feed.clone(),
             scope: union(self.orchestrator.projections.iter().map(|projection| projection.scope())),
             bounds: config.bounds(),
@@ -93,7 +92,7 @@ impl Start {
             complaints: Mentions::default(),
         };
         self.orchestrator.crew.spawn("pup-coord", move |pulse| {
-            coordinator.run(client, pulse);
+            coordinator.run(session, pulse);
             Ok(())
         })?;
         Ok(Handle {
@@ -107,13 +106,9 @@ impl Start {
 
     fn pool(&self) -> Result<Pool, Error> {
         let config = &self.orchestrator.config;
-        let member = self.member;
         self.orchestrator.database.pool(PoolOptions {
             size: config.pool_size(self.orchestrator.projections.len()),
-            on_acquire: Box::new(move |client| match member {
-                Some(worker) => session::hold_member(client, worker),
-                None => Ok(()),
-            }),
+            reset: self.sessions.reset_sql(),
         })
     }
 
@@ -131,6 +126,7 @@ impl Start {
             let scope = projection.scope();
             let reader = Reader {
                 pool: pool.clone(),
+                sessions: self.sessions,
                 names: config.names.clone(),
                 scope: scope.clone(),
                 bounds: config.bounds(),
@@ -145,11 +141,12 @@ impl Start {
                 scope,
                 names: config.names.clone(),
                 pool: pool.clone(),
+                sessions: self.sessions,
                 feed: self.feed.clone(),
                 follower: self.feed.follow(),
                 ahead: Ahead::spawn(&self.orchestrator.crew, format!("pup-read-{index:02}"), reader)?,
                 retry: config.retry.clone(),
-                idle_limit: self.member.is_none().then_some(config.stale_worker_timeout),
+                idle_limit: config.stale_worker_timeout,
                 trust: self.trust.clone(),
                 stop: self.orchestrator.crew.stop().clone(),
                 board: self.orchestrator.board.clone(),

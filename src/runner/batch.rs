@@ -3,15 +3,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use postgres::{Client, Transaction};
+use postgres::Transaction;
 
 use super::retry::{Failure, is_transient};
 use crate::error::{BoxError, panic_message};
 use crate::event::Event;
 use crate::metrics::ProjectionMetrics;
 use crate::projection::Projection;
-use crate::store::checkpoints::{Checkpoint, Owner, Statements};
 use crate::store::events::Batch;
+use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Owner, Statements};
+use crate::store::session::{Session, Sessions};
 
 /// A batch that has taken this long is committed with what it has: read models stay fresh and row locks short when handlers are slow.
 const LONG_ENOUGH: Duration = Duration::from_millis(250);
@@ -35,35 +36,47 @@ pub(super) struct Job<'a> {
     pub(super) batch: &'a Batch,
     /// How many events from the front of the batch to handle.
     pub(super) count: usize,
-    /// The server ends the session when it hears nothing for as long within the transaction.
-    pub(super) idle_limit: Option<Duration>,
+    pub(super) sessions: Sessions,
+    /// How long a transaction may be silent where its session cannot be ended by other workers.
+    pub(super) idle_limit: Duration,
     pub(super) metrics: &'a ProjectionMetrics,
 }
 
 /// Handles the first events of a batch and moves the checkpoint, in one transaction. `interrupted` is asked between events: once it
 /// says so, what has been handled is committed and the rest left for later.
-pub(super) fn commit(client: &mut Client, job: &Job<'_>, interrupted: impl Fn() -> bool) -> Result<Committed, Failure> {
+pub(super) fn commit(
+    session: &mut Session,
+    job: &Job<'_>,
+    interrupted: impl Fn() -> bool,
+) -> Result<Committed, Failure> {
     let Job { batch, metrics, .. } = job;
-    let mut tx = client.transaction().map_err(transient)?;
-    if let Some(limit) = job.idle_limit {
-        let milliseconds = limit.as_millis();
-        tx.batch_execute(&format!("SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"))
-            .map_err(transient)?;
-    }
+    let mut tx = session.transaction().map_err(transient)?;
+    let mark = fence::mark(&mut tx, job.sessions, job.idle_limit).map_err(transient)?;
     let events = batch.events.get(..job.count).unwrap_or(&batch.events);
     let handled = handle(&mut tx, job.projection, events, metrics, interrupted)?;
+    let Some(last) = batch.events.get(..handled).and_then(<[Event]>::last) else { return Err(Failure::Fenced) };
+    let last = EventMark { position: last.global_position(), id: last.event_id() };
     // Every matching event up to the batch's end was in it; having handled them all is having handled up to there.
-    let position = match batch.events.get(..handled).and_then(<[Event]>::last) {
-        Some(last) if handled < batch.events.len() => last.global_position(),
-        _ => batch.end,
-    };
+    let position = if handled < batch.events.len() { last.position } else { batch.end };
     let begun = Instant::now();
     // What is refused only now, such as a deferred constraint, does not say which event it is about: half of them is tried next.
     let refused = |error: postgres::Error| classify(error.into(), handled / 2);
-    match job.statements.advance(&mut tx, job.row, job.owner, position) {
-        Ok(true) => {}
+    match job.statements.advance(&mut tx, job.row, job.owner, position, last, &mark) {
+        Ok(Advanced::Moved) => {}
         // Dropping the transaction rolls it back.
-        Ok(false) => return Err(Failure::Fenced),
+        Ok(Advanced::Fenced) => return Err(Failure::Fenced),
+        Ok(Advanced::OtherTransaction) => {
+            return Err(Failure::Refused(
+                format!(
+                    "the handler has ended the transaction it was given (COMMIT, ROLLBACK, PREPARE TRANSACTION, or RESET ALL), at one of the \
+                     events at global positions {} to {}, so what it wrote is not committed together with the checkpoint: correct \
+                     it, then repair what it has committed",
+                    batch.events.first().map_or(0, Event::global_position),
+                    last.position
+                )
+                .into(),
+            ));
+        }
         Err(error) => return Err(refused(error)),
     }
     tx.commit().map_err(refused)?;

@@ -70,6 +70,7 @@ impl Runner {
     /// Decides what a failure leads to.
     pub(super) fn failed(&mut self, work: &mut Work, failure: Failure) -> Step {
         self.ahead.forget();
+        work.read_again();
         match failure {
             Failure::Fenced => {
                 self.metrics.fenced.inc();
@@ -83,6 +84,11 @@ impl Runner {
                 Step::Fenced
             }
             Failure::Transient(error) => self.try_again(work, &error),
+            Failure::Refused(error) => {
+                self.metrics.errors.inc();
+                work.troubles.attempts += 1;
+                self.halt(work, &error)
+            }
             Failure::Handler { handled, .. } if handled > 0 => {
                 work.commit_first = Some(handled);
                 Step::Again
@@ -114,13 +120,7 @@ impl Runner {
         self.metrics.errors.inc();
         troubles.attempts += 1;
         if troubles.attempts >= self.retry.attempts {
-            log::error!(
-                "projection halted: replica_set={replica_set} worker={worker} projection={name} attempts={} error={}",
-                troubles.attempts,
-                one_line(error)
-            );
-            self.set_state(ProjectionState::Halted, Some(error));
-            return Step::Halt;
+            return self.halt(work, error);
         }
         self.metrics.retries.inc();
         if troubles.failure_mentions.is_due() {
@@ -133,5 +133,17 @@ impl Runner {
         }
         self.set_state(ProjectionState::Retrying, Some(error));
         Step::Delay(troubles.retries.next_delay())
+    }
+    fn halt(&self, work: &Work, error: &BoxError) -> Step {
+        log::error!(
+            "projection halted: replica_set={} worker={} projection={} attempts={} error={}",
+            self.board.replica_set(),
+            work.owner.worker,
+            self.projection.name(),
+            work.troubles.attempts,
+            one_line(error)
+        );
+        self.set_state(ProjectionState::Halted, Some(error));
+        Step::Halt
     }
 }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, select};
 
 use crate::config::Retry;
-use crate::database::{Pool, PooledClient};
+use crate::database::Pool;
 use crate::error::{BoxError, Error, describe_any};
 use crate::feed::ahead::Ahead;
 use crate::feed::{Feed, Follower};
@@ -29,9 +29,10 @@ use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
 use crate::plan::KeySet;
 use crate::projection::{Projection, Scope};
 use crate::status::{Board, LaneStatus, ProjectionState};
-use crate::store::Names;
-use crate::store::checkpoints::{self, Owner, Statements};
 use crate::store::events::Batch;
+use crate::store::fence::{self, Owner, Statements};
+use crate::store::session::{Session, Sessions};
+use crate::store::{Names, continuity};
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
 use batch::{Committed, Job};
@@ -77,13 +78,13 @@ pub(crate) struct Runner {
     pub(crate) scope: Scope,
     pub(crate) names: Names,
     pub(crate) pool: Pool,
+    pub(crate) sessions: Sessions,
     pub(crate) feed: Feed,
     pub(crate) follower: Follower,
     pub(crate) ahead: Ahead,
     pub(crate) retry: Retry,
-    /// Where peers cannot find this worker's sessions to end them, the server ends one that is silent for this long in a transaction: a
-    /// frozen process must not keep its row locks.
-    pub(crate) idle_limit: Option<Duration>,
+    /// See [`fence::mark`].
+    pub(crate) idle_limit: Duration,
     pub(crate) trust: Trust,
     pub(crate) stop: Stop,
     pub(crate) board: Board,
@@ -96,7 +97,7 @@ pub(crate) struct Runner {
 
 /// A connection, and the statements prepared on it.
 struct Connection {
-    client: PooledClient,
+    session: Session,
     statements: Statements,
 }
 
@@ -113,6 +114,8 @@ struct Work {
     loaded_at: Instant,
     /// What was read of the first row and is not committed yet: the rest of a batch, or one to be tried again.
     rest: Option<Batch>,
+    /// What comes next is to be read from the database, not from memory: it may have been repaired or erased since.
+    is_read_again: bool,
     connection: Option<Connection>,
     troubles: Troubles,
     /// A batch that failed in its middle is committed up to there first, so that it is the failing event that is tried again.
@@ -126,6 +129,12 @@ impl Work {
         self.rows = None;
         self.rest = None;
         self.connection = None;
+    }
+
+    /// Lets go of the events in hand: they are to be read again, as they are now.
+    fn read_again(&mut self) {
+        self.rest = None;
+        self.is_read_again = true;
     }
 }
 
@@ -176,6 +185,7 @@ impl Runner {
             loaded_in: self.feed.epoch(),
             loaded_at: Instant::now(),
             rest: None,
+            is_read_again: false,
             connection: self.kept_connection(),
             troubles: Troubles::new(&self.retry),
             commit_first: None,
@@ -277,10 +287,17 @@ impl Runner {
         let Some(range) = rows.range(self.feed.head()) else { return self.idle(work) };
         let batch = match (work.rest.take(), answer) {
             (Some(rest), _) => rest,
-            (None, Some(Ok(batch))) => batch,
+            (None, Some(Ok(batch))) => {
+                work.is_read_again = false;
+                batch
+            }
+            (None, Some(Err(error @ Error::UnreadableEvent { .. }))) => {
+                return self.failed(work, Failure::Refused(error.into()));
+            }
             (None, Some(Err(error))) => return self.failed(work, Failure::Transient(error.into())),
             (None, None) => {
-                let Some(batch) = self.feed.read_tail(&range, &self.scope) else {
+                let in_memory = (!work.is_read_again).then(|| self.feed.read_tail(&range, &self.scope)).flatten();
+                let Some(batch) = in_memory else {
                     self.ahead.ask(&range);
                     return Step::Reading;
                 };
@@ -323,7 +340,6 @@ impl Runner {
                     .into(),
                     None => error,
                 };
-                work.rest = Some(batch);
                 self.failed(work, Failure::Handler { error, handled })
             }
             Err(failure) => self.failed(work, failure),
@@ -343,10 +359,11 @@ impl Runner {
             row: &stored,
             batch,
             count,
+            sessions: self.sessions,
             idle_limit: self.idle_limit,
             metrics: &self.metrics,
         };
-        batch::commit(&mut connection.client, &job, || !self.commands.is_empty() || self.stop.is_raised())
+        batch::commit(&mut connection.session, &job, || !self.commands.is_empty() || self.stop.is_raised())
     }
 
     fn committed(&self, work: &mut Work, committed: Committed) {
@@ -366,20 +383,21 @@ impl Runner {
     fn connection(connection: &mut Option<Connection>) -> Result<&mut Connection, Failure> {
         connection
             .as_mut()
-            .filter(|connection| !connection.client.is_closed())
+            .filter(|connection| !connection.session.is_closed())
             .ok_or_else(|| Failure::Transient("the connection is lost".into()))
     }
 
     fn connect(&self) -> Result<Connection, Failure> {
-        let mut client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
-        let statements = Statements::prepare(&mut client, &self.names).map_err(transient)?;
-        Ok(Connection { client, statements })
+        let client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
+        let mut session = Session::for_handlers(client, self.sessions);
+        let statements = Statements::prepare(session.client(), &self.names).map_err(transient)?;
+        Ok(Connection { session, statements })
     }
 
     /// The connection of the generation before, if it was in use a moment ago.
     fn kept_connection(&mut self) -> Option<Connection> {
         let Kept(connection, since) = self.kept.take()?;
-        (since.elapsed() < KEEP_CONNECTION && !connection.client.is_closed()).then_some(connection)
+        (since.elapsed() < KEEP_CONNECTION && !connection.session.is_closed()).then_some(connection)
     }
 
     fn load_rows(&self, work: &mut Work) -> Result<(), Failure> {
@@ -388,12 +406,16 @@ impl Runner {
             Some(connection) => connection,
             None => self.connect()?,
         };
-        let Connection { client, statements } = work.connection.insert(connection);
+        let Connection { session, statements } = work.connection.insert(connection);
         work.loaded_at = Instant::now();
-        let rows =
-            statements.owned(&mut ***client, self.projection.name(), work.owner, self.lane).map_err(transient)?;
-        log::debug!("checkpoints loaded: projection={} rows={rows:?}", self.projection.name());
-        work.rows = Some(Rows::new(rows));
+        let (name, owner) = (self.projection.name(), work.owner);
+        let owned = session.run(|client| statements.owned(client, name, owner, self.lane)).map_err(transient)?;
+        log::debug!("checkpoints loaded: projection={name} {owned:?}");
+        if let Some(position) = owned.other_event_at {
+            let error = continuity::other_event(&self.names, position, &format!("projection {name:?}"));
+            return Err(Failure::Refused(error.into()));
+        }
+        work.rows = Some(Rows::new(owned.rows));
         self.show(work);
         Ok(())
     }
@@ -404,8 +426,9 @@ impl Runner {
         let owner = work.owner;
         let Some((from, into)) = work.rows.as_ref().and_then(Rows::met) else { return Ok(()) };
         let (from, into) = (from.stored.clone(), into.stored.clone());
-        let connection = Self::connection(&mut work.connection)?;
-        if !checkpoints::merge(&mut **connection.client, &self.names, &into, &from, owner).map_err(transient)? {
+        let Connection { session, .. } = Self::connection(&mut work.connection)?;
+        let merged = session.run(|client| fence::merge(client, &self.names, &into, &from, owner));
+        if !merged.map_err(transient)? {
             return Err(Failure::Fenced);
         }
         if let Some(rows) = &mut work.rows {
@@ -439,8 +462,8 @@ impl Runner {
         let Some(rows) = &mut work.rows else { return Ok(()) };
         if let Some(row) = rows.first().filter(|row| row.is_ahead()) {
             let (to, connection) = (row.reached, Self::connection(&mut work.connection)?);
-            let Connection { client, statements } = connection;
-            if !statements.advance(&mut ***client, &row.stored, owner, to).map_err(transient)? {
+            let Connection { session, statements } = connection;
+            if !session.run(|client| statements.note(client, &row.stored, owner, to)).map_err(transient)? {
                 return Err(Failure::Fenced);
             }
             rows.store(to);

@@ -5,8 +5,8 @@
 use std::collections::VecDeque;
 
 use crate::plan::KeySet;
-use crate::store::checkpoints::Checkpoint;
 use crate::store::events::Range;
+use crate::store::fence::Checkpoint;
 
 /// A checkpoint under way.
 #[derive(Debug)]

@@ -1,49 +1,29 @@
-//! Checkpoints: how far each projection got for each set of keys, whose they are, and the fence.
+//! Checkpoints: how far each projection got for each set of keys, and whose they are.
 //!
-//! *Invariants.* The key sets of a projection's checkpoints are disjoint and cover the key space (I5): rows are only ever made whole
-//! ([`claim`]), cut ([`recut`]) and merged ([`merge`]). A position changes only by [`advance`](Statements::advance), which names the row, the position it
-//! comes from, the generation and the worker (I1, I4): a worker that lost the row, or whose earlier commit it never heard of, changes
-//! nothing and must not commit.
+//! *Invariant.* The key sets of a projection's checkpoints are disjoint and cover the key space (I5): rows are only ever made whole
+//! ([`claim`]), cut ([`recut`]) and merged ([`merge`](super::fence::merge)). Positions are moved by [`fence`](super::fence) alone.
 
-use postgres::types::{ToSql, Type};
-use postgres::{Client, GenericClient, Statement, Transaction};
+use postgres::types::Type;
+use postgres::{Client, Transaction};
 
-use super::event_tables;
+use super::continuity;
 use super::names::Names;
-use super::registration::Registration;
+use super::registration::{Known, Registration};
 use crate::error::Error;
-use crate::plan::{KeySet, WorkerId};
+use crate::plan::KeySet;
 use crate::projection::StartAt;
-
-/// One row: every event of these keys at or below the position has been processed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Checkpoint {
-    pub(crate) id: i64,
-    pub(crate) keys: KeySet,
-    pub(crate) position: i64,
-}
-
-/// By what a worker proves that a row is its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Owner {
-    pub(crate) worker: WorkerId,
-    pub(crate) generation: i64,
-}
-
-/// The condition of the fence. It stands in the row that is written: READ COMMITTED rechecks that row alone after waiting for a lock.
-const FENCE: &str = "id = $1 AND position = $2 AND generation = $3 AND worker_id = $4";
 
 /// Claims the worker's projections for its replica set and makes the checkpoint of each new one. Takes over what belongs to a replica
 /// set none of whose workers lives. Refuses checkpoints above the last position there is.
 pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "claiming the projections";
-    let mut wanted: Vec<&(String, StartAt)> = worker.projections.iter().collect();
+    let mut wanted: Vec<&Known> = worker.projections.iter().collect();
     // One order for everybody, so that two replica sets which claim the same names cannot deadlock.
-    wanted.sort_by(|a, b| a.0.cmp(&b.0));
-    for (name, start) in wanted {
+    wanted.sort_by(|a, b| a.name.cmp(&b.name));
+    for Known { name, start_at } in wanted {
         let owner = owner_of(tx, names, name, worker).map_err(Error::database(doing))?;
         match owner {
-            None => begin(tx, names, name, *start).map_err(Error::database(doing))?,
+            None => begin(tx, names, name, *start_at).map_err(Error::database(doing))?,
             Some((owner, _)) if owner == worker.replica_set => {}
             Some((owner, true)) => {
                 return Err(Error::ProjectionClaimed {
@@ -58,30 +38,7 @@ pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registrati
             }
         }
     }
-    verify_positions(tx, names, &worker.projections)
-}
-
-/// Refuses checkpoints above the last position there is, unless the projection is told to start there.
-fn verify_positions(tx: &mut Transaction<'_>, names: &Names, projections: &[(String, StartAt)]) -> Result<(), Error> {
-    let sql = format!(
-        "SELECT max(position), projection FROM {} WHERE projection = ANY ($1) GROUP BY projection ORDER BY 1 DESC",
-        names.checkpoints()
-    );
-    let wanted: Vec<&str> = projections.iter().map(|(name, _)| name.as_str()).collect();
-    let rows = tx
-        .query_typed(&sql, &[(&wanted, Type::TEXT_ARRAY)])
-        .map_err(Error::database("comparing the checkpoints with the events"))?;
-    let is_start = |(position, name): &(i64, &str)| {
-        projections
-            .iter()
-            .any(|(other, start)| name == other && matches!(start, StartAt::Position(start) if position <= start))
-    };
-    match rows.iter().map(|row| (row.get(0), row.get(1))).find(|furthest| !is_start(furthest)) {
-        Some((position, name)) => {
-            event_tables::reach(tx, names, position, &format!("the checkpoint of projection {name:?}"))
-        }
-        None => Ok(()),
-    }
+    continuity::verify(tx, names, &worker.projections)
 }
 
 /// The replica set a projection belongs to and whether a worker of it that knows the projection lives; `None` if it is new, in
@@ -119,10 +76,12 @@ fn begin(tx: &mut Transaction<'_>, names: &Names, projection: &str, start: Start
         StartAt::End => (true, 0),
     };
     let sql = format!(
-        "INSERT INTO {} (projection, keys, position) VALUES ($1, $2,
-             CASE WHEN $3 THEN coalesce((SELECT max(global_position) FROM {}), 0) ELSE $4 END)",
-        names.checkpoints(),
-        names.events()
+        "INSERT INTO {checkpoints} (projection, keys, position, last_event_position, last_event_id)
+         SELECT $1, $2, start.position, event.global_position, event.event_id
+         FROM (SELECT CASE WHEN $3 THEN coalesce((SELECT max(global_position) FROM {events}), 0) ELSE $4 END AS position) AS start
+         LEFT JOIN {events} event ON event.global_position = start.position",
+        checkpoints = names.checkpoints(),
+        events = names.events()
     );
     tx.execute_typed(
         &sql,
@@ -151,7 +110,7 @@ fn take_over(tx: &mut Transaction<'_>, names: &Names, projection: &str, by: &str
 /// Cuts the checkpoints of a replica set's projections for a generation: each old row is intersected with each new partition. A
 /// projection's keys are dealt among the members that know it, in the order of their partitions, and what a member gets among its lanes;
 /// a projection that nobody knows keeps its rows, with no owner. No position is touched: rows of one lane at one position become one row,
-/// others stay apart.
+/// others stay apart. Of several rows' last events, the last one is kept.
 pub(crate) fn recut(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, generation: i64) -> Result<(), Error> {
     let doing = "cutting the checkpoints";
     let (checkpoints, projections) = (names.checkpoints(), names.projections());
@@ -182,10 +141,12 @@ pub(crate) fn recut(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, 
              SELECT name, NULL, 0, '{{[0,65536)}}' FROM {projections} p
              WHERE replica_set = $1 AND NOT EXISTS (SELECT FROM member m WHERE m.projection = p.name)
          ), old AS (
-             DELETE FROM {checkpoints} WHERE projection IN (SELECT projection FROM dealt) RETURNING projection, keys, position
+             DELETE FROM {checkpoints} WHERE projection IN (SELECT projection FROM dealt)
+             RETURNING projection, keys, position, last_event_position, last_event_id
          )
-         INSERT INTO {checkpoints} (projection, keys, position, generation, worker_id, lane)
-         SELECT old.projection, range_agg(piece), old.position, $2, dealt.worker_id, dealt.lane
+         INSERT INTO {checkpoints} (projection, keys, position, last_event_position, last_event_id, generation, worker_id, lane)
+         SELECT old.projection, range_agg(piece), old.position, max(old.last_event_position),
+                (array_agg(old.last_event_id ORDER BY old.last_event_position DESC NULLS LAST))[1], $2, dealt.worker_id, dealt.lane
          FROM old JOIN dealt USING (projection), unnest(old.keys * dealt.keys) AS piece
          GROUP BY old.projection, old.position, dealt.worker_id, dealt.lane",
         workers = names.workers(),
@@ -220,85 +181,6 @@ fn verify_cover(tx: &mut Transaction<'_>, names: &Names, replica_set: &str) -> R
     }
 }
 
-/// What a runner asks for time and again, prepared on its connection.
-pub(crate) struct Statements {
-    owned: Statement,
-    advance: Statement,
-}
-
-impl Statements {
-    pub(crate) fn prepare(client: &mut Client, names: &Names) -> Result<Self, postgres::Error> {
-        let checkpoints = names.checkpoints();
-        let owned = format!(
-            "SELECT id, keys, position FROM {checkpoints}
-             WHERE projection = $1 AND generation = $2 AND worker_id = $3 AND lane = $4 ORDER BY position, id"
-        );
-        let advance = format!("UPDATE {checkpoints} SET position = $5, updated_at = clock_timestamp() WHERE {FENCE}");
-        Ok(Self {
-            owned: client.prepare_typed(&owned, &[Type::TEXT, Type::INT8, Type::UUID, Type::INT4])?,
-            advance: client.prepare_typed(&advance, &[Type::INT8, Type::INT8, Type::INT8, Type::UUID, Type::INT8])?,
-        })
-    }
-
-    /// The rows of a projection that this owner holds for one of its lanes.
-    pub(crate) fn owned(
-        &self,
-        client: &mut impl GenericClient,
-        projection: &str,
-        owner: Owner,
-        lane: usize,
-    ) -> Result<Vec<Checkpoint>, postgres::Error> {
-        let lane = i32::try_from(lane).unwrap_or(0);
-        let rows = client.query(&self.owned, &[&projection, &owner.generation, &owner.worker.0, &lane])?;
-        Ok(rows.iter().map(|row| Checkpoint { id: row.get(0), keys: row.get(1), position: row.get(2) }).collect())
-    }
-
-    /// Moves a row on to a position. False if the row is not this worker's any more, or not where it left it: then nothing of the
-    /// transaction may be committed.
-    pub(crate) fn advance(
-        &self,
-        client: &mut impl GenericClient,
-        row: &Checkpoint,
-        owner: Owner,
-        to: i64,
-    ) -> Result<bool, postgres::Error> {
-        let values: [&(dyn ToSql + Sync); 5] = [&row.id, &row.position, &owner.generation, &owner.worker.0, &to];
-        Ok(client.execute(&self.advance, &values)? == 1)
-    }
-}
-
-/// Merges a row into another at the same position. False if either is not this worker's any more.
-pub(crate) fn merge(
-    client: &mut impl GenericClient,
-    names: &Names,
-    into: &Checkpoint,
-    from: &Checkpoint,
-    owner: Owner,
-) -> Result<bool, postgres::Error> {
-    let checkpoints = names.checkpoints();
-    let sql = format!(
-        "WITH target AS MATERIALIZED (
-             SELECT id FROM {checkpoints} WHERE {FENCE} FOR UPDATE
-         ), gone AS (
-             DELETE FROM {checkpoints} WHERE id = $5 AND position = $2 AND generation = $3 AND worker_id = $4
-             AND EXISTS (SELECT FROM target) RETURNING keys
-         )
-         UPDATE {checkpoints} SET keys = {checkpoints}.keys + gone.keys, updated_at = clock_timestamp()
-         FROM gone WHERE {FENCE}"
-    );
-    let updated = client.execute_typed(
-        &sql,
-        &[
-            (&into.id, Type::INT8),
-            (&into.position, Type::INT8),
-            (&owner.generation, Type::INT8),
-            (&owner.worker.0, Type::UUID),
-            (&from.id, Type::INT8),
-        ],
-    )?;
-    Ok(updated == 1)
-}
-
 /// How far a projection of a replica set is behind, over all its workers.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Lag {
@@ -307,7 +189,7 @@ pub(crate) struct Lag {
     pub(crate) position: i64,
     /// The newest visible position less the lowest checkpoint.
     pub(crate) events: i64,
-    /// The age of the first event above the lowest checkpoint, by the server's clock; 0 if there is none.
+    /// The age of the first event above the lowest checkpoint, by the server's clock; 0 if there is none, or if it is of no time.
     pub(crate) seconds: f64,
 }
 
@@ -330,10 +212,20 @@ pub(super) fn lags_sql(names: &Names) -> String {
          JOIN {} p ON p.name = c.projection AND p.replica_set = $1
          CROSS JOIN (SELECT coalesce(max(global_position), 0) AS position FROM {events}) newest
          LEFT JOIN LATERAL (SELECT created_at FROM {events} e WHERE e.global_position > c.position
-                            ORDER BY e.global_position LIMIT 1) next ON true",
+                            ORDER BY e.global_position LIMIT 1) next ON isfinite(next.created_at)",
         names.checkpoints(),
         names.projections()
     )
+}
+
+/// The lowest checkpoint of these projections; none if they have no checkpoint.
+pub(crate) fn lowest(
+    client: &mut Client,
+    names: &Names,
+    projections: &[Known],
+) -> Result<Option<i64>, postgres::Error> {
+    let sql = format!("SELECT min(position) FROM {} WHERE projection = ANY ($1)", names.checkpoints());
+    Ok(client.query_typed_one(&sql, &[(&Known::names(projections), Type::TEXT_ARRAY)])?.get(0))
 }
 
 #[cfg(test)]

@@ -4,13 +4,14 @@
 //! that lock. So workers take turns, and two can never create the same generation.
 
 use postgres::types::Type;
-use postgres::{Client, IsolationLevel, Transaction};
+use postgres::{Client, Transaction};
 use uuid::Uuid;
 
+use super::locks::{self, IS_ADVISORY, LOCK_KEY};
 use super::names::Names;
-use super::registration::Registration;
-use super::session::{IS_ADVISORY, LOCK_KEY};
-use super::{checkpoints, event_tables, session};
+use super::registration::{Known, Registration};
+use super::session::{LOCK_PATIENCE, Session};
+use super::{checkpoints, notifications};
 use crate::error::Error;
 use crate::plan::{Action, Cause, Death, WorkerId};
 
@@ -18,39 +19,35 @@ use crate::plan::{Action, Cause, Death, WorkerId};
 const KEPT_GENERATIONS: i64 = 200;
 const KEPT_STOPPED: &str = "1 hour";
 
-/// A coordination transaction waits this long for a row lock, and a frozen process that holds one is cut off by the server after the
-/// same time. Both well below any `stale_worker_timeout`, or a frozen worker could keep the others from evicting it.
-const LOCK_PATIENCE: &str = "3s";
-
 /// Begins a transaction that holds the replica set's lock. Whoever has it may change what its workers share.
 pub(crate) fn lock<'c>(
-    client: &'c mut Client,
+    session: &'c mut Session,
     names: &Names,
     replica_set: &str,
 ) -> Result<Transaction<'c>, postgres::Error> {
-    let mut tx = begin(client)?;
+    let mut tx = begin(session)?;
     hold(&mut tx, names, replica_set, "")?;
     Ok(tx)
 }
 
 /// The same, unless somebody else holds the lock.
 pub(crate) fn try_lock<'c>(
-    client: &'c mut Client,
+    session: &'c mut Session,
     names: &Names,
     replica_set: &str,
 ) -> Result<Option<Transaction<'c>>, postgres::Error> {
-    let mut tx = begin(client)?;
+    let mut tx = begin(session)?;
     let is_held = hold(&mut tx, names, replica_set, "SKIP LOCKED")?;
     Ok(is_held.then_some(tx))
 }
 
-fn begin(client: &mut Client) -> Result<Transaction<'_>, postgres::Error> {
-    // Whatever the database's default is: a view loaded under the lock must show what the last holder of the lock did.
-    let mut tx = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start()?;
-    // To deal the checkpoints out again looks costly, and compiling it takes longer than doing it.
+fn begin(session: &mut Session) -> Result<Transaction<'_>, postgres::Error> {
+    let mut tx = session.transaction()?;
+    // A frozen process that holds the lock is cut off by the server after as long as others wait for it. And to deal the checkpoints out
+    // again looks costly, but compiling it takes longer than doing it.
     tx.batch_execute(&format!(
-        "SET LOCAL lock_timeout = '{LOCK_PATIENCE}'; SET LOCAL idle_in_transaction_session_timeout = '{LOCK_PATIENCE}';
-         SET LOCAL jit = off"
+        "SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL jit = off",
+        LOCK_PATIENCE.as_millis()
     ))?;
     Ok(tx)
 }
@@ -63,9 +60,9 @@ fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) 
 
 /// Enters the worker as pending, claims its projections for the replica set, and creates the checkpoints of new ones.
 /// Registering again under the same id is how an evicted worker comes back.
-pub(crate) fn register(client: &mut Client, names: &Names, worker: &Registration) -> Result<(), Error> {
+pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "registering the worker";
-    let mut tx = lock(client, names, &worker.replica_set).map_err(Error::database(doing))?;
+    let mut tx = lock(session, names, &worker.replica_set).map_err(Error::database(doing))?;
     tx.execute_typed(
         &format!("INSERT INTO {} (name) VALUES ($1) ON CONFLICT DO NOTHING", names.replica_sets()),
         &[(&worker.replica_set, Type::TEXT)],
@@ -74,8 +71,8 @@ pub(crate) fn register(client: &mut Client, names: &Names, worker: &Registration
     .and_then(|_| hold(&mut tx, names, &worker.replica_set, ""))
     .map_err(Error::database(doing))?;
     checkpoints::claim(&mut tx, names, worker)?;
-    let projections: Vec<&str> = worker.projections.iter().map(|(name, _)| name.as_str()).collect();
-    let session_key = worker.has_session_lock.then(|| session::alive_key(worker.worker));
+    let projections = Known::names(&worker.projections);
+    let session_key = worker.sessions.member().map(locks::alive_key);
     let sql = format!(
         "INSERT INTO {} AS w (id, replica_set, state, host, pid, version, projections, session_key, lanes)
          VALUES ($1, $2, 'pending', $3, $4, $5, $6, $7, $8)
@@ -96,7 +93,7 @@ pub(crate) fn register(client: &mut Client, names: &Names, worker: &Registration
             (&i32::try_from(worker.lanes).unwrap_or(1), Type::INT4),
         ],
     )
-    .and_then(|_| session::notify_coordination(&mut tx, names, &worker.replica_set))
+    .and_then(|_| notifications::notify_coordination(&mut tx, names, &worker.replica_set))
     .and_then(|()| tx.commit())
     .map_err(Error::database(doing))
 }
@@ -110,8 +107,7 @@ pub(crate) fn heartbeat(client: &mut Client, names: &Names, worker: WorkerId) ->
     Ok(client.execute_typed(&sql, &[(&worker.0, Type::UUID)])? == 1)
 }
 
-/// Reports a safe head, to begin from when a connection is made anew. It must have been found on this same connection: another one may
-/// lead to a server that knows less.
+/// Reports a safe head, for people to see. No worker relies on it: others may have written it.
 pub(crate) fn report_safe_head(
     client: &mut Client,
     names: &Names,
@@ -121,19 +117,6 @@ pub(crate) fn report_safe_head(
     let sql = format!("UPDATE {} SET safe_head = greatest(safe_head, $2) WHERE id = $1", names.workers());
     client.execute_typed(&sql, &[(&worker.0, Type::UUID), (&head, Type::INT8)])?;
     Ok(())
-}
-
-/// The highest safe head that a worker of the replica set has reported: settled for good, so a reader may start from it. Other replica
-/// sets may read another table of events. 0 if positions begin anew since: what was settled before says nothing of them.
-pub(crate) fn reported_safe_head(
-    client: &mut Client,
-    names: &Names,
-    replica_set: &str,
-) -> Result<i64, postgres::Error> {
-    let sql = format!("SELECT coalesce(max(safe_head), 0) FROM {} WHERE replica_set = $1", names.workers());
-    let reported: i64 = client.query_typed_one(&sql, &[(&replica_set, Type::TEXT)])?.get(0);
-    let is_of_former_events = event_tables::last_position(client, names)?.is_some_and(|last| last < reported);
-    Ok(if is_of_former_events { 0 } else { reported })
 }
 
 /// Says that the worker is asked to leave and finishes what it has begun: it gets no partition of a new generation.

@@ -5,15 +5,15 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use postgres::Client;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestError, TestRunner};
 
-use super::checkpoints::{self, Checkpoint, Statements};
 use super::coordination;
-use super::registration::Registration;
-use super::view;
-use super::{Names, session, testing};
+use super::fence::{self, Advanced, Checkpoint, EventMark, Statements};
+use super::names::Names;
+use super::registration::{Known, Registration};
+use super::session::{Session as Connection, Sessions};
+use super::{locks, testing, view};
 use crate::plan::model::database::{Clock, Database, Owner, POLICY, Row, worker_id};
 use crate::plan::model::sabotage::Sabotage;
 use crate::plan::{Action, Cause, ClusterView, Death, KeySet, ServerTime, Session, WorkerId, WorkerState, plan};
@@ -83,7 +83,7 @@ type Loaded = (Row, Checkpoint, Owner);
 
 /// Both databases, and rows that workers loaded from both, never forgotten.
 struct Both<'c> {
-    client: &'c mut Client,
+    session: &'c mut Connection,
     names: Names,
     statements: Statements,
     views: view::Statements,
@@ -102,15 +102,15 @@ impl Both<'_> {
             replica_set: SET.into(),
             host: "here".into(),
             pid: 1,
-            projections: known.map(|number| (projection(number), StartAt::Beginning)).collect(),
+            projections: known.map(|number| Known { name: projection(number), start_at: StartAt::Beginning }).collect(),
             lanes: 1,
-            has_session_lock: true,
+            sessions: Sessions::Own(worker_id(worker)),
             stale_worker_timeout: Duration::from_secs(30),
         }
     }
 
     fn apply(&mut self, actions: &[Action]) {
-        let mut tx = coordination::lock(self.client, &self.names, SET).unwrap();
+        let mut tx = coordination::lock(self.session, &self.names, SET).unwrap();
         for action in actions {
             coordination::apply(&mut tx, &self.names, SET, action).unwrap();
             self.memory.apply(action);
@@ -119,7 +119,7 @@ impl Both<'_> {
     }
 
     fn says(&mut self, say: impl FnOnce(&mut postgres::Transaction<'_>, &Names) -> Result<(), postgres::Error>) {
-        let mut tx = coordination::lock(self.client, &self.names, SET).unwrap();
+        let mut tx = coordination::lock(self.session, &self.names, SET).unwrap();
         say(&mut tx, &self.names).unwrap();
         tx.commit().unwrap();
     }
@@ -128,26 +128,26 @@ impl Both<'_> {
         let newest = self.memory.generation.map_or(0, |generation| generation.number);
         match op {
             Op::Register(worker) => {
-                coordination::register(self.client, &self.names, &self.registration(*worker)).unwrap();
+                coordination::register(self.session, &self.names, &self.registration(*worker)).unwrap();
                 self.memory.register(*worker, self.knows[*worker]);
             }
             Op::Hold(worker) => {
                 if self.held.insert(*worker) {
-                    assert!(session::try_hold_alive(self.client, worker_id(*worker)).unwrap());
+                    assert!(locks::try_hold_alive(self.session.client(), worker_id(*worker)).unwrap());
                 }
             }
             Op::LetGo(worker) => {
                 if self.held.remove(worker) {
-                    let key = session::alive_key(worker_id(*worker));
-                    self.client.query("SELECT pg_advisory_unlock($1)", &[&key]).unwrap();
+                    let key = locks::alive_key(worker_id(*worker));
+                    self.session.client().query("SELECT pg_advisory_unlock($1)", &[&key]).unwrap();
                 }
             }
             Op::Ready(worker, ago) => {
-                self.views.mark_ready(self.client, worker_id(*worker), newest - ago).unwrap();
+                self.views.mark_ready(self.session.client(), worker_id(*worker), newest - ago).unwrap();
                 self.memory.mark_ready(*worker, newest - ago);
             }
             Op::Stopping(worker) => {
-                coordination::mark_stopping(self.client, &self.names, worker_id(*worker)).unwrap();
+                coordination::mark_stopping(self.session.client(), &self.names, worker_id(*worker)).unwrap();
                 self.memory.mark_stopping(*worker);
             }
             Op::Left(worker) => {
@@ -209,21 +209,32 @@ impl Both<'_> {
 
     fn advance(&mut self, (row, stored, owner): &Loaded, by: i64) -> TestCaseResult {
         let to = row.position + by;
-        let moved = self.statements.advance(self.client, stored, real(*owner), to).unwrap();
+        let moved = if to % 2 == 0 {
+            self.statements.note(self.session.client(), stored, real(*owner), to).unwrap()
+        } else {
+            let mut tx = self.session.transaction().unwrap();
+            let mark = fence::mark(&mut tx, Sessions::Shared, Duration::from_secs(30)).unwrap();
+            let last = EventMark { position: to, id: uuid::Uuid::nil() };
+            let advanced = self.statements.advance(&mut tx, stored, real(*owner), to, last, &mark).unwrap();
+            tx.commit().unwrap();
+            prop_assert!(advanced != Advanced::OtherTransaction);
+            advanced == Advanced::Moved
+        };
         prop_assert_eq!(moved, self.memory.advance(row, *owner, to), "the fences differ");
         self.load(row.projection, *owner)
     }
 
     fn merge(&mut self, into: &Loaded, from: &Loaded) -> TestCaseResult {
         let owner = into.2;
-        let merged = checkpoints::merge(self.client, &self.names, &into.1, &from.1, real(owner)).unwrap();
+        let merged = fence::merge(self.session.client(), &self.names, &into.1, &from.1, real(owner)).unwrap();
         prop_assert_eq!(merged, self.memory.merge(&into.0, &from.0, owner), "the fences differ");
         self.load(into.0.projection, owner)
     }
 
     fn load(&mut self, number: usize, owner: Owner) -> TestCaseResult {
         let mut memory = self.memory.owned(number, owner);
-        let mut stored = self.statements.owned(self.client, &projection(number), real(owner), 0).unwrap();
+        let mut stored =
+            self.statements.owned(self.session.client(), &projection(number), real(owner), 0).unwrap().rows;
         memory.sort_by_key(|row| row.keys.ranges().to_vec());
         stored.sort_by_key(|row| row.keys.ranges().to_vec());
         prop_assert_eq!(memory.len(), stored.len(), "owned rows differ");
@@ -235,15 +246,15 @@ impl Both<'_> {
     }
 
     fn compare(&mut self) -> TestCaseResult {
-        let real = self.views.view(self.client, SET).unwrap();
+        let real = self.views.view(self.session.client(), SET).unwrap();
         for worker in (0..WORKERS).map(worker_id) {
-            let standing = self.views.standing(self.client, SET, worker).unwrap();
+            let standing = self.views.standing(self.session.client(), SET, worker).unwrap();
             prop_assert_eq!(standing, real.standing(worker));
         }
         let memory = self.memory.view(Clock::default(), |worker| self.held.contains(&worker));
         prop_assert_eq!(without_times(real), without_times(memory));
         let sql = format!("SELECT projection, keys, position, generation, worker_id FROM {}", self.names.checkpoints());
-        let rows = self.client.query(&sql, &[]).unwrap();
+        let rows = self.session.client().query(&sql, &[]).unwrap();
         let stored = rows.iter().map(|row| {
             let keys: KeySet = row.get(1);
             (
@@ -274,8 +285,8 @@ fn pick<T: Clone>(all: &[T], which: prop::sample::Index) -> Option<T> {
     all.get(recent..).filter(|some| !some.is_empty()).map(|some| which.get(some).clone())
 }
 
-fn real(owner: Owner) -> checkpoints::Owner {
-    checkpoints::Owner { worker: worker_id(owner.worker), generation: owner.generation }
+fn real(owner: Owner) -> fence::Owner {
+    fence::Owner { worker: worker_id(owner.worker), generation: owner.generation }
 }
 
 fn without_times(mut view: ClusterView) -> ClusterView {
@@ -294,14 +305,15 @@ fn without_times(mut view: ClusterView) -> ClusterView {
 }
 
 impl<'c> Both<'c> {
-    fn new(client: &'c mut Client, knows: Vec<u8>) -> Self {
+    fn new(session: &'c mut Connection, knows: Vec<u8>) -> Self {
         let names = Names::default();
+        let client = session.client();
         let truncate = format!("SELECT pg_advisory_unlock_all(); TRUNCATE {} CASCADE", names.replica_sets());
         client.batch_execute(&truncate).unwrap();
         let statements = Statements::prepare(client, &names).unwrap();
         let memory = Database::new(WORKERS, Sabotage::None);
         let views = view::Statements::prepare(client, &names).unwrap();
-        Self { client, names, statements, views, memory, held: BTreeSet::new(), knows, loaded: Vec::new() }
+        Self { session, names, statements, views, memory, held: BTreeSet::new(), knows, loaded: Vec::new() }
     }
 
     fn run(&mut self, ops: impl IntoIterator<Item = Op>) -> TestCaseResult {
@@ -313,23 +325,23 @@ impl<'c> Both<'c> {
     }
 }
 
-fn client() -> Client {
+fn session() -> Connection {
     let mut client = testing::connect();
     client.batch_execute(&Names::default().schema_sql()).unwrap();
     // There are no events, and yet checkpoints move on.
     client.batch_execute("SELECT setval('events_global_position_seq', 1000000)").unwrap();
-    client
+    Connection::of(client, Sessions::Shared).unwrap()
 }
 
 #[test]
 fn memory_and_sql_agree() {
     let mut active = 0;
     let config = ProptestConfig { cases: 50, failure_persistence: None, ..ProptestConfig::default() };
-    let cell = RefCell::new((client(), &mut active));
+    let cell = RefCell::new((session(), &mut active));
     let cases = (prop::collection::vec(1..4_u8, WORKERS), prop::collection::vec(op(), 10..50));
     let outcome = TestRunner::new(config).run(&cases, |(knows, ops)| {
-        let (client, active) = &mut *cell.borrow_mut();
-        let mut both = Both::new(client, knows);
+        let (session, active) = &mut *cell.borrow_mut();
+        let mut both = Both::new(session, knows);
         let everybody = (0..WORKERS).flat_map(|worker| [Op::Register(worker), Op::Hold(worker)]);
         // Most of what can be done needs an active generation.
         let first_generation = [Op::Plan(Clock::default()), Op::Settle];
@@ -348,8 +360,8 @@ fn memory_and_sql_agree() {
 /// The rare case that chance does not find: two rows that could be merged, and one of them moves on before they are.
 #[test]
 fn a_merge_with_a_row_that_has_moved_changes_nothing() -> TestCaseResult {
-    let mut client = client();
-    let mut both = Both::new(&mut client, vec![1; WORKERS]);
+    let mut session = session();
+    let mut both = Both::new(&mut session, vec![1; WORKERS]);
     let calm = || Op::Plan(Clock::default());
     both.run([Op::Register(0), Op::Register(1), Op::Hold(0), Op::Hold(1), calm(), Op::Settle])?;
     both.load(0, Owner { worker: 0, generation: 1 })?;

@@ -1,146 +1,260 @@
-//! Whether the tables of events, whoever made them, are of a form the library can work with. Asked at the migration and at every start.
+//! What an acceptable table of events is, whoever made it. Asked at the migration, at every start, and with each new connection of a
+//! tailer; each requirement is refused by name, with what to do.
 
+use postgres::GenericClient;
 use postgres::types::Type;
-use postgres::{GenericClient, Transaction};
 
 use super::names::Names;
+use super::sequence;
 use crate::error::Error;
 
 /// A column and the types the library can work with.
-type Column = (&'static str, &'static [&'static str]);
+struct Column {
+    name: &'static str,
+    types: &'static [&'static str],
+    may_be_null: bool,
+}
+
+const fn required(name: &'static str, types: &'static [&'static str]) -> Column {
+    Column { name, types, may_be_null: false }
+}
+
+const fn optional(name: &'static str, types: &'static [&'static str]) -> Column {
+    Column { name, types, may_be_null: true }
+}
 
 /// The columns the library reads or writes.
 const EVENT_COLUMNS: &[Column] = &[
-    ("global_position", &["bigint"]),
-    ("bounded_context", TEXT),
-    ("aggregate_type", TEXT),
-    ("aggregate_id", TEXT),
-    ("aggregate_version", &["bigint"]),
-    ("event_id", &["uuid"]),
-    ("event_type", TEXT),
-    ("event_version", &["integer"]),
-    ("payload", &["bytea"]),
-    ("trace_id", TEXT),
-    ("correlation_id", TEXT),
-    ("causation_id", TEXT),
-    ("metadata", &["jsonb", "json"]),
-    ("created_at", &["timestamp with time zone"]),
+    required("global_position", &["bigint"]),
+    required("bounded_context", TEXT),
+    required("aggregate_type", TEXT),
+    required("aggregate_id", TEXT),
+    required("aggregate_version", &["bigint"]),
+    required("event_id", &["uuid"]),
+    required("event_type", TEXT),
+    required("event_version", &["integer"]),
+    required("payload", &["bytea"]),
+    optional("trace_id", TEXT),
+    optional("correlation_id", TEXT),
+    optional("causation_id", TEXT),
+    optional("metadata", &["jsonb", "json"]),
+    required("created_at", &["timestamp with time zone"]),
 ];
 
 const HEAD_COLUMNS: &[Column] = &[
-    ("bounded_context", TEXT),
-    ("aggregate_type", TEXT),
-    ("aggregate_id", TEXT),
-    ("aggregate_version", &["bigint"]),
-    ("updated_at", &["timestamp with time zone"]),
+    optional("bounded_context", TEXT),
+    optional("aggregate_type", TEXT),
+    optional("aggregate_id", TEXT),
+    optional("aggregate_version", &["bigint"]),
+    optional("updated_at", &["timestamp with time zone"]),
 ];
 
 const TEXT: &[&str] = &["text", "character varying"];
 
-/// Refuses tables the library cannot work with. They are there.
-pub(super) fn usable(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
-    columns(tx, names)?;
-    sequence(tx, names)
+/// Encodings of which every text has a form in UTF-8, in which it is read.
+const ENCODINGS: &[&str] = &[
+    "UTF8", "LATIN1", "LATIN2", "LATIN4", "LATIN5", "LATIN6", "LATIN7", "LATIN8", "LATIN9", "LATIN10", "KOI8R",
+    "KOI8U", "WIN866",
+];
+
+/// Refuses tables of a shape the library cannot work with. Looks at catalogs only.
+pub(crate) fn shape(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
+    encoding(client)?;
+    columns(client, &names.events().to_string(), names.events_name(), EVENT_COLUMNS)?;
+    columns(client, &names.aggregate_heads().to_string(), names.aggregate_heads_name(), HEAD_COLUMNS)?;
+    kind(client, names)?;
+    uniqueness(client, names)?;
+    sequence(client, names)
 }
 
-/// Refuses events or aggregate heads of a form the library cannot read, naming column and type.
-fn columns(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
-    let tables = [
-        (names.events().to_string(), names.events_name(), EVENT_COLUMNS),
-        (names.aggregate_heads().to_string(), names.aggregate_heads_name(), HEAD_COLUMNS),
-    ];
-    for (qualified, table, expected) in tables {
-        let rows = tx
-            .query_typed(
-                "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute
-                 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
-                &[(&qualified, Type::TEXT)],
-            )
-            .map_err(Error::database("reading the columns"))?;
-        if rows.is_empty() {
-            return Err(Error::Schema {
-                problem: format!(
-                    "there is no table {qualified}, which is created together with the orchestrator's tables only: create it, or \
-                     give both a schema or a prefix of their own"
-                ),
-            });
-        }
-        for (column, types) in expected {
-            let found = rows.iter().find(|row| row.get::<_, &str>(0) == *column).map(|row| row.get::<_, &str>(1));
-            let problem = match found {
-                Some(found) if types.contains(&found) => continue,
-                Some(found) => {
-                    format!("column {column} of {table} has type {found}, and {} is needed", types.join(" or "))
-                }
-                None => format!("table {table} has no column {column} (of type {})", types.join(" or ")),
-            };
-            return Err(Error::Schema { problem });
-        }
+fn refuse(problem: String) -> Result<(), Error> {
+    Err(Error::Schema { problem })
+}
+
+fn encoding(client: &mut impl GenericClient) -> Result<(), Error> {
+    let row = client
+        .query_typed_one("SELECT current_setting('server_encoding')", &[])
+        .map_err(Error::database("reading the database's encoding"))?;
+    let encoding: &str = row.get(0);
+    if ENCODINGS.contains(&encoding) {
+        return Ok(());
     }
-    Ok(())
-}
-
-/// The sequences `s` that hand out positions, in SQL; `$1` is the table: the one the column owns, and the one its default asks, which need
-/// not be the same.
-const SEQUENCES: &str = "FROM pg_sequence s
-     WHERE s.seqrelid = pg_get_serial_sequence($1, 'global_position')::regclass OR s.seqrelid IN (
-         SELECT d.refobjid FROM pg_attribute c JOIN pg_attrdef v ON v.adrelid = c.attrelid AND v.adnum = c.attnum
-         JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = v.oid AND d.refclassid = 'pg_class'::regclass
-         WHERE c.attrelid = to_regclass($1) AND c.attname = 'global_position')";
-
-/// A sequence that hands out blocks of positions to sessions breaks the order in which positions are handed out, on which the safe
-/// head relies.
-fn sequence(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
-    let row = tx
-        .query_typed_opt(
-            &format!(
-                "SELECT s.seqrelid::regclass::text, s.seqcache, s.seqincrement {SEQUENCES}
-                 ORDER BY s.seqcache DESC, s.seqincrement LIMIT 1"
-            ),
-            &[(&names.events().to_string(), Type::TEXT)],
-        )
-        .map_err(Error::database("reading the sequence of the positions"))?;
-    let Some(row) = row else { return Ok(()) };
-    let (name, cache, increment): (String, i64, i64) = (row.get(0), row.get(1), row.get(2));
-    if cache > 1 {
-        return Err(Error::UnsupportedServer {
-            problem: format!(
-                "sequence {name} has CACHE {cache}, so positions are not handed out in order and events could be missed: \
-                 ALTER SEQUENCE {name} CACHE 1"
-            ),
-        });
-    }
-    if increment < 1 {
-        return Err(Error::UnsupportedServer {
-            problem: format!("sequence {name} counts down (INCREMENT {increment})"),
-        });
-    }
-    Ok(())
-}
-
-/// The last position ever handed out, or a lower bound of what was since. None if that cannot be told: positions that are of no
-/// sequence, or of one that the user may not look at. What follows the events is to be read before, never after.
-pub(super) fn last_position(client: &mut impl GenericClient, names: &Names) -> Result<Option<i64>, postgres::Error> {
-    let sql = format!(
-        "SELECT CASE WHEN bool_and(readable) THEN greatest(max(last), (SELECT max(global_position) FROM {})) END
-         FROM (SELECT readable, CASE WHEN readable THEN coalesce(pg_sequence_last_value(seqrelid), 0) END AS last
-               FROM (SELECT seqrelid, has_sequence_privilege(seqrelid, 'USAGE, SELECT') AS readable {SEQUENCES}) AS s) AS s",
-        names.events()
-    );
-    Ok(client.query_typed_one(&sql, &[(&names.events().to_string(), Type::TEXT)])?.get(0))
-}
-
-/// Refuses events that do not reach a position up to which they were processed: the positions below it are handed out again, and the
-/// events that get them would be skipped.
-pub(crate) fn reach(client: &mut impl GenericClient, names: &Names, position: i64, what: &str) -> Result<(), Error> {
-    let last = last_position(client, names).map_err(Error::database("reading the last position"))?;
-    let Some(last) = last.filter(|last| *last < position) else { return Ok(()) };
-    Err(Error::Schema {
+    Err(Error::UnsupportedServer {
         problem: format!(
-            "{what} is at position {position}, and the last position of {} is {last}: events were removed together with their \
-             positions, or restored without the orchestrator's tables. Restore both, or rebuild the projections from the events \
-             there are, or move the sequence of the positions on to {position}",
-            names.events()
+            "the database has encoding {encoding}, in which there may be texts that have no form in UTF-8, and no event after such a one \
+             could be read: create a database with encoding UTF8, and move the tables there"
         ),
     })
+}
+
+/// Refuses columns the library cannot read or write, naming column and type.
+fn columns(client: &mut impl GenericClient, qualified: &str, table: &str, expected: &[Column]) -> Result<(), Error> {
+    // From PostgreSQL 18 on, a column may be marked as NOT NULL without what is there having been looked at.
+    let rows = client
+        .query_typed(
+            "SELECT a.attname, format_type(a.atttypid, NULL), a.attnotnull AND NOT EXISTS (
+                        SELECT FROM pg_constraint n WHERE n.conrelid = a.attrelid AND n.contype = 'n' AND n.conkey = ARRAY[a.attnum]
+                        AND NOT n.convalidated),
+                    c.collname, coalesce(c.collisdeterministic, true)
+             FROM pg_attribute a LEFT JOIN pg_collation c ON c.oid = a.attcollation
+             WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped",
+            &[(&qualified, Type::TEXT)],
+        )
+        .map_err(Error::database("reading the columns"))?;
+    if rows.is_empty() {
+        return refuse(format!(
+            "there is no table {qualified}, which is created together with the orchestrator's tables only: create it, or \
+             give both a schema or a prefix of their own"
+        ));
+    }
+    for Column { name, types, may_be_null } in expected {
+        let Some(row) = rows.iter().find(|row| row.get::<_, &str>(0) == *name) else {
+            return refuse(format!("table {table} has no column {name} (of type {})", types.join(" or ")));
+        };
+        let found: &str = row.get(1);
+        if !types.contains(&found) {
+            return refuse(format!("column {name} of {table} has type {found}, and {} is needed", types.join(" or ")));
+        }
+        if !may_be_null && !row.get::<_, bool>(2) {
+            return refuse(format!(
+                "column {name} of {table} may be NULL, and an event without it cannot be read: \
+                 ALTER TABLE {qualified} ALTER COLUMN {name} SET NOT NULL (and, from PostgreSQL 18 on, VALIDATE the constraint)"
+            ));
+        }
+        if !row.get::<_, bool>(4) {
+            return refuse(format!(
+                "column {name} of {table} has the nondeterministic collation {:?}, by which the server finds different texts equal and \
+                 a worker does not: ALTER TABLE {qualified} ALTER COLUMN {name} TYPE {found} COLLATE \"C\"",
+                row.get::<_, &str>(3)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses relations for which a lock on the events table and its partitions does not tell who writes, and rows that a policy hides.
+fn kind(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
+    let events = names.events().to_string();
+    let row = client
+        .query_typed_one(
+            "SELECT c.relkind::text, c.relispartition, row_security_active(c.oid),
+                    (SELECT i.inhrelid::regclass::text FROM pg_inherits i WHERE i.inhparent = c.oid AND c.relkind = 'r' LIMIT 1),
+                    (SELECT t.relid::regclass::text FROM pg_partition_tree(c.oid) t JOIN pg_class p ON p.oid = t.relid
+                     WHERE p.relkind NOT IN ('r', 'p') LIMIT 1), current_user::text
+             FROM pg_class c WHERE c.oid = to_regclass($1)",
+            &[(&events, Type::TEXT)],
+        )
+        .map_err(Error::database("reading what kind of a table the events are in"))?;
+    let relation = match row.get(0) {
+        "r" | "p" => None,
+        "v" | "m" => Some("a view"),
+        "f" => Some("a foreign table"),
+        _ => Some("no table"),
+    };
+    if let Some(relation) = relation {
+        return refuse(format!(
+            "{events} is {relation}. Those who write lock other tables, so it cannot be told which events are yet to come: name the table \
+             that they write to, with Names::events_table()"
+        ));
+    }
+    if row.get(1) {
+        return refuse(format!(
+            "{events} is a partition of another table. Those who write to that one lock the partition only after they have got their \
+             positions: name the partitioned table, with Names::events_table()"
+        ));
+    }
+    if let Some(child) = row.get::<_, Option<String>>(3) {
+        return refuse(format!(
+            "{events} has the child {child} (INHERITS). Those who write to it lock nothing else: make it a partitioned table, or let the \
+             child go with ALTER TABLE {child} NO INHERIT {events}"
+        ));
+    }
+    if let Some(partition) = row.get::<_, Option<String>>(4) {
+        return refuse(format!(
+            "the partition {partition} of {events} is a foreign table. Those who write to it elsewhere lock nothing here: \
+             ALTER TABLE {events} DETACH PARTITION {partition}"
+        ));
+    }
+    if row.get(2) {
+        return refuse(format!(
+            "row-level security on {events} applies to user {user}, and hides events from it: ALTER ROLE {user} BYPASSRLS, or \
+             ALTER TABLE {events} DISABLE ROW LEVEL SECURITY",
+            user = row.get::<_, String>(5)
+        ));
+    }
+    Ok(())
+}
+
+/// Two events of one position could be on both sides of the end of a batch, and the second would be skipped.
+fn uniqueness(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
+    let events = names.events().to_string();
+    let row = client
+        .query_typed_one(
+            "SELECT EXISTS (
+                 SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = 'global_position'
+                 WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL
+                 AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum)",
+            &[(&events, Type::TEXT)],
+        )
+        .map_err(Error::database("reading the indexes of the events"))?;
+    if row.get(0) {
+        return Ok(());
+    }
+    refuse(format!(
+        "nothing sees to it that the positions of {events} are unique: CREATE UNIQUE INDEX ON {events} (global_position); a partitioned \
+         table has to be partitioned by ranges of global_position"
+    ))
+}
+
+/// A sequence that hands out blocks of positions to sessions breaks the order in which positions are handed out, on which the safe
+/// head relies; one that goes back hands them out again.
+fn sequence(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
+    let found = sequence::find(client, names).map_err(Error::database("reading the sequence of the positions"))?;
+    let Some(sequence) = found else { return Ok(()) };
+    let name = &sequence.name;
+    let problem = if sequence.cache > 1 {
+        format!(
+            "sequence {name} has CACHE {}, so positions are not handed out in order and events could be missed: \
+             ALTER SEQUENCE {name} CACHE 1",
+            sequence.cache
+        )
+    } else if sequence.increment < 1 {
+        format!("sequence {name} counts down (INCREMENT {}): ALTER SEQUENCE {name} INCREMENT 1", sequence.increment)
+    } else if sequence.minimum < 1 {
+        format!(
+            "sequence {name} has MINVALUE {}, and positions begin with 1, so events could be missed: ALTER SEQUENCE {name} MINVALUE 1",
+            sequence.minimum
+        )
+    } else if sequence.cycles {
+        format!("sequence {name} begins anew at its end (CYCLE): ALTER SEQUENCE {name} NO CYCLE")
+    } else {
+        return Ok(());
+    };
+    Err(Error::UnsupportedServer { problem })
+}
+
+/// Refuses positions that no worker would process: below 1, or above what the sequence has handed out, since it will hand out those
+/// below as well.
+pub(super) fn positions(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
+    let doing = "reading the positions of the events";
+    let (newest, last) = sequence::positions(client, names).map_err(Error::database(doing))?;
+    let lowest: Option<i64> = client
+        .query_typed_one(&format!("SELECT min(global_position) FROM {}", names.events()), &[])
+        .map_err(Error::database(doing))?
+        .get(0);
+    if let Some(lowest) = lowest.filter(|lowest| *lowest < 1) {
+        return refuse(format!(
+            "{} has an event at position {lowest}, and positions begin with 1: no projection would handle it. Move it to a position of its own",
+            names.events()
+        ));
+    }
+    match last.filter(|last| *last < newest) {
+        Some(last) => refuse(format!(
+            "{events} has an event at position {newest}, and the sequence of the positions has come to {last}: those between would be \
+             handed out yet, and their events be missed. Move the event to a position of its own, or the sequence on: \
+             SELECT setval(pg_get_serial_sequence('{events}', 'global_position'), {newest})",
+            events = names.events()
+        )),
+        None => Ok(()),
+    }
 }

@@ -1,29 +1,36 @@
 //! Numbered migrations: applied under a lock, each once, or printed for those who apply them with another tool.
 
+use postgres::error::SqlState;
 use postgres::types::Type;
 use postgres::{Client, Transaction};
 
 use super::names::{Names, Own};
+use super::session::{Session, Sessions};
 use super::{event_tables, privileges};
 use crate::error::Error;
 
-/// What a number's migration is made of. A published one is never changed; a new one is added at the end.
-const MIGRATIONS: [(&str, &str); 7] = [
-    ("event store", include_str!("sql/0001_event_store.sql")),
-    ("coordination", include_str!("sql/0002_coordination.sql")),
-    ("checkpoints", include_str!("sql/0003_checkpoints.sql")),
-    ("lanes", include_str!("sql/0004_lanes.sql")),
-    ("owners", include_str!("sql/0005_owners.sql")),
-    ("append, a first form", "-- The next has all of it.\n"),
-    ("append", include_str!("sql/0007_append.sql")),
+/// One step of the schema. A published one is never changed; a new one is added at the end.
+struct Migration {
+    title: &'static str,
+    sql: &'static str,
+    /// The lowest schema version whose library works with a schema that has this migration: its own number if older libraries cannot,
+    /// a lower one if it only adds what they need not know. So a deployment can be rolled back without touching the schema.
+    works_from: i32,
+}
+
+const MIGRATIONS: [Migration; 4] = [
+    Migration { title: "event store", sql: include_str!("sql/0001_event_store.sql"), works_from: 1 },
+    Migration { title: "coordination", sql: include_str!("sql/0002_coordination.sql"), works_from: 2 },
+    Migration { title: "checkpoints", sql: include_str!("sql/0003_checkpoints.sql"), works_from: 3 },
+    Migration { title: "append", sql: include_str!("sql/0004_append.sql"), works_from: 4 },
 ];
 
 /// The schema version this library works with.
-pub(crate) const VERSION: i32 = 7;
+pub(crate) const VERSION: i32 = 4;
 
 /// Kept when the schema is created and compared at every start: keys are hashes computed by the server, so a server that hashes
 /// differently would deal events to other partitions than their checkpoints say.
-pub(crate) const HASH_PROBE: &str = "SELECT hashtextextended('pupsourcing-orchestrator', 0)";
+pub(crate) const HASH_PROBE: &str = "SELECT pg_catalog.hashtextextended('pupsourcing-orchestrator', 0::bigint)";
 
 impl Names {
     /// The whole schema as one SQL script, for those who apply it with another tool. Applying it twice does no harm.
@@ -33,16 +40,21 @@ impl Names {
     /// assert!(sql.contains("CREATE TABLE IF NOT EXISTS"));
     /// ```
     pub fn schema_sql(&self) -> String {
-        let migrations = (1..).zip(MIGRATIONS).map(|(number, (title, sql))| {
-            format!("\n-- {number}: {title}\n{}{}", fill(self, sql), record(self, number))
+        let migrations = (1..).zip(&MIGRATIONS).map(|(number, migration)| {
+            format!("\n-- {number}: {}\n{}", migration.title, step(self, number, migration))
         });
         std::iter::once(preamble(self)).chain(migrations).collect()
     }
 }
 
 /// Brings the schema up to date. Safe when any number of processes do it at once: they take turns.
-pub(crate) fn migrate(client: &mut Client, names: &Names) -> Result<(), Error> {
-    let mut tx = client.transaction().map_err(Error::database("beginning the migration"))?;
+pub(crate) fn migrate(client: Client, names: &Names) -> Result<(), Error> {
+    // Whatever the connection goes through, each transaction states what it relies on.
+    let doing = "beginning the migration";
+    let mut session = Session::of(client, Sessions::Shared)?;
+    let mut tx = session.transaction().map_err(Error::database(doing))?;
+    // Others migrate as well, and that may take a while.
+    tx.batch_execute("SET LOCAL lock_timeout = 0").map_err(Error::database(doing))?;
     // The lock's key is derived from the table's name, so that schemas do not wait for one another.
     tx.execute_typed(
         "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))",
@@ -50,62 +62,86 @@ pub(crate) fn migrate(client: &mut Client, names: &Names) -> Result<(), Error> {
     )
     .map_err(Error::database("waiting for the migration lock"))?;
     let applied = applied(&mut tx, names)?;
-    if applied == Some(VERSION) {
-        return event_tables::usable(&mut tx, names);
-    }
-    if let Some(newer) = applied.filter(|version| *version > VERSION) {
-        return Err(newer_than_library(newer));
+    if let Some(applied) = applied.filter(|applied| applied.version >= VERSION) {
+        applied.verify_works()?;
+        return event_tables::shape(&mut tx, names);
     }
     privileges::to_create(&mut tx, names)?;
-    tx.batch_execute(&preamble(names)).map_err(Error::database("creating the schema"))?;
-    for (number, (_, sql)) in (1..).zip(MIGRATIONS).skip(usize::try_from(applied.unwrap_or(0)).unwrap_or(0)) {
-        tx.batch_execute(&(fill(names, sql) + &record(names, number)))
-            .map_err(Error::database("applying a migration"))?;
+    tx.batch_execute(&preamble(names)).map_err(|error| refused("creating the schema", error))?;
+    let from = applied.map_or(0, |applied| applied.version);
+    for (number, migration) in (1..).zip(&MIGRATIONS).filter(|(number, _)| *number > from) {
+        tx.batch_execute(&step(names, number, migration)).map_err(Error::database("applying a migration"))?;
     }
     // Those that were there before are left as they are, so they may be of no use.
-    event_tables::usable(&mut tx, names)?;
+    event_tables::shape(&mut tx, names)?;
     tx.commit().map_err(Error::database("committing the migration"))?;
-    log::info!("migrated: schema={} from={} to={VERSION}", names.schema_name(), applied.unwrap_or(0));
+    log::info!("migrated: schema={} from={from} to={VERSION}", names.schema_name());
     Ok(())
 }
 
-/// The version of the schema that is there, if there is one.
-pub(crate) fn applied(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<i32>, Error> {
+/// What the preamble refuses, it says itself.
+fn refused(doing: &'static str, error: postgres::Error) -> Error {
+    match error.as_db_error().filter(|error| *error.code() == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) {
+        Some(refusal) => Error::Schema {
+            problem: [Some(refusal.message()), refusal.hint()].into_iter().flatten().collect::<Vec<_>>().join(": "),
+        },
+        None => Error::Database { doing, source: error },
+    }
+}
+
+/// The schema that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Applied {
+    pub(crate) version: i32,
+    /// The lowest version whose library works with it.
+    works_from: i32,
+}
+
+impl Applied {
+    /// Refuses a schema with which this library does not work: an older one, or a newer one that is not only added to.
+    pub(crate) fn verify_works(self) -> Result<(), Error> {
+        let Self { version, works_from } = self;
+        let problem = if version < VERSION {
+            format!(
+                "it has version {version}, this library needs {VERSION}: call Orchestrator::migrate(), or apply Names::schema_sql()"
+            )
+        } else if works_from > VERSION {
+            format!(
+                "it has version {version}, which works with libraries for version {works_from} or later, and this one is for \
+                 {VERSION}: upgrade the library of this program"
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::Schema { problem })
+    }
+}
+
+/// The schema that is there, if there is one.
+pub(crate) fn applied(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<Applied>, Error> {
     if !privileges::to_read(tx, names)? {
         return Ok(None);
     }
     let row = tx
-        .query_one(&format!("SELECT max(number) FROM {}", names.migrations()), &[])
+        .query_one(&format!("SELECT max(number), max(works_from) FROM {}", names.migrations()), &[])
         .map_err(Error::database("reading the schema's version"))?;
-    Ok(row.get(0))
-}
-
-pub(crate) fn newer_than_library(version: i32) -> Error {
-    Error::Schema {
-        problem: format!(
-            "it has version {version}, this library knows versions up to {VERSION}: upgrade the library of this program"
-        ),
-    }
+    let (version, works_from): (Option<i32>, Option<i32>) = (row.get(0), row.get(1));
+    Ok(version.zip(works_from).map(|(version, works_from)| Applied { version, works_from }))
 }
 
 fn preamble(names: &Names) -> String {
-    // Looked up first: CREATE SCHEMA IF NOT EXISTS asks for the privilege even where there is nothing to create.
-    let [own, events] = [names.schema_name(), names.events_schema_name()].map(|schema| {
-        format!(
-            "DO $$ BEGIN IF to_regnamespace('\"{schema}\"') IS NULL THEN CREATE SCHEMA \"{schema}\"; END IF; END $$;"
-        )
-    });
-    format!(
-        "{own}\n{events}\nCREATE TABLE IF NOT EXISTS {} (\n    number INT PRIMARY KEY,\n    hash_probe BIGINT NOT NULL,\n    \
-         applied_at TIMESTAMPTZ NOT NULL DEFAULT now()\n);\n",
-        names.migrations()
-    )
+    let mut own: Vec<String> =
+        Own::ALL.iter().map(|own| format!("pg_catalog.to_regclass('{}')", names.own(*own))).collect();
+    own.sort();
+    fill(names, include_str!("sql/0000_preamble.sql")).replace("{own_tables}", &own.join(", "))
 }
 
-fn record(names: &Names, number: i32) -> String {
+fn step(names: &Names, number: i32, migration: &Migration) -> String {
     format!(
-        "INSERT INTO {} (number, hash_probe) VALUES ({number}, ({HASH_PROBE})) ON CONFLICT DO NOTHING;\n",
-        names.migrations()
+        "{}INSERT INTO {} (number, works_from, hash_probe) VALUES ({number}, {}, ({HASH_PROBE})) ON CONFLICT DO NOTHING;\n",
+        fill(names, migration.sql),
+        names.migrations(),
+        migration.works_from
     )
 }
 
@@ -118,10 +154,10 @@ fn fill(names: &Names, sql: &str) -> String {
         sql = sql.replace(&format!("{{{}}}", own.suffix()), &names.own(own).to_string());
     }
     // An index lives in its table's schema and is named without it.
-    for index in ["workers_by_replica_set", "checkpoints_by_projection", "checkpoints_by_owner"] {
+    for index in ["workers_by_replica_set", "checkpoints_by_owner"] {
         sql = sql.replace(&format!("{{{index}}}"), &names.index(index));
     }
-    sql.replace("{schema}", names.schema_name())
+    sql.replace("{schema}", names.schema_name()).replace("{events_schema}", names.events_schema_name())
 }
 
 #[cfg(test)]
@@ -131,6 +167,13 @@ mod tests {
     #[test]
     fn the_version_is_the_number_of_migrations() {
         assert_eq!(usize::try_from(VERSION).unwrap(), MIGRATIONS.len());
+    }
+
+    #[test]
+    fn a_migration_works_from_its_own_version_or_an_earlier_one() {
+        for (number, migration) in (1..).zip(&MIGRATIONS) {
+            assert!((1..=number).contains(&migration.works_from), "{number}: {}", migration.title);
+        }
     }
 
     #[test]

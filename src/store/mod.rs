@@ -5,17 +5,22 @@
 
 pub(crate) mod append;
 pub(crate) mod checkpoints;
+pub(crate) mod continuity;
 pub(crate) mod coordination;
 pub(crate) mod event_tables;
 pub(crate) mod events;
+pub(crate) mod fence;
 mod key_set;
+pub(crate) mod locks;
 pub(crate) mod migrations;
 mod names;
+pub(crate) mod notifications;
 pub(crate) mod overview;
 pub(crate) mod preflight;
 mod privileges;
 mod registration;
 pub(crate) mod safe_head;
+pub(crate) mod sequence;
 pub(crate) mod session;
 pub(crate) mod view;
 
@@ -25,7 +30,7 @@ mod equivalence;
 pub(crate) mod testing;
 
 pub use names::Names;
-pub(crate) use registration::Registration;
+pub(crate) use registration::{Known, Registration};
 
 /// A timestamp as microseconds on the server's clock, in SQL.
 pub(crate) fn micros(expression: &str) -> String {

@@ -1,9 +1,11 @@
 //! What is verified before any thread starts: the server, the schema, the privileges.
 
+use postgres::types::Type;
 use postgres::{Client, Transaction};
 
 use super::names::Names;
-use super::{event_tables, migrations, privileges};
+use super::session::Session;
+use super::{event_tables, migrations, privileges, sequence};
 use crate::error::Error;
 
 /// Multiranges came with PostgreSQL 14.
@@ -13,7 +15,8 @@ const OLDEST_SERVER: i32 = 140_000;
 pub(crate) fn server(client: &mut Client) -> Result<(), Error> {
     let row = client
         .query_typed_one(
-            "SELECT current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()",
+            "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int4,
+                    pg_catalog.current_setting('server_version'), pg_catalog.pg_is_in_recovery()",
             &[],
         )
         .map_err(Error::database("asking for the server's version"))?;
@@ -37,33 +40,89 @@ fn usable(number: i32, version: &str, in_recovery: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses a schema this library cannot work with, and a user who may not.
-pub(crate) fn schema(client: &mut Client, names: &Names) -> Result<(), Error> {
-    let mut tx = client.transaction().map_err(Error::database("verifying the schema"))?;
-    match migrations::applied(&mut tx, names)? {
-        None => {
-            return Err(Error::Schema {
-                problem: format!(
-                    "there is no table {}: create it with Orchestrator::migrate(), or apply Names::schema_sql()",
-                    names.migrations()
-                ),
-            });
+/// The schemas in which handlers look for tables, functions and operators: those of the application's search path.
+pub(crate) fn path(client: &mut Client) -> Result<Vec<String>, Error> {
+    let row = client
+        .query_typed_one("SELECT pg_catalog.current_schemas(false)::pg_catalog.text[]", &[])
+        .map_err(Error::database("reading the search path"))?;
+    Ok(row.get(0))
+}
+
+/// What a worker can live with, and a person should know.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Warning {
+    /// Other roles may create functions and operators where handlers look for them.
+    WritableSchema { schema: String, roles: String },
+    /// It cannot be told which positions were handed out.
+    UnreadableSequence { sequence: String, user: String },
+    /// Positions are handed out in another way.
+    NoSequence { table: String },
+}
+
+impl Warning {
+    pub(crate) fn log(&self, replica_set: &str) {
+        match self {
+            Self::WritableSchema { schema, roles } => log::warn!(
+                "schema on the search path is writable by others: replica_set={replica_set} schema={schema:?} roles={roles:?}"
+            ),
+            Self::UnreadableSequence { sequence, user } => {
+                log::warn!("last position cannot be read: replica_set={replica_set} sequence={sequence} user={user:?}")
+            }
+            Self::NoSequence { table } => {
+                log::warn!("positions come from no sequence: replica_set={replica_set} table={table}");
+            }
         }
-        Some(version) if version > migrations::VERSION => return Err(migrations::newer_than_library(version)),
-        Some(version) if version < migrations::VERSION => {
-            return Err(Error::Schema {
-                problem: format!(
-                    "it has version {version}, this library needs {}: call Orchestrator::migrate(), or apply \
-                     Names::schema_sql()",
-                    migrations::VERSION
-                ),
-            });
-        }
-        Some(_) => {}
     }
+}
+
+/// Refuses a schema this library cannot work with, and a user who may not. Returns what is to be said of it otherwise; `path` is the
+/// application's.
+pub(crate) fn schema(session: &mut Session, names: &Names, path: &[String]) -> Result<Vec<Warning>, Error> {
+    let mut tx = session.transaction().map_err(Error::database("verifying the schema"))?;
+    let Some(applied) = migrations::applied(&mut tx, names)? else {
+        return Err(Error::Schema {
+            problem: format!(
+                "there is no table {}: create it with Orchestrator::migrate(), or apply Names::schema_sql()",
+                names.migrations()
+            ),
+        });
+    };
+    applied.verify_works()?;
     privileges::to_work(&mut tx, names)?;
     hash_probe(&mut tx, names)?;
-    event_tables::usable(&mut tx, names)
+    event_tables::shape(&mut tx, names)?;
+    event_tables::positions(&mut tx, names)?;
+    let mut warnings = writable_schemas(&mut tx, path).map_err(Error::database("reading who may create what"))?;
+    warnings
+        .extend(sequence_warning(&mut tx, names).map_err(Error::database("reading the sequence of the positions"))?);
+    Ok(warnings)
+}
+
+fn writable_schemas(tx: &mut Transaction<'_>, path: &[String]) -> Result<Vec<Warning>, postgres::Error> {
+    let rows = tx.query_typed(
+        "SELECT n.nspname::text, string_agg(DISTINCT coalesce(r.rolname::text, 'PUBLIC'), ', ')
+         FROM pg_namespace n JOIN pg_database d ON d.datname = current_database()
+         CROSS JOIN LATERAL (
+             SELECT acl.grantee FROM aclexplode(n.nspacl) AS acl WHERE acl.privilege_type = 'CREATE'
+             UNION SELECT n.nspowner) AS creator (role)
+         LEFT JOIN pg_roles r ON r.oid = creator.role
+         WHERE n.nspname = ANY ($1) AND r.rolsuper IS NOT TRUE AND creator.role <> d.datdba
+         AND r.rolname IS DISTINCT FROM current_user AND r.rolname IS DISTINCT FROM 'pg_database_owner'
+         GROUP BY 1 ORDER BY 1",
+        &[(&path, Type::TEXT_ARRAY)],
+    )?;
+    Ok(rows.iter().map(|row| Warning::WritableSchema { schema: row.get(0), roles: row.get(1) }).collect())
+}
+
+fn sequence_warning(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<Warning>, postgres::Error> {
+    Ok(match sequence::find(tx, names)? {
+        None => Some(Warning::NoSequence { table: names.events().to_string() }),
+        Some(sequence) if !sequence.is_readable => Some(Warning::UnreadableSequence {
+            sequence: sequence.name,
+            user: tx.query_typed_one("SELECT current_user::text", &[])?.get(0),
+        }),
+        Some(_) => None,
+    })
 }
 
 fn hash_probe(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {

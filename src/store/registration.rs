@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::session::Sessions;
 use crate::plan::WorkerId;
 use crate::projection::StartAt;
 
@@ -12,11 +13,24 @@ pub(crate) struct Registration {
     pub(crate) replica_set: String,
     pub(crate) host: String,
     pub(crate) pid: i32,
-    /// Name and start of each projection it knows.
-    pub(crate) projections: Vec<(String, StartAt)>,
+    pub(crate) projections: Vec<Known>,
     /// Into how many lanes it cuts its part of each.
     pub(crate) lanes: usize,
-    /// Whether it holds a session lock.
-    pub(crate) has_session_lock: bool,
+    /// Whether its connections are sessions of its own, found by locks.
+    pub(crate) sessions: Sessions,
     pub(crate) stale_worker_timeout: Duration,
+}
+
+/// A projection that a worker knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) name: String,
+    pub(crate) start_at: StartAt,
+}
+
+impl Known {
+    /// The names of several.
+    pub(crate) fn names(projections: &[Self]) -> Vec<&str> {
+        projections.iter().map(|known| known.name.as_str()).collect()
+    }
 }

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use postgres::types::Type;
-use postgres::{Client, Statement};
+use postgres::types::{ToSql, Type};
+use postgres::{Client, Row, Statement};
+use uuid::Uuid;
 
+use super::fence::EventMark;
+use super::locks::{self, Census};
 use super::names::Names;
-use super::session::{self, Census};
+use super::sequence::PositionSequence;
 use crate::status::HeadBlocker;
 
 /// What lies above a position.
@@ -16,55 +19,98 @@ pub(crate) struct Probe {
     pub(crate) newest: i64,
     /// The last position of the unbroken run that begins right above the one asked about; that one itself if the next is missing.
     pub(crate) contiguous: i64,
+    /// The last position that the sequence has handed out; none if it cannot be told.
+    pub(crate) last: Option<i64>,
+    /// The event at the position asked about, if there is one.
+    pub(crate) here: Option<EventMark>,
 }
 
 /// How many positions a probe examines: enough for what is appended between two looks.
 const PROBE_REACH: i64 = 2_000;
 
-/// Prepares [`probe`] on a connection.
-pub(crate) fn prepare_probe(client: &mut Client, names: &Names) -> Result<Statement, postgres::Error> {
-    let sql = format!("SELECT newest, contiguous FROM {}", probe_sql(names));
-    client.prepare_typed(&sql, &[Type::INT8, Type::INT8])
+/// The probes, prepared on a connection.
+pub(crate) struct Probes {
+    plain: Statement,
+    with_census: Statement,
+    /// For while the sequence is locked.
+    without_sequence: Statement,
 }
 
-/// Prepares [`probe_with_census`] on a connection.
-pub(crate) fn prepare_probe_with_census(client: &mut Client, names: &Names) -> Result<Statement, postgres::Error> {
-    let sql = format!(
-        "SELECT newest, contiguous, members, missing FROM {}, {}",
-        probe_sql(names),
-        session::census_sql(names, "$3")
-    );
-    client.prepare_typed(&sql, &[Type::INT8, Type::INT8, Type::TEXT])
+impl Probes {
+    pub(crate) fn prepare(
+        client: &mut Client,
+        names: &Names,
+        sequence: Option<&PositionSequence>,
+    ) -> Result<Self, postgres::Error> {
+        let last = sequence.map_or_else(|| "NULL::bigint".to_owned(), PositionSequence::last_sql);
+        let columns = "newest, contiguous, last, here";
+        let with_census = format!(
+            "SELECT {columns}, members, missing FROM {}, {}",
+            probe_sql(names, &last),
+            locks::census_sql(names, "$3")
+        );
+        let bounds = [Type::INT8, Type::INT8];
+        let mut plain =
+            |last: &str| client.prepare_typed(&format!("SELECT {columns} FROM {}", probe_sql(names, last)), &bounds);
+        Ok(Self {
+            plain: plain(&last)?,
+            without_sequence: plain("0::bigint")?,
+            with_census: client.prepare_typed(&with_census, &[Type::INT8, Type::INT8, Type::TEXT])?,
+        })
+    }
+
+    /// Looks at what lies above a position. One snapshot, no lock that is waited for, but for those on the events.
+    pub(crate) fn look(&self, client: &mut Client, after: i64) -> Result<Probe, postgres::Error> {
+        Ok(probe(&one(client, &self.plain, after, &[])?, after))
+    }
+
+    /// The same, and how many workers the replica set has: one statement for everything a worker has to look at often.
+    pub(crate) fn look_with_census(
+        &self,
+        client: &mut Client,
+        after: i64,
+        replica_set: &str,
+    ) -> Result<(Probe, Census), postgres::Error> {
+        let row = one(client, &self.with_census, after, &[&replica_set])?;
+        Ok((probe(&row, after), Census { members: row.get(4), missing: row.get(5) }))
+    }
+
+    /// The same without the sequence, while somebody has it locked: no hole is passed then.
+    pub(crate) fn look_without_sequence(&self, client: &mut Client, after: i64) -> Result<Probe, postgres::Error> {
+        Ok(probe(&one(client, &self.without_sequence, after, &[])?, after))
+    }
+}
+
+fn one(
+    client: &mut Client,
+    statement: &Statement,
+    after: i64,
+    more: &[&(dyn ToSql + Sync)],
+) -> Result<Row, postgres::Error> {
+    let upto = after.saturating_add(PROBE_REACH);
+    client.query_one(statement, &[&[&after as &(dyn ToSql + Sync), &upto], more].concat())
+}
+
+fn probe(row: &Row, after: i64) -> Probe {
+    Probe {
+        newest: row.get(0),
+        contiguous: row.get(1),
+        last: row.get(2),
+        here: row.get::<_, Option<Uuid>>(3).map(|id| EventMark { position: after, id }),
+    }
 }
 
 /// What lies above the position `$1` and at or below `$2`. With both bounds the planner takes the index, however small the table was when
 /// it planned.
-fn probe_sql(names: &Names) -> String {
+fn probe_sql(names: &Names, last: &str) -> String {
     let events = names.events();
     format!(
         "(SELECT coalesce((SELECT max(global_position) FROM {events}), 0) AS newest,
-                 coalesce(max(global_position) FILTER (WHERE global_position = $1 + k), $1) AS contiguous
+                 coalesce(max(global_position) FILTER (WHERE global_position = $1 + k), $1) AS contiguous,
+                 {last} AS last, (SELECT event_id FROM {events} WHERE global_position = $1) AS here
           FROM (SELECT global_position, row_number() OVER (ORDER BY global_position) AS k
                 FROM {events} WHERE global_position > $1 AND global_position <= $2) AS above) AS probe"
     )
-}
-
-/// Looks at what lies above a position. One snapshot, no lock.
-pub(crate) fn probe(client: &mut Client, statement: &Statement, after: i64) -> Result<Probe, postgres::Error> {
-    let row = client.query_one(statement, &[&after, &after.saturating_add(PROBE_REACH)])?;
-    Ok(Probe { newest: row.get(0), contiguous: row.get(1) })
-}
-
-/// The same, and how many workers the replica set has: one statement for everything a worker has to look at often.
-pub(crate) fn probe_with_census(
-    client: &mut Client,
-    statement: &Statement,
-    after: i64,
-    replica_set: &str,
-) -> Result<(Probe, Census), postgres::Error> {
-    let row = client.query_one(statement, &[&after, &after.saturating_add(PROBE_REACH), &replica_set])?;
-    let probe = Probe { newest: row.get(0), contiguous: row.get(1) };
-    Ok((probe, Census { members: row.get(2), missing: row.get(3) }))
 }
 
 /// A transaction that holds the lock every writer of events holds: unique among all transactions that are open at one time.

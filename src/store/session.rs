@@ -1,112 +1,203 @@
-//! Session locks, by which the living tell the dead, and the channels of wake-up hints.
+//! What the library's connections state before they rely on it, in one place: a server, a database, a role or a handler may have set
+//! something else.
 //!
-//! A worker's coordination connection holds an advisory lock: when the process dies, the server lets go of it at once. Each of its
-//! other connections holds a second lock, shared, which only serves to find them when the worker has been declared dead while its
-//! process is frozen: a frozen process must not keep row locks.
+//! Where a worker's connections are sessions of its own, a connection states it once. Behind a pooler in transaction mode a session is
+//! anybody's: there, each transaction states it for itself, and nothing is left behind.
 
-use postgres::types::Type;
-use postgres::{Client, GenericClient};
+use std::fmt::Write as _;
+use std::time::Duration;
 
-use super::names::Names;
-use crate::database::Database;
+use postgres::{Client, IsolationLevel, Transaction};
+
+use super::locks;
+use crate::database::{Database, PooledClient};
 use crate::error::Error;
 use crate::plan::WorkerId;
 
-/// The channel on which changes of membership and generations are told. Its payload names the replica set.
-pub(crate) const COORDINATION_CHANNEL: &str = "pupsourcing_coordination";
+/// A statement of the library waits this long for a lock, and then comes again: neither a frozen process nor a long `ALTER TABLE` keeps a
+/// thread from its other duties. Well below any `stale_worker_timeout`, or a frozen worker could keep the others from evicting it.
+pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The channel on which appended events are hinted at. Its payload names the events table.
-pub(crate) const EVENTS_CHANNEL: &str = "pupsourcing_events";
+/// What every statement of the library relies on, by name and value.
+///
+/// - *Isolation*: a statement has to see what was committed before it got its locks. In a transaction of a stricter level it sees what was
+///   committed before it began to wait, and a table that was rewritten meanwhile seems empty.
+/// - *Path*: no function or operator of somebody else's takes the place of the server's own. Tables are qualified everywhere.
+/// - *Row security*: an error instead of rows that are silently left out.
+/// - *Timeouts*: those of the role are meant for its own statements.
+const LIBRARY: &[(&str, &str)] = &[
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_read_only", "off"),
+    ("search_path", "pg_catalog, pg_temp"),
+    ("row_security", "off"),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "3s"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("DateStyle", "ISO"),
+    ("IntervalStyle", "postgres"),
+    ("bytea_output", "hex"),
+    ("extra_float_digits", "1"),
+    ("standard_conforming_strings", "on"),
+];
 
-/// The key of the lock that says "alive". It must be even: the next number is the other lock's.
-pub(crate) fn alive_key(worker: WorkerId) -> i64 {
-    let (high, _) = worker.0.as_u64_pair();
-    high.cast_signed() & !1
-}
+/// What a connection for handlers states. All else is the application's: its path, its row security, its timeouts. So what the library
+/// executes there is written in a way that none of these can change, see [`fence`](super::fence).
+const HANDLERS: &[(&str, &str)] = &[
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_read_only", "off"),
+    ("idle_session_timeout", "0"),
+];
 
-/// The key of the lock by which a worker's connections are found.
-pub(crate) fn member_key(worker: WorkerId) -> i64 {
-    alive_key(worker) | 1
-}
+/// Known from PostgreSQL 17 on.
+const TRANSACTION_TIMEOUT: &str = "transaction_timeout";
 
-/// An advisory lock's 64-bit key, put together again from the columns of `pg_locks`, in SQL.
-pub(crate) const LOCK_KEY: &str = "((l.classid::bigint << 32) | l.objid::bigint)";
-
-/// Which rows of `pg_locks l` are granted advisory locks with a 64-bit key in this database, in SQL.
-pub(crate) const IS_ADVISORY: &str = "l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
-     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-
-/// How many workers a replica set has.
+/// Whose the sessions behind a worker's connections are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Census {
-    pub(crate) members: i64,
-    /// How many of them do not hold their "alive" lock though nobody has noted that it was lost.
-    pub(crate) missing: i64,
+pub(crate) enum Sessions {
+    /// Each connection is one session, and this worker's alone. Its peers can find it by its locks.
+    Own(WorkerId),
+    /// A pooler may give each transaction another session, and others the same.
+    Shared,
 }
 
-/// The columns of a [`Census`], to select from in SQL.
-pub(super) fn census_sql(names: &Names, replica_set: &str) -> String {
-    format!(
-        "(SELECT count(*) AS members, count(*) FILTER (WHERE w.session_lost_at IS NULL AND w.session_key NOT IN (
-              SELECT {LOCK_KEY} FROM pg_locks l WHERE {IS_ADVISORY} AND l.mode = 'ExclusiveLock')) AS missing
-          FROM {} w WHERE w.replica_set = {replica_set} AND w.state <> 'stopped') AS census",
-        names.workers()
-    )
-}
-
-/// Takes the lock that says "alive", if nobody holds it. Somebody does only while a lost session is still being ended.
-pub(crate) fn try_hold_alive(client: &mut Client, worker: WorkerId) -> Result<bool, postgres::Error> {
-    let row = client.query_typed_one("SELECT pg_try_advisory_lock($1)", &[(&alive_key(worker), Type::INT8)])?;
-    Ok(row.get(0))
-}
-
-/// Takes the lock by which this connection is found.
-pub(crate) fn hold_member(client: &mut Client, worker: WorkerId) -> Result<(), postgres::Error> {
-    client.query_typed("SELECT pg_advisory_lock_shared($1)", &[(&member_key(worker), Type::INT8)])?;
-    Ok(())
-}
-
-/// Ends the session that still holds this worker's "alive" lock: a former connection of its own that broke.
-pub(crate) fn end_former(client: &mut Client, worker: WorkerId) -> Result<(), postgres::Error> {
-    let sql = format!(
-        "SELECT pg_terminate_backend(l.pid) FROM pg_locks l
-         WHERE {IS_ADVISORY} AND {LOCK_KEY} = $1 AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid()"
-    );
-    client.query_typed(&sql, &[(&alive_key(worker), Type::INT8)])?;
-    Ok(())
-}
-
-/// Tells the workers of a replica set that something has changed. Within a transaction, it is told at the commit.
-pub(crate) fn notify_coordination(
-    client: &mut impl GenericClient,
-    names: &Names,
-    replica_set: &str,
-) -> Result<(), postgres::Error> {
-    let payload = coordination_payload(names, replica_set);
-    client.query_typed("SELECT pg_notify($1, $2)", &[(&COORDINATION_CHANNEL, Type::TEXT), (&payload, Type::TEXT)])?;
-    Ok(())
-}
-
-/// The payload that names a replica set. Different schemas in one database have replica sets of the same name.
-pub(crate) fn coordination_payload(names: &Names, replica_set: &str) -> String {
-    format!("{} {replica_set}", names.workers())
-}
-
-/// The payload that names the events table.
-pub(crate) fn events_payload(names: &Names) -> String {
-    names.events().to_string()
-}
-
-/// Subscribes the connection to both channels.
-pub(crate) fn listen(client: &mut Client) -> Result<(), postgres::Error> {
-    client.batch_execute(&format!("LISTEN {COORDINATION_CHANNEL}; LISTEN {EVENTS_CHANNEL}"))
-}
-
-/// Opens a connection for a worker, found by its peers if it should have to be ended. Without a worker, session locks are not used.
-pub(crate) fn connect(database: &Database, worker: Option<WorkerId>) -> Result<Client, Error> {
-    let mut client = database.connect()?;
-    if let Some(worker) = worker {
-        hold_member(&mut client, worker).map_err(Error::database("taking the session lock"))?;
+impl Sessions {
+    /// The worker, if its sessions are its own.
+    pub(crate) fn member(self) -> Option<WorkerId> {
+        match self {
+            Self::Own(worker) => Some(worker),
+            Self::Shared => None,
+        }
     }
-    Ok(client)
+
+    /// What makes a connection that others have used as good as new, but for statements prepared on it. One round trip.
+    ///
+    /// `DISCARD ALL` would drop these as well; the parts are its own.
+    pub(crate) fn reset_sql(self) -> Option<String> {
+        let worker = self.member()?;
+        Some(format!(
+            "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; \
+             SELECT pg_catalog.pg_advisory_unlock_all(); SELECT pg_catalog.pg_advisory_lock_shared({}); {}",
+            locks::member_key(worker),
+            statements("SET", HANDLERS)
+        ))
+    }
+}
+
+/// A connection of the library's, with what it relies on.
+pub(crate) struct Session {
+    client: PooledClient,
+    sessions: Sessions,
+    settings: &'static [(&'static str, &'static str)],
+}
+
+impl Session {
+    /// A connection of its own for the library's statements.
+    pub(crate) fn open(database: &Database, sessions: Sessions) -> Result<Self, Error> {
+        Self::of(database.connect()?, sessions)
+    }
+
+    /// Takes a connection that belongs to nobody else.
+    pub(crate) fn of(client: Client, sessions: Sessions) -> Result<Self, Error> {
+        Self::new(Box::new(Box::new(client)), sessions).map_err(Error::database("setting the session up"))
+    }
+
+    /// Takes a connection, maybe one of a pool's.
+    pub(crate) fn new(mut client: PooledClient, sessions: Sessions) -> Result<Self, postgres::Error> {
+        if let Some(worker) = sessions.member() {
+            client.batch_execute(&format!(
+                "SELECT pg_catalog.pg_advisory_lock_shared({}); {}; {}",
+                locks::member_key(worker),
+                statements("SET", LIBRARY),
+                without_transaction_timeout(false)
+            ))?;
+        }
+        Ok(Self { client, sessions, settings: LIBRARY })
+    }
+
+    /// For what the library executes beside a handler. The connection comes from a pool, which has [reset](Sessions::reset_sql) it.
+    pub(crate) fn for_handlers(client: PooledClient, sessions: Sessions) -> Self {
+        Self { client, sessions, settings: HANDLERS }
+    }
+
+    /// Executes statements with what they rely on. Of several, each has a snapshot of its own.
+    pub(crate) fn run<T, E: From<postgres::Error>>(
+        &mut self,
+        statements: impl FnOnce(&mut Client) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.enclose(E::from, statements)
+    }
+
+    /// The same with statements that say themselves what they were doing when they failed.
+    pub(crate) fn check<T>(
+        &mut self,
+        doing: &'static str,
+        statements: impl FnOnce(&mut Client) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.enclose(|error| Error::database(doing)(error), statements)
+    }
+
+    fn enclose<T, E>(
+        &mut self,
+        wrap: impl Fn(postgres::Error) -> E,
+        statements: impl FnOnce(&mut Client) -> Result<T, E>,
+    ) -> Result<T, E> {
+        if self.sessions != Sessions::Shared {
+            return statements(&mut self.client);
+        }
+        let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}", self.local_settings());
+        self.client.batch_execute(&begin).map_err(&wrap)?;
+        let outcome = statements(&mut self.client);
+        let ended = self.client.batch_execute(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" });
+        let value = outcome?;
+        ended.map_err(wrap)?;
+        Ok(value)
+    }
+
+    /// Begins a transaction of several statements.
+    pub(crate) fn transaction(&mut self) -> Result<Transaction<'_>, postgres::Error> {
+        let local = (self.sessions == Sessions::Shared).then(|| self.local_settings());
+        let mut tx =
+            self.client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false).start()?;
+        if let Some(local) = local {
+            tx.batch_execute(&local)?;
+        }
+        Ok(tx)
+    }
+
+    /// The connection, for what relies on none of this: to prepare statements, or to listen.
+    pub(crate) fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    fn local_settings(&self) -> String {
+        // The transaction says itself of which level it is.
+        let settings: Vec<_> =
+            self.settings.iter().filter(|(name, _)| !name.starts_with("default_transaction")).copied().collect();
+        let mut local = statements("SET LOCAL", &settings);
+        if std::ptr::eq(self.settings, LIBRARY) {
+            _ = write!(local, "; {}", without_transaction_timeout(true));
+        }
+        local
+    }
+}
+
+fn statements(set: &str, settings: &[(&str, &str)]) -> String {
+    let one = |(name, value): &(&str, &str)| match *name {
+        // A list, not a text.
+        "search_path" => format!("{set} {name} = {value}"),
+        _ => format!("{set} {name} = '{value}'"),
+    };
+    settings.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn without_transaction_timeout(is_local: bool) -> String {
+    format!(
+        "SELECT pg_catalog.set_config('{TRANSACTION_TIMEOUT}', '0', {is_local}) \
+         WHERE pg_catalog.current_setting('{TRANSACTION_TIMEOUT}', true) IS NOT NULL"
+    )
 }

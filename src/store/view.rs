@@ -4,9 +4,9 @@ use postgres::types::Type;
 use postgres::{Client, GenericClient, Row, Statement};
 use uuid::Uuid;
 
+use super::locks::{IS_ADVISORY, LOCK_KEY};
 use super::micros;
 use super::names::Names;
-use super::session::{IS_ADVISORY, LOCK_KEY};
 use crate::plan::{
     ClusterView, GenerationState, GenerationView, Member, ServerTime, Session, Standing, WorkerId, WorkerState,
     WorkerView,
@@ -61,15 +61,24 @@ impl Statements {
     }
 
     /// Says that the worker's runners are paused for this generation. Needs no lock of the replica set: if the generation is superseded at
-    /// the same time, the worker's row is not in it any more and stays as it is. Returns whether others of the generation have yet to say
-    /// so; since that is looked up after the commit, the last one finds nobody.
+    /// the same time, the worker's row is not in it any more and stays as it is.
     pub(crate) fn mark_ready(
         &self,
         client: &mut Client,
         worker: WorkerId,
         generation: i64,
-    ) -> Result<bool, postgres::Error> {
+    ) -> Result<(), postgres::Error> {
         client.execute(&self.ready, &[&worker.0, &generation])?;
+        Ok(())
+    }
+
+    /// Whether others of the generation have yet to say that they are ready.
+    pub(crate) fn are_others_pending(
+        &self,
+        client: &mut Client,
+        worker: WorkerId,
+        generation: i64,
+    ) -> Result<bool, postgres::Error> {
         Ok(client.query_one(&self.others_pending, &[&worker.0, &generation])?.get(0))
     }
 }

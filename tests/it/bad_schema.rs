@@ -124,14 +124,14 @@ fn what_was_changed_after_the_migration_is_refused_at_the_start() {
             &["column event_version of events has type bigint", "integer is needed"],
         ),
         (
-            "DELETE FROM orchestrator_migrations WHERE number = 7",
-            "INSERT INTO orchestrator_migrations SELECT 7, max(hash_probe) FROM orchestrator_migrations",
-            &["it has version 6", "migrate()"],
+            "DELETE FROM orchestrator_migrations WHERE number = 4",
+            "INSERT INTO orchestrator_migrations SELECT 4, 4, max(hash_probe) FROM orchestrator_migrations",
+            &["it has version 3", "migrate()"],
         ),
         (
-            "INSERT INTO orchestrator_migrations SELECT 99, max(hash_probe) FROM orchestrator_migrations",
+            "INSERT INTO orchestrator_migrations SELECT 99, 5, max(hash_probe) FROM orchestrator_migrations",
             "DELETE FROM orchestrator_migrations WHERE number = 99",
-            &["it has version 99", "upgrade the library"],
+            &["it has version 99", "works with libraries for version 5 or later", "upgrade the library"],
         ),
     ] {
         client.batch_execute(change).unwrap();

@@ -79,7 +79,8 @@ fn whatever_an_event_holds_is_handled_byte_for_byte() {
     };
     // Once read ahead, and then live.
     append(&mut client);
-    let workers = [(); 2].map(|()| start(builder(database.url(), "set"), vec![Box::new(Copies)]));
+    let workers =
+        [(); 2].map(|()| start(builder(database.url(), "set").max_event_bytes(65 * MIB), vec![Box::new(Copies)]));
     await_running(&workers.each_ref());
     append(&mut client);
     eventually("all events are handled", PATIENCE, || {
@@ -157,7 +158,10 @@ fn assert_memory_is_bounded(count: i64, bytes: usize, batch_bytes: usize) {
     let database = database();
     let mut client = prepared(&database);
     append_large(&mut client, count, bytes);
-    let mut worker = WorkerProcess::start(database.url(), &[("BATCH_BYTES", &batch_bytes.to_string())]);
+    let mut worker = WorkerProcess::start(
+        database.url(),
+        &[("BATCH_BYTES", &batch_bytes.to_string()), ("MAX_EVENT_BYTES", &(65 * MIB).to_string())],
+    );
     worker.await_processing(1);
     await_counts(&mut client, count);
     let read_ahead = peak_of(&worker);

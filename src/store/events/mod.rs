@@ -9,25 +9,53 @@ use postgres::types::{FromSql, ToSql, Type};
 use postgres::{Client, GenericClient, Row, RowIter, Statement};
 
 use super::names::Names;
+use crate::error::{Error, describe};
 use crate::event::{Event, EventBuffer, EventColumns, Room};
 use crate::plan::KeySet;
 use crate::projection::Scope;
 
-/// The columns of an event, in the order [`push`] expects them; `{payload}` and `{metadata}` are these two or less.
-const COLUMNS: &str = "global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, \
-     event_version, {payload}, trace_id, correlation_id, causation_id, {metadata}, created_at";
+/// Where the columns of an event are in a row, in the order [`push`] expects them.
+const POSITION: usize = 0;
+const WEIGHT: usize = 1;
+const KEY_OR_NULL: usize = 15;
+const IS_LAST: usize = 16;
 
-/// Where these two are among them, and what follows them.
-const PAYLOAD: usize = 8;
-const METADATA: usize = 12;
-const KEY_OR_NULL: usize = 14;
-const IS_LAST: usize = 15;
+/// The columns that may be large. The others are of a fixed size.
+const LARGE: [&str; 9] = [
+    "bounded_context",
+    "aggregate_type",
+    "aggregate_id",
+    "event_type",
+    "payload",
+    "trace_id",
+    "correlation_id",
+    "causation_id",
+    "metadata",
+];
+
+/// The columns of an event, as they are selected; the large ones are withheld where this condition does not hold.
+fn columns(weight: &str, sent_if: Option<&str>) -> String {
+    let columns = "aggregate_version, event_id, event_version, created_at";
+    let large = LARGE.map(|column| match sent_if {
+        Some(condition) => format!("CASE WHEN {condition} THEN {column} END"),
+        None => column.to_owned(),
+    });
+    format!("global_position, {weight}, {columns}, {}", large.join(", "))
+}
 
 /// An event's key.
 const KEY: &str = "(hashtextextended(aggregate_id, 0) & 65535)::int4";
 
-/// What counts against `batch_bytes`. Neither function reads the payload itself.
-const WEIGHT: &str = "(octet_length(payload) + coalesce(pg_column_size(metadata), 0))";
+/// What counts against `batch_bytes`: the bytes that arrive. The length of a text or a payload is known without it being read; the metadata
+/// have to be, for they are stored compressed and in another form.
+fn weight_sql() -> String {
+    LARGE
+        .map(|column| match column {
+            "metadata" => "coalesce(octet_length(metadata::text), 0)".to_owned(),
+            _ => format!("coalesce(octet_length({column}), 0)::bigint"),
+        })
+        .join(" + ")
+}
 
 /// If all the events of a batch are as heavy as a light one may be, so many times its bytes are sent, once.
 const LIGHT_SHARES: usize = 4;
@@ -46,8 +74,16 @@ fn matching(names: &Names) -> String {
     )
 }
 
-const PARAMETER_TYPES: [Type; 7] =
-    [Type::INT8, Type::INT8, Type::INT4MULTI_RANGE, Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::INT8, Type::INT8];
+const PARAMETER_TYPES: [Type; 8] = [
+    Type::INT8,
+    Type::INT8,
+    Type::INT4MULTI_RANGE,
+    Type::TEXT_ARRAY,
+    Type::TEXT_ARRAY,
+    Type::INT8,
+    Type::INT8,
+    Type::INT8,
+];
 
 /// What both statements are executed with.
 struct Parameters<'a> {
@@ -56,12 +92,14 @@ struct Parameters<'a> {
     scope: &'a Scope,
     limit: i64,
     bytes: i64,
+    event_bytes: i64,
 }
 
 impl Parameters<'_> {
-    fn all(&self) -> [&(dyn ToSql + Sync); 7] {
+    fn all(&self) -> [&(dyn ToSql + Sync); 8] {
         let Scope { aggregate_types, bounded_contexts } = self.scope;
-        [&self.range.after, &self.range.upto, &self.keys, aggregate_types, bounded_contexts, &self.limit, &self.bytes]
+        let Range { after, upto, .. } = self.range;
+        [after, upto, &self.keys, aggregate_types, bounded_contexts, &self.limit, &self.bytes, &self.event_bytes]
     }
 }
 
@@ -85,11 +123,43 @@ impl Range {
     }
 }
 
-/// How much to read at once, at the most; but one event is always read, however large.
+/// How much to read at once, at the most; but one event is always read, unless it is too large by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) events: usize,
     pub(crate) bytes: usize,
+    pub(crate) event_bytes: usize,
+}
+
+/// Why events could not be read.
+#[derive(Debug)]
+pub(crate) enum ReadError {
+    /// The connection, or the server.
+    Database(postgres::Error),
+    /// The first event of the range cannot be read by anyone. Those before it can.
+    Event(UnreadableEvent),
+}
+
+/// An event that cannot be read.
+#[derive(Debug)]
+pub(crate) struct UnreadableEvent {
+    pub(crate) position: i64,
+    pub(crate) problem: String,
+}
+
+impl From<postgres::Error> for ReadError {
+    fn from(error: postgres::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl ReadError {
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Database(source) => Error::Database { doing: "reading events", source },
+            Self::Event(UnreadableEvent { position, problem }) => Error::UnreadableEvent { position, problem },
+        }
+    }
 }
 
 /// Events in the order of their positions, and how far they reach.
@@ -105,9 +175,9 @@ pub(crate) struct Batch {
 /// Reads events of a scope within bounds, on the connection it was prepared on.
 ///
 /// To add the weights up on the server, row by row, costs as much as all the rest. So events are first read without: each is sent whole if
-/// it is *light*, its payload and its metadata within some equal shares of the bytes, and as a stub if not. The batch ends before the
-/// first stub, or where the bytes are used up; what is still sent is not kept. Only where events are heavy are they read with their
-/// weights added up.
+/// it is *light*, within some equal shares of the bytes, and as a stub if not. The batch ends before the first stub, or where the bytes are
+/// used up; what is still sent is not kept. Only where events are heavy are they read with their weights added up. One that is too
+/// large by itself is not sent at all.
 #[derive(Debug)]
 pub(crate) struct EventReader {
     light: Statement,
@@ -132,21 +202,23 @@ impl EventReader {
     ) -> Result<Self, postgres::Error> {
         let matching = matching(names);
         let key = if gives_keys { KEY } else { "NULL::int4" };
-        let light = columns(
-            "CASE WHEN octet_length(payload) > $7 OR pg_column_size(metadata) > $7 THEN NULL ELSE payload END",
-            "CASE WHEN pg_column_size(metadata) <= $7 THEN metadata END",
+        // A subquery with a limit is not merged with what is around it, so the weight is computed once.
+        let weighted = format!("SELECT *, {} AS weight {matching}", weight_sql());
+        let light = format!(
+            "SELECT {}, {key} FROM ({weighted}) AS weighted ORDER BY global_position",
+            columns("weight", Some("weight <= $7"))
         );
-        let all = columns("payload", "metadata");
         let weighed = format!(
-            "SELECT {all}, {key}, is_last FROM (
-                 SELECT *, sum({WEIGHT}) OVER (ORDER BY global_position ROWS UNBOUNDED PRECEDING) AS total,
+            "SELECT {}, {key}, is_last FROM (
+                 SELECT *, sum(weight) OVER (ORDER BY global_position ROWS UNBOUNDED PRECEDING) AS total,
                         lag(global_position) OVER (ORDER BY global_position) IS NULL AS is_first,
                         lead(global_position) OVER (ORDER BY global_position) IS NULL AS is_last
-                 FROM (SELECT * {matching}) AS matching) AS weighed
-             WHERE total <= $7 OR is_first ORDER BY global_position"
+                 FROM ({weighted}) AS weighted) AS weighed
+             WHERE total <= $7 OR is_first ORDER BY global_position",
+            columns("weight", Some("weight <= $8"))
         );
         Ok(Self {
-            light: client.prepare_typed(&format!("SELECT {light}, {key} {matching}"), &PARAMETER_TYPES)?,
+            light: client.prepare_typed(&light, &PARAMETER_TYPES)?,
             weighed: client.prepare_typed(&weighed, &PARAMETER_TYPES)?,
             scope,
             bounds,
@@ -157,7 +229,7 @@ impl EventReader {
     }
 
     /// Reads the first events of a range.
-    pub(crate) fn read(&mut self, client: &mut Client, range: &Range) -> Result<Batch, postgres::Error> {
+    pub(crate) fn read(&mut self, client: &mut Client, range: &Range) -> Result<Batch, ReadError> {
         if !self.is_heavy {
             let batch = self.read_light(client, range)?;
             if !batch.events.is_empty() || batch.end == range.upto {
@@ -168,49 +240,56 @@ impl EventReader {
     }
 
     /// Reads up to the first event that is heavy.
-    fn read_light(&mut self, client: &mut Client, range: &Range) -> Result<Batch, postgres::Error> {
+    fn read_light(&mut self, client: &mut Client, range: &Range) -> Result<Batch, ReadError> {
         let mut rows = self.query(client, &self.light, range, self.light_bytes())?;
         self.take_light(&mut rows, range)
     }
 
-    /// How heavy a light event's payload, and its metadata, may be.
+    /// How heavy a light event may be.
     fn light_bytes(&self) -> usize {
-        (self.bounds.bytes / self.bounds.events).saturating_mul(LIGHT_SHARES)
+        (self.bounds.bytes / self.bounds.events).saturating_mul(LIGHT_SHARES).min(self.bounds.event_bytes)
     }
 
     /// Takes in the rows of a batch, up to the first that is heavy. Of a range, these are the first.
-    fn take_light(&mut self, rows: &mut RowIter<'_>, range: &Range) -> Result<Batch, postgres::Error> {
+    fn take_light(&mut self, rows: &mut RowIter<'_>, range: &Range) -> Result<Batch, ReadError> {
+        let (heavy, light) = (self.bounds.bytes, self.light_bytes());
         let mut found = self.nothing_found();
-        let mut is_heavy = false;
-        let mut weight = 0;
-        while found.events.len() < self.bounds.events
+        let mut end = End::Reached;
+        let mut total = 0;
+        while end == End::Reached
+            && found.events.len() < self.bounds.events
             && let Some(row) = rows.next()?
         {
-            let payload: Option<&[u8]> = row.try_get(PAYLOAD)?;
-            let metadata: Option<JsonText<'_>> = row.try_get(METADATA)?;
-            weight += payload.map_or(0, <[u8]>::len) + metadata.map_or(0, |json| json.0.len());
-            is_heavy = payload.is_none() || weight > self.bounds.bytes;
-            if is_heavy {
-                break;
-            }
-            found.take(&row, self.gives_keys)?;
+            let weight = weight(&row)?;
+            total += weight;
+            end = if weight > light || total > heavy { End::Heavy } else { found.take(&row, self.gives_keys)? };
         }
-        self.is_heavy = is_heavy;
-        Ok(self.batch(found, range, !is_heavy))
+        self.is_heavy = end == End::Heavy;
+        Ok(self.batch(found, range, end == End::Reached))
     }
 
-    fn read_weighed(&mut self, client: &mut Client, range: &Range) -> Result<Batch, postgres::Error> {
+    fn read_weighed(&mut self, client: &mut Client, range: &Range) -> Result<Batch, ReadError> {
         let mut found = self.nothing_found();
         let mut nothing_followed = true;
+        let mut end = End::Reached;
         let mut rows = self.query(client, &self.weighed, range, self.bounds.bytes)?;
-        while let Some(row) = rows.next()? {
-            found.take(&row, self.gives_keys)?;
+        while end == End::Reached
+            && let Some(row) = rows.next()?
+        {
+            let weight = weight(&row)?;
+            if weight > self.bounds.event_bytes {
+                return Err(ReadError::Event(UnreadableEvent {
+                    position: row.try_get(POSITION)?,
+                    problem: format!("it has {weight} bytes, and max_event_bytes is {}", self.bounds.event_bytes),
+                }));
+            }
+            end = found.take(&row, self.gives_keys)?;
             nothing_followed = row.try_get(IS_LAST)?;
         }
         drop(rows);
         // The server leaves out what exceeds the bytes.
         self.is_heavy = !nothing_followed;
-        Ok(self.batch(found, range, nothing_followed))
+        Ok(self.batch(found, range, nothing_followed && end == End::Reached))
     }
 
     /// The rows as they come in: none is kept beside what is made of it.
@@ -232,6 +311,7 @@ impl EventReader {
             scope: &self.scope,
             limit: i64::try_from(limit).unwrap_or(i64::MAX),
             bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+            event_bytes: i64::try_from(self.bounds.event_bytes).unwrap_or(i64::MAX),
         }
     }
 
@@ -260,35 +340,55 @@ struct Found {
     keys: Vec<i32>,
 }
 
+/// Where the rows of a batch end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Where there are no more of them, or as many as are wanted.
+    Reached,
+    /// Before an event that is heavy.
+    Heavy,
+    /// Before an event that cannot be read.
+    Unreadable,
+}
+
 impl Found {
-    fn take(&mut self, row: &Row, with_key: bool) -> Result<(), postgres::Error> {
+    /// Takes a row in, or says that the batch ends before it. The first row has to be readable.
+    fn take(&mut self, row: &Row, with_key: bool) -> Result<End, ReadError> {
+        match push(&mut self.events, row) {
+            Ok(()) => {}
+            Err(_) if self.events.len() > 0 => return Ok(End::Unreadable),
+            Err(error) => {
+                let problem = describe(&error);
+                return Err(ReadError::Event(UnreadableEvent { position: row.try_get(POSITION)?, problem }));
+            }
+        }
         if with_key {
             self.keys.push(row.try_get(KEY_OR_NULL)?);
         }
-        push(&mut self.events, row)
+        Ok(End::Reached)
     }
 }
 
-fn columns(payload: &str, metadata: &str) -> String {
-    COLUMNS.replace("{payload}", payload).replace("{metadata}", metadata)
+fn weight(row: &Row) -> Result<usize, postgres::Error> {
+    Ok(usize::try_from(row.try_get::<_, i64>(WEIGHT)?).unwrap_or(usize::MAX))
 }
 
 fn push(buffer: &mut EventBuffer, row: &Row) -> Result<(), postgres::Error> {
     buffer.push(&EventColumns {
-        global_position: row.try_get(0)?,
-        bounded_context: row.try_get(1)?,
-        aggregate_type: row.try_get(2)?,
-        aggregate_id: row.try_get(3)?,
-        aggregate_version: row.try_get(4)?,
-        event_id: row.try_get(5)?,
-        event_type: row.try_get(6)?,
-        event_version: row.try_get(7)?,
-        payload: row.try_get(PAYLOAD)?,
-        trace_id: row.try_get(9)?,
-        correlation_id: row.try_get(10)?,
-        causation_id: row.try_get(11)?,
-        metadata: row.try_get::<_, Option<JsonText<'_>>>(METADATA)?.map(|json| json.0),
-        created_at: row.try_get(13)?,
+        global_position: row.try_get(POSITION)?,
+        aggregate_version: row.try_get(2)?,
+        event_id: row.try_get(3)?,
+        event_version: row.try_get(4)?,
+        created_at: row.try_get(5)?,
+        bounded_context: row.try_get(6)?,
+        aggregate_type: row.try_get(7)?,
+        aggregate_id: row.try_get(8)?,
+        event_type: row.try_get(9)?,
+        payload: row.try_get(10)?,
+        trace_id: row.try_get(11)?,
+        correlation_id: row.try_get(12)?,
+        causation_id: row.try_get(13)?,
+        metadata: row.try_get::<_, Option<JsonText<'_>>>(14)?.map(|json| json.0),
     });
     Ok(())
 }
@@ -316,10 +416,12 @@ pub(crate) fn read_stream(
     from_version: i64,
     to_version: i64,
 ) -> Result<Vec<Event>, postgres::Error> {
+    // The client is the application's, and so is its search path: see `fence`.
     let sql = format!(
-        "SELECT {} FROM {} WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
-         AND aggregate_version BETWEEN $4 AND $5 ORDER BY aggregate_version",
-        columns("payload", "metadata"),
+        "SELECT {} FROM {} WHERE bounded_context OPERATOR(pg_catalog.=) $1 AND aggregate_type OPERATOR(pg_catalog.=) $2
+         AND aggregate_id OPERATOR(pg_catalog.=) $3 AND aggregate_version OPERATOR(pg_catalog.>=) $4
+         AND aggregate_version OPERATOR(pg_catalog.<=) $5 ORDER BY aggregate_version",
+        columns("0", None),
         names.events()
     );
     let rows = client.query_typed(

@@ -4,9 +4,8 @@
 //! it ends nothing can be cleaned up of what others update: rows that are updated time and again, as those of a read model, are found
 //! ever more slowly. So it is short, and only for where reading is what is waited for.
 
-use postgres::{Client, IsolationLevel};
-
-use super::{Batch, EventReader, Range};
+use super::{Batch, EventReader, Range, ReadError};
+use crate::store::session::Session;
 
 /// How many batches at the most.
 const BATCHES: usize = 8;
@@ -20,12 +19,11 @@ impl EventReader {
     /// Goes through a range batch by batch, until one is the last that is wanted, or the rest is to be read in another way.
     pub(crate) fn scan(
         &mut self,
-        client: &mut Client,
+        session: &mut Session,
         range: Range,
         mut is_next_wanted: impl FnMut(Batch) -> bool,
-    ) -> Result<(), postgres::Error> {
-        let mut tx =
-            client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(true).start()?;
+    ) -> Result<(), ReadError> {
+        let mut tx = session.transaction()?;
         // What is not asked for in this range, keys or types, is then not looked at in each row.
         tx.batch_execute("SET LOCAL plan_cache_mode = force_custom_plan")?;
         let batches = self.batches_at_once();
@@ -43,7 +41,7 @@ impl EventReader {
         }
         // The rest of the rows, if there is any, goes unread by while the commit is waited for.
         drop(rows);
-        tx.commit()
+        Ok(tx.commit()?)
     }
 
     /// So many that what is sent in vain, if they are not wanted, is about the bytes of one batch at its bounds.
@@ -60,39 +58,42 @@ mod tests {
     use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
     use super::*;
+    use crate::event::Event;
     use crate::plan::KeySet;
     use crate::projection::Scope;
     use crate::store::events::Bounds;
+    use crate::store::session::Sessions;
     use crate::store::{Names, testing};
 
     const BYTES: usize = 1_000;
+    const EVENT_BYTES: usize = 1_800;
 
     /// Reads a range as a reader does, batch by batch, and wants so many of a scan.
     fn read_all(
-        client: &mut Client,
+        session: &mut Session,
         reader: &mut EventReader,
         range: &Range,
         wanted: usize,
-    ) -> Result<Vec<Batch>, postgres::Error> {
-        let mut batches = Vec::new();
+        batches: &mut Vec<Batch>,
+    ) -> Result<(), ReadError> {
         let mut left = Some(range.clone());
         while let Some(range) = left.take() {
             if reader.is_worth_a_scan(&range) {
                 left = Some(range.clone());
                 let before = batches.len();
-                reader.scan(client, range, |batch| {
+                reader.scan(session, range, |batch| {
                     left = left.take().and_then(|range| range.following(&batch));
                     batches.push(batch);
                     batches.len() < before + wanted
                 })?;
                 assert!(batches.len() <= before + wanted);
             } else {
-                let batch = reader.read(client, &range)?;
+                let batch = session.run(|client| reader.read(client, &range))?;
                 left = range.following(&batch);
                 batches.push(batch);
             }
         }
-        Ok(batches)
+        Ok(())
     }
 
     #[test]
@@ -100,50 +101,69 @@ mod tests {
         let mut client = testing::connect();
         client.batch_execute(&Names::default().schema_sql()).unwrap();
         let weights = prop_oneof![10 => Just(0_usize), 10 => 0..20_usize, 1 => 100..2_000_usize];
-        let cases =
-            (prop::collection::vec((0..8_u8, weights), 0..150), 1..6_usize, any::<bool>(), 0..20_i64, 1..10_usize);
-        let config = Config { cases: 100, failure_persistence: None, ..Config::default() };
-        let client = RefCell::new(client);
+        let event = (0..8_u8, weights, 0..4_i32);
+        let cases = (prop::collection::vec(event, 0..150), 1..6_usize, any::<bool>(), 0..20_i64, 1..10_usize);
+        let config = Config { cases: 150, failure_persistence: None, ..Config::default() };
+        let session = RefCell::new(Session::of(client, Sessions::Shared).unwrap());
         let outcome = TestRunner::new(config).run(&cases, |(events, size, all_keys, after, wanted)| {
-            let client = &mut *client.borrow_mut();
+            let session = &mut *session.borrow_mut();
+            let client = session.client();
             let fail = |error: postgres::Error| TestCaseError::fail(error.to_string());
             client.batch_execute("TRUNCATE events RESTART IDENTITY").map_err(fail)?;
-            let (ids, weights): (Vec<_>, Vec<_>) =
-                events.iter().map(|(id, weight)| (id.to_string(), i32::try_from(*weight).unwrap())).unzip();
+            let ids: Vec<String> = events.iter().map(|(id, _, _)| id.to_string()).collect();
+            let weights: Vec<i32> = events.iter().map(|(_, weight, _)| i32::try_from(*weight).unwrap()).collect();
+            let columns: Vec<i32> = events.iter().map(|(_, _, column)| *column).collect();
             client
                 .execute(
-                    "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-                     SELECT 'test', 'Thing', id, i, gen_random_uuid(), 'Happened', convert_to(repeat('x', weight), 'UTF8')
-                     FROM unnest($1::text[], $2::int[]) WITH ORDINALITY AS event (id, weight, i) ORDER BY i",
-                    &[&ids, &weights],
+                    "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, payload, event_type,
+                                         trace_id, metadata)
+                     SELECT 'test', 'Thing', id, i, gen_random_uuid(),
+                            CASE c WHEN 0 THEN convert_to(x, 'UTF8') ELSE '' END, CASE c WHEN 1 THEN x ELSE 'Happened' END,
+                            CASE c WHEN 2 THEN x END, CASE c WHEN 3 THEN jsonb_build_object('x', x) END
+                     FROM unnest($1::text[], $2::int[], $3::int[]) WITH ORDINALITY AS event (id, weight, c, i),
+                          repeat('x', weight) AS x ORDER BY i",
+                    &[&ids, &weights, &columns],
                 )
                 .map_err(fail)?;
             let keys = if all_keys { KeySet::all() } else { KeySet::partition(0, 2) };
             let range = Range { keys, after, upto: after.max(i64::try_from(events.len()).unwrap() - 5) };
-            let expected: Vec<(i64, i32)> = client
+            let in_range: Vec<(i64, usize)> = client
                 .query(
-                    "SELECT global_position, octet_length(payload) FROM events
-                     WHERE global_position > $1 AND global_position <= $2
+                    "SELECT global_position, octet_length(payload) + octet_length(bounded_context || aggregate_type || aggregate_id
+                                                       || event_type || coalesce(trace_id, '') || coalesce(metadata::text, ''))
+                     FROM events WHERE global_position > $1 AND global_position <= $2
                        AND $3::int4multirange @> (hashtextextended(aggregate_id, 0) & 65535)::int4
                      ORDER BY 1",
                     &[&range.after, &range.upto, &range.keys],
                 )
                 .map_err(fail)?
                 .iter()
-                .map(|row| (row.get(0), row.get(1)))
+                .map(|row| (row.get(0), usize::try_from(row.get::<_, i32>(1)).unwrap()))
                 .collect();
-            let bounds = Bounds { events: size, bytes: BYTES };
+            let expected: Vec<(i64, usize)> =
+                in_range.iter().take_while(|(_, weight)| *weight <= EVENT_BYTES).copied().collect();
+            let bounds = Bounds { events: size, bytes: BYTES, event_bytes: EVENT_BYTES };
             let mut reader =
                 EventReader::prepare(client, &Names::default(), Scope::all(), bounds, false).map_err(fail)?;
-            let batches = if range.after < range.upto { read_all(client, &mut reader, &range, wanted).map_err(fail)? } else { Vec::new() };
-            let read: Vec<(i64, i32)> = batches
+            let mut batches = Vec::new();
+            let outcome = match range.after < range.upto {
+                true => read_all(session, &mut reader, &range, wanted, &mut batches),
+                false => Ok(()),
+            };
+            let too_large = match outcome {
+                Ok(()) => None,
+                Err(ReadError::Event(event)) => Some(event.position),
+                Err(ReadError::Database(error)) => return Err(fail(error)),
+            };
+            prop_assert_eq!(too_large, in_range.get(expected.len()).map(|(position, _)| *position));
+            let read: Vec<(i64, usize)> = batches
                 .iter()
                 .flat_map(|batch| &batch.events)
-                .map(|event| (event.global_position(), i32::try_from(event.payload().len()).unwrap()))
+                .map(|event| (event.global_position(), event.weight()))
                 .collect();
             prop_assert_eq!(read, expected);
             for batch in batches {
-                let weight: usize = batch.events.iter().map(|event| event.payload().len()).sum();
+                let weight: usize = batch.events.iter().map(Event::weight).sum();
                 prop_assert!(batch.events.len() <= size && (weight <= BYTES || batch.events.len() == 1));
             }
             Ok(())

@@ -1,7 +1,7 @@
 -- The event store, as pupsourcing publishes it. Tables that exist already are left as they are. They are looked up first:
 -- CREATE TABLE IF NOT EXISTS asks for the privilege to create even where there is nothing to create.
 DO $$ BEGIN
-IF to_regclass('{events}') IS NULL THEN
+IF pg_catalog.to_regclass('{events}') IS NULL THEN
     CREATE TABLE {events} (
         global_position BIGSERIAL PRIMARY KEY,
         bounded_context TEXT NOT NULL,
@@ -20,7 +20,7 @@ IF to_regclass('{events}') IS NULL THEN
         UNIQUE (bounded_context, aggregate_type, aggregate_id, aggregate_version)
     );
 END IF;
-IF to_regclass('{aggregate_heads}') IS NULL THEN
+IF pg_catalog.to_regclass('{aggregate_heads}') IS NULL THEN
     CREATE TABLE {aggregate_heads} (
         bounded_context TEXT NOT NULL,
         aggregate_type TEXT NOT NULL,

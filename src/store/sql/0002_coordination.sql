@@ -26,8 +26,11 @@ CREATE TABLE IF NOT EXISTS {workers} (
     pid INT NOT NULL,
     version TEXT NOT NULL,
     projections TEXT[] NOT NULL,
+    -- The parts into which the worker cuts what it owns of each projection.
+    lanes INT NOT NULL DEFAULT 1 CHECK (lanes > 0),
     session_key BIGINT,
     session_lost_at TIMESTAMPTZ,
+    -- For people only: no worker relies on what another one has written here.
     safe_head BIGINT NOT NULL DEFAULT 0,
     started_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     last_heartbeat TIMESTAMPTZ NOT NULL DEFAULT now(),

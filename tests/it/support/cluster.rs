@@ -28,7 +28,8 @@ pub(crate) fn worker_of(client: &mut impl GenericClient, pid: i32) -> WorkerId {
 
 /// The server processes that hold a session lock of the worker: all, or only the one that holds the lock which says "alive".
 pub(crate) fn backends_of(client: &mut impl GenericClient, worker: WorkerId, alive_only: bool) -> Vec<i32> {
-    let sql = "SELECT l.pid FROM orchestrator_workers w JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted
+    let sql =
+        "SELECT DISTINCT l.pid FROM orchestrator_workers w JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted
                    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                    AND (l.classid::bigint << 32) | l.objid::bigint IN (w.session_key, w.session_key | 1)
                WHERE w.id = $1 AND (l.mode = 'ExclusiveLock' OR NOT $2) ORDER BY 1";

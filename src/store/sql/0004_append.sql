@@ -3,6 +3,9 @@
 --
 -- One row for each event, in the order given. If the aggregate is not at the expected version, nothing is written and the one row
 -- has its version and no position. An expected version of NULL appends after whatever is there.
+--
+-- Operators and functions are qualified, so that no search path of the caller's can put others in their place. The function sets no
+-- path of its own: the triggers of the events table would run under it. (`unnest` of several arrays is always pg_catalog's.)
 CREATE OR REPLACE FUNCTION {append}(
     bounded_context TEXT, aggregate_type TEXT, aggregate_id TEXT, expected_version BIGINT,
     event_ids UUID[], event_types TEXT[], event_versions INT[], payloads BYTEA[],
@@ -14,42 +17,48 @@ SET enable_seqscan = off
 AS $$
 #variable_conflict use_column
 DECLARE
+    added BIGINT := pg_catalog.cardinality($5);
     before BIGINT;
     stored BIGINT;
 BEGIN
-    IF tables <> '{events} and {aggregate_heads}' THEN
+    IF tables OPERATOR(pg_catalog.<>) '{events} and {aggregate_heads}' THEN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = '{append} appends to {events} and {aggregate_heads}, not to ' || tables,
+            MESSAGE = pg_catalog.concat('{append} appends to {events} and {aggregate_heads}, not to ', tables),
             HINT = 'Give them a schema or a prefix of their own; if the tables were renamed, apply Names::schema_sql() again.';
     END IF;
     -- Nearly always there is a head, and nothing above it. That much is cheap to find out, unlike the highest version.
     UPDATE {aggregate_heads} AS head
-    SET aggregate_version = aggregate_version + cardinality($5), updated_at = clock_timestamp()
-    WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3 AND ($4 IS NULL OR aggregate_version = $4)
+    SET aggregate_version = aggregate_version OPERATOR(pg_catalog.+) added, updated_at = pg_catalog.clock_timestamp()
+    WHERE bounded_context OPERATOR(pg_catalog.=) $1 AND aggregate_type OPERATOR(pg_catalog.=) $2
+      AND aggregate_id OPERATOR(pg_catalog.=) $3 AND ($4 IS NULL OR aggregate_version OPERATOR(pg_catalog.=) $4)
       AND NOT EXISTS (SELECT FROM {events} AS event
-                      WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3
-                        AND event.aggregate_version > head.aggregate_version)
-    RETURNING aggregate_version - cardinality($5) INTO before;
+                      WHERE bounded_context OPERATOR(pg_catalog.=) $1 AND aggregate_type OPERATOR(pg_catalog.=) $2
+                        AND aggregate_id OPERATOR(pg_catalog.=) $3
+                        AND event.aggregate_version OPERATOR(pg_catalog.>) head.aggregate_version)
+    RETURNING aggregate_version OPERATOR(pg_catalog.-) added INTO before;
     IF NOT FOUND THEN
         -- Writers that insert with plain SQL may not keep the heads, and old events may have been archived: the higher version counts.
         -- Another append may make the head in between.
         INSERT INTO {aggregate_heads} AS head (bounded_context, aggregate_type, aggregate_id, aggregate_version)
-        SELECT $1, $2, $3, seen.version + cardinality($5)
-        FROM (SELECT coalesce(max(aggregate_version), 0) AS version FROM {events}
-              WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3) AS seen
-        WHERE $4 IS NULL OR seen.version = $4
+        SELECT $1, $2, $3, seen.version OPERATOR(pg_catalog.+) added
+        FROM (SELECT coalesce(pg_catalog.max(aggregate_version), 0) AS version FROM {events}
+              WHERE bounded_context OPERATOR(pg_catalog.=) $1 AND aggregate_type OPERATOR(pg_catalog.=) $2
+                AND aggregate_id OPERATOR(pg_catalog.=) $3) AS seen
+        WHERE $4 IS NULL OR seen.version OPERATOR(pg_catalog.=) $4
         ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO UPDATE
-        SET aggregate_version = greatest(head.aggregate_version + cardinality($5), excluded.aggregate_version),
-            updated_at = clock_timestamp()
-        WHERE $4 IS NULL OR head.aggregate_version <= $4
-        RETURNING aggregate_version - cardinality($5) INTO before;
+        SET aggregate_version = greatest(head.aggregate_version OPERATOR(pg_catalog.+) added, excluded.aggregate_version),
+            updated_at = pg_catalog.clock_timestamp()
+        WHERE $4 IS NULL OR head.aggregate_version OPERATOR(pg_catalog.<=) $4
+        RETURNING aggregate_version OPERATOR(pg_catalog.-) added INTO before;
         IF NOT FOUND THEN
             RETURN QUERY SELECT NULL::BIGINT, greatest(
-                (SELECT max(aggregate_version) FROM {events}
-                 WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
+                (SELECT pg_catalog.max(aggregate_version) FROM {events}
+                 WHERE bounded_context OPERATOR(pg_catalog.=) $1 AND aggregate_type OPERATOR(pg_catalog.=) $2
+                   AND aggregate_id OPERATOR(pg_catalog.=) $3),
                 (SELECT aggregate_version FROM {aggregate_heads}
-                 WHERE bounded_context = $1 AND aggregate_type = $2 AND aggregate_id = $3),
+                 WHERE bounded_context OPERATOR(pg_catalog.=) $1 AND aggregate_type OPERATOR(pg_catalog.=) $2
+                   AND aggregate_id OPERATOR(pg_catalog.=) $3),
                 0);
             RETURN;
         END IF;
@@ -57,17 +66,17 @@ BEGIN
     RETURN QUERY
     INSERT INTO {events} AS inserted (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
                                       event_version, payload, trace_id, correlation_id, causation_id, metadata)
-    SELECT $1, $2, $3, before + event.n, event.id, event.type, event.version, event.payload, event.trace_id,
+    SELECT $1, $2, $3, before OPERATOR(pg_catalog.+) event.n, event.id, event.type, event.version, event.payload, event.trace_id,
            event.correlation_id, event.causation_id, event.metadata
     FROM unnest($5, $6, $7, $8, $9, $10, $11, $12) WITH ORDINALITY
         AS event (id, type, version, payload, trace_id, correlation_id, causation_id, metadata, n)
     ORDER BY event.n
     RETURNING inserted.global_position, inserted.aggregate_version;
     GET DIAGNOSTICS stored = ROW_COUNT;
-    IF stored <> cardinality($5) THEN
+    IF stored OPERATOR(pg_catalog.<>) added THEN
         RAISE EXCEPTION USING
             ERRCODE = 'triggered_action_exception',
-            MESSAGE = format('%s of %s events were stored', stored, cardinality($5)),
+            MESSAGE = pg_catalog.concat(stored, ' of ', added, ' events were stored'),
             HINT = 'A trigger or a rule keeps events out of {events}: the append cannot tell where they went.';
     END IF;
 END $$;

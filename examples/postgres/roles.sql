@@ -1,0 +1,31 @@
+-- The three roles, and all that each of them needs. Executed as a superuser or as the owner of the database; a test of the library does
+-- everything with exactly these.
+--
+-- The migrator creates and upgrades the tables, and owns them. The worker processes events. The appender, which is the application, appends
+-- them.
+
+-- Before the migration:
+CREATE ROLE shop_migrator LOGIN;
+CREATE ROLE shop_worker LOGIN;
+CREATE ROLE shop_appender LOGIN;
+GRANT USAGE, CREATE ON SCHEMA public TO shop_migrator;
+
+-- After the migration:
+GRANT USAGE ON SCHEMA public TO shop_worker, shop_appender;
+
+-- The worker reads events, and how far the sequence of their positions is: without that, it could not tell that positions are handed out
+-- again. It may not change them.
+GRANT SELECT ON events TO shop_worker;
+GRANT SELECT ON SEQUENCE events_global_position_seq TO shop_worker;
+GRANT SELECT ON orchestrator_migrations TO shop_worker;
+GRANT SELECT, INSERT, UPDATE ON orchestrator_replica_sets, orchestrator_projections TO shop_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON orchestrator_generations, orchestrator_workers, orchestrator_checkpoints TO shop_worker;
+-- And whatever its handlers do with the read models.
+
+-- The appender may choose neither the position of an event nor its time: an event far above all others would keep the safe head from
+-- passing any hole.
+GRANT SELECT ON events TO shop_appender;
+GRANT INSERT (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, event_version, payload, trace_id,
+              correlation_id, causation_id, metadata) ON events TO shop_appender;
+GRANT USAGE ON SEQUENCE events_global_position_seq TO shop_appender;
+GRANT SELECT, INSERT, UPDATE ON aggregate_heads TO shop_appender;

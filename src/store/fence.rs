@@ -1,0 +1,215 @@
+//! The fence: what a runner loads, and the one way in which a position moves.
+//!
+//! *Invariants.* A position changes only by [`advance`](Statements::advance), which names the row, the position it comes from, the generation
+//! and the worker (I1, I4): a worker that lost the row, or that never heard of its own commit, changes nothing and must not commit.
+//! And it changes only in the transaction that [`mark`] has marked: a handler that ended it has committed or rolled back
+//! what belongs to the batch, so the rest must not be committed either.
+//!
+//! These statements are executed beside a handler, under the settings of the application: its search path, its role. So each function,
+//! operator and type in them is qualified; an exact overload would win even over the order of the path.
+
+use std::time::Duration;
+
+use postgres::types::{ToSql, Type};
+use postgres::{Client, GenericClient, Statement, Transaction};
+use uuid::Uuid;
+
+use super::locks;
+use super::names::Names;
+use super::session::Sessions;
+use crate::plan::{KeySet, WorkerId};
+
+/// One row: every event of these keys at or below the position has been processed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    pub(crate) id: i64,
+    pub(crate) keys: KeySet,
+    pub(crate) position: i64,
+}
+
+/// An event, told from another one that has its position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EventMark {
+    pub(crate) position: i64,
+    pub(crate) id: Uuid,
+}
+
+/// By what a worker proves that a row is its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) worker: WorkerId,
+    pub(crate) generation: i64,
+}
+
+/// By what a transaction is told from any that follows it: a setting that the server takes back when the transaction ends, in whatever way.
+/// Its id would do as well, but a transaction that has one keeps dead rows from being cleaned up, also while its handler has written nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mark(String);
+
+/// What became of an attempt to move a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Advanced {
+    Moved,
+    /// The row is not this worker's any more, or not where it left it. Nothing of the transaction may be committed.
+    Fenced,
+    /// This is another transaction than the one that was marked, or none.
+    OtherTransaction,
+}
+
+/// What is loaded of a projection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Owned {
+    pub(crate) rows: Vec<Checkpoint>,
+    /// A position at which there is another event than the one that was handled: these are not the events that were handled.
+    pub(crate) other_event_at: Option<i64>,
+}
+
+/// The condition of the fence. It stands in the row that is written: READ COMMITTED rechecks that row alone after waiting for a lock.
+const FENCE: &str = "id OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.=) $2 AND generation OPERATOR(pg_catalog.=) $3 \
+     AND worker_id OPERATOR(pg_catalog.=) $4";
+
+/// The setting by which a transaction is marked.
+const MARK: &str = "pupsourcing_orchestrator.batch";
+
+/// What a runner asks for time and again, prepared on its connection.
+pub(crate) struct Statements {
+    owned: Statement,
+    advance: Statement,
+    note: Statement,
+}
+
+impl Statements {
+    pub(crate) fn prepare(client: &mut Client, names: &Names) -> Result<Self, postgres::Error> {
+        let (checkpoints, events) = (names.checkpoints(), names.events());
+        let owned = format!(
+            "SELECT id, keys, position, last_event_position,
+                    (SELECT event.event_id OPERATOR(pg_catalog.<>) last_event_id FROM {events} AS event
+                     WHERE event.global_position OPERATOR(pg_catalog.=) last_event_position)
+             FROM {checkpoints}
+             WHERE projection OPERATOR(pg_catalog.=) $1 AND generation OPERATOR(pg_catalog.=) $2
+               AND worker_id OPERATOR(pg_catalog.=) $3 AND lane OPERATOR(pg_catalog.=) $4 ORDER BY position, id"
+        );
+        let advance = format!(
+            "UPDATE {checkpoints} SET position = $5, last_event_position = $6, last_event_id = $7,
+                    updated_at = pg_catalog.clock_timestamp()
+             WHERE {FENCE} AND pg_catalog.current_setting('{MARK}', true) OPERATOR(pg_catalog.=) $8"
+        );
+        let note =
+            format!("UPDATE {checkpoints} SET position = $5, updated_at = pg_catalog.clock_timestamp() WHERE {FENCE}");
+        let row = [Type::INT8, Type::INT8, Type::INT8, Type::UUID, Type::INT8];
+        Ok(Self {
+            owned: client.prepare_typed(&owned, &[Type::TEXT, Type::INT8, Type::UUID, Type::INT4])?,
+            advance: client.prepare_typed(&advance, &[&row[..], &[Type::INT8, Type::UUID, Type::TEXT]].concat())?,
+            note: client.prepare_typed(&note, &row)?,
+        })
+    }
+
+    /// What this owner holds of a projection for one of its lanes.
+    pub(crate) fn owned(
+        &self,
+        client: &mut impl GenericClient,
+        projection: &str,
+        owner: Owner,
+        lane: usize,
+    ) -> Result<Owned, postgres::Error> {
+        let lane = i32::try_from(lane).unwrap_or(0);
+        let rows = client.query(&self.owned, &[&projection, &owner.generation, &owner.worker.0, &lane])?;
+        let other_event = rows.iter().find(|row| row.get::<_, Option<bool>>(4) == Some(true));
+        Ok(Owned {
+            other_event_at: other_event.map(|row| row.get(3)),
+            rows: rows
+                .iter()
+                .map(|row| Checkpoint { id: row.get(0), keys: row.get(1), position: row.get(2) })
+                .collect(),
+        })
+    }
+
+    /// Moves a row on to a position, in the transaction that was marked, having handled this event last.
+    pub(crate) fn advance(
+        &self,
+        client: &mut impl GenericClient,
+        row: &Checkpoint,
+        owner: Owner,
+        to: i64,
+        last: EventMark,
+        mark: &Mark,
+    ) -> Result<Advanced, postgres::Error> {
+        let values: [&(dyn ToSql + Sync); 8] =
+            [&row.id, &row.position, &owner.generation, &owner.worker.0, &to, &last.position, &last.id, &mark.0];
+        if client.execute(&self.advance, &values)? == 1 {
+            return Ok(Advanced::Moved);
+        }
+        let sql = format!("SELECT pg_catalog.current_setting('{MARK}', true)");
+        let marked: Option<String> = client.query_typed_one(&sql, &[])?.get(0);
+        Ok(if marked.as_ref() == Some(&mark.0) { Advanced::Fenced } else { Advanced::OtherTransaction })
+    }
+
+    /// Moves a row on over what does not concern the projection. False if the row is not this worker's any more.
+    pub(crate) fn note(
+        &self,
+        client: &mut impl GenericClient,
+        row: &Checkpoint,
+        owner: Owner,
+        to: i64,
+    ) -> Result<bool, postgres::Error> {
+        let values: [&(dyn ToSql + Sync); 5] = [&row.id, &row.position, &owner.generation, &owner.worker.0, &to];
+        Ok(client.execute(&self.note, &values)? == 1)
+    }
+}
+
+/// Marks the transaction, so that [`advance`](Statements::advance) knows it again. A session that is the worker's own is found by a lock which
+/// a handler may let go of by mistake, so the transaction holds it once more; where sessions are shared, the server ends a transaction that
+/// is silent for `idle_limit`. Either way, a frozen process does not keep its row locks.
+pub(crate) fn mark(
+    tx: &mut Transaction<'_>,
+    sessions: Sessions,
+    idle_limit: Duration,
+) -> Result<Mark, postgres::Error> {
+    let mark = Mark(format!("{:016x}", fastrand::u64(..)));
+    let bound = match sessions.member() {
+        Some(worker) => format!("SELECT pg_catalog.pg_advisory_xact_lock_shared({})", locks::member_key(worker)),
+        None => format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle_limit.as_millis()),
+    };
+    // Not a prepared statement: of such a one, the transaction would keep the snapshot until its next statement.
+    tx.batch_execute(&format!("SET LOCAL {MARK} = '{}'; {bound}", mark.0))?;
+    Ok(mark)
+}
+
+/// Merges a row into another at the same position. False if either is not this worker's any more.
+pub(crate) fn merge(
+    client: &mut impl GenericClient,
+    names: &Names,
+    into: &Checkpoint,
+    from: &Checkpoint,
+    owner: Owner,
+) -> Result<bool, postgres::Error> {
+    let checkpoints = names.checkpoints();
+    let gone_is_later =
+        "coalesce(gone.last_event_position OPERATOR(pg_catalog.>) coalesce(kept.last_event_position, 0), false)";
+    let sql = format!(
+        "WITH target AS MATERIALIZED (
+             SELECT id FROM {checkpoints} WHERE {FENCE} FOR UPDATE
+         ), gone AS (
+             DELETE FROM {checkpoints} WHERE id OPERATOR(pg_catalog.=) $5 AND position OPERATOR(pg_catalog.=) $2
+             AND generation OPERATOR(pg_catalog.=) $3 AND worker_id OPERATOR(pg_catalog.=) $4
+             AND EXISTS (SELECT FROM target) RETURNING keys, last_event_position, last_event_id
+         )
+         UPDATE {checkpoints} AS kept
+         SET keys = kept.keys OPERATOR(pg_catalog.+) gone.keys,
+             last_event_position = CASE WHEN {gone_is_later} THEN gone.last_event_position ELSE kept.last_event_position END,
+             last_event_id = CASE WHEN {gone_is_later} THEN gone.last_event_id ELSE kept.last_event_id END,
+             updated_at = pg_catalog.clock_timestamp()
+         FROM gone WHERE {FENCE}"
+    );
+    let updated = client.execute_typed(
+        &sql,
+        &[
+            (&into.id, Type::INT8),
+            (&into.position, Type::INT8),
+            (&owner.generation, Type::INT8),
+            (&owner.worker.0, Type::UUID),
+            (&from.id, Type::INT8),
+        ],
+    )?;
+    Ok(updated == 1)
+}

@@ -1,0 +1,72 @@
+//! The sequence that hands out positions, if one does.
+
+use postgres::types::Type;
+use postgres::{Client, GenericClient};
+
+use super::names::Names;
+
+/// The sequence behind the positions of events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PositionSequence {
+    /// Qualified and quoted.
+    pub(crate) name: String,
+    /// Whether the user may see how far it is.
+    pub(crate) is_readable: bool,
+    pub(crate) cache: i64,
+    pub(crate) increment: i64,
+    pub(crate) minimum: i64,
+    pub(crate) cycles: bool,
+}
+
+impl PositionSequence {
+    /// The last position it has handed out, in SQL; 0 before the first, if that is 1.
+    ///
+    /// Read from the sequence itself, and not by a function: `pg_sequence_last_value` waits for an `ALTER SEQUENCE` that is under way. It
+    /// is seen at once, not through a snapshot.
+    pub(crate) fn last_sql(&self) -> String {
+        format!("(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {})", self.name)
+    }
+}
+
+/// The sequence that the column's default asks, or the one it owns. None if positions are handed out in another way.
+pub(crate) fn find(
+    client: &mut impl GenericClient,
+    names: &Names,
+) -> Result<Option<PositionSequence>, postgres::Error> {
+    // One that the default asks comes first: that may be another one than the column owns.
+    let sql = "
+        SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), has_sequence_privilege(s.seqrelid, 'SELECT'),
+               s.seqcache, s.seqincrement, s.seqmin, s.seqcycle
+        FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        CROSS JOIN LATERAL (SELECT s.seqrelid IN (
+            SELECT d.refobjid FROM pg_attribute a JOIN pg_attrdef v ON v.adrelid = a.attrelid AND v.adnum = a.attnum
+            JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = v.oid AND d.refclassid = 'pg_class'::regclass
+            WHERE a.attrelid = to_regclass($1) AND a.attname = 'global_position') AS is_asked) AS asked
+        WHERE is_asked OR s.seqrelid = (
+            SELECT pg_get_serial_sequence($1, 'global_position')::regclass FROM pg_attribute a
+            WHERE a.attrelid = to_regclass($1) AND a.attname = 'global_position' AND a.attidentity <> '')
+        ORDER BY is_asked DESC, s.seqrelid LIMIT 1";
+    let row = client.query_typed_opt(sql, &[(&names.events().to_string(), Type::TEXT)])?;
+    Ok(row.map(|row| PositionSequence {
+        name: row.get(0),
+        is_readable: row.get(1),
+        cache: row.get(2),
+        increment: row.get(3),
+        minimum: row.get(4),
+        cycles: row.get(5),
+    }))
+}
+
+/// The highest position of an event and the last one ever handed out. The second is none if it cannot be told.
+pub(crate) fn positions(client: &mut impl GenericClient, names: &Names) -> Result<(i64, Option<i64>), postgres::Error> {
+    let last = find(client, names)?.filter(|sequence| sequence.is_readable);
+    let last = last.map_or_else(|| "NULL::bigint".to_owned(), |sequence| sequence.last_sql());
+    let sql = format!("SELECT coalesce((SELECT max(global_position) FROM {}), 0), {last}", names.events());
+    let row = client.query_typed_one(&sql, &[])?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// What the safe head may be told by, on a connection: only of a sequence that can be read.
+pub(crate) fn readable(client: &mut Client, names: &Names) -> Result<Option<PositionSequence>, postgres::Error> {
+    Ok(find(client, names)?.filter(|sequence| sequence.is_readable))
+}
