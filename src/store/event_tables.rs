@@ -60,15 +60,22 @@ const ENCODINGS: &[&str] = &[
 /// Refuses tables of a shape the library cannot work with. Looks at catalogs only.
 pub(crate) fn shape(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     encoding(client)?;
+    kind(client, names)?;
     columns(client, &names.events().to_string(), names.events_name(), EVENT_COLUMNS)?;
     columns(client, &names.aggregate_heads().to_string(), names.aggregate_heads_name(), HEAD_COLUMNS)?;
-    kind(client, names)?;
     uniqueness(client, names)?;
     sequence(client, names)
 }
 
 fn refuse(problem: String) -> Result<(), Error> {
     Err(Error::Schema { problem })
+}
+
+fn missing(table: &str) -> String {
+    format!(
+        "there is no table {table}, which is created together with the orchestrator's tables only: create it, or \
+         give both a schema or a prefix of their own"
+    )
 }
 
 fn encoding(client: &mut impl GenericClient) -> Result<(), Error> {
@@ -102,10 +109,7 @@ fn columns(client: &mut impl GenericClient, qualified: &str, table: &str, expect
         )
         .map_err(Error::database("reading the columns"))?;
     if rows.is_empty() {
-        return refuse(format!(
-            "there is no table {qualified}, which is created together with the orchestrator's tables only: create it, or \
-             give both a schema or a prefix of their own"
-        ));
+        return refuse(missing(qualified));
     }
     for Column { name, types, may_be_null } in expected {
         let Some(row) = rows.iter().find(|row| row.get::<_, &str>(0) == *name) else {
@@ -136,7 +140,7 @@ fn columns(client: &mut impl GenericClient, qualified: &str, table: &str, expect
 fn kind(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     let events = names.events().to_string();
     let row = client
-        .query_typed_one(
+        .query_typed_opt(
             "SELECT c.relkind::text, c.relispartition, row_security_active(c.oid),
                     (SELECT i.inhrelid::regclass::text FROM pg_inherits i WHERE i.inhparent = c.oid AND c.relkind = 'r' LIMIT 1),
                     (SELECT t.relid::regclass::text FROM pg_partition_tree(c.oid) t JOIN pg_class p ON p.oid = t.relid
@@ -145,6 +149,7 @@ fn kind(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
             &[(&events, Type::TEXT)],
         )
         .map_err(Error::database("reading what kind of a table the events are in"))?;
+    let Some(row) = row else { return refuse(missing(&events)) };
     let relation = match row.get(0) {
         "r" | "p" => None,
         "v" | "m" => Some("a view"),
@@ -244,14 +249,14 @@ pub(super) fn positions(client: &mut impl GenericClient, names: &Names) -> Resul
         .get(0);
     if let Some(lowest) = lowest.filter(|lowest| *lowest < 1) {
         return refuse(format!(
-            "{} has an event at position {lowest}, and positions begin with 1: no projection would handle it. Move it to a position of its own",
+            "{} has an event at position {lowest}, and positions begin with 1: no projection would handle it. Delete it, or give it a position of its own",
             names.events()
         ));
     }
     match last.filter(|last| *last < newest) {
         Some(last) => refuse(format!(
-            "{events} has an event at position {newest}, and the sequence of the positions has come to {last}: those between would be \
-             handed out yet, and their events be missed. Move the event to a position of its own, or the sequence on: \
+            "{events} has an event at position {newest}, and the sequence of the positions has come to {last}: the positions between are still \
+             to be handed out, and their events would be missed. Delete the event, or move the sequence on: \
              SELECT setval(pg_get_serial_sequence('{events}', 'global_position'), {newest})",
             events = names.events()
         )),

@@ -101,12 +101,12 @@ fn what_was_changed_after_the_migration_is_refused_at_the_start() {
         (
             "ALTER SEQUENCE events_global_position_seq CACHE 20",
             "ALTER SEQUENCE events_global_position_seq CACHE 1",
-            &["events_global_position_seq has CACHE 20", "ALTER SEQUENCE events_global_position_seq CACHE 1"][..],
+            &["events_global_position_seq has CACHE 20", "ALTER SEQUENCE public.events_global_position_seq CACHE 1"][..],
         ),
         (
             "CREATE SEQUENCE loose CACHE 5; ALTER TABLE events ALTER global_position SET DEFAULT nextval('loose')",
             "ALTER TABLE events ALTER global_position SET DEFAULT nextval('events_global_position_seq'); DROP SEQUENCE loose",
-            &["loose has CACHE 5", "ALTER SEQUENCE loose CACHE 1"],
+            &["loose has CACHE 5", "ALTER SEQUENCE public.loose CACHE 1"],
         ),
         (
             "UPDATE orchestrator_migrations SET hash_probe = hash_probe + 1",

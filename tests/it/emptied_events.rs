@@ -1,12 +1,12 @@
 //! Events that are removed: as an archive does it, and so that their positions are handed out again.
 
-use postgres::Client;
-use pupsourcing_orchestrator::{Error, Handle, Names, StartAt};
+use postgres::{Client, NoTls};
+use pupsourcing_orchestrator::{Error, Handle, Names, ProjectionState, StartAt};
 
 use crate::bad_input::{SOON, assert_says};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
 use crate::support::workers::{await_running, builder, start, start_ledger};
-use crate::support::{TestDatabase, database, eventually};
+use crate::support::{Options, PrivatePostgres, StopMode, TestDatabase, database, eventually};
 
 const BEGIN_ANEW: &str = "TRUNCATE events, ledger RESTART IDENTITY";
 
@@ -64,6 +64,107 @@ fn positions_handed_out_again_end_a_worker_that_runs() {
     let error = worker.shutdown(SOON).unwrap_err();
     assert!(matches!(error, Error::Schema { .. }), "{error:?}");
     assert_says(&error, &["the safe head is at position 300", "last position of \"public\".\"events\" is 0"]);
+}
+
+/// Removes the events and appends so many others, in one transaction.
+fn import_again(client: &mut Client, events: i64) {
+    let mut tx = client.transaction().unwrap();
+    tx.batch_execute(BEGIN_ANEW).unwrap();
+    append_plainly(&mut tx, events, 30);
+    tx.commit().unwrap();
+}
+
+#[track_caller]
+fn await_end(worker: Handle) -> Error {
+    eventually("the worker ends by itself", SOON, || worker.assignment().is_none().then_some(()));
+    worker.shutdown(SOON).unwrap_err()
+}
+
+#[test]
+fn other_events_at_the_same_positions_end_a_worker_that_runs() {
+    let (_database, mut client, worker) = processed();
+    import_again(&mut client, 480);
+    let error = await_end(worker);
+    assert!(matches!(error, Error::Schema { .. }), "{error:?}");
+    assert_says(&error, &["at position 300", "another event", "rebuild the projections"]);
+    let handled: i64 = client.query_one("SELECT count(*) FROM ledger", &[]).unwrap().get(0);
+    assert_eq!(handled, 0, "and none of them was handled");
+}
+
+#[test]
+fn positions_that_begin_anew_while_nobody_is_connected_are_noticed() {
+    for (events, parts) in [(200, ["is at position 300", "is 200"]), (480, ["at position 300", "another event"])] {
+        let (_database, mut client, worker) = processed();
+        let mut tx = client.transaction().unwrap();
+        tx.batch_execute(BEGIN_ANEW).unwrap();
+        append_plainly(&mut tx, events, 30);
+        // While the table is locked, all that the worker had is cut off; what it connects again to are other events.
+        let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        assert!(tx.query_one(cut, &[]).unwrap().get::<_, i64>(0) >= 4);
+        tx.commit().unwrap();
+        assert_says(&await_end(worker), &parts);
+    }
+}
+
+#[test]
+fn other_events_are_refused_at_the_start() {
+    for projection in ["p", "other"] {
+        let (database, mut client, worker) = processed();
+        worker.shutdown(SOON).unwrap();
+        import_again(&mut client, 480);
+        let started = builder(database.url(), "set").projection(Ledger::named(projection)).build().unwrap().start();
+        match (projection, started) {
+            ("p", Err(error)) => assert_says(&error, &["at position 300", "another event", "projection \"p\""]),
+            // It has processed none of those that are no more.
+            ("other", Ok(worker)) => {
+                eventually("all events are handled", SOON, || is_complete(&mut client, "other").then_some(()));
+                worker.shutdown(SOON).unwrap();
+            }
+            (name, started) => panic!("{name}: {started:?}"),
+        }
+    }
+}
+
+#[test]
+fn other_events_halt_a_projection_that_loads_its_checkpoints() {
+    let (database, mut client, worker) = processed();
+    worker.shutdown(SOON).unwrap();
+    let [stays, leaves] = [(); 2].map(|()| start_again(&database).unwrap());
+    await_running(&[&stays, &leaves]);
+    client.batch_execute("UPDATE orchestrator_checkpoints SET last_event_id = gen_random_uuid()").unwrap();
+    leaves.shutdown(SOON).unwrap();
+    let halted = eventually("it halts", SOON, || {
+        let status = stays.status().projections["p"].clone();
+        (status.state == ProjectionState::Halted).then_some(status)
+    });
+    assert!(halted.error.as_ref().is_some_and(|error| error.contains("another event")), "{halted:?}");
+    append_plainly(&mut client, 30, 30);
+    stays.shutdown(SOON).unwrap();
+    assert!(!is_complete(&mut client, "p"), "it handles nothing more");
+}
+
+#[test]
+fn an_unlogged_table_that_a_crash_has_emptied_is_noticed() {
+    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let url = server.create_database("crash").unwrap();
+    let connect = || Client::connect(&url, NoTls).unwrap();
+    let mut client = connect();
+    Ledger::create_table(&mut client);
+    let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
+    client.batch_execute("ALTER TABLE events SET UNLOGGED").unwrap();
+    append_plainly(&mut client, 300, 30);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    // A checkpoint of the server's, so that it does not forget how far the sequence is.
+    client.batch_execute("CHECKPOINT").unwrap();
+    server.stop(StopMode::Immediate).unwrap();
+    server.start_again().unwrap();
+    let mut client = connect();
+    // From PostgreSQL 15 on, the sequence begins anew as well.
+    client.batch_execute("SELECT setval('events_global_position_seq', 1, false)").unwrap();
+    append_plainly(&mut client, 420, 30);
+    let error = await_end(worker);
+    assert!(matches!(error, Error::Schema { .. }), "{error:?}");
 }
 
 #[test]

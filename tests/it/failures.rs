@@ -11,7 +11,7 @@ use pupsourcing_orchestrator::{BoxError, Event, Handle, Projection, ProjectionSt
 
 use crate::support::handlers::{meddled, metric, prepared, projection_metric};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
-use crate::support::workers::{builder, start};
+use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -339,4 +339,42 @@ fn a_batch_whose_checkpoint_has_moved_commits_nothing_and_goes_on_from_there() {
     eventually("the rest is handled", SOON, || (positions(&mut client, "gated") == [8, 9, 10]).then_some(()));
     assert_eq!(projection_metric(&worker, "fenced_batches_total", "gated"), Some(1.0));
     worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_batch_that_is_tried_again_is_read_again() {
+    for (change, left) in [
+        ("UPDATE events SET payload = 'good' WHERE global_position = 7", 20),
+        ("DELETE FROM events WHERE global_position = 7", 19),
+    ] {
+        // Once read ahead, and then live.
+        for is_live in [false, true] {
+            let database = database();
+            let mut client = prepared(&database);
+            let failed = Arc::new(AtomicUsize::new(0));
+            let failures = failed.clone();
+            let picky = meddled("p", move |_, event| {
+                if event.global_position() == 7 && event.payload() != b"good" {
+                    failures.fetch_add(1, Ordering::Relaxed);
+                    return Err("not good".into());
+                }
+                Ok(())
+            });
+            if !is_live {
+                append_plainly(&mut client, 20, 4);
+            }
+            let retry = Retry::default().attempts(1_000).first_delay(FIRST_DELAY).longest_delay(FIRST_DELAY);
+            let worker = start(builder(database.url(), "set").retry(retry), vec![picky]);
+            if is_live {
+                await_running(&[&worker]);
+                append_plainly(&mut client, 20, 4);
+            }
+            eventually("it is tried again", SOON, || (failed.load(Ordering::Relaxed) > 2).then_some(()));
+            client.batch_execute(change).unwrap();
+            eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+            assert_exactly_once(&mut client, "p");
+            assert_eq!(handled(&mut client, "p"), left, "{change}");
+            worker.shutdown(SOON).unwrap();
+        }
+    }
 }

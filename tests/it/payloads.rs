@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use postgres::{Client, Transaction};
-use pupsourcing_orchestrator::{AppendError, BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection};
+use pupsourcing_orchestrator::{
+    AppendError, BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection, ProjectionState, Scope,
+};
 
 use crate::support::cluster::assert_read_models_become_right;
 use crate::support::handlers::prepared;
+use crate::support::ledger::{Ledger, handled};
 use crate::support::process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{database, eventually};
@@ -135,19 +138,27 @@ fn a_nul_character_is_refused_by_the_name_of_its_field() {
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_is_bounded_by_the_bytes_of_a_batch() {
-    assert_memory_is_bounded(300, MIB, 8 * MIB);
+    assert_memory_is_bounded(300, MIB, 8 * MIB, "payload");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_is_bounded_whatever_column_the_bytes_are_in() {
+    for column in ["trace_id", "metadata"] {
+        assert_memory_is_bounded(150, MIB, 8 * MIB, column);
+    }
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_is_bounded_by_the_largest_event() {
-    assert_memory_is_bounded(4, 64 * MIB, MIB);
+    assert_memory_is_bounded(4, 64 * MIB, MIB, "payload");
 }
 
 /// Lets the example `worker` process so many events of so many bytes each, and half as many again while they come.
 #[cfg(target_os = "linux")]
 #[track_caller]
-fn assert_memory_is_bounded(count: i64, bytes: usize, batch_bytes: usize) {
+fn assert_memory_is_bounded(count: i64, bytes: usize, batch_bytes: usize, column: &str) {
     const RUNNERS: usize = 2;
     // Code, connections, threads, and what the allocator keeps.
     let without_events = 64 * MIB;
@@ -157,7 +168,7 @@ fn assert_memory_is_bounded(count: i64, bytes: usize, batch_bytes: usize) {
 
     let database = database();
     let mut client = prepared(&database);
-    append_large(&mut client, count, bytes);
+    append_large(&mut client, count, bytes, column);
     let mut worker = WorkerProcess::start(
         database.url(),
         &[("BATCH_BYTES", &batch_bytes.to_string()), ("MAX_EVENT_BYTES", &(65 * MIB).to_string())],
@@ -165,12 +176,12 @@ fn assert_memory_is_bounded(count: i64, bytes: usize, batch_bytes: usize) {
     worker.await_processing(1);
     await_counts(&mut client, count);
     let read_ahead = peak_of(&worker);
-    append_large(&mut client, count / 2, bytes);
+    append_large(&mut client, count / 2, bytes, column);
     await_counts(&mut client, count + count / 2);
     let live = peak_of(&worker);
     assert_read_models_become_right(&mut client);
     println!(
-        "events of {} MiB: {} MiB read ahead, {} MiB live, of {}",
+        "events of {} MiB in {column}: {} MiB read ahead, {} MiB live, of {}",
         bytes / MIB,
         read_ahead / MIB,
         live / MIB,
@@ -179,13 +190,18 @@ fn assert_memory_is_bounded(count: i64, bytes: usize, batch_bytes: usize) {
     assert!(live <= bound, "{read_ahead} read ahead, {live} live, of {bound}");
 }
 
-/// Appends so many events with a payload of so many bytes each.
+/// Appends so many events with so many bytes each in one of their columns.
 #[cfg(target_os = "linux")]
-fn append_large(client: &mut Client, count: i64, bytes: usize) {
-    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-               SELECT 'test', 'Large', gen_random_uuid()::text, 1, gen_random_uuid(), 'Large',
-                      convert_to(repeat('0123456789abcdef', $2), 'UTF8') FROM generate_series(1, $1::bigint)";
-    client.execute(sql, &[&count, &i32::try_from(bytes / 16).unwrap()]).unwrap();
+fn append_large(client: &mut Client, count: i64, bytes: usize, column: &str) {
+    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload,
+                                   trace_id, metadata)
+               SELECT 'test', 'Large', gen_random_uuid()::text, 1, gen_random_uuid(),
+                      CASE $3 WHEN 'event_type' THEN large ELSE 'Large' END,
+                      CASE $3 WHEN 'payload' THEN convert_to(large, 'UTF8') ELSE '' END,
+                      CASE $3 WHEN 'trace_id' THEN large END,
+                      CASE $3 WHEN 'metadata' THEN jsonb_build_object('large', large) END
+               FROM repeat('0123456789abcdef', $2) AS large, generate_series(1, $1::bigint)";
+    client.execute(sql, &[&count, &i32::try_from(bytes / 16).unwrap(), &column]).unwrap();
 }
 
 /// Waits until both read models have counted so many events.
@@ -205,4 +221,49 @@ fn peak_of(process: &WorkerProcess) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     peak.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
+#[test]
+fn an_event_that_is_too_large_halts_those_who_want_it_by_name() {
+    let database = database();
+    let mut client = prepared(&database);
+    let store = EventStore::default();
+    let ledger = |name, types: &[&str]| {
+        Box::new(Ledger { scope: Scope::all().aggregate_types(types.to_vec()), ..Ledger::named(name) })
+    };
+    let append = |client: &mut Client, aggregate_type: &str, bytes: usize| {
+        let event = NewEvent::new("test", aggregate_type, "a", "Happened", vec![7; bytes]);
+        store.append(client, ExpectedVersion::Any, &[event]).unwrap()
+    };
+    append(&mut client, "Small", 10);
+    append(&mut client, "Large", 10);
+    let position = append(&mut client, "Large", 3 * MIB).positions[0];
+    append(&mut client, "Small", 10);
+    append(&mut client, "Large", 10);
+    let configured = builder(database.url(), "set").max_event_bytes(MIB);
+    let worker = start(
+        configured,
+        vec![ledger("small", &["Small"]), ledger("large", &["Large"]), ledger("all", &["Large", "Small"])],
+    );
+    for (projection, events) in [("large", 1), ("all", 2)] {
+        let error = eventually("it halts", PATIENCE, || {
+            let status = worker.status().projections[projection].clone();
+            (status.state == ProjectionState::Halted).then_some(status.error.unwrap_or_default())
+        });
+        for part in [
+            format!("global position {position}"),
+            format!("{} bytes", 3 * MIB + 18),
+            format!("max_event_bytes is {MIB}"),
+        ] {
+            assert!(error.contains(&part), "{error:?} should contain {part:?}");
+        }
+        eventually("what is before it is handled", PATIENCE, || {
+            (handled(&mut client, projection) == events).then_some(())
+        });
+    }
+    eventually("the other one handles its own", PATIENCE, || (handled(&mut client, "small") == 2).then_some(()));
+    // Live as well.
+    append(&mut client, "Large", 3 * MIB);
+    append(&mut client, "Small", 10);
+    eventually("the other one handles its own", PATIENCE, || (handled(&mut client, "small") == 3).then_some(()));
 }

@@ -1,0 +1,136 @@
+//! The three roles of `examples/postgres/roles.sql`: each can do its work with exactly the privileges that stand there, and not with one less.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use postgres::{Client, NoTls};
+use pupsourcing_orchestrator::{Builder, EventStore, ExpectedVersion, Handle};
+
+use crate::bad_input::SOON;
+use crate::support::ledger::{Ledger, assert_exactly_once, is_complete, thing};
+use crate::support::workers::{await_running, builder};
+use crate::support::{TestDatabase, database, eventually};
+
+const SCRIPT: &str = include_str!("../../examples/postgres/roles.sql");
+
+/// A database with roles of its own, since roles are the server's.
+struct Roles {
+    database: TestDatabase,
+    admin: Client,
+    prefix: String,
+    /// What is granted after the migration.
+    grants: String,
+}
+
+impl Roles {
+    fn migrated() -> Self {
+        static PREFIXES: AtomicUsize = AtomicUsize::new(0);
+        let database = database();
+        let prefix = format!("roles_{}_{}", std::process::id(), PREFIXES.fetch_add(1, Ordering::Relaxed));
+        let script = SCRIPT.replace("shop_", &format!("{prefix}_"));
+        let (before, grants) = script.split_once("-- After the migration:").unwrap();
+        let mut admin = database.client();
+        admin.batch_execute("REVOKE ALL ON SCHEMA public FROM PUBLIC").unwrap();
+        admin.batch_execute(before).unwrap();
+        let roles = Self { database, admin, prefix, grants: grants.to_owned() };
+        roles.builder("migrator").build().unwrap().migrate().unwrap();
+        let mut roles = roles;
+        roles.grant();
+        Ledger::create_table(&mut roles.admin);
+        let read_model = format!(
+            "GRANT ALL ON ledger TO {0}_worker; GRANT ALL ON SEQUENCE ledger_seq_seq TO {0}_worker",
+            roles.prefix
+        );
+        roles.admin.batch_execute(&read_model).unwrap();
+        roles
+    }
+
+    fn grant(&mut self) {
+        self.admin.batch_execute(&self.grants).unwrap();
+    }
+
+    fn url(&self, role: &str) -> String {
+        self.database.url().replace("postgres@", &format!("{}_{role}@", self.prefix))
+    }
+
+    fn client(&self, role: &str) -> Client {
+        Client::connect(&self.url(role), NoTls).unwrap()
+    }
+
+    fn builder(&self, role: &str) -> Builder {
+        builder(&self.url(role), "set").projection(Ledger::named("p"))
+    }
+
+    fn start(&self) -> Handle {
+        let orchestrator = self.builder("worker").build().unwrap();
+        orchestrator.migrate().unwrap();
+        orchestrator.start().unwrap()
+    }
+
+    fn append(&self) -> Result<(), String> {
+        let mut client = self.client("appender");
+        let store = EventStore::default();
+        let id = fastrand::u64(..).to_string();
+        store.append(&mut client, ExpectedVersion::NoStream, &[thing(&id)]).map_err(|error| error.to_string())?;
+        store
+            .append(&mut client, ExpectedVersion::Exact(1), &[thing(&id), thing(&id)])
+            .map_err(|error| error.to_string())?;
+        store.hint(&mut client);
+        Ok(())
+    }
+}
+
+#[test]
+fn everything_is_done_with_the_documented_privileges() {
+    let mut roles = Roles::migrated();
+    let workers = [(); 2].map(|()| roles.start());
+    await_running(&workers.each_ref());
+    for _ in 0..50 {
+        roles.append().unwrap();
+    }
+    eventually("all events are handled", SOON, || is_complete(&mut roles.admin, "p").then_some(()));
+    // One that is evicted, for which the other one ends its sessions, and one that leaves.
+    let [one, other] = workers;
+    other.shutdown(SOON).unwrap();
+    roles.append().unwrap();
+    eventually("all events are handled", SOON, || is_complete(&mut roles.admin, "p").then_some(()));
+    assert_exactly_once(&mut roles.admin, "p");
+    one.shutdown(SOON).unwrap();
+    // Neither may do what it need not.
+    for (role, statement) in [
+        ("worker", "UPDATE events SET payload = ''"),
+        ("worker", "DELETE FROM events"),
+        ("worker", "INSERT INTO events (aggregate_id) VALUES ('')"),
+        ("worker", "SELECT nextval('events_global_position_seq')"),
+        ("worker", "CREATE TABLE mine (n int)"),
+        ("appender", "INSERT INTO events (global_position) VALUES (9223372036854775807)"),
+        ("appender", "INSERT INTO events (created_at) VALUES ('infinity')"),
+        ("appender", "SELECT setval('events_global_position_seq', 1)"),
+        ("appender", "DELETE FROM events"),
+        ("appender", "SELECT FROM orchestrator_checkpoints"),
+    ] {
+        let error = roles.client(role).batch_execute(statement).unwrap_err();
+        assert_eq!(error.code().map(postgres::error::SqlState::code), Some("42501"), "{role}: {statement}: {error:?}");
+    }
+}
+
+#[test]
+fn none_of_the_appenders_privileges_can_be_spared() {
+    let mut roles = Roles::migrated();
+    let role = format!("{}_appender", roles.prefix);
+    roles.append().unwrap();
+    for revoke in [
+        "SELECT ON events",
+        "USAGE ON SEQUENCE events_global_position_seq",
+        "SELECT ON aggregate_heads",
+        "INSERT ON aggregate_heads",
+        "UPDATE ON aggregate_heads",
+        "INSERT (payload) ON events",
+        "INSERT (metadata) ON events",
+    ] {
+        roles.admin.batch_execute(&format!("REVOKE {revoke} FROM {role}")).unwrap();
+        let error = roles.append().unwrap_err();
+        assert!(error.contains("42501"), "{revoke}: {error}");
+        roles.grant();
+    }
+    roles.append().unwrap();
+}
