@@ -11,7 +11,7 @@ use crate::support::cluster::assert_read_models_become_right;
 use crate::support::handlers::prepared;
 use crate::support::ledger::{Ledger, handled};
 use crate::support::process::WorkerProcess;
-use crate::support::workers::{await_running, builder, start};
+use crate::support::workers::{await_running, builder, count, start};
 use crate::support::{database, eventually};
 
 const MIB: usize = 1 << 20;
@@ -266,4 +266,5 @@ fn an_event_that_is_too_large_halts_those_who_want_it_by_name() {
     append(&mut client, "Large", 3 * MIB);
     append(&mut client, "Small", 10);
     eventually("the other one handles its own", PATIENCE, || (handled(&mut client, "small") == 3).then_some(()));
+    assert_eq!(count(&worker, "reconnects_total"), 0, "the tailer leaves it to them");
 }

@@ -255,6 +255,7 @@ fn no_search_path_replaces_what_the_library_calls() {
         assert_eq!(handled(&mut client, "p"), 2_003);
         // What the one that leaves has not handled, the other one takes over, and merges with its own.
         append_plainly(&mut client, 2_000, 200);
+        eventually("both have begun", SOON, || (handled(&mut client, "p") > 2_300).then_some(()));
         let [leaves, stays] = workers;
         leaves.shutdown(SOON).unwrap();
         let rows = "SELECT count(*) FROM orchestrator_checkpoints";
