@@ -75,7 +75,7 @@ impl Listener {
             while let Some(notification) = heard.next().map_err(Error::database(doing))? {
                 match (notification.channel(), notification.payload()) {
                     (notifications::COORDINATION_CHANNEL, payload) if payload == coordination => {
-                        wake(&self.coordination)
+                        wake(&self.coordination);
                     }
                     (notifications::EVENTS_CHANNEL, payload) if payload == events => wake(&self.events),
                     _ => {}

@@ -190,7 +190,9 @@ impl Orchestrator {
             let mut session = coordinator::hold_alive(session, &registration)?;
             let warnings = preflight::schema(&mut session, names, &path)?;
             coordination::register(&mut session, names, &registration)?;
-            warnings.iter().for_each(|warning| warning.log(&self.config.replica_set));
+            for warning in warnings {
+                warning.log(&self.config.replica_set);
+            }
             Ok(Registered { registration, session, begun })
         })
     }

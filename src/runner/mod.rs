@@ -409,13 +409,13 @@ impl Runner {
         let Connection { session, statements } = work.connection.insert(connection);
         work.loaded_at = Instant::now();
         let (name, owner) = (self.projection.name(), work.owner);
-        let owned = session.run(|client| statements.owned(client, name, owner, self.lane)).map_err(transient)?;
-        log::debug!("checkpoints loaded: projection={name} {owned:?}");
-        if let Some(position) = owned.other_event_at {
+        let loaded = session.run(|client| statements.owned(client, name, owner, self.lane)).map_err(transient)?;
+        log::debug!("checkpoints loaded: projection={name} {loaded:?}");
+        if let Some(position) = loaded.other_event_at {
             let error = continuity::other_event(&self.names, position, &format!("projection {name:?}"));
             return Err(Failure::Refused(error.into()));
         }
-        work.rows = Some(Rows::new(owned.rows));
+        work.rows = Some(Rows::new(loaded.rows));
         self.show(work);
         Ok(())
     }

@@ -66,7 +66,7 @@ impl Warning {
                 "schema on the search path is writable by others: replica_set={replica_set} schema={schema:?} roles={roles:?}"
             ),
             Self::UnreadableSequence { sequence, user } => {
-                log::warn!("last position cannot be read: replica_set={replica_set} sequence={sequence} user={user:?}")
+                log::warn!("last position cannot be read: replica_set={replica_set} sequence={sequence} user={user:?}");
             }
             Self::NoSequence { table } => {
                 log::warn!("positions come from no sequence: replica_set={replica_set} table={table}");

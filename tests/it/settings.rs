@@ -360,17 +360,19 @@ fn nothing_a_handler_sets_meets_another_projection() {
         let attempts = AtomicUsize::new(0);
         let meddling = meddled("meddler", move |tx, _| {
             tx.batch_execute(left_behind)?;
-            Ok(if attempts.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
-                tx.batch_execute(lost)?
-            })
+            if attempts.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
+                tx.batch_execute(lost)?;
+            }
+            Ok(())
         });
         let seen = Arc::new(parking_lot::Mutex::new(BTreeSet::new()));
         let (noted, attempts) = (seen.clone(), AtomicUsize::new(0));
         let bystander = meddled("bystander", move |tx, _| {
             noted.lock().insert(tx.query_one(UNTOUCHED, &[])?.get::<_, String>(0));
-            Ok(if attempts.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
-                tx.batch_execute(lost)?
-            })
+            if attempts.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
+                tx.batch_execute(lost)?;
+            }
+            Ok(())
         });
         append_plainly(&mut client, 20, 4);
         let worker = start(builder(database.url(), "set").batch_size(1), vec![meddling, bystander]);
@@ -400,9 +402,10 @@ fn a_handler_that_ends_its_transaction_halts() {
             let mut client = prepared(&database);
             append_plainly(&mut client, 60, 6);
             let ends = meddled("p", move |tx, event| {
-                Ok(if event.global_position() == 41 {
-                    tx.batch_execute(ending)?
-                })
+                if event.global_position() == 41 {
+                    tx.batch_execute(ending)?;
+                }
+                Ok(())
             });
             let configured = builder(database.url(), "set").batch_size(20);
             let configured = if heartbeats_only { configured.heartbeats_only() } else { configured };

@@ -203,9 +203,9 @@ impl EventReader {
         let matching = matching(names);
         let key = if gives_keys { KEY } else { "NULL::int4" };
         // A subquery with a limit is not merged with what is around it, so the weight is computed once.
-        let weighted = format!("SELECT *, {} AS weight {matching}", weight_sql());
+        let matching = format!("SELECT *, {} AS weight {matching}", weight_sql());
         let light = format!(
-            "SELECT {}, {key} FROM ({weighted}) AS weighted ORDER BY global_position",
+            "SELECT {}, {key} FROM ({matching}) AS matching ORDER BY global_position",
             columns("weight", Some("weight <= $7"))
         );
         let weighed = format!(
@@ -213,7 +213,7 @@ impl EventReader {
                  SELECT *, sum(weight) OVER (ORDER BY global_position ROWS UNBOUNDED PRECEDING) AS total,
                         lag(global_position) OVER (ORDER BY global_position) IS NULL AS is_first,
                         lead(global_position) OVER (ORDER BY global_position) IS NULL AS is_last
-                 FROM ({weighted}) AS weighted) AS weighed
+                 FROM ({matching}) AS matching) AS weighed
              WHERE total <= $7 OR is_first ORDER BY global_position",
             columns("weight", Some("weight <= $8"))
         );

@@ -146,10 +146,7 @@ mod tests {
             let mut reader =
                 EventReader::prepare(client, &Names::default(), Scope::all(), bounds, false).map_err(fail)?;
             let mut batches = Vec::new();
-            let outcome = match range.after < range.upto {
-                true => read_all(session, &mut reader, &range, wanted, &mut batches),
-                false => Ok(()),
-            };
+            let outcome = if range.after < range.upto { read_all(session, &mut reader, &range, wanted, &mut batches) } else { Ok(()) };
             let too_large = match outcome {
                 Ok(()) => None,
                 Err(ReadError::Event(event)) => Some(event.position),
