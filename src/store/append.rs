@@ -1,4 +1,4 @@
-//! Appending events: a call of the function that migration 7 creates.
+//! Appending events: a call of the function that a migration creates.
 //!
 //! *Invariant:* the head's row lock comes before any position is handed out, so of two appends to one aggregate the one with the higher
 //! version has the higher positions.
