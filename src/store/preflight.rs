@@ -142,7 +142,49 @@ fn hash_probe(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use postgres::NoTls;
+
     use super::*;
+    use crate::store::session::Sessions;
+    use crate::store::testing;
+
+    #[test]
+    fn what_a_worker_can_live_with_is_said() {
+        let url = testing::database();
+        let mut admin = Client::connect(&url, NoTls).unwrap();
+        admin.batch_execute(&Names::default().schema_sql()).unwrap();
+        admin
+            .batch_execute(
+                "CREATE ROLE warned LOGIN; CREATE ROLE meddler; CREATE SCHEMA theirs AUTHORIZATION meddler; CREATE SCHEMA unused;
+                 REVOKE CREATE ON SCHEMA public FROM PUBLIC; GRANT USAGE ON SCHEMA public, theirs TO warned;
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO warned;
+                 GRANT CREATE ON SCHEMA unused TO PUBLIC",
+            )
+            .unwrap();
+        let as_warned = url.replace("postgres@", "warned@");
+        let warnings = || {
+            let mut client = Client::connect(&as_warned, NoTls).unwrap();
+            let path = path(&mut client).unwrap();
+            let mut session = Session::of(client, Sessions::Shared).unwrap();
+            schema(&mut session, &Names::default(), &path).unwrap()
+        };
+        let sequence = "public.events_global_position_seq".to_owned();
+        assert_eq!(warnings(), [Warning::UnreadableSequence { sequence, user: "warned".into() }]);
+        admin.batch_execute("GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO warned").unwrap();
+        assert_eq!(warnings(), []);
+        admin.batch_execute("ALTER ROLE warned SET search_path = theirs, public").unwrap();
+        admin.batch_execute("GRANT CREATE ON SCHEMA public TO PUBLIC, warned").unwrap();
+        let writable =
+            |schema: &str, roles: &str| Warning::WritableSchema { schema: schema.into(), roles: roles.into() };
+        assert_eq!(warnings(), [writable("public", "PUBLIC"), writable("theirs", "meddler")]);
+        admin
+            .batch_execute(
+                "ALTER ROLE warned RESET search_path; REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+                 ALTER TABLE events ALTER global_position DROP DEFAULT",
+            )
+            .unwrap();
+        assert_eq!(warnings(), [Warning::NoSequence { table: "\"public\".\"events\"".into() }]);
+    }
 
     #[test]
     fn an_old_server_and_a_standby_are_refused() {
