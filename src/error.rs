@@ -94,7 +94,8 @@ pub enum Error {
         problem: String,
     },
 
-    /// An event cannot be read: it is larger than [`max_event_bytes`](crate::Builder::max_event_bytes), or the server sends something that is
+    /// An event cannot be read: it is larger than
+    /// [`max_event_bytes`](crate::Builder::max_event_bytes), or the server sends something that is
     /// no event. The projections that want it halt before it.
     #[error("the event at global position {position} cannot be read: {problem}")]
     UnreadableEvent {

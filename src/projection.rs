@@ -115,9 +115,11 @@ pub trait Projection: Send + Sync {
         StartAt::Beginning
     }
 
-    /// Handles one event. The transaction is READ COMMITTED and read-write; its other settings are those of the role and the database. Do not
-    /// end it: the orchestrator commits it, together with the checkpoint, and halts the projection if it finds another transaction, or none.
-    /// What is set for the session (`SET`, temporary tables, `LISTEN`) is reset before another projection gets the connection.
+    /// Handles one event. The transaction is READ COMMITTED and read-write; its other settings are
+    /// those of the role and the database. Do not end it: the orchestrator commits it, together
+    /// with the checkpoint, and halts the projection if it finds another transaction, or none. What
+    /// is set for the session (`SET`, temporary tables, `LISTEN`) is reset before another
+    /// projection gets the connection.
     fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError>;
 
     /// Handles events from the front of `events` (never empty), and returns how many: at least one, like

@@ -1,17 +1,21 @@
 //! The safe head: the position up to which every event that will ever exist is visible. Pure.
 //!
-//! Positions are handed out before the transactions that use them commit, so a lower one can become visible after a higher one. A
-//! reader must not step over such a hole while its transaction is open (I3), and must not wait for one that was rolled back.
+//! Positions are handed out before the transactions that use them commit, so a lower one can become
+//! visible after a higher one. A reader must not step over such a hole while its transaction is
+//! open (I3), and must not wait for one that was rolled back.
 //!
 //! Two rules move the head, and no timer ever does:
 //!
-//! - **Contiguity.** Where the positions right above the head are all visible, nothing below them can be in flight.
-//! - **Grace period**, as in read-copy-update. Whoever inserts holds a ROW EXCLUSIVE lock on the table before its position is handed
-//!   out, and lets go of it after its rows are visible. So: note the newest visible position, *then* list the holders of that lock;
-//!   once exactly those have finished, everything that will ever exist at or below the noted position is visible.
+//! - **Contiguity.** Where the positions right above the head are all visible, nothing below them
+//!   can be in flight.
+//! - **Grace period**, as in read-copy-update. Whoever inserts holds a ROW EXCLUSIVE lock on the
+//!   table before its position is handed out, and lets go of it after its rows are visible. So:
+//!   note the newest visible position, *then* list the holders of that lock; once exactly those
+//!   have finished, everything that will ever exist at or below the noted position is visible.
 //!
-//! The second rule rests on positions being handed out in order. An event may have a position that the sequence has not handed out: those
-//! below it are yet to come, so where the last position that was handed out is known, the head goes no further than that.
+//! The second rule rests on positions being handed out in order. An event may have a position that
+//! the sequence has not handed out: those below it are yet to come, so where the last position that
+//! was handed out is known, the head goes no further than that.
 
 use std::collections::BTreeSet;
 

@@ -129,7 +129,8 @@ impl Tailer {
         let doing = "following the events";
         let mut session = Session::open(&self.database, self.sessions)?;
         self.feed.begin_epoch();
-        // Whatever has happened since the last connection: the table may be another one, and its events may be others.
+        // Whatever has happened since the last connection: the table may be another one, and its
+        // events may be others.
         session.check("verifying the table of events", |client| event_tables::shape(client, &self.names)).map_err(
             |error| match error {
                 Error::Schema { .. } | Error::UnsupportedServer { .. } => Failure::Unacceptable(error),
@@ -140,8 +141,9 @@ impl Tailer {
             .check(doing, |client| continuity::verify(client, &self.names, &self.projections))
             .map_err(not_the_same)?;
         let mut statements = session.run(|client| self.prepare(client)).map_err(Error::database(doing))?;
-        // What none of the projections will look at again is settled as far as this worker goes. More is not known: what a worker has seen
-        // before, or written down, may be of another server.
+        // What none of the projections will look at again is settled as far as this worker goes.
+        // More is not known: what a worker has seen before, or written down, may be of another
+        // server.
         let lowest = session.run(|client| checkpoints::lowest(client, &self.names, &self.projections));
         let settled = lowest.map_err(Error::database(doing))?.unwrap_or(0);
         let now = Instant::now();
@@ -167,7 +169,8 @@ impl Tailer {
             let before = self.feed.head();
             let probe = match self.look(&mut session, &statements, &mut sight) {
                 Ok(probe) => probe,
-                // Not a reason to part with the connection: whoever has locked the table will be done at some time.
+                // Not a reason to part with the connection: whoever has locked the table will be
+                // done at some time.
                 Err(Failure::Lost(error)) if is_lock_timeout(&error) => {
                     if sight.locks.is_due() {
                         log::warn!(
@@ -244,10 +247,12 @@ impl Tailer {
     fn look(&self, session: &mut Session, statements: &Statements, sight: &mut Sight) -> Result<Probe, Failure> {
         let failed = |error| Failure::Lost(Error::database("looking for events")(error));
         let at = sight.head.safe();
-        // The order is what the safe head rests on: first what is visible, and what was handed out, then who is writing.
+        // The order is what the safe head rests on: first what is visible, and what was handed out,
+        // then who is writing.
         let probe = match session.run(|client| self.probe(client, &statements.probes, sight)) {
             Err(error) if is_lock_timeout_of(&error) => {
-                // It may be that the sequence alone is locked; then the events go on being followed, without it.
+                // It may be that the sequence alone is locked; then the events go on being
+                // followed, without it.
                 let probe =
                     session.run(|client| statements.probes.look_without_sequence(client, at)).map_err(failed)?;
                 sight.sequence_is_locked_until = Instant::now() + LEAVE_SEQUENCE_FOR;

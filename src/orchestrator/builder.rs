@@ -120,15 +120,16 @@ impl Builder {
         self
     }
 
-    /// The most bytes of events in one transaction: payload, metadata and texts. An event that is larger by itself is handled alone.
-    /// Defaults to 8 MiB.
+    /// The most bytes of events in one transaction: payload, metadata and texts. An event that is
+    /// larger by itself is handled alone. Defaults to 8 MiB.
     pub fn batch_bytes(mut self, bytes: usize) -> Self {
         self.config.batch_bytes = bytes;
         self
     }
 
-    /// The most bytes of one event. A projection that wants a larger one halts before it, and names its position: the worker would need
-    /// several times as much memory to read it. Defaults to 64 MiB.
+    /// The most bytes of one event. A projection that wants a larger one halts before it, and names
+    /// its position: the worker would need several times as much memory to read it. Defaults to 64
+    /// MiB.
     pub fn max_event_bytes(mut self, bytes: usize) -> Self {
         self.config.max_event_bytes = bytes;
         self

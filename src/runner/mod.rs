@@ -11,6 +11,7 @@
 //! ends when the coordinator lets go of its commands.
 
 mod batch;
+mod connection;
 mod failing;
 mod retry;
 mod rows;
@@ -30,20 +31,18 @@ use crate::plan::KeySet;
 use crate::projection::{Projection, Scope};
 use crate::status::{Board, LaneStatus, ProjectionState};
 use crate::store::events::Batch;
-use crate::store::fence::{self, Owner, Statements};
-use crate::store::session::{Session, Sessions};
+use crate::store::fence::{self, Owner};
+use crate::store::session::Sessions;
 use crate::store::{Names, continuity};
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
 use batch::{Committed, Job};
+use connection::Connection;
+pub(crate) use connection::Kept;
 use failing::Troubles;
 use retry::Failure;
 use rows::{Row, Rows};
 
-/// A runner that is paused for longer takes another connection, which the pool has tried.
-const KEEP_CONNECTION: Duration = Duration::from_secs(1);
-/// How long a runner waits for a connection before it looks for commands again.
-const POOL_PATIENCE: Duration = Duration::from_secs(1);
 /// A position that moved without any event of the projection is written down this often: it spares repeated scans after a restart,
 /// and losing it loses nothing.
 const NOTE_POSITION_EVERY: Duration = Duration::from_secs(1);
@@ -95,15 +94,6 @@ pub(crate) struct Runner {
     pub(crate) kept: Option<Kept>,
 }
 
-/// A connection, and the statements prepared on it.
-struct Connection {
-    session: Session,
-    statements: Statements,
-}
-
-/// A connection that is kept for the next generation, and since when.
-pub(crate) struct Kept(Connection, Instant);
-
 /// What a runner has in hand while it runs.
 struct Work {
     owner: Owner,
@@ -114,7 +104,8 @@ struct Work {
     loaded_at: Instant,
     /// What was read of the first row and is not committed yet: the rest of a batch, or one to be tried again.
     rest: Option<Batch>,
-    /// What comes next is to be read from the database, not from memory: it may have been repaired or erased since.
+    /// What comes next is to be read from the database, not from memory: it may have been repaired
+    /// or erased since.
     is_read_again: bool,
     connection: Option<Connection>,
     troubles: Troubles,
@@ -186,7 +177,7 @@ impl Runner {
             loaded_at: Instant::now(),
             rest: None,
             is_read_again: false,
-            connection: self.kept_connection(),
+            connection: self.kept.take().and_then(Kept::taken_again),
             troubles: Troubles::new(&self.retry),
             commit_first: None,
             noted_at: Instant::now(),
@@ -243,7 +234,7 @@ impl Runner {
         if command == Some(Command::Pause) {
             // So that rows of one partition are at one position when the keys are cut anew, and can be merged.
             _ = Self::note_position(&mut work);
-            self.kept = work.connection.map(|connection| Kept(connection, Instant::now()));
+            self.kept = work.connection.map(Kept::new);
         }
         self.tell(|status| {
             status.state = ProjectionState::Paused;
@@ -383,33 +374,24 @@ impl Runner {
     fn connection(connection: &mut Option<Connection>) -> Result<&mut Connection, Failure> {
         connection
             .as_mut()
-            .filter(|connection| !connection.session.is_closed())
+            .filter(|connection| connection.is_open())
             .ok_or_else(|| Failure::Transient("the connection is lost".into()))
-    }
-
-    fn connect(&self) -> Result<Connection, Failure> {
-        let client = self.pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
-        let mut session = Session::for_handlers(client, self.sessions);
-        let statements = Statements::prepare(session.client(), &self.names).map_err(transient)?;
-        Ok(Connection { session, statements })
-    }
-
-    /// The connection of the generation before, if it was in use a moment ago.
-    fn kept_connection(&mut self) -> Option<Connection> {
-        let Kept(connection, since) = self.kept.take()?;
-        (since.elapsed() < KEEP_CONNECTION && !connection.session.is_closed()).then_some(connection)
     }
 
     fn load_rows(&self, work: &mut Work) -> Result<(), Failure> {
         work.loaded_in = self.feed.epoch();
         let connection = match work.connection.take() {
             Some(connection) => connection,
-            None => self.connect()?,
+            None => Connection::open(&self.pool, self.sessions, &self.names)?,
         };
         let Connection { session, statements } = work.connection.insert(connection);
         work.loaded_at = Instant::now();
         let (name, owner) = (self.projection.name(), work.owner);
-        let loaded = session.run(|client| statements.owned(client, name, owner, self.lane)).map_err(transient)?;
+        // A policy may hide the rows, and moving one is then taken for being fenced. So it must be an
+        // error here, or the runner would take itself for the owner of nothing.
+        let mut tx = session.transaction_without_policies().map_err(transient)?;
+        let loaded = statements.owned(&mut tx, name, owner, self.lane).map_err(transient)?;
+        tx.commit().map_err(transient)?;
         log::debug!("checkpoints loaded: projection={name} {loaded:?}");
         if let Some(position) = loaded.other_event_at {
             let error = continuity::other_event(&self.names, position, &format!("projection {name:?}"));

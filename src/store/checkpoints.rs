@@ -1,7 +1,8 @@
 //! Checkpoints: how far each projection got for each set of keys, and whose they are.
 //!
-//! *Invariant.* The key sets of a projection's checkpoints are disjoint and cover the key space (I5): rows are only ever made whole
-//! ([`claim`]), cut ([`recut`]) and merged ([`merge`](super::fence::merge)). Positions are moved by [`fence`](super::fence) alone.
+//! *Invariant.* The key sets of a projection's checkpoints are disjoint and cover the key space
+//! (I5): rows are only ever made whole ([`claim`]), cut ([`recut`]) and merged
+//! ([`merge`](super::fence::merge)). Positions are moved by [`fence`](super::fence) alone.
 
 use postgres::types::Type;
 use postgres::{Client, Transaction};
@@ -189,7 +190,8 @@ pub(crate) struct Lag {
     pub(crate) position: i64,
     /// The newest visible position less the lowest checkpoint.
     pub(crate) events: i64,
-    /// The age of the first event above the lowest checkpoint, by the server's clock; 0 if there is none, or if it is of no time.
+    /// The age of the first event above the lowest checkpoint, by the server's clock; 0 if there is
+    /// none, or if it is of no time.
     pub(crate) seconds: f64,
 }
 

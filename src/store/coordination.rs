@@ -43,8 +43,9 @@ pub(crate) fn try_lock<'c>(
 
 fn begin(session: &mut Session) -> Result<Transaction<'_>, postgres::Error> {
     let mut tx = session.transaction()?;
-    // A frozen process that holds the lock is cut off by the server after as long as others wait for it. And to deal the checkpoints out
-    // again looks costly, but compiling it takes longer than doing it.
+    // A frozen process that holds the lock is cut off by the server after as long as others wait
+    // for it. And to deal the checkpoints out again looks costly, but compiling it takes longer
+    // than doing it.
     tx.batch_execute(&format!(
         "SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL jit = off",
         LOCK_PATIENCE.as_millis()

@@ -1,5 +1,5 @@
-//! What an acceptable table of events is, whoever made it. Asked at the migration, at every start, and with each new connection of a
-//! tailer; each requirement is refused by name, with what to do.
+//! What an acceptable table of events is, whoever made it. Asked at the migration, at every start,
+//! and with each new connection of a tailer; each requirement is refused by name, with what to do.
 
 use postgres::GenericClient;
 use postgres::types::Type;
@@ -136,15 +136,16 @@ fn columns(client: &mut impl GenericClient, qualified: &str, table: &str, expect
     Ok(())
 }
 
-/// Refuses relations for which a lock on the events table and its partitions does not tell who writes, and rows that a policy hides.
+/// Refuses relations for which a lock on the events table and its partitions does not tell who
+/// writes, and rows that a policy hides.
 fn kind(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     let events = names.events().to_string();
     let row = client
         .query_typed_opt(
-            "SELECT c.relkind::text, c.relispartition, row_security_active(c.oid),
+            "SELECT c.relkind::text, c.relispartition,
                     (SELECT i.inhrelid::regclass::text FROM pg_inherits i WHERE i.inhparent = c.oid AND c.relkind = 'r' LIMIT 1),
                     (SELECT t.relid::regclass::text FROM pg_partition_tree(c.oid) t JOIN pg_class p ON p.oid = t.relid
-                     WHERE p.relkind NOT IN ('r', 'p') LIMIT 1), current_user::text
+                     WHERE p.relkind NOT IN ('r', 'p') LIMIT 1)
              FROM pg_class c WHERE c.oid = to_regclass($1)",
             &[(&events, Type::TEXT)],
         )
@@ -168,26 +169,37 @@ fn kind(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
              positions: name the partitioned table, with Names::events_table()"
         ));
     }
-    if let Some(child) = row.get::<_, Option<String>>(3) {
+    if let Some(child) = row.get::<_, Option<String>>(2) {
         return refuse(format!(
             "{events} has the child {child} (INHERITS). Those who write to it lock nothing else: make it a partitioned table, or let the \
              child go with ALTER TABLE {child} NO INHERIT {events}"
         ));
     }
-    if let Some(partition) = row.get::<_, Option<String>>(4) {
+    if let Some(partition) = row.get::<_, Option<String>>(3) {
         return refuse(format!(
             "the partition {partition} of {events} is a foreign table. Those who write to it elsewhere lock nothing here: \
              ALTER TABLE {events} DETACH PARTITION {partition}"
         ));
     }
-    if row.get(2) {
-        return refuse(format!(
-            "row-level security on {events} applies to user {user}, and hides events from it: ALTER ROLE {user} BYPASSRLS, or \
-             ALTER TABLE {events} DISABLE ROW LEVEL SECURITY",
-            user = row.get::<_, String>(5)
-        ));
+    visible(client, &events)
+}
+
+/// Refuses a table of which a policy hides rows from the user.
+pub(super) fn visible(client: &mut impl GenericClient, table: &str) -> Result<(), Error> {
+    let row = client
+        .query_typed_one(
+            "SELECT coalesce(row_security_active(to_regclass($1)), false), current_user::text",
+            &[(&table, Type::TEXT)],
+        )
+        .map_err(Error::database("reading whether row-level security applies"))?;
+    if !row.get::<_, bool>(0) {
+        return Ok(());
     }
-    Ok(())
+    refuse(format!(
+        "row-level security on {table} applies to user {user}, and hides rows from it: ALTER ROLE {user} BYPASSRLS, or \
+         ALTER TABLE {table} DISABLE ROW LEVEL SECURITY",
+        user = row.get::<_, String>(1)
+    ))
 }
 
 /// Two events of one position could be on both sides of the end of a batch, and the second would be skipped.
@@ -211,8 +223,8 @@ fn uniqueness(client: &mut impl GenericClient, names: &Names) -> Result<(), Erro
     ))
 }
 
-/// A sequence that hands out blocks of positions to sessions breaks the order in which positions are handed out, on which the safe
-/// head relies; one that goes back hands them out again.
+/// A sequence that hands out blocks of positions to sessions breaks the order in which positions
+/// are handed out, on which the safe head relies; one that goes back hands them out again.
 fn sequence(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     let found = sequence::find(client, names).map_err(Error::database("reading the sequence of the positions"))?;
     let Some(sequence) = found else { return Ok(()) };
@@ -238,8 +250,8 @@ fn sequence(client: &mut impl GenericClient, names: &Names) -> Result<(), Error>
     Err(Error::UnsupportedServer { problem })
 }
 
-/// Refuses positions that no worker would process: below 1, or above what the sequence has handed out, since it will hand out those
-/// below as well.
+/// Refuses positions that no worker would process: below 1, or above what the sequence has handed
+/// out, since it will hand out those below as well.
 pub(super) fn positions(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     let doing = "reading the positions of the events";
     let (newest, last) = sequence::positions(client, names).map_err(Error::database(doing))?;

@@ -1,12 +1,14 @@
 //! The fence: what a runner loads, and the one way in which a position moves.
 //!
-//! *Invariants.* A position changes only by [`advance`](Statements::advance), which names the row, the position it comes from, the generation
-//! and the worker (I1, I4): a worker that lost the row, or that never heard of its own commit, changes nothing and must not commit.
-//! And it changes only in the transaction that [`mark`] has marked: a handler that ended it has committed or rolled back
-//! what belongs to the batch, so the rest must not be committed either.
+//! *Invariants.* A position changes only by [`advance`](Statements::advance), which names the row,
+//! the position it comes from, the generation and the worker (I1, I4): a worker that lost the row,
+//! or that never heard of its own commit, changes nothing and must not commit. And it changes only
+//! in the transaction that [`mark`] has marked: a handler that ended it has committed or rolled
+//! back what belongs to the batch, so the rest must not be committed either.
 //!
-//! These statements are executed beside a handler, under the settings of the application: its search path, its role. So each function,
-//! operator and type in them is qualified; an exact overload would win even over the order of the path.
+//! These statements are executed beside a handler, under the settings of the application: its
+//! search path, its role. So each function, operator and type in them is qualified; an exact
+//! overload would win even over the order of the path.
 
 use std::time::Duration;
 
@@ -41,8 +43,9 @@ pub(crate) struct Owner {
     pub(crate) generation: i64,
 }
 
-/// By what a transaction is told from any that follows it: a setting that the server takes back when the transaction ends, in whatever way.
-/// Its id would do as well, but a transaction that has one keeps dead rows from being cleaned up, also while its handler has written nothing.
+/// By what a transaction is told from any that follows it: a setting that the server takes back
+/// when the transaction ends, in whatever way. Its id would do as well, but a transaction that has
+/// one keeps dead rows from being cleaned up, also while its handler has written nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mark(String);
 
@@ -50,7 +53,8 @@ pub(crate) struct Mark(String);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Advanced {
     Moved,
-    /// The row is not this worker's any more, or not where it left it. Nothing of the transaction may be committed.
+    /// The row is not this worker's any more, or not where it left it. Nothing of the transaction
+    /// may be committed.
     Fenced,
     /// This is another transaction than the one that was marked, or none.
     OtherTransaction,
@@ -60,11 +64,13 @@ pub(crate) enum Advanced {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Owned {
     pub(crate) rows: Vec<Checkpoint>,
-    /// A position at which there is another event than the one that was handled: these are not the events that were handled.
+    /// A position at which there is another event than the one that was handled: these are not the
+    /// events that were handled.
     pub(crate) other_event_at: Option<i64>,
 }
 
-/// The condition of the fence. It stands in the row that is written: READ COMMITTED rechecks that row alone after waiting for a lock.
+/// The condition of the fence. It stands in the row that is written: READ COMMITTED rechecks that
+/// row alone after waiting for a lock.
 const FENCE: &str = "id OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.=) $2 AND generation OPERATOR(pg_catalog.=) $3 \
      AND worker_id OPERATOR(pg_catalog.=) $4";
 
@@ -144,7 +150,8 @@ impl Statements {
         Ok(if marked.as_ref() == Some(&mark.0) { Advanced::Fenced } else { Advanced::OtherTransaction })
     }
 
-    /// Moves a row on over what does not concern the projection. False if the row is not this worker's any more.
+    /// Moves a row on over what does not concern the projection. False if the row is not this
+    /// worker's any more.
     pub(crate) fn note(
         &self,
         client: &mut impl GenericClient,
@@ -157,9 +164,10 @@ impl Statements {
     }
 }
 
-/// Marks the transaction, so that [`advance`](Statements::advance) knows it again. A session that is the worker's own is found by a lock which
-/// a handler may let go of by mistake, so the transaction holds it once more; where sessions are shared, the server ends a transaction that
-/// is silent for `idle_limit`. Either way, a frozen process does not keep its row locks.
+/// Marks the transaction, so that [`advance`](Statements::advance) knows it again. A session that
+/// is the worker's own is found by a lock which a handler may let go of by mistake, so the
+/// transaction holds it once more; where sessions are shared, the server ends a transaction that is
+/// silent for `idle_limit`. Either way, a frozen process does not keep its row locks.
 pub(crate) fn mark(
     tx: &mut Transaction<'_>,
     sessions: Sessions,
@@ -170,7 +178,8 @@ pub(crate) fn mark(
         Some(worker) => format!("SELECT pg_catalog.pg_advisory_xact_lock_shared({})", locks::member_key(worker)),
         None => format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle_limit.as_millis()),
     };
-    // Not a prepared statement: of such a one, the transaction would keep the snapshot until its next statement.
+    // Not a prepared statement: of such a one, the transaction would keep the snapshot until its
+    // next statement.
     tx.batch_execute(&format!("SET LOCAL {MARK} = '{}'; {bound}", mark.0))?;
     Ok(mark)
 }

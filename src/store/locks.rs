@@ -1,8 +1,9 @@
 //! Session locks, by which the living tell the dead.
 //!
-//! A worker's coordination connection holds an advisory lock: when the process dies, the server lets go of it at once. Each of its
-//! other connections holds a second lock, shared, which only serves to find them when the worker has been declared dead while its
-//! process is frozen: a frozen process must not keep row locks.
+//! A worker's coordination connection holds an advisory lock: when the process dies, the server
+//! lets go of it at once. Each of its other connections holds a second lock, shared, which only
+//! serves to find them when the worker has been declared dead while its process is frozen: a frozen
+//! process must not keep row locks.
 
 use postgres::Client;
 use postgres::types::Type;
@@ -46,7 +47,8 @@ pub(super) fn census_sql(names: &Names, replica_set: &str) -> String {
     )
 }
 
-/// Takes the lock that says "alive", if nobody holds it. Somebody does only while a lost session is still being ended.
+/// Takes the lock that says "alive", if nobody holds it. Somebody does only while a lost session is
+/// still being ended.
 pub(crate) fn try_hold_alive(client: &mut Client, worker: WorkerId) -> Result<bool, postgres::Error> {
     let row = client.query_typed_one("SELECT pg_try_advisory_lock($1)", &[(&alive_key(worker), Type::INT8)])?;
     Ok(row.get(0))

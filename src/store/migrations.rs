@@ -13,8 +13,9 @@ use crate::error::Error;
 struct Migration {
     title: &'static str,
     sql: &'static str,
-    /// The lowest schema version whose library works with a schema that has this migration: its own number if older libraries cannot,
-    /// a lower one if it only adds what they need not know. So a deployment can be rolled back without touching the schema.
+    /// The lowest schema version whose library works with a schema that has this migration: its own
+    /// number if older libraries cannot, a lower one if it only adds what they need not know. So a
+    /// deployment can be rolled back without touching the schema.
     works_from: i32,
 }
 
@@ -98,7 +99,8 @@ pub(crate) struct Applied {
 }
 
 impl Applied {
-    /// Refuses a schema with which this library does not work: an older one, or a newer one that is not only added to.
+    /// Refuses a schema with which this library does not work: an older one, or a newer one that is
+    /// not only added to.
     pub(crate) fn verify_works(self) -> Result<(), Error> {
         let Self { version, works_from } = self;
         let problem = if version < VERSION {

@@ -1,4 +1,5 @@
-//! The channels on which workers are told that something has changed. A notification is a hint: nobody relies on it.
+//! The channels on which workers are told that something has changed. A notification is a hint:
+//! nobody relies on it.
 
 use postgres::types::Type;
 use postgres::{Client, GenericClient};
@@ -11,7 +12,8 @@ pub(crate) const COORDINATION_CHANNEL: &str = "pupsourcing_coordination";
 /// The channel on which appended events are hinted at. Its payload names the events table.
 pub(crate) const EVENTS_CHANNEL: &str = "pupsourcing_events";
 
-/// Tells the workers of a replica set that something has changed. Within a transaction, it is told at the commit.
+/// Tells the workers of a replica set that something has changed. Within a transaction, it is told
+/// at the commit.
 pub(crate) fn notify_coordination(
     client: &mut impl GenericClient,
     names: &Names,
@@ -30,7 +32,8 @@ fn notify(client: &mut impl GenericClient, channel: &str, payload: &str) -> Resu
     Ok(())
 }
 
-/// The payload that names a replica set. Different schemas in one database have replica sets of the same name.
+/// The payload that names a replica set. Different schemas in one database have replica sets of the
+/// same name.
 pub(crate) fn coordination_payload(names: &Names, replica_set: &str) -> String {
     format!("{} {replica_set}", names.workers())
 }

@@ -3,7 +3,7 @@
 use postgres::types::Type;
 use postgres::{Client, Transaction};
 
-use super::names::Names;
+use super::names::{Names, Own};
 use super::session::Session;
 use super::{event_tables, migrations, privileges, sequence};
 use crate::error::Error;
@@ -40,7 +40,8 @@ fn usable(number: i32, version: &str, in_recovery: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// The schemas in which handlers look for tables, functions and operators: those of the application's search path.
+/// The schemas in which handlers look for tables, functions and operators: those of the
+/// application's search path.
 pub(crate) fn path(client: &mut Client) -> Result<Vec<String>, Error> {
     let row = client
         .query_typed_one("SELECT pg_catalog.current_schemas(false)::pg_catalog.text[]", &[])
@@ -75,8 +76,8 @@ impl Warning {
     }
 }
 
-/// Refuses a schema this library cannot work with, and a user who may not. Returns what is to be said of it otherwise; `path` is the
-/// application's.
+/// Refuses a schema this library cannot work with, and a user who may not. Returns what is to be
+/// said of it otherwise; `path` is the application's.
 pub(crate) fn schema(session: &mut Session, names: &Names, path: &[String]) -> Result<Vec<Warning>, Error> {
     let mut tx = session.transaction().map_err(Error::database("verifying the schema"))?;
     let Some(applied) = migrations::applied(&mut tx, names)? else {
@@ -89,6 +90,9 @@ pub(crate) fn schema(session: &mut Session, names: &Names, path: &[String]) -> R
     };
     applied.verify_works()?;
     privileges::to_work(&mut tx, names)?;
+    for own in Own::ALL {
+        event_tables::visible(&mut tx, &names.own(own).to_string())?;
+    }
     hash_probe(&mut tx, names)?;
     event_tables::shape(&mut tx, names)?;
     event_tables::positions(&mut tx, names)?;

@@ -59,12 +59,14 @@ impl Probes {
         })
     }
 
-    /// Looks at what lies above a position. One snapshot, no lock that is waited for, but for those on the events.
+    /// Looks at what lies above a position. One snapshot, no lock that is waited for, but for those
+    /// on the events.
     pub(crate) fn look(&self, client: &mut Client, after: i64) -> Result<Probe, postgres::Error> {
         Ok(probe(&one(client, &self.plain, after, &[])?, after))
     }
 
-    /// The same, and how many workers the replica set has: one statement for everything a worker has to look at often.
+    /// The same, and how many workers the replica set has: one statement for everything a worker
+    /// has to look at often.
     pub(crate) fn look_with_census(
         &self,
         client: &mut Client,

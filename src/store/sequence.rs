@@ -21,14 +21,15 @@ pub(crate) struct PositionSequence {
 impl PositionSequence {
     /// The last position it has handed out, in SQL; 0 before the first, if that is 1.
     ///
-    /// Read from the sequence itself, and not by a function: `pg_sequence_last_value` waits for an `ALTER SEQUENCE` that is under way. It
-    /// is seen at once, not through a snapshot.
+    /// Read from the sequence itself, and not by a function: `pg_sequence_last_value` waits for an
+    /// `ALTER SEQUENCE` that is under way. It is seen at once, not through a snapshot.
     pub(crate) fn last_sql(&self) -> String {
         format!("(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {})", self.name)
     }
 }
 
-/// The sequence that the column's default asks, or the one it owns. None if positions are handed out in another way.
+/// The sequence that the column's default asks, or the one it owns. None if positions are handed
+/// out in another way.
 pub(crate) fn find(
     client: &mut impl GenericClient,
     names: &Names,
@@ -57,7 +58,8 @@ pub(crate) fn find(
     }))
 }
 
-/// The highest position of an event and the last one ever handed out. The second is none if it cannot be told.
+/// The highest position of an event and the last one ever handed out. The second is none if it
+/// cannot be told.
 pub(crate) fn positions(client: &mut impl GenericClient, names: &Names) -> Result<(i64, Option<i64>), postgres::Error> {
     let last = find(client, names)?.filter(|sequence| sequence.is_readable);
     let last = last.map_or_else(|| "NULL::bigint".to_owned(), |sequence| sequence.last_sql());

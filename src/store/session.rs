@@ -1,8 +1,9 @@
-//! What the library's connections state before they rely on it, in one place: a server, a database, a role or a handler may have set
-//! something else.
+//! What the library's connections state before they rely on it, in one place: a server, a database,
+//! a role or a handler may have set something else.
 //!
-//! Where a worker's connections are sessions of its own, a connection states it once. Behind a pooler in transaction mode a session is
-//! anybody's: there, each transaction states it for itself, and nothing is left behind.
+//! Where a worker's connections are sessions of its own, a connection states it once. Behind a
+//! pooler in transaction mode a session is anybody's: there, each transaction states it for itself,
+//! and nothing is left behind.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -14,15 +15,18 @@ use crate::database::{Database, PooledClient};
 use crate::error::Error;
 use crate::plan::WorkerId;
 
-/// A statement of the library waits this long for a lock, and then comes again: neither a frozen process nor a long `ALTER TABLE` keeps a
-/// thread from its other duties. Well below any `stale_worker_timeout`, or a frozen worker could keep the others from evicting it.
+/// A statement of the library waits this long for a lock, and then comes again: neither a frozen
+/// process nor a long `ALTER TABLE` keeps a thread from its other duties. Well below any
+/// `stale_worker_timeout`, or a frozen worker could keep the others from evicting it.
 pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What every statement of the library relies on, by name and value.
 ///
-/// - *Isolation*: a statement has to see what was committed before it got its locks. In a transaction of a stricter level it sees what was
-///   committed before it began to wait, and a table that was rewritten meanwhile seems empty.
-/// - *Path*: no function or operator of somebody else's takes the place of the server's own. Tables are qualified everywhere.
+/// - *Isolation*: a statement has to see what was committed before it got its locks. In a
+///   transaction of a stricter level it sees what was committed before it began to wait, and a
+///   table that was rewritten meanwhile seems empty.
+/// - *Path*: no function or operator of somebody else's takes the place of the server's own. Tables
+///   are qualified everywhere.
 /// - *Row security*: an error instead of rows that are silently left out.
 /// - *Timeouts*: those of the role are meant for its own statements.
 const LIBRARY: &[(&str, &str)] = &[
@@ -41,8 +45,9 @@ const LIBRARY: &[(&str, &str)] = &[
     ("standard_conforming_strings", "on"),
 ];
 
-/// What a connection for handlers states. All else is the application's: its path, its row security, its timeouts. So what the library
-/// executes there is written in a way that none of these can change, see [`fence`](super::fence).
+/// What a connection for handlers states. All else is the application's: its path, its row
+/// security, its timeouts. So what the library executes there is written in a way that none of
+/// these can change, see [`fence`](super::fence).
 const HANDLERS: &[(&str, &str)] = &[
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),
@@ -70,7 +75,8 @@ impl Sessions {
         }
     }
 
-    /// What makes a connection that others have used as good as new, but for statements prepared on it. One round trip.
+    /// What makes a connection that others have used as good as new, but for statements prepared on
+    /// it. One round trip.
     ///
     /// `DISCARD ALL` would drop these as well; the parts are its own.
     pub(crate) fn reset_sql(self) -> Option<String> {
@@ -115,7 +121,8 @@ impl Session {
         Ok(Self { client, sessions, settings: LIBRARY })
     }
 
-    /// For what the library executes beside a handler. The connection comes from a pool, which has [reset](Sessions::reset_sql) it.
+    /// For what the library executes beside a handler. The connection comes from a pool, which has
+    /// [reset](Sessions::reset_sql) it.
     pub(crate) fn for_handlers(client: PooledClient, sessions: Sessions) -> Self {
         Self { client, sessions, settings: HANDLERS }
     }
@@ -162,6 +169,13 @@ impl Session {
         if let Some(local) = local {
             tx.batch_execute(&local)?;
         }
+        Ok(tx)
+    }
+
+    /// Begins a transaction in which a policy that hides rows is an error, whatever the application has set.
+    pub(crate) fn transaction_without_policies(&mut self) -> Result<Transaction<'_>, postgres::Error> {
+        let mut tx = self.transaction()?;
+        tx.batch_execute("SET LOCAL row_security = off")?;
         Ok(tx)
     }
 

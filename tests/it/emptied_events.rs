@@ -98,7 +98,8 @@ fn positions_that_begin_anew_while_nobody_is_connected_are_noticed() {
         let mut tx = client.transaction().unwrap();
         tx.batch_execute(BEGIN_ANEW).unwrap();
         append_plainly(&mut tx, events, 30);
-        // While the table is locked, all that the worker had is cut off; what it connects again to are other events.
+        // While the table is locked, all that the worker had is cut off; what it connects again to
+        // are other events.
         let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                    WHERE datname = current_database() AND pid <> pg_backend_pid()";
         assert!(tx.query_one(cut, &[]).unwrap().get::<_, i64>(0) >= 4);

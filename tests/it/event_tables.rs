@@ -1,5 +1,5 @@
-//! What an acceptable table of events is: each thing that it must not be is refused by name, with what to do, at the migration and at the
-//! start.
+//! What an acceptable table of events is: each thing that it must not be is refused by name, with
+//! what to do, at the migration and at the start.
 
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Database, Error, EventStore, ExpectedVersion, Names, NewEvent, Orchestrator};

@@ -17,7 +17,8 @@ fn insert_at(client: &mut impl GenericClient, position: i64) {
     client.execute(sql, &[&position]).unwrap();
 }
 
-/// Inserts so many events, each of an aggregate of its own: transactions that do so do not wait for one another.
+/// Inserts so many events, each of an aggregate of its own: transactions that do so do not wait for
+/// one another.
 fn insert(client: &mut impl GenericClient, count: i64) {
     let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
                SELECT 'test', 'Thing', gen_random_uuid()::text, 1, gen_random_uuid(), 'Happened', '' FROM generate_series(1, $1::bigint)";

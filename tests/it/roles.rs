@@ -1,4 +1,5 @@
-//! The three roles of `examples/postgres/roles.sql`: each can do its work with exactly the privileges that stand there, and not with one less.
+//! The three roles of `examples/postgres/roles.sql`: each can do its work with exactly the
+//! privileges that stand there, and not with one less.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

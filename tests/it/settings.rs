@@ -145,8 +145,35 @@ fn row_security_is_refused_and_hides_no_event() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// For each function and operator of the server's own, one of the same name and types in a schema of its own, where that can be made.
-/// Whatever is found there by the library raises an error.
+#[test]
+fn checkpoints_that_were_hidden_are_found_again() {
+    let database = database();
+    let mut client = prepared(&database);
+    let (role, url) = worker_role(&database, &mut client);
+    let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
+    append_plainly(&mut client, 100, 10);
+    await_complete(&mut client, "p");
+    client.batch_execute("ALTER TABLE orchestrator_checkpoints ENABLE ROW LEVEL SECURITY").unwrap();
+    append_plainly(&mut client, 100, 10);
+    eventually("the runner is fenced", SOON, || {
+        (crate::support::workers::count(&worker, "fenced_batches_total") > 0).then_some(())
+    });
+    eventually("it looks for its rows in vain", SOON, || {
+        let status = worker.status().projections["p"].clone();
+        status.error.is_some_and(|error| error.contains("row-level security")).then_some(())
+    });
+    assert_says(&start_again(&url), &["row-level security", "orchestrator_checkpoints", &role, "BYPASSRLS"]);
+    client.batch_execute("ALTER TABLE orchestrator_checkpoints DISABLE ROW LEVEL SECURITY").unwrap();
+    await_complete(&mut client, "p");
+    worker.shutdown(SOON).unwrap();
+}
+
+fn start_again(url: &str) -> pupsourcing_orchestrator::Error {
+    builder(url, "set").projection(Ledger::named("p")).build().unwrap().start().unwrap_err()
+}
+
+/// For each function and operator of the server's own, one of the same name and types in a schema
+/// of its own, where that can be made. Whatever is found there by the library raises an error.
 const SHADOWS: &str = r"
     CREATE SCHEMA shadows;
     CREATE FUNCTION shadows.shadow(name text) RETURNS void LANGUAGE plpgsql AS $f$
@@ -356,7 +383,8 @@ fn nothing_a_handler_sets_meets_another_projection() {
         .unwrap();
     let lost = "DO $$ BEGIN RAISE 'as if' USING ERRCODE = '40P01'; END $$";
     for left_behind in LEFT_BEHIND {
-        // Every other attempt loses its connection to the pool, so that connections go round; of the others, what is set stays.
+        // Every other attempt loses its connection to the pool, so that connections go round; of
+        // the others, what is set stays.
         let attempts = AtomicUsize::new(0);
         let meddling = meddled("meddler", move |tx, _| {
             tx.batch_execute(left_behind)?;
@@ -412,7 +440,8 @@ fn a_handler_that_ends_its_transaction_halts() {
             let retry = pupsourcing_orchestrator::Retry::default().attempts(2);
             let worker = start(configured.retry(retry), vec![ends, Box::new(Ledger::named("q"))]);
             let error = await_halted(&worker, "p");
-            // While its session holds the same lock twice, the server itself refuses to prepare the transaction.
+            // While its session holds the same lock twice, the server itself refuses to prepare the
+            // transaction.
             let is_said = error.contains("has ended the transaction") && error.contains("41 to 60");
             let is_refused = ending.starts_with("PREPARE") && error.contains("cannot PREPARE");
             assert!(is_said || is_refused, "{ending}: {error}");

@@ -33,7 +33,8 @@ const LARGE: [&str; 9] = [
     "metadata",
 ];
 
-/// The columns of an event, as they are selected; the large ones are withheld where this condition does not hold.
+/// The columns of an event, as they are selected; the large ones are withheld where this condition
+/// does not hold.
 fn columns(weight: &str, sent_if: Option<&str>) -> String {
     let columns = "aggregate_version, event_id, event_version, created_at";
     let large = LARGE.map(|column| match sent_if {
@@ -46,8 +47,9 @@ fn columns(weight: &str, sent_if: Option<&str>) -> String {
 /// An event's key.
 const KEY: &str = "(hashtextextended(aggregate_id, 0) & 65535)::int4";
 
-/// What counts against `batch_bytes`: the bytes that arrive. The length of a text or a payload is known without it being read; the metadata
-/// have to be, for they are stored compressed and in another form.
+/// What counts against `batch_bytes`: the bytes that arrive. The length of a text or a payload is
+/// known without it being read; the metadata have to be, for they are stored compressed and in
+/// another form.
 fn weight_sql() -> String {
     LARGE
         .map(|column| match column {
@@ -174,10 +176,11 @@ pub(crate) struct Batch {
 
 /// Reads events of a scope within bounds, on the connection it was prepared on.
 ///
-/// To add the weights up on the server, row by row, costs as much as all the rest. So events are first read without: each is sent whole if
-/// it is *light*, within some equal shares of the bytes, and as a stub if not. The batch ends before the first stub, or where the bytes are
-/// used up; what is still sent is not kept. Only where events are heavy are they read with their weights added up. One that is too
-/// large by itself is not sent at all.
+/// To add the weights up on the server, row by row, costs as much as all the rest. So events are
+/// first read without: each is sent whole if it is *light*, within some equal shares of the bytes,
+/// and as a stub if not. The batch ends before the first stub, or where the bytes are used up; what
+/// is still sent is not kept. Only where events are heavy are they read with their weights added
+/// up. One that is too large by itself is not sent at all.
 #[derive(Debug)]
 pub(crate) struct EventReader {
     light: Statement,
