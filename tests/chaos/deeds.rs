@@ -1,5 +1,7 @@
 //! What the neighbour can do to the database: SQL, and how to undo it.
 
+use std::ops::Range;
+
 /// A deed. Each of the SQL texts may be executed again after it was interrupted at any point.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Deed {
@@ -11,18 +13,18 @@ pub(crate) enum Deed {
     Hide { table: &'static str },
 }
 
-pub(crate) const ISOLATION: [&str; 3] = ["read committed", "repeatable read", "serializable"];
+const ISOLATION: [&str; 3] = ["read committed", "repeatable read", "serializable"];
 
 /// What is maintained, and what undoes it.
 ///
 /// The default of an added column is volatile, so the server rewrites the table.
 const MAINTENANCE: [(&str, Option<&str>); 14] = [
     (
-        "ALTER TABLE events ADD COLUMN neighbours uuid NOT NULL DEFAULT gen_random_uuid()",
+        "ALTER TABLE events DROP COLUMN IF EXISTS neighbours, ADD COLUMN neighbours uuid NOT NULL DEFAULT gen_random_uuid()",
         Some("ALTER TABLE events DROP COLUMN IF EXISTS neighbours"),
     ),
     (
-        "ALTER TABLE orchestrator_checkpoints ADD COLUMN neighbours uuid NOT NULL DEFAULT gen_random_uuid()",
+        "ALTER TABLE orchestrator_checkpoints DROP COLUMN IF EXISTS neighbours, ADD COLUMN neighbours uuid NOT NULL DEFAULT gen_random_uuid()",
         Some("ALTER TABLE orchestrator_checkpoints DROP COLUMN IF EXISTS neighbours"),
     ),
     (
@@ -74,24 +76,52 @@ const HIDDEN: [&str; 1] = ["events"];
 
 /// Sessions of both roles, by chance.
 const END_SOME: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                        WHERE usename IN ('shop_worker', 'shop_appender') AND random() < 0.3";
+                        WHERE usename IN ('shop_worker', 'shop_appender') AND random() < 0.4";
 /// So that writers do not go on with a setting under which they can write nothing. Workers have to.
 const END_APPENDERS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop_appender'";
 
-/// Each deed once. Maintenance is of the first isolation level.
+/// Each deed once, in the first of its variants.
 pub(crate) fn all() -> Vec<Deed> {
     let maintenance = MAINTENANCE.map(|(sql, undo)| Deed::Maintain { sql, undo, isolation: ISOLATION[0] });
-    let set = |(name, value)| SCOPES.map(|whose| Deed::Set { whose, name, value });
-    let hide = HIDDEN.map(|table| Deed::Hide { table });
-    maintenance.into_iter().chain(SETTINGS.map(set).into_iter().flatten()).chain(hide).collect()
+    let settings = SETTINGS.map(|(name, value)| Deed::Set { whose: SCOPES[0], name, value });
+    let hiding = HIDDEN.map(|table| Deed::Hide { table });
+    maintenance.into_iter().chain(settings).chain(hiding).collect()
 }
 
 impl Deed {
-    /// The same in a session of another default isolation level, if that makes a difference.
-    pub(crate) fn under(self, isolation: &'static str) -> Self {
+    /// All variants of it.
+    pub(crate) fn variants(self) -> Vec<Self> {
         match self {
-            Self::Maintain { sql, undo, .. } => Self::Maintain { sql, undo, isolation },
-            other => other,
+            Self::Maintain { sql, undo, .. } => {
+                ISOLATION.map(|isolation| Self::Maintain { sql, undo, isolation }).to_vec()
+            }
+            Self::Set { name, value, .. } => SCOPES.map(|whose| Self::Set { whose, name, value }).to_vec(),
+            Self::Hide { .. } => vec![self],
+        }
+    }
+
+    /// How often it comes while others come once.
+    ///
+    /// A statement that waited for a table to be rewritten, in a session whose default isolation level is stricter than the library's, is
+    /// what has gone wrong before, and both have to meet.
+    pub(crate) fn weight(self) -> usize {
+        match self {
+            Self::Set { name: "default_transaction_isolation", .. } => 4,
+            _ if self.is_rewrite_of_events() => 4,
+            _ => 1,
+        }
+    }
+
+    /// Such a one comes several times in a row: what matters is between which two statements of a worker it gets its lock.
+    fn is_rewrite_of_events(self) -> bool {
+        matches!(self, Self::Maintain { sql, .. } if sql == MAINTENANCE[0].0)
+    }
+
+    /// For how many milliseconds it stands. A setting concerns only sessions that begin meanwhile, so it stands longer.
+    pub(crate) fn stands_for(self) -> Range<u64> {
+        match self {
+            Self::Set { .. } => 1_000..8_000,
+            Self::Maintain { .. } | Self::Hide { .. } => 200..3_000,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::deeds::{self, Deed, ISOLATION};
+use crate::deeds::{self, Deed};
 use crate::support::StopMode;
 
 /// So many workers at the most. The one in slot 0 reaches the server through the proxy.
@@ -62,7 +62,7 @@ pub(crate) struct Schedule {
     occupied: [bool; SLOTS],
     /// For the neighbour.
     deeds: fastrand::Rng,
-    /// What the neighbour does next, from the end: each deed once before any of them again.
+    /// What the neighbour does next, from the end: every deed comes before the deck is shuffled again.
     deck: Vec<Deed>,
 }
 
@@ -112,19 +112,22 @@ impl Schedule {
             }
             let deed = self.deed();
             faults.push((now, Fault::Neighbour(deed)));
-            if !deed.undoing().is_empty() {
-                faults.push((now + Duration::from_millis(self.deeds.u64(200..3_000)), Fault::Undo(deed)));
+            // What still stands when the storm is over is undone then.
+            let undone = now + Duration::from_millis(self.deeds.u64(deed.stands_for()));
+            if !deed.undoing().is_empty() && undone < lasts {
+                faults.push((undone, Fault::Undo(deed)));
             }
         }
     }
 
     fn deed(&mut self) -> Deed {
         if self.deck.is_empty() {
-            self.deck = deeds::all();
+            let several = |deed: Deed| std::iter::repeat_n(deed, deed.weight());
+            self.deck = deeds::all().into_iter().flat_map(several).collect();
             self.deeds.shuffle(&mut self.deck);
         }
-        let isolation = ISOLATION[self.deeds.usize(..ISOLATION.len())];
-        self.deck.pop().unwrap().under(isolation)
+        let variants = self.deck.pop().unwrap().variants();
+        variants[self.deeds.usize(..variants.len())]
     }
 
     /// Adds one of the faults. False if the one drawn is impossible now.
@@ -214,18 +217,15 @@ fn with_lulls(mut faults: Vec<(Duration, Fault)>, end: Duration) -> Vec<(Duratio
 fn a_seed_gives_one_schedule() {
     let storms = |seed| {
         let mut schedule = Schedule::new(seed);
-        std::iter::repeat_with(|| schedule.storm()).take(40).collect::<Vec<_>>()
+        std::iter::repeat_with(|| schedule.storm()).take(100).collect::<Vec<_>>()
     };
     assert_eq!(storms(1), storms(1));
     assert_ne!(storms(1), storms(2));
     let faults: Vec<Fault> = storms(1).into_iter().flatten().map(|(_, fault)| fault).collect();
     let kinds: std::collections::HashSet<_> = faults.iter().map(std::mem::discriminant).collect();
     assert_eq!(kinds.len(), 16, "every kind of fault occurs");
-    for deed in deeds::all() {
-        for isolation in ISOLATION {
-            let deed = deed.under(isolation);
-            assert!(faults.contains(&Fault::Neighbour(deed)), "{deed:?} occurs");
-        }
+    for deed in deeds::all().into_iter().flat_map(Deed::variants) {
+        assert!(faults.contains(&Fault::Neighbour(deed)), "{deed:?} occurs");
     }
 }
 
