@@ -72,7 +72,7 @@ const SETTINGS: [(&str, &str); 15] = [
 
 const SCOPES: [&str; 2] = ["DATABASE chaos", "ROLE shop_worker"];
 
-const HIDDEN: [&str; 1] = ["events"];
+const HIDDEN: [&str; 2] = ["events", "orchestrator_checkpoints"];
 
 /// Sessions of both roles, by chance.
 const END_SOME: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
