@@ -18,9 +18,12 @@
 )]
 
 mod crew;
+mod deeds;
+mod neighbour;
 mod oracle;
 mod ownership;
 mod proxy;
+mod roles;
 mod schedule;
 mod server;
 #[path = "../it/support/mod.rs"]
@@ -34,6 +37,7 @@ use crossbeam_channel::{after, tick};
 use postgres::{Client, NoTls};
 
 use crew::{COORDINATION, Crew};
+use neighbour::{Count, Neighbour};
 use oracle::Watch;
 use ownership::{Ownership, all_take_part, situation};
 use proxy::Proxy;
@@ -60,6 +64,10 @@ const MOVES_WITHIN: Duration = Duration::from_secs(20);
 
 /// When so many events have been handled, each with a chance of one in a thousand, some handler has panicked.
 const SOME_PANIC_WITHIN: usize = 15_000;
+
+/// In a longer run the neighbour succeeds with each kind of deed at least once. Each deed comes about once in 60 seconds, and may find
+/// the server away or wait for a lock in vain.
+const ALL_DEEDS_WITHIN: Duration = Duration::from_secs(150);
 
 /// Something that takes longer is looked at.
 const SLOW: Duration = Duration::from_secs(4);
@@ -88,6 +96,7 @@ struct Chaos {
     begun: Instant,
     server: Server,
     proxy: Proxy,
+    neighbour: Neighbour,
     crew: Crew,
     watch: Watch,
     ownership: Ownership,
@@ -112,7 +121,8 @@ fn exactly_once_whatever_happens() {
 
     let server = Server::start();
     let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into());
-    let url = format!("{}?application_name=chaos-worker", server.url());
+    roles::create(server.url());
+    let url = format!("{}?application_name=chaos-worker", roles::url_of(server.url(), roles::WORKER));
     let mut urls: [String; SLOTS] = std::array::from_fn(|_| url.clone());
     urls[0] = url.replace(&format!(":{}/", server.port()), &format!(":{}/", proxy.port()));
     let mut crew = Crew::new(urls);
@@ -120,11 +130,13 @@ fn exactly_once_whatever_happens() {
     crew.await_processing(0);
     Client::connect(server.url(), NoTls).unwrap().batch_execute(HANDLER_FAULTS).unwrap();
     (1..AT_FIRST).for_each(|slot| crew.join(slot));
-    let writers = Writers::start(server.url(), seed);
+    let writers = Writers::start(&roles::url_of(server.url(), roles::APPENDER), seed);
+    let neighbour = Neighbour::start(server.url());
     let watch = Watch::start(server.url());
     let ownership = Ownership::new(server.url());
 
-    let mut chaos = Chaos { begun: Instant::now(), server, proxy, crew, watch, ownership, lulls: Vec::new() };
+    let mut chaos =
+        Chaos { begun: Instant::now(), server, proxy, neighbour, crew, watch, ownership, lulls: Vec::new() };
     let outcome = chaos.run(&mut Schedule::new(seed), lasts);
     let tally = writers.finish();
     let outcome = outcome.and_then(|storms| {
@@ -160,6 +172,13 @@ fn exactly_once_whatever_happens() {
                 "{started} workers, {could_not} of which could not start, {fenced} times fenced, {evicted} back after \
                  eviction, {panics} panics of handlers, {refused} failures of theirs, {retried} of transactions"
             );
+            let deeds = chaos.neighbour.finish();
+            println!("the neighbour, how often it succeeded and how often it tried:");
+            for (kind, Count { done, tried }) in &deeds {
+                println!("{done:>5} of {tried:>3} {kind}");
+            }
+            let never: Vec<_> = deeds.iter().filter(|(_, count)| count.done == 0).collect();
+            assert!(never.is_empty() || lasts <= ALL_DEEDS_WITHIN, "the neighbour never succeeded: {never:?}");
             assert!(panics > 0 || tally.acknowledged.len() < SOME_PANIC_WITHIN, "no handler has panicked");
         }
         Err(why) => panic!("{why}\nCHAOS_SEED={seed}; the faults are above"),
@@ -218,8 +237,9 @@ impl Chaos {
 
     /// Nothing new happens until every key has an owner that can work while everything that goes wrong goes on.
     fn lull(&mut self) -> Result<(), String> {
-        // Nothing is promised while it is away.
+        // Nothing is promised while it is away, or while the neighbour keeps the tables locked or hidden.
         self.server.await_ready();
+        self.neighbour.calm();
         let helpless = self.crew.pids().count() - self.capable().len();
         let otherwise = "not every key is owned by a worker that runs and can";
         let within = OWNED_IN_LULL_WITHIN + 2 * self.proxy.delayed_by() * ROUND_TRIPS;
@@ -255,6 +275,8 @@ impl Chaos {
             Fault::Linger(later) => self.proxy.linger(later),
             Fault::HalfClose { requests } => self.proxy.half_close(requests),
             Fault::Heal => self.proxy.heal(),
+            Fault::Neighbour(deed) => self.neighbour.order(deed),
+            Fault::Undo(deed) => self.neighbour.undo(deed),
             Fault::Lull => return self.lull(),
         }
         Ok(())
@@ -265,6 +287,7 @@ impl Chaos {
         self.proxy.heal();
         self.crew.thaw();
         self.server.await_ready();
+        self.neighbour.calm();
         let begun = Instant::now();
         let mut client = Client::connect(self.server.url(), NoTls).unwrap();
         let newest: i64 = client.query_one("SELECT coalesce(max(global_position), 0) FROM events", &[]).unwrap().get(0);

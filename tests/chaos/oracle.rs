@@ -52,9 +52,13 @@ const CHECKPOINTS: &str = "
     SELECT format('%s %s position %s generation %s worker %s', projection, keys, position, generation, worker_id)
     FROM orchestrator_checkpoints ORDER BY projection, keys";
 
+/// Taken before the snapshot: a table that is rewritten between the two would seem empty.
+const LOCKS: &str = "LOCK TABLE events, orchestrator_checkpoints IN ACCESS SHARE MODE";
+
 /// What is wrong, in one snapshot: nothing, it is hoped.
 pub(crate) fn look(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
     let mut tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start()?;
+    tx.batch_execute(LOCKS)?;
     let mut wrong = lines(&mut tx, "checkpoints", COVER, None)?;
     wrong.extend(lines(&mut tx, "aggregate_activity", &format!("{DUE}{ACTIVITY}"), Some("aggregate_activity"))?);
     wrong.extend(lines(&mut tx, "event_type_counts", &format!("{DUE}{COUNTS}"), Some("event_type_counts"))?);

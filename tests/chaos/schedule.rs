@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::deeds::{self, Deed};
 use crate::support::StopMode;
 
 /// So many workers at the most. The one in slot 0 reaches the server through the proxy.
@@ -39,7 +40,11 @@ pub(crate) enum Fault {
     Linger(Duration),
     /// The proxy is itself again.
     Heal,
-    /// The storm stands still: what goes wrong goes on doing so, nothing else happens, and the storm's clock is stopped, until every key
+    /// The neighbour does something.
+    Neighbour(Deed),
+    /// The neighbour undoes it.
+    Undo(Deed),
+    /// The neighbour undoes everything, and the storm stands still: what else goes wrong goes on doing so, nothing else happens, and the storm's clock is stopped, until every key
     /// has an owner that can work all the same.
     Lull,
 }
@@ -55,6 +60,10 @@ impl Fault {
 pub(crate) struct Schedule {
     rng: fastrand::Rng,
     occupied: [bool; SLOTS],
+    /// For the neighbour.
+    deeds: fastrand::Rng,
+    /// What the neighbour does next, from the end: every deed comes before the deck is shuffled again.
+    deck: Vec<Deed>,
 }
 
 /// What the storm being made has done so far.
@@ -70,7 +79,8 @@ impl Schedule {
     pub(crate) fn new(seed: u64) -> Self {
         let mut occupied = [false; SLOTS];
         occupied[..AT_FIRST].fill(true);
-        Self { rng: fastrand::Rng::with_seed(seed), occupied }
+        let [rng, deeds] = [seed, !seed].map(fastrand::Rng::with_seed);
+        Self { rng, occupied, deeds, deck: Vec::new() }
     }
 
     /// The next storm: what happens at which time since its beginning, in this order, with two lulls. At its end there are two workers at
@@ -87,8 +97,37 @@ impl Schedule {
             }
             while !self.brew(&mut weather) {}
         }
+        self.meddle(lasts, &mut weather.faults);
         weather.faults.sort_by_key(|(at, _)| *at);
         with_lulls(weather.faults, lasts)
+    }
+
+    /// Adds what the neighbour does meanwhile, and when it undoes it.
+    fn meddle(&mut self, lasts: Duration, faults: &mut Vec<(Duration, Fault)>) {
+        let mut now = Duration::ZERO;
+        loop {
+            now += Duration::from_millis(self.deeds.u64(50..700));
+            if now > lasts {
+                return;
+            }
+            let deed = self.deed();
+            faults.push((now, Fault::Neighbour(deed)));
+            // What still stands when the storm is over is undone then.
+            let undone = now + Duration::from_millis(self.deeds.u64(deed.stands_for()));
+            if !deed.undoing().is_empty() && undone < lasts {
+                faults.push((undone, Fault::Undo(deed)));
+            }
+        }
+    }
+
+    fn deed(&mut self) -> Deed {
+        if self.deck.is_empty() {
+            let several = |deed: Deed| std::iter::repeat_n(deed, deed.weight());
+            self.deck = deeds::all().into_iter().flat_map(several).collect();
+            self.deeds.shuffle(&mut self.deck);
+        }
+        let variants = self.deck.pop().unwrap().variants();
+        variants[self.deeds.usize(..variants.len())]
     }
 
     /// Adds one of the faults. False if the one drawn is impossible now.
@@ -178,13 +217,16 @@ fn with_lulls(mut faults: Vec<(Duration, Fault)>, end: Duration) -> Vec<(Duratio
 fn a_seed_gives_one_schedule() {
     let storms = |seed| {
         let mut schedule = Schedule::new(seed);
-        std::iter::repeat_with(|| schedule.storm()).take(20).collect::<Vec<_>>()
+        std::iter::repeat_with(|| schedule.storm()).take(100).collect::<Vec<_>>()
     };
     assert_eq!(storms(1), storms(1));
     assert_ne!(storms(1), storms(2));
     let faults: Vec<Fault> = storms(1).into_iter().flatten().map(|(_, fault)| fault).collect();
     let kinds: std::collections::HashSet<_> = faults.iter().map(std::mem::discriminant).collect();
-    assert_eq!(kinds.len(), 14, "every kind of fault occurs");
+    assert_eq!(kinds.len(), 16, "every kind of fault occurs");
+    for deed in deeds::all().into_iter().flat_map(Deed::variants) {
+        assert!(faults.contains(&Fault::Neighbour(deed)), "{deed:?} occurs");
+    }
 }
 
 #[test]

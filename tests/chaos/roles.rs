@@ -1,0 +1,36 @@
+//! The roles under which everything runs: those of `examples/postgres/roles.sql`, with exactly its grants.
+
+use postgres::{Client, NoTls};
+use pupsourcing_orchestrator::{Database, Names};
+
+#[allow(dead_code, reason = "the projections are the worker's")]
+#[path = "../../examples/support/read_models.rs"]
+mod read_models;
+
+pub(crate) const WORKER: &str = "shop_worker";
+pub(crate) const APPENDER: &str = "shop_appender";
+const MIGRATOR: &str = "shop_migrator";
+
+const ROLES: &str = include_str!("../../examples/postgres/roles.sql");
+/// The line of `ROLES` at which the tables have to be there.
+const MIGRATION: &str = "-- After the migration:";
+
+/// What the file leaves to the application.
+const READ_MODELS: &str = "GRANT SELECT, INSERT, UPDATE ON event_type_counts, aggregate_activity TO shop_worker";
+
+/// Creates roles and tables. A worker that migrates then finds everything there, and may not create anything.
+pub(crate) fn create(superuser: &str) {
+    let (before, after) = ROLES.split_once(MIGRATION).unwrap();
+    let mut client = Client::connect(superuser, NoTls).unwrap();
+    client.batch_execute(before).unwrap();
+    let migrator = url_of(superuser, MIGRATOR);
+    Client::connect(&migrator, NoTls).unwrap().batch_execute(&Names::default().schema_sql()).unwrap();
+    read_models::create(&Database::from_url(&migrator).unwrap()).unwrap();
+    client.batch_execute(after).unwrap();
+    client.batch_execute(READ_MODELS).unwrap();
+}
+
+/// The URL of the same database for another role.
+pub(crate) fn url_of(superuser: &str, role: &str) -> String {
+    superuser.replacen("//postgres@", &format!("//{role}@"), 1)
+}
