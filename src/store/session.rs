@@ -25,7 +25,7 @@ pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// - *Isolation*: a statement has to see what was committed before it got its locks. In a
 ///   transaction of a stricter level it sees what was committed before it began to wait, and a
 ///   table that was rewritten meanwhile seems empty.
-/// - *Path*: no function or operator of somebody else's takes the place of the server's own. Tables
+/// - *Path*: no function or operator of another role takes the place of the server's own. Tables
 ///   are qualified everywhere.
 /// - *Row security*: an error instead of rows that are silently left out.
 /// - *Timeouts*: those of the role are meant for its own statements.
@@ -214,4 +214,60 @@ fn without_transaction_timeout(is_local: bool) -> String {
         "SELECT pg_catalog.set_config('{TRANSACTION_TIMEOUT}', '0', {is_local}) \
          WHERE pg_catalog.current_setting('{TRANSACTION_TIMEOUT}', true) IS NOT NULL"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use postgres::error::SqlState;
+
+    use super::*;
+    use crate::store::testing;
+
+    /// Every setting of the session.
+    fn shown(client: &mut Client) -> Vec<(String, String)> {
+        let rows = client.query("SELECT name, setting FROM pg_catalog.pg_settings ORDER BY 1", &[]);
+        rows.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+
+    fn value(shown: &[(String, String)], name: &str) -> String {
+        shown.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).unwrap().1.clone()
+    }
+
+    #[test]
+    fn what_is_relied_on_is_stated_and_a_shared_session_is_left_as_it_was() {
+        let hostile = "SET default_transaction_isolation = 'serializable'; SET search_path = elsewhere;
+                       SET statement_timeout = 10000; SET row_security = on; SET DateStyle = 'German'";
+        for sessions in [Sessions::Own(WorkerId(uuid::Uuid::new_v4())), Sessions::Shared] {
+            let mut client = testing::connect();
+            client.batch_execute(hostile).unwrap();
+            let before = shown(&mut client);
+            let mut session = Session::of(client, sessions).unwrap();
+            let within = session.run(|client| Ok::<_, postgres::Error>(shown(client))).unwrap();
+            let in_transaction = {
+                let mut tx = session.transaction().unwrap();
+                let rows = tx.query("SELECT name, setting FROM pg_catalog.pg_settings", &[]).unwrap();
+                rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<_>>()
+            };
+            for shown in [&within, &in_transaction] {
+                assert_eq!(value(shown, "search_path"), "pg_catalog, pg_temp");
+                assert_eq!(value(shown, "row_security"), "off");
+                assert_eq!(value(shown, "statement_timeout"), "0");
+                assert_eq!(value(shown, "lock_timeout"), LOCK_PATIENCE.as_millis().to_string());
+                assert_eq!(value(shown, "transaction_isolation"), "read committed");
+                assert!(value(shown, "DateStyle").starts_with("ISO"));
+            }
+            if sessions == Sessions::Shared {
+                assert_eq!(shown(session.client()), before);
+            }
+        }
+    }
+
+    #[test]
+    fn a_failure_leaves_no_transaction_open() {
+        let mut session = Session::of(testing::connect(), Sessions::Shared).unwrap();
+        let failed = session.run(|client| client.batch_execute("SELECT 1 / 0"));
+        assert_eq!(failed.unwrap_err().code().unwrap().code(), "22012");
+        let outside = session.client().batch_execute("SAVEPOINT somewhere").unwrap_err();
+        assert_eq!(outside.code(), Some(&SqlState::NO_ACTIVE_SQL_TRANSACTION));
+    }
 }
