@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::locks::{self, IS_ADVISORY, LOCK_KEY};
 use super::names::Names;
 use super::registration::{Known, Registration};
-use super::session::{LOCK_PATIENCE, Session};
+use super::session::Session;
 use super::{checkpoints, notifications};
 use crate::error::Error;
 use crate::plan::{Action, Cause, Death, WorkerId};
@@ -43,13 +43,8 @@ pub(crate) fn try_lock<'c>(
 
 fn begin(session: &mut Session) -> Result<Transaction<'_>, postgres::Error> {
     let mut tx = session.transaction()?;
-    // A frozen process that holds the lock is cut off by the server after as long as others wait
-    // for it. And to deal the checkpoints out again looks costly, but compiling it takes longer
-    // than doing it.
-    tx.batch_execute(&format!(
-        "SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL jit = off",
-        LOCK_PATIENCE.as_millis()
-    ))?;
+    // To deal the checkpoints out again looks costly, but compiling it takes longer than doing it.
+    tx.batch_execute("SET LOCAL jit = off")?;
     Ok(tx)
 }
 

@@ -6,7 +6,6 @@
 //! and nothing is left behind.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use postgres::{Client, IsolationLevel, Transaction};
 
@@ -15,10 +14,11 @@ use crate::database::{Database, PooledClient};
 use crate::error::Error;
 use crate::plan::WorkerId;
 
-/// A statement of the library waits this long for a lock, and then comes again: neither a frozen
-/// process nor a long `ALTER TABLE` keeps a thread from its other duties. Well below any
+/// How long a statement of the library waits for a lock, before it comes again, and how long a
+/// transaction of the library may be silent, before the server ends it. So neither a frozen process
+/// nor a long `ALTER TABLE` keeps a thread from its other duties. Well below any
 /// `stale_worker_timeout`, or a frozen worker could keep the others from evicting it.
-pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: &str = "3s";
 
 /// What every statement of the library relies on, by name and value.
 ///
@@ -35,8 +35,8 @@ const LIBRARY: &[(&str, &str)] = &[
     ("search_path", "pg_catalog, pg_temp"),
     ("row_security", "off"),
     ("statement_timeout", "0"),
-    ("lock_timeout", "3s"),
-    ("idle_in_transaction_session_timeout", "0"),
+    ("lock_timeout", PATIENCE),
+    SILENCE,
     ("idle_session_timeout", "0"),
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
@@ -53,6 +53,9 @@ const HANDLERS: &[(&str, &str)] = &[
     ("default_transaction_read_only", "off"),
     ("idle_session_timeout", "0"),
 ];
+
+/// A transaction that is silent belongs to a frozen process, and would keep its locks.
+const SILENCE: (&str, &str) = ("idle_in_transaction_session_timeout", PATIENCE);
 
 /// Known from PostgreSQL 17 on.
 const TRANSACTION_TIMEOUT: &str = "transaction_timeout";
@@ -189,10 +192,10 @@ impl Session {
     }
 
     fn local_settings(&self) -> String {
-        // The transaction says itself of which level it is.
-        let settings: Vec<_> =
-            self.settings.iter().filter(|(name, _)| !name.starts_with("default_transaction")).copied().collect();
-        let mut local = statements("SET LOCAL", &settings);
+        // The transaction says itself of which level it is. Its session cannot be found by others, to
+        // be ended, so none may be silent; a batch allows its handler more.
+        let settings = self.settings.iter().filter(|(name, _)| !name.starts_with("default_transaction"));
+        let mut local = statements("SET LOCAL", &settings.copied().chain([SILENCE]).collect::<Vec<_>>());
         if std::ptr::eq(self.settings, LIBRARY) {
             _ = write!(local, "; {}", without_transaction_timeout(true));
         }
@@ -252,7 +255,9 @@ mod tests {
                 assert_eq!(value(shown, "search_path"), "pg_catalog, pg_temp");
                 assert_eq!(value(shown, "row_security"), "off");
                 assert_eq!(value(shown, "statement_timeout"), "0");
-                assert_eq!(value(shown, "lock_timeout"), LOCK_PATIENCE.as_millis().to_string());
+                for timeout in ["lock_timeout", "idle_in_transaction_session_timeout"] {
+                    assert_eq!(value(shown, timeout), "3000");
+                }
                 assert_eq!(value(shown, "transaction_isolation"), "read committed");
                 assert!(value(shown, "DateStyle").starts_with("ISO"));
             }
@@ -269,5 +274,21 @@ mod tests {
         assert_eq!(failed.unwrap_err().code().unwrap().code(), "22012");
         let outside = session.client().batch_execute("SAVEPOINT somewhere").unwrap_err();
         assert_eq!(outside.code(), Some(&SqlState::NO_ACTIVE_SQL_TRANSACTION));
+    }
+
+    #[test]
+    fn a_transaction_that_is_silent_keeps_no_lock() {
+        let url = testing::database();
+        let connect = || Client::connect(&url, postgres::NoTls).unwrap();
+        let mut other = connect();
+        other.batch_execute("CREATE TABLE public.locked (); SET lock_timeout = '8s'").unwrap();
+        let sound = Session::of(connect(), Sessions::Shared).unwrap();
+        let beside_handlers = Session::for_handlers(Box::new(Box::new(connect())), Sessions::Shared);
+        for mut frozen in [sound, beside_handlers] {
+            let mut silent = frozen.transaction().unwrap();
+            silent.batch_execute("LOCK TABLE public.locked").unwrap();
+            other.batch_execute("BEGIN; LOCK TABLE public.locked; COMMIT").unwrap();
+            assert!(silent.batch_execute("SELECT 1").is_err());
+        }
     }
 }

@@ -135,7 +135,10 @@ impl AtWork {
         while let Some(deed) = self.standing.last().copied() {
             match self.undo(deed) {
                 Err(error) if Instant::now() > deadline => {
-                    return Err(format!("the neighbour could not undo {deed:?} within {UNDONE_WITHIN:?}: {error}"));
+                    return Err(format!(
+                        "the neighbour could not undo {deed:?} within {UNDONE_WITHIN:?}: {error}\n{}",
+                        in_the_way(&self.url)
+                    ));
                 }
                 Err(_) => never::<()>().recv_timeout(UNDO_PAUSE).unwrap_err(),
                 Ok(()) => continue,
@@ -159,4 +162,15 @@ fn execute(url: &str, deed: Deed, statements: &[String]) -> Result<(), String> {
         Some(error) => error.message().to_owned(),
         None => error.to_string(),
     })
+}
+
+/// The sessions that hold locks on tables, for the message when something cannot be undone.
+fn in_the_way(url: &str) -> String {
+    let sql = "SELECT a.pid, a.usename::text, a.state, now() - a.xact_start, string_agg(DISTINCT l.mode || ' on ' || l.relation::regclass::text, ', '),
+                      a.wait_event, left(a.query, 100)
+               FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+               WHERE l.locktype = 'relation' AND l.granted AND l.relation > 16000 AND l.pid IS DISTINCT FROM pg_backend_pid()
+               GROUP BY a.pid, a.usename, a.state, a.xact_start, a.wait_event, a.query";
+    let seen = Client::connect(url, NoTls).and_then(|mut client| client.simple_query(sql));
+    format!("{seen:#?}")
 }
