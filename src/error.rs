@@ -211,7 +211,7 @@ fn is_away(error: &postgres::Error) -> bool {
             SqlState::CRASH_SHUTDOWN,
             SqlState::CANNOT_CONNECT_NOW,
             SqlState::TOO_MANY_CONNECTIONS,
-            // Somebody has a table locked; he will be done at some time.
+            // Another session has locked a table, and will end its transaction at some time.
             SqlState::LOCK_NOT_AVAILABLE,
         ]
         .contains(state);

@@ -286,7 +286,7 @@ impl Coordinator {
                 session
                     .run(|client| statements.mark_ready(client, worker, generation))
                     .map_err(Error::database(LOOKING))?;
-                // After the commit, so that the last one finds nobody.
+                // After the commit, so that the last worker finds no other one.
                 let others_follow = session
                     .run(|client| statements.are_others_pending(client, worker, generation))
                     .map_err(Error::database(LOOKING))?;

@@ -71,7 +71,7 @@ struct Sight {
     census_due: Instant,
     /// The event last seen at the head.
     known: Option<EventMark>,
-    /// Until when the sequence is not asked, for somebody has locked it.
+    /// Until when the sequence is not asked, because another session has locked it.
     sequence_is_locked_until: Instant,
     /// What was said of positions, and of locks.
     positions: Mentions,
@@ -82,7 +82,7 @@ struct Sight {
 enum Failure {
     /// It is lost, or the server does not do what is asked of it.
     Lost(Error),
-    /// The table of events is not acceptable, as long as nobody changes it.
+    /// The table of events is not acceptable until a person changes it.
     Unacceptable(Error),
     /// The events are not those that were processed: no other connection would find other ones.
     Final(Error),
@@ -169,8 +169,8 @@ impl Tailer {
             let before = self.feed.head();
             let probe = match self.look(&mut session, &statements, &mut sight) {
                 Ok(probe) => probe,
-                // Not a reason to part with the connection: whoever has locked the table will be
-                // done at some time.
+                // Not a reason to close the connection: the session that has locked the table will
+                // end its transaction at some time.
                 Err(Failure::Lost(error)) if is_lock_timeout(&error) => {
                     if sight.locks.is_due() {
                         log::warn!(

@@ -1,4 +1,4 @@
-//! What an acceptable table of events is, whoever made it. Asked at the migration, at every start,
+//! What an acceptable table of events is, whichever program made it. Asked at the migration, at every start,
 //! and with each new connection of a tailer; each requirement is refused by name, with what to do.
 
 use postgres::GenericClient;
@@ -243,7 +243,7 @@ fn sequence(client: &mut impl GenericClient, names: &Names) -> Result<(), Error>
             sequence.minimum
         )
     } else if sequence.cycles {
-        format!("sequence {name} begins anew at its end (CYCLE): ALTER SEQUENCE {name} NO CYCLE")
+        format!("sequence {name} starts again at its end (CYCLE): ALTER SEQUENCE {name} NO CYCLE")
     } else {
         return Ok(());
     };

@@ -178,8 +178,7 @@ pub(crate) fn mark(
         Some(worker) => format!("SELECT pg_catalog.pg_advisory_xact_lock_shared({})", locks::member_key(worker)),
         None => format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle_limit.as_millis()),
     };
-    // Not a prepared statement: of such a one, the transaction would keep the snapshot until its
-    // next statement.
+    // Not a prepared statement: the transaction would keep its snapshot until the next statement.
     tx.batch_execute(&format!("SET LOCAL {MARK} = '{}'; {bound}", mark.0))?;
     Ok(mark)
 }

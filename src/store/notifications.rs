@@ -1,5 +1,5 @@
 //! The channels on which workers are told that something has changed. A notification is a hint:
-//! nobody relies on it.
+//! no worker relies on it.
 
 use postgres::types::Type;
 use postgres::{Client, GenericClient};

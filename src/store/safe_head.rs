@@ -77,7 +77,7 @@ impl Probes {
         Ok((probe(&row, after), Census { members: row.get(4), missing: row.get(5) }))
     }
 
-    /// The same without the sequence, while somebody has it locked: no hole is passed then.
+    /// The same without the sequence, while another session has locked it: no hole is passed then.
     pub(crate) fn look_without_sequence(&self, client: &mut Client, after: i64) -> Result<Probe, postgres::Error> {
         Ok(probe(&one(client, &self.without_sequence, after, &[])?, after))
     }

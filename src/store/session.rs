@@ -106,7 +106,7 @@ impl Session {
         Self::of(database.connect()?, sessions)
     }
 
-    /// Takes a connection that belongs to nobody else.
+    /// Takes a connection that has no other user.
     pub(crate) fn of(client: Client, sessions: Sessions) -> Result<Self, Error> {
         Self::new(Box::new(Box::new(client)), sessions).map_err(Error::database("setting the session up"))
     }

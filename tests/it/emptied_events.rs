@@ -161,7 +161,7 @@ fn an_unlogged_table_that_a_crash_has_emptied_is_noticed() {
     server.stop(StopMode::Immediate).unwrap();
     server.start_again().unwrap();
     let mut client = connect();
-    // From PostgreSQL 15 on, the sequence begins anew as well.
+    // From PostgreSQL 15 on, the sequence starts again as well.
     client.batch_execute("SELECT setval('events_global_position_seq', 1, false)").unwrap();
     append_plainly(&mut client, 420, 30);
     let error = await_end(worker);

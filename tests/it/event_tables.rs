@@ -124,7 +124,7 @@ fn what_was_changed_since_is_refused_at_the_start() {
         (
             "ALTER SEQUENCE events_global_position_seq CYCLE",
             "ALTER SEQUENCE events_global_position_seq NO CYCLE",
-            strings(&["begins anew at its end", "NO CYCLE"]),
+            strings(&["starts again at its end", "NO CYCLE"]),
         ),
         (
             "SELECT setval('events_global_position_seq', 9)",

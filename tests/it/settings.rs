@@ -173,7 +173,7 @@ fn start_again(url: &str) -> pupsourcing_orchestrator::Error {
 }
 
 /// For each function and operator of the server's own, one of the same name and types in a schema
-/// of its own, where that can be made. Whatever is found there by the library raises an error.
+/// of its own, where that can be made. What the library finds there raises an error.
 const SHADOWS: &str = r"
     CREATE SCHEMA shadows;
     CREATE FUNCTION shadows.shadow(name text) RETURNS void LANGUAGE plpgsql AS $f$

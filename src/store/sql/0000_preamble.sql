@@ -3,7 +3,7 @@ DO $$ BEGIN
     IF pg_catalog.to_regnamespace('"{schema}"') IS NULL THEN CREATE SCHEMA "{schema}"; END IF;
     IF pg_catalog.to_regnamespace('"{events_schema}"') IS NULL THEN CREATE SCHEMA "{events_schema}"; END IF;
 END $$;
--- Tables that another role has made beforehand may have triggers, and whoever uses the tables would run them. The orchestrator's own
+-- Tables that another role has made beforehand may have triggers, which run as the role that uses the tables. The orchestrator's own
 -- must belong to the role that migrates or to one that it is a member of. Those of the events may also belong to the owner of their
 -- schema or of the database, or to a superuser.
 DO $$
@@ -28,7 +28,7 @@ BEGIN
         RAISE EXCEPTION USING
             ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = pg_catalog.concat('table ', foreign_table.name, ' belongs to role ', foreign_table.owner, ', and the migration runs as ', current_user),
-            HINT = 'Its triggers would run as whoever uses it. If it is meant, let a member of its owner migrate, or change its owner; otherwise drop it.';
+            HINT = 'Its triggers would run as the role that uses it. If this is intended, let a member of its owner migrate, or change its owner; otherwise drop it.';
     END IF;
 END $$;
 CREATE TABLE IF NOT EXISTS {migrations} (
