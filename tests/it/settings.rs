@@ -57,18 +57,20 @@ fn assert_no_rewrite_hides_events(isolation: &str) {
         }
         Ok(())
     });
-    let worker = start(builder(database.url(), "set").batch_size(100), vec![slow]);
-    let waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    // The coordinator measures the lag on the same table, and its heartbeats wait for that.
+    let configured = builder(database.url(), "set").batch_size(100).stale_worker_timeout(SOON);
+    let worker = start(configured, vec![slow]);
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%AS weight%'";
     let mut maintenance = Client::connect(database.url(), NoTls).unwrap();
     for rewrite in REWRITES {
         let before = handled(&mut client, "p");
         eventually("events are handled", SOON, || (handled(&mut client, "p") > before).then_some(()));
         let mut tx = maintenance.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().unwrap();
         tx.batch_execute(rewrite).unwrap();
-        // The reader and the tailer: each has begun its statement when the table is rewritten.
-        eventually("both wait for the lock", SOON, || {
-            (tx.query_one(waiting, &[]).unwrap().get::<_, i64>(0) >= 2).then_some(())
+        // The reader has begun its statement when the table is rewritten.
+        eventually("the reader waits for the lock", SOON, || {
+            (tx.query_one(waiting, &[]).unwrap().get::<_, i64>(0) > 0).then_some(())
         });
         tx.commit().unwrap();
         append_plainly(&mut client, 400, 40);
