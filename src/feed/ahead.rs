@@ -163,7 +163,8 @@ impl Reader {
     fn connect(&self) -> Result<(Session, EventReader), Error> {
         let preparing = || Error::database("preparing to read events");
         let mut session = Session::new(self.pool.get(POOL_PATIENCE)?, self.sessions).map_err(preparing())?;
-        let events = EventReader::prepare(session.client(), &self.names, self.scope.clone(), self.bounds, false)
+        let events = session
+            .run(|client| EventReader::prepare(client, &self.names, self.scope.clone(), self.bounds, false))
             .map_err(preparing())?;
         Ok((session, events))
     }

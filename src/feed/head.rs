@@ -110,7 +110,7 @@ mod tests {
     }
 
     fn probe(newest: i64, contiguous: i64) -> Probe {
-        Probe { newest, contiguous, last: None, here: None }
+        Probe { newest, contiguous, last: None, here: None, there: None }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::store::events::{Bounds, EventReader, Range, ReadError};
 use crate::store::fence::EventMark;
 use crate::store::safe_head::{Probe, Probes};
 use crate::store::session::{Session, Sessions};
-use crate::store::{Known, Names, checkpoints, continuity, coordination, event_tables, safe_head, sequence};
+use crate::store::{Known, Names, checkpoints, continuity, coordination, event_tables, preflight, safe_head, sequence};
 use crate::threads::{Pulse, Stop};
 
 /// A head that is held back for less is the ordinary life of writers and not worth a word.
@@ -110,6 +110,7 @@ impl Tailer {
                         );
                     }
                 }
+                Err(Failure::Lost(error)) if is_lock_timeout(&error) => self.say_locked(&error),
                 Err(Failure::Lost(error)) => {
                     if backoff.is_worth_logging() {
                         log::warn!(
@@ -129,6 +130,8 @@ impl Tailer {
         let doing = "following the events";
         let mut session = Session::open(&self.database, self.sessions)?;
         self.feed.begin_epoch();
+        // A standby shows no writers, so all holes would seem settled.
+        session.check("asking for the server's state", preflight::server)?;
         // Whatever has happened since the last connection: the table may be another one, and its
         // events may be others.
         session.check("verifying the table of events", |client| event_tables::shape(client, &self.names)).map_err(
@@ -137,20 +140,29 @@ impl Tailer {
                 error => Failure::Lost(error),
             },
         )?;
-        session
-            .check(doing, |client| continuity::verify(client, &self.names, &self.projections))
-            .map_err(not_the_same)?;
         let mut statements = session.run(|client| self.prepare(client)).map_err(Error::database(doing))?;
         // What none of the projections will look at again is settled as far as this worker goes.
         // More is not known: what a worker has seen before, or written down, may be of another
-        // server.
-        let lowest = session.run(|client| checkpoints::lowest(client, &self.names, &self.projections));
-        let settled = lowest.map_err(Error::database(doing))?.unwrap_or(0);
+        // server. A projection may start above all positions that there are.
+        let (lowest, (newest, last)) = session
+            .run(|client| {
+                let lowest = checkpoints::lowest(client, &self.names, &self.projections)?;
+                Ok::<_, postgres::Error>((lowest.unwrap_or(0), sequence::positions(client, &self.names)?))
+            })
+            .map_err(Error::database(doing))?;
+        let settled = lowest.min(newest.max(last.unwrap_or(0)));
+        // Events that are replaced from now on are noticed by this one, and those before by what
+        // follows.
+        let known =
+            session.run(|client| statements.probes.look(client, settled, None)).map_err(Error::database(doing))?.here;
+        session
+            .check(doing, |client| continuity::verify(client, &self.names, &self.projections))
+            .map_err(not_the_same)?;
         let now = Instant::now();
         let mut sight = Sight {
             head: Head::new(settled),
             census_due: now,
-            known: None,
+            known,
             sequence_is_locked_until: now,
             positions: Mentions::default(),
             locks: Mentions::default(),
@@ -173,11 +185,7 @@ impl Tailer {
                 // end its transaction at some time.
                 Err(Failure::Lost(error)) if is_lock_timeout(&error) => {
                     if sight.locks.is_due() {
-                        log::warn!(
-                            "events are locked, will look again: replica_set={} worker={} error={error}",
-                            self.board.replica_set(),
-                            self.board.worker_id()
-                        );
+                        self.say_locked(&error);
                     }
                     continue;
                 }
@@ -234,6 +242,14 @@ impl Tailer {
         Ok(())
     }
 
+    fn say_locked(&self, error: &Error) {
+        log::warn!(
+            "events are locked, will look again: replica_set={} worker={} error={error}",
+            self.board.replica_set(),
+            self.board.worker_id()
+        );
+    }
+
     fn prepare(&self, client: &mut Client) -> Result<Statements, postgres::Error> {
         let sequence = sequence::readable(client, &self.names)?;
         Ok(Statements {
@@ -253,20 +269,20 @@ impl Tailer {
             Err(error) if is_lock_timeout_of(&error) => {
                 // It may be that the sequence alone is locked; then the events go on being
                 // followed, without it.
-                let probe =
-                    session.run(|client| statements.probes.look_without_sequence(client, at)).map_err(failed)?;
+                let probe = session
+                    .run(|client| statements.probes.look_without_sequence(client, at, sight.known))
+                    .map_err(failed)?;
                 sight.sequence_is_locked_until = Instant::now() + LEAVE_SEQUENCE_FOR;
                 probe
             }
             probed => probed.map_err(failed)?,
         };
-        if let Some((seen, known)) = probe.here.zip(sight.known)
-            && seen.position == known.position
-            && seen.id != known.id
+        if let Some((seen, known)) = probe.there.zip(sight.known)
+            && seen != known
         {
-            return Err(Failure::Final(continuity::other_event(&self.names, at, "this worker")));
+            return Err(Failure::Final(continuity::other_event(&self.names, known.position, "this worker")));
         }
-        sight.known = probe.here;
+        sight.known = probe.here.or(probe.there);
         if sight.head.observe(probe) {
             let holders = session.run(|client| safe_head::holders(client, &statements.holders, &self.names));
             sight.head.settle(probe, holders.map_err(failed)?);
@@ -277,10 +293,10 @@ impl Tailer {
     fn probe(&self, client: &mut Client, probes: &Probes, sight: &mut Sight) -> Result<Probe, postgres::Error> {
         let (at, now) = (sight.head.safe(), Instant::now());
         if sight.sequence_is_locked_until > now {
-            return probes.look_without_sequence(client, at);
+            return probes.look_without_sequence(client, at, sight.known);
         }
         let probe = if self.sessions.member().is_some() && sight.census_due <= now {
-            let (probe, census) = probes.look_with_census(client, at, self.board.replica_set())?;
+            let (probe, census) = probes.look_with_census(client, at, sight.known, self.board.replica_set())?;
             sight.census_due = Instant::now() + census_interval(census.members);
             if census.missing > 0 {
                 // Full means that it is to be woken already; disconnected, that it has ended.
@@ -288,7 +304,7 @@ impl Tailer {
             }
             probe
         } else {
-            probes.look(client, at)?
+            probes.look(client, at, sight.known)?
         };
         if let Some(last) = probe.last.filter(|last| *last < probe.newest.max(at))
             && sight.positions.is_due()

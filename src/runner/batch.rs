@@ -53,7 +53,14 @@ pub(super) fn commit(
     let mut tx = session.transaction().map_err(transient)?;
     let mark = fence::mark(&mut tx, job.sessions, job.idle_limit).map_err(transient)?;
     let events = batch.events.get(..job.count).unwrap_or(&batch.events);
-    let handled = handle(&mut tx, job.projection, events, metrics, interrupted)?;
+    let handled = match handle(&mut tx, job.projection, events, metrics, interrupted) {
+        Ok(handled) => handled,
+        // What the handler has committed by itself would be done again with each attempt.
+        Err(failure) => {
+            let is_ended = matches!(fence::is_marked(&mut tx, &mark), Ok(false));
+            return Err(if is_ended { transaction_ended(events) } else { failure });
+        }
+    };
     let Some(last) = batch.events.get(..handled).and_then(<[Event]>::last) else { return Err(Failure::Fenced) };
     let last = EventMark { position: last.global_position(), id: last.event_id() };
     // Every matching event up to the batch's end was in it; having handled them all is having handled up to there.
@@ -65,18 +72,7 @@ pub(super) fn commit(
         Ok(Advanced::Moved) => {}
         // Dropping the transaction rolls it back.
         Ok(Advanced::Fenced) => return Err(Failure::Fenced),
-        Ok(Advanced::OtherTransaction) => {
-            return Err(Failure::Refused(
-                format!(
-                    "the handler has ended the transaction it was given (COMMIT, ROLLBACK, PREPARE TRANSACTION, or RESET ALL), at one of the \
-                     events at global positions {} to {}, so what it wrote is not committed together with the checkpoint: correct \
-                     it, then repair what it has committed",
-                    batch.events.first().map_or(0, Event::global_position),
-                    last.position
-                )
-                .into(),
-            ));
-        }
+        Ok(Advanced::OtherTransaction) => return Err(transaction_ended(events)),
         Err(error) => return Err(refused(error)),
     }
     tx.commit().map_err(refused)?;
@@ -116,6 +112,20 @@ fn handle(
         called = returned;
     }
     Ok(handled)
+}
+
+fn transaction_ended(events: &[Event]) -> Failure {
+    let position = |event: Option<&Event>| event.map_or(0, Event::global_position);
+    Failure::Refused(
+        format!(
+            "the handler has ended the transaction it was given (COMMIT, ROLLBACK, PREPARE TRANSACTION, or RESET ALL), at one of \
+             the events at global positions {} to {}, so what it wrote is not committed together with the checkpoint: correct it, \
+             then repair what it has committed",
+            position(events.first()),
+            position(events.last())
+        )
+        .into(),
+    )
 }
 
 fn transient(error: postgres::Error) -> Failure {

@@ -23,8 +23,10 @@ impl Connection {
     pub(super) fn open(pool: &Pool, sessions: Sessions, names: &Names) -> Result<Self, Failure> {
         let client = pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
         let mut session = Session::for_handlers(client, sessions);
-        let statements =
-            Statements::prepare(session.client(), names).map_err(|error| Failure::Transient(error.into()))?;
+        let transient = |error: postgres::Error| Failure::Transient(error.into());
+        let mut tx = session.transaction_without_policies().map_err(transient)?;
+        let statements = Statements::prepare(&mut tx, names).map_err(transient)?;
+        tx.commit().map_err(transient)?;
         Ok(Self { session, statements })
     }
 

@@ -12,8 +12,9 @@
 
 use std::time::Duration;
 
+use postgres::error::SqlState;
 use postgres::types::{ToSql, Type};
-use postgres::{Client, GenericClient, Statement, Transaction};
+use postgres::{GenericClient, Statement, Transaction};
 use uuid::Uuid;
 
 use super::locks;
@@ -85,7 +86,7 @@ pub(crate) struct Statements {
 }
 
 impl Statements {
-    pub(crate) fn prepare(client: &mut Client, names: &Names) -> Result<Self, postgres::Error> {
+    pub(crate) fn prepare(client: &mut impl GenericClient, names: &Names) -> Result<Self, postgres::Error> {
         let (checkpoints, events) = (names.checkpoints(), names.events());
         let owned = format!(
             "SELECT id, keys, position, last_event_position,
@@ -145,9 +146,7 @@ impl Statements {
         if client.execute(&self.advance, &values)? == 1 {
             return Ok(Advanced::Moved);
         }
-        let sql = format!("SELECT pg_catalog.current_setting('{MARK}', true)");
-        let marked: Option<String> = client.query_typed_one(&sql, &[])?.get(0);
-        Ok(if marked.as_ref() == Some(&mark.0) { Advanced::Fenced } else { Advanced::OtherTransaction })
+        Ok(if is_marked(client, mark)? { Advanced::Fenced } else { Advanced::OtherTransaction })
     }
 
     /// Moves a row on over what does not concern the projection. False if the row is not this
@@ -181,6 +180,17 @@ pub(crate) fn mark(
     // Not a prepared statement: the transaction would keep its snapshot until the next statement.
     tx.batch_execute(&format!("SET LOCAL {MARK} = '{}'; {bound}", mark.0))?;
     Ok(mark)
+}
+
+/// Whether this still is the transaction that was marked. One in which a statement has failed, and
+/// which answers nothing any more, is taken for it.
+pub(crate) fn is_marked(client: &mut impl GenericClient, mark: &Mark) -> Result<bool, postgres::Error> {
+    let sql = format!("SELECT pg_catalog.current_setting('{MARK}', true)");
+    match client.query_typed_one(&sql, &[]) {
+        Ok(row) => Ok(row.get::<_, Option<String>>(0).as_ref() == Some(&mark.0)),
+        Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// Merges a row into another at the same position. False if either is not this worker's any more.

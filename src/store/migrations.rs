@@ -124,6 +124,14 @@ pub(crate) fn applied(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<
     if !privileges::to_read(tx, names)? {
         return Ok(None);
     }
+    // A view that another role has made would run that role's functions.
+    let kind = "SELECT relkind::text FROM pg_class WHERE oid = to_regclass($1)";
+    let kind = tx
+        .query_typed_one(kind, &[(&names.migrations().to_string(), Type::TEXT)])
+        .map_err(Error::database("reading the schema's version"))?;
+    if kind.get::<_, &str>(0) != "r" {
+        return Err(Error::Schema { problem: format!("{} is not a table: drop it", names.migrations()) });
+    }
     let row = tx
         .query_one(&format!("SELECT max(number), max(works_from) FROM {}", names.migrations()), &[])
         .map_err(Error::database("reading the schema's version"))?;

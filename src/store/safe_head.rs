@@ -23,6 +23,8 @@ pub(crate) struct Probe {
     pub(crate) last: Option<i64>,
     /// The event at the position asked about, if there is one.
     pub(crate) here: Option<EventMark>,
+    /// What is now where an event was known to be, if anything is.
+    pub(crate) there: Option<EventMark>,
 }
 
 /// How many positions a probe examines: enough for what is appended between two looks.
@@ -43,43 +45,54 @@ impl Probes {
         sequence: Option<&PositionSequence>,
     ) -> Result<Self, postgres::Error> {
         let last = sequence.map_or_else(|| "NULL::bigint".to_owned(), PositionSequence::last_sql);
-        let columns = "newest, contiguous, last, here";
+        let columns = "newest, contiguous, last, here, there";
         let with_census = format!(
             "SELECT {columns}, members, missing FROM {}, {}",
             probe_sql(names, &last),
-            locks::census_sql(names, "$3")
+            locks::census_sql(names, "$4")
         );
-        let bounds = [Type::INT8, Type::INT8];
+        let bounds = [Type::INT8, Type::INT8, Type::INT8];
         let mut plain =
             |last: &str| client.prepare_typed(&format!("SELECT {columns} FROM {}", probe_sql(names, last)), &bounds);
         Ok(Self {
             plain: plain(&last)?,
             without_sequence: plain("0::bigint")?,
-            with_census: client.prepare_typed(&with_census, &[Type::INT8, Type::INT8, Type::TEXT])?,
+            with_census: client.prepare_typed(&with_census, &[Type::INT8, Type::INT8, Type::INT8, Type::TEXT])?,
         })
     }
 
-    /// Looks at what lies above a position. One snapshot, no lock that is waited for, but for those
-    /// on the events.
-    pub(crate) fn look(&self, client: &mut Client, after: i64) -> Result<Probe, postgres::Error> {
-        Ok(probe(&one(client, &self.plain, after, &[])?, after))
+    /// Looks at what lies above a position, and at an event that is known. One snapshot. It waits for
+    /// locks on the events and on the sequence only.
+    pub(crate) fn look(
+        &self,
+        client: &mut Client,
+        after: i64,
+        known: Option<EventMark>,
+    ) -> Result<Probe, postgres::Error> {
+        Ok(probe(&one(client, &self.plain, after, known, &[])?, after, known))
     }
 
-    /// The same, and how many workers the replica set has: one statement for everything a worker
-    /// has to look at often.
+    /// The same, and how many workers the replica set has: one statement for everything a worker has to
+    /// look at often.
     pub(crate) fn look_with_census(
         &self,
         client: &mut Client,
         after: i64,
+        known: Option<EventMark>,
         replica_set: &str,
     ) -> Result<(Probe, Census), postgres::Error> {
-        let row = one(client, &self.with_census, after, &[&replica_set])?;
-        Ok((probe(&row, after), Census { members: row.get(4), missing: row.get(5) }))
+        let row = one(client, &self.with_census, after, known, &[&replica_set])?;
+        Ok((probe(&row, after, known), Census { members: row.get(5), missing: row.get(6) }))
     }
 
     /// The same without the sequence, while another session has locked it: no hole is passed then.
-    pub(crate) fn look_without_sequence(&self, client: &mut Client, after: i64) -> Result<Probe, postgres::Error> {
-        Ok(probe(&one(client, &self.without_sequence, after, &[])?, after))
+    pub(crate) fn look_without_sequence(
+        &self,
+        client: &mut Client,
+        after: i64,
+        known: Option<EventMark>,
+    ) -> Result<Probe, postgres::Error> {
+        Ok(probe(&one(client, &self.without_sequence, after, known, &[])?, after, known))
     }
 }
 
@@ -87,18 +100,21 @@ fn one(
     client: &mut Client,
     statement: &Statement,
     after: i64,
+    known: Option<EventMark>,
     more: &[&(dyn ToSql + Sync)],
 ) -> Result<Row, postgres::Error> {
-    let upto = after.saturating_add(PROBE_REACH);
-    client.query_one(statement, &[&[&after as &(dyn ToSql + Sync), &upto], more].concat())
+    let (upto, known) = (after.saturating_add(PROBE_REACH), known.map(|known| known.position));
+    client.query_one(statement, &[&[&after as &(dyn ToSql + Sync), &upto, &known], more].concat())
 }
 
-fn probe(row: &Row, after: i64) -> Probe {
+fn probe(row: &Row, after: i64, known: Option<EventMark>) -> Probe {
+    let mark = |position, id: Option<Uuid>| id.map(|id| EventMark { position, id });
     Probe {
         newest: row.get(0),
         contiguous: row.get(1),
         last: row.get(2),
-        here: row.get::<_, Option<Uuid>>(3).map(|id| EventMark { position: after, id }),
+        here: mark(after, row.get(3)),
+        there: known.and_then(|known| mark(known.position, row.get(4))),
     }
 }
 
@@ -109,7 +125,8 @@ fn probe_sql(names: &Names, last: &str) -> String {
     format!(
         "(SELECT coalesce((SELECT max(global_position) FROM {events}), 0) AS newest,
                  coalesce(max(global_position) FILTER (WHERE global_position = $1 + k), $1) AS contiguous,
-                 {last} AS last, (SELECT event_id FROM {events} WHERE global_position = $1) AS here
+                 {last} AS last, (SELECT event_id FROM {events} WHERE global_position = $1) AS here,
+                 (SELECT event_id FROM {events} WHERE global_position = $3) AS there
           FROM (SELECT global_position, row_number() OVER (ORDER BY global_position) AS k
                 FROM {events} WHERE global_position > $1 AND global_position <= $2) AS above) AS probe"
     )

@@ -156,7 +156,11 @@ impl Session {
             return statements(&mut self.client);
         }
         let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}", self.local_settings());
-        self.client.batch_execute(&begin).map_err(&wrap)?;
+        if let Err(error) = self.client.batch_execute(&begin) {
+            // It may have failed after the first of the two.
+            _ = self.client.batch_execute("ROLLBACK");
+            return Err(wrap(error));
+        }
         let outcome = statements(&mut self.client);
         let ended = self.client.batch_execute(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" });
         let value = outcome?;
@@ -175,10 +179,11 @@ impl Session {
         Ok(tx)
     }
 
-    /// Begins a transaction in which a policy that hides rows is an error, whatever the application has set.
+    /// Begins a transaction of the library's on a connection for handlers: a policy that hides rows is
+    /// an error, and a lock is waited for no longer than elsewhere.
     pub(crate) fn transaction_without_policies(&mut self) -> Result<Transaction<'_>, postgres::Error> {
         let mut tx = self.transaction()?;
-        tx.batch_execute("SET LOCAL row_security = off")?;
+        tx.batch_execute(&format!("SET LOCAL row_security = off; SET LOCAL lock_timeout = '{PATIENCE}'"))?;
         Ok(tx)
     }
 

@@ -188,8 +188,8 @@ pub(crate) struct EventReader {
     scope: Scope,
     bounds: Bounds,
     gives_keys: bool,
-    /// Whether the next event is known to be heavy.
-    is_heavy: bool,
+    /// Where the rows of the last batch ended.
+    end: End,
     /// How much the last batch took.
     room: Room,
 }
@@ -226,14 +226,14 @@ impl EventReader {
             scope,
             bounds,
             gives_keys,
-            is_heavy: false,
+            end: End::Reached,
             room: Room::default(),
         })
     }
 
     /// Reads the first events of a range.
     pub(crate) fn read(&mut self, client: &mut Client, range: &Range) -> Result<Batch, ReadError> {
-        if !self.is_heavy {
+        if self.end != End::Heavy {
             let batch = self.read_light(client, range)?;
             if !batch.events.is_empty() || batch.end == range.upto {
                 return Ok(batch);
@@ -265,9 +265,9 @@ impl EventReader {
         {
             let weight = weight(&row)?;
             total += weight;
-            end = if weight > light || total > heavy { End::Heavy } else { found.take(&row, self.gives_keys)? };
+            end = if weight > light || total > heavy { End::Heavy } else { self.take(&mut found, &row, weight)? };
         }
-        self.is_heavy = end == End::Heavy;
+        self.end = end;
         Ok(self.batch(found, range, end == End::Reached))
     }
 
@@ -280,19 +280,31 @@ impl EventReader {
             && let Some(row) = rows.next()?
         {
             let weight = weight(&row)?;
-            if weight > self.bounds.event_bytes {
-                return Err(ReadError::Event(UnreadableEvent {
-                    position: row.try_get(POSITION)?,
-                    problem: format!("it has {weight} bytes, and max_event_bytes is {}", self.bounds.event_bytes),
-                }));
-            }
-            end = found.take(&row, self.gives_keys)?;
+            end = self.take(&mut found, &row, weight)?;
             nothing_followed = row.try_get(IS_LAST)?;
         }
         drop(rows);
         // The server leaves out what exceeds the bytes.
-        self.is_heavy = !nothing_followed;
-        Ok(self.batch(found, range, nothing_followed && end == End::Reached))
+        self.end = if nothing_followed { end } else { End::Heavy };
+        Ok(self.batch(found, range, self.end == End::Reached))
+    }
+
+    /// Takes a row in, or says that the batch ends before it. The first row has to be readable.
+    fn take(&self, found: &mut Found, row: &Row, weight: usize) -> Result<End, ReadError> {
+        let problem = if weight > self.bounds.event_bytes {
+            Some(format!("it has {weight} bytes, and max_event_bytes is {}", self.bounds.event_bytes))
+        } else {
+            push(&mut found.events, row).err().map(|error| describe(&error))
+        };
+        match problem {
+            None if self.gives_keys => found.keys.push(row.try_get(KEY_OR_NULL)?),
+            None => {}
+            Some(_) if found.events.len() > 0 => return Ok(End::Unreadable),
+            Some(problem) => {
+                return Err(ReadError::Event(UnreadableEvent { position: row.try_get(POSITION)?, problem }));
+            }
+        }
+        Ok(End::Reached)
     }
 
     /// The rows as they come in: none is kept beside what is made of it.
@@ -352,24 +364,6 @@ enum End {
     Heavy,
     /// Before an event that cannot be read.
     Unreadable,
-}
-
-impl Found {
-    /// Takes a row in, or says that the batch ends before it. The first row has to be readable.
-    fn take(&mut self, row: &Row, with_key: bool) -> Result<End, ReadError> {
-        match push(&mut self.events, row) {
-            Ok(()) => {}
-            Err(_) if self.events.len() > 0 => return Ok(End::Unreadable),
-            Err(error) => {
-                let problem = describe(&error);
-                return Err(ReadError::Event(UnreadableEvent { position: row.try_get(POSITION)?, problem }));
-            }
-        }
-        if with_key {
-            self.keys.push(row.try_get(KEY_OR_NULL)?);
-        }
-        Ok(End::Reached)
-    }
 }
 
 fn weight(row: &Row) -> Result<usize, postgres::Error> {
