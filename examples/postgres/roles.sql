@@ -1,5 +1,6 @@
--- The three roles, and all that each of them needs. Executed as a superuser or as the owner of the database; a test of the library does
--- everything with exactly these.
+-- The three roles, and all that each of them needs. A test of the library does everything with exactly these. Execute it as a superuser; the
+-- second part can also be executed as shop_migrator, if that role may grant USAGE on the schema. Before PostgreSQL 15, revoke what PUBLIC has
+-- first: REVOKE CREATE ON SCHEMA public FROM PUBLIC.
 --
 -- The migrator creates and upgrades the tables, and owns them. The worker processes events. The appender, which is the application, appends
 -- them.

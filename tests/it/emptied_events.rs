@@ -4,7 +4,7 @@ use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Error, Handle, Names, ProjectionState, StartAt};
 
 use crate::bad_input::{SOON, assert_says};
-use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::workers::{await_running, builder, start, start_ledger};
 use crate::support::{Options, PrivatePostgres, StopMode, TestDatabase, database, eventually};
 
@@ -89,6 +89,28 @@ fn other_events_at_the_same_positions_end_a_worker_that_runs() {
     assert_says(&error, &["at position 300", "another event", "rebuild the projections"]);
     let handled: i64 = client.query_one("SELECT count(*) FROM ledger", &[]).unwrap().get(0);
     assert_eq!(handled, 0, "and none of them was handled");
+}
+
+#[test]
+fn other_events_are_noticed_while_events_arrive() {
+    let (database, mut client, worker) = processed();
+    let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+    let url = database.url().to_owned();
+    let writer = std::thread::spawn(move || {
+        let mut client = Client::connect(&url, NoTls).unwrap();
+        while stopped.try_recv() == Err(crossbeam_channel::TryRecvError::Empty) {
+            _ = client.batch_execute(
+                "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+                 VALUES ('test', 'Thing', gen_random_uuid()::text, 1, gen_random_uuid(), 'Happened', '')",
+            );
+        }
+    });
+    eventually("events arrive", SOON, || (handled(&mut client, "p") > 600).then_some(()));
+    import_again(&mut client, 20_000);
+    let error = await_end(worker);
+    assert_says(&error, &["another event"]);
+    drop(stop);
+    writer.join().unwrap();
 }
 
 #[test]

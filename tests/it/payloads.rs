@@ -268,3 +268,26 @@ fn an_event_that_is_too_large_halts_those_who_want_it_by_name() {
     eventually("the other one handles its own", PATIENCE, || (handled(&mut client, "small") == 3).then_some(()));
     assert_eq!(count(&worker, "reconnects_total"), 0, "the tailer leaves it to them");
 }
+
+#[test]
+fn an_event_that_cannot_be_read_halts_and_is_not_skipped() {
+    let database = database();
+    let mut client = prepared(&database);
+    crate::support::ledger::append_plainly(&mut client, 3_000, 30);
+    let (let_go, go_on) = crossbeam_channel::bounded::<()>(0);
+    let waits = crate::support::handlers::meddled("p", move |_, _| {
+        _ = go_on.recv();
+        Ok(())
+    });
+    let worker = start(builder(database.url(), "set").batch_size(50), vec![waits]);
+    await_running(&[&worker]);
+    // While it runs, since a start would refuse this.
+    client.batch_execute("ALTER TABLE events ALTER payload DROP NOT NULL; UPDATE events SET payload = NULL WHERE global_position = 2025").unwrap();
+    drop(let_go);
+    let error = eventually("it halts", PATIENCE, || {
+        let status = worker.status().projections["p"].clone();
+        (status.state == ProjectionState::Halted).then_some(status.error.unwrap_or_default())
+    });
+    assert!(error.contains("the event at global position 2025 cannot be read"), "{error}");
+    assert_eq!(handled(&mut client, "p"), 2_024);
+}

@@ -204,3 +204,20 @@ fn an_event_of_no_time_leaves_the_lag_measured() {
     });
     worker.shutdown(SOON).unwrap();
 }
+
+#[test]
+fn a_worker_may_know_only_projections_that_start_ahead() {
+    let database = database();
+    let mut client = prepared(&database);
+    insert(&mut client, 100);
+    let ahead = Ledger { start_at: StartAt::Position(120), ..Ledger::named("p") };
+    let worker = start(builder(database.url(), "set"), vec![Box::new(ahead)]);
+    for _ in 0..4 {
+        append_around_a_hole(&mut client);
+    }
+    let newest: i64 = client.query_one("SELECT max(global_position) FROM events", &[]).unwrap().get(0);
+    let due: i64 = client.query_one("SELECT count(*) FROM events WHERE global_position > 120", &[]).unwrap().get(0);
+    assert!(newest > 130 && due > 10);
+    eventually("what is above it is handled", SOON, || (handled(&mut client, "p") == due).then_some(()));
+    worker.shutdown(SOON).unwrap();
+}

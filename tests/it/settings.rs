@@ -464,6 +464,25 @@ fn a_handler_that_ends_its_transaction_halts() {
 }
 
 #[test]
+fn a_handler_that_ends_its_transaction_and_then_fails_is_not_tried_again() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 20, 2);
+    let ends = meddled("p", |tx, event| {
+        if event.global_position() == 11 {
+            tx.batch_execute("COMMIT")?;
+            return Err("and then it fails".into());
+        }
+        Ok(())
+    });
+    let worker = start(builder(database.url(), "set"), vec![ends]);
+    let error = await_halted(&worker, "p");
+    assert!(error.contains("has ended the transaction"), "{error}");
+    assert_eq!(handled(&mut client, "p"), 10, "what it has committed is there once");
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
 fn a_session_whose_locks_a_handler_let_go_is_ended_with_its_worker() {
     let database = database();
     let mut client = prepared(&database);
