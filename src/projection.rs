@@ -119,7 +119,8 @@ pub trait Projection: Send + Sync {
     /// those of the role and the database. Do not end it: the orchestrator commits it, together
     /// with the checkpoint, and halts the projection if it finds another transaction, or none. What
     /// is set for the session (`SET`, temporary tables, `LISTEN`) is reset before another
-    /// projection gets the connection.
+    /// projection gets the connection, except with
+    /// [`heartbeats_only`](crate::Builder::heartbeats_only), where the session is the pooler's.
     fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError>;
 
     /// Handles events from the front of `events` (never empty), and returns how many: at least one, like

@@ -35,7 +35,7 @@ const REPEAT_AFTER: Duration = Duration::from_secs(30);
 pub(crate) struct PoolOptions {
     /// The most connections it holds.
     pub(crate) size: u32,
-    /// What makes a connection as good as new: executed whenever one is handed out, in one round
+    /// Resets a connection: executed whenever one is handed out, in one round
     /// trip. An error closes the connection, and another attempt follows.
     pub(crate) reset: Option<String>,
 }

@@ -273,6 +273,9 @@ impl Tailer {
                     .run(|client| statements.probes.look_without_sequence(client, at, sight.known))
                     .map_err(failed)?;
                 sight.sequence_is_locked_until = Instant::now() + LEAVE_SEQUENCE_FOR;
+                if sight.locks.is_due() {
+                    self.say_locked(&Error::database("reading the sequence of the positions")(error));
+                }
                 probe
             }
             probed => probed.map_err(failed)?,
@@ -283,7 +286,8 @@ impl Tailer {
             return Err(Failure::Final(continuity::other_event(&self.names, known.position, "this worker")));
         }
         sight.known = probe.here.or(probe.there);
-        if sight.head.observe(probe) {
+        // A grace period goes on while the sequence cannot be asked.
+        if sight.head.observe(probe) || sight.head.is_held_back() {
             let holders = session.run(|client| safe_head::holders(client, &statements.holders, &self.names));
             sight.head.settle(probe, holders.map_err(failed)?);
         }

@@ -14,7 +14,7 @@ pub(super) enum Failure {
     /// A deadlock, a serialisation failure, or a connection that was lost or could not be had. Nothing was committed, or it is not known
     /// whether the commit went through: the checkpoint tells.
     Transient(BoxError),
-    /// No attempt will make it any better: a person has to see to it. Nothing was committed.
+    /// No attempt will succeed: an operator must fix it. Nothing was committed.
     Refused(BoxError),
     /// The handler failed, or the server refused what it did. Nothing was committed.
     Handler {

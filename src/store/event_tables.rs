@@ -159,25 +159,25 @@ fn kind(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     };
     if let Some(relation) = relation {
         return refuse(format!(
-            "{events} is {relation}. Those who write lock other tables, so it cannot be told which events are yet to come: name the table \
+            "{events} is {relation}. Writers lock other tables, so it cannot be told which events are yet to come: name the table \
              that they write to, with Names::events_table()"
         ));
     }
     if row.get(1) {
         return refuse(format!(
-            "{events} is a partition of another table. Those who write to that one lock the partition only after they have got their \
+            "{events} is a partition of another table. Writers to that one lock the partition only after they have got their \
              positions: name the partitioned table, with Names::events_table()"
         ));
     }
     if let Some(child) = row.get::<_, Option<String>>(2) {
         return refuse(format!(
-            "{events} has the child {child} (INHERITS). Those who write to it lock nothing else: make it a partitioned table, or let the \
+            "{events} has the child {child} (INHERITS). Writers to it lock nothing else: make it a partitioned table, or let the \
              child go with ALTER TABLE {child} NO INHERIT {events}"
         ));
     }
     if let Some(partition) = row.get::<_, Option<String>>(3) {
         return refuse(format!(
-            "the partition {partition} of {events} is a foreign table. Those who write to it elsewhere lock nothing here: \
+            "the partition {partition} of {events} is a foreign table. Writers to it elsewhere lock nothing here: \
              ALTER TABLE {events} DETACH PARTITION {partition}"
         ));
     }
@@ -218,7 +218,7 @@ fn uniqueness(client: &mut impl GenericClient, names: &Names) -> Result<(), Erro
         return Ok(());
     }
     refuse(format!(
-        "nothing sees to it that the positions of {events} are unique: CREATE UNIQUE INDEX ON {events} (global_position); a partitioned \
+        "no unique index guarantees that the positions of {events} are unique: CREATE UNIQUE INDEX ON {events} (global_position); a partitioned \
          table has to be partitioned by ranges of global_position"
     ))
 }
@@ -267,7 +267,7 @@ pub(super) fn positions(client: &mut impl GenericClient, names: &Names) -> Resul
     }
     match last.filter(|last| *last < newest) {
         Some(last) => refuse(format!(
-            "{events} has an event at position {newest}, and the sequence of the positions has come to {last}: the positions between are still \
+            "{events} has an event at position {newest}, and the sequence of the positions is at {last}: the positions between are still \
              to be handed out, and their events would be missed. Delete the event, or move the sequence on: \
              SELECT setval(pg_get_serial_sequence('{events}', 'global_position'), {newest})",
             events = names.events()

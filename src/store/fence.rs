@@ -1,4 +1,4 @@
-//! The fence: what a runner loads, and the one way in which a position moves.
+//! The fence: what a runner loads, and the only statements that move a position.
 //!
 //! *Invariants.* A position changes only by [`advance`](Statements::advance), which names the row,
 //! the position it comes from, the generation and the worker (I1, I4): a worker that lost the row,
@@ -30,14 +30,14 @@ pub(crate) struct Checkpoint {
     pub(crate) position: i64,
 }
 
-/// An event, told from another one that has its position.
+/// Identifies an event by its position and its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EventMark {
     pub(crate) position: i64,
     pub(crate) id: Uuid,
 }
 
-/// By what a worker proves that a row is its own.
+/// Proves that a row belongs to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Owner {
     pub(crate) worker: WorkerId,
@@ -78,7 +78,7 @@ const FENCE: &str = "id OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catal
 /// The setting by which a transaction is marked.
 const MARK: &str = "pupsourcing_orchestrator.batch";
 
-/// What a runner asks for time and again, prepared on its connection.
+/// What a runner executes often, prepared on its connection.
 pub(crate) struct Statements {
     owned: Statement,
     advance: Statement,

@@ -1,4 +1,4 @@
-//! Session locks, by which the living tell the dead.
+//! Session locks: how workers detect that another worker has died.
 //!
 //! A worker's coordination connection holds an advisory lock: when the process dies, the server
 //! lets go of it at once. Each of its other connections holds a second lock, shared, which only

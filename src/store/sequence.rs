@@ -68,7 +68,7 @@ pub(crate) fn positions(client: &mut impl GenericClient, names: &Names) -> Resul
     Ok((row.get(0), row.get(1)))
 }
 
-/// What the safe head may be told by, on a connection: only of a sequence that can be read.
+/// The sequence, if this user can read it.
 pub(crate) fn readable(client: &mut Client, names: &Names) -> Result<Option<PositionSequence>, postgres::Error> {
     Ok(find(client, names)?.filter(|sequence| sequence.is_readable))
 }

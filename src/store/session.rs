@@ -14,7 +14,7 @@ use crate::database::{Database, PooledClient};
 use crate::error::Error;
 use crate::plan::WorkerId;
 
-/// How long a statement of the library waits for a lock, before it comes again, and how long a
+/// How long a statement of the library waits for a lock, before it is retried, and how long a
 /// transaction of the library may be silent, before the server ends it. So neither a frozen process
 /// nor a long `ALTER TABLE` keeps a thread from its other duties. Well below any
 /// `stale_worker_timeout`, or a frozen worker could keep the others from evicting it.

@@ -129,12 +129,12 @@ fn what_was_changed_since_is_refused_at_the_start() {
         (
             "SELECT setval('events_global_position_seq', 9)",
             "SELECT setval('events_global_position_seq', 10)",
-            strings(&["event at position 10", "has come to 9", "setval("]),
+            strings(&["event at position 10", "is at 9", "setval("]),
         ),
         (
             "UPDATE events SET global_position = 9223372036854775807 WHERE global_position = 10",
             "UPDATE events SET global_position = 10 WHERE global_position = 9223372036854775807",
-            strings(&["event at position 9223372036854775807", "has come to 10"]),
+            strings(&["event at position 9223372036854775807", "is at 10"]),
         ),
         (
             "UPDATE events SET global_position = 0 WHERE global_position = 1",
