@@ -8,7 +8,7 @@
 //!
 //! - **Contiguity.** Where the positions right above the head are all visible, nothing below them
 //!   can be in flight.
-//! - **Grace period**, as in read-copy-update. Whoever inserts holds a ROW EXCLUSIVE lock on the
+//! - **Grace period**, as in read-copy-update. A writer holds a ROW EXCLUSIVE lock on the
 //!   table before its position is handed out, and lets go of it after its rows are visible. So:
 //!   note the newest visible position, *then* list the holders of that lock; once exactly those
 //!   have finished, everything that will ever exist at or below the noted position is visible.

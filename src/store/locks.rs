@@ -33,7 +33,7 @@ pub(crate) const IS_ADVISORY: &str = "l.locktype = 'advisory' AND l.objsubid = 1
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Census {
     pub(crate) members: i64,
-    /// How many of them do not hold their "alive" lock though nobody has noted that it was lost.
+    /// How many of them do not hold their "alive" lock and no worker has recorded the loss.
     pub(crate) missing: i64,
 }
 
@@ -47,8 +47,8 @@ pub(super) fn census_sql(names: &Names, replica_set: &str) -> String {
     )
 }
 
-/// Takes the lock that says "alive", if nobody holds it. Somebody does only while a lost session is
-/// still being ended.
+/// Takes the lock that says "alive", if it is free. It is held only while a lost session is still
+/// being ended.
 pub(crate) fn try_hold_alive(client: &mut Client, worker: WorkerId) -> Result<bool, postgres::Error> {
     let row = client.query_typed_one("SELECT pg_try_advisory_lock($1)", &[(&alive_key(worker), Type::INT8)])?;
     Ok(row.get(0))
