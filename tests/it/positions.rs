@@ -212,6 +212,7 @@ fn a_worker_may_know_only_projections_that_start_ahead() {
     insert(&mut client, 100);
     let ahead = Ledger { start_at: StartAt::Position(120), ..Ledger::named("p") };
     let worker = start(builder(database.url(), "set"), vec![Box::new(ahead)]);
+    eventually("it has looked while there is nothing for it", SOON, || worker.status().safe_head);
     for _ in 0..4 {
         append_around_a_hole(&mut client);
     }
