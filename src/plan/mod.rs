@@ -17,7 +17,7 @@ mod view;
 
 use std::time::Duration;
 
-pub(crate) use keys::KeySet;
+pub(crate) use keys::{KEY_SPACE, KeySet};
 pub(crate) use view::{
     ClusterView, GenerationState, GenerationView, Member, ServerTime, Session, Standing, WorkerView,
 };

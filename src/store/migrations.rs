@@ -29,10 +29,6 @@ const MIGRATIONS: [Migration; 4] = [
 /// The schema version this library works with.
 pub(crate) const VERSION: i32 = 4;
 
-/// Kept when the schema is created and compared at every start: keys are hashes computed by the server, so a server that hashes
-/// differently would deal events to other partitions than their checkpoints say.
-pub(crate) const HASH_PROBE: &str = "SELECT pg_catalog.hashtextextended('pupsourcing-orchestrator', 0::bigint)";
-
 impl Names {
     /// The whole schema as one SQL script, for those who apply it with another tool. Applying it twice does no harm.
     ///
@@ -143,36 +139,20 @@ fn preamble(names: &Names) -> String {
     let mut own: Vec<String> =
         Own::ALL.iter().map(|own| format!("pg_catalog.to_regclass('{}')", names.own(*own))).collect();
     own.sort();
-    fill(names, include_str!("sql/0000_preamble.sql")).replace("{own_tables}", &own.join(", "))
+    names.sql_with(include_str!("sql/0000_preamble.sql"), &[("own_tables", &own.join(", "))])
 }
 
 fn step(names: &Names, number: i32, migration: &Migration) -> String {
-    format!(
-        "{}INSERT INTO {} (number, works_from, hash_probe) VALUES ({number}, {}, ({HASH_PROBE})) ON CONFLICT DO NOTHING;\n",
-        fill(names, migration.sql),
-        names.migrations(),
-        migration.works_from
-    )
-}
-
-fn fill(names: &Names, sql: &str) -> String {
-    let mut sql = sql
-        .replace("{events}", &names.events().to_string())
-        .replace("{aggregate_heads}", &names.aggregate_heads().to_string())
-        .replace("{append}", &names.append().to_string());
-    for own in Own::ALL {
-        sql = sql.replace(&format!("{{{}}}", own.suffix()), &names.own(own).to_string());
-    }
-    // An index lives in its table's schema and is named without it.
-    for index in ["workers_by_replica_set", "checkpoints_by_owner"] {
-        sql = sql.replace(&format!("{{{index}}}"), &names.index(index));
-    }
-    sql.replace("{schema}", names.schema_name()).replace("{events_schema}", names.events_schema_name())
+    let applied = "INSERT INTO {migrations} (number, works_from, hash_probe)
+VALUES ({number}, {works_from}, {hash_probe}) ON CONFLICT DO NOTHING;
+";
+    names.sql(migration.sql) + &names.sql_with(applied, &[("number", &number), ("works_from", &migration.works_from)])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::KeySet;
 
     #[test]
     fn the_version_is_the_number_of_migrations() {
@@ -189,7 +169,7 @@ mod tests {
     #[test]
     fn every_placeholder_is_filled() {
         let sql = Names::default().schema("s").schema_sql();
-        let left = sql.match_indices('{').find(|(at, _)| !sql[*at..].starts_with("{[0,65536)}"));
-        assert_eq!(left.map(|(at, _)| &sql[at..at + 20]), None);
+        let left = sql.replace(&KeySet::all().to_string(), "");
+        assert_eq!(left.find(['{', '}']).map(|at| &left[at..at + 20]), None);
     }
 }

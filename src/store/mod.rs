@@ -10,6 +10,7 @@ pub(crate) mod coordination;
 pub(crate) mod event_tables;
 pub(crate) mod events;
 pub(crate) mod fence;
+mod key;
 mod key_set;
 pub(crate) mod locks;
 pub(crate) mod migrations;
@@ -22,6 +23,7 @@ mod registration;
 pub(crate) mod safe_head;
 pub(crate) mod sequence;
 pub(crate) mod session;
+mod template;
 pub(crate) mod view;
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ fn sequence_warning(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<Wa
 }
 
 fn hash_probe(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
-    let sql = format!("SELECT count(*) FROM {} WHERE hash_probe <> ({})", names.migrations(), migrations::HASH_PROBE);
+    let sql = names.sql("SELECT count(*) FROM {migrations} WHERE hash_probe <> {hash_probe}");
     let different: i64 =
         tx.query_one(&sql, &[]).map_err(Error::database("comparing the server's hash function"))?.get(0);
     if different == 0 {

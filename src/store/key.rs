@@ -1,0 +1,50 @@
+//! An event's key, in SQL. How many keys there are is [`KEY_SPACE`]'s to say.
+
+use crate::plan::{KEY_SPACE, KeySet};
+
+/// Kept when the schema is created and compared at every start: the server computes the keys, so a
+/// server that hashes differently would give events to other partitions than their checkpoints say.
+pub(super) fn hash_probe() -> String {
+    hash("'pupsourcing-orchestrator'")
+}
+
+/// The key of the event in this row.
+pub(super) fn event_key() -> String {
+    format!("({} & {})::pg_catalog.int4", hash("aggregate_id"), KEY_SPACE - 1)
+}
+
+/// The set of all keys.
+pub(super) fn all_keys() -> String {
+    format!("'{}'::pg_catalog.int4multirange", KeySet::all())
+}
+
+fn hash(text: &str) -> String {
+    format!("pg_catalog.hashtextextended({text}, 0::pg_catalog.int8)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing;
+
+    /// Written out, since the checkpoints of a schema that exists mean these keys.
+    #[test]
+    fn what_a_key_is_never_changes() {
+        let sql = format!(
+            "SELECT {} = (hashtextextended(aggregate_id, 0) & 65535)::int4, {} = '{{[0,65536)}}'::int4multirange,
+                    {} = hashtextextended('pupsourcing-orchestrator', 0)
+             FROM (VALUES (''), ('order-7'), ('a longer one, so that more of the hash is used')) AS event (aggregate_id)",
+            event_key(),
+            all_keys(),
+            hash_probe()
+        );
+        for row in testing::connect().query(&sql, &[]).unwrap() {
+            assert_eq!((row.get(0), row.get(1), row.get(2)), (true, true, true));
+        }
+    }
+
+    #[test]
+    fn the_key_space_is_a_power_of_two() {
+        assert_eq!(KEY_SPACE.count_ones(), 1, "a key is the low bits of a hash");
+    }
+}
