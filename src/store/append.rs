@@ -49,11 +49,11 @@ pub(crate) fn append(
         (&correlations, Type::TEXT_ARRAY),
         (&causations, Type::TEXT_ARRAY),
         (&metadata, Type::JSONB_ARRAY),
-        (&format!("{} and {}", names.events(), names.aggregate_heads()), Type::TEXT),
+        (&names.sql("{events} and {aggregate_heads}"), Type::TEXT),
     ];
-    let sql = format!(
-        "SELECT global_position, aggregate_version FROM {}($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
-        names.append()
+    let sql = names.sql(
+        "SELECT global_position, aggregate_version
+         FROM {append}($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     );
     let rows = client.query_typed(&sql, &params)?;
     let conflict = rows.iter().find(|row| row.get::<_, Option<i64>>(0).is_none());

@@ -24,11 +24,10 @@ pub(crate) fn verify(client: &mut impl GenericClient, names: &Names, projections
     if let Some((projection, position)) = furthest {
         reach(client, names, position, &format!("the checkpoint of projection {projection:?}"))?;
     }
-    let sql = format!(
-        "SELECT c.projection, c.last_event_position FROM {} c JOIN {} e ON e.global_position = c.last_event_position
+    let sql = names.sql(
+        "SELECT c.projection, c.last_event_position
+         FROM {checkpoints} c JOIN {events} e ON e.global_position = c.last_event_position
          WHERE c.projection = ANY ($1) AND e.event_id <> c.last_event_id LIMIT 1",
-        names.checkpoints(),
-        names.events()
     );
     let other = client
         .query_typed_opt(&sql, &[(&Known::names(projections), Type::TEXT_ARRAY)])
@@ -45,9 +44,9 @@ fn furthest(
     names: &Names,
     projections: &[Known],
 ) -> Result<Option<(String, i64)>, postgres::Error> {
-    let sql = format!(
-        "SELECT projection, max(position) FROM {} WHERE projection = ANY ($1) GROUP BY projection ORDER BY 2 DESC",
-        names.checkpoints()
+    let sql = names.sql(
+        "SELECT projection, max(position) FROM {checkpoints} WHERE projection = ANY ($1)
+         GROUP BY projection ORDER BY 2 DESC",
     );
     let rows = client.query_typed(&sql, &[(&Known::names(projections), Type::TEXT_ARRAY)])?;
     let is_start = |name: &str, position: i64| {

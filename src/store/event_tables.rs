@@ -256,7 +256,7 @@ pub(super) fn positions(client: &mut impl GenericClient, names: &Names) -> Resul
     let doing = "reading the positions of the events";
     let (newest, last) = sequence::positions(client, names).map_err(Error::database(doing))?;
     let lowest: Option<i64> = client
-        .query_typed_one(&format!("SELECT min(global_position) FROM {}", names.events()), &[])
+        .query_typed_one(&names.sql("SELECT min(global_position) FROM {events}"), &[])
         .map_err(Error::database(doing))?
         .get(0);
     if let Some(lowest) = lowest.filter(|lowest| *lowest < 1) {

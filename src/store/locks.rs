@@ -39,11 +39,11 @@ pub(crate) struct Census {
 
 /// The columns of a [`Census`], to select from in SQL.
 pub(super) fn census_sql(names: &Names, replica_set: &str) -> String {
-    format!(
+    names.sql_with(
         "(SELECT count(*) AS members, count(*) FILTER (WHERE w.session_lost_at IS NULL AND w.session_key NOT IN (
-              SELECT {LOCK_KEY} FROM pg_locks l WHERE {IS_ADVISORY} AND l.mode = 'ExclusiveLock')) AS missing
-          FROM {} w WHERE w.replica_set = {replica_set} AND w.state <> 'stopped') AS census",
-        names.workers()
+              SELECT {lock_key} FROM pg_locks l WHERE {is_advisory} AND l.mode = 'ExclusiveLock')) AS missing
+          FROM {workers} w WHERE w.replica_set = {replica_set} AND w.state <> 'stopped') AS census",
+        &[("lock_key", &LOCK_KEY), ("is_advisory", &IS_ADVISORY), ("replica_set", &replica_set)],
     )
 }
 

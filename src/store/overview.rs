@@ -14,22 +14,20 @@ const STOPPED_SHOWN: &str = "1 minute";
 
 /// A replica set's generations, workers and projections, as JSON. What its fields mean stands with [`MetricsServer`](crate::MetricsServer).
 pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Result<Box<RawValue>, postgres::Error> {
-    let sql = format!(
+    let sql = names.sql_with(
         include_str!("sql/overview.sql"),
-        events = names.events(),
-        generations = names.generations(),
-        workers = names.workers(),
-        checkpoints = names.checkpoints(),
-        lags = checkpoints::lags_sql(names),
-        most_generations = MOST_GENERATIONS,
-        stopped_shown = STOPPED_SHOWN,
-        created_age = age("g.created_at"),
-        activated_age = age("g.activated_at"),
-        superseded_age = age("g.superseded_at"),
-        started_age = age("w.started_at"),
-        heartbeat_age = age("w.last_heartbeat"),
-        stopped_age = age("w.stopped_at"),
-        moved_age = age("c.updated_at"),
+        &[
+            ("lags", &checkpoints::lags_sql(names)),
+            ("most_generations", &MOST_GENERATIONS),
+            ("stopped_shown", &STOPPED_SHOWN),
+            ("created_age", &age("g.created_at")),
+            ("activated_age", &age("g.activated_at")),
+            ("superseded_age", &age("g.superseded_at")),
+            ("started_age", &age("w.started_at")),
+            ("heartbeat_age", &age("w.last_heartbeat")),
+            ("stopped_age", &age("w.stopped_at")),
+            ("moved_age", &age("c.updated_at")),
+        ],
     );
     let row = client.query_typed_one(&sql, &[(&replica_set, Type::TEXT)])?;
     Ok(row.try_get::<_, Json<Box<RawValue>>>(0)?.0)

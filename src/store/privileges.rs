@@ -9,8 +9,8 @@ use crate::error::Error;
 /// Refuses to work as a user who may not read or write what a worker reads and writes. What it takes to read the schema's version,
 /// [`to_read`] has asked for.
 pub(super) fn to_work(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
-    for schema in [names.schema_name(), names.events_schema_name()] {
-        demand(tx, Object::Schema, &format!("\"{schema}\""), "USAGE")?;
+    for schema in ["\"{schema}\"", "\"{events_schema}\""] {
+        demand(tx, Object::Schema, &names.sql(schema), "USAGE")?;
     }
     demand(tx, Object::Table, &names.events().to_string(), "SELECT")?;
     for own in [Own::ReplicaSets, Own::Generations, Own::Workers, Own::Projections, Own::Checkpoints] {
@@ -27,7 +27,7 @@ pub(super) fn to_work(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Err
 
 /// Refuses to look as a user who may not read the migrations. False if there are none.
 pub(super) fn to_read(tx: &mut Transaction<'_>, names: &Names) -> Result<bool, Error> {
-    Ok(demand_if_there(tx, Object::Schema, &format!("\"{}\"", names.schema_name()), "USAGE")?
+    Ok(demand_if_there(tx, Object::Schema, &names.sql("\"{schema}\""), "USAGE")?
         && demand_if_there(tx, Object::Table, &names.migrations().to_string(), "SELECT")?)
 }
 
@@ -38,7 +38,7 @@ pub(super) fn to_create(tx: &mut Transaction<'_>, names: &Names) -> Result<(), E
         let sql = format!("SELECT {function}($1) IS NOT NULL");
         Ok(tx.query_typed_one(&sql, &[(&name, Type::TEXT)]).map_err(Error::database(doing))?.get(0))
     };
-    let schema = format!("\"{}\"", names.schema_name());
+    let schema = names.sql("\"{schema}\"");
     if !exists(tx, "to_regnamespace", &schema)? {
         let row = tx
             .query_typed_one(
@@ -56,7 +56,7 @@ pub(super) fn to_create(tx: &mut Transaction<'_>, names: &Names) -> Result<(), E
         return Ok(());
     }
     demand(tx, Object::Schema, &schema, "CREATE")?;
-    let events_schema = format!("\"{}\"", names.events_schema_name());
+    let events_schema = names.sql("\"{events_schema}\"");
     if events_schema != schema
         && demand_if_there(tx, Object::Schema, &events_schema, "USAGE")?
         && !(exists(tx, "to_regclass", &names.events().to_string())?

@@ -24,7 +24,8 @@ impl PositionSequence {
     /// Read from the sequence itself, and not by a function: `pg_sequence_last_value` waits for an
     /// `ALTER SEQUENCE` that is under way. It is seen at once, not through a snapshot.
     pub(crate) fn last_sql(&self) -> String {
-        format!("(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {})", self.name)
+        let name = &self.name;
+        format!("(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {name})")
     }
 }
 
@@ -63,7 +64,8 @@ pub(crate) fn find(
 pub(crate) fn positions(client: &mut impl GenericClient, names: &Names) -> Result<(i64, Option<i64>), postgres::Error> {
     let last = find(client, names)?.filter(|sequence| sequence.is_readable);
     let last = last.map_or_else(|| "NULL::bigint".to_owned(), |sequence| sequence.last_sql());
-    let sql = format!("SELECT coalesce((SELECT max(global_position) FROM {}), 0), {last}", names.events());
+    let sql =
+        names.sql_with("SELECT coalesce((SELECT max(global_position) FROM {events}), 0), {last}", &[("last", &last)]);
     let row = client.query_typed_one(&sql, &[])?;
     Ok((row.get(0), row.get(1)))
 }

@@ -85,10 +85,11 @@ impl Sessions {
     pub(crate) fn reset_sql(self) -> Option<String> {
         let worker = self.member()?;
         Some(format!(
-            "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; \
-             SELECT pg_catalog.pg_advisory_unlock_all(); SELECT pg_catalog.pg_advisory_lock_shared({}); {}",
-            locks::member_key(worker),
-            statements("SET", HANDLERS)
+            "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; \
+             DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all(); \
+             SELECT pg_catalog.pg_advisory_lock_shared({key}); {settings}",
+            key = locks::member_key(worker),
+            settings = statements("SET", HANDLERS)
         ))
     }
 }
@@ -115,10 +116,10 @@ impl Session {
     pub(crate) fn new(mut client: PooledClient, sessions: Sessions) -> Result<Self, postgres::Error> {
         if let Some(worker) = sessions.member() {
             client.batch_execute(&format!(
-                "SELECT pg_catalog.pg_advisory_lock_shared({}); {}; {}",
-                locks::member_key(worker),
-                statements("SET", LIBRARY),
-                without_transaction_timeout(false)
+                "SELECT pg_catalog.pg_advisory_lock_shared({key}); {settings}; {without_timeout}",
+                key = locks::member_key(worker),
+                settings = statements("SET", LIBRARY),
+                without_timeout = without_transaction_timeout(false)
             ))?;
         }
         Ok(Self { client, sessions, settings: LIBRARY })
