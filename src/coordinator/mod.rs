@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::feed::Feed;
 use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
 use crate::overview::Overview;
-use crate::plan::{Action, ClusterView, KeySet, Policy, Stance, Standing, WorkerState, plan, stance};
+use crate::plan::{Action, ClusterView, Deal, Policy, Stance, Standing, WorkerState, plan, stance};
 use crate::status::{Assignment, Board};
 use crate::store::coordination;
 use crate::store::fence::Owner;
@@ -267,9 +267,7 @@ impl Coordinator {
     fn glance(&mut self, link: &mut Link) -> Result<Option<Duration>, Error> {
         let Registration { replica_set, worker, .. } = &self.registration;
         let Link { session, statements } = link;
-        let standing = session
-            .run(|client| statements.standing(client, replica_set, *worker))
-            .map_err(Error::database(LOOKING))?;
+        let standing = session.check(LOOKING, |client| statements.standing(client, replica_set, *worker))?;
         self.do_own_part(link, &standing)
     }
 
@@ -280,7 +278,7 @@ impl Coordinator {
         self.metrics.partitions.set(i64::try_from(partitions).unwrap_or(0));
         let worker = self.registration.worker;
         match stance(standing) {
-            Stance::Run(generation) => self.resume(standing, generation),
+            Stance::Run(generation) => self.resume(&mut link.session, standing, generation)?,
             Stance::Prepare(generation) if self.pause() || self.paused_soon() => {
                 let Link { session, statements } = link;
                 session
@@ -309,7 +307,7 @@ impl Coordinator {
 
     fn load(&self, link: &mut Link) -> Result<ClusterView, Error> {
         let Link { session, statements } = link;
-        session.run(|client| statements.view(client, &self.registration.replica_set)).map_err(Error::database(LOOKING))
+        session.check(LOOKING, |client| statements.view(client, &self.registration.replica_set))
     }
 
     /// Does what `plan` asks for, unless somebody else is changing what the workers share: when all see at one moment that something is
@@ -324,13 +322,13 @@ impl Coordinator {
     fn change(&self, mut tx: Transaction<'_>, statements: &Statements) -> Result<ClusterView, Error> {
         let replica_set = &self.registration.replica_set;
         // Anything may have changed since the lock was not held.
-        let mut view = statements.view(&mut tx, replica_set).map_err(Error::database(CHANGING))?;
+        let mut view = statements.view(&mut tx, replica_set)?;
         let actions = plan(&view, &self.policy).actions;
         for action in &actions {
             coordination::apply(&mut tx, &self.names, replica_set, action)?;
         }
         if !actions.is_empty() {
-            view = statements.view(&mut tx, replica_set).map_err(Error::database(CHANGING))?;
+            view = statements.view(&mut tx, replica_set)?;
             notifications::notify_coordination(&mut tx, &self.names, replica_set).map_err(Error::database(CHANGING))?;
         }
         tx.commit().map_err(Error::database(CHANGING))?;
@@ -361,31 +359,34 @@ impl Coordinator {
                     members.len()
                 );
             }
-            Action::Activate(number) => {
+            Action::Activate { number, .. } => {
                 log::info!("generation activated: replica_set={replica_set} generation={number}");
+            }
+            Action::Deal { generation, deal: Deal { projection, desired, .. } } => {
+                log::info!(
+                    "projection reassigned: replica_set={replica_set} generation={generation} projection={projection} state={}",
+                    desired.as_str()
+                );
             }
         }
     }
 
-    /// Lets the runners process this generation, if they do not already.
-    fn resume(&mut self, standing: &Standing, generation: i64) {
+    /// Lets the runners process this generation, if they do not already, and load what has been dealt again.
+    fn resume(&mut self, session: &mut Session, standing: &Standing, generation: i64) -> Result<(), Error> {
         let owner = Owner { worker: self.registration.worker, generation };
-        let known = self.runners.generation == Some(generation);
-        if known && self.runners.all_active() {
-            return;
+        if self.runners.are_told(owner, &standing.deals) {
+            return Ok(());
         }
         let partition = standing.member.and_then(|member| member.partition);
         let total_partitions = standing.generation.as_ref().map_or(0, |generation| generation.total_partitions);
-        if !known {
-            // Projections that not every worker knows are dealt differently; then the tail serves those rows that lie within.
-            self.feed.assign(partition.map_or_else(KeySet::default, |k| KeySet::partition(k, total_partitions)));
-            self.board.set_assignment(partition.map(|partition| Assignment {
-                generation,
-                partition,
-                total_partitions,
-            }));
-        }
-        self.runners.run(owner);
+        let keys = session
+            .run(|client| {
+                checkpoints::keys_of(client, &self.names, &self.registration.projections, owner.worker, generation)
+            })
+            .map_err(Error::database(LOOKING))?;
+        self.feed.assign(keys);
+        self.board.set_assignment(partition.map(|partition| Assignment { generation, partition, total_partitions }));
+        self.runners.run(owner, &standing.deals);
         if let Some(since) = self.interrupted.take() {
             let pause = since.elapsed();
             self.metrics.coordination_duration.observe(pause.as_secs_f64());
@@ -398,11 +399,12 @@ impl Coordinator {
                 partition.map_or(-1, |k| i64::try_from(k).unwrap_or(-1))
             );
         }
+        Ok(())
     }
 
     /// Pauses the runners. True once none of them processes any more.
     fn pause(&mut self) -> bool {
-        if self.runners.generation.take().is_some() {
+        if self.runners.are_running() {
             self.interrupted.get_or_insert_with(Instant::now);
             self.board.set_assignment(None);
         }
@@ -414,7 +416,7 @@ impl Coordinator {
         let deadline = Instant::now() + SOON;
         while let Ok(report) = self.runners.reports.recv_deadline(deadline) {
             self.runners.heard(Some(report));
-            if self.runners.all_paused() {
+            if self.runners.are_paused() {
                 return true;
             }
         }

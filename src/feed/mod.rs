@@ -121,9 +121,12 @@ impl Feed {
         Some(self.shared.head.load(Ordering::Acquire)).filter(|head| *head != NOWHERE)
     }
 
-    /// Says which keys this worker owns from now on. What the tail held for others is dropped.
+    /// Says which keys this worker owns from now on. If these are others than before, the tail begins anew.
     pub(crate) fn assign(&self, keys: KeySet) {
-        self.shared.tail.write().restart(keys, self.head().unwrap_or(NOWHERE));
+        let mut tail = self.shared.tail.write();
+        if *tail.keys() != keys {
+            tail.restart(keys, self.head().unwrap_or(NOWHERE));
+        }
     }
 
     /// The first events of a range, from memory; `None` if the tail does not reach back that far.

@@ -114,7 +114,6 @@ impl Start {
 
     fn runners(&self, pool: &Pool) -> Result<Runners, Error> {
         let config = &self.orchestrator.config;
-        let mut commands = Vec::new();
         let lanes = self
             .orchestrator
             .projections
@@ -122,6 +121,7 @@ impl Start {
             .flat_map(|projection| (0..config.lanes).map(move |lane| (projection, lane)));
         // A runner says two things at most between two commands.
         let (reports, inbox) = bounded(4 * config.lanes * self.orchestrator.projections.len());
+        let mut runners = Runners::new(inbox);
         for (index, (projection, lane)) in lanes.enumerate() {
             let scope = projection.scope();
             let reader = Reader {
@@ -131,9 +131,6 @@ impl Start {
                 scope: scope.clone(),
                 bounds: config.bounds(),
             };
-            // Room for a command that replaces one not yet taken.
-            let (sender, receiver) = bounded(2);
-            commands.push(sender);
             let runner = Runner {
                 index,
                 lane,
@@ -152,7 +149,7 @@ impl Start {
                 board: self.orchestrator.board.clone(),
                 metrics: self.metrics.projection(projection.name()),
                 own_metrics: self.worker_metrics.projection(projection.name()),
-                commands: receiver,
+                commands: runners.add(projection.name()),
                 reports: reports.clone(),
                 kept: None,
             };
@@ -161,7 +158,7 @@ impl Start {
                 Ok(())
             })?;
         }
-        Ok(Runners::new(commands, inbox))
+        Ok(runners)
     }
 }
 

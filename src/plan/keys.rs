@@ -19,8 +19,18 @@ impl KeySet {
 
     /// The k-th of `total` equal contiguous ranges. The ranges of all k are disjoint and cover the key space.
     pub(crate) fn partition(k: usize, total: usize) -> Self {
-        let bound = |k: usize| i32::try_from(k * 65_536 / total.max(1)).unwrap_or(KEY_SPACE);
-        Self::from_ranges([(bound(k), bound(k + 1))])
+        Self::all().part(k, total)
+    }
+
+    /// The k-th of `total` equal parts of each of the set's ranges. The parts of all k are disjoint and cover the set.
+    pub(crate) fn part(&self, k: usize, total: usize) -> Self {
+        // In 64 bits no product of a key and a number of parts overflows.
+        let (k, total) = (i64::try_from(k).unwrap_or(i64::MAX), i64::try_from(total).unwrap_or(i64::MAX).max(1));
+        Self::from_ranges(self.ranges.iter().map(|&(low, high)| {
+            let length = i64::from(high) - i64::from(low);
+            let bound = |k: i64| low + i32::try_from(length.saturating_mul(k) / total).unwrap_or(high - low);
+            (bound(k), bound(k.saturating_add(1)))
+        }))
     }
 
     /// The union of half-open ranges. What lies outside the key space is dropped.

@@ -8,18 +8,25 @@
 //! pending ──(all its workers ready)──► active ──(membership changed)──► superseded
 //! ```
 //!
-//! *Invariant:* a generation is activated only when every worker it was dealt to is ready, so nobody who obeys the protocol
-//! processes across a change. That a worker which does not obey (frozen, cut off) can commit nothing is not decided here: the fence in
-//! `store::checkpoints` sees to it.
+//! *Invariant:* a generation is activated only when every member is ready, so no worker that obeys
+//! the protocol processes across a change of members. That a worker which does not obey (frozen, cut
+//! off) can commit nothing is not decided here: `store::fence` ensures it. One projection may be
+//! [dealt](Deal) again within a generation, while its runners process: for them, too, the fence
+//! ensures it.
 
+mod deal;
 mod keys;
 mod view;
 
 use std::time::Duration;
 
+pub(crate) use deal::Deal;
+#[cfg(test)]
+pub(crate) use deal::Share;
 pub(crate) use keys::{KEY_SPACE, KeySet};
 pub(crate) use view::{
-    ClusterView, GenerationState, GenerationView, Member, ServerTime, Session, Standing, WorkerView,
+    ClusterView, DesiredState, GenerationState, GenerationView, Member, ProjectionView, ServerTime, Session, Standing,
+    WorkerView,
 };
 pub use view::{WorkerId, WorkerState};
 
@@ -89,8 +96,10 @@ pub(crate) enum Action {
     Evict(WorkerId, Death),
     /// Create this generation as pending, superseding the one before. Partition k goes to the k-th member.
     CreateGeneration { number: i64, cause: Cause, members: Vec<WorkerId> },
-    /// Cut the checkpoints anew for this generation and make it active.
-    Activate(i64),
+    /// Deal all projections among the members of this generation and make it active.
+    Activate { number: i64, deals: Vec<Deal> },
+    /// Deal one projection within this generation, which is active. No other projection is touched.
+    Deal { generation: i64, deal: Deal },
 }
 
 /// What [`plan`] decided.
@@ -142,7 +151,8 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
         GenerationState::Pending => {
             let late: Vec<WorkerId> = assigned.iter().filter(|w| w.state != WorkerState::Ready).map(|w| w.id).collect();
             if late.is_empty() {
-                plan.actions.push(Action::Activate(generation.number));
+                let deals = view.projections.iter().map(|projection| Deal::of(projection, &assigned)).collect();
+                plan.actions.push(Action::Activate { number: generation.number, deals });
             } else if plan.is_due(generation.created_at, policy.coordination_timeout, view.now) {
                 plan.actions.extend(late.iter().map(|id| Action::Evict(*id, Death::NotReady)));
                 alive.retain(|worker| !late.contains(&worker.id));
@@ -156,7 +166,16 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
                 && plan.is_due(first, policy.registration_wait, view.now)
             {
                 plan.create(generation.number, Cause::Joined, &alive);
+                return plan;
             }
+            // Not to a worker that is leaving: its share would stand still until the next generation.
+            let running: Vec<&WorkerView> =
+                assigned.iter().copied().filter(|worker| worker.state == WorkerState::Running).collect();
+            let changed = view.projections.iter().filter(|projection| projection.desired != projection.dealt);
+            plan.actions.extend(changed.map(|projection| Action::Deal {
+                generation: generation.number,
+                deal: Deal::of(projection, &running),
+            }));
         }
     }
     plan
@@ -229,4 +248,4 @@ impl Plan {
 #[cfg(test)]
 pub(crate) mod model;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

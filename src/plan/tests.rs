@@ -1,5 +1,6 @@
 //! Tables: a view in, actions out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -22,7 +23,7 @@ fn at(seconds: i64) -> ServerTime {
     ServerTime(seconds * 1_000_000)
 }
 
-fn worker(n: u128, state: WorkerState, generation: i64, partition: Option<usize>) -> WorkerView {
+pub(crate) fn worker(n: u128, state: WorkerState, generation: i64, partition: Option<usize>) -> WorkerView {
     WorkerView {
         id: id(n),
         state,
@@ -31,6 +32,8 @@ fn worker(n: u128, state: WorkerState, generation: i64, partition: Option<usize>
         session: Session::Held,
         registered_at: at(0),
         last_heartbeat: at(100),
+        lanes: 1,
+        projections: ["orders", "invoices"].map(Arc::from).into(),
     }
 }
 
@@ -49,7 +52,16 @@ fn view(state: GenerationState, total_partitions: usize, workers: Vec<WorkerView
         observing_since: at(0),
         generation: Some(GenerationView { number: 5, state, total_partitions, created_at: at(90) }),
         workers,
+        projections: vec![projection("orders", DesiredState::Running, DesiredState::Running)],
     }
+}
+
+fn projection(name: &str, desired: DesiredState, dealt: DesiredState) -> ProjectionView {
+    ProjectionView { name: name.into(), desired, dealt, deal: 1 }
+}
+
+fn share(worker: u128, k: usize, total: usize) -> Share {
+    Share { worker: id(worker), lane: 0, keys: KeySet::partition(k, total) }
 }
 
 fn create(cause: Cause, members: &[u128]) -> Action {
@@ -60,7 +72,7 @@ use GenerationState::{Active, Pending};
 
 #[test]
 fn the_very_first_start_waits_for_nobody() {
-    let view = ClusterView { now: at(100), observing_since: at(100), generation: None, workers: vec![joined(1, 100)] };
+    let view = ClusterView { generation: None, ..view(Active, 0, vec![joined(1, 100)]) };
     let expected = Action::CreateGeneration { number: 1, cause: Cause::Started, members: vec![id(1)] };
     assert_eq!(plan(&view, &POLICY).actions, [expected]);
 }
@@ -163,7 +175,19 @@ fn a_lost_session_is_noted_then_forgiven_or_death() {
 fn a_generation_is_activated_when_all_are_ready() {
     let ready = |n, k| worker(n, WorkerState::Ready, 5, Some(k));
     let pending = |n, k| worker(n, WorkerState::Pending, 5, Some(k));
-    assert_eq!(plan(&view(Pending, 2, vec![ready(1, 0), ready(2, 1)]), &POLICY).actions, [Action::Activate(5)]);
+    let complete = ClusterView {
+        projections: vec![
+            projection("orders", DesiredState::Running, DesiredState::Running),
+            projection("invoices", DesiredState::Paused, DesiredState::Running),
+        ],
+        ..view(Pending, 2, vec![ready(1, 1), ready(2, 0)])
+    };
+    let of = |projection: &str, desired, shares| Deal { projection: projection.into(), desired, shares };
+    let deals = vec![
+        of("orders", DesiredState::Running, vec![share(2, 0, 2), share(1, 1, 2)]),
+        of("invoices", DesiredState::Paused, vec![]),
+    ];
+    assert_eq!(plan(&complete, &POLICY).actions, [Action::Activate { number: 5, deals }]);
     let waiting = view(Pending, 2, vec![ready(1, 0), pending(2, 1)]);
     assert_eq!(plan(&waiting, &POLICY).actions, []);
 
@@ -187,6 +211,30 @@ fn a_death_while_pending_deals_again() {
     assert_eq!(plan(&view, &POLICY).actions, [create(Cause::Departed, &[1, 2])]);
 }
 
+#[test]
+fn a_projection_is_dealt_alone_when_its_desired_state_changes() {
+    use DesiredState::{Paused, Running};
+    let with = |desired, dealt| ClusterView {
+        projections: vec![projection("invoices", Running, Running), projection("orders", desired, dealt)],
+        ..view(Active, 3, vec![running(1, 0), running(2, 1), running(3, 2)])
+    };
+    let dealt =
+        |desired, shares| Action::Deal { generation: 5, deal: Deal { projection: "orders".into(), desired, shares } };
+    assert_eq!(plan(&with(Paused, Running), &POLICY).actions, [dealt(Paused, vec![])]);
+    assert_eq!(plan(&with(Paused, Paused), &POLICY).actions, []);
+    let all = vec![share(1, 0, 3), share(2, 1, 3), share(3, 2, 3)];
+    assert_eq!(plan(&with(Running, Paused), &POLICY).actions, [dealt(Running, all)]);
+
+    let mut leaving = with(Running, Paused);
+    leaving.workers[1].state = WorkerState::Stopping;
+    assert_eq!(plan(&leaving, &POLICY).actions, [dealt(Running, vec![share(1, 0, 2), share(3, 1, 2)])]);
+
+    let pending = ClusterView { generation: view(Pending, 3, vec![]).generation, ..with(Running, Paused) };
+    assert!(!plan(&pending, &POLICY).actions.iter().any(|action| matches!(action, Action::Deal { .. })));
+    let joins = ClusterView { workers: [pending.workers, vec![joined(4, 50)]].concat(), ..with(Running, Paused) };
+    assert_eq!(plan(&joins, &POLICY).actions, [create(Cause::Joined, &[1, 2, 3, 4])], "then with all the others");
+}
+
 /// In the database, the metrics and the log.
 #[test]
 fn states_and_reasons_go_by_their_names() {
@@ -195,6 +243,10 @@ fn states_and_reasons_go_by_their_names() {
         assert_eq!(WorkerState::parse(name), Some(state));
     }
     assert_eq!(WorkerState::parse("idle"), None);
+    for (state, name) in [(DesiredState::Running, "running"), (DesiredState::Paused, "paused")] {
+        assert_eq!((state.as_str(), DesiredState::parse(name)), (name, Some(state)));
+    }
+    assert_eq!(DesiredState::parse("pending"), None);
     assert_eq!([Cause::Started, Cause::Joined, Cause::Departed].map(Cause::as_str), ["started", "joined", "departed"]);
     assert_eq!(
         [Death::SessionLost, Death::Stale, Death::NotReady].map(Death::as_str),

@@ -1,6 +1,8 @@
 //! What a coordinator sees of its replica set, as one snapshot of the database shows it.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -78,6 +80,17 @@ pub(crate) enum GenerationState {
     Active,
 }
 
+impl GenerationState {
+    /// The state of that name. The newest generation is never superseded: that happens when a newer one is created.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        match name {
+            "pending" => Some(Self::Pending),
+            "active" => Some(Self::Active),
+            _ => None,
+        }
+    }
+}
+
 /// The newest generation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct GenerationView {
@@ -113,6 +126,53 @@ pub(crate) struct WorkerView {
     pub(crate) session: Session,
     pub(crate) registered_at: ServerTime,
     pub(crate) last_heartbeat: ServerTime,
+    /// Into how many lanes it cuts its share of each projection.
+    pub(crate) lanes: usize,
+    /// The names of those it knows.
+    pub(crate) projections: Arc<[Arc<str>]>,
+}
+
+impl WorkerView {
+    pub(crate) fn knows(&self, projection: &str) -> bool {
+        self.projections.iter().any(|name| &**name == projection)
+    }
+}
+
+/// What an operator wants of a projection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum DesiredState {
+    /// It is processed.
+    Running,
+    /// Nothing of it is processed, by whatever worker.
+    Paused,
+}
+
+impl DesiredState {
+    const ALL: [Self; 2] = [Self::Running, Self::Paused];
+
+    /// The state's name in the database and the log.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+        }
+    }
+
+    /// The state of that name.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+}
+
+/// One projection of the replica set.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct ProjectionView {
+    pub(crate) name: Arc<str>,
+    pub(crate) desired: DesiredState,
+    /// What was desired when it was last dealt.
+    pub(crate) dealt: DesiredState,
+    /// How often it has been dealt. A runner that was told another number has to load its checkpoints again.
+    pub(crate) deal: i64,
 }
 
 /// A replica set as one snapshot shows it. Stopped workers are not in it.
@@ -124,6 +184,7 @@ pub(crate) struct ClusterView {
     pub(crate) observing_since: ServerTime,
     pub(crate) generation: Option<GenerationView>,
     pub(crate) workers: Vec<WorkerView>,
+    pub(crate) projections: Vec<ProjectionView>,
 }
 
 impl ClusterView {
@@ -137,7 +198,8 @@ impl ClusterView {
             generation,
             partition,
         });
-        Standing { generation: self.generation.clone(), member }
+        let deals = self.projections.iter().map(|projection| (projection.name.clone(), projection.deal)).collect();
+        Standing { generation: self.generation.clone(), member, deals }
     }
 }
 
@@ -148,6 +210,8 @@ pub(crate) struct Standing {
     pub(crate) generation: Option<GenerationView>,
     /// None if it is not registered, or stopped.
     pub(crate) member: Option<Member>,
+    /// How often each projection of the replica set has been dealt.
+    pub(crate) deals: BTreeMap<Arc<str>, i64>,
 }
 
 /// See [`WorkerView`].

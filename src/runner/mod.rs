@@ -51,11 +51,19 @@ const AWAIT_LOOK: Duration = Duration::from_millis(2);
 /// How often a runner whose worker is cut off looks whether it may go on.
 const TRUST_CHECK: Duration = Duration::from_millis(100);
 
+/// What a runner is told to process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Task {
+    pub(crate) owner: Owner,
+    /// The number of the deal that gave the owner its checkpoints. Another number means to load them again.
+    pub(crate) deal: i64,
+}
+
 /// What the coordinator asks of a runner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Process the checkpoints of this owner.
-    Run(Owner),
+    /// Load the checkpoints of this owner and process them, in place of whatever it processes now.
+    Run(Task),
     /// Stop at the next event boundary and say so.
     Pause,
 }
@@ -65,8 +73,8 @@ pub(crate) enum Command {
 pub(crate) enum Report {
     /// It has stopped processing, as asked.
     Paused(usize),
-    /// It found that it is not the owner any more, and has stopped processing.
-    Fenced(usize),
+    /// It found that it is not the owner of its checkpoints any more, and has stopped processing this.
+    Fenced(usize, Task),
 }
 
 /// Everything a runner works with.
@@ -152,7 +160,7 @@ impl Runner {
         loop {
             let Some(next) = command.take().or_else(|| self.await_command(pulse)) else { return };
             command = match next {
-                Command::Run(owner) => self.process(owner, pulse),
+                Command::Run(task) => self.process(task, pulse),
                 Command::Pause => {
                     self.report(Report::Paused(self.index));
                     None
@@ -168,10 +176,10 @@ impl Runner {
         command
     }
 
-    /// Processes as this owner until another command comes, which is returned.
-    fn process(&mut self, owner: Owner, pulse: &Pulse) -> Option<Command> {
+    /// Processes until another command comes, which is returned.
+    fn process(&mut self, task: Task, pulse: &Pulse) -> Option<Command> {
         let mut work = Work {
-            owner,
+            owner: task.owner,
             rows: None,
             loaded_in: self.feed.epoch(),
             loaded_at: Instant::now(),
@@ -224,14 +232,14 @@ impl Runner {
                 },
                 Step::Halt => break self.await_command(pulse),
                 Step::Fenced => {
-                    self.report(Report::Fenced(self.index));
+                    self.report(Report::Fenced(self.index, task));
                     break self.await_command(pulse);
                 }
             }
         };
         self.ahead.forget();
         self.follower.is_nowhere();
-        if command == Some(Command::Pause) {
+        if command.is_some() {
             // So that rows of one partition are at one position when the keys are cut anew, and can be merged.
             _ = Self::note_position(&mut work);
             self.kept = work.connection.map(Kept::new);

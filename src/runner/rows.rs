@@ -29,7 +29,7 @@ pub(super) struct Rows(VecDeque<Row>);
 
 impl Rows {
     pub(super) fn new(mut stored: Vec<Checkpoint>) -> Self {
-        stored.sort_by_key(|checkpoint| (checkpoint.position, checkpoint.id));
+        stored.sort_by_key(|checkpoint| (checkpoint.position, checkpoint.token));
         Self(stored.into_iter().map(|stored| Row { reached: stored.position, stored }).collect())
     }
 
@@ -85,8 +85,8 @@ impl Rows {
 mod tests {
     use super::*;
 
-    fn row(id: i64, k: usize, position: i64) -> Checkpoint {
-        Checkpoint { id, keys: KeySet::partition(k, 4), position }
+    fn row(token: i64, k: usize, position: i64) -> Checkpoint {
+        Checkpoint { token, keys: KeySet::partition(k, 4), position }
     }
 
     fn bounds(rows: &Rows, head: i64) -> Option<(i64, i64)> {
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn the_lowest_goes_first_and_no_further_than_the_next() {
         let mut rows = Rows::new(vec![row(1, 0, 30), row(2, 1, 10), row(3, 2, 20)]);
-        assert_eq!(rows.first().unwrap().stored.id, 2);
+        assert_eq!(rows.first().unwrap().stored.token, 2);
         assert_eq!(bounds(&rows, 15), Some((10, 15)), "nor than the head");
         assert_eq!(bounds(&rows, 99), Some((10, 20)));
         assert_eq!(bounds(&rows, 10), None);
@@ -106,12 +106,12 @@ mod tests {
         assert!(rows.first().unwrap().is_ahead());
         assert_eq!(bounds(&rows, 99), None, "first the two become one");
         let (first, next) = rows.met().unwrap();
-        assert_eq!((first.stored.id, next.stored.id), (2, 3));
+        assert_eq!((first.stored.token, next.stored.token), (2, 3));
         rows.store(20);
         rows.merge();
         assert_eq!(
             rows.first().unwrap().stored,
-            Checkpoint { id: 3, keys: KeySet::from_ranges([(16_384, 49_152)]), position: 20 }
+            Checkpoint { token: 3, keys: KeySet::from_ranges([(16_384, 49_152)]), position: 20 }
         );
         assert_eq!(bounds(&rows, 99), Some((20, 30)));
         assert_eq!(rows.keys(), KeySet::from_ranges([(0, 49_152)]));

@@ -13,7 +13,7 @@ use super::registration::{Known, Registration};
 use super::session::Session;
 use super::{checkpoints, notifications};
 use crate::error::Error;
-use crate::plan::{Action, Cause, Death, WorkerId};
+use crate::plan::{Action, Cause, Deal, Death, WorkerId};
 
 /// How long a superseded generation is kept, counted in generations, and a stopped worker, for those who look into what happened.
 const KEPT_GENERATIONS: i64 = 200;
@@ -43,14 +43,14 @@ pub(crate) fn try_lock<'c>(
 
 fn begin(session: &mut Session) -> Result<Transaction<'_>, postgres::Error> {
     let mut tx = session.transaction()?;
-    // To deal the checkpoints out again looks costly, but compiling it takes longer than doing it.
+    // Cutting the checkpoints looks costly to the planner, but compiling it takes longer than doing it.
     tx.batch_execute("SET LOCAL jit = off")?;
     Ok(tx)
 }
 
 /// Whether the lock is held now: not if it is another's and `skip` says not to wait for it, nor if the replica set is unknown.
 fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) -> Result<bool, postgres::Error> {
-    let sql = format!("SELECT FROM {} WHERE name = $1 FOR UPDATE {skip}", names.replica_sets());
+    let sql = names.sql_with("SELECT FROM {replica_sets} WHERE name = $1 FOR UPDATE {skip}", &[("skip", &skip)]);
     Ok(!tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?.is_empty())
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
     let doing = "registering the worker";
     let mut tx = lock(session, names, &worker.replica_set).map_err(Error::database(doing))?;
     tx.execute_typed(
-        &format!("INSERT INTO {} (name) VALUES ($1) ON CONFLICT DO NOTHING", names.replica_sets()),
+        &names.sql("INSERT INTO {replica_sets} (name) VALUES ($1) ON CONFLICT DO NOTHING"),
         &[(&worker.replica_set, Type::TEXT)],
     )
     // The first worker of a replica set found no row to lock; another one may have made it meanwhile.
@@ -69,12 +69,11 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
     checkpoints::claim(&mut tx, names, worker)?;
     let projections = Known::names(&worker.projections);
     let session_key = worker.sessions.member().map(locks::alive_key);
-    let sql = format!(
-        "INSERT INTO {} AS w (id, replica_set, state, host, pid, version, projections, session_key, lanes)
+    let sql = names.sql(
+        "INSERT INTO {workers} AS w (id, replica_set, state, host, pid, version, projections, session_key, lanes)
          VALUES ($1, $2, 'pending', $3, $4, $5, $6, $7, $8)
          ON CONFLICT (id) DO UPDATE SET state = 'pending', generation = 0, partition_key = -1, session_lost_at = NULL,
              started_at = now(), last_heartbeat = now(), stopped_at = NULL, stop_reason = NULL",
-        names.workers()
     );
     tx.execute_typed(
         &sql,
@@ -96,10 +95,7 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
 
 /// Says that the worker is alive. False if it has been evicted.
 pub(crate) fn heartbeat(client: &mut Client, names: &Names, worker: WorkerId) -> Result<bool, postgres::Error> {
-    let sql = format!(
-        "UPDATE {} SET last_heartbeat = clock_timestamp() WHERE id = $1 AND state <> 'stopped'",
-        names.workers()
-    );
+    let sql = names.sql("UPDATE {workers} SET last_heartbeat = clock_timestamp() WHERE id = $1 AND state <> 'stopped'");
     Ok(client.execute_typed(&sql, &[(&worker.0, Type::UUID)])? == 1)
 }
 
@@ -110,16 +106,15 @@ pub(crate) fn report_safe_head(
     worker: WorkerId,
     head: i64,
 ) -> Result<(), postgres::Error> {
-    let sql = format!("UPDATE {} SET safe_head = greatest(safe_head, $2) WHERE id = $1", names.workers());
+    let sql = names.sql("UPDATE {workers} SET safe_head = greatest(safe_head, $2) WHERE id = $1");
     client.execute_typed(&sql, &[(&worker.0, Type::UUID), (&head, Type::INT8)])?;
     Ok(())
 }
 
 /// Says that the worker is asked to leave and finishes what it has begun: it gets no partition of a new generation.
 pub(crate) fn mark_stopping(client: &mut Client, names: &Names, worker: WorkerId) -> Result<(), postgres::Error> {
-    let sql = format!(
-        "UPDATE {} SET state = 'stopping', last_heartbeat = clock_timestamp() WHERE id = $1 AND state <> 'stopped'",
-        names.workers()
+    let sql = names.sql(
+        "UPDATE {workers} SET state = 'stopping', last_heartbeat = clock_timestamp() WHERE id = $1 AND state <> 'stopped'",
     );
     client.execute_typed(&sql, &[(&worker.0, Type::UUID)])?;
     Ok(())
@@ -131,10 +126,9 @@ pub(crate) fn mark_left(tx: &mut Transaction<'_>, names: &Names, worker: WorkerI
 }
 
 fn stop(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, reason: &str) -> Result<(), postgres::Error> {
-    let sql = format!(
-        "UPDATE {} SET state = 'stopped', partition_key = -1, stopped_at = clock_timestamp(), stop_reason = $2
+    let sql = names.sql(
+        "UPDATE {workers} SET state = 'stopped', partition_key = -1, stopped_at = clock_timestamp(), stop_reason = $2
          WHERE id = $1 AND state <> 'stopped'",
-        names.workers()
     );
     tx.execute_typed(&sql, &[(&worker.0, Type::UUID), (&reason, Type::TEXT)])?;
     Ok(())
@@ -149,13 +143,16 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, 
         Action::CreateGeneration { number, cause, members } => {
             create_generation(tx, names, replica_set, *number, *cause, members)
         }
-        Action::Activate(number) => return activate(tx, names, replica_set, *number),
+        Action::Activate { number, deals } => return activate(tx, names, replica_set, *number, deals),
+        Action::Deal { generation, deal } => {
+            return checkpoints::deal(tx, names, *generation, std::slice::from_ref(deal));
+        }
     }
     .map_err(Error::database("changing the generation"))
 }
 
 fn note_session(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, at: &str) -> Result<(), postgres::Error> {
-    let sql = format!("UPDATE {} SET session_lost_at = {at} WHERE id = $1", names.workers());
+    let sql = names.sql_with("UPDATE {workers} SET session_lost_at = {at} WHERE id = $1", &[("at", &at)]);
     tx.execute_typed(&sql, &[(&worker.0, Type::UUID)])?;
     Ok(())
 }
@@ -174,13 +171,13 @@ fn evict(
 /// Ends the database sessions of evicted workers, as far as this user may. A frozen process would keep its row locks, and with them
 /// the checkpoints, for as long as it is frozen. One that still obeys finds itself evicted, and its connections are made anew.
 fn end_sessions_of_evicted(tx: &mut Transaction<'_>, names: &Names, replica_set: &str) -> Result<(), postgres::Error> {
-    let sql = format!(
+    let sql = names.sql_with(
         "SELECT pg_terminate_backend(l.pid) FROM pg_locks l
-         JOIN {} w ON {LOCK_KEY} IN (w.session_key, w.session_key | 1)
+         JOIN {workers} w ON {lock_key} IN (w.session_key, w.session_key | 1)
          JOIN pg_stat_activity a ON a.pid = l.pid AND pg_has_role(a.usesysid, 'USAGE')
-         WHERE {IS_ADVISORY} AND w.replica_set = $1 AND w.state = 'stopped' AND w.stop_reason <> 'left'
+         WHERE {is_advisory} AND w.replica_set = $1 AND w.state = 'stopped' AND w.stop_reason <> 'left'
          AND l.pid <> pg_backend_pid()",
-        names.workers()
+        &[("lock_key", &LOCK_KEY), ("is_advisory", &IS_ADVISORY)],
     );
     tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
     Ok(())
@@ -194,58 +191,61 @@ fn create_generation(
     cause: Cause,
     members: &[WorkerId],
 ) -> Result<(), postgres::Error> {
-    let (generations, workers) = (names.generations(), names.workers());
     let replica_set_param: (&(dyn postgres::types::ToSql + Sync), Type) = (&replica_set, Type::TEXT);
     tx.execute_typed(
-        &format!(
+        &names.sql(
             "UPDATE {generations} SET state = 'superseded', superseded_at = clock_timestamp()
-             WHERE replica_set = $1 AND state <> 'superseded'"
+             WHERE replica_set = $1 AND state <> 'superseded'",
         ),
         std::slice::from_ref(&replica_set_param),
     )?;
     let ids: Vec<Uuid> = members.iter().map(|member| member.0).collect();
     tx.execute_typed(
-        &format!(
+        &names.sql(
             "INSERT INTO {generations} (replica_set, number, state, total_partitions, reason, created_at)
-             VALUES ($1, $2, 'pending', cardinality($3), $4, clock_timestamp())"
+             VALUES ($1, $2, 'pending', cardinality($3), $4, clock_timestamp())",
         ),
         &[replica_set_param.clone(), (&number, Type::INT8), (&ids, Type::UUID_ARRAY), (&cause.as_str(), Type::TEXT)],
     )?;
     tx.execute_typed(
-        &format!(
+        &names.sql(
             "UPDATE {workers} w SET generation = $1, partition_key = member.k - 1, state = 'pending'
-             FROM unnest($2) WITH ORDINALITY AS member (id, k) WHERE w.id = member.id"
+             FROM unnest($2) WITH ORDINALITY AS member (id, k) WHERE w.id = member.id",
         ),
         &[(&number, Type::INT8), (&ids, Type::UUID_ARRAY)],
     )?;
     tx.execute_typed(
-        &format!("DELETE FROM {generations} WHERE replica_set = $1 AND number <= $2"),
+        &names.sql("DELETE FROM {generations} WHERE replica_set = $1 AND number <= $2"),
         &[replica_set_param.clone(), (&(number - KEPT_GENERATIONS), Type::INT8)],
     )?;
     tx.execute_typed(
-        &format!(
+        &names.sql_with(
             "DELETE FROM {workers} WHERE replica_set = $1 AND state = 'stopped'
-             AND stopped_at < clock_timestamp() - interval '{KEPT_STOPPED}'"
+             AND stopped_at < clock_timestamp() - interval '{kept}'",
+            &[("kept", &KEPT_STOPPED)],
         ),
         &[replica_set_param],
     )?;
     Ok(())
 }
 
-fn activate(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, number: i64) -> Result<(), Error> {
+fn activate(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    replica_set: &str,
+    number: i64,
+    deals: &[Deal],
+) -> Result<(), Error> {
     let doing = "activating the generation";
     // Once more: an evicted process may have come back for a moment, begun a batch, and been frozen again.
     end_sessions_of_evicted(tx, names, replica_set).map_err(Error::database(doing))?;
-    checkpoints::recut(tx, names, replica_set, number)?;
+    checkpoints::deal(tx, names, number, deals)?;
     let params: [(&(dyn postgres::types::ToSql + Sync), Type); 2] = [(&replica_set, Type::TEXT), (&number, Type::INT8)];
-    let generations = format!(
-        "UPDATE {} SET state = 'active', activated_at = clock_timestamp() WHERE replica_set = $1 AND number = $2",
-        names.generations()
+    let generations = names.sql(
+        "UPDATE {generations} SET state = 'active', activated_at = clock_timestamp() WHERE replica_set = $1 AND number = $2",
     );
-    let workers = format!(
-        "UPDATE {} SET state = 'running' WHERE replica_set = $1 AND generation = $2 AND state = 'ready'",
-        names.workers()
-    );
+    let workers = names
+        .sql("UPDATE {workers} SET state = 'running' WHERE replica_set = $1 AND generation = $2 AND state = 'ready'");
     tx.execute_typed(&generations, &params)
         .and_then(|_| tx.execute_typed(&workers, &params))
         .map(|_| ())

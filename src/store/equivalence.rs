@@ -14,9 +14,12 @@ use super::names::Names;
 use super::registration::{Known, Registration};
 use super::session::{Session as Connection, Sessions};
 use super::{locks, testing, view};
-use crate::plan::model::database::{Clock, Database, Owner, POLICY, Row, worker_id};
+use crate::plan::model::database::{Clock, Database, Owner, POLICY, Row, projection_name, worker_id};
 use crate::plan::model::sabotage::Sabotage;
-use crate::plan::{Action, Cause, ClusterView, Death, KeySet, ServerTime, Session, WorkerId, WorkerState, plan};
+use crate::plan::{
+    Action, Cause, ClusterView, Deal, Death, DesiredState, KeySet, ServerTime, Session, WorkerId, WorkerState,
+    WorkerView, plan,
+};
 
 use crate::projection::StartAt;
 
@@ -38,7 +41,12 @@ enum Op {
     Evict(usize),
     /// Members by order, whether or not `plan` would choose them.
     Create(Vec<usize>),
+    /// Whether or not all are ready: the members that are get everything.
     Activate,
+    /// What an operator wants of a projection.
+    Desire(usize, DesiredState),
+    /// Deals one projection among those that run, whether or not `plan` would.
+    Deal(usize),
     /// Everybody says that it is ready, and one plans.
     Settle,
     /// The owner of one of the rows loads what it owns of that projection.
@@ -64,6 +72,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => worker().prop_map(Op::Evict),
         1 => (members, 1..=WORKERS).prop_map(|(members, many)| Op::Create(members[..many].to_vec())),
         1 => Just(Op::Activate),
+        3 => (0..PROJECTIONS, prop_oneof![Just(DesiredState::Running), Just(DesiredState::Paused)])
+            .prop_map(|(projection, desired)| Op::Desire(projection, desired)),
+        1 => (0..PROJECTIONS).prop_map(Op::Deal),
         6 => Just(Op::Settle),
         6 => any::<prop::sample::Index>().prop_map(Op::Load),
         8 => (any::<prop::sample::Index>(), 1..3_i64).prop_map(|(row, by)| Op::Advance(row, by)),
@@ -71,12 +82,8 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A checkpoint but for its id: projection, keys, position, generation, worker.
-type Shown = (String, Vec<(i32, i32)>, i64, i64, Option<WorkerId>);
-
-fn projection(number: usize) -> String {
-    format!("projection_{number}")
-}
+/// A checkpoint but for its token: projection, keys, position, generation, worker, lane.
+type Shown = (String, Vec<(i32, i32)>, i64, i64, Option<WorkerId>, i32);
 
 /// A row as it was loaded from both, and by whom.
 type Loaded = (Row, Checkpoint, Owner);
@@ -89,21 +96,24 @@ struct Both<'c> {
     views: view::Statements,
     memory: Database,
     held: BTreeSet<usize>,
-    /// What each worker knows, by bit.
-    knows: Vec<u8>,
+    /// What each worker knows, by bit, and into how many lanes it cuts each.
+    workers: Vec<(u8, usize)>,
     loaded: Vec<Loaded>,
 }
 
 impl Both<'_> {
     fn registration(&self, worker: usize) -> Registration {
-        let known = (0..PROJECTIONS).filter(|projection| self.knows[worker] & 1 << projection != 0);
+        let (bits, lanes) = self.workers[worker];
+        let known = (0..PROJECTIONS).filter(|projection| bits & 1 << projection != 0);
         Registration {
             worker: worker_id(worker),
             replica_set: SET.into(),
             host: "here".into(),
             pid: 1,
-            projections: known.map(|number| Known { name: projection(number), start_at: StartAt::Beginning }).collect(),
-            lanes: 1,
+            projections: known
+                .map(|number| Known { name: projection_name(number).to_string(), start_at: StartAt::Beginning })
+                .collect(),
+            lanes,
             sessions: Sessions::Own(worker_id(worker)),
             stale_worker_timeout: Duration::from_secs(30),
         }
@@ -113,7 +123,7 @@ impl Both<'_> {
         let mut tx = coordination::lock(self.session, &self.names, SET).unwrap();
         for action in actions {
             coordination::apply(&mut tx, &self.names, SET, action).unwrap();
-            self.memory.apply(action);
+            assert!(self.memory.apply(action));
         }
         tx.commit().unwrap();
     }
@@ -129,7 +139,8 @@ impl Both<'_> {
         match op {
             Op::Register(worker) => {
                 coordination::register(self.session, &self.names, &self.registration(*worker)).unwrap();
-                self.memory.register(*worker, self.knows[*worker]);
+                let (knows, lanes) = self.workers[*worker];
+                self.memory.register(*worker, knows, lanes);
             }
             Op::Hold(worker) => {
                 if self.held.insert(*worker) {
@@ -170,7 +181,24 @@ impl Both<'_> {
             }
             Op::Activate => {
                 if newest > 0 {
-                    self.apply(&[Action::Activate(newest)]);
+                    let view = self.memory.view(Clock::default(), |_| true);
+                    let ready = members(&view, newest, WorkerState::Ready);
+                    let deals = view.projections.iter().map(|projection| Deal::of(projection, &ready)).collect();
+                    self.apply(&[Action::Activate { number: newest, deals }]);
+                }
+            }
+            Op::Desire(projection, desired) => {
+                let sql = self.names.sql("UPDATE {projections} SET desired_state = $1 WHERE name = $2");
+                let name = &**projection_name(*projection);
+                self.session.client().execute(&sql, &[&desired.as_str(), &name]).unwrap();
+                self.memory.desire(*projection, *desired);
+            }
+            Op::Deal(projection) => {
+                let view = self.memory.view(Clock::default(), |_| true);
+                let running = members(&view, newest, WorkerState::Running);
+                let name = projection_name(*projection);
+                if let Some(projection) = view.projections.iter().find(|projection| projection.name == *name) {
+                    self.apply(&[Action::Deal { generation: newest, deal: Deal::of(projection, &running) }]);
                 }
             }
             Op::Settle => {
@@ -182,7 +210,7 @@ impl Both<'_> {
             Op::Load(which) => {
                 let row = (!self.memory.rows.is_empty()).then(|| which.get(&self.memory.rows));
                 if let Some((row, worker)) = row.and_then(|row| Some((row, row.worker?))) {
-                    self.load(row.projection, Owner { worker, generation: row.generation })?;
+                    self.load(row.projection, Owner { worker, generation: row.generation }, row.lane)?;
                 }
             }
             Op::Advance(which, by) => {
@@ -194,9 +222,9 @@ impl Both<'_> {
                 let Some(into) = pick(&self.loaded, *into) else { return Ok(()) };
                 // A runner merges rows of one position that it loaded together; each may have moved since.
                 let is_partner = |(row, stored, _): &&Loaded| {
-                    (row.projection, row.generation, row.position)
-                        == (into.0.projection, into.0.generation, into.0.position)
-                        && stored.id != into.1.id
+                    (row.projection, row.generation, row.position, row.lane)
+                        == (into.0.projection, into.0.generation, into.0.position, into.0.lane)
+                        && stored.token != into.1.token
                 };
                 let partners: Vec<_> = self.loaded.iter().filter(is_partner).cloned().collect();
                 if let Some(from) = pick(&partners, *from) {
@@ -221,20 +249,20 @@ impl Both<'_> {
             advanced == Advanced::Moved
         };
         prop_assert_eq!(moved, self.memory.advance(row, *owner, to), "the fences differ");
-        self.load(row.projection, *owner)
+        self.load(row.projection, *owner, row.lane)
     }
 
     fn merge(&mut self, into: &Loaded, from: &Loaded) -> TestCaseResult {
         let owner = into.2;
         let merged = fence::merge(self.session.client(), &self.names, &into.1, &from.1, real(owner)).unwrap();
         prop_assert_eq!(merged, self.memory.merge(&into.0, &from.0, owner), "the fences differ");
-        self.load(into.0.projection, owner)
+        self.load(into.0.projection, owner, into.0.lane)
     }
 
-    fn load(&mut self, number: usize, owner: Owner) -> TestCaseResult {
-        let mut memory = self.memory.owned(number, owner);
-        let mut stored =
-            self.statements.owned(self.session.client(), &projection(number), real(owner), 0).unwrap().rows;
+    fn load(&mut self, number: usize, owner: Owner, lane: usize) -> TestCaseResult {
+        let mut memory = self.memory.owned(number, owner, lane);
+        let name = projection_name(number);
+        let mut stored = self.statements.owned(self.session.client(), name, real(owner), lane).unwrap().rows;
         memory.sort_by_key(|row| row.keys.ranges().to_vec());
         stored.sort_by_key(|row| row.keys.ranges().to_vec());
         prop_assert_eq!(memory.len(), stored.len(), "owned rows differ");
@@ -253,7 +281,7 @@ impl Both<'_> {
         }
         let memory = self.memory.view(Clock::default(), |worker| self.held.contains(&worker));
         prop_assert_eq!(without_times(real), without_times(memory));
-        let sql = format!("SELECT projection, keys, position, generation, worker_id FROM {}", self.names.checkpoints());
+        let sql = self.names.sql("SELECT projection, keys, position, generation, worker_id, lane FROM {checkpoints}");
         let rows = self.session.client().query(&sql, &[]).unwrap();
         let stored = rows.iter().map(|row| {
             let keys: KeySet = row.get(1);
@@ -263,11 +291,13 @@ impl Both<'_> {
                 row.get(2),
                 row.get(3),
                 row.get::<_, Option<uuid::Uuid>>(4).map(WorkerId),
+                row.get(5),
             )
         });
         let memory = self.memory.rows.iter().map(|row| {
             let keys = row.keys.ranges().to_vec();
-            (projection(row.projection), keys, row.position, row.generation, row.worker.map(worker_id))
+            let (name, worker) = (projection_name(row.projection).to_string(), row.worker.map(worker_id));
+            (name, keys, row.position, row.generation, worker, i32::try_from(row.lane).unwrap())
         });
         let sorted = |rows: &mut dyn Iterator<Item = Shown>| {
             let mut rows: Vec<_> = rows.collect();
@@ -283,6 +313,10 @@ impl Both<'_> {
 fn pick<T: Clone>(all: &[T], which: prop::sample::Index) -> Option<T> {
     let recent = all.len().saturating_sub(6);
     all.get(recent..).filter(|some| !some.is_empty()).map(|some| which.get(some).clone())
+}
+
+fn members(view: &ClusterView, generation: i64, state: WorkerState) -> Vec<&WorkerView> {
+    view.workers.iter().filter(|worker| (worker.generation, worker.state) == (generation, state)).collect()
 }
 
 fn real(owner: Owner) -> fence::Owner {
@@ -305,15 +339,15 @@ fn without_times(mut view: ClusterView) -> ClusterView {
 }
 
 impl<'c> Both<'c> {
-    fn new(session: &'c mut Connection, knows: Vec<u8>) -> Self {
+    fn new(session: &'c mut Connection, workers: Vec<(u8, usize)>) -> Self {
         let names = Names::default();
         let client = session.client();
-        let truncate = format!("SELECT pg_advisory_unlock_all(); TRUNCATE {} CASCADE", names.replica_sets());
+        let truncate = names.sql("SELECT pg_advisory_unlock_all(); TRUNCATE {replica_sets} CASCADE");
         client.batch_execute(&truncate).unwrap();
         let statements = Statements::prepare(client, &names).unwrap();
         let memory = Database::new(WORKERS, Sabotage::None);
         let views = view::Statements::prepare(client, &names).unwrap();
-        Self { session, names, statements, views, memory, held: BTreeSet::new(), knows, loaded: Vec::new() }
+        Self { session, names, statements, views, memory, held: BTreeSet::new(), workers, loaded: Vec::new() }
     }
 
     fn run(&mut self, ops: impl IntoIterator<Item = Op>) -> TestCaseResult {
@@ -338,10 +372,11 @@ fn memory_and_sql_agree() {
     let mut active = 0;
     let config = ProptestConfig { cases: 50, failure_persistence: None, ..ProptestConfig::default() };
     let cell = RefCell::new((session(), &mut active));
-    let cases = (prop::collection::vec(1..4_u8, WORKERS), prop::collection::vec(op(), 10..50));
-    let outcome = TestRunner::new(config).run(&cases, |(knows, ops)| {
+    let workers = prop::collection::vec((1..1_u8 << PROJECTIONS, 1..4_usize), WORKERS);
+    let cases = (workers, prop::collection::vec(op(), 10..50));
+    let outcome = TestRunner::new(config).run(&cases, |(workers, ops)| {
         let (session, active) = &mut *cell.borrow_mut();
-        let mut both = Both::new(session, knows);
+        let mut both = Both::new(session, workers);
         let everybody = (0..WORKERS).flat_map(|worker| [Op::Register(worker), Op::Hold(worker)]);
         // Most of what can be done needs an active generation.
         let first_generation = [Op::Plan(Clock::default()), Op::Settle];
@@ -361,14 +396,14 @@ fn memory_and_sql_agree() {
 #[test]
 fn a_merge_with_a_row_that_has_moved_changes_nothing() -> TestCaseResult {
     let mut session = session();
-    let mut both = Both::new(&mut session, vec![1; WORKERS]);
+    let mut both = Both::new(&mut session, vec![(1, 1); WORKERS]);
     let calm = || Op::Plan(Clock::default());
     both.run([Op::Register(0), Op::Register(1), Op::Hold(0), Op::Hold(1), calm(), Op::Settle])?;
-    both.load(0, Owner { worker: 0, generation: 1 })?;
+    both.load(0, Owner { worker: 0, generation: 1 }, 0)?;
     both.advance(&both.loaded[0].clone(), 1)?;
     both.run([Op::Left(1), calm(), Op::Settle])?;
     both.loaded.clear();
-    both.load(0, Owner { worker: 0, generation: 2 })?;
+    both.load(0, Owner { worker: 0, generation: 2 }, 0)?;
     let behind = both.loaded.iter().find(|(row, _, _)| row.position == 0).cloned().unwrap();
     both.loaded.clear();
     both.advance(&behind, 1)?;

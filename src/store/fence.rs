@@ -1,8 +1,10 @@
 //! The fence: what a runner loads, and the only statements that move a position.
 //!
-//! *Invariants.* A position changes only by [`advance`](Statements::advance), which names the row,
-//! the position it comes from, the generation and the worker (I1, I4): a worker that lost the row,
-//! or that never heard of its own commit, changes nothing and must not commit. And it changes only
+//! *Invariants.* A position changes only by [`advance`](Statements::advance), which names the
+//! row's token, the position it comes from, the generation and the worker (I1, I4): a worker that
+//! lost the row, or that never heard of its own commit, changes nothing and must not commit. The
+//! token is why a batch that was begun before a row was taken away cannot commit once the same
+//! worker has it again, at the same position. And a position changes only
 //! in the transaction that [`mark`] has marked: a handler that ended it has committed or rolled
 //! back what belongs to the batch, so the rest must not be committed either.
 //!
@@ -10,6 +12,7 @@
 //! search path, its role. So each function, operator and type in them is qualified; an exact
 //! overload would win even over the order of the path.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use postgres::error::SqlState;
@@ -25,7 +28,7 @@ use crate::plan::{KeySet, WorkerId};
 /// One row: every event of these keys at or below the position has been processed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
-    pub(crate) id: i64,
+    pub(crate) token: i64,
     pub(crate) keys: KeySet,
     pub(crate) position: i64,
 }
@@ -72,7 +75,7 @@ pub(crate) struct Owned {
 
 /// The condition of the fence. It stands in the row that is written: READ COMMITTED rechecks that
 /// row alone after waiting for a lock.
-const FENCE: &str = "id OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.=) $2 AND generation OPERATOR(pg_catalog.=) $3 \
+const FENCE: &str = "token OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.=) $2 AND generation OPERATOR(pg_catalog.=) $3 \
      AND worker_id OPERATOR(pg_catalog.=) $4";
 
 /// The setting by which a transaction is marked.
@@ -87,22 +90,25 @@ pub(crate) struct Statements {
 
 impl Statements {
     pub(crate) fn prepare(client: &mut impl GenericClient, names: &Names) -> Result<Self, postgres::Error> {
-        let (checkpoints, events) = (names.checkpoints(), names.events());
-        let owned = format!(
-            "SELECT id, keys, position, last_event_position,
+        let owned = names.sql(
+            "SELECT token, keys, position, last_event_position,
                     (SELECT event.event_id OPERATOR(pg_catalog.<>) last_event_id FROM {events} AS event
                      WHERE event.global_position OPERATOR(pg_catalog.=) last_event_position)
              FROM {checkpoints}
              WHERE projection OPERATOR(pg_catalog.=) $1 AND generation OPERATOR(pg_catalog.=) $2
-               AND worker_id OPERATOR(pg_catalog.=) $3 AND lane OPERATOR(pg_catalog.=) $4 ORDER BY position, id"
+               AND worker_id OPERATOR(pg_catalog.=) $3 AND lane OPERATOR(pg_catalog.=) $4 ORDER BY position, token",
         );
-        let advance = format!(
+        let fence: (&str, &dyn Display) = ("fence", &FENCE);
+        let advance = names.sql_with(
             "UPDATE {checkpoints} SET position = $5, last_event_position = $6, last_event_id = $7,
                     updated_at = pg_catalog.clock_timestamp()
-             WHERE {FENCE} AND pg_catalog.current_setting('{MARK}', true) OPERATOR(pg_catalog.=) $8"
+             WHERE {fence} AND pg_catalog.current_setting('{mark}', true) OPERATOR(pg_catalog.=) $8",
+            &[fence, ("mark", &MARK)],
         );
-        let note =
-            format!("UPDATE {checkpoints} SET position = $5, updated_at = pg_catalog.clock_timestamp() WHERE {FENCE}");
+        let note = names.sql_with(
+            "UPDATE {checkpoints} SET position = $5, updated_at = pg_catalog.clock_timestamp() WHERE {fence}",
+            &[fence],
+        );
         let row = [Type::INT8, Type::INT8, Type::INT8, Type::UUID, Type::INT8];
         Ok(Self {
             owned: client.prepare_typed(&owned, &[Type::TEXT, Type::INT8, Type::UUID, Type::INT4])?,
@@ -126,7 +132,7 @@ impl Statements {
             other_event_at: other_event.map(|row| row.get(3)),
             rows: rows
                 .iter()
-                .map(|row| Checkpoint { id: row.get(0), keys: row.get(1), position: row.get(2) })
+                .map(|row| Checkpoint { token: row.get(0), keys: row.get(1), position: row.get(2) })
                 .collect(),
         })
     }
@@ -142,7 +148,7 @@ impl Statements {
         mark: &Mark,
     ) -> Result<Advanced, postgres::Error> {
         let values: [&(dyn ToSql + Sync); 8] =
-            [&row.id, &row.position, &owner.generation, &owner.worker.0, &to, &last.position, &last.id, &mark.0];
+            [&row.token, &row.position, &owner.generation, &owner.worker.0, &to, &last.position, &last.id, &mark.0];
         if client.execute(&self.advance, &values)? == 1 {
             return Ok(Advanced::Moved);
         }
@@ -158,7 +164,7 @@ impl Statements {
         owner: Owner,
         to: i64,
     ) -> Result<bool, postgres::Error> {
-        let values: [&(dyn ToSql + Sync); 5] = [&row.id, &row.position, &owner.generation, &owner.worker.0, &to];
+        let values: [&(dyn ToSql + Sync); 5] = [&row.token, &row.position, &owner.generation, &owner.worker.0, &to];
         Ok(client.execute(&self.note, &values)? == 1)
     }
 }
@@ -201,14 +207,13 @@ pub(crate) fn merge(
     from: &Checkpoint,
     owner: Owner,
 ) -> Result<bool, postgres::Error> {
-    let checkpoints = names.checkpoints();
     let gone_is_later =
         "coalesce(gone.last_event_position OPERATOR(pg_catalog.>) coalesce(kept.last_event_position, 0), false)";
-    let sql = format!(
+    let sql = names.sql_with(
         "WITH target AS MATERIALIZED (
-             SELECT id FROM {checkpoints} WHERE {FENCE} FOR UPDATE
+             SELECT token FROM {checkpoints} WHERE {fence} FOR UPDATE
          ), gone AS (
-             DELETE FROM {checkpoints} WHERE id OPERATOR(pg_catalog.=) $5 AND position OPERATOR(pg_catalog.=) $2
+             DELETE FROM {checkpoints} WHERE token OPERATOR(pg_catalog.=) $5 AND position OPERATOR(pg_catalog.=) $2
              AND generation OPERATOR(pg_catalog.=) $3 AND worker_id OPERATOR(pg_catalog.=) $4
              AND EXISTS (SELECT FROM target) RETURNING keys, last_event_position, last_event_id
          )
@@ -217,16 +222,17 @@ pub(crate) fn merge(
              last_event_position = CASE WHEN {gone_is_later} THEN gone.last_event_position ELSE kept.last_event_position END,
              last_event_id = CASE WHEN {gone_is_later} THEN gone.last_event_id ELSE kept.last_event_id END,
              updated_at = pg_catalog.clock_timestamp()
-         FROM gone WHERE {FENCE}"
+         FROM gone WHERE {fence}",
+        &[("fence", &FENCE), ("gone_is_later", &gone_is_later)],
     );
     let updated = client.execute_typed(
         &sql,
         &[
-            (&into.id, Type::INT8),
+            (&into.token, Type::INT8),
             (&into.position, Type::INT8),
             (&owner.generation, Type::INT8),
             (&owner.worker.0, Type::UUID),
-            (&from.id, Type::INT8),
+            (&from.token, Type::INT8),
         ],
     )?;
     Ok(updated == 1)

@@ -146,20 +146,8 @@ impl Names {
         format!("\"{index}\"")
     }
 
-    pub(crate) fn replica_sets(&self) -> Quoted<'_> {
-        self.own(Own::ReplicaSets)
-    }
-
-    pub(crate) fn generations(&self) -> Quoted<'_> {
-        self.own(Own::Generations)
-    }
-
     pub(crate) fn workers(&self) -> Quoted<'_> {
         self.own(Own::Workers)
-    }
-
-    pub(crate) fn projections(&self) -> Quoted<'_> {
-        self.own(Own::Projections)
     }
 
     pub(crate) fn checkpoints(&self) -> Quoted<'_> {

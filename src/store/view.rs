@@ -1,5 +1,7 @@
 //! What a coordinator sees of its replica set, and its answer.
 
+use std::sync::Arc;
+
 use postgres::types::Type;
 use postgres::{Client, GenericClient, Row, Statement};
 use uuid::Uuid;
@@ -7,12 +9,15 @@ use uuid::Uuid;
 use super::locks::{IS_ADVISORY, LOCK_KEY};
 use super::micros;
 use super::names::Names;
+use crate::error::Error;
 use crate::plan::{
-    ClusterView, GenerationState, GenerationView, Member, ServerTime, Session, Standing, WorkerId, WorkerState,
-    WorkerView,
+    ClusterView, DesiredState, GenerationState, GenerationView, Member, ProjectionView, ServerTime, Session, Standing,
+    WorkerId, WorkerState, WorkerView,
 };
 
-/// What every change of the replica set takes of every worker, on the connection it was prepared on.
+const LOOKING: &str = "looking at the replica set";
+
+/// The looks of every worker, on the connection it was prepared on.
 pub(crate) struct Statements {
     view: Statement,
     standing: Statement,
@@ -33,19 +38,16 @@ impl Statements {
     }
 
     /// The replica set as one snapshot shows it.
-    pub(crate) fn view(
-        &self,
-        client: &mut impl GenericClient,
-        replica_set: &str,
-    ) -> Result<ClusterView, postgres::Error> {
-        let rows = client.query(&self.view, &[&replica_set])?;
+    pub(crate) fn view(&self, client: &mut impl GenericClient, replica_set: &str) -> Result<ClusterView, Error> {
+        let rows = client.query(&self.view, &[&replica_set]).map_err(Error::database(LOOKING))?;
         // The joins are outer ones, so there is always a row.
         let first = rows.first();
         Ok(ClusterView {
             now: first.map_or(ServerTime::default(), |row| ServerTime(row.get("now"))),
             observing_since: self.observing_since,
-            generation: first.and_then(generation_of),
-            workers: rows.iter().filter_map(worker_of).collect(),
+            generation: first.map(generation_of).transpose()?.flatten(),
+            workers: rows.iter().map(worker_of).filter_map(Result::transpose).collect::<Result<_, _>>()?,
+            projections: first.map(projections_of).transpose()?.unwrap_or_default(),
         })
     }
 
@@ -55,9 +57,14 @@ impl Statements {
         client: &mut impl GenericClient,
         replica_set: &str,
         worker: WorkerId,
-    ) -> Result<Standing, postgres::Error> {
-        let row = client.query_one(&self.standing, &[&replica_set, &worker.0])?;
-        Ok(Standing { generation: generation_of(&row), member: member_of(&row) })
+    ) -> Result<Standing, Error> {
+        let row = client.query_one(&self.standing, &[&replica_set, &worker.0]).map_err(Error::database(LOOKING))?;
+        let (names, deals): (Vec<&str>, Vec<i64>) = (row.get("projections"), row.get("deals"));
+        Ok(Standing {
+            generation: generation_of(&row)?,
+            member: member_of(&row)?,
+            deals: names.into_iter().map(Arc::from).zip(deals).collect(),
+        })
     }
 
     /// Says that the worker's runners are paused for this generation. Needs no lock of the replica set: if the generation is superseded at
@@ -83,81 +90,88 @@ impl Statements {
     }
 }
 
+/// The newest generation, the workers, and the projections as arrays, which the first row alone has.
 fn view_sql(names: &Names) -> String {
-    format!(
+    names.sql_with(
         "WITH held AS MATERIALIZED (
-             SELECT {LOCK_KEY} AS key FROM pg_locks l WHERE {IS_ADVISORY} AND l.mode = 'ExclusiveLock')
+             SELECT {lock_key} AS key FROM pg_locks l WHERE {is_advisory} AND l.mode = 'ExclusiveLock'
+         ), worker AS (
+             SELECT *, row_number() OVER () AS number_in_view FROM {workers} WHERE replica_set = $1 AND state <> 'stopped'
+         )
          SELECT {now} AS now, g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at,
-                w.id, w.state, w.generation, w.partition_key, w.session_key, {lost} AS session_lost_at,
-                w.session_key IN (SELECT key FROM held) AS held, {started} AS started_at, {heartbeat} AS last_heartbeat
+                w.id, w.state, w.generation, w.partition_key, w.session_key, {lost} AS session_lost_at, w.lanes,
+                w.projections AS known, w.session_key IN (SELECT key FROM held) AS held, {started} AS started_at,
+                {heartbeat} AS last_heartbeat, p.names, p.desired, p.dealt, p.deals
          FROM (SELECT) AS always
          LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
-         LEFT JOIN {workers} w ON w.replica_set = $1 AND w.state <> 'stopped'",
-        now = micros("clock_timestamp()"),
-        created = micros("g.created_at"),
-        lost = micros("w.session_lost_at"),
-        started = micros("w.started_at"),
-        heartbeat = micros("w.last_heartbeat"),
-        generations = names.generations(),
-        workers = names.workers(),
+         LEFT JOIN worker w ON true
+         LEFT JOIN (SELECT array_agg(name ORDER BY name) AS names, array_agg(desired_state ORDER BY name) AS desired,
+                           array_agg(dealt_state ORDER BY name) AS dealt, array_agg(deal ORDER BY name) AS deals
+                    FROM {projections} WHERE replica_set = $1) p ON coalesce(w.number_in_view, 1) = 1
+         ORDER BY w.number_in_view",
+        &[
+            ("lock_key", &LOCK_KEY),
+            ("is_advisory", &IS_ADVISORY),
+            ("now", &micros("clock_timestamp()")),
+            ("created", &micros("g.created_at")),
+            ("lost", &micros("w.session_lost_at")),
+            ("started", &micros("w.started_at")),
+            ("heartbeat", &micros("w.last_heartbeat")),
+        ],
     )
 }
 
 fn standing_sql(names: &Names) -> String {
-    format!(
-        "SELECT g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at, w.state, w.generation, w.partition_key
+    names.sql_with(
+        "SELECT g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at, w.id, w.state, w.generation,
+                w.partition_key, ARRAY(SELECT name FROM {projections} WHERE replica_set = $1 ORDER BY name) AS projections,
+                ARRAY(SELECT deal FROM {projections} WHERE replica_set = $1 ORDER BY name) AS deals
          FROM (SELECT) AS always
          LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
          LEFT JOIN {workers} w ON w.id = $2 AND w.state <> 'stopped'",
-        created = micros("g.created_at"),
-        generations = names.generations(),
-        workers = names.workers(),
+        &[("created", &micros("g.created_at"))],
     )
 }
 
 fn ready_sql(names: &Names) -> String {
-    format!(
-        "UPDATE {} SET state = 'ready', last_heartbeat = clock_timestamp()
+    names.sql(
+        "UPDATE {workers} SET state = 'ready', last_heartbeat = clock_timestamp()
          WHERE id = $1 AND generation = $2 AND state = 'pending'",
-        names.workers()
     )
 }
 
 fn others_pending_sql(names: &Names) -> String {
-    format!(
+    names.sql(
         "SELECT EXISTS (SELECT FROM {workers} WHERE generation = $2 AND state = 'pending'
                         AND replica_set = (SELECT replica_set FROM {workers} WHERE id = $1))",
-        workers = names.workers()
     )
 }
 
-fn generation_of(row: &Row) -> Option<GenerationView> {
-    let number: Option<i64> = row.get("number");
-    let total: Option<i32> = row.get("total_partitions");
-    number.map(|number| GenerationView {
+fn generation_of(row: &Row) -> Result<Option<GenerationView>, Error> {
+    let Some(number) = row.get::<_, Option<i64>>("number") else { return Ok(None) };
+    let state: &str = row.get("generation_state");
+    let state = GenerationState::parse(state).ok_or_else(|| unknown(&format!("generation {number}"), state))?;
+    let total: i32 = row.get("total_partitions");
+    Ok(Some(GenerationView {
         number,
-        // The newest generation is never superseded: that happens when a newer one is created.
-        state: match row.get("generation_state") {
-            "active" => GenerationState::Active,
-            _ => GenerationState::Pending,
-        },
-        total_partitions: total.and_then(|total| usize::try_from(total).ok()).unwrap_or(0),
+        state,
+        total_partitions: usize::try_from(total).unwrap_or(0),
         created_at: ServerTime(row.get("created_at")),
-    })
+    }))
 }
 
-fn member_of(row: &Row) -> Option<Member> {
-    let state: Option<&str> = row.get("state");
-    state.map(|state| Member {
-        state: WorkerState::parse(state).unwrap_or(WorkerState::Pending),
+fn member_of(row: &Row) -> Result<Option<Member>, Error> {
+    let Some(id) = row.get::<_, Option<Uuid>>("id") else { return Ok(None) };
+    let state: &str = row.get("state");
+    Ok(Some(Member {
+        state: WorkerState::parse(state).ok_or_else(|| unknown(&format!("worker {id}"), state))?,
         generation: row.get("generation"),
         partition: usize::try_from(row.get::<_, i32>("partition_key")).ok(),
-    })
+    }))
 }
 
-fn worker_of(row: &Row) -> Option<WorkerView> {
-    let id: Option<Uuid> = row.get("id");
-    let Member { state, generation, partition } = member_of(row)?;
+fn worker_of(row: &Row) -> Result<Option<WorkerView>, Error> {
+    let Some(Member { state, generation, partition }) = member_of(row)? else { return Ok(None) };
     let lost_at: Option<i64> = row.get("session_lost_at");
     let held: Option<bool> = row.get("held");
     let session = match (held, lost_at) {
@@ -167,13 +181,42 @@ fn worker_of(row: &Row) -> Option<WorkerView> {
         (Some(false), None) => Session::Missing,
         (Some(false), Some(at)) => Session::LostSince(ServerTime(at)),
     };
-    id.map(|id| WorkerView {
-        id: WorkerId(id),
+    Ok(Some(WorkerView {
+        id: WorkerId(row.get("id")),
         state,
         generation,
         partition,
         session,
         registered_at: ServerTime(row.get("started_at")),
         last_heartbeat: ServerTime(row.get("last_heartbeat")),
+        lanes: usize::try_from(row.get::<_, i32>("lanes")).unwrap_or(1),
+        projections: row.get::<_, Vec<&str>>("known").into_iter().map(Arc::from).collect(),
+    }))
+}
+
+fn projections_of(row: &Row) -> Result<Vec<ProjectionView>, Error> {
+    // Of no projection there are no arrays.
+    let Some(names) = row.get::<_, Option<Vec<&str>>>("names") else { return Ok(Vec::new()) };
+    let (desired, dealt): (Vec<&str>, Vec<&str>) = (row.get("desired"), row.get("dealt"));
+    let numbers: Vec<i64> = row.get("deals");
+    let parse = |name: &str, state: &str| {
+        DesiredState::parse(state).ok_or_else(|| unknown(&format!("projection {name:?}"), state))
+    };
+    let rows = names.into_iter().zip(desired).zip(dealt).zip(numbers);
+    rows.map(|(((name, desired), dealt), deal)| {
+        let (desired, dealt) = (parse(name, desired)?, parse(name, dealt)?);
+        Ok(ProjectionView { name: name.into(), desired, dealt, deal })
     })
+    .collect()
+}
+
+/// A state that another version of the library has written, or a person. To take it for any other could let two workers process
+/// one partition.
+fn unknown(whose: &str, state: &str) -> Error {
+    Error::Schema {
+        problem: format!(
+            "{whose} has the state {state:?}, which this version of the library does not know: upgrade the program, or correct \
+             that row"
+        ),
+    }
 }

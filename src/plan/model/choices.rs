@@ -34,16 +34,16 @@ impl World {
                 steps.push(Step::Reconnect(worker));
             }
             steps.extend(faulty.then_some(Step::Crash(worker)));
-            for (projection, runner) in process.runners.iter().enumerate() {
+            for (index, runner) in process.runners.iter().enumerate() {
                 match runner {
                     Runner::Paused => continue,
-                    Runner::Running(_, None) => steps.push(Step::Load(worker, projection)),
-                    Runner::Running(_, Some(_)) => steps.push(Step::Work(worker, projection)),
+                    Runner::Running(_, None) => steps.push(Step::Load(worker, index)),
+                    Runner::Running(_, Some(_)) => steps.push(Step::Work(worker, index)),
                     Runner::Finishing(..) => {
-                        steps.extend([Step::Work(worker, projection), Step::Drop(worker, projection)]);
+                        steps.extend([Step::Work(worker, index), Step::Drop(worker, index)]);
                     }
                 }
-                steps.extend(faulty.then_some(Step::Lose(worker, projection)));
+                steps.extend(faulty.then_some(Step::Lose(worker, index)));
             }
         }
         for worker in (0..self.processes.len()).filter(|worker| self.processes[*worker].seen.is_some()) {
@@ -61,10 +61,12 @@ impl World {
             );
             steps.extend((self.faults > 0).then_some(Step::Restart));
         }
+        let wishes = (0..self.handled.len()).filter(|_| self.wishes > 0);
+        steps.extend(wishes.filter(|projection| self.database.projections[*projection].is_some()).map(Step::Wish));
     }
 
     fn is_drained(&self, worker: usize) -> bool {
-        self.batch(worker, 0).is_none() && self.is_paused(worker)
+        self.is_paused(worker)
     }
 
     /// The times it may be.

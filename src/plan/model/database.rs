@@ -3,14 +3,15 @@
 //! Where the real one is kinder, this one is not: a checkpoint's id is used again as soon as it is free, so that the fence must not
 //! lean on ids being unique for ever.
 
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::sabotage::{self, Cut, Fenced, Sabotage};
 use crate::plan::{
-    Action, ClusterView, GenerationState, GenerationView, KeySet, Policy, ServerTime, Session, WorkerId, WorkerState,
-    WorkerView,
+    Action, ClusterView, Deal, DesiredState, GenerationState, GenerationView, KeySet, Policy, ProjectionView,
+    ServerTime, Session, WorkerId, WorkerState, WorkerView,
 };
 
 pub(crate) const POLICY: Policy = Policy {
@@ -31,6 +32,26 @@ pub(crate) fn worker_id(worker: usize) -> WorkerId {
 
 fn worker_of(id: WorkerId) -> usize {
     usize::try_from((id.0.as_u128() >> 96) - 1).unwrap()
+}
+
+const MOST_PROJECTIONS: usize = 3;
+
+/// Made once: views are made all the time.
+static NAMES: LazyLock<[Arc<str>; MOST_PROJECTIONS]> =
+    LazyLock::new(|| std::array::from_fn(|projection| format!("projection_{projection}").into()));
+
+/// The names of each set of projections, by its bits.
+static KNOWN: LazyLock<[Arc<[Arc<str>]>; 1 << MOST_PROJECTIONS]> = LazyLock::new(|| {
+    let names = |bits: usize| NAMES.iter().enumerate().filter(move |(at, _)| bits & 1 << at != 0).map(|(_, name)| name);
+    std::array::from_fn(|bits| names(bits).cloned().collect())
+});
+
+pub(crate) fn projection_name(projection: usize) -> &'static Arc<str> {
+    &NAMES[projection]
+}
+
+fn projection_of(name: &str) -> usize {
+    NAMES.iter().position(|known| &**known == name).unwrap()
 }
 
 /// What clocks would decide. Everything it does not name happened just now.
@@ -60,18 +81,34 @@ pub(crate) struct Worker {
     pub(crate) partition: Option<usize>,
     /// Which it knows, by bit.
     pub(crate) projections: u8,
+    pub(crate) lanes: usize,
     /// Whether the loss of its session is noted.
     pub(crate) noted: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Projection {
+    pub(crate) desired: DesiredState,
+    /// What was desired when it was dealt last.
+    pub(crate) dealt: DesiredState,
+    /// The number of that deal.
+    pub(crate) deal: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Row {
     pub(crate) projection: usize,
+    /// Which row it is. In SQL the token alone tells.
     pub(crate) id: i64,
+    /// Never used again.
+    pub(crate) token: i64,
+    /// The deal that made it. Nobody compares it: it is there for what must hold.
+    pub(crate) deal: i64,
     pub(crate) keys: KeySet,
     pub(crate) position: i64,
     pub(crate) generation: i64,
     pub(crate) worker: Option<usize>,
+    pub(crate) lane: usize,
 }
 
 /// By what a worker proves that a row is its own.
@@ -85,14 +122,18 @@ pub(crate) struct Owner {
 pub(crate) struct Database {
     pub(crate) generation: Option<Generation>,
     pub(crate) workers: Vec<Option<Worker>>,
+    /// None before a worker has registered it.
+    pub(crate) projections: [Option<Projection>; MOST_PROJECTIONS],
     /// By id.
     pub(crate) rows: Vec<Row>,
+    pub(crate) next_token: i64,
     pub(crate) sabotage: Sabotage,
 }
 
 impl Database {
     pub(crate) fn new(workers: usize, sabotage: Sabotage) -> Self {
-        Self { generation: None, workers: vec![None; workers], rows: Vec::new(), sabotage }
+        let (workers, projections) = (vec![None; workers], [None; MOST_PROJECTIONS]);
+        Self { generation: None, workers, projections, rows: Vec::new(), next_token: 1, sabotage }
     }
 
     /// As `load_view`; `held` says whose session lock is held.
@@ -123,24 +164,43 @@ impl Database {
                     },
                     registered_at: moment(clock.gathered),
                     last_heartbeat: moment(clock.stale & 1 << worker != 0),
+                    lanes: row.lanes,
+                    projections: KNOWN[usize::from(row.projections)].clone(),
+                })
+                .collect(),
+            projections: (NAMES.iter().zip(&self.projections))
+                .filter_map(|(name, row)| Some((name, (*row)?)))
+                .map(|(name, Projection { desired, dealt, deal })| ProjectionView {
+                    name: name.clone(),
+                    desired,
+                    dealt,
+                    deal,
                 })
                 .collect(),
         }
     }
 
-    pub(crate) fn register(&mut self, worker: usize, projections: u8) {
-        for projection in (0..8).filter(|projection| projections & 1 << projection != 0) {
-            if !self.rows.iter().any(|row| row.projection == projection) {
-                let taken = |id: &i64| self.rows.iter().any(|row| row.id == *id);
-                let id = (1..100).find(|id| !taken(id)).unwrap();
-                self.rows.push(Row { projection, id, keys: KeySet::all(), position: 0, generation: 0, worker: None });
-                self.rows.sort_by_key(|row| row.id);
+    pub(crate) fn register(&mut self, worker: usize, projections: u8, lanes: usize) {
+        for projection in (0..MOST_PROJECTIONS).filter(|projection| projections & 1 << projection != 0) {
+            if self.projections[projection].is_none() {
+                let state = DesiredState::Running;
+                self.projections[projection] = Some(Projection { desired: state, dealt: state, deal: 0 });
+                let cut = [((projection, 0, None, 0), KeySet::all())].into();
+                self.insert(cut, 0, |_| None);
             }
         }
         let state = WorkerState::Pending;
         // A worker that comes back knows what it knew.
-        let projections = self.workers[worker].map_or(projections, |before| before.projections);
-        self.workers[worker] = Some(Worker { state, generation: 0, partition: None, projections, noted: false });
+        let (projections, lanes) =
+            self.workers[worker].map_or((projections, lanes), |before| (before.projections, before.lanes));
+        self.workers[worker] = Some(Worker { state, generation: 0, partition: None, projections, lanes, noted: false });
+    }
+
+    /// What an operator wants from now on.
+    pub(crate) fn desire(&mut self, projection: usize, desired: DesiredState) {
+        if let Some(row) = &mut self.projections[projection] {
+            row.desired = desired;
+        }
     }
 
     fn update(&mut self, worker: usize, change: impl FnOnce(&mut Worker)) {
@@ -171,7 +231,8 @@ impl Database {
         });
     }
 
-    pub(crate) fn apply(&mut self, action: &Action) {
+    /// False if it is refused.
+    pub(crate) fn apply(&mut self, action: &Action) -> bool {
         match action {
             Action::NoteSessionLost(id) => self.update(worker_of(*id), |row| row.noted = true),
             Action::NoteSessionRegained(id) => self.update(worker_of(*id), |row| row.noted = false),
@@ -185,8 +246,10 @@ impl Database {
                     });
                 }
             }
-            Action::Activate(number) => {
-                self.recut(*number);
+            Action::Activate { number, deals } => {
+                if self.sabotage != Sabotage::ActivatesUncut && !deals.iter().all(|deal| self.deal(*number, deal)) {
+                    return false;
+                }
                 if let Some(generation) = &mut self.generation {
                     generation.state = GenerationState::Active;
                 }
@@ -196,37 +259,39 @@ impl Database {
                     }
                 }
             }
+            Action::Deal { generation, deal } => return self.deal(*generation, deal),
         }
+        true
     }
 
-    pub(crate) fn recut(&mut self, generation: i64) {
-        if self.sabotage == Sabotage::ActivatesUncut {
-            return;
+    /// Cuts the rows of a projection along the shares. False if the shares overlap or leave keys out.
+    fn deal(&mut self, generation: i64, Deal { projection, desired, shares }: &Deal) -> bool {
+        let projection = projection_of(projection);
+        let Some(row) = &mut self.projections[projection] else { return false };
+        (row.dealt, row.deal) = (*desired, row.deal + 1);
+        let mut dealt: Vec<(Option<usize>, usize, &KeySet)> =
+            shares.iter().map(|share| (Some(worker_of(share.worker)), share.lane, &share.keys)).collect();
+        let all = KeySet::all();
+        if dealt.is_empty() {
+            dealt.push((None, 0, &all));
         }
+        let sum: i32 = dealt.iter().map(|(.., keys)| keys.len()).sum();
+        let covered = dealt.iter().fold(KeySet::default(), |covered, (.., keys)| covered.union(keys));
+        if (sum, &covered) != (all.len(), &all) {
+            return false;
+        }
+        if self.sabotage == Sabotage::RecutDropsPiece && dealt.len() > 2 {
+            dealt.pop();
+        }
+        let (old, others): (Vec<Row>, Vec<Row>) =
+            std::mem::take(&mut self.rows).into_iter().partition(|row| row.projection == projection);
+        self.rows = others;
         let mut cut = Cut::new();
-        for old in std::mem::take(&mut self.rows) {
-            let mut members: Vec<(usize, &Worker)> = self
-                .workers
-                .iter()
-                .enumerate()
-                .filter_map(|(worker, row)| Some((worker, row.as_ref()?)))
-                .filter(|(_, row)| row.generation == generation && row.state == WorkerState::Ready)
-                .filter(|(_, row)| row.projections & 1 << old.projection != 0)
-                .collect();
-            members.sort_by_key(|(_, row)| row.partition);
-            let total = members.len();
-            let mut dealt: Vec<(Option<usize>, KeySet)> =
-                members.iter().enumerate().map(|(k, (id, _))| (Some(*id), KeySet::partition(k, total))).collect();
-            if dealt.is_empty() {
-                dealt.push((None, KeySet::all()));
-            }
-            if self.sabotage == Sabotage::RecutDropsPiece && total > 2 {
-                dealt.pop();
-            }
-            for (worker, keys) in dealt {
-                let piece = old.keys.intersection(&keys);
+        for row in &old {
+            for (worker, lane, keys) in &dealt {
+                let piece = row.keys.intersection(keys);
                 if !piece.is_empty() {
-                    let kept = cut.entry((old.projection, old.position, worker)).or_default();
+                    let kept = cut.entry((projection, row.position, *worker, *lane)).or_default();
                     *kept = kept.union(&piece);
                 }
             }
@@ -234,27 +299,38 @@ impl Database {
         if matches!(self.sabotage, Sabotage::RecutJumps | Sabotage::RecutGoesBack) {
             cut = sabotage::at_one_position(cut, self.sabotage == Sabotage::RecutJumps);
         }
-        self.rows = (1..)
-            .zip(cut)
-            .map(|(id, ((projection, position, worker), keys))| Row {
-                projection,
-                id,
-                keys,
-                position,
-                generation,
-                worker,
-            })
-            .collect();
+        let keeps_token = self.sabotage == Sabotage::TokenNotRenewed;
+        self.insert(cut, generation, |keys| {
+            let whole = old.iter().find(|row| keeps_token && row.keys == *keys);
+            whole.map(|row| row.token)
+        });
+        true
+    }
+
+    /// Makes a row of each piece, with a new token unless it has one.
+    fn insert(&mut self, cut: Cut, generation: i64, token: impl Fn(&KeySet) -> Option<i64>) {
+        for ((projection, position, worker, lane), keys) in cut {
+            let id = (1..100).find(|id| !self.rows.iter().any(|row| row.id == *id)).unwrap();
+            let token = token(&keys).unwrap_or_else(|| {
+                self.next_token += 1;
+                self.next_token - 1
+            });
+            let deal = self.projections[projection].map_or(0, |row| row.deal);
+            self.rows.push(Row { projection, id, token, deal, keys, position, generation, worker, lane });
+            self.rows.sort_by_key(|row| row.id);
+        }
     }
 
     /// Where the row is that a worker may change.
     fn passes_fence(&self, row: &Row, owner: Owner) -> Option<usize> {
-        let ignores = |what| self.sabotage == Sabotage::FenceWithout(what);
+        use Fenced::{Position, Token, TokenAndGeneration, TokenAndOwner};
+        let ignores = |what: &[Fenced]| what.iter().any(|what| self.sabotage == Sabotage::FenceWithout(*what));
         self.rows.iter().position(|now| {
             now.id == row.id
-                && (now.position == row.position || ignores(Fenced::Position))
-                && (now.generation == owner.generation || ignores(Fenced::Generation) || ignores(Fenced::Owner))
-                && (now.worker == Some(owner.worker) || ignores(Fenced::Owner))
+                && (now.token == row.token || ignores(&[Token, TokenAndGeneration, TokenAndOwner]))
+                && (now.position == row.position || ignores(&[Position]))
+                && (now.generation == owner.generation || ignores(&[TokenAndGeneration, TokenAndOwner]))
+                && (now.worker == Some(owner.worker) || ignores(&[TokenAndOwner]))
         })
     }
 
@@ -262,9 +338,10 @@ impl Database {
         self.passes_fence(row, owner).is_some()
     }
 
-    pub(crate) fn owned(&self, projection: usize, owner: Owner) -> Vec<Row> {
+    pub(crate) fn owned(&self, projection: usize, owner: Owner, lane: usize) -> Vec<Row> {
         let is_owned = |row: &&Row| {
-            (row.projection, row.generation, row.worker) == (projection, owner.generation, Some(owner.worker))
+            (row.projection, row.generation, row.worker, row.lane)
+                == (projection, owner.generation, Some(owner.worker), lane)
         };
         let mut rows: Vec<Row> = self.rows.iter().filter(is_owned).cloned().collect();
         rows.sort_by_key(|row| (row.position, row.id));

@@ -1,8 +1,8 @@
 //! What must hold of a world, and what happens in it when nothing goes wrong any more.
 
 use super::database::{Clock, Owner, Row, worker_id};
-use super::world::{Bounds, Life, Meanwhile, PROBES, Runner, Step, World};
-use crate::plan::{GenerationState, KeySet, WorkerState};
+use super::world::{Bounds, Life, Meanwhile, Runner, Step, Told, World};
+use crate::plan::{DesiredState, GenerationState, KeySet, WorkerState};
 
 impl World {
     /// Some while without faults, in which everybody does what it has to.
@@ -41,15 +41,16 @@ impl World {
 
     /// Lets the runners of a worker do all they have to do.
     fn drain(&mut self, worker: usize, bounds: &Bounds) {
-        for projection in 0..bounds.projections {
-            while self.step(Step::Load(worker, projection), bounds) || self.work(worker, projection, bounds) {}
-            if matches!(self.processes[worker].runners[projection], Runner::Finishing(..)) {
-                self.step(Step::Drop(worker, projection), bounds);
+        for runner in 0..self.processes[worker].runners.len() {
+            while self.step(Step::Load(worker, runner), bounds) || self.work(worker, runner, bounds) {}
+            if matches!(self.processes[worker].runners[runner], Runner::Finishing(..)) {
+                self.step(Step::Drop(worker, runner), bounds);
             }
         }
     }
 
-    /// Whether all who live are members, every key they know is somebody's who processes it, and all events are handled.
+    /// Whether all that live are members, and every key they know belongs to a lane that has handled all its events, or to nobody
+    /// if it is of a paused projection.
     pub(crate) fn is_well(&self, bounds: &Bounds) -> bool {
         let living: Vec<usize> = (0..self.processes.len()).filter(|worker| self.is_up(*worker)).collect();
         let Some(generation) = self.database.generation else { return living.is_empty() };
@@ -60,13 +61,20 @@ impl World {
         };
         let known = living.iter().fold(0, |all, worker| all | bounds.knows[*worker]);
         let is_owned = |row: &Row| {
-            known & 1 << row.projection == 0
-                || row.position == bounds.last
-                    && row.worker.is_some_and(|worker| {
-                        living.contains(&worker)
-                            && self.processes[worker].runners[row.projection]
-                                == Runner::Running(generation.number, Some(vec![row.clone()]))
-                    })
+            let Some(projection) = self.database.projections[row.projection] else { return false };
+            if known & 1 << row.projection == 0 {
+                return true;
+            }
+            if projection.desired == DesiredState::Paused {
+                return row.worker.is_none();
+            }
+            let told = Told { generation: generation.number, deal: projection.deal };
+            row.position == bounds.last
+                && row.worker.is_some_and(|worker| {
+                    let runner = row.projection * bounds.lanes[worker] + row.lane;
+                    living.contains(&worker)
+                        && self.processes[worker].runners[runner] == Runner::Running(told, Some(vec![row.clone()]))
+                })
         };
         living.is_empty()
             || generation.state == GenerationState::Active
@@ -88,17 +96,18 @@ impl World {
     }
 
     /// Whether each row's position is where the handled events of its keys end.
-    pub(crate) fn rows_agree_with_the_log(&self) -> bool {
+    pub(crate) fn rows_agree_with_the_log(&self, bounds: &Bounds) -> bool {
         self.database.rows.iter().all(|row| {
-            let handled = self.handled[row.projection].iter().zip(PROBES);
-            handled.filter(|(_, key)| row.keys.contains(*key)).all(|(handled, _)| *handled == row.position)
+            let handled = self.handled[row.projection].iter().zip(&bounds.probes);
+            handled.filter(|(_, key)| row.keys.contains(**key)).all(|(handled, _)| *handled == row.position)
         })
     }
 
     /// The batches that would commit if they ended now.
     pub(crate) fn could_commit(&self) -> Vec<(&Row, Owner)> {
+        let runners = |worker: usize| 0..self.processes[worker].runners.len();
         let workers = 0..self.processes.len();
-        let in_hand = workers.flat_map(|w| (0..self.handled.len()).filter_map(move |p| self.batch(w, p)));
+        let in_hand = workers.flat_map(|worker| runners(worker).filter_map(move |runner| self.batch(worker, runner)));
         let adrift = self.adrift.iter().map(|(row, owner)| (row, *owner));
         in_hand.chain(adrift).filter(|(row, owner)| self.database.may_commit(row, *owner)).collect()
     }

@@ -14,7 +14,7 @@ mod runners;
 pub(crate) mod sabotage;
 mod world;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Mutex;
 use std::thread;
@@ -22,9 +22,9 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-use super::{GenerationState, WorkerState};
+use super::{DesiredState, GenerationState, KeySet, WorkerState};
 use sabotage::{Fenced, Sabotage};
-use world::{Bounds, Life, Runner, Step, World};
+use world::{Bounds, Life, Runner, Step, Told, World};
 
 /// So many rounds without faults must be enough to get well.
 const ROUNDS: usize = 16;
@@ -80,7 +80,8 @@ impl Model for Cluster {
 
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
         let faults = world.faults.checked_sub(world.cost(step))?;
-        world.after(step, &self.bounds).map(|next| World { faults, ..next })
+        let wishes = world.wishes - u8::from(matches!(step, Step::Wish(_)));
+        world.after(step, &self.bounds).map(|next| World { faults, wishes, ..next })
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
@@ -97,7 +98,13 @@ impl Model for Cluster {
             }),
             Property::always("checkpoints partition the key space", |_, world: &World| world.rows_partition_the_keys()),
             Property::always("each event is handled once, in order", |_, world: &World| world.damage.is_none()),
-            Property::always("positions are where handling ended", |_, world: &World| world.rows_agree_with_the_log()),
+            Property::always("positions are where handling ended", |cluster: &Self, world| {
+                world.rows_agree_with_the_log(&cluster.bounds)
+            }),
+            Property::always("a batch begun before a deal cannot commit after it", |_, world: &World| {
+                let current = |row: &database::Row| world.database.projections[row.projection].map(|now| now.deal);
+                world.could_commit().iter().all(|(row, _)| current(row) == Some(row.deal))
+            }),
             Property::always("it gets well by itself", |cluster: &Self, world| cluster.recovers(world)),
             Property::sometimes("a batch of a former owner is still under way", |_, world: &World| {
                 let able = world.could_commit();
@@ -130,6 +137,21 @@ impl Model for Cluster {
                 }),
             ]);
         }
+        if self.bounds.wishes > 0 {
+            properties.extend([
+                Property::sometimes("a projection is paused within a generation", |_, world: &World| {
+                    let is_paused = |row: &database::Projection| row.dealt == DesiredState::Paused;
+                    world.database.projections.iter().flatten().any(is_paused)
+                        && world.database.generation.is_some_and(|now| now.state == GenerationState::Active)
+                }),
+                Property::sometimes("a runner has to hear of a deal", |_, world: &World| {
+                    told(world).any(|(projection, told)| {
+                        world.database.projections[projection].is_some_and(|row| row.deal != told.deal)
+                            && world.database.generation.is_some_and(|now| now.number == told.generation)
+                    })
+                }),
+            ]);
+        }
         if usize::from(self.bounds.faults) >= self.bounds.knows.len() {
             properties.push(Property::sometimes("nobody is left", |_, world: &World| {
                 world.processes.iter().all(|process| process.life == Life::Gone)
@@ -139,10 +161,20 @@ impl Model for Cluster {
     }
 }
 
-fn all_batches(world: &World) -> impl Iterator<Item = (usize, &super::KeySet)> {
-    let projections = 0..world.handled.len();
+fn all_batches(world: &World) -> impl Iterator<Item = (usize, &KeySet)> {
     (0..world.processes.len()).flat_map(move |worker| {
-        projections.clone().filter_map(move |p| Some((worker, &world.batch(worker, p)?.0.keys)))
+        let runners = 0..world.processes[worker].runners.len();
+        runners.filter_map(move |runner| Some((worker, &world.batch(worker, runner)?.0.keys)))
+    })
+}
+
+fn told(world: &World) -> impl Iterator<Item = (usize, Told)> {
+    world.processes.iter().flat_map(|process| {
+        let lanes = process.runners.len() / world.handled.len();
+        process.runners.iter().enumerate().filter_map(move |(index, runner)| match runner {
+            Runner::Running(told, _) => Some((index / lanes, *told)),
+            _ => None,
+        })
     })
 }
 
@@ -154,8 +186,21 @@ fn running_rows(world: &World) -> impl Iterator<Item = &Vec<database::Row>> {
 }
 
 fn bounds(knows: &[u8], already: usize, faults: u8, last: i64) -> Bounds {
+    bounds_with_lanes(knows, &vec![1; knows.len()], already, faults, last)
+}
+
+fn bounds_with_lanes(knows: &[u8], lanes: &[usize], already: usize, faults: u8, last: i64) -> Bounds {
     let projections = knows.iter().fold(0, |all, knows| all | knows).count_ones() as usize;
-    Bounds { knows: knows.to_vec(), projections, faults, already, last }
+    let parts = (1..=knows.len()).flat_map(|total| (0..total).map(move |k| KeySet::partition(k, total)));
+    let pieces = parts.flat_map(|part| {
+        lanes.iter().flat_map(move |lanes| {
+            let part = part.clone();
+            (0..*lanes).map(move |lane| part.part(lane, *lanes))
+        })
+    });
+    let probes = pieces.filter_map(|piece| piece.ranges().first().map(|(low, _)| *low)).collect::<BTreeSet<i32>>();
+    let (knows, lanes, probes) = (knows.to_vec(), lanes.to_vec(), probes.into_iter().collect());
+    Bounds { knows, lanes, projections, faults, wishes: 0, already, last, probes }
 }
 
 fn check(bounds: Bounds) {
@@ -202,6 +247,22 @@ fn one_of_two_workers_does_not_know_a_projection() {
 }
 
 #[test]
+fn two_workers_cut_their_shares_into_lanes() {
+    check(bounds_with_lanes(&[1, 1], &[2, 3], 1, 1, 1));
+}
+
+#[test]
+fn a_projection_is_paused_and_resumed_under_two_workers() {
+    check(Bounds { wishes: 2, ..bounds(&[1, 1], 1, 1, 1) });
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn one_of_two_projections_is_paused_and_resumed() {
+    check(Bounds { wishes: 2, ..bounds_with_lanes(&[1, 3], &[1, 2], 2, 1, 1) });
+}
+
+#[test]
 #[ignore = "takes minutes"]
 fn two_workers_and_three_faults() {
     check(bounds(&[1, 1], 0, 3, 2));
@@ -230,11 +291,17 @@ fn what_is_broken_is_noticed() {
     const RECOVERS: &str = "it gets well by itself";
     const ONCE: &str = "each event is handled once, in order";
     const AT_END: &str = "positions are where handling ended";
+    const STALE: &str = "a batch begun before a deal cannot commit after it";
     let two = || bounds(&[1, 1], 0, 2, 2);
+    let wishes = || Bounds { wishes: 2, ..bounds(&[1, 1], 2, 1, 2) };
     for (sabotage, bounds, expected) in [
         (S::FenceWithout(Fenced::Position), two(), ONCE),
-        (S::FenceWithout(Fenced::Generation), two(), AT_END),
-        (S::FenceWithout(Fenced::Owner), two(), "no two workers can commit for one key"),
+        (S::FenceWithout(Fenced::Token), wishes(), STALE),
+        (S::FenceWithout(Fenced::TokenAndGeneration), two(), AT_END),
+        (S::FenceWithout(Fenced::TokenAndOwner), two(), "no two workers can commit for one key"),
+        (S::TokenNotRenewed, wishes(), STALE),
+        (S::DealDropsShare, two(), RECOVERS),
+        (S::DealNotTold, wishes(), RECOVERS),
         (S::RecutDropsPiece, bounds(&[1, 1, 1], 3, 1, 2), "checkpoints partition the key space"),
         (S::RecutJumps, two(), AT_END),
         (S::RecutGoesBack, two(), AT_END),

@@ -1,5 +1,8 @@
-//! Worlds that differ in the numbers of their generations only are one.
+//! Worlds that differ only in the numbers of their generations and deals, and in their tokens, are one.
 
+use std::collections::BTreeMap;
+
+use super::database::Row;
 use super::world::{Runner, World};
 use crate::plan::{Stance, WorkerState};
 
@@ -32,8 +35,8 @@ impl World {
             for runner in &mut process.runners {
                 match runner {
                     Runner::Paused => {}
-                    Runner::Running(number, rows) => {
-                        shift(number);
+                    Runner::Running(told, rows) => {
+                        shift(&mut told.generation);
                         rows.iter_mut().flatten().for_each(|row| shift(&mut row.generation));
                     }
                     Runner::Finishing(number, row) => {
@@ -43,6 +46,36 @@ impl World {
                 }
             }
         }
+        self.renew_tokens_and_deals();
         self
+    }
+
+    /// What is in the database gets the lowest tokens and deal 1. Whatever else there is can only differ from that, and for good: it
+    /// gets 0.
+    fn renew_tokens_and_deals(&mut self) {
+        let tokens: BTreeMap<i64, i64> = self.database.rows.iter().map(|row| row.token).zip(1..).collect();
+        let current = self.database.projections.map(|row| row.map(|row| row.deal));
+        let deal = |projection: usize, deal: i64| i64::from(current[projection] == Some(deal));
+        let renew = |row: &mut Row| {
+            row.token = tokens.get(&row.token).copied().unwrap_or(0);
+            row.deal = deal(row.projection, row.deal);
+        };
+        for process in &mut self.processes {
+            let lanes = process.runners.len() / self.handled.len();
+            for (index, runner) in process.runners.iter_mut().enumerate() {
+                match runner {
+                    Runner::Paused => {}
+                    Runner::Running(told, rows) => {
+                        told.deal = deal(index / lanes, told.deal);
+                        rows.iter_mut().flatten().for_each(renew);
+                    }
+                    Runner::Finishing(_, row) => renew(row),
+                }
+            }
+        }
+        self.adrift.iter_mut().for_each(|(row, _)| renew(row));
+        self.database.rows.iter_mut().for_each(renew);
+        self.database.projections.iter_mut().flatten().for_each(|row| row.deal = 1);
+        self.database.next_token = i64::try_from(tokens.len()).unwrap() + 1;
     }
 }

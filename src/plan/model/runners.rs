@@ -3,24 +3,24 @@
 use std::cmp::Ordering;
 
 use super::database::{Owner, Row};
-use super::world::{Bounds, Damage, PROBES, Runner, World};
+use super::world::{Bounds, Damage, Runner, World};
 
 impl World {
     /// The batch a runner has in hand, if it has one.
-    pub(crate) fn batch(&self, worker: usize, projection: usize) -> Option<(&Row, Owner)> {
-        match &self.processes[worker].runners[projection] {
+    pub(crate) fn batch(&self, worker: usize, runner: usize) -> Option<(&Row, Owner)> {
+        match &self.processes[worker].runners[runner] {
             Runner::Paused => None,
-            Runner::Running(generation, rows) => {
-                Some((rows.as_ref()?.first()?, Owner { worker, generation: *generation }))
+            Runner::Running(told, rows) => {
+                Some((rows.as_ref()?.first()?, Owner { worker, generation: told.generation }))
             }
             Runner::Finishing(generation, row) => Some((row, Owner { worker, generation: *generation })),
         }
     }
 
-    pub(super) fn work(&mut self, worker: usize, projection: usize, bounds: &Bounds) -> bool {
-        let Some((row, owner)) = self.batch(worker, projection) else { return false };
+    pub(super) fn work(&mut self, worker: usize, runner: usize, bounds: &Bounds) -> bool {
+        let Some((row, owner)) = self.batch(worker, runner) else { return false };
         let row = row.clone();
-        let rows = match &self.processes[worker].runners[projection] {
+        let rows = match &self.processes[worker].runners[runner] {
             Runner::Running(_, rows) => rows.clone().unwrap_or_default(),
             _ => Vec::new(),
         };
@@ -37,12 +37,12 @@ impl World {
                 if let Some(first) = rows.first_mut() {
                     first.position += 1;
                 }
-                self.commit(&row, owner).then_some(rows)
+                self.commit(&row, owner, bounds).then_some(rows)
             }
         };
-        let runner = &mut self.processes[worker].runners[projection];
+        let runner = &mut self.processes[worker].runners[runner];
         *runner = match (&runner, next) {
-            (Runner::Running(generation, _), Some(rows)) => Runner::Running(*generation, Some(rows)),
+            (Runner::Running(told, _), Some(rows)) => Runner::Running(*told, Some(rows)),
             // Fenced, or paused as it was told.
             _ => Runner::Paused,
         };
@@ -50,12 +50,11 @@ impl World {
     }
 
     /// Handles the next event of the row's keys and moves the row, if the fence lets it. The log tells what was handled before.
-    pub(super) fn commit(&mut self, row: &Row, owner: Owner) -> bool {
+    pub(super) fn commit(&mut self, row: &Row, owner: Owner, bounds: &Bounds) -> bool {
         let moved = self.database.advance(row, owner, row.position + 1);
         if moved {
-            for (handled, _) in
-                self.handled[row.projection].iter_mut().zip(PROBES).filter(|(_, k)| row.keys.contains(*k))
-            {
+            let probed = self.handled[row.projection].iter_mut().zip(&bounds.probes);
+            for (handled, _) in probed.filter(|(_, key)| row.keys.contains(**key)) {
                 match row.position.cmp(handled) {
                     Ordering::Less => self.damage = Some(Damage::HandledTwice),
                     Ordering::Equal => *handled += 1,
@@ -66,15 +65,15 @@ impl World {
         moved
     }
 
-    pub(super) fn lose(&mut self, worker: usize, projection: usize, bounds: &Bounds) -> bool {
-        let Some((row, owner)) = self.batch(worker, projection) else { return false };
+    pub(super) fn lose(&mut self, worker: usize, runner: usize, bounds: &Bounds) -> bool {
+        let Some((row, owner)) = self.batch(worker, runner) else { return false };
         if row.position >= bounds.last {
             return false;
         }
         self.adrift.push((row.clone(), owner));
-        let runner = &mut self.processes[worker].runners[projection];
+        let runner = &mut self.processes[worker].runners[runner];
         *runner = match &runner {
-            Runner::Running(generation, _) => Runner::Running(*generation, None),
+            Runner::Running(told, _) => Runner::Running(*told, None),
             _ => Runner::Paused,
         };
         true

@@ -10,11 +10,15 @@ pub(crate) enum Sabotage {
     None,
     /// The fence does not compare this.
     FenceWithout(Fenced),
-    /// `recut` loses the keys of the last partition.
+    /// A row that a deal leaves whole keeps its token.
+    TokenNotRenewed,
+    /// The deal leaves the last share out.
+    DealDropsShare,
+    /// Cutting the rows loses the keys of the last share.
     RecutDropsPiece,
-    /// `recut` makes one row of all that a worker gets, at the highest position.
+    /// Cutting the rows makes one row of all that a lane gets, at the highest position.
     RecutJumps,
-    /// `recut` makes one row of all that a worker gets, at the lowest position.
+    /// Cutting the rows makes one row of all that a lane gets, at the lowest position.
     RecutGoesBack,
     /// A generation is activated although some are not ready.
     ActivatesEarly,
@@ -28,30 +32,35 @@ pub(crate) enum Sabotage {
     NeverRejoins,
     /// A runner that was fenced is not told to run again.
     RunnerNotRestarted,
+    /// A runner is not told that its projection has been dealt again.
+    DealNotTold,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Fenced {
     Position,
-    Generation,
-    /// Neither generation nor worker.
-    Owner,
+    Token,
+    /// Between generations, generation and worker would do without a token.
+    TokenAndGeneration,
+    /// Neither token, generation nor worker.
+    TokenAndOwner,
 }
 
-/// The pieces of a cut: by projection, position and worker.
-pub(super) type Cut = BTreeMap<(usize, i64, Option<usize>), KeySet>;
+/// The pieces of a cut: by projection, position, worker and lane.
+pub(super) type Cut = BTreeMap<(usize, i64, Option<usize>, usize), KeySet>;
 
-/// The same with all pieces of a worker at one position, which is wrong.
+/// The same with all pieces of a lane at one position, which is wrong.
 pub(super) fn at_one_position(cut: Cut, highest: bool) -> Cut {
-    let mut whole: BTreeMap<(usize, Option<usize>), (i64, KeySet)> = BTreeMap::new();
-    for ((projection, position, worker), keys) in cut {
+    let mut whole: BTreeMap<(usize, Option<usize>, usize), (i64, KeySet)> = BTreeMap::new();
+    for ((projection, position, worker, lane), keys) in cut {
         whole
-            .entry((projection, worker))
+            .entry((projection, worker, lane))
             .and_modify(|(at, all)| {
                 *at = if highest { position.max(*at) } else { position.min(*at) };
                 *all = all.union(&keys);
             })
             .or_insert((position, keys));
     }
-    whole.into_iter().map(|((projection, worker), (position, keys))| ((projection, position, worker), keys)).collect()
+    let piece = |((projection, worker, lane), (position, keys))| ((projection, position, worker, lane), keys);
+    whole.into_iter().map(piece).collect()
 }

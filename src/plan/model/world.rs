@@ -5,10 +5,7 @@
 
 use super::database::{Clock, Database, Owner, POLICY, Row, worker_id};
 use super::sabotage::Sabotage;
-use crate::plan::{Action, ClusterView, GenerationState, Stance, WorkerState, plan, stance};
-
-/// Keys that every cut into up to four partitions tells apart: the lowest of each piece.
-pub(crate) const PROBES: [i32; 6] = [0, 16_384, 21_846, 32_768, 43_691, 49_152];
+use crate::plan::{Action, ClusterView, Deal, DesiredState, GenerationState, Stance, WorkerState, plan, stance};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Life {
@@ -19,13 +16,20 @@ pub(crate) enum Life {
     Gone,
 }
 
-/// A projection's runner.
+/// What a runner is told to process: its share of this deal, in this generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Told {
+    pub(crate) generation: i64,
+    pub(crate) deal: i64,
+}
+
+/// The runner of one lane of a projection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Runner {
     Paused,
-    /// Processing for this generation. Its rows are not loaded yet, or to be loaded again, if none.
-    Running(i64, Option<Vec<Row>>),
-    /// Told to pause in the middle of a batch on this row.
+    /// Its rows are not loaded yet, or to be loaded again, if none.
+    Running(Told, Option<Vec<Row>>),
+    /// Told to pause in the middle of a batch on this row of this generation.
     Finishing(i64, Row),
 }
 
@@ -36,7 +40,7 @@ pub(crate) struct Process {
     pub(crate) linked: bool,
     /// What it saw that it has to do, and has not done yet.
     pub(crate) seen: Option<Stance>,
-    /// By projection.
+    /// Lane by lane of the first projection, then of the next.
     pub(crate) runners: Vec<Runner>,
 }
 
@@ -54,10 +58,11 @@ pub(crate) struct World {
     /// Batches whose commit nobody waits for any more: each may still come through, or not.
     pub(crate) adrift: Vec<(Row, Owner)>,
     /// Up to which position the events of each probed key have been handled, by projection.
-    pub(crate) handled: Vec<[i64; PROBES.len()]>,
+    pub(crate) handled: Vec<Vec<i64>>,
     pub(crate) damage: Option<Damage>,
-    /// How many more faults there may be.
+    /// How many more faults there may be, and wishes of an operator.
     pub(crate) faults: u8,
+    pub(crate) wishes: u8,
 }
 
 /// One thing that happens.
@@ -91,6 +96,8 @@ pub(crate) enum Step {
     Crash(usize),
     /// The server restarts: every session and every transaction is gone.
     Restart,
+    /// An operator wants the projection to be paused, or to run again.
+    Wish(usize),
 }
 
 /// What a worker says of itself between a plan and its application: it does so without the replica set's lock.
@@ -105,27 +112,50 @@ pub(crate) enum Meanwhile {
 /// The bounds within which everything is tried.
 #[derive(Debug, Clone)]
 pub(crate) struct Bounds {
-    /// Which projections each worker knows, by bit.
+    /// Which projections each worker knows, by bit, and into how many lanes it cuts each.
     pub(crate) knows: Vec<u8>,
+    pub(crate) lanes: Vec<usize>,
     pub(crate) projections: usize,
     pub(crate) faults: u8,
+    pub(crate) wishes: u8,
     /// How many workers run already when it begins.
     pub(crate) already: usize,
     /// The position of the last event. Every position has an event of every key.
     pub(crate) last: i64,
+    /// Keys that every possible cut tells apart: the lowest of each piece.
+    pub(crate) probes: Vec<i32>,
+}
+
+impl Bounds {
+    /// All the runners of a worker: projection and lane of each.
+    pub(crate) fn runners(&self, worker: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let lanes = self.lanes[worker];
+        (0..self.projections).flat_map(move |projection| (0..lanes).map(move |lane| (projection, lane)))
+    }
+
+    pub(crate) fn projection(&self, worker: usize, runner: usize) -> usize {
+        runner / self.lanes[worker]
+    }
+
+    pub(crate) fn lane(&self, worker: usize, runner: usize) -> usize {
+        runner % self.lanes[worker]
+    }
 }
 
 impl World {
     pub(crate) fn new(bounds: &Bounds, sabotage: Sabotage) -> Self {
-        let runners = vec![Runner::Paused; bounds.projections];
-        let process = Process { life: Life::NotYet, linked: false, seen: None, runners };
+        let process = |worker| {
+            let runners = bounds.runners(worker).map(|_| Runner::Paused).collect();
+            Process { life: Life::NotYet, linked: false, seen: None, runners }
+        };
         let mut world = Self {
             database: Database::new(bounds.knows.len(), sabotage),
-            processes: vec![process; bounds.knows.len()],
+            processes: (0..bounds.knows.len()).map(process).collect(),
             adrift: Vec::new(),
-            handled: vec![[0; PROBES.len()]; bounds.projections],
+            handled: vec![vec![0; bounds.probes.len()]; bounds.projections],
             damage: None,
             faults: bounds.faults,
+            wishes: bounds.wishes,
         };
         for worker in 0..bounds.already {
             world.step(Step::Join(worker), bounds);
@@ -156,11 +186,20 @@ impl World {
         if sabotage == Sabotage::NeverEvicts {
             actions.retain(|action| !matches!(action, Action::Evict(..)));
         }
+        if sabotage == Sabotage::DealDropsShare {
+            for action in &mut actions {
+                if let Action::Activate { deals, .. } = action {
+                    deals.iter_mut().filter(|deal| deal.shares.len() > 1).for_each(|deal| _ = deal.shares.pop());
+                }
+            }
+        }
         if let (Sabotage::ActivatesEarly, true, Some(generation)) = (sabotage, actions.is_empty(), &view.generation)
             && generation.state == GenerationState::Pending
             && view.workers.iter().any(|worker| worker.state == WorkerState::Ready)
         {
-            actions.push(Action::Activate(generation.number));
+            let ready = view.workers.iter().filter(|worker| worker.state == WorkerState::Ready).collect::<Vec<_>>();
+            let deals = view.projections.iter().map(|projection| Deal::of(projection, &ready)).collect();
+            actions.push(Action::Activate { number: generation.number, deals });
         }
         actions
     }
@@ -173,8 +212,10 @@ impl World {
             Meanwhile::Leaves(worker) => self.leave(worker),
             Meanwhile::IsReady(worker) => _ = self.ready(worker),
         }
-        for action in &actions {
-            self.database.apply(action);
+        let before = self.database.clone();
+        if !actions.iter().all(|action| self.database.apply(action)) {
+            self.database = before;
+            return false;
         }
         !actions.is_empty()
     }
@@ -190,9 +231,9 @@ impl World {
     /// Tells the runners to pause. True once none of them processes any more.
     fn pause(&mut self, worker: usize) -> bool {
         for runner in &mut self.processes[worker].runners {
-            if let Runner::Running(generation, rows) = runner {
+            if let Runner::Running(told, rows) = runner {
                 let batch = rows.as_ref().and_then(|rows| rows.first());
-                *runner = batch.map_or(Runner::Paused, |row| Runner::Finishing(*generation, row.clone()));
+                *runner = batch.map_or(Runner::Paused, |row| Runner::Finishing(told.generation, row.clone()));
             }
         }
         self.is_paused(worker)
@@ -214,7 +255,7 @@ impl World {
             Step::Join(worker) => {
                 let process = &mut self.processes[worker];
                 (process.life, process.linked) = (Life::Up, true);
-                self.database.register(worker, bounds.knows[worker]);
+                self.database.register(worker, bounds.knows[worker], bounds.lanes[worker]);
             }
             Step::Leave(worker) => self.leave(worker),
             Step::Left(worker) => {
@@ -228,19 +269,27 @@ impl World {
             Step::Look(worker) => return self.look(worker, bounds),
             Step::Ready(worker) => return self.ready(worker),
             Step::Change(clock, meanwhile) => return self.change(clock, meanwhile),
-            Step::Load(worker, projection) => {
-                let Runner::Running(generation, None) = self.processes[worker].runners[projection] else {
-                    return false;
-                };
-                let rows = self.database.owned(projection, Owner { worker, generation });
-                self.processes[worker].runners[projection] = Runner::Running(generation, Some(rows));
+            Step::Load(worker, runner) => {
+                let Runner::Running(told, None) = self.processes[worker].runners[runner] else { return false };
+                let rows = self.load(worker, runner, told, bounds);
+                self.processes[worker].runners[runner] = Runner::Running(told, Some(rows));
             }
-            Step::Work(worker, projection) => return self.work(worker, projection, bounds),
-            Step::Drop(worker, projection) => self.processes[worker].runners[projection] = Runner::Paused,
-            Step::Lose(worker, projection) => return self.lose(worker, projection, bounds),
+            Step::Work(worker, runner) => return self.work(worker, runner, bounds),
+            Step::Drop(worker, runner) => self.processes[worker].runners[runner] = Runner::Paused,
+            Step::Lose(worker, runner) => return self.lose(worker, runner, bounds),
             Step::Land(at) => {
                 let (row, owner) = self.adrift.remove(at);
-                self.commit(&row, owner);
+                self.commit(&row, owner, bounds);
+            }
+            Step::Wish(projection) => {
+                let Some(row) = self.database.projections[projection] else { return false };
+                self.database.desire(
+                    projection,
+                    match row.desired {
+                        DesiredState::Running => DesiredState::Paused,
+                        DesiredState::Paused => DesiredState::Running,
+                    },
+                );
             }
             Step::Vanish(at) => {
                 self.adrift.remove(at);
@@ -254,7 +303,7 @@ impl World {
                     (process.linked, process.seen) = (false, None);
                     for runner in &mut process.runners {
                         *runner = match runner {
-                            Runner::Running(generation, _) => Runner::Running(*generation, None),
+                            Runner::Running(told, _) => Runner::Running(*told, None),
                             Runner::Paused | Runner::Finishing(..) => Runner::Paused,
                         };
                     }
@@ -281,7 +330,7 @@ impl World {
             Stance::Prepare(_) => self.processes[worker].seen = self.pause(worker).then_some(seen),
             Stance::Rejoin => {
                 if self.pause(worker) && self.database.sabotage != Sabotage::NeverRejoins {
-                    self.database.register(worker, bounds.knows[worker]);
+                    self.database.register(worker, bounds.knows[worker], bounds.lanes[worker]);
                     return true;
                 }
             }
@@ -295,13 +344,30 @@ impl World {
 
     fn run(&mut self, worker: usize, generation: i64, bounds: &Bounds) {
         let may_run = self.database.sabotage != Sabotage::RunnerNotRestarted || self.is_paused(worker);
-        for projection in (0..bounds.projections).filter(|p| may_run && bounds.knows[worker] & 1 << p != 0) {
-            if self.processes[worker].runners[projection] == Runner::Paused {
-                // Nobody but this worker changes its rows while they are its own, so it may as well load them at once.
-                let rows = self.database.owned(projection, Owner { worker, generation });
-                self.processes[worker].runners[projection] = Runner::Running(generation, Some(rows));
+        for (index, (projection, _)) in bounds.runners(worker).enumerate() {
+            let Some(row) = self.database.projections[projection] else { continue };
+            if !may_run || bounds.knows[worker] & 1 << projection == 0 {
+                continue;
+            }
+            let told = Told { generation, deal: row.deal };
+            match &self.processes[worker].runners[index] {
+                Runner::Paused => {
+                    // Where there are no wishes, nobody but this worker changes its rows while they are its own, so it may as well
+                    // load them at once.
+                    let rows = (bounds.wishes == 0).then(|| self.load(worker, index, told, bounds));
+                    self.processes[worker].runners[index] = Runner::Running(told, rows);
+                }
+                Runner::Running(before, _) if *before != told && self.database.sabotage != Sabotage::DealNotTold => {
+                    self.processes[worker].runners[index] = Runner::Running(told, None);
+                }
+                Runner::Running(..) | Runner::Finishing(..) => {}
             }
         }
+    }
+
+    fn load(&self, worker: usize, runner: usize, told: Told, bounds: &Bounds) -> Vec<Row> {
+        let owner = Owner { worker, generation: told.generation };
+        self.database.owned(bounds.projection(worker, runner), owner, bounds.lane(worker, runner))
     }
 
     /// Says that its runners are paused.

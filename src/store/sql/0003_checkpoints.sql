@@ -2,11 +2,18 @@
 CREATE TABLE IF NOT EXISTS {projections} (
     name TEXT PRIMARY KEY,
     replica_set TEXT NOT NULL REFERENCES {replica_sets},
-    registered_at TIMESTAMPTZ NOT NULL DEFAULT now()
+    registered_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    -- What is wanted of it, and what was wanted when its keys were last given out to workers.
+    desired_state TEXT NOT NULL DEFAULT 'running' CHECK (desired_state IN ('running', 'paused')),
+    dealt_state TEXT NOT NULL DEFAULT 'running' CHECK (dealt_state IN ('running', 'paused')),
+    -- How often that was done. A runner that knows another number has to load its checkpoints again.
+    deal BIGINT NOT NULL DEFAULT 0
 );
 
 CREATE TABLE IF NOT EXISTS {checkpoints} (
-    id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- Names the row, and what it was when a worker loaded it: whatever gives the row to another worker, or moves its position in any
+    -- other way than handling events, gives it a new token. No token is used twice.
+    token BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     projection TEXT NOT NULL REFERENCES {projections},
     keys INT4MULTIRANGE NOT NULL CHECK (keys OPERATOR(pg_catalog.<@) '{[0,65536)}' AND NOT pg_catalog.isempty(keys)),
     position BIGINT NOT NULL CHECK (position >= 0),
