@@ -11,6 +11,7 @@ mod bad_input;
 mod bad_schema;
 mod batches;
 mod crashes;
+mod deals;
 mod emptied_events;
 mod event_store;
 mod event_tables;
