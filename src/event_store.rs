@@ -10,8 +10,8 @@ use postgres::{Client, GenericClient};
 
 use crate::error::{Error, describe};
 use crate::event::{Event, NewEvent};
-use crate::store::append::{self, Appended};
-use crate::store::{Names, events, notifications};
+use crate::store::event_store::{Appended, append, read_stream};
+use crate::store::{Names, notifications};
 
 /// What the caller of [`EventStore::append`] knows of the aggregate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl EventStore {
             expected,
             actual,
         };
-        match append::append(client, &self.names, exact, events) {
+        match append(client, &self.names, exact, events) {
             Ok(Appended::Stored { positions, versions }) => Ok(AppendResult { positions, versions }),
             Ok(Appended::Conflict(actual)) => Err(conflict(Some(actual))),
             Err(error) if is_version_taken(&error) => Err(conflict(None)),
@@ -162,7 +162,7 @@ impl EventStore {
     ) -> Result<Vec<Event>, Error> {
         let aggregate = (bounded_context, aggregate_type, aggregate_id);
         let (from, to) = (from_version.unwrap_or(i64::MIN), to_version.unwrap_or(i64::MAX));
-        events::read_stream(client, &self.names, aggregate, from, to).map_err(Error::database("reading the stream"))
+        read_stream(client, &self.names, aggregate, from, to).map_err(Error::database("reading the stream"))
     }
 
     /// What the server says of a function that is missing speaks of types and casts.

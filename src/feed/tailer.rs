@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
+use postgres::Client;
 use postgres::error::SqlState;
-use postgres::{Client, Statement};
 
 use super::Feed;
 use super::head::Head;
@@ -21,7 +21,7 @@ use crate::projection::Scope;
 use crate::status::Board;
 use crate::store::events::{Bounds, EventReader, Range, ReadError};
 use crate::store::fence::EventMark;
-use crate::store::safe_head::{Probe, Probes};
+use crate::store::safe_head::{Holders, Probe, Probes};
 use crate::store::session::{Session, Sessions};
 use crate::store::{Known, Names, checkpoints, continuity, coordination, event_tables, preflight, safe_head, sequence};
 use crate::threads::{Pulse, Stop};
@@ -61,7 +61,7 @@ pub(crate) struct Tailer {
 
 struct Statements {
     probes: Probes,
-    holders: Statement,
+    holders: Holders,
     read: EventReader,
 }
 
@@ -254,7 +254,7 @@ impl Tailer {
         let sequence = sequence::readable(client, &self.names)?;
         Ok(Statements {
             probes: Probes::prepare(client, &self.names, sequence.as_ref())?,
-            holders: safe_head::prepare_holders(client)?,
+            holders: Holders::prepare(client)?,
             read: EventReader::prepare(client, &self.names, self.scope.clone(), self.bounds, true)?,
         })
     }
@@ -288,7 +288,7 @@ impl Tailer {
         sight.known = probe.here.or(probe.there);
         // A grace period goes on while the sequence cannot be asked.
         if sight.head.observe(probe) || sight.head.is_held_back() {
-            let holders = session.run(|client| safe_head::holders(client, &statements.holders, &self.names));
+            let holders = session.run(|client| statements.holders.list(client, &self.names));
             sight.head.settle(probe, holders.map_err(failed)?);
         }
         Ok(probe)

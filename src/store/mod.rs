@@ -3,10 +3,10 @@
 //! Statements that run now and then go as `query_typed`: one round trip, no named prepared statement, so that a pooler in
 //! transaction mode is served too. What runs per batch is prepared once per connection.
 
-pub(crate) mod append;
 pub(crate) mod checkpoints;
 pub(crate) mod continuity;
 pub(crate) mod coordination;
+pub(crate) mod event_store;
 pub(crate) mod event_tables;
 pub(crate) mod events;
 pub(crate) mod fence;
@@ -18,6 +18,7 @@ mod names;
 pub(crate) mod notifications;
 pub(crate) mod overview;
 pub(crate) mod preflight;
+pub(crate) mod prepared;
 mod privileges;
 mod registration;
 pub(crate) mod safe_head;

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use postgres::types::{ToSql, Type};
-use postgres::{Client, Row, Statement};
+use postgres::types::Type;
+use postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::fence::EventMark;
 use super::locks::{self, Census};
 use super::names::Names;
+use super::prepared::Prepared;
 use super::sequence::PositionSequence;
 use crate::status::HeadBlocker;
 
@@ -32,11 +33,14 @@ const PROBE_REACH: i64 = 2_000;
 
 /// The probes, prepared on a connection.
 pub(crate) struct Probes {
-    plain: Statement,
-    with_census: Statement,
+    plain: Prepared<Sight>,
+    with_census: Prepared<(i64, i64, Option<i64>, String)>,
     /// For while the sequence is locked.
-    without_sequence: Statement,
+    without_sequence: Prepared<Sight>,
 }
+
+/// What a probe is about: above which position it looks, up to which one, and where an event is known to be.
+type Sight = (i64, i64, Option<i64>);
 
 impl Probes {
     pub(crate) fn prepare(
@@ -46,18 +50,12 @@ impl Probes {
     ) -> Result<Self, postgres::Error> {
         let last = sequence.map_or_else(|| "NULL::bigint".to_owned(), PositionSequence::last_sql);
         let columns = "newest, contiguous, last, here, there";
-        let with_census = format!(
-            "SELECT {columns}, members, missing FROM {}, {}",
-            probe_sql(names, &last),
-            locks::census_sql(names, "$4")
-        );
-        let bounds = [Type::INT8, Type::INT8, Type::INT8];
-        let mut plain =
-            |last: &str| client.prepare_typed(&format!("SELECT {columns} FROM {}", probe_sql(names, last)), &bounds);
+        let (probe, census) = (probe_sql(names, &last), locks::census_sql(names, "$4"));
+        let without_sequence = probe_sql(names, "0::bigint");
         Ok(Self {
-            plain: plain(&last)?,
-            without_sequence: plain("0::bigint")?,
-            with_census: client.prepare_typed(&with_census, &[Type::INT8, Type::INT8, Type::INT8, Type::TEXT])?,
+            plain: Prepared::on(client, &format!("SELECT {columns} FROM {probe}"))?,
+            with_census: Prepared::on(client, &format!("SELECT {columns}, members, missing FROM {probe}, {census}"))?,
+            without_sequence: Prepared::on(client, &format!("SELECT {columns} FROM {without_sequence}"))?,
         })
     }
 
@@ -69,7 +67,7 @@ impl Probes {
         after: i64,
         known: Option<EventMark>,
     ) -> Result<Probe, postgres::Error> {
-        Ok(probe(&one(client, &self.plain, after, known, &[])?, after, known))
+        Ok(probe(&self.plain.query_one(client, sight(after, known))?, after, known))
     }
 
     /// The same, and how many workers the replica set has: one statement for everything a worker has to
@@ -81,7 +79,8 @@ impl Probes {
         known: Option<EventMark>,
         replica_set: &str,
     ) -> Result<(Probe, Census), postgres::Error> {
-        let row = one(client, &self.with_census, after, known, &[&replica_set])?;
+        let (from, upto, known_at) = sight(after, known);
+        let row = self.with_census.query_one(client, (from, upto, known_at, replica_set))?;
         Ok((probe(&row, after, known), Census { members: row.get(5), missing: row.get(6) }))
     }
 
@@ -92,19 +91,12 @@ impl Probes {
         after: i64,
         known: Option<EventMark>,
     ) -> Result<Probe, postgres::Error> {
-        Ok(probe(&one(client, &self.without_sequence, after, known, &[])?, after, known))
+        Ok(probe(&self.without_sequence.query_one(client, sight(after, known))?, after, known))
     }
 }
 
-fn one(
-    client: &mut Client,
-    statement: &Statement,
-    after: i64,
-    known: Option<EventMark>,
-    more: &[&(dyn ToSql + Sync)],
-) -> Result<Row, postgres::Error> {
-    let (upto, known) = (after.saturating_add(PROBE_REACH), known.map(|known| known.position));
-    client.query_one(statement, &[&[&after as &(dyn ToSql + Sync), &upto, &known], more].concat())
+fn sight(after: i64, known: Option<EventMark>) -> Sight {
+    (after, after.saturating_add(PROBE_REACH), known.map(|known| known.position))
 }
 
 fn probe(row: &Row, after: i64, known: Option<EventMark>) -> Probe {
@@ -121,14 +113,14 @@ fn probe(row: &Row, after: i64, known: Option<EventMark>) -> Probe {
 /// What lies above the position `$1` and at or below `$2`. With both bounds the planner takes the index, however small the table was when
 /// it planned.
 fn probe_sql(names: &Names, last: &str) -> String {
-    let events = names.events();
-    format!(
+    names.sql_with(
         "(SELECT coalesce((SELECT max(global_position) FROM {events}), 0) AS newest,
                  coalesce(max(global_position) FILTER (WHERE global_position = $1 + k), $1) AS contiguous,
                  {last} AS last, (SELECT event_id FROM {events} WHERE global_position = $1) AS here,
                  (SELECT event_id FROM {events} WHERE global_position = $3) AS there
           FROM (SELECT global_position, row_number() OVER (ORDER BY global_position) AS k
-                FROM {events} WHERE global_position > $1 AND global_position <= $2) AS above) AS probe"
+                FROM {events} WHERE global_position > $1 AND global_position <= $2) AS above) AS probe",
+        &[("last", &last)],
     )
 }
 
@@ -149,19 +141,19 @@ const WRITERS: &str = "FROM pg_locks l WHERE l.locktype = 'relation' AND l.mode 
      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
      AND l.relation IN (SELECT $1::text::regclass UNION ALL SELECT relid FROM pg_partition_tree($1::text::regclass))";
 
-/// Prepares [`holders`] on a connection.
-pub(crate) fn prepare_holders(client: &mut Client) -> Result<Statement, postgres::Error> {
-    client.prepare_typed(&format!("SELECT DISTINCT l.virtualtransaction, l.pid {WRITERS}"), &[Type::TEXT])
-}
+/// Lists the holders, on the connection it was prepared on.
+pub(crate) struct Holders(Prepared<(String,)>);
 
-/// The transactions that may have events in flight at this moment.
-pub(crate) fn holders(
-    client: &mut Client,
-    statement: &Statement,
-    names: &Names,
-) -> Result<Vec<Holder>, postgres::Error> {
-    let rows = client.query(statement, &[&names.events().to_string()])?;
-    Ok(rows.iter().map(|row| Holder { transaction: row.get(0), pid: row.get(1) }).collect())
+impl Holders {
+    pub(crate) fn prepare(client: &mut Client) -> Result<Self, postgres::Error> {
+        Ok(Self(Prepared::on(client, &format!("SELECT DISTINCT l.virtualtransaction, l.pid {WRITERS}"))?))
+    }
+
+    /// The transactions that may have events in flight at this moment.
+    pub(crate) fn list(&self, client: &mut Client, names: &Names) -> Result<Vec<Holder>, postgres::Error> {
+        let rows = self.0.query(client, (&names.events().to_string(),))?;
+        Ok(rows.iter().map(|row| Holder { transaction: row.get(0), pid: row.get(1) }).collect())
+    }
 }
 
 /// What is known of some holders, for the operator.

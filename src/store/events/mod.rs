@@ -1,178 +1,31 @@
-//! Reading events.
+//! Reading events in batches: [`batch`] has what is asked for and what comes of it, [`columns`] how
+//! an event is selected and read from a row, [`scan`] how one query serves several batches.
 
+mod batch;
+pub(super) mod columns;
 mod scan;
 
-use std::error::Error as StdError;
-
 use postgres::fallible_iterator::FallibleIterator;
-use postgres::types::{FromSql, ToSql, Type};
-use postgres::{Client, GenericClient, Row, RowIter, Statement};
+use postgres::{Client, Row, RowIter};
 
+use self::columns::{IS_LAST, KEY_OR_NULL, POSITION};
+use super::key;
 use super::names::Names;
-use crate::error::{Error, describe};
-use crate::event::{Event, EventBuffer, EventColumns, Room};
+use super::prepared::{Parameters, Prepared};
+use crate::error::describe;
+use crate::event::{Event, EventBuffer, Room};
 use crate::plan::KeySet;
 use crate::projection::Scope;
 
-/// Where the columns of an event are in a row, in the order [`push`] expects them.
-const POSITION: usize = 0;
-const WEIGHT: usize = 1;
-const KEY_OR_NULL: usize = 15;
-const IS_LAST: usize = 16;
+pub(crate) use batch::{Batch, Bounds, Range, ReadError, UnreadableEvent};
 
-/// The columns that may be large. The others are of a fixed size.
-const LARGE: [&str; 9] = [
-    "bounded_context",
-    "aggregate_type",
-    "aggregate_id",
-    "event_type",
-    "payload",
-    "trace_id",
-    "correlation_id",
-    "causation_id",
-    "metadata",
-];
-
-/// The columns of an event, as they are selected; the large ones are withheld where this condition
-/// does not hold.
-fn columns(weight: &str, sent_if: Option<&str>) -> String {
-    let columns = "aggregate_version, event_id, event_version, created_at";
-    let large = LARGE.map(|column| match sent_if {
-        Some(condition) => format!("CASE WHEN {condition} THEN {column} END"),
-        None => column.to_owned(),
-    });
-    format!("global_position, {weight}, {columns}, {}", large.join(", "))
-}
-
-/// An event's key.
-const KEY: &str = "(hashtextextended(aggregate_id, 0) & 65535)::int4";
-
-/// What counts against `batch_bytes`: the bytes that arrive. The length of a text or a payload is
-/// known without it being read; the metadata have to be, for they are stored compressed and in
-/// another form.
-fn weight_sql() -> String {
-    LARGE
-        .map(|column| match column {
-            "metadata" => "coalesce(octet_length(metadata::text), 0)".to_owned(),
-            _ => format!("coalesce(octet_length({column}), 0)::bigint"),
-        })
-        .join(" + ")
-}
-
-/// If all the events of a batch are as heavy as a light one may be, so many times its bytes are sent, once.
+/// If each event of a batch weighs as much as a light one may, this many times the bytes of a batch
+/// are sent, once.
 const LIGHT_SHARES: usize = 4;
 
-/// Which events are matched, in which order and how many at the most.
-///
-/// The `coalesce` changes nothing but the planner's estimate: it takes a bare `@>` to match next to nothing, and would rather scan and sort
-/// all of the rest of the table than walk the index to the limit.
-fn matching(names: &Names) -> String {
-    format!(
-        "FROM {} WHERE global_position > $1 AND global_position <= $2
-         AND ($3::int4multirange IS NULL OR coalesce($3::int4multirange @> {KEY}, false))
-         AND ($4::text[] IS NULL OR aggregate_type = ANY ($4)) AND ($5::text[] IS NULL OR bounded_context = ANY ($5))
-         ORDER BY global_position LIMIT $6",
-        names.events()
-    )
-}
-
-const PARAMETER_TYPES: [Type; 8] = [
-    Type::INT8,
-    Type::INT8,
-    Type::INT4MULTI_RANGE,
-    Type::TEXT_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::INT8,
-    Type::INT8,
-    Type::INT8,
-];
-
-/// What both statements are executed with.
-struct Parameters<'a> {
-    range: &'a Range,
-    keys: Option<&'a KeySet>,
-    scope: &'a Scope,
-    limit: i64,
-    bytes: i64,
-    event_bytes: i64,
-}
-
-impl Parameters<'_> {
-    fn all(&self) -> [&(dyn ToSql + Sync); 8] {
-        let Scope { aggregate_types, bounded_contexts } = self.scope;
-        let Range { after, upto, .. } = self.range;
-        [after, upto, &self.keys, aggregate_types, bounded_contexts, &self.limit, &self.bytes, &self.event_bytes]
-    }
-}
-
-/// Which events to read: those of these keys, above one position and at or below another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Range {
-    pub(crate) keys: KeySet,
-    pub(crate) after: i64,
-    pub(crate) upto: i64,
-}
-
-impl Range {
-    /// How many positions, and so events at the most, are in it.
-    fn positions(&self) -> u64 {
-        self.upto.abs_diff(self.after)
-    }
-
-    /// What is left of it after its first batch, if anything is.
-    pub(crate) fn following(&self, batch: &Batch) -> Option<Self> {
-        (batch.end < self.upto).then(|| Self { after: batch.end, ..self.clone() })
-    }
-}
-
-/// How much to read at once, at the most; but one event is always read, unless it is too large by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Bounds {
-    pub(crate) events: usize,
-    pub(crate) bytes: usize,
-    pub(crate) event_bytes: usize,
-}
-
-/// Why events could not be read.
-#[derive(Debug)]
-pub(crate) enum ReadError {
-    /// The connection, or the server.
-    Database(postgres::Error),
-    /// The first event of the range cannot be read by anyone. Those before it can.
-    Event(UnreadableEvent),
-}
-
-/// An event that cannot be read.
-#[derive(Debug)]
-pub(crate) struct UnreadableEvent {
-    pub(crate) position: i64,
-    pub(crate) problem: String,
-}
-
-impl From<postgres::Error> for ReadError {
-    fn from(error: postgres::Error) -> Self {
-        Self::Database(error)
-    }
-}
-
-impl ReadError {
-    pub(crate) fn into_error(self) -> Error {
-        match self {
-            Self::Database(source) => Error::Database { doing: "reading events", source },
-            Self::Event(UnreadableEvent { position, problem }) => Error::UnreadableEvent { position, problem },
-        }
-    }
-}
-
-/// Events in the order of their positions, and how far they reach.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Batch {
-    pub(crate) events: Vec<Event>,
-    /// The key of each, if the reader gives keys.
-    pub(crate) keys: Vec<i32>,
-    /// Every matching event above the range's start and at or below this position is in the batch.
-    pub(crate) end: i64,
-}
+/// The bounds of the positions, the keys, the aggregate types and the contexts, how many events, and
+/// the bytes: of what is sent whole or of all together, and of one event.
+type Wanted = (i64, i64, Option<KeySet>, Option<Vec<String>>, Option<Vec<String>>, i64, i64, i64);
 
 /// Reads events of a scope within bounds, on the connection it was prepared on.
 ///
@@ -181,10 +34,9 @@ pub(crate) struct Batch {
 /// and as a stub if not. The batch ends before the first stub, or where the bytes are used up; what
 /// is still sent is not kept. Only where events are heavy are they read with their weights added
 /// up. One that is too large by itself is not sent at all.
-#[derive(Debug)]
 pub(crate) struct EventReader {
-    light: Statement,
-    weighed: Statement,
+    light: Prepared<Wanted>,
+    weighed: Prepared<Wanted>,
     scope: Scope,
     bounds: Bounds,
     gives_keys: bool,
@@ -203,26 +55,22 @@ impl EventReader {
         bounds: Bounds,
         gives_keys: bool,
     ) -> Result<Self, postgres::Error> {
+        let key = if gives_keys { key::event_key() } else { "NULL::int4".to_owned() };
         let matching = matching(names);
-        let key = if gives_keys { KEY } else { "NULL::int4" };
-        // A subquery with a limit is not merged with what is around it, so the weight is computed once.
-        let matching = format!("SELECT *, {} AS weight {matching}", weight_sql());
-        let light = format!(
-            "SELECT {}, {key} FROM ({matching}) AS matching ORDER BY global_position",
-            columns("weight", Some("weight <= $7"))
-        );
+        let light = columns::withheld_unless("weight <= $7");
+        let light = format!("SELECT {light}, {key} FROM ({matching}) AS matching ORDER BY global_position");
+        let weighed = columns::withheld_unless("weight <= $8");
         let weighed = format!(
-            "SELECT {}, {key}, is_last FROM (
+            "SELECT {weighed}, {key}, is_last FROM (
                  SELECT *, sum(weight) OVER (ORDER BY global_position ROWS UNBOUNDED PRECEDING) AS total,
                         lag(global_position) OVER (ORDER BY global_position) IS NULL AS is_first,
                         lead(global_position) OVER (ORDER BY global_position) IS NULL AS is_last
                  FROM ({matching}) AS matching) AS weighed
-             WHERE total <= $7 OR is_first ORDER BY global_position",
-            columns("weight", Some("weight <= $8"))
+             WHERE total <= $7 OR is_first ORDER BY global_position"
         );
         Ok(Self {
-            light: client.prepare_typed(&light, &PARAMETER_TYPES)?,
-            weighed: client.prepare_typed(&weighed, &PARAMETER_TYPES)?,
+            light: Prepared::on(client, &light)?,
+            weighed: Prepared::on(client, &weighed)?,
             scope,
             bounds,
             gives_keys,
@@ -244,7 +92,7 @@ impl EventReader {
 
     /// Reads up to the first event that is heavy.
     fn read_light(&mut self, client: &mut Client, range: &Range) -> Result<Batch, ReadError> {
-        let mut rows = self.query(client, &self.light, range, self.light_bytes())?;
+        let mut rows = self.light.stream(client, self.wanted(range, self.bounds.events, self.light_bytes()))?;
         self.take_light(&mut rows, range)
     }
 
@@ -263,7 +111,7 @@ impl EventReader {
             && found.events.len() < self.bounds.events
             && let Some(row) = rows.next()?
         {
-            let weight = weight(&row)?;
+            let weight = columns::weight(&row)?;
             total += weight;
             end = if weight > light || total > heavy { End::Heavy } else { self.take(&mut found, &row, weight)? };
         }
@@ -275,11 +123,11 @@ impl EventReader {
         let mut found = self.nothing_found();
         let mut nothing_followed = true;
         let mut end = End::Reached;
-        let mut rows = self.query(client, &self.weighed, range, self.bounds.bytes)?;
+        let mut rows = self.weighed.stream(client, self.wanted(range, self.bounds.events, self.bounds.bytes))?;
         while end == End::Reached
             && let Some(row) = rows.next()?
         {
-            let weight = weight(&row)?;
+            let weight = columns::weight(&row)?;
             end = self.take(&mut found, &row, weight)?;
             nothing_followed = row.try_get(IS_LAST)?;
         }
@@ -294,7 +142,7 @@ impl EventReader {
         let problem = if weight > self.bounds.event_bytes {
             Some(format!("it has {weight} bytes, and max_event_bytes is {}", self.bounds.event_bytes))
         } else {
-            push(&mut found.events, row).err().map(|error| describe(&error))
+            columns::push(&mut found.events, row).err().map(|error| describe(&error))
         };
         match problem {
             None if self.gives_keys => found.keys.push(row.try_get(KEY_OR_NULL)?),
@@ -307,27 +155,20 @@ impl EventReader {
         Ok(End::Reached)
     }
 
-    /// The rows as they come in: none is kept beside what is made of it.
-    fn query<'c>(
-        &self,
-        client: &'c mut Client,
-        statement: &Statement,
-        range: &Range,
-        bytes: usize,
-    ) -> Result<RowIter<'c>, postgres::Error> {
-        client.query_raw(statement, self.parameters(range, self.bounds.events, bytes).all())
-    }
-
-    fn parameters<'a>(&'a self, range: &'a Range, limit: usize, bytes: usize) -> Parameters<'a> {
-        Parameters {
-            range,
-            // Whoever wants all keys need not have them computed.
-            keys: Some(&range.keys).filter(|keys| **keys != KeySet::all()),
-            scope: &self.scope,
-            limit: i64::try_from(limit).unwrap_or(i64::MAX),
-            bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
-            event_bytes: i64::try_from(self.bounds.event_bytes).unwrap_or(i64::MAX),
-        }
+    fn wanted<'a>(&'a self, range: &'a Range, limit: usize, bytes: usize) -> <Wanted as Parameters>::Values<'a> {
+        let whole = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let Scope { aggregate_types, bounded_contexts } = &self.scope;
+        (
+            range.after,
+            range.upto,
+            // Where all keys are wanted, none has to be computed.
+            Some(&range.keys).filter(|keys| **keys != KeySet::all()),
+            aggregate_types.as_deref(),
+            bounded_contexts.as_deref(),
+            whole(limit),
+            whole(bytes),
+            whole(self.bounds.event_bytes),
+        )
     }
 
     /// With room for as much as was found the last time.
@@ -366,72 +207,17 @@ enum End {
     Unreadable,
 }
 
-fn weight(row: &Row) -> Result<usize, postgres::Error> {
-    Ok(usize::try_from(row.try_get::<_, i64>(WEIGHT)?).unwrap_or(usize::MAX))
-}
-
-fn push(buffer: &mut EventBuffer, row: &Row) -> Result<(), postgres::Error> {
-    buffer.push(&EventColumns {
-        global_position: row.try_get(POSITION)?,
-        aggregate_version: row.try_get(2)?,
-        event_id: row.try_get(3)?,
-        event_version: row.try_get(4)?,
-        created_at: row.try_get(5)?,
-        bounded_context: row.try_get(6)?,
-        aggregate_type: row.try_get(7)?,
-        aggregate_id: row.try_get(8)?,
-        event_type: row.try_get(9)?,
-        payload: row.try_get(10)?,
-        trace_id: row.try_get(11)?,
-        correlation_id: row.try_get(12)?,
-        causation_id: row.try_get(13)?,
-        metadata: row.try_get::<_, Option<JsonText<'_>>>(14)?.map(|json| json.0),
-    });
-    Ok(())
-}
-
-/// JSON as the server sends it, which has seen to it that it is valid.
-struct JsonText<'a>(&'a str);
-
-impl<'a> FromSql<'a> for JsonText<'a> {
-    fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {
-        // A jsonb begins with the version of its form.
-        let text = if *ty == Type::JSONB { raw.strip_prefix(&[1]).ok_or("jsonb of an unknown version")? } else { raw };
-        Ok(Self(std::str::from_utf8(text)?))
-    }
-
-    fn accepts(ty: &Type) -> bool {
-        matches!(*ty, Type::JSON | Type::JSONB)
-    }
-}
-
-/// Reads the events of one aggregate, ascending by version, both bounds included.
-pub(crate) fn read_stream(
-    client: &mut impl GenericClient,
-    names: &Names,
-    (bounded_context, aggregate_type, aggregate_id): (&str, &str, &str),
-    from_version: i64,
-    to_version: i64,
-) -> Result<Vec<Event>, postgres::Error> {
-    // The client is the application's, and so is its search path: see `fence`.
-    let sql = format!(
-        "SELECT {} FROM {} WHERE bounded_context OPERATOR(pg_catalog.=) $1 AND aggregate_type OPERATOR(pg_catalog.=) $2
-         AND aggregate_id OPERATOR(pg_catalog.=) $3 AND aggregate_version OPERATOR(pg_catalog.>=) $4
-         AND aggregate_version OPERATOR(pg_catalog.<=) $5 ORDER BY aggregate_version",
-        columns("0", None),
-        names.events()
-    );
-    let rows = client.query_typed(
-        &sql,
-        &[
-            (&bounded_context, Type::TEXT),
-            (&aggregate_type, Type::TEXT),
-            (&aggregate_id, Type::TEXT),
-            (&from_version, Type::INT8),
-            (&to_version, Type::INT8),
-        ],
-    )?;
-    let mut buffer = EventBuffer::default();
-    rows.iter().try_for_each(|row| push(&mut buffer, row))?;
-    Ok(Event::all(buffer))
+/// Which events are matched, in which order and how many at the most, each with its weight.
+///
+/// The `coalesce` changes nothing but the planner's estimate: it takes a bare `@>` to match next to
+/// nothing, and would rather scan and sort all of the rest of the table than walk the index to the
+/// limit. A subquery with a limit is not merged with what is around it, so the weight is computed once.
+fn matching(names: &Names) -> String {
+    names.sql_with(
+        "SELECT *, {weight} AS weight FROM {events} WHERE global_position > $1 AND global_position <= $2
+         AND ($3::int4multirange IS NULL OR coalesce($3::int4multirange @> {event_key}, false))
+         AND ($4::text[] IS NULL OR aggregate_type = ANY ($4)) AND ($5::text[] IS NULL OR bounded_context = ANY ($5))
+         ORDER BY global_position LIMIT $6",
+        &[("weight", &columns::weight_sql())],
+    )
 }

@@ -28,7 +28,7 @@ impl EventReader {
         tx.batch_execute("SET LOCAL plan_cache_mode = force_custom_plan")?;
         let batches = self.batches_at_once();
         let limit = self.bounds.events.saturating_mul(batches);
-        let mut rows = tx.query_raw(&self.light, self.parameters(&range, limit, self.light_bytes()).all())?;
+        let mut rows = self.light.stream(&mut tx, self.wanted(&range, limit, self.light_bytes()))?;
         let mut left = Some(range);
         for _ in 0..batches {
             let Some(range) = left else { break };
@@ -134,11 +134,13 @@ mod tests {
             let range = Range { keys, after, upto: after.max(i64::try_from(events.len()).unwrap() - 5) };
             let in_range: Vec<(i64, Option<usize>)> = client
                 .query(
-                    "SELECT global_position, octet_length(payload) + octet_length(bounded_context || aggregate_type || aggregate_id
-                                                       || event_type || coalesce(trace_id, '') || coalesce(metadata::text, ''))
-                     FROM events WHERE global_position > $1 AND global_position <= $2
-                       AND $3::int4multirange @> (hashtextextended(aggregate_id, 0) & 65535)::int4
-                     ORDER BY 1",
+                    &Names::default().sql(
+                        "SELECT global_position, octet_length(payload) + octet_length(bounded_context || aggregate_type
+                                || aggregate_id || event_type || coalesce(trace_id, '') || coalesce(metadata::text, ''))
+                         FROM {events} WHERE global_position > $1 AND global_position <= $2
+                           AND $3::int4multirange @> {event_key}
+                         ORDER BY 1",
+                    ),
                     &[&range.after, &range.upto, &range.keys],
                 )
                 .map_err(fail)?

@@ -9,8 +9,8 @@ use postgres::types::{ToSql, Type};
 use postgres::{GenericClient, Row};
 use uuid::Uuid;
 
-use super::names::Names;
 use crate::event::NewEvent;
+use crate::store::names::Names;
 
 /// What became of an append.
 pub(crate) enum Appended {

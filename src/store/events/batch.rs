@@ -1,0 +1,74 @@
+//! What is asked of a reader, and what it gives.
+
+use crate::error::Error;
+use crate::event::Event;
+use crate::plan::KeySet;
+
+/// Which events to read: those of these keys, above one position and at or below another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) keys: KeySet,
+    pub(crate) after: i64,
+    pub(crate) upto: i64,
+}
+
+impl Range {
+    /// How many positions, and so events at the most, are in it.
+    pub(super) fn positions(&self) -> u64 {
+        self.upto.abs_diff(self.after)
+    }
+
+    /// What is left of it after its first batch, if anything is.
+    pub(crate) fn following(&self, batch: &Batch) -> Option<Self> {
+        (batch.end < self.upto).then(|| Self { after: batch.end, ..self.clone() })
+    }
+}
+
+/// How much to read at once, at the most; but one event is always read, unless it is too large by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
+    pub(crate) event_bytes: usize,
+}
+
+/// Why events could not be read.
+#[derive(Debug)]
+pub(crate) enum ReadError {
+    /// The connection, or the server.
+    Database(postgres::Error),
+    /// The first event of the range cannot be read by anyone. Those before it can.
+    Event(UnreadableEvent),
+}
+
+/// An event that cannot be read.
+#[derive(Debug)]
+pub(crate) struct UnreadableEvent {
+    pub(crate) position: i64,
+    pub(crate) problem: String,
+}
+
+impl From<postgres::Error> for ReadError {
+    fn from(error: postgres::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl ReadError {
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Database(source) => Error::Database { doing: "reading events", source },
+            Self::Event(UnreadableEvent { position, problem }) => Error::UnreadableEvent { position, problem },
+        }
+    }
+}
+
+/// Events in the order of their positions, and how far they reach.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Batch {
+    pub(crate) events: Vec<Event>,
+    /// The key of each, if the reader gives keys.
+    pub(crate) keys: Vec<i32>,
+    /// Every matching event above the range's start and at or below this position is in the batch.
+    pub(crate) end: i64,
+}
