@@ -1,7 +1,8 @@
 //! Appending events and reading an aggregate's stream.
 //!
-//! The orchestrator does not need this module: it serves events that any program inserts. It is here for applications that have no
-//! event store of their own, and writes what pupsourcing's own stores write.
+//! The orchestrator does not need this module: it processes events that any program inserts. It is
+//! for applications that have no event store of their own, and writes what pupsourcing's own stores
+//! write.
 
 use std::ops::RangeInclusive;
 
@@ -38,9 +39,11 @@ pub struct AppendResult {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
-    /// The aggregate is not at the expected version: somebody else has appended. Read it again, decide again.
+    /// The aggregate is not at the expected version: another writer has appended. Read it again, and
+    /// decide again.
     ///
-    /// Where a unique constraint reported it within a transaction of the caller's, that transaction can only be rolled back.
+    /// If a unique constraint reported it within the caller's transaction, that transaction can only be
+    /// rolled back.
     #[error(
         "aggregate {bounded_context}/{aggregate_type}/{aggregate_id} is not at the expected version: expected {expected:?}{}",
         actual.map_or(String::new(), |actual| format!(", it is at {actual}"))
@@ -102,18 +105,20 @@ impl EventStore {
         Ok(Self { names })
     }
 
-    /// Appends events to one aggregate, in one round trip whatever their number and whatever comes of it.
+    /// Appends events to one aggregate, in one round trip, whatever their number and the outcome.
     ///
-    /// Given a client, they are committed when this returns; given a transaction, with it. Afterwards [`hint`](Self::hint) may tell
-    /// the workers; they notice anyway. Versions follow on the aggregate's last one, positions ascend with them.
+    /// Given a client, they are committed when this returns; given a transaction, when it commits.
+    /// Afterwards [`hint`](Self::hint) may tell the workers, which detect the events in any case. The
+    /// versions continue the aggregate's, and the positions ascend with them.
     ///
-    /// The statements are in a function that the migrations create, `orchestrator_append` by default: what a program in another language
-    /// can call, too. It runs with the privileges of who calls it.
+    /// The statements are in a function that the migrations create, `orchestrator_append` by default.
+    /// Programs in other languages can call it, too. It runs with the caller's privileges.
     ///
     /// # Errors
     ///
-    /// [`AppendError::Conflict`] if the aggregate is not at the expected version, [`AppendError::Invalid`] if there are no events or
-    /// they belong to several aggregates, [`AppendError::Schema`] if the migrations have not been applied, [`AppendError::Database`] for
+    /// [`AppendError::Conflict`] if the aggregate is not at the expected version,
+    /// [`AppendError::Invalid`] if there are no events or they belong to several aggregates,
+    /// [`AppendError::Schema`] if the migrations have not been applied, [`AppendError::Database`] for
     /// anything else.
     pub fn append(
         &self,
@@ -142,15 +147,17 @@ impl EventStore {
         }
     }
 
-    /// Tells the workers that something was appended, so that they look at once. Best effort: errors are logged, and nothing is lost
-    /// without it. Call it after the commit, never within the transaction: notifications serialise commits.
+    /// Tells the workers that events were appended, so that they look at once. Best effort: an error is
+    /// logged, and no event is lost without the hint. Call it after the commit, never within the
+    /// transaction: notifications serialise commits.
     pub fn hint(&self, client: &mut Client) {
         if let Err(error) = notifications::notify_events(client, &self.names) {
             log::debug!("no hint sent: error={}", describe(&error));
         }
     }
 
-    /// Reads the events of one aggregate, ascending by version. Both bounds are included and may be left open.
+    /// Reads the events of one aggregate, ascending by version. Both bounds are included and may be left
+    /// open.
     pub fn read_stream(
         &self,
         client: &mut impl GenericClient,
@@ -165,9 +172,9 @@ impl EventStore {
         read_stream(client, &self.names, aggregate, from, to).map_err(Error::database("reading the stream"))
     }
 
-    /// What the server says of a function that is missing speaks of types and casts.
+    /// Names the remedy if the function is missing: the server's message suggests type casts.
     fn explained(&self, error: postgres::Error) -> AppendError {
-        // One that a trigger misses is reported with where it was called.
+        // If a trigger calls a function that is missing, the error says where.
         let is_missing = |error: &DbError| *error.code() == SqlState::UNDEFINED_FUNCTION && error.where_().is_none();
         if !error.as_db_error().is_some_and(is_missing) {
             return AppendError::Database(error);
@@ -181,7 +188,8 @@ impl EventStore {
     }
 }
 
-/// Whether the error is the unique constraint on the aggregate's versions, and not, say, that on event ids.
+/// Whether the error comes from the unique constraint on the aggregate's versions, and not from another
+/// one, such as that on event ids.
 fn is_version_taken(error: &postgres::Error) -> bool {
     error.as_db_error().is_some_and(|error| {
         *error.code() == SqlState::UNIQUE_VIOLATION

@@ -1,5 +1,6 @@
-//! What an acceptable table of events is, whichever program made it. Asked at the migration, at every start,
-//! and with each new connection of a tailer; each requirement is refused by name, with what to do.
+//! What an acceptable table of events is, whichever program made it. Checked at the migration, at
+//! every start, and with each new connection of a tailer. An error names the requirement that is not
+//! met, and what to do.
 
 use postgres::GenericClient;
 use postgres::types::Type;
@@ -96,7 +97,7 @@ fn encoding(client: &mut impl GenericClient) -> Result<(), Error> {
 
 /// Refuses columns the library cannot read or write, naming column and type.
 fn columns(client: &mut impl GenericClient, qualified: &str, table: &str, expected: &[Column]) -> Result<(), Error> {
-    // From PostgreSQL 18 on, a column may be marked as NOT NULL without what is there having been looked at.
+    // From PostgreSQL 18 on, a column may be marked as NOT NULL before its rows have been checked.
     let rows = client
         .query_typed(
             "SELECT a.attname, format_type(a.atttypid, NULL), a.attnotnull AND NOT EXISTS (
@@ -202,7 +203,8 @@ pub(super) fn visible(client: &mut impl GenericClient, table: &str) -> Result<()
     ))
 }
 
-/// Two events of one position could be on both sides of the end of a batch, and the second would be skipped.
+/// Refuses positions that need not be unique: a batch could end between two events of one position,
+/// and the second would be skipped.
 fn uniqueness(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     let events = names.events().to_string();
     let row = client

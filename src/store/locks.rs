@@ -1,9 +1,9 @@
 //! Session locks: how workers detect that another worker has died.
 //!
 //! A worker's coordination connection holds an advisory lock: when the process dies, the server
-//! lets go of it at once. Each of its other connections holds a second lock, shared, which only
-//! serves to find them when the worker has been declared dead while its process is frozen: a frozen
-//! process must not keep row locks.
+//! releases it at once. Each of its other connections holds a second lock, shared. By this one, peers
+//! find the connections of a worker that was declared dead while its process is frozen, and end them,
+//! because a frozen process must not keep row locks.
 
 use postgres::Client;
 use postgres::types::Type;
@@ -22,7 +22,7 @@ pub(crate) fn member_key(worker: WorkerId) -> i64 {
     alive_key(worker) | 1
 }
 
-/// An advisory lock's 64-bit key, put together again from the columns of `pg_locks`, in SQL.
+/// An advisory lock's 64-bit key, computed from the columns of `pg_locks l`, in SQL.
 pub(crate) const LOCK_KEY: &str = "((l.classid::bigint << 32) | l.objid::bigint)";
 
 /// Which rows of `pg_locks l` are granted advisory locks with a 64-bit key in this database, in SQL.
@@ -47,14 +47,14 @@ pub(super) fn census_sql(names: &Names, replica_set: &str) -> String {
     )
 }
 
-/// Takes the lock that says "alive", if it is free. It is held only while a lost session is still
-/// being ended.
+/// Takes the lock that says "alive", if it is free. If it is not, a lost session of this worker still
+/// holds it.
 pub(crate) fn try_hold_alive(client: &mut Client, worker: WorkerId) -> Result<bool, postgres::Error> {
     let row = client.query_typed_one("SELECT pg_try_advisory_lock($1)", &[(&alive_key(worker), Type::INT8)])?;
     Ok(row.get(0))
 }
 
-/// Ends the session that still holds this worker's "alive" lock: a former connection of its own that broke.
+/// Ends the session that still holds this worker's "alive" lock: a former connection that broke.
 pub(crate) fn end_former(client: &mut Client, worker: WorkerId) -> Result<(), postgres::Error> {
     let sql = format!(
         "SELECT pg_terminate_backend(l.pid) FROM pg_locks l

@@ -1,4 +1,4 @@
-//! Numbered migrations: applied under a lock, each once, or printed for those who apply them with another tool.
+//! Numbered migrations: each is applied once, under a lock, or printed for another tool.
 
 use postgres::error::SqlState;
 use postgres::types::Type;
@@ -30,7 +30,8 @@ const MIGRATIONS: [Migration; 4] = [
 pub(crate) const VERSION: i32 = 4;
 
 impl Names {
-    /// The whole schema as one SQL script, for those who apply it with another tool. Applying it twice does no harm.
+    /// The whole schema as one SQL script, to be applied with another tool. Applying it twice does no
+    /// harm.
     ///
     /// ```
     /// let sql = pupsourcing_orchestrator::Names::default().schema_sql();
@@ -44,13 +45,13 @@ impl Names {
     }
 }
 
-/// Brings the schema up to date. Safe when any number of processes do it at once: they take turns.
+/// Brings the schema up to date. Any number of processes may do it at once: they take turns.
 pub(crate) fn migrate(client: Client, names: &Names) -> Result<(), Error> {
     // Whatever the connection goes through, each transaction states what it relies on.
     let doing = "beginning the migration";
     let mut session = Session::of(client, Sessions::Shared)?;
     let mut tx = session.transaction().map_err(Error::database(doing))?;
-    // Others migrate as well, and that may take a while.
+    // Another process may be migrating, which may take a while.
     tx.batch_execute("SET LOCAL lock_timeout = 0").map_err(Error::database(doing))?;
     // The lock's key is derived from the table's name, so that schemas do not wait for one another.
     tx.execute_typed(
@@ -69,14 +70,14 @@ pub(crate) fn migrate(client: Client, names: &Names) -> Result<(), Error> {
     for (number, migration) in (1..).zip(&MIGRATIONS).filter(|(number, _)| *number > from) {
         tx.batch_execute(&step(names, number, migration)).map_err(Error::database("applying a migration"))?;
     }
-    // Those that were there before are left as they are, so they may be of no use.
+    // Tables that existed before are left as they are, so they may be unacceptable.
     event_tables::shape(&mut tx, names)?;
     tx.commit().map_err(Error::database("committing the migration"))?;
     log::info!("migrated: schema={} from={from} to={VERSION}", names.schema_name());
     Ok(())
 }
 
-/// What the preamble refuses, it says itself.
+/// Where the preamble has refused something, its message is the error.
 fn refused(doing: &'static str, error: postgres::Error) -> Error {
     match error.as_db_error().filter(|error| *error.code() == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) {
         Some(refusal) => Error::Schema {
@@ -95,8 +96,8 @@ pub(crate) struct Applied {
 }
 
 impl Applied {
-    /// Refuses a schema with which this library does not work: an older one, or a newer one that is
-    /// not only added to.
+    /// Refuses a schema with which this library does not work: an older one, or a newer one that does
+    /// more than add to it.
     pub(crate) fn verify_works(self) -> Result<(), Error> {
         let Self { version, works_from } = self;
         let problem = if version < VERSION {

@@ -7,7 +7,8 @@ use crate::error::Error;
 /// PostgreSQL cuts longer identifiers silently.
 const MAX_IDENTIFIER_BYTES: usize = 63;
 
-/// Where the tables are. Every name is quoted in every statement, so upper case and reserved words are fine.
+/// Where the tables are. Every name is quoted in every statement, so upper case and reserved words are
+/// fine.
 ///
 /// ```
 /// use pupsourcing_orchestrator::Names;
@@ -42,7 +43,8 @@ impl Names {
         self
     }
 
-    /// The schema of the events and aggregate heads, where it is another one. Defaults to [`schema`](Self::schema).
+    /// The schema of the events and aggregate heads, where it is another one. Defaults to
+    /// [`schema`](Self::schema).
     pub fn events_schema(mut self, name: impl Into<String>) -> Self {
         self.events_schema = Some(name.into());
         self
@@ -60,7 +62,8 @@ impl Names {
         self
     }
 
-    /// What the names of the orchestrator's own tables, and of its function, begin with. Defaults to `orchestrator_`.
+    /// What the names of the orchestrator's own tables and of its function begin with. Defaults to
+    /// `orchestrator_`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
@@ -132,7 +135,8 @@ impl Names {
         Quoted { schema: &self.schema, prefix: &self.prefix, table: table.suffix() }
     }
 
-    /// The quoted name of an index on one of the orchestrator's own tables; the table's schema is the index's.
+    /// The quoted name of an index on one of the orchestrator's own tables. It has no schema: an index is
+    /// in the schema of its table.
     pub(crate) fn index(&self, name: &str) -> String {
         let mut index = format!("{}{name}", self.prefix);
         index.truncate(

@@ -6,14 +6,14 @@ use postgres::{Client, GenericClient};
 
 use super::names::Names;
 
-/// The channel on which changes of membership and generations are told. Its payload names the replica set.
+/// The channel for changes of membership and generations. Its payload names the replica set.
 pub(crate) const COORDINATION_CHANNEL: &str = "pupsourcing_coordination";
 
-/// The channel on which appended events are hinted at. Its payload names the events table.
+/// The channel for hints that events were appended. Its payload names the events table.
 pub(crate) const EVENTS_CHANNEL: &str = "pupsourcing_events";
 
-/// Tells the workers of a replica set that something has changed. Within a transaction, it is told
-/// at the commit.
+/// Tells the workers of a replica set that something has changed. Within a transaction, the server
+/// sends it at the commit.
 pub(crate) fn notify_coordination(
     client: &mut impl GenericClient,
     names: &Names,

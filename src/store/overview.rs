@@ -1,4 +1,5 @@
-//! The whole replica set at a glance, for people: put together by the server, handed on as it is.
+//! An overview of the whole replica set, for people. The database server makes the JSON, which is
+//! passed on unchanged.
 
 use postgres::Client;
 use postgres::types::{Json, Type};
@@ -12,7 +13,8 @@ const MOST_GENERATIONS: u32 = 20;
 /// How long a worker is shown that has stopped.
 const STOPPED_SHOWN: &str = "1 minute";
 
-/// A replica set's generations, workers and projections, as JSON. What its fields mean stands with [`MetricsServer`](crate::MetricsServer).
+/// A replica set's generations, workers and projections, as JSON.
+/// [`MetricsServer`](crate::MetricsServer) documents its fields.
 pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Result<Box<RawValue>, postgres::Error> {
     let sql = names.sql_with(
         include_str!("sql/overview.sql"),

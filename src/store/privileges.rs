@@ -1,4 +1,5 @@
-//! Whether the user may do what the library is about to do. Asked first, so that what is missing is named.
+//! Whether the user may do what the library is about to do. Checked first, so that the error names
+//! the missing privilege.
 
 use postgres::Transaction;
 use postgres::types::Type;
@@ -6,8 +7,8 @@ use postgres::types::Type;
 use super::names::{Names, Own};
 use crate::error::Error;
 
-/// Refuses to work as a user who may not read or write what a worker reads and writes. What it takes to read the schema's version,
-/// [`to_read`] has asked for.
+/// Refuses to work as a user who may not read or write what a worker reads and writes. The
+/// privileges for reading the schema's version have been checked by [`to_read`].
 pub(super) fn to_work(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
     for schema in ["\"{schema}\"", "\"{events_schema}\""] {
         demand(tx, Object::Schema, &names.sql(schema), "USAGE")?;
@@ -25,7 +26,7 @@ pub(super) fn to_work(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Err
     Ok(())
 }
 
-/// Refuses to look as a user who may not read the migrations. False if there are none.
+/// Refuses a user who may not read the migrations. False if there are none.
 pub(super) fn to_read(tx: &mut Transaction<'_>, names: &Names) -> Result<bool, Error> {
     Ok(demand_if_there(tx, Object::Schema, &names.sql("\"{schema}\""), "USAGE")?
         && demand_if_there(tx, Object::Table, &names.migrations().to_string(), "SELECT")?)
@@ -90,9 +91,11 @@ fn demand(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &str)
     Err(Error::Schema { problem: format!("there is no {} {name}", object.kind()) })
 }
 
-/// False if there is no such object. A table can only be looked for in a schema on which the user has USAGE: anything else is an error.
+/// False if there is no such object. To look for a table in a schema on which the user has no USAGE is
+/// an error.
 fn demand_if_there(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &str) -> Result<bool, Error> {
-    // Looked up as identifiers are: a schema's name would otherwise be taken literally, quotes included.
+    // By `to_regnamespace`, which reads an identifier: has_schema_privilege('"s"', …) would take the
+    // quotes for a part of the name.
     let has = match object {
         Object::Schema => "has_schema_privilege(to_regnamespace($1)::oid, $2)",
         Object::Table => "has_table_privilege(to_regclass($1)::oid, $2)",

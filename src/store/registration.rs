@@ -1,4 +1,5 @@
-//! What a worker brings with it. Apart from the SQL, since both coordination and checkpoints begin with it.
+//! What a worker says of itself when it registers. In a file of its own, since both coordination and
+//! checkpoints need it.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the safe head is told by: what is visible, and who is writing.
+//! What the safe head is computed from: the visible positions, and the transactions that are writing.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use crate::status::HeadBlocker;
 pub(crate) struct Probe {
     /// The highest visible position.
     pub(crate) newest: i64,
-    /// The last position of the unbroken run that begins right above the one asked about; that one itself if the next is missing.
+    /// The last position of the unbroken run that begins right above the one asked about; that one
+    /// itself if the next is missing.
     pub(crate) contiguous: i64,
     /// The last position that the sequence has handed out; none if it cannot be told.
     pub(crate) last: Option<i64>,
@@ -39,7 +40,8 @@ pub(crate) struct Probes {
     without_sequence: Prepared<Sight>,
 }
 
-/// What a probe is about: above which position it looks, up to which one, and where an event is known to be.
+/// What a probe looks at: what is above the first position and at or below the second, and the event at
+/// the third.
 type Sight = (i64, i64, Option<i64>);
 
 impl Probes {
@@ -70,8 +72,8 @@ impl Probes {
         Ok(probe(&self.plain.query_one(client, sight(after, known))?, after, known))
     }
 
-    /// The same, and how many workers the replica set has: one statement for everything a worker has to
-    /// look at often.
+    /// The same, and how many workers the replica set has: one statement for everything that a worker
+    /// polls often.
     pub(crate) fn look_with_census(
         &self,
         client: &mut Client,
@@ -110,8 +112,8 @@ fn probe(row: &Row, after: i64, known: Option<EventMark>) -> Probe {
     }
 }
 
-/// What lies above the position `$1` and at or below `$2`. With both bounds the planner takes the index, however small the table was when
-/// it planned.
+/// What lies above the position `$1` and at or below `$2`. With both bounds the planner uses the index,
+/// however small the table was when the statement was planned.
 fn probe_sql(names: &Names, last: &str) -> String {
     names.sql_with(
         "(SELECT coalesce((SELECT max(global_position) FROM {events}), 0) AS newest,
@@ -124,29 +126,30 @@ fn probe_sql(names: &Names, last: &str) -> String {
     )
 }
 
-/// A transaction that holds the lock every writer of events holds: unique among all transactions that are open at one time.
+/// A transaction that holds the lock which every writer of events holds. Unique among the transactions
+/// that are open at the same time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Holder {
-    /// Its virtual transaction id, which it keeps when it is prepared; after a restart of the server, a prepared transaction has `-1/`
-    /// and its transaction id.
+    /// Its virtual transaction id, which it keeps when it is prepared. After a restart of the server, a
+    /// prepared transaction has `-1/` and its transaction id.
     pub(crate) transaction: String,
     /// None for a prepared transaction.
     pub(crate) pid: Option<i32>,
 }
-
-/// Which rows of `pg_locks l` are writers' locks on the events table or one of its partitions, in SQL; `$1` is the table.
-///
-/// Stronger locks do not matter: who inserts holds this mode beside them. Locks are seen at once, not through a snapshot.
-const WRITERS: &str = "FROM pg_locks l WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
-     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-     AND l.relation IN (SELECT $1::text::regclass UNION ALL SELECT relid FROM pg_partition_tree($1::text::regclass))";
 
 /// Lists the holders, on the connection it was prepared on.
 pub(crate) struct Holders(Prepared<(String,)>);
 
 impl Holders {
     pub(crate) fn prepare(client: &mut Client) -> Result<Self, postgres::Error> {
-        Ok(Self(Prepared::on(client, &format!("SELECT DISTINCT l.virtualtransaction, l.pid {WRITERS}"))?))
+        // Stronger locks do not matter: a transaction that inserts holds this mode as well. A lock is seen
+        // at once, not through a snapshot.
+        let sql = "SELECT DISTINCT l.virtualtransaction, l.pid FROM pg_locks l
+                   WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
+                   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                   AND l.relation IN (SELECT $1::text::regclass
+                                      UNION ALL SELECT relid FROM pg_partition_tree($1::text::regclass))";
+        Prepared::on(client, sql).map(Self)
     }
 
     /// The transactions that may have events in flight at this moment.
@@ -158,7 +161,7 @@ impl Holders {
 
 /// What is known of some holders, for the operator.
 pub(crate) fn describe_holders(client: &mut Client, holders: &[Holder]) -> Result<Vec<HeadBlocker>, postgres::Error> {
-    // Of another role's backend the server may show neither its state nor since when its transaction is open.
+    // The server may hide the state of another role's backend, and when its transaction began.
     let sql =
         "SELECT a.pid, a.application_name, coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8
                FROM pg_stat_activity a WHERE a.pid = ANY ($1) AND (a.xact_start IS NOT NULL OR a.state IS NULL)

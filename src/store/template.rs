@@ -73,8 +73,6 @@ fn word(after: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use std::panic::catch_unwind;
-
     use super::*;
 
     #[test]
@@ -111,20 +109,22 @@ mod tests {
         );
     }
 
+    /// Without debug assertions, the server refuses what was not filled in.
     #[test]
+    #[cfg(debug_assertions)]
     fn what_does_not_fit_is_refused() {
-        for (text, values) in [
-            ("SELECT FROM {evnts}", &[][..]),
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+
+        type Values<'a> = &'a [(&'a str, &'a dyn Display)];
+        let cases: [(&str, Values<'_>); 5] = [
+            ("SELECT FROM {evnts}", &[]),
             ("SELECT '{Events}'", &[]),
             ("SELECT FROM {events2}", &[]),
-            ("{", &[("unused", &1 as &(dyn Display + std::panic::RefUnwindSafe))]),
+            ("{", &[("unused", &1)]),
             ("{events}", &[("events", &1)]),
-        ] {
-            let filled = catch_unwind(|| {
-                let values: Vec<(&str, &dyn Display)> =
-                    values.iter().map(|(name, value)| (*name, *value as &dyn Display)).collect();
-                Names::default().sql_with(text, &values)
-            });
+        ];
+        for (text, values) in cases {
+            let filled = catch_unwind(AssertUnwindSafe(|| Names::default().sql_with(text, values)));
             assert!(filled.is_err(), "{text} became {filled:?}");
         }
     }

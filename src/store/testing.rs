@@ -1,4 +1,4 @@
-//! A real server for tests that need the crate's inside. The library's outside is tested in `tests/it`.
+//! A real server for tests of private code. `tests/it` tests the public interface.
 
 #[path = "../../examples/support/private_postgres.rs"]
 mod private_postgres;

@@ -1,7 +1,7 @@
-//! Appending events: a call of the function that a migration creates.
+//! Appending events: calls the function that a migration creates.
 //!
-//! *Invariant:* the head's row lock comes before any position is handed out, so of two appends to one aggregate the one with the higher
-//! version has the higher positions.
+//! *Invariant:* an append locks the row of the aggregate's head before it takes a position. So of
+//! two appends to one aggregate, the one with the higher version has the higher positions.
 
 use std::ops::RangeInclusive;
 
@@ -20,7 +20,7 @@ pub(crate) enum Appended {
     Conflict(i64),
 }
 
-/// Appends the events, of which there is one at least, to the aggregate of the first.
+/// Appends the events to the aggregate of the first one. There must be at least one.
 pub(crate) fn append(
     client: &mut impl GenericClient,
     names: &Names,
@@ -67,7 +67,8 @@ pub(crate) fn append(
     })
 }
 
-/// A column of the events; none if it is empty, which is the same to the server and spares both sides a list of nulls.
+/// A column of the events; none if it is empty, so that no list of nulls is sent. To the server both
+/// mean the same.
 fn if_any<'a, T>(events: &'a [NewEvent], column: impl Fn(&'a NewEvent) -> Option<T>) -> Option<Vec<Option<T>>> {
     let values: Vec<Option<T>> = events.iter().map(column).collect();
     values.iter().any(Option::is_some).then_some(values)

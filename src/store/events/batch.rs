@@ -24,7 +24,7 @@ impl Range {
     }
 }
 
-/// How much to read at once, at the most; but one event is always read, unless it is too large by itself.
+/// The most to read at once. One event is always read, unless it is too large by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) events: usize,

@@ -6,7 +6,7 @@ use postgres::types::{FromSql, Type};
 use crate::error::BoxError;
 use crate::event::{EventBuffer, EventColumns};
 
-/// Where some columns are in a row. [`push`] has the others, in the order in which [`select`] names them.
+/// Where some columns are in a row. [`push`] reads the others, in the order of [`select`].
 pub(super) const POSITION: usize = 0;
 const WEIGHT: usize = 1;
 pub(super) const KEY_OR_NULL: usize = 15;
@@ -42,9 +42,8 @@ fn select(weight: &str, large: impl Fn(&str) -> String) -> String {
     format!("global_position, {weight}, {columns}, {large}")
 }
 
-/// What counts against `batch_bytes`: the bytes that arrive. The length of a text or a payload is
-/// known without it being read; the metadata have to be, for they are stored compressed and in
-/// another form.
+/// What counts against `batch_bytes`: the bytes that arrive. The server knows the length of a text or
+/// a payload without reading it; metadata it has to read, since they are stored in another form.
 pub(super) fn weight_sql() -> String {
     LARGE
         .map(|column| match column {
@@ -80,7 +79,7 @@ pub(in crate::store) fn push(buffer: &mut EventBuffer, row: &Row) -> Result<(), 
     Ok(())
 }
 
-/// JSON as the server sends it, which has seen to it that it is valid.
+/// JSON as the server sends it, which has checked that it is valid.
 struct JsonText<'a>(&'a str);
 
 impl<'a> FromSql<'a> for JsonText<'a> {

@@ -29,11 +29,11 @@ type Wanted = (i64, i64, Option<KeySet>, Option<Vec<String>>, Option<Vec<String>
 
 /// Reads events of a scope within bounds, on the connection it was prepared on.
 ///
-/// To add the weights up on the server, row by row, costs as much as all the rest. So events are
-/// first read without: each is sent whole if it is *light*, within some equal shares of the bytes,
-/// and as a stub if not. The batch ends before the first stub, or where the bytes are used up; what
-/// is still sent is not kept. Only where events are heavy are they read with their weights added
-/// up. One that is too large by itself is not sent at all.
+/// To add up the weights on the server, row by row, doubles the cost of a read. So the first
+/// statement does not: it sends an event whole if it is *light*, within a few equal shares of the
+/// bytes, and as a stub otherwise. The batch ends before the first stub, or where the bytes are used
+/// up; rows behind that are dropped. Only where events are heavy does the second statement read them,
+/// with their weights added up. An event that is too large by itself is never sent.
 pub(crate) struct EventReader {
     light: Prepared<Wanted>,
     weighed: Prepared<Wanted>,
@@ -47,7 +47,7 @@ pub(crate) struct EventReader {
 }
 
 impl EventReader {
-    /// Computing the keys costs the server a tenth of the time: only for those who ask for them.
+    /// Computing the keys takes a tenth of the server's time, so a reader does it only if asked to.
     pub(crate) fn prepare(
         client: &mut Client,
         names: &Names,
@@ -171,7 +171,7 @@ impl EventReader {
         )
     }
 
-    /// With room for as much as was found the last time.
+    /// An empty buffer with room for as much as the last batch took.
     fn nothing_found(&self) -> Found {
         Found { events: EventBuffer::with_room(self.room), keys: Vec::new() }
     }
@@ -209,9 +209,9 @@ enum End {
 
 /// Which events are matched, in which order and how many at the most, each with its weight.
 ///
-/// The `coalesce` changes nothing but the planner's estimate: it takes a bare `@>` to match next to
-/// nothing, and would rather scan and sort all of the rest of the table than walk the index to the
-/// limit. A subquery with a limit is not merged with what is around it, so the weight is computed once.
+/// The `coalesce` only changes the planner's estimate: it assumes that a bare `@>` matches hardly any
+/// row, and would scan and sort the rest of the table instead of walking the index to the limit. The
+/// planner does not merge a subquery that has a limit, so the weight is computed once.
 fn matching(names: &Names) -> String {
     names.sql_with(
         "SELECT *, {weight} AS weight FROM {events} WHERE global_position > $1 AND global_position <= $2

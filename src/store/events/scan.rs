@@ -1,22 +1,23 @@
-//! Going through a long range.
+//! Reading a long range.
 //!
-//! Several batches come of one query: the server plans it once, and goes on while the last batch is taken in and handed over. But until
-//! it ends nothing can be cleaned up of what others update: rows that are updated time and again, as those of a read model, are found
-//! ever more slowly. So it is short, and only for where reading is what is waited for.
+//! One query serves several batches: the server plans it once, and continues while the worker takes
+//! in a batch and hands it over. But as long as the query runs, vacuum cannot remove old versions of
+//! rows that others update, and updates of a read model become slower. So a scan is short, and used
+//! only when reading is the bottleneck.
 
 use super::{Batch, End, EventReader, Range, ReadError};
 use crate::store::session::Session;
 
-/// How many batches at the most.
+/// The most batches of one scan.
 const BATCHES: usize = 8;
 
 impl EventReader {
-    /// Whether a range is long enough for a scan to be worth its beginning. Heavy events are read by themselves.
+    /// Whether a range is long enough to be worth beginning a scan. Heavy events are not scanned.
     pub(crate) fn is_worth_a_scan(&self, range: &Range) -> bool {
         self.end != End::Heavy && range.positions() > self.bounds.events as u64
     }
 
-    /// Goes through a range batch by batch, until one is the last that is wanted, or the rest is to be read in another way.
+    /// Reads a range batch by batch, until no more are wanted, or the rest needs [`read`](Self::read).
     pub(crate) fn scan(
         &mut self,
         session: &mut Session,
@@ -24,7 +25,7 @@ impl EventReader {
         mut is_next_wanted: impl FnMut(Batch) -> bool,
     ) -> Result<(), ReadError> {
         let mut tx = session.transaction()?;
-        // What is not asked for in this range, keys or types, is then not looked at in each row.
+        // A custom plan leaves out the conditions, on keys or types, that this range does not have.
         tx.batch_execute("SET LOCAL plan_cache_mode = force_custom_plan")?;
         let batches = self.batches_at_once();
         let limit = self.bounds.events.saturating_mul(batches);
@@ -33,19 +34,20 @@ impl EventReader {
         for _ in 0..batches {
             let Some(range) = left else { break };
             let batch = self.take_light(&mut rows, &range)?;
-            // A row that was sent and not taken in, because it is heavy or cannot be read, will not be
-            // sent again.
+            // A row that was not taken in, because it is heavy or unreadable, has been sent already: this
+            // query cannot go on with it.
             left = range.following(&batch).filter(|_| self.end == End::Reached);
             if !is_next_wanted(batch) {
                 break;
             }
         }
-        // The rest of the rows, if there is any, goes unread by while the commit is waited for.
+        // The commit discards the rows that are left.
         drop(rows);
         Ok(tx.commit()?)
     }
 
-    /// So many that what is sent in vain, if they are not wanted, is about the bytes of one batch at its bounds.
+    /// As many as weigh about as much as one batch may: the most that is sent in vain if they are not
+    /// wanted.
     fn batches_at_once(&self) -> usize {
         (self.bounds.bytes / self.room.bytes().max(1)).clamp(1, BATCHES)
     }

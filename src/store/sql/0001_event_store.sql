@@ -1,5 +1,6 @@
--- The event store, as pupsourcing publishes it. Tables that exist already are left as they are. They are looked up first:
--- CREATE TABLE IF NOT EXISTS asks for the privilege to create even where there is nothing to create.
+-- The event store, as pupsourcing publishes it. Tables that exist already are left as they are. They
+-- are looked up first: CREATE TABLE IF NOT EXISTS needs the privilege to create even where there is
+-- nothing to create.
 DO $$ BEGIN
 IF pg_catalog.to_regclass('{events}') IS NULL THEN
     CREATE TABLE {events} (

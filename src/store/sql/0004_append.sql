@@ -1,18 +1,22 @@
--- Appends events to one aggregate: moves its head, which is locked before any position is handed out, and inserts the events behind it.
--- A function, so that the server plans its statements once a session, also behind a pooler, and not with each append.
+-- Appends events to one aggregate: moves its head, which is locked before any position is taken, and
+-- inserts the events. A function, so that the server plans its statements once per session, also
+-- behind a pooler, and not with each append.
 --
--- One row for each event, in the order given. If the aggregate is not at the expected version, nothing is written and the one row
--- has its version and no position. An expected version of NULL appends after whatever is there.
+-- Returns one row for each event, in the order given. If the aggregate is not at the expected version,
+-- nothing is written, and the only row has its version and no position. An expected version of NULL
+-- appends at any version.
 --
--- Operators and functions are qualified, so that no search path of the caller's can put others in their place. The function sets no
--- path of its own: the triggers of the events table would run under it. (`unnest` of several arrays is always pg_catalog's.)
+-- Operators and functions are qualified, so that the caller's search path cannot replace them. The
+-- function sets no path of its own: the triggers of the events table would run under it. (`unnest` of
+-- several arrays is always pg_catalog's.)
 CREATE OR REPLACE FUNCTION {append}(
     bounded_context TEXT, aggregate_type TEXT, aggregate_id TEXT, expected_version BIGINT,
     event_ids UUID[], event_types TEXT[], event_versions INT[], payloads BYTEA[],
     trace_ids TEXT[] DEFAULT NULL, correlation_ids TEXT[] DEFAULT NULL, causation_ids TEXT[] DEFAULT NULL, metadata JSONB[] DEFAULT NULL,
     tables TEXT DEFAULT NULL
 ) RETURNS TABLE (global_position BIGINT, aggregate_version BIGINT) LANGUAGE plpgsql
--- A plan is kept while the tables grow: made for a page or two, it would go through all of them until the next ANALYZE.
+-- A plan is kept while the tables grow. One made for small tables would scan large ones until the next
+-- ANALYZE.
 SET enable_seqscan = off
 AS $$
 #variable_conflict use_column
@@ -27,7 +31,8 @@ BEGIN
             MESSAGE = pg_catalog.concat('{append} appends to {events} and {aggregate_heads}, not to ', tables),
             HINT = 'Give them a schema or a prefix of their own; if the tables were renamed, apply Names::schema_sql() again.';
     END IF;
-    -- Nearly always there is a head, and nothing above it. That much is cheap to find out, unlike the highest version.
+    -- Nearly always there is a head, and no event above it. This is cheap to find out, unlike the
+    -- highest version.
     UPDATE {aggregate_heads} AS head
     SET aggregate_version = aggregate_version OPERATOR(pg_catalog.+) added, updated_at = pg_catalog.clock_timestamp()
     WHERE bounded_context OPERATOR(pg_catalog.=) $1 AND aggregate_type OPERATOR(pg_catalog.=) $2
@@ -38,8 +43,8 @@ BEGIN
                         AND event.aggregate_version OPERATOR(pg_catalog.>) head.aggregate_version)
     RETURNING aggregate_version OPERATOR(pg_catalog.-) added INTO before;
     IF NOT FOUND THEN
-        -- Writers that insert with plain SQL may not keep the heads, and old events may have been archived: the higher version counts.
-        -- Another append may make the head in between.
+        -- Writers that insert with plain SQL may not update the heads, and old events may have been
+        -- archived: the higher version counts. Another append may create the head in between.
         INSERT INTO {aggregate_heads} AS head (bounded_context, aggregate_type, aggregate_id, aggregate_version)
         SELECT $1, $2, $3, seen.version OPERATOR(pg_catalog.+) added
         FROM (SELECT coalesce(pg_catalog.max(aggregate_version), 0) AS version FROM {events}
