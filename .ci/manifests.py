@@ -101,8 +101,8 @@ for one in [container, job]:
 
 # Metrics: each one exists, and has the labels it is asked for.
 metrics = {}
-for line in pathlib.Path("src/metrics/mod.rs").read_text().splitlines():
-    if row := re.match(r"//! \| `(\w+)` \| (\w+) \| (.*?) \|", line):
+for line in pathlib.Path("src/metrics/metrics.md").read_text().splitlines():
+    if row := re.match(r"\| `(\w+)` \| (\w+) \| (.*?) \|", line):
         labels = set(re.findall(r"`(\w+)`", row[3]))
         series = ["_bucket", "_sum", "_count"] if row[2] == "histogram" else [""]
         metrics |= {PREFIX + row[1] + end: labels | ({"le"} if end == "_bucket" else set()) for end in series}

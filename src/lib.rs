@@ -4,6 +4,8 @@ mod backoff;
 mod config;
 mod coordinator;
 mod database;
+#[cfg(test)]
+mod documented;
 mod error;
 mod event;
 mod event_store;

@@ -1,7 +1,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::families::PREFIX;
+use prometheus::IntGauge;
+
+use super::family::{Declared, Kind, PREFIX};
 use super::*;
+use crate::documented::assert_table;
 
 type Named = BTreeMap<String, (String, BTreeSet<String>)>;
 
@@ -27,15 +30,27 @@ fn published(text: &str) -> Named {
     named
 }
 
-/// The table in this file's own documentation.
-fn documented() -> Named {
-    let rows = include_str!("mod.rs").lines().filter_map(|line| line.strip_prefix("//! | `"));
-    rows.map(|row| {
-        let cells: Vec<&str> = row.split(" | ").collect();
-        let labels = cells[2].split(", ").map(|label| label.trim_matches('`').to_owned()).collect();
-        (cells[0].trim_matches('`').to_owned(), (cells[1].to_owned(), labels))
-    })
-    .collect()
+fn declared<T>(read: impl Fn(&Declared) -> T) -> Vec<T> {
+    let metrics = Metrics::disabled().unwrap();
+    metrics.inner.families.all().into_iter().map(|family| read(family.declared())).collect()
+}
+
+fn kind(of: &Declared) -> &'static str {
+    match of.kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+        Kind::Histogram => "histogram",
+    }
+}
+
+#[test]
+fn the_table_of_metrics_is_as_declared() {
+    let rows = declared(|of| {
+        let labels: Vec<String> = of.labels.iter().map(|label| format!("`{label}`")).collect();
+        format!("| `{}` | {} | {} | {} |\n", of.name, kind(of), labels.join(", "), of.help)
+    });
+    let table = format!("| name | type | labels | meaning |\n|---|---|---|---|\n{}", rows.concat());
+    assert_table("src/metrics/metrics.md", "", &table);
 }
 
 fn touch_everything(
@@ -67,7 +82,9 @@ fn names_types_and_labels_are_the_published_ones() {
     let metrics = Metrics::new().unwrap();
     let _held = touch_everything(&metrics);
     let published = published(&metrics.render().unwrap());
-    assert_eq!(published, documented());
+    let labels = |of: &Declared| of.labels.iter().map(|&label| label.to_owned()).collect();
+    let declared = declared(|of| (of.name.to_owned(), (kind(of).to_owned(), labels(of))));
+    assert_eq!(published, declared.into_iter().collect());
 
     let fixed = [
         ("generations_total", "counter", "replica_set"),
@@ -97,7 +114,7 @@ fn every_metric_has_a_help_text() {
     let text = metrics.render().unwrap();
     let helps = text.lines().filter(|line| line.starts_with("# HELP "));
     assert!(helps.clone().all(|help| help.ends_with('.')), "{text}");
-    assert_eq!(helps.count(), documented().len());
+    assert_eq!(helps.count(), declared(|_| ()).len());
 }
 
 #[test]

@@ -1,0 +1,95 @@
+//! What a part of the library holds of a metric: the series of its own labels.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use prometheus::core::{Atomic, Collector, GenericGauge};
+
+use super::family::{Child, Family};
+
+/// Made from a family for given label values. The type says when a series is shown: a child at once,
+/// a [`Reading`] with its first value, [`Series`] when their remaining labels are known.
+pub(super) trait Handle {
+    type Child: Child;
+
+    fn new(family: &Family<Self::Child>, values: &[&str]) -> Self;
+}
+
+impl<M: Child> Handle for M {
+    type Child = M;
+
+    fn new(family: &Family<M>, values: &[&str]) -> Self {
+        family.child(values)
+    }
+}
+
+/// A gauge that shows itself with its first value.
+#[derive(Clone)]
+pub(crate) struct Reading<M> {
+    family: Family<M>,
+    values: Vec<String>,
+    child: Arc<OnceLock<M>>,
+}
+
+impl<M: Child> Handle for Reading<M> {
+    type Child = M;
+
+    fn new(family: &Family<M>, values: &[&str]) -> Self {
+        Self { family: family.clone(), values: owned(values), child: Arc::default() }
+    }
+}
+
+impl<P: Atomic + 'static> Reading<GenericGauge<P>> {
+    pub(crate) fn set(&self, value: P::T) {
+        self.child.get_or_init(|| self.family.child(&self.values)).set(value);
+    }
+}
+
+impl<M: Child> fmt::Debug for Reading<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reading").field(&self.family.desc()).field(&self.values).finish()
+    }
+}
+
+/// All series of the same first labels. Their remaining labels are given when a value is.
+#[derive(Clone)]
+pub(crate) struct Series<M> {
+    family: Family<M>,
+    first: Vec<String>,
+}
+
+impl<M: Child> Handle for Series<M> {
+    type Child = M;
+
+    fn new(family: &Family<M>, values: &[&str]) -> Self {
+        Self { family: family.clone(), first: owned(values) }
+    }
+}
+
+impl<M: Child> Series<M> {
+    pub(super) fn child(&self, remaining: &str) -> M {
+        self.family.child(&self.values([remaining.to_owned()]))
+    }
+
+    fn values(&self, remaining: impl IntoIterator<Item = String>) -> Vec<String> {
+        self.first.iter().cloned().chain(remaining).collect()
+    }
+}
+
+impl<P: Atomic + 'static> Series<GenericGauge<P>> {
+    /// Puts these in place of all there were.
+    pub(super) fn replace<const N: usize>(&self, series: impl IntoIterator<Item = ([String; N], P::T)>) {
+        let series = series.into_iter().map(|(remaining, value)| (self.values(remaining), value));
+        self.family.replace(&self.first, series);
+    }
+}
+
+impl<M: Child> fmt::Debug for Series<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Series").field(&self.family.desc()).field(&self.first).finish()
+    }
+}
+
+fn owned(values: &[&str]) -> Vec<String> {
+    values.iter().map(|&value| value.to_owned()).collect()
+}
