@@ -92,7 +92,7 @@ for path in paths:
 
 # Settings: those of the manifests, and those the README tells of.
 for setting in set(settings) | set(re.findall(r"`(ORCHESTRATOR_[A-Z_]+)", readme)):
-    true(f"no program reads {setting}", f'"{setting}"' in programs)
+    true(f"no program reads {setting}", f'"{setting}"' in programs or f"`{setting}`" in worker)
 for one in [container, job]:
     for setting in one["env"]:
         if secret := setting.get("valueFrom", {}).get("secretKeyRef"):

@@ -7,12 +7,27 @@
 //! | `METRICS_ADDR` | `0.0.0.0:9090` | port 0 takes any free one; the bound address is logged |
 //! | `STATUS_PAGE` | `on` | `off`: the status page and `/status` are not served beside the metrics |
 //! | `RUST_LOG` | `info` | |
-//! | `ORCHESTRATOR_HEARTBEAT_INTERVAL`, `_STALE_WORKER_TIMEOUT`, `_COORDINATION_TIMEOUT`, `_POLL_INTERVAL`, `_REGISTRATION_WAIT`, `_DATABASE_WAIT` | the library's | a duration: `10s`, `500ms` |
-//! | `ORCHESTRATOR_SESSION_LOSS_GRACE` | the library's | a duration, or `off`: heartbeats only, for a pooler in transaction mode |
-//! | `ORCHESTRATOR_EVENT_POLL` | the library's | two durations: `5ms..250ms` |
-//! | `ORCHESTRATOR_BATCH_SIZE`, `_LANES`, `_POOL_SIZE` | the library's | a number |
-//! | `ORCHESTRATOR_BATCH_BYTES` | the library's | bytes: `8388608`, `8MiB` |
-//! | `ORCHESTRATOR_MAX_EVENT_BYTES` | the library's | the same: a larger event halts the projections that want it |
+//!
+//! The options of the library, which `Builder` documents:
+//!
+//! | variable | default | value |
+//! |---|---|---|
+//! | `ORCHESTRATOR_HEARTBEAT_INTERVAL` | 5 s | a duration such as 500ms, 10s or 2m |
+//! | `ORCHESTRATOR_STALE_WORKER_TIMEOUT` | 30 s | a duration such as 500ms, 10s or 2m |
+//! | `ORCHESTRATOR_SESSION_LOSS_GRACE` | 1 s | a duration such as 500ms, 10s or 2m, or off |
+//! | `ORCHESTRATOR_COORDINATION_TIMEOUT` | 60 s | a duration such as 500ms, 10s or 2m |
+//! | `ORCHESTRATOR_POLL_INTERVAL` | 1 s | a duration such as 500ms, 10s or 2m |
+//! | `ORCHESTRATOR_REGISTRATION_WAIT` | 1 s | a duration such as 500ms, 10s or 2m |
+//! | `ORCHESTRATOR_DATABASE_WAIT` | 1 min | a duration such as 500ms, 10s or 2m |
+//! | `ORCHESTRATOR_EVENT_POLL` | 5 ms and 250 ms | two durations such as 5ms..250ms |
+//! | `ORCHESTRATOR_BATCH_SIZE` | 2000 | a whole number such as 1000 |
+//! | `ORCHESTRATOR_BATCH_BYTES` | 8 MiB | a number of bytes such as 8388608, 64KiB or 8MiB |
+//! | `ORCHESTRATOR_MAX_EVENT_BYTES` | 64 MiB | a number of bytes such as 8388608, 64KiB or 8MiB |
+//! | `ORCHESTRATOR_LANES` | 1 | a whole number such as 1000 |
+//! | `ORCHESTRATOR_POOL_SIZE` | two for each lane of each projection | a whole number such as 1000 |
+//! | `ORCHESTRATOR_RETRY_ATTEMPTS` | 8 | a whole number such as 1000 |
+//! | `ORCHESTRATOR_RETRY_FIRST_DELAY` | 100 ms | a duration such as 500ms, 10s or 2m |
+//! | `ORCHESTRATOR_RETRY_LONGEST_DELAY` | 30 s | a duration such as 500ms, 10s or 2m |
 //!
 //! With the argument `migrate` it only creates the tables, or brings them up to date, and exits: as a user who may, for workers whose user
 //! may not.
@@ -28,14 +43,11 @@ use pupsourcing_orchestrator::{BoxError, Database, Error, Metrics, MetricsServer
 
 #[path = "support/app.rs"]
 mod app;
-#[path = "support/options.rs"]
-mod options;
 #[path = "support/read_models.rs"]
 mod read_models;
 #[path = "support/settings.rs"]
 mod settings;
 
-use options::with_options;
 use read_models::{AggregateActivity, EventTypeCounts};
 
 fn main() -> ExitCode {
@@ -52,7 +64,7 @@ fn run() -> Result<(), BoxError> {
         .projection(EventTypeCounts)
         .projection(AggregateActivity)
         .metrics(metrics.clone());
-    let orchestrator = with_options(builder)?.build()?;
+    let orchestrator = builder.options_from_env("ORCHESTRATOR_")?.build()?;
     let shutdown = app::shutdown_signal()?;
     if migrate_only {
         let migrated = unless_stopped(&shutdown, move || migrate(&database, &orchestrator))?;

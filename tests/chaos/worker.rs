@@ -8,14 +8,11 @@ use pupsourcing_orchestrator::{BoxError, Database, Event, Orchestrator, Projecti
 
 #[path = "../../examples/support/app.rs"]
 mod app;
-#[path = "../../examples/support/options.rs"]
-mod options;
 #[path = "../../examples/support/read_models.rs"]
 mod read_models;
 #[path = "../../examples/support/settings.rs"]
 mod settings;
 
-use options::with_options;
 use read_models::{AggregateActivity, EventTypeCounts};
 
 /// Does what the projection does, and panics with this probability.
@@ -67,7 +64,8 @@ fn main() -> ExitCode {
 fn run() -> Result<(), BoxError> {
     let database = Database::from_url(&app::database_url()?)?;
     let probability = settings::number("ORCHESTRATOR_PANIC_PROBABILITY")?.unwrap_or(0.0);
-    let builder = with_options(Orchestrator::builder(database.clone(), "chaos"))?
+    let builder = Orchestrator::builder(database.clone(), "chaos")
+        .options_from_env("ORCHESTRATOR_")?
         .projection(Panicking { projection: EventTypeCounts, probability })
         .projection(Panicking { projection: AggregateActivity, probability });
     let orchestrator = builder.build()?;

@@ -152,6 +152,7 @@ fn rubbish_settings_are_named_and_end_it() {
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_POOL_SIZE", "3")], 2, &["pool_size is 3", "2 projections", "= 4"]),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_LANES", "0")], 2, &["lanes is 0", "1 to 64"]),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_BATCH_SIZE", "0")], 2, &["batch_size is 0", "at least 1"]),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_RETRY_ATTEMPTS", "0")], 2, &["retry.attempts is 0", "at least 1"]),
         (
             &[("DATABASE_URL", url), ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", "10s")],
             2,
@@ -210,6 +211,8 @@ fn with_every_setting_it_builds_its_read_models_and_leaves_when_told() {
         ("ORCHESTRATOR_BATCH_SIZE", "100"),
         ("ORCHESTRATOR_BATCH_BYTES", "64KiB"),
         ("ORCHESTRATOR_POOL_SIZE", "5"),
+        ("ORCHESTRATOR_MAX_EVENT_BYTES", " "),
+        ("ORCHESTRATOR_RETRY_ATTEMPTS", "3"),
     ]);
     let address = worker.await_ready();
     let mut client = database.client();

@@ -1,0 +1,153 @@
+//! Makes code of a table of options: the struct that holds them, and the setters.
+
+use super::value::Form;
+use crate::error::Error;
+
+/// What is known of an option beside its value.
+pub(crate) struct Declared {
+    pub(crate) name: &'static str,
+    pub(crate) form: Form,
+    /// What the tables in the documentation are held equal to.
+    #[cfg(test)]
+    pub(crate) documented: Documented,
+}
+
+#[cfg(test)]
+pub(crate) struct Documented {
+    pub(crate) default: &'static str,
+    pub(crate) bounds: &'static str,
+    /// The lines of the option's documentation.
+    pub(crate) about: &'static [&'static str],
+}
+
+/// An option of a struct that holds options.
+pub(crate) struct OptionOf<C> {
+    pub(crate) declared: Declared,
+    /// Returns none, and changes nothing, if the text does not have the option's form.
+    pub(crate) set: fn(&mut C, &str) -> Option<()>,
+    pub(crate) check: fn(&C) -> Result<(), Error>,
+}
+
+impl<C> OptionOf<C> {
+    /// Sets the option from text. Errors call it `called`.
+    pub(crate) fn set(&self, of: &mut C, called: &str, text: &str) -> Result<(), Error> {
+        (self.set)(of, text)
+            .ok_or_else(|| Error::config(called, format!("{text:?}"), format!("it must be {}", self.declared.form)))
+    }
+}
+
+/// Makes a struct with a field for each option and its defaults, and the list of the options. Fields
+/// in braces are added as they are.
+macro_rules! declare {
+    (
+        $(#[$meta:meta])*
+        $vis:vis struct $Struct:ident, named $prefix:literal, with { $($field:ident: $Field:ty),* }
+
+        $($(#[doc = $about:literal])+ $name:ident: $Value:ident = ($($default:tt)+), ($($bounds:tt)+);)*
+    ) => {
+        $(#[$meta])*
+        $vis struct $Struct {
+            $(pub(crate) $field: $Field,)*
+            $(pub(crate) $name: $Value,)*
+        }
+
+        impl Default for $Struct {
+            fn default() -> Self {
+                Self {
+                    $($field: <$Field>::default(),)*
+                    $($name: <$Value as Value>::given(quantity!($($default)+)),)*
+                }
+            }
+        }
+
+        impl $Struct {
+            pub(crate) const OPTIONS: &[OptionOf<Self>] = &[$(OptionOf {
+                declared: Declared {
+                    name: concat!($prefix, stringify!($name)),
+                    form: <$Value as Value>::FORM,
+                    #[cfg(test)]
+                    documented: crate::config::declare::Documented {
+                        default: stringify!($($default)+),
+                        bounds: stringify!($($bounds)+),
+                        about: &[$($about),+],
+                    },
+                },
+                set: |of, text| {
+                    of.$name = Value::parse(text)?;
+                    Some(())
+                },
+                check: |of| bounds!($($bounds)+).check(concat!($prefix, stringify!($name)), &of.$name),
+            }),*];
+        }
+    };
+}
+
+/// A quantity with its unit: `5 s`, `8 MiB`, `5 ms and 250 ms`, `2000`. Words stand for none.
+macro_rules! quantity {
+    ($n:literal ms) => { Duration::from_millis($n) };
+    ($n:literal s) => { Duration::from_secs($n) };
+    ($n:literal min) => { Duration::from_secs($n * 60) };
+    ($n:literal h) => { Duration::from_secs($n * 60 * 60) };
+    ($n:literal MiB) => { $n << 20 };
+    ($n:literal) => { $n };
+    ($low:literal $unit:ident and $high:literal $of_high:ident) => { (quantity!($low $unit), quantity!($high $of_high)) };
+    ($($word:ident)+) => { None };
+}
+
+/// `at least 1`, `1 to 64`, `10 ms to 24 h`.
+macro_rules! bounds {
+    (at least $($least:tt)+) => {
+        Bounds { least: (quantity!($($least)+), stringify!($($least)+)), most: None }
+    };
+    ($least:literal to $most:literal) => {
+        Bounds { least: ($least, stringify!($least)), most: Some(($most, stringify!($most))) }
+    };
+    ($least:literal $unit:ident to $most:literal $of_most:ident) => {
+        Bounds {
+            least: (quantity!($least $unit), stringify!($least $unit)),
+            most: Some((quantity!($most $of_most), stringify!($most $of_most))),
+        }
+    };
+}
+
+/// Makes a setter for each option, for a type that has them in the field in parentheses, or itself.
+macro_rules! setters {
+    (
+        $Type:ident $at:tt
+
+        $($(#[doc = $about:literal])+ $name:ident: $Value:ident = ($($default:tt)+), ($($bounds:tt)+);)*
+    ) => {
+        impl $Type {
+            $(setter! {
+                {
+                    $(#[doc = $about])+
+                    #[doc = ""]
+                    #[doc = concat!("Defaults to ", stringify!($($default)+), "; allowed: ", stringify!($($bounds)+), ".")]
+                }
+                $at $name $Value
+            })*
+        }
+    };
+}
+
+/// One setter. What it takes follows from the kind of value.
+macro_rules! setter {
+    ($docs:tt $at:tt $name:ident DurationRange) => {
+        setter! { @with $docs $at $name (shortest: Duration, longest: Duration) (shortest, longest) }
+    };
+    ($docs:tt $at:tt $name:ident Duration) => { setter! { @with $docs $at $name (duration: Duration) duration } };
+    ($docs:tt $at:tt $name:ident DurationOrOff) => { setter! { @with $docs $at $name (duration: Duration) Some(duration) } };
+    ($docs:tt $at:tt $name:ident Count) => { setter! { @with $docs $at $name (number: usize) number } };
+    ($docs:tt $at:tt $name:ident Bytes) => { setter! { @with $docs $at $name (bytes: usize) Bytes(bytes) } };
+    ($docs:tt $at:tt $name:ident Attempts) => { setter! { @with $docs $at $name (number: u32) number } };
+    ($docs:tt $at:tt $name:ident Connections) => { setter! { @with $docs $at $name (number: u32) Some(number) } };
+    (@with { $(#[$doc:meta])+ } ($($at:ident)?) $name:ident ($($argument:ident: $Argument:ty),+) $value:expr) => {
+        $(#[$doc])+
+        pub fn $name(mut self, $($argument: $Argument),+) -> Self {
+            self$(.$at)?.$name = $value;
+            self
+        }
+    };
+}
+
+pub(crate) use {bounds, declare, quantity, setter, setters};

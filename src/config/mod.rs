@@ -1,0 +1,170 @@
+//! What an orchestrator is configured with: options, their defaults and their validation.
+
+mod declare;
+mod options;
+mod retry;
+mod value;
+
+use std::time::Duration;
+
+pub(crate) use self::declare::{Declared, setter, setters};
+use self::declare::{OptionOf, bounds, declare, quantity};
+pub(crate) use self::options::with_options;
+pub use self::retry::Retry;
+pub(crate) use self::value::Bytes;
+use self::value::{Bounds, Connections, Count, DurationOrOff, DurationRange, Value};
+use crate::error::Error;
+use crate::plan::Policy;
+use crate::store::Names;
+use crate::store::events;
+
+/// Names are stored, sent as notification payloads and used as metric labels.
+const MAX_NAME_BYTES: usize = 255;
+
+with_options! { declare! {
+    /// What the builder collects.
+    #[derive(Debug, Clone)]
+    pub(crate) struct Config, named "", with { replica_set: String, retry: Retry, names: Names }
+} }
+
+impl Config {
+    pub(crate) fn new(replica_set: String) -> Self {
+        Self { replica_set, ..Self::default() }
+    }
+
+    /// All options, those of [`Retry`] too.
+    pub(crate) fn declared() -> impl Iterator<Item = &'static Declared> {
+        let own = Self::OPTIONS.iter().map(|option| &option.declared);
+        own.chain(Retry::OPTIONS.iter().map(|option| &option.declared))
+    }
+
+    /// Sets an option from text. Errors call it `called`.
+    pub(crate) fn set(&mut self, name: &str, called: &str, text: &str) -> Result<(), Error> {
+        if let Some(option) = Self::OPTIONS.iter().find(|option| option.declared.name == name) {
+            option.set(self, called, text)
+        } else if let Some(option) = Retry::OPTIONS.iter().find(|option| option.declared.name == name) {
+            option.set(&mut self.retry, called, text)
+        } else {
+            let names: Vec<&str> = Self::declared().map(|declared| declared.name).collect();
+            Err(Error::config("option", format!("{name:?}"), format!("it must be one of {}", names.join(", "))))
+        }
+    }
+
+    pub(crate) fn policy(&self) -> Policy {
+        Policy {
+            stale_worker_timeout: self.stale_worker_timeout,
+            session_loss_grace: self.session_loss_grace,
+            coordination_timeout: self.coordination_timeout,
+            registration_wait: self.registration_wait,
+        }
+    }
+
+    pub(crate) fn bounds(&self) -> events::Bounds {
+        events::Bounds { events: self.batch_size, bytes: self.batch_bytes.0, event_bytes: self.max_event_bytes.0 }
+    }
+
+    pub(crate) fn pool_size(&self, projections: usize) -> u32 {
+        self.pool_size.unwrap_or_else(|| self.needed_connections(projections))
+    }
+
+    /// Each lane of a projection has one connection to write with and one to read ahead with.
+    fn needed_connections(&self, projections: usize) -> u32 {
+        u32::try_from(projections * self.lanes * 2).unwrap_or(u32::MAX)
+    }
+
+    /// Refuses what is out of bounds or contradicts itself.
+    pub(crate) fn validate(&self, projections: &[&str]) -> Result<(), Error> {
+        name("replica_set", &self.replica_set)?;
+        if projections.is_empty() {
+            return Err(Error::config("projections", "[]", "at least one projection is needed"));
+        }
+        for (i, projection) in projections.iter().enumerate() {
+            name("projection name", projection)?;
+            if projections[..i].contains(projection) {
+                return Err(Error::config("projection name", format!("{projection:?}"), "two projections bear it"));
+            }
+        }
+        for option in Self::OPTIONS {
+            (option.check)(self)?;
+        }
+        for option in Retry::OPTIONS {
+            (option.check)(&self.retry)?;
+        }
+        self.validate_relations(projections.len())?;
+        self.names.validate()
+    }
+
+    /// What options require of one another.
+    fn validate_relations(&self, projections: usize) -> Result<(), Error> {
+        let needed = self.needed_connections(projections);
+        if let Some(size) = self.pool_size.filter(|size| *size < needed) {
+            return Err(Error::config(
+                "pool_size",
+                size.to_string(),
+                format!(
+                    "{projections} projections × {} lanes × (1 connection to write + 1 to read ahead) = {needed} connections are needed",
+                    self.lanes
+                ),
+            ));
+        }
+        if self.heartbeat_interval * 3 > self.stale_worker_timeout {
+            return Err(Error::config(
+                "stale_worker_timeout",
+                format!("{:?}", self.stale_worker_timeout),
+                format!("it must be at least 3 × heartbeat_interval ({:?})", self.heartbeat_interval),
+            ));
+        }
+        let grace = self.session_loss_grace.unwrap_or_default();
+        for (name, value, other, most) in [
+            ("session_loss_grace", grace, "stale_worker_timeout", self.stale_worker_timeout),
+            ("registration_wait", self.registration_wait, "coordination_timeout", self.coordination_timeout),
+            ("poll_interval", self.poll_interval, "coordination_timeout", self.coordination_timeout),
+        ] {
+            if value > most {
+                return Err(Error::config(
+                    name,
+                    format!("{value:?}"),
+                    format!("it must not exceed {other} ({most:?})"),
+                ));
+            }
+        }
+        if self.event_poll.0 > self.event_poll.1 {
+            return Err(Error::config(
+                "event_poll",
+                format!("{:?} to {:?}", self.event_poll.0, self.event_poll.1),
+                "the minimum must not exceed the maximum",
+            ));
+        }
+        if self.retry.first_delay > self.retry.longest_delay {
+            return Err(Error::config(
+                "retry.longest_delay",
+                format!("{:?}", self.retry.longest_delay),
+                format!("it must be at least first_delay ({:?})", self.retry.first_delay),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The environment variable of an option.
+pub(crate) fn variable(prefix: &str, option: &str) -> String {
+    format!("{prefix}{}", option.to_uppercase().replace('.', "_"))
+}
+
+fn name(field: &str, name: &str) -> Result<(), Error> {
+    let shown: String = name.chars().take(40).collect();
+    let refuse = |problem: String| Err(Error::config(field, format!("{shown:?}"), problem));
+    if name.trim().is_empty() {
+        return refuse("it must not be empty".into());
+    }
+    if name.len() > MAX_NAME_BYTES {
+        return refuse(format!("it has {} bytes, {MAX_NAME_BYTES} are allowed", name.len()));
+    }
+    match name.chars().find(|c| c.is_control()) {
+        Some(c) => refuse(format!("control characters such as {c:?} are not allowed")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
