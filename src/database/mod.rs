@@ -3,8 +3,10 @@
 //! Connections have limits that notice a server which went away without a word: see [`Database`]. The type of the TLS connector
 //! ends in this module; nothing above it is generic over it.
 
+mod limits;
 mod parameters;
 mod pool;
+mod target;
 mod tls;
 mod url;
 
@@ -14,19 +16,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
-use postgres::config::Host;
 use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{Client, Config, NoTls, Socket};
 
 #[allow(unused_imports, reason = "PooledClient names what Pool::get returns")]
 pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};
 use crate::error::Error;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEPALIVES_IDLE: Duration = Duration::from_secs(5);
-const KEEPALIVES_INTERVAL: Duration = Duration::from_secs(2);
-const KEEPALIVES_RETRIES: u32 = 3;
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The idle time of the `postgres` crate where none was set. Its getter cannot tell the two apart.
 const CRATE_KEEPALIVES_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
@@ -101,7 +96,7 @@ impl Database {
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
         let was = config.clone();
-        fill_timeouts(&mut config, |name| match name {
+        limits::fill(&mut config, |name| match name {
             "connect_timeout" => was.get_connect_timeout().is_some(),
             "tcp_user_timeout" => was.get_tcp_user_timeout().is_some(),
             "keepalives_idle" => was.get_keepalives_idle() != CRATE_KEEPALIVES_IDLE,
@@ -112,7 +107,7 @@ impl Database {
     }
 
     fn new(connector: impl Connect + 'static) -> Self {
-        let target = describe_target(connector.config()).into();
+        let target = target::describe(connector.config()).into();
         Self { connector: Arc::new(connector), target, abandoned: Arc::default() }
     }
 
@@ -242,59 +237,9 @@ where
     }
 }
 
-/// Sets the limits that `is_set` does not know by name.
-fn fill_timeouts(config: &mut Config, is_set: impl Fn(&str) -> bool) {
-    if !is_set("connect_timeout") {
-        config.connect_timeout(CONNECT_TIMEOUT);
-    }
-    if !is_set("tcp_user_timeout") {
-        config.tcp_user_timeout(TCP_USER_TIMEOUT);
-    }
-    if !is_set("keepalives_idle") {
-        config.keepalives_idle(KEEPALIVES_IDLE);
-    }
-    if !is_set("keepalives_interval") {
-        config.keepalives_interval(KEEPALIVES_INTERVAL);
-    }
-    if !is_set("keepalives_retries") {
-        config.keepalives_retries(KEEPALIVES_RETRIES);
-    }
-}
-
-fn is_unix(host: &Host) -> bool {
-    !matches!(host, Host::Tcp(_))
-}
-
-fn host_text(host: &Host) -> String {
-    match host {
-        Host::Tcp(name) => name.clone(),
-        #[cfg(unix)]
-        Host::Unix(path) => path.display().to_string(),
-    }
-}
-
-fn describe_target(config: &Config) -> String {
-    let ports = config.get_ports();
-    let mut names: Vec<String> = config.get_hosts().iter().map(host_text).collect();
-    if names.is_empty() {
-        names = config.get_hostaddrs().iter().map(ToString::to_string).collect();
-    }
-    let places: Vec<String> = names
-        .iter()
-        .enumerate()
-        .map(|(index, name)| {
-            let port = ports.get(index).or_else(|| ports.first()).copied().unwrap_or(5432);
-            if name.contains(':') { format!("[{name}]:{port}") } else { format!("{name}:{port}") }
-        })
-        .collect();
-    let user = config.get_user().unwrap_or("the system's user");
-    // The server's default for the database is the user's name.
-    let database = config.get_dbname().or(config.get_user()).unwrap_or_default();
-    format!("{}/{database} as {user}", places.join(","))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::limits::{KEEPALIVES_IDLE, KEEPALIVES_INTERVAL, KEEPALIVES_RETRIES, TCP_USER_TIMEOUT};
     use super::*;
 
     #[test]

@@ -10,7 +10,9 @@ use std::time::Duration;
 use postgres::Config;
 use postgres::config::SslMode;
 
+use super::limits;
 use super::parameters::{ENCODE, EXAMPLE, Parameters, WITHOUT_EFFECT, refuse, split};
+use super::target::{host_text, is_unix};
 use super::tls::{Mode, Roots, Tls};
 use crate::error::Error;
 
@@ -85,12 +87,12 @@ fn understand(mut given: Parameters) -> Result<Parsed, Error> {
     }
     check_hosts(&mut config)?;
 
-    super::fill_timeouts(&mut config, |name| match name {
+    limits::fill(&mut config, |name| match name {
         "tcp_user_timeout" => user_timeout.is_some(),
         name => given.contains_key(name),
     });
     // libpq ignores sslmode on Unix sockets, and servers offer no TLS there.
-    let local = config.get_hosts().iter().all(super::is_unix) && config.get_hostaddrs().is_empty();
+    let local = config.get_hosts().iter().all(is_unix) && config.get_hostaddrs().is_empty();
     config.ssl_mode(match tls.mode {
         _ if local => SslMode::Disable,
         Mode::Disable => SslMode::Disable,
@@ -116,7 +118,7 @@ fn check_hosts(config: &mut Config) -> Result<(), Error> {
     }
     for (index, host) in config.get_hosts().iter().enumerate() {
         let number = index + 1;
-        let name = super::host_text(host);
+        let name = host_text(host);
         if name.is_empty() {
             return refuse(format!("host number {number} is empty"));
         }
@@ -181,6 +183,7 @@ mod properties;
 mod tests {
     use postgres::config::{Host, TargetSessionAttrs};
 
+    use super::super::target;
     use super::*;
 
     fn good(text: &str) -> Parsed {
@@ -233,7 +236,7 @@ mod tests {
     #[test]
     fn several_hosts() {
         let parsed = good("postgres://u@a:1,b,[::1]:3/d?target_session_attrs=read-write&load_balance_hosts=random");
-        let hosts: Vec<String> = parsed.config.get_hosts().iter().map(super::super::host_text).collect();
+        let hosts: Vec<String> = parsed.config.get_hosts().iter().map(host_text).collect();
         assert_eq!(hosts, ["a", "b", "::1"]);
         assert_eq!(parsed.config.get_ports(), [1, 5432, 3]);
         assert_eq!(parsed.config.get_target_session_attrs(), TargetSessionAttrs::ReadWrite);
@@ -380,7 +383,7 @@ mod tests {
             "redis://user:secret@host",
         ] {
             let shown = match parse(text) {
-                Ok(parsed) => format!("{parsed:?} {}", super::super::describe_target(&parsed.config)),
+                Ok(parsed) => format!("{parsed:?} {}", target::describe(&parsed.config)),
                 Err(error) => format!("{error} {error:?}"),
             };
             assert!(!shown.contains("secret") && !shown.contains("cret@"), "{text}: {shown}");

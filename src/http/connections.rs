@@ -9,7 +9,6 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, select};
 use parking_lot::Mutex;
 
-use super::BACKLOG;
 use super::exchange::answer;
 use super::site::Site;
 use crate::backoff::Mentions;
@@ -17,6 +16,9 @@ use crate::threads::{Never, Stop};
 
 /// Connections answered at the same time: far more than scrapers and probes make, far fewer than would hurt.
 pub(super) const MOST_CONNECTIONS: usize = 64;
+/// Connections the system may hold for the acceptor. With the 128 that std asks for, a burst of idle
+/// clients makes the system drop a scrape's first packet, which the scraper sends again after a second.
+pub(super) const BACKLOG: i32 = 1024;
 /// The pause after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 

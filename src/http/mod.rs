@@ -17,6 +17,7 @@
 mod connections;
 mod exchange;
 mod page;
+mod probe;
 mod site;
 mod status;
 
@@ -32,18 +33,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use parking_lot::RwLock;
 use socket2::SockRef;
 
-use self::connections::{Acceptor, Connections, MOST_CONNECTIONS};
+use self::connections::{Acceptor, BACKLOG, Connections, MOST_CONNECTIONS};
+pub use self::probe::HealthProbe;
 use self::site::Site;
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::overview::Sight;
 use crate::plan::WorkerId;
-use crate::status::Status;
 use crate::threads::{Never, Stop};
 
-/// Connections the system may hold for the acceptor. With the 128 that std asks for, a burst of idle clients makes the system
-/// drop a scrape's first packet, which the scraper sends again after a second.
-const BACKLOG: i32 = 1024;
 /// How long the end of the threads is awaited, once their sockets are closed.
 const JOIN_TIME: Duration = Duration::from_millis(100);
 
@@ -169,36 +166,6 @@ fn reachable(bound: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, bound.port())
-}
-
-/// What the server asks of one orchestrator, never of the database. Its handle gives one out.
-#[derive(Clone)]
-pub struct HealthProbe {
-    live: Check,
-    ready: Check,
-    status: Arc<dyn Fn() -> Status + Send + Sync>,
-    look: Arc<dyn Fn() -> Option<Sight> + Send + Sync>,
-}
-
-/// The reason, if it is not so.
-type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
-
-impl HealthProbe {
-    /// The functions must answer at once and from memory.
-    pub(crate) fn new(
-        live: impl Fn() -> Result<(), String> + Send + Sync + 'static,
-        ready: impl Fn() -> Result<(), String> + Send + Sync + 'static,
-        status: impl Fn() -> Status + Send + Sync + 'static,
-        look: impl Fn() -> Option<Sight> + Send + Sync + 'static,
-    ) -> Self {
-        Self { live: Arc::new(live), ready: Arc::new(ready), status: Arc::new(status), look: Arc::new(look) }
-    }
-}
-
-impl fmt::Debug for HealthProbe {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HealthProbe").field("worker_id", &(self.status)().worker_id).finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::RwLock;
 
 use super::page::PAGE;
-use super::{Check, HealthProbe, status};
+use super::probe::{Check, HealthProbe};
+use super::status;
 use crate::metrics::Metrics;
 use crate::plan::WorkerId;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::HealthProbe;
+use super::probe::HealthProbe;
 use crate::overview::Sight;
 use crate::status::{Assignment, HeadBlocker, ProjectionStatus, Status};
 

@@ -242,7 +242,7 @@ proptest! {
     #[test]
     fn nothing_shown_of_a_good_one_holds_the_password(said in said(WORD.prop_map(String::into_bytes))) {
         let parsed = parse(&said.url("postgres", false)).expect("it is good");
-        let shown = format!("{parsed:?} {}", super::super::describe_target(&parsed.config));
+        let shown = format!("{parsed:?} {}", super::super::target::describe(&parsed.config));
         let password = String::from_utf8(said.password.clone()).expect("it is a word");
         // Any other part may hold the same letters.
         let other = format!("{:?}", Said { password: Vec::new(), ..said });
