@@ -116,7 +116,7 @@ pub(super) fn print(page: &Page, method: &Method, allow: bool) -> io::Result<Vec
         header("Server", "pupsourcing-orchestrator")?,
         header("Content-Type", page.content_type)?,
         header("Cache-Control", "no-store")?,
-        header("Content-Security-Policy", POLICY)?,
+        header("Content-Security-Policy", &POLICY)?,
         header("X-Content-Type-Options", "nosniff")?,
         header("Referrer-Policy", "no-referrer")?,
     ];

@@ -3,15 +3,36 @@
 //! The document itself holds no data. The script puts names and errors in as text, never as markup; the policy lets nothing run but
 //! this very script, and nothing be fetched but from where the page came from.
 
+use std::sync::LazyLock;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use sha2::{Digest as _, Sha256};
+
 macro_rules! style {
     () => {
         include_str!("page/style.css")
     };
 }
 
+/// One script, in parts by purpose. The last one starts it.
 macro_rules! script {
     () => {
-        include_str!("page/script.js")
+        concat!(
+            "\n",
+            include_str!("page/data.js"),
+            "\n",
+            include_str!("page/words.js"),
+            "\n",
+            include_str!("page/elements.js"),
+            "\n",
+            include_str!("page/charts.js"),
+            "\n",
+            include_str!("page/tables.js"),
+            "\n",
+            include_str!("page/page.js"),
+            "\n",
+            include_str!("page/refresh.js"),
+        )
     };
 }
 
@@ -30,22 +51,36 @@ pub(super) const PAGE: &str = concat!(
     "</script>\n</body>\n</html>\n",
 );
 
-/// What a browser may do with an answer. The hashes are those of the style and the script; a test computes them.
-pub(super) const POLICY: &str = "default-src 'none'; style-src 'sha256-r54aKEKh4Ta4d5t6Mpcs8xYrz34inw3Gdyf0mAgcVsg='; script-src 'sha256-6P0LhxGHKGbTzdioiVFWOTg6+s/NKpxAYq3cuxTtjeA='; img-src data:; \
-     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// What a browser may do with an answer: the style and the script are named by their hashes.
+pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
+    let (style, script) = (hash(style!()), hash(script!()));
+    format!(
+        "default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+});
+
+fn hash(text: &str) -> String {
+    BASE64_STANDARD.encode(Sha256::digest(text))
+}
 
 #[cfg(test)]
 mod tests {
-    use base64::prelude::{BASE64_STANDARD, Engine as _};
-    use sha2::{Digest as _, Sha256};
-
     use super::*;
 
+    /// The hash of the empty text is well known.
     #[test]
-    fn the_policy_allows_this_style_and_this_script() {
-        for (directive, text) in [("style-src", style!()), ("script-src", script!())] {
-            let allowed = format!("{directive} 'sha256-{}';", BASE64_STANDARD.encode(Sha256::digest(text)));
-            assert!(POLICY.contains(&allowed), "{allowed} belongs into the policy: {POLICY}");
+    fn hashes_are_as_a_browser_computes_them() {
+        assert_eq!(hash(""), "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=");
+    }
+
+    #[test]
+    fn the_policy_allows_the_style_and_the_script_of_the_page() {
+        for (directive, element) in [("style-src", "style"), ("script-src", "script")] {
+            let (_, rest) = PAGE.split_once(&format!("<{element}>")).unwrap();
+            let (text, _) = rest.split_once(&format!("</{element}>")).unwrap();
+            let allowed = format!("{directive} 'sha256-{}';", hash(text));
+            assert!(POLICY.contains(&allowed), "{allowed} belongs into the policy: {}", *POLICY);
         }
     }
 

@@ -212,7 +212,7 @@ fn what_is_served_may_run_nothing_but_the_page_s_own_script() {
             &format!("Content-Type: {content_type}"),
             "X-Content-Type-Options: nosniff",
             "Cache-Control: no-store",
-            &format!("Content-Security-Policy: {}", page::POLICY),
+            &format!("Content-Security-Policy: {}", *page::POLICY),
         ] {
             assert!(head.lines().any(|sent| sent == line), "{path}: {line}\n{head}");
         }

@@ -1,0 +1,95 @@
+// The page: what is wrong, then one article for each replica set.
+
+/** Seconds after which an answer or an overview is said to be old. */
+const OLD = 4;
+
+function render() {
+  if (!known.answer) {
+    if (known.isLost) show([banner('alarm', h('strong', {}, 'No answer.'), ' This worker cannot be reached.')]);
+    return;
+  }
+  const silent = now() - known.heardAt;
+  const sets = replicaSets(known.answer);
+  const isCutOff = known.isLost || silent > OLD;
+  const parts = sets.map((set) => replicaSet(set, silent));
+  if (!sets.length) parts.push(h('p', { class: 'quiet' }, 'No worker runs in this process yet.'));
+  if (isCutOff) parts.unshift(cutOff(silent));
+  show(parts);
+  const mark = document.querySelector('.alarm') ? '■ ' : '';
+  document.title = `${mark}${sets.map((set) => set.name).join(', ') || 'Projections'}`;
+}
+
+function show(parts) {
+  patch(document.getElementById('page'), h('main', { id: 'page' }, ...parts));
+}
+
+function cutOff(silent) {
+  return banner('alarm', h('strong', {}, 'Cut off.'), ` This worker has not answered for ${age(silent)}; what is shown is what it said last.`);
+}
+
+function replicaSet(set, silent) {
+  const { overview, own } = set;
+  // Ages within the overview are those of the moment when it was loaded.
+  const past = overview ? set.age + silent : 0;
+  const people = new Map((overview?.workers ?? []).map((worker) => [worker.worker_id, worker]));
+  return h('article', {},
+    heading(set, past),
+    ...own.flatMap((worker) => troubles(worker, silent)),
+    overview && set.age > OLD && own.every((worker) => worker.database_reachable)
+      && banner('notice', `The overview of the replica set is ${age(past)} old.`),
+    ...(overview
+      ? [forming(overview, past), h('div', { class: past > OLD ? 'old' : null },
+        workers(set, past), keySpace(overview, people), projections(set, people, past), generations(overview, past))]
+      : [h('p', { class: 'quiet' }, 'The overview of the replica set is being loaded …'), projectionsHere(own)]));
+}
+
+function heading(set, past) {
+  const { overview, own } = set;
+  const newest = overview?.generations[0];
+  const living = overview?.workers.filter((worker) => worker.state !== 'stopped').length;
+  const heads = own.map((worker) => worker.safe_head).filter((head) => head != null);
+  const facts = [
+    ['generation', newest ? count(newest.number) : '–'],
+    ['partitions', newest ? count(newest.total_partitions) : '–'],
+    ['workers', count(living)],
+    ['safe head', count(heads.length ? Math.max(...heads) : overview?.safe_head)],
+    ['as of', overview ? `${age(past)} ago` : '–'],
+  ];
+  return h('header', {},
+    h('div', { class: 'title' }, h('h1', {}, name(set.name)), newest && badge(newest.state)),
+    h('dl', {}, facts.map(([label, value]) => h('div', {}, h('dt', {}, label), h('dd', {}, value)))));
+}
+
+/** What is wrong with a worker of this process. */
+function troubles(worker, silent) {
+  const found = [];
+  if (!worker.database_reachable) {
+    const heard = worker.heartbeat_age_seconds;
+    found.push(banner('alarm', h('strong', {}, 'Database out of reach.'),
+      ` The last heartbeat got through ${heard == null ? 'never' : `${age(heard + silent)} ago`}. What is shown of the replica set is from before.`));
+  }
+  if (worker.head_blocked && worker.database_reachable) found.push(headBlocked(worker.head_blocked, silent));
+  for (const projection of worker.projections.filter((projection) => projection.state === 'halted')) {
+    found.push(banner('alarm', h('strong', {}, 'Halted: '), name(projection.name),
+      ' processes nothing on this worker until it is restarted or the partitions are redistributed.'));
+  }
+  return found;
+}
+
+function headBlocked(blocked, silent) {
+  const by = blocked.blockers.map((blocker, i) => [
+    i ? ', ' : '',
+    name(blocker.name || 'unnamed'),
+    ` (${blocker.pid == null ? 'prepared transaction' : `pid ${blocker.pid}`}${blocker.age_seconds > 0 ? `, open for ${age(blocker.age_seconds + silent)}` : ''})`,
+  ]);
+  return banner('notice', h('strong', {}, 'Safe head held back'), ` for ${age(blocked.seconds + silent)} by an open transaction: `, ...by);
+}
+
+function forming(overview, past) {
+  const newest = overview.generations[0];
+  if (newest?.state !== 'pending') return null;
+  const awaited = overview.workers.filter((worker) => worker.generation === newest.number && worker.state === 'pending');
+  const who = awaited.flatMap((worker, i) => [i ? ', ' : '; waiting for ', place(worker), ` (partition ${worker.partition})`]);
+  return banner('notice', h('strong', {}, `Generation ${newest.number} is being formed`),
+    ` (${newest.cause}): processing has been paused for ${age(newest.created_age_seconds + past)}`, ...who);
+}

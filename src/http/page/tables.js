@@ -1,0 +1,108 @@
+// Tables: the sections of a replica set.
+
+/** Seconds after which a projection that is behind is said to make no progress. */
+const STILL = 10;
+
+function workers(set, past) {
+  const here = new Set(set.own.map((worker) => worker.worker_id));
+  const rows = set.overview.workers.map((worker) => {
+    const isStopped = worker.state === 'stopped';
+    return h('tr', { class: isStopped ? 'gone' : null },
+      cell('worker', 'lead', chip(worker.partition), place(worker), here.has(worker.worker_id) && h('small', {}, ' here')),
+      cell('state', '', badge(worker.state), worker.stop_reason && h('small', {}, ` ${worker.stop_reason}`)),
+      cell('partition', 'number', worker.partition == null ? '–' : String(worker.partition)),
+      cell('heartbeat', 'number', isStopped ? '–' : `${age(worker.heartbeat_age_seconds + past)} ago`),
+      cell('generation', 'number', worker.generation ? count(worker.generation) : '–'),
+      cell('up for', 'number', age(worker.started_age_seconds + past)),
+      cell('version', 'number', worker.version));
+  });
+  return section('Workers', null, table('workers', ['worker', 'state', 'partition', 'heartbeat', 'generation', 'up for', 'version'], rows));
+}
+
+function place(worker) {
+  return h('span', { class: 'place', title: worker.worker_id }, name(worker.host), ':', String(worker.pid));
+}
+
+function keySpace(overview, people) {
+  const strips = new Map();
+  for (const projection of overview.projections) {
+    const parts = ownership(projection);
+    const key = JSON.stringify(parts);
+    strips.set(key, { parts, names: [...(strips.get(key)?.names ?? []), projection.name] });
+  }
+  if (!strips.size) return null;
+  const isOne = strips.size === 1;
+  return section('Key space', 'who owns which part', ...[...strips.values()].map(({ parts, names }) => h('div', { class: 'keys' },
+    isOne ? null : h('p', {}, names.map((text, i) => [i ? ', ' : '', name(text)])),
+    strip(parts, people))));
+}
+
+function projections(set, people, past) {
+  const newest = set.overview.newest_position;
+  const rows = set.overview.projections.flatMap((projection) => {
+    const points = rates(progressOf(set, projection));
+    const here = set.own.flatMap((worker) => worker.projections.filter((own) => own.name === projection.name));
+    return [
+      h('tr', {},
+        cell('projection', 'lead', name(projection.name), still(projection, newest)),
+        cell('position', 'number', count(projection.position)),
+        cell('lag', 'number', plural(projection.lag_events, 'event'), projection.lag_events ? h('small', {}, ` ${span(projection.lag_seconds)}`) : null),
+        cell('events/s', 'number', points.length ? perSecond(points.at(-1).rate) : '–'),
+        cell('last two minutes', 'plot', plot(points)),
+        cell('on this worker', 'here', here.map((own) => h('div', {}, badge(own.state), h('small', {}, ` ${plural(own.events, 'event')}`))))),
+      h('tr', { class: 'more' }, h('td', { colspan: 6 },
+        here.filter((own) => own.error).map((own) => h('pre', { class: 'error', dir: 'auto' }, own.error)),
+        checkpoints(projection, people, past))),
+    ];
+  });
+  const heads = ['projection', 'position', 'lag', 'events/s', 'last two minutes', 'on this worker'];
+  return section('Projections', `newest position ${count(newest)}`, table('projections', heads, rows));
+}
+
+/** Says so when a projection is behind and makes no progress. */
+function still(projection, newest) {
+  const behind = projection.checkpoints.filter((checkpoint) => checkpoint.position < newest);
+  const since = Math.min(projection.lag_seconds, Math.max(0, ...behind.map((checkpoint) => checkpoint.moved_age_seconds)));
+  return since > STILL ? h('small', { class: 'still' }, `no progress for ${age(since)}`) : null;
+}
+
+function checkpoints(projection, people, past) {
+  const rows = projection.checkpoints.map((checkpoint) => {
+    const owner = people.get(checkpoint.worker_id);
+    return h('tr', {},
+      h('td', { class: 'keyset' }, checkpoint.keys.replaceAll(',[', ', [')),
+      h('td', { class: 'number' }, count(checkpoint.position)),
+      h('td', { class: 'number' }, `moved ${age(checkpoint.moved_age_seconds + past)} ago`),
+      h('td', {}, chip(owner?.partition), owner ? place(owner) : checkpoint.worker_id ?? 'nobody'));
+  });
+  return h('details', {}, h('summary', {}, plural(rows.length, 'checkpoint')), h('table', { class: 'checkpoints' }, h('tbody', {}, rows)));
+}
+
+/** What is known without an overview. */
+function projectionsHere(own) {
+  const rows = own.flatMap((worker) => worker.projections.map((projection) => h('tr', {},
+    cell('projection', 'lead', name(projection.name)),
+    cell('position', 'number', count(projection.position)),
+    cell('lag', 'number', count(projection.lag_events)),
+    cell('on this worker', '', badge(projection.state), projection.error && h('pre', { class: 'error', dir: 'auto' }, projection.error)))));
+  return section('Projections', 'on this worker', table('projections', ['projection', 'position', 'lag', 'on this worker'], rows));
+}
+
+function generations(overview, past) {
+  const all = overview.generations.map((generation) => ({
+    ...generation,
+    at: generation.created_age_seconds + past,
+    // One that was never activated paused until it was superseded, or still does.
+    pause: generation.pause_seconds ?? generation.created_age_seconds + past - (generation.superseded_age_seconds == null ? 0 : generation.superseded_age_seconds + past),
+  }));
+  if (!all.length) return null;
+  const rows = all.map((generation) => h('tr', { class: generation.state },
+    h('td', { class: 'number' }, count(generation.number)),
+    h('td', { class: 'number' }, `${age(generation.at)} ago`),
+    h('td', {}, causeMark(generation.cause), ' ', generation.cause),
+    h('td', { class: 'number' }, count(generation.total_partitions)),
+    h('td', { class: 'number' }, span(generation.pause)),
+    h('td', { class: 'last' }, generation.state === 'superseded' && generation.activated_age_seconds == null ? h('small', {}, 'never active') : badge(generation.state))));
+  return section('Generations', 'the last twenty: when, and for how long they paused processing', timeLine(all),
+    table('generations', ['#', 'created', 'cause', 'partitions', 'pause', 'state'], rows));
+}

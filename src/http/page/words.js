@@ -1,0 +1,32 @@
+// Words: numbers and durations.
+
+const plain = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
+const fine = new Intl.NumberFormat('en', { maximumFractionDigits: 1 });
+
+function count(number) {
+  return number == null ? '–' : plain.format(number);
+}
+
+function perSecond(rate) {
+  return (rate < 10 ? fine : plain).format(rate);
+}
+
+function span(seconds) {
+  if (seconds == null) return '–';
+  if (seconds < 0.9995) return `${Math.round(Math.max(0, seconds) * 1000)} ms`;
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 172800) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86400)} days`;
+}
+
+/** An age in whole seconds at the least: milliseconds that change all the time tell nothing. */
+function age(seconds) {
+  if (seconds == null) return '–';
+  return seconds < 120 ? `${Math.round(Math.max(0, seconds))} s` : span(seconds);
+}
+
+function plural(number, word) {
+  return `${count(number)} ${word}${number === 1 ? '' : 's'}`;
+}
