@@ -5,9 +5,7 @@
 //! `--serve` goes on until Ctrl-C or SIGTERM, and compares then.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a show")]
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -23,11 +21,14 @@ use pupsourcing_orchestrator::{
 mod app;
 #[path = "support/private_postgres.rs"]
 mod private_postgres;
+#[path = "support/process.rs"]
+mod process;
 #[path = "support/server.rs"]
 mod server;
 #[path = "support/shop.rs"]
 mod shop;
 
+use process::{Process, Signal, Stream};
 use server::Server;
 
 const USAGE: &str = "usage: quickstart [--serve]\n  --serve  goes on until Ctrl-C, with metrics to look at";
@@ -152,7 +153,7 @@ fn perform(act: Act, workers: &mut Vec<Worker>, url: &str) -> Result<(), BoxErro
     match act {
         Act::Start => {
             let worker = Worker::start(url)?;
-            println!("worker {} starts: pid {}, {}", workers.len() + 1, worker.process.id(), worker.address);
+            println!("worker {} starts: pid {}, {}", workers.len() + 1, worker.pid, worker.address);
             workers.push(worker);
         }
         Act::Leave(number) => {
@@ -160,8 +161,9 @@ fn perform(act: Act, workers: &mut Vec<Worker>, url: &str) -> Result<(), BoxErro
             workers[number - 1].leave()?;
         }
         Act::Kill(number) => {
-            println!("worker {number} is killed: kill -9 {}", workers[number - 1].process.id());
-            workers[number - 1].kill()?;
+            let worker = &mut workers[number - 1];
+            println!("worker {number} is killed: kill -9 {}", worker.pid);
+            worker.kill();
         }
     }
     Ok(())
@@ -173,8 +175,10 @@ fn addresses(workers: &[Worker]) -> String {
 }
 
 fn all_well(workers: &mut [Worker]) -> Result<(), BoxError> {
-    for (number, worker) in (1..).zip(workers).filter(|(_, worker)| worker.is_working()) {
-        if let Some(status) = worker.process.try_wait()? {
+    for (number, worker) in (1..).zip(workers) {
+        if let Some(process) = &mut worker.process
+            && let Some(status) = process.ended()?
+        {
             return Err(format!("worker {number} ended by itself: {status}").into());
         }
     }
@@ -190,74 +194,51 @@ fn orchestrator(url: &str, metrics: Metrics) -> Result<Orchestrator, Error> {
         .build()
 }
 
-/// A worker process: leaves when it is told to, and ends at once with the process that started it.
+/// A worker process: leaves on SIGTERM, as in Kubernetes.
 fn work(url: &str) -> Result<(), BoxError> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
+    let shutdown = app::shutdown_signal()?;
     let metrics = Metrics::new()?;
     let server = MetricsServer::bind("127.0.0.1:0", metrics.clone())?;
     let handle = orchestrator(url, metrics)?.start()?;
     server.watch(handle.health());
     println!("http://{}/metrics", server.address());
-    let (sender, leave) = bounded(1);
-    thread::Builder::new().name("orders".into()).spawn(move || match std::io::stdin().lines().next() {
-        Some(Ok(_)) => _ = sender.send(()),
-        _ => std::process::exit(1),
-    })?;
-    Ok(handle.run_until(&leave)?)
+    Ok(handle.run_until(&shutdown)?)
 }
 
-/// A worker process, seen from the one that started it. Its input is the pipe whose end is its end.
+/// A worker process, seen from the one that started it.
 struct Worker {
-    process: Child,
+    pid: u32,
     address: String,
+    /// None once it has left or was killed.
+    process: Option<Process>,
 }
 
 impl Worker {
     /// Returns when the worker is registered.
     fn start(url: &str) -> Result<Self, BoxError> {
-        let mut process = Command::new(std::env::current_exe()?)
-            .args(["worker", url])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Ctrl-C is for the one who started it.
-            .process_group(0)
-            .spawn()?;
-        let mut address = String::new();
-        if let Some(output) = process.stdout.take() {
-            BufReader::new(output).read_line(&mut address)?;
-        }
-        let worker = Self { process, address: address.trim().to_owned() };
-        if worker.address.is_empty() {
-            return Err("a worker could not start".into());
-        }
-        Ok(worker)
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["worker", url]);
+        // The address is the one line that it prints.
+        let (sender, lines) = bounded(1);
+        let process = Process::start(command, Stream::Stdout, sender)?;
+        let address = lines.recv().map_err(|_| "a worker could not start")?.text;
+        Ok(Self { pid: process.pid(), address, process: Some(process) })
     }
 
     fn is_working(&self) -> bool {
-        self.process.stdin.is_some()
+        self.process.is_some()
     }
 
     fn leave(&mut self) -> Result<(), BoxError> {
-        if let Some(mut input) = self.process.stdin.take() {
-            input.write_all(b"leave\n")?;
-            // Dropping the pipe now is no different: it has its order.
-        }
-        let status = self.process.wait()?;
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        process.signal(Signal::TERM)?;
+        let status = process.wait()?;
         if status.success() { Ok(()) } else { Err(format!("a worker that was to leave ended with {status}").into()) }
     }
 
-    fn kill(&mut self) -> std::io::Result<()> {
-        self.process.kill()?;
-        self.process.wait()?;
-        self.process.stdin = None;
-        Ok(())
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // An error says that it has ended already.
-        _ = self.kill();
+    fn kill(&mut self) {
+        self.process = None;
     }
 }
 

@@ -8,11 +8,12 @@ use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::Metrics;
 
 use crate::fault::{Fault, Round, print_header};
-use crate::process::{Report, Worker};
+use crate::reports::Report;
 use crate::support::pause;
 use crate::support::private_postgres::{Options, PrivatePostgres, StopMode};
 use crate::support::proc::processor_time;
 use crate::support::units::duration;
+use crate::support::worker_process::{Line, Process, Signal, await_left, order_to_leave, start_worker};
 use crate::worker::{PROJECTIONS, REPLICA_SET, orchestrator};
 use crate::writer::Writer;
 
@@ -25,13 +26,13 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// A replica set on a server of its own, and somebody who appends.
 pub(crate) struct Bench {
     // Those who use the server go before it.
-    workers: Vec<Worker>,
+    workers: Vec<Process>,
     _writer: Writer,
     client: Client,
     url: String,
     server: PrivatePostgres,
-    reports: Receiver<Report>,
-    reporter: Sender<Report>,
+    said: Receiver<Line>,
+    say: Sender<Line>,
     /// What each worker said last, by its process id.
     running: BTreeMap<u32, Report>,
 }
@@ -51,9 +52,9 @@ impl Bench {
             )
             .unwrap();
         let writer = Writer::start(&mut client, &url);
-        let (reporter, reports) = unbounded();
+        let (say, said) = unbounded();
         print_header();
-        Self { workers: Vec::new(), _writer: writer, client, url, server, reports, reporter, running: BTreeMap::new() }
+        Self { workers: Vec::new(), _writer: writer, client, url, server, said, say, running: BTreeMap::new() }
     }
 
     /// Lets workers join or leave until there are so many, and all process.
@@ -62,16 +63,16 @@ impl Bench {
             self.start_worker();
         }
         while self.workers.len() > workers {
-            let worker = self.workers.pop().unwrap();
-            self.running.remove(&worker.pid());
-            worker.leave();
+            let mut worker = self.remove(self.workers.len() - 1);
+            order_to_leave(&mut worker);
+            await_left(worker);
         }
         self.await_processing();
         pause(REST);
     }
 
     fn start_worker(&mut self) {
-        self.workers.push(Worker::start(&self.url, self.reporter.clone()));
+        self.workers.push(start_worker(&[&self.url], &self.say));
     }
 
     /// Waits until all workers process in one generation, which has no partition of anybody else. Returns since when.
@@ -84,9 +85,10 @@ impl Bench {
             {
                 return reports.iter().map(|report| report.at).max().expect("there is a worker");
             }
-            let report = self.reports.recv_deadline(deadline).unwrap_or_else(|_| {
+            let line = self.said.recv_deadline(deadline).unwrap_or_else(|_| {
                 panic!("{} workers do not process together after {PATIENCE:?}: {:?}", self.workers.len(), self.running)
             });
+            let report = Report::from(line);
             if self.workers.iter().any(|worker| worker.pid() == report.pid) {
                 self.running.insert(report.pid, report);
             }
@@ -105,24 +107,30 @@ impl Bench {
                 let mut leaver = None;
                 let mut round = self.change(|bench| {
                     let worker = leaver.insert(bench.remove(victim));
-                    worker.order_to_leave();
+                    order_to_leave(worker);
                 });
                 round.pauses.append(&mut round.others);
                 if let Some(leaver) = leaver {
-                    leaver.leave();
+                    await_left(leaver);
                 }
                 round
             }
-            Fault::Kill => self.change(|bench| bench.remove(victim).kill()),
-            Fault::SigStop => {
-                let mut frozen = None;
-                self.change(|bench| frozen = Some(bench.remove(victim).freeze()))
-            }
+            Fault::Kill => self.strike(victim, Signal::KILL),
+            Fault::SigStop => self.strike(victim, Signal::STOP),
             Fault::Restart => self.restart(),
         }
     }
 
-    fn remove(&mut self, index: usize) -> Worker {
+    /// Sends the signal to a worker, which is killed when the others process without it.
+    fn strike(&mut self, victim: usize, signal: Signal) -> Round {
+        let mut struck = None;
+        self.change(|bench| {
+            let worker = struck.insert(bench.remove(victim));
+            worker.signal(signal).unwrap();
+        })
+    }
+
+    fn remove(&mut self, index: usize) -> Process {
         let worker = self.workers.remove(index);
         self.running.remove(&worker.pid());
         worker

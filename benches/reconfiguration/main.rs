@@ -38,7 +38,7 @@
 
 mod bench;
 mod fault;
-mod process;
+mod reports;
 #[path = "../support/mod.rs"]
 mod support;
 mod worker;

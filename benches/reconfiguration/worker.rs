@@ -3,18 +3,20 @@
 use postgres::Transaction;
 use pupsourcing_orchestrator::{BoxError, Database, Event, Metrics, Orchestrator, Projection};
 
-use crate::support::worker_process::orders;
+use crate::support::app::shutdown_signal;
+use crate::support::series;
 
 pub(crate) const REPLICA_SET: &str = "bench";
 pub(crate) const PROJECTIONS: [&str; 2] = ["first", "second"];
 
 /// Leaves when it is told to.
 pub(crate) fn work(url: &str) {
+    let leave = shutdown_signal().unwrap();
     let metrics = Metrics::new().unwrap();
     let errors = env_logger::Builder::from_default_env().build();
     log::set_max_level(log::LevelFilter::Info);
     log::set_boxed_logger(Box::new(Reporter { metrics: metrics.clone(), errors })).unwrap();
-    orchestrator(url, metrics).run(&orders()).unwrap();
+    orchestrator(url, metrics).run(&leave).unwrap();
 }
 
 /// Says at once when the worker processes again: a log that hears it from the library.
@@ -49,11 +51,8 @@ impl log::Log for Reporter {
 impl Reporter {
     /// The sum of all pauses, in seconds.
     fn paused(&self) -> f64 {
-        let families = self.metrics.registry().expect("metrics are on").gather();
-        let text = prometheus::TextEncoder::new().encode_to_string(&families).unwrap();
-        let sum =
-            text.lines().find(|line| line.starts_with("pupsourcing_orchestrator_coordination_duration_seconds_sum"));
-        sum.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("the pause has been measured")
+        let sums = series::values(&series::text(&self.metrics), "coordination_duration_seconds_sum", &[]);
+        sums.first().copied().expect("the pause has been measured")
     }
 }
 

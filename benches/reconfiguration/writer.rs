@@ -6,6 +6,8 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use postgres::{Client, NoTls};
 
+use crate::support::insert::insert;
+
 /// How often events are appended.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -56,13 +58,10 @@ impl Drop for Writer {
 
 fn write(mut client: Client, things: &[String], version: &mut i64, stop: &Receiver<()>) -> Result<(), postgres::Error> {
     let store = pupsourcing_orchestrator::EventStore::default();
+    let sql = insert("unnest($1::text[]) AS id", &[("aggregate_id", "id"), ("aggregate_version", "$2")]);
     loop {
         *version += 1;
-        client.execute(
-            "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-             SELECT 'bench', 'Thing', id, $2, gen_random_uuid(), 'Ticked', '{}' FROM unnest($1::text[]) AS id",
-            &[&things, &*version],
-        )?;
+        client.execute(&sql, &[&things, &*version])?;
         store.hint(&mut client);
         if stop.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
             return Ok(());

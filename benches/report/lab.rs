@@ -10,6 +10,7 @@ use crate::gate::patience;
 use crate::projections::{Handler, Measured};
 use crate::report::Report;
 use crate::support::arguments::{Arguments, number};
+use crate::support::insert::insert;
 use crate::support::proc::machine;
 use crate::support::server::{Server, connect};
 
@@ -125,18 +126,17 @@ fn fill(client: &mut Client, filling: Filling) {
     let Filling { events, payload, has_holes } = filling;
     let aggregates = (events / 500).max(1);
     let position = if has_holes { "1 + i + i / 99" } else { "1 + i" };
-    client
-        .execute(
-            &format!(
-                "INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id,
-                                     event_type, payload)
-                 SELECT {position}, 'shop', 'Order', 'order-' || i % $2, 1 + i / $2, gen_random_uuid(), 'OrderPlaced',
-                        convert_to(rpad('{{\"order\": ' || i || ', \"note\": \"', $3 - 2, md5(i::text)) || '\"}}', 'UTF8')
-                 FROM generate_series(0, $1::bigint - 1) AS i ORDER BY i"
-            ),
-            &[&events, &aggregates, &payload],
-        )
-        .unwrap();
+    let columns = [
+        ("global_position", position),
+        ("bounded_context", "'shop'"),
+        ("aggregate_type", "'Order'"),
+        ("aggregate_id", "'order-' || i % $2"),
+        ("aggregate_version", "1 + i / $2"),
+        ("event_type", "'OrderPlaced'"),
+        ("payload", r#"convert_to(rpad('{"order": ' || i || ', "note": "', $3 - 2, md5(i::text)) || '"}', 'UTF8')"#),
+    ];
+    let sql = insert("generate_series(0, $1::bigint - 1) AS i", &columns);
+    client.execute(&format!("{sql} ORDER BY i"), &[&events, &aggregates, &payload]).unwrap();
     let row = client
         .query_one(
             "SELECT setval(pg_get_serial_sequence('events', 'global_position'), max(global_position)), count(*) FROM events",

@@ -7,7 +7,7 @@ use pupsourcing_orchestrator::{ProjectionState, ProjectionStatus};
 
 use crate::lab::{Filling, builder};
 use crate::projections::{Handler, Measured};
-use crate::support::worker_process::orders;
+use crate::support::app::shutdown_signal;
 
 /// What a worker process does. It travels as the process's arguments.
 #[derive(Clone, Debug)]
@@ -79,6 +79,7 @@ pub(crate) const REACHED: &str = "reached";
 /// Works until it is told to leave.
 pub(crate) fn work(arguments: &[String]) {
     env_logger::init();
+    let leave = shutdown_signal().unwrap();
     let order = Order::parse(arguments);
     let mut builder = builder(&order.url, &order.replica_set);
     for index in 0..order.projections {
@@ -89,7 +90,6 @@ pub(crate) fn work(arguments: &[String]) {
         builder = builder.event_poll(interval, interval);
     }
     let handle = builder.build().unwrap().start().unwrap();
-    let leave = orders();
     // Until it is there, it looks often; after that there is nothing more to say, and a worker with nothing to do is left alone.
     let (often, seldom) = (tick(Duration::from_millis(2)), tick(Duration::from_millis(50)));
     let mut partitions = 0;

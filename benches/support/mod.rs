@@ -15,5 +15,11 @@ pub(crate) fn pause(time: std::time::Duration) {
     _ = crossbeam_channel::after(time).recv();
 }
 
+#[path = "../../examples/support/app.rs"]
+pub(crate) mod app;
+#[path = "../../examples/support/insert.rs"]
+pub(crate) mod insert;
 #[path = "../../examples/support/private_postgres.rs"]
 pub(crate) mod private_postgres;
+#[path = "../../examples/support/series.rs"]
+pub(crate) mod series;

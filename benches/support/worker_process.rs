@@ -1,12 +1,13 @@
-//! A bench's own program started once more, as a worker. It leaves when it is told to, and ends at once with the process that started it.
+//! A bench's own program started once more, as a worker.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::process::Command;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::Sender;
+
+#[path = "../../examples/support/process.rs"]
+mod process;
+
+pub(crate) use process::{Line, Process, Signal};
 
 const AS_WORKER: &str = "--as-worker";
 
@@ -16,73 +17,20 @@ pub(crate) fn as_worker(arguments: &[String]) -> Option<&[String]> {
     (first == AS_WORKER).then_some(rest)
 }
 
-/// In the worker: becomes ready when it is to leave.
-pub(crate) fn orders() -> Receiver<()> {
-    let (sender, leave) = bounded(1);
-    let orders = thread::Builder::new().name("orders".into()).spawn(move || match std::io::stdin().lines().next() {
-        Some(Ok(_)) => _ = sender.send(()),
-        _ => std::process::exit(1),
-    });
-    orders.unwrap();
-    leave
+/// Starts a worker process, which leaves on SIGTERM. What it prints is sent to `lines`.
+pub(crate) fn start_worker(arguments: &[&str], lines: &Sender<Line>) -> Process {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg(AS_WORKER).args(arguments);
+    Process::start(command, process::Stream::Stdout, lines.clone()).unwrap()
 }
 
-/// A worker process, seen from outside. Dropping it kills it; so does the end of this process.
-#[derive(Debug)]
-pub(crate) struct WorkerProcess {
-    process: Child,
-    orders: Option<ChildStdin>,
-    reader: Option<JoinHandle<()>>,
+/// Tells a worker process to leave.
+pub(crate) fn order_to_leave(worker: &mut Process) {
+    worker.signal(Signal::TERM).unwrap();
 }
 
-impl WorkerProcess {
-    /// Starts one. `hear` is told every line it prints, with its process id and the moment.
-    pub(crate) fn start(arguments: &[&str], mut hear: impl FnMut(u32, Instant, &str) + Send + 'static) -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .arg(AS_WORKER)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Ctrl-C is for the one who started it.
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        let (pid, orders) = (process.id(), process.stdin.take());
-        let output = BufReader::new(process.stdout.take().unwrap());
-        let reader = thread::Builder::new().name("reader".into()).spawn(move || {
-            output.lines().map_while(Result::ok).for_each(|line| hear(pid, Instant::now(), &line));
-        });
-        Self { process, orders, reader: Some(reader.unwrap()) }
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
-    pub(crate) fn order_to_leave(&mut self) {
-        if let Some(mut orders) = self.orders.take() {
-            orders.write_all(b"leave\n").unwrap();
-        }
-    }
-
-    pub(crate) fn leave(mut self) {
-        self.order_to_leave();
-        let status = self.process.wait().unwrap();
-        assert!(status.success(), "a worker that was to leave ended with {status}");
-    }
-
-    pub(crate) fn kill(&mut self) {
-        // An error says that it has ended already.
-        _ = self.process.kill();
-    }
-}
-
-impl Drop for WorkerProcess {
-    fn drop(&mut self) {
-        self.kill();
-        _ = self.process.wait();
-        if let Some(reader) = self.reader.take() {
-            _ = reader.join();
-        }
-    }
+/// Waits until a worker process that was told to leave has left.
+pub(crate) fn await_left(worker: Process) {
+    let status = worker.wait().unwrap();
+    assert!(status.success(), "a worker that was to leave ended with {status}");
 }

@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use crate::schedule::{SLOTS, STALE};
-use crate::support::process::WorkerProcess;
+use crate::support::worker_process::{Signal, WorkerProcess};
 
 /// How long a worker may take to leave, if nothing is in its way.
 const LEAVES_WITHIN: Duration = Duration::from_secs(15);
@@ -67,15 +67,15 @@ impl Crew {
     }
 
     pub(crate) fn terminate(&mut self, slot: usize) {
-        if let Some(member) = self.slots[slot].take() {
-            member.process.signal("TERM");
+        if let Some(mut member) = self.slots[slot].take() {
+            member.process.signal(Signal::TERM);
             self.leaving.push(member);
         }
     }
 
     pub(crate) fn kill(&mut self, slot: usize) {
-        if let Some(member) = self.slots[slot].take() {
-            member.process.signal("KILL");
+        if let Some(mut member) = self.slots[slot].take() {
+            member.process.signal(Signal::KILL);
             self.bury(member);
         }
     }
@@ -190,7 +190,7 @@ impl Crew {
 
 impl Member {
     fn freeze(&mut self, frozen: bool) {
-        self.process.signal(if frozen { "STOP" } else { "CONT" });
+        self.process.signal(if frozen { Signal::STOP } else { Signal::CONT });
         self.frozen = frozen;
     }
 

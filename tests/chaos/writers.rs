@@ -9,9 +9,13 @@ use postgres::{Client, NoTls, Transaction};
 use pupsourcing_orchestrator::{AppendError, EventStore, ExpectedVersion, NewEvent};
 use uuid::Uuid;
 
+use crate::support::insert::insert;
+
 const WRITERS: u64 = 8;
 /// So many aggregates are appended to by everybody.
 const SHARED_AGGREGATES: u16 = 60;
+/// The rows of events that are inserted with plain SQL: their ids are the second argument.
+const IDS: &str = "unnest($2::uuid[]) WITH ORDINALITY AS e (id, n)";
 const TYPES: [&str; 6] = ["Opened", "Changed", "Moved", "Renamed", "Noted", "Closed"];
 
 /// What became of the appends.
@@ -159,7 +163,7 @@ impl Writer {
                 let version = version(&mut tx, aggregate)?;
                 self.store.append(&mut tx, ExpectedVersion::Exact(version), events)?;
             }
-            Way::Plain => insert(&mut tx, aggregate, ids)?,
+            Way::Plain => insert_next(&mut tx, aggregate, ids)?,
         }
         if !hold.is_zero() {
             // Cut short when it is time to stop, and committed all the same.
@@ -174,11 +178,17 @@ impl Writer {
     fn burst(&mut self, client: &mut Client) {
         let count = self.rng.usize(50..400);
         let ids: Vec<Uuid> = std::iter::repeat_with(|| self.new_id()).take(count).collect();
-        let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-                   SELECT 'chaos', 'Burst', $1 || '-' || n % 20, 1 + (n - 1) / 20, id, 'Burst', ''
-                   FROM unnest($2::uuid[]) WITH ORDINALITY AS e (id, n) ORDER BY n";
+        let columns = [
+            ("bounded_context", "'chaos'"),
+            ("aggregate_type", "'Burst'"),
+            ("aggregate_id", "$1 || '-' || n % 20"),
+            ("aggregate_version", "1 + (n - 1) / 20"),
+            ("event_id", "id"),
+            ("event_type", "'Burst'"),
+        ];
+        let sql = format!("{} ORDER BY n", insert(IDS, &columns));
         let aggregate = format!("burst-{:016x}", self.rng.u64(..));
-        match client.execute(sql, &[&aggregate, &ids]) {
+        match client.execute(&sql, &[&aggregate, &ids]) {
             Ok(_) => self.tally.acknowledged.extend(ids),
             Err(_) => self.tally.failed += 1,
         }
@@ -190,12 +200,17 @@ impl Writer {
 }
 
 /// Inserts events with plain SQL. Who inserts the same versions at the same time waits, and fails if this one commits.
-fn insert(tx: &mut Transaction<'_>, aggregate: &str, ids: &[Uuid]) -> Result<(), AppendError> {
-    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-               SELECT 'chaos', 'Thing', $1, coalesce((SELECT max(aggregate_version) FROM events
-                      WHERE bounded_context = 'chaos' AND aggregate_type = 'Thing' AND aggregate_id = $1), 0) + n,
-                      id, 'Inserted', '' FROM unnest($2::uuid[]) WITH ORDINALITY AS e (id, n) ORDER BY n";
-    match tx.execute(sql, &[&aggregate, &ids]) {
+fn insert_next(tx: &mut Transaction<'_>, aggregate: &str, ids: &[Uuid]) -> Result<(), AppendError> {
+    let version = "coalesce((SELECT max(aggregate_version) FROM events
+                   WHERE bounded_context = 'chaos' AND aggregate_type = 'Thing' AND aggregate_id = $1), 0) + n";
+    let columns = [
+        ("bounded_context", "'chaos'"),
+        ("aggregate_id", "$1"),
+        ("aggregate_version", version),
+        ("event_id", "id"),
+        ("event_type", "'Inserted'"),
+    ];
+    match tx.execute(&format!("{} ORDER BY n", insert(IDS, &columns)), &[&aggregate, &ids]) {
         Ok(_) => Ok(()),
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(conflict_on(aggregate)),
         Err(error) => Err(AppendError::Database(error)),

@@ -6,8 +6,9 @@ use crossbeam_channel::{Sender, bounded, never, unbounded};
 use postgres::Transaction;
 use pupsourcing_orchestrator::{BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection, Scope};
 
-use crate::support::handlers::{meddled, prepared, projection_metric};
+use crate::support::handlers::{meddled, prepared};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::metrics::projection_metric;
 use crate::support::workers::{builder, start};
 use crate::support::{database, eventually};
 

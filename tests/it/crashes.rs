@@ -6,7 +6,7 @@ use crate::support::cluster::{
     assert_keys_are_covered, assert_read_models_become_right, backends_of, state_of, worker_of,
 };
 use crate::support::ledger::append_plainly;
-use crate::support::process::WorkerProcess;
+use crate::support::worker_process::{Signal, WorkerProcess};
 use crate::support::{database, eventually};
 
 #[test]
@@ -24,7 +24,7 @@ fn a_killed_process_is_replaced_within_moments() {
     append_plainly(&mut client, 3_000, 100);
 
     let begun = Instant::now();
-    victim.signal("KILL");
+    victim.signal(Signal::KILL);
     let took = survivor.await_processing(1) - begun;
     println!("kill -9 to resumed: {took:?}");
     assert!(took < Duration::from_secs(5), "{took:?}");
@@ -65,7 +65,7 @@ fn a_process_frozen_in_a_transaction_is_replaced_and_comes_back() {
         client.query_opt(sql, &[&backends]).unwrap().map(|row| row.get::<_, i32>(0))
     });
     let begun = Instant::now();
-    frozen.signal("STOP");
+    frozen.signal(Signal::STOP);
     client.batch_execute("SELECT pg_advisory_unlock(42)").unwrap();
     eventually("its transaction stays open, holding row locks", Duration::from_secs(1), || {
         let sql = "SELECT FROM pg_stat_activity WHERE pid = $1 AND state = 'idle in transaction'";
@@ -80,7 +80,7 @@ fn a_process_frozen_in_a_transaction_is_replaced_and_comes_back() {
     assert_read_models_become_right(&mut client);
     assert_eq!(backends_of(&mut client, frozen_id, false), [] as [i32; 0], "its sessions are ended");
 
-    frozen.signal("CONT");
+    frozen.signal(Signal::CONT);
     frozen.await_line(&["evicted, registering again"]);
     frozen.await_processing(2);
     append_plainly(&mut client, 400, 50);

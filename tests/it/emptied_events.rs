@@ -4,6 +4,7 @@ use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Error, Handle, Names, ProjectionState, StartAt};
 
 use crate::bad_input::{SOON, assert_says};
+use crate::support::insert::{ONE, insert};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::workers::{await_running, builder, start, start_ledger};
 use crate::support::{Options, PrivatePostgres, StopMode, TestDatabase, database, eventually};
@@ -102,10 +103,7 @@ fn other_events_are_noticed_while_events_arrive() {
     let writer = std::thread::spawn(move || {
         let mut client = Client::connect(&url, NoTls).unwrap();
         while stopped.try_recv() == Err(crossbeam_channel::TryRecvError::Empty) {
-            _ = client.batch_execute(
-                "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-                 VALUES ('test', 'Thing', gen_random_uuid()::text, 1, gen_random_uuid(), 'Happened', '')",
-            );
+            _ = client.batch_execute(&insert(ONE, &[]));
         }
     });
     eventually("events arrive", SOON, || (handled(&mut client, "p") > 600).then_some(()));

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::bad_input::stranger;
 use crate::support::handlers::prepared;
+use crate::support::insert::{ONE, insert};
 use crate::support::ledger::thing;
 use crate::support::{TestDatabase, database, eventually};
 
@@ -28,9 +29,8 @@ fn head_of(client: &mut impl GenericClient, id: &str) -> Option<i64> {
 
 /// Inserts an event as a writer does that does not keep the heads.
 fn insert_plainly(client: &mut impl GenericClient, id: &str, version: i64) {
-    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-               VALUES ('test', 'Thing', $1, $2, gen_random_uuid(), 'Happened', '')";
-    client.execute(sql, &[&id, &version]).unwrap();
+    let sql = insert(ONE, &[("aggregate_id", "$1::text"), ("aggregate_version", "$2::bigint")]);
+    client.execute(&sql, &[&id, &version]).unwrap();
 }
 
 #[track_caller]

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::restarts::is_ready;
 use crate::support::cluster::{assert_keys_are_covered, generation, newest};
+use crate::support::insert::insert;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::standby::{primary, standby_of};
 use crate::support::workers::{await_running, builder, start};
@@ -38,12 +39,10 @@ fn append_steadily(url: &str, stop: &Receiver<()>, acknowledged: &Sender<Vec<Uui
         }
         client = client.filter(|client: &Client| !client.is_closed()).or_else(|| Client::connect(url, NoTls).ok());
         let Some(client) = &mut client else { continue };
-        let appended = client.query(
-            "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-             SELECT 'test', 'Steady', 'steady-' || i, $1, gen_random_uuid(), 'Happened', '' FROM generate_series(1, 5) AS i
-             RETURNING event_id",
-            &[&version],
-        );
+        let columns =
+            [("aggregate_type", "'Steady'"), ("aggregate_id", "'steady-' || i"), ("aggregate_version", "$1::bigint")];
+        let sql = insert("generate_series(1, 5) AS i", &columns);
+        let appended = client.query(&format!("{sql} RETURNING event_id"), &[&version]);
         if let Ok(rows) = appended {
             acknowledged.send(rows.iter().map(|row| row.get(0)).collect()).unwrap();
         }

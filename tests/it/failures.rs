@@ -9,8 +9,9 @@ use parking_lot::Mutex;
 use postgres::{Client, Transaction};
 use pupsourcing_orchestrator::{BoxError, Event, Handle, Projection, ProjectionState, ProjectionStatus, Retry};
 
-use crate::support::handlers::{meddled, metric, prepared, projection_metric};
+use crate::support::handlers::{meddled, prepared};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::metrics::{metric, projection_metric};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
 

@@ -11,8 +11,9 @@ use pupsourcing_orchestrator::{
     BoxError, Database, Event, EventStore, ExpectedVersion, NewEvent, Orchestrator, Projection, Scope, StartAt,
 };
 
-use crate::support::handlers::{Meddled, meddled, metric, prepared, projection_metric};
+use crate::support::handlers::{Meddled, meddled, prepared};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::metrics::{metric, projection_metric};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{database, eventually};
 

@@ -7,7 +7,7 @@ use pupsourcing_orchestrator::{Builder, Handle};
 
 use crate::support::cluster::{assert_keys_are_covered, assert_read_models_become_right, state_of};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
-use crate::support::process::WorkerProcess;
+use crate::support::worker_process::{Signal, WorkerProcess};
 use crate::support::workers::{await_running, builder, start, start_ledger};
 use crate::support::{TestDatabase, database, eventually};
 
@@ -108,7 +108,7 @@ fn a_process_that_is_told_to_stop_hands_over_and_exits() {
     append_plainly(&mut client, 1_000, 50);
 
     let begun = Instant::now();
-    second.signal("TERM");
+    second.signal(Signal::TERM);
     assert_eq!(second.exit_code(), Some(0));
     let (resumed, line) = first.await_line(&["processing:", " of=1 "]);
     let took = resumed - begun;

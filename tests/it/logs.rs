@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::support::http::get;
 use crate::support::ledger::append_plainly;
-use crate::support::process::WorkerProcess;
+use crate::support::metrics::series::values;
+use crate::support::worker_process::WorkerProcess;
 use crate::support::{database, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -19,11 +20,9 @@ fn batches_leave_no_line_and_failures_few_each_on_one_line() {
     let address = worker.metrics_address();
     append_plainly(&mut client, EVENTS, 10);
     let counted = |counter: &str| {
-        let series = format!(
-            "pupsourcing_orchestrator_{counter}{{projection=\"event_type_counts\",replica_set=\"main-projections\"}} "
-        );
         let (_, metrics) = get(&address, "/metrics");
-        metrics.lines().find_map(|line| line.strip_prefix(&series)?.parse::<i64>().ok()).unwrap_or(0)
+        let labels = [("projection", "event_type_counts"), ("replica_set", "main-projections")];
+        values(&metrics, counter, &labels).first().copied().unwrap_or(0)
     };
     eventually("all is processed", SOON, || (counted("events_processed_total") == EVENTS).then_some(()));
     let lines = worker.log().to_vec();

@@ -9,9 +9,11 @@ use pupsourcing_orchestrator::{
 
 use crate::support::cluster::assert_read_models_become_right;
 use crate::support::handlers::prepared;
+use crate::support::insert::insert;
 use crate::support::ledger::{Ledger, handled};
-use crate::support::process::WorkerProcess;
-use crate::support::workers::{await_running, builder, count, start};
+use crate::support::metrics::total;
+use crate::support::worker_process::WorkerProcess;
+use crate::support::workers::{await_running, builder, start};
 use crate::support::{database, eventually};
 
 const MIB: usize = 1 << 20;
@@ -193,15 +195,14 @@ fn assert_memory_is_bounded(count: i64, bytes: usize, batch_bytes: usize, column
 /// Appends so many events with so many bytes each in one of their columns.
 #[cfg(target_os = "linux")]
 fn append_large(client: &mut Client, count: i64, bytes: usize, column: &str) {
-    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload,
-                                   trace_id, metadata)
-               SELECT 'test', 'Large', gen_random_uuid()::text, 1, gen_random_uuid(),
-                      CASE $3 WHEN 'event_type' THEN large ELSE 'Large' END,
-                      CASE $3 WHEN 'payload' THEN convert_to(large, 'UTF8') ELSE '' END,
-                      CASE $3 WHEN 'trace_id' THEN large END,
-                      CASE $3 WHEN 'metadata' THEN jsonb_build_object('large', large) END
-               FROM repeat('0123456789abcdef', $2) AS large, generate_series(1, $1::bigint)";
-    client.execute(sql, &[&count, &i32::try_from(bytes / 16).unwrap(), &column]).unwrap();
+    let large = match column {
+        "payload" => "convert_to(large, 'UTF8')",
+        "metadata" => "jsonb_build_object('large', large)",
+        _ => "large",
+    };
+    let rows = "repeat('0123456789abcdef', $2) AS large, generate_series(1, $1::bigint)";
+    let sql = insert(rows, &[("aggregate_type", "'Large'"), (column, large)]);
+    client.execute(&sql, &[&count, &i32::try_from(bytes / 16).unwrap()]).unwrap();
 }
 
 /// Waits until both read models have counted so many events.
@@ -266,7 +267,7 @@ fn an_event_that_is_too_large_halts_those_who_want_it_by_name() {
     append(&mut client, "Large", 3 * MIB);
     append(&mut client, "Small", 10);
     eventually("the other one handles its own", PATIENCE, || (handled(&mut client, "small") == 3).then_some(()));
-    assert_eq!(count(&worker, "reconnects_total"), 0, "the tailer leaves it to them");
+    assert_eq!(total(&worker, "reconnects_total"), 0, "the tailer leaves it to them");
 }
 
 #[test]

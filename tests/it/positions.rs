@@ -6,23 +6,19 @@ use postgres::{Client, GenericClient};
 use pupsourcing_orchestrator::StartAt;
 
 use crate::bad_input::{SOON, assert_says};
-use crate::support::handlers::{prepared, projection_metric};
+use crate::support::handlers::prepared;
+use crate::support::insert::{ONE, insert};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::metrics::projection_metric;
 use crate::support::workers::{builder, start, start_ledger};
 use crate::support::{database, eventually};
 
 fn insert_at(client: &mut impl GenericClient, position: i64) {
-    let sql = "INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-               VALUES ($1, 'test', 'Thing', gen_random_uuid()::text, 1, gen_random_uuid(), 'Happened', '')";
-    client.execute(sql, &[&position]).unwrap();
+    client.execute(&insert(ONE, &[("global_position", "$1")]), &[&position]).unwrap();
 }
 
-/// Inserts so many events, each of an aggregate of its own: transactions that do so do not wait for
-/// one another.
-fn insert(client: &mut impl GenericClient, count: i64) {
-    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-               SELECT 'test', 'Thing', gen_random_uuid()::text, 1, gen_random_uuid(), 'Happened', '' FROM generate_series(1, $1::bigint)";
-    client.execute(sql, &[&count]).unwrap();
+fn insert_some(client: &mut impl GenericClient, count: i64) {
+    client.execute(&insert("generate_series(1, $1::bigint)", &[]), &[&count]).unwrap();
 }
 
 /// Whether each event below the highest position there is was handled.
@@ -34,9 +30,9 @@ fn is_handled_below_the_highest(client: &mut Client) -> bool {
 
 /// Appends with a hole in between, so that contiguity alone does not lead on.
 fn append_around_a_hole(client: &mut Client) {
-    insert(client, 5);
+    insert_some(client, 5);
     client.query("SELECT nextval('events_global_position_seq')", &[]).unwrap();
-    insert(client, 5);
+    insert_some(client, 5);
 }
 
 #[test]
@@ -51,7 +47,7 @@ fn an_event_above_all_positions_costs_no_other_event() {
         // One that is in flight while the head looks at the highest position there is.
         let mut writer = database.client();
         let mut open = writer.transaction().unwrap();
-        insert(&mut open, 1);
+        insert_some(&mut open, 1);
         append_around_a_hole(&mut client);
         eventually("the worker has looked", SOON, || {
             worker
@@ -92,7 +88,7 @@ fn a_change_of_the_sequence_that_is_under_way_keeps_no_event_back() {
         let database = database();
         let mut client = prepared(&database);
         let worker = start_ledger(&database, "p");
-        insert(&mut client, 5);
+        insert_some(&mut client, 5);
         eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
         let mut admin = database.client();
         let mut open = admin.transaction().unwrap();
@@ -121,9 +117,7 @@ fn a_setval_that_was_rolled_back_stalls_nothing() {
     client.batch_execute("BEGIN; SELECT setval('events_global_position_seq', 8); ROLLBACK").unwrap();
     let mut appended = 0;
     eventually("the writers get over it", SOON, || {
-        let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-                   VALUES ('test', 'Thing', gen_random_uuid()::text, 1, gen_random_uuid(), 'Happened', '')";
-        appended += client.execute(sql, &[]).unwrap_or_default();
+        appended += client.execute(&insert(ONE, &[]), &[]).unwrap_or_default();
         (appended == 5).then_some(())
     });
     append_around_a_hole(&mut client);
@@ -137,13 +131,13 @@ fn a_safe_head_that_a_worker_has_written_is_not_relied_on() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
-    insert(&mut client, 50);
+    insert_some(&mut client, 50);
     eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
     worker.shutdown(SOON).unwrap();
     let mut writer = database.client();
     let mut open = writer.transaction().unwrap();
-    insert(&mut open, 50);
-    insert(&mut client, 50);
+    insert_some(&mut open, 50);
+    insert_some(&mut client, 50);
     client.batch_execute("UPDATE orchestrator_workers SET safe_head = 150").unwrap();
     let worker = start_ledger(&database, "p");
     let blocked = Duration::from_secs(20);
@@ -209,7 +203,7 @@ fn an_event_of_no_time_leaves_the_lag_measured() {
 fn a_worker_may_know_only_projections_that_start_ahead() {
     let database = database();
     let mut client = prepared(&database);
-    insert(&mut client, 100);
+    insert_some(&mut client, 100);
     let ahead = Ledger { start_at: StartAt::Position(120), ..Ledger::named("p") };
     let worker = start(builder(database.url(), "set"), vec![Box::new(ahead)]);
     eventually("it has looked while there is nothing for it", SOON, || worker.status().safe_head);

@@ -6,10 +6,11 @@ use std::time::Duration;
 use postgres::Client;
 use serde_json::Value;
 
+use crate::support::insert::{ONE, insert};
 use crate::support::installed::installed;
 use crate::support::ledger::append_plainly;
-use crate::support::process::WorkerProcess;
 use crate::support::prometheus::Prometheus;
+use crate::support::worker_process::{Signal, WorkerProcess};
 use crate::support::{TestDatabase, database, eventually};
 
 const RULES: &str = include_str!("../../examples/grafana/rules.yml");
@@ -52,7 +53,7 @@ fn every_expression_of_the_dashboard_and_the_rules_answers() {
     prometheus.await_series("count(pupsourcing_orchestrator_head_blocked_seconds == 0) == 2");
     eventually("nothing is alerted on while all is well", SOON, || rules.wrong(&prometheus).is_empty().then_some(()));
 
-    crashes.signal("KILL");
+    crashes.signal(Signal::KILL);
     stays.await_processing(1);
     prometheus.await_series("sum(pupsourcing_orchestrator_stale_workers_cleaned_total) == 1");
 
@@ -91,7 +92,7 @@ fn every_expression_of_the_dashboard_and_the_rules_answers() {
     open.rollback().unwrap();
     stays.await_line(&["safe head moves again: "]);
     for worker in [&mut stays, &mut joins] {
-        worker.signal("TERM");
+        worker.signal(Signal::TERM);
         assert_eq!(worker.exit_code(), Some(0));
     }
     prometheus.await_series(rules.alert("NoActiveWorkers"));
@@ -129,10 +130,9 @@ fn refuse_a_read_model(client: &mut Client) {
 }
 
 fn append_long_ago(client: &mut impl postgres::GenericClient, aggregate: &str) {
-    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload,
-                                   created_at)
-               VALUES ('test', 'Old', $1, 1, gen_random_uuid(), 'Happened', '', now() - interval '1 hour')";
-    client.execute(sql, &[&aggregate]).unwrap();
+    let columns =
+        [("aggregate_type", "'Old'"), ("aggregate_id", "$1::text"), ("created_at", "now() - interval '1 hour'")];
+    client.execute(&insert(ONE, &columns), &[&aggregate]).unwrap();
 }
 
 /// The rules as Prometheus has read them.

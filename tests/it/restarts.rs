@@ -10,8 +10,10 @@ use pupsourcing_orchestrator::{Handle, Metrics, MetricsServer, ProjectionState, 
 
 use crate::support::cluster::{assert_keys_are_covered, generation, newest};
 use crate::support::http::get;
+use crate::support::insert::insert;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
-use crate::support::workers::{await_running, builder, count, start};
+use crate::support::metrics::total;
+use crate::support::workers::{await_running, builder, start};
 use crate::support::{Options, PrivatePostgres, StopMode, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -27,11 +29,7 @@ fn append_steadily(url: &str, stop: &Receiver<()>) {
     while stop.recv_timeout(pause) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
         client = client.filter(|client: &Client| !client.is_closed()).or_else(|| Client::connect(url, NoTls).ok());
         let Some(client) = &mut client else { continue };
-        _ = client.execute(
-            "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-             SELECT 'test', 'Steady', gen_random_uuid(), 1, gen_random_uuid(), 'Happened', '' FROM generate_series(1, 10)",
-            &[],
-        );
+        _ = client.execute(&insert("generate_series(1, 10)", &[("aggregate_type", "'Steady'")]), &[]);
     }
 }
 
@@ -65,7 +63,7 @@ fn workers_go_on_after_the_server_was_restarted() {
             (client.query_one(sql, &[&newest]).unwrap().get::<_, i64>(0) == 200).then_some(())
         });
         let took = back.elapsed();
-        let evicted = count(&one, "stale_workers_cleaned_total") + count(&other, "stale_workers_cleaned_total");
+        let evicted = total(&one, "stale_workers_cleaned_total") + total(&other, "stale_workers_cleaned_total");
         println!("{mode:?} restart to resumed: {took:?}, evicted so far: {evicted}");
         assert!(took < Duration::from_secs(5), "{took:?}");
     }

@@ -9,7 +9,7 @@ use postgres::Client;
 
 use crate::support::cluster::{assert_keys_are_covered, assert_read_models_become_right};
 use crate::support::ledger::append_plainly;
-use crate::support::process::WorkerProcess;
+use crate::support::worker_process::{Signal, WorkerProcess};
 use crate::support::{TestDatabase, database};
 
 const REPLICAS: usize = 5;
@@ -58,8 +58,8 @@ fn roll_out(surge: usize, registration_wait: &str, most_joins: i64) {
         for worker in &mut starting {
             worker.await_line(&["processing:"]);
         }
-        for worker in old.drain(..starting.len()) {
-            worker.signal("TERM");
+        for mut worker in old.drain(..starting.len()) {
+            worker.signal(Signal::TERM);
             told.push((worker, Instant::now()));
         }
         new.extend(starting);

@@ -6,24 +6,23 @@ use std::time::{Duration, Instant};
 use postgres::{Client, GenericClient};
 use pupsourcing_orchestrator::{Handle, HeadBlocker};
 
-use crate::support::handlers::{metric, prepared};
+use crate::support::handlers::prepared;
+use crate::support::insert::{ONE, insert, insert_into};
 use crate::support::ledger::{Ledger, assert_exactly_once, handled, is_complete};
+use crate::support::metrics::metric;
 use crate::support::workers::{builder, start, start_ledger};
 use crate::support::{TestDatabase, database, eventually};
 
 const SOON: Duration = Duration::from_secs(30);
 
 /// Inserts one event of an aggregate of its own and returns its position.
-fn insert(client: &mut impl GenericClient) -> i64 {
-    insert_into(client, "events")
+fn insert_one(client: &mut impl GenericClient) -> i64 {
+    insert_one_into(client, "events")
 }
 
-fn insert_into(client: &mut impl GenericClient, table: &str) -> i64 {
-    let sql = format!(
-        "INSERT INTO {table} (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-         VALUES ('test', 'Thing', gen_random_uuid()::text, 1, gen_random_uuid(), 'Happened', '') RETURNING global_position"
-    );
-    client.query_one(&sql, &[]).unwrap().get(0)
+fn insert_one_into(client: &mut impl GenericClient, table: &str) -> i64 {
+    let sql = insert_into(table, ONE, &[]);
+    client.query_one(&format!("{sql} RETURNING global_position"), &[]).unwrap().get(0)
 }
 
 #[track_caller]
@@ -55,7 +54,7 @@ fn writer(database: &TestDatabase, application_name: &str) -> (Client, i32) {
 /// Rolls back this many positions.
 fn roll_back(client: &mut Client, positions: usize) {
     let mut tx = client.transaction().unwrap();
-    insert(&mut tx);
+    insert_one(&mut tx);
     tx.execute(
         "SELECT nextval('events_global_position_seq') FROM generate_series(2, $1::bigint)",
         &[&i64::try_from(positions).unwrap()],
@@ -70,12 +69,12 @@ fn an_open_transaction_holds_the_head_back_and_is_named() {
     let mut client = prepared(&database);
     let (mut slow, pid) = writer(&database, "slow writer");
     for _ in 0..3 {
-        insert(&mut client);
+        insert_one(&mut client);
     }
     let mut open = slow.transaction().unwrap();
-    insert(&mut open);
+    insert_one(&mut open);
     for _ in 0..3 {
-        insert(&mut client);
+        insert_one(&mut client);
     }
     let worker = start_ledger(&database, "p");
     eventually("the events below the hole are handled", SOON, || (handled(&mut client, "p") == 3).then_some(()));
@@ -90,7 +89,7 @@ fn an_open_transaction_holds_the_head_back_and_is_named() {
     // Who begins to write now does not keep the head back any longer than the one of before.
     let mut second = database.client();
     let mut later = second.transaction().unwrap();
-    insert(&mut later);
+    insert_one(&mut later);
     assert_eq!((handled(&mut client, "p"), worker.status().safe_head), (3, Some(3)), "nothing above the hole");
 
     open.commit().unwrap();
@@ -110,11 +109,11 @@ fn one_writer_after_the_other_is_blamed_for_its_own_time_alone() {
     let worker = start_ledger(&database, "p");
     let [(mut first, first_pid), (mut second, second_pid)] = [writer(&database, "first"), writer(&database, "second")];
     let (mut one, mut other) = (first.transaction().unwrap(), second.transaction().unwrap());
-    insert(&mut one);
-    insert(&mut client);
+    insert_one(&mut one);
+    insert_one(&mut client);
     await_blocked(&worker, |blocker| blocker.pid == Some(first_pid));
-    insert(&mut other);
-    insert(&mut client);
+    insert_one(&mut other);
+    insert_one(&mut client);
     let begun = Instant::now();
     one.commit().unwrap();
     await_blocked(&worker, |blocker| blocker.pid == Some(second_pid));
@@ -134,7 +133,7 @@ fn a_head_that_moves_is_written_down_for_those_who_start_later() {
     eventually("it has stood still for a while", SOON, || {
         metric(&worker, "heartbeat_latency_seconds_count", &[]).filter(|sent| *sent > 30.0)
     });
-    let newest = insert(&mut client);
+    let newest = insert_one(&mut client);
     eventually("the head is reported", SOON, || {
         let sql = "SELECT FROM orchestrator_workers WHERE id = $1 AND safe_head = $2";
         client.query_opt(sql, &[&worker.worker_id().0, &newest]).unwrap()
@@ -149,21 +148,22 @@ fn positions_that_were_rolled_back_are_not_waited_for() {
     let worker = start_ledger(&database, "p");
     for gap in [1, 1, 5_000] {
         roll_back(&mut client, gap);
-        insert(&mut client);
+        insert_one(&mut client);
         await_complete(&mut client);
     }
     // Gaps one after the other within one look, and one at the end.
-    let sql = "INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version,
-                                   event_id, event_type, payload)
-               SELECT 2 * nextval('events_global_position_seq'), 'test', 'Thing', 'gaps', n, gen_random_uuid(), 'Happened', ''
-               FROM generate_series(1, 2100) n";
-    client.execute(sql, &[]).unwrap();
+    let gaps = [
+        ("global_position", "2 * nextval('events_global_position_seq')"),
+        ("aggregate_id", "'gaps'"),
+        ("aggregate_version", "n"),
+    ];
+    client.execute(&insert("generate_series(1, 2100) n", &gaps), &[]).unwrap();
     client
         .execute("SELECT setval('events_global_position_seq', (SELECT max(global_position) FROM events))", &[])
         .unwrap();
     await_complete(&mut client);
     roll_back(&mut client, 3);
-    let newest = insert(&mut client);
+    let newest = insert_one(&mut client);
     roll_back(&mut client, 3);
     await_complete(&mut client);
     eventually("the head is at the newest event", SOON, || (worker.status().safe_head? == newest).then_some(()));
@@ -176,16 +176,16 @@ fn a_prepared_transaction_holds_the_head_back_until_it_is_finished() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
-    insert(&mut client);
+    insert_one(&mut client);
     await_complete(&mut client);
     for end in ["COMMIT", "ROLLBACK"] {
         let before = handled(&mut client, "p");
         let gid = format!("{end} {}", database.name());
         let mut theirs = database.client();
         theirs.batch_execute("BEGIN").unwrap();
-        insert(&mut theirs);
+        insert_one(&mut theirs);
         theirs.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).unwrap();
-        insert(&mut client);
+        insert_one(&mut client);
         let blocker = await_blocked(&worker, |_| true);
         assert_eq!((blocker.pid, &blocker.name), (None, &gid));
         assert!(metric(&worker, "head_blocker_age_seconds", &[("pid", ""), ("application_name", &gid)]).is_some());
@@ -204,8 +204,8 @@ fn preparing_a_transaction_is_not_the_end_of_it() {
     let worker = start_ledger(&database, "p");
     let (mut theirs, pid) = writer(&database, "coordinator of two phases");
     theirs.batch_execute("BEGIN").unwrap();
-    insert(&mut theirs);
-    insert(&mut client);
+    insert_one(&mut theirs);
+    insert_one(&mut client);
     await_blocked(&worker, |blocker| blocker.pid == Some(pid));
     // The lock changes hands while it is being waited for.
     let gid = format!("prepared {}", database.name());
@@ -233,8 +233,8 @@ fn a_writer_that_another_user_may_not_look_into_is_named_all_the_same() {
     let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
     let (mut slow, pid) = writer(&database, "writer of the owner");
     let mut open = slow.transaction().unwrap();
-    insert(&mut open);
-    insert(&mut client);
+    insert_one(&mut open);
+    insert_one(&mut client);
     let blocker = await_blocked(&worker, |_| true);
     assert_eq!((blocker.pid, blocker.name.as_str()), (Some(pid), "writer of the owner"));
     open.rollback().unwrap();
@@ -261,13 +261,13 @@ fn writers_of_a_partition_hold_the_head_back_as_well() {
         .unwrap();
     let worker = start_ledger(&database, "p");
     for table in ["events", "events_low", "events", "events_highest", "events"] {
-        insert_into(&mut client, table);
+        insert_one_into(&mut client, table);
     }
     await_complete(&mut client);
     let (mut slow, pid) = writer(&database, "writer of a partition");
     let mut open = slow.transaction().unwrap();
-    insert_into(&mut open, "events_highest");
-    insert(&mut client);
+    insert_one_into(&mut open, "events_highest");
+    insert_one(&mut client);
     await_blocked(&worker, |blocker| blocker.pid == Some(pid));
     assert_eq!(handled(&mut client, "p"), 5, "nothing above the hole");
     open.commit().unwrap();
@@ -288,9 +288,9 @@ fn locks_of_those_who_do_not_write_are_not_waited_for() {
         "LOCK TABLE events IN EXCLUSIVE MODE",
     ] {
         // The worker that looks at the hole starts when the lock is held: some of them no writer could pass.
-        insert(&mut client);
+        insert_one(&mut client);
         roll_back(&mut client, 1);
-        insert(&mut client);
+        insert_one(&mut client);
         let mut tx = other.transaction().unwrap();
         tx.batch_execute(lock).unwrap();
         let worker = start_ledger(&database, "p");
@@ -304,14 +304,14 @@ fn locks_of_those_who_do_not_write_are_not_waited_for() {
 fn a_writer_that_has_not_got_its_lock_yet_is_not_waited_for() {
     let database = database();
     let mut client = prepared(&database);
-    insert(&mut client);
+    insert_one(&mut client);
     roll_back(&mut client, 1);
-    insert(&mut client);
+    insert_one(&mut client);
     let (mut other, mut writer) = (database.client(), database.client());
     thread::scope(|scope| {
         let mut tx = other.transaction().unwrap();
         tx.batch_execute("LOCK TABLE events IN SHARE MODE").unwrap();
-        scope.spawn(move || insert(&mut writer));
+        scope.spawn(move || insert_one(&mut writer));
         eventually("the writer waits", SOON, || {
             let sql = "SELECT FROM pg_locks WHERE relation = 'events'::regclass AND NOT granted";
             client.query_opt(sql, &[]).unwrap()
@@ -329,7 +329,7 @@ fn an_index_that_is_being_built_is_not_waited_for() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
-    insert(&mut client);
+    insert_one(&mut client);
     // The build waits for this snapshot to go.
     let mut old = database.client();
     let mut snapshot =
@@ -344,7 +344,7 @@ fn an_index_that_is_being_built_is_not_waited_for() {
             client.query_opt(sql, &[]).unwrap()
         });
         roll_back(&mut client, 3);
-        insert(&mut client);
+        insert_one(&mut client);
         await_complete(&mut client);
         assert!(!build.is_finished());
         snapshot.rollback().unwrap();
@@ -368,12 +368,8 @@ fn positions_need_not_come_from_a_sequence() {
         .unwrap();
     let worker = start_ledger(&database, "p");
     for positions in ["(10), (20)", "(21)", "(1000000), (1000007)", "(9000000000000)", "(9000000000001)"] {
-        let sql = format!(
-            "INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id,
-                                 event_type, payload)
-             SELECT p, 'test', 'Thing', 'one', p, gen_random_uuid(), 'Happened', '' FROM (VALUES {positions}) v (p)"
-        );
-        client.execute(&sql, &[]).unwrap();
+        let columns = [("global_position", "p"), ("aggregate_id", "'one'"), ("aggregate_version", "p")];
+        client.execute(&insert(&format!("(VALUES {positions}) v (p)"), &columns), &[]).unwrap();
         await_complete(&mut client);
     }
     assert_eq!(handled(&mut client, "p"), 7);

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::support::cluster::{assert_keys_are_covered, backends_of, generation, state_of, terminate, worker_of};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
-use crate::support::process::WorkerProcess;
-use crate::support::workers::{await_running, builder, count, start, start_ledger};
+use crate::support::metrics::total;
+use crate::support::worker_process::{Signal, WorkerProcess};
+use crate::support::workers::{await_running, builder, start, start_ledger};
 use crate::support::{database, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -29,9 +30,9 @@ fn a_lost_coordination_session_is_taken_again_within_the_grace() {
         (held.len() == 1 && held != lost).then_some(())
     });
     // The other one looks more often than that: whatever it noted, it has dropped it again when both look once more.
-    let looked = count(&other, "heartbeat_latency_seconds_count");
+    let looked = total(&other, "heartbeat_latency_seconds_count");
     eventually("the other one has looked again", SOON, || {
-        (count(&other, "heartbeat_latency_seconds_count") >= looked + 2).then_some(())
+        (total(&other, "heartbeat_latency_seconds_count") >= looked + 2).then_some(())
     });
     let noted: bool = client
         .query_one("SELECT session_lost_at IS NOT NULL FROM orchestrator_workers WHERE id = $1", &[&one.worker_id().0])
@@ -40,7 +41,7 @@ fn a_lost_coordination_session_is_taken_again_within_the_grace() {
     assert!(!noted, "the note of the loss stands");
     assert_eq!(generation(&mut client), before, "nobody was evicted");
     assert_eq!(await_running(&[&one, &other]), before);
-    assert_eq!(count(&one, "reconnects_total"), 1);
+    assert_eq!(total(&one, "reconnects_total"), 1);
 }
 
 #[test]
@@ -115,7 +116,7 @@ fn without_session_locks_heartbeats_tell_the_dead() {
                  WHERE l.locktype = 'advisory' AND d.datname = current_database()";
     assert_eq!(client.execute(locks, &[]).unwrap(), 0, "advisory locks are held");
     let victim_id = worker_of(&mut client, victim.pid());
-    victim.signal("KILL");
+    victim.signal(Signal::KILL);
     survivor.await_processing(1);
     assert_eq!(state_of(&mut client, victim_id), ("stopped".into(), Some("heartbeats stopped".into())));
     let silent: f64 = client

@@ -14,7 +14,9 @@ use pupsourcing_orchestrator::{
 
 use crate::bad_input::{SOON, assert_says, orchestrator, start_refused, stranger};
 use crate::support::handlers::{meddled, prepared};
+use crate::support::insert::{ONE, insert};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete, thing};
+use crate::support::metrics::total;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
 
@@ -138,9 +140,7 @@ fn row_security_is_refused_and_hides_no_event() {
     client.batch_execute("ALTER TABLE events ENABLE ROW LEVEL SECURITY").unwrap();
     append_plainly(&mut client, 500, 50);
     // It has looked, in vain, and goes on when it may see the events again.
-    eventually("the tailer is refused", SOON, || {
-        (crate::support::workers::count(&worker, "reconnects_total") > 0).then_some(())
-    });
+    eventually("the tailer is refused", SOON, || (total(&worker, "reconnects_total") > 0).then_some(()));
     assert_eq!(handled(&mut client, "p"), 500);
     client.batch_execute("ALTER TABLE events DISABLE ROW LEVEL SECURITY").unwrap();
     await_complete(&mut client, "p");
@@ -157,9 +157,7 @@ fn checkpoints_that_were_hidden_are_found_again() {
     await_complete(&mut client, "p");
     client.batch_execute("ALTER TABLE orchestrator_checkpoints ENABLE ROW LEVEL SECURITY").unwrap();
     append_plainly(&mut client, 100, 10);
-    eventually("the runner is fenced", SOON, || {
-        (crate::support::workers::count(&worker, "fenced_batches_total") > 0).then_some(())
-    });
+    eventually("the runner is fenced", SOON, || (total(&worker, "fenced_batches_total") > 0).then_some(()));
     eventually("it looks for its rows in vain", SOON, || {
         let status = worker.status().projections["p"].clone();
         status.error.is_some_and(|error| error.contains("row-level security")).then_some(())
@@ -302,13 +300,7 @@ fn timeouts_of_the_role_do_not_end_long_reads() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 300_000, 1_000);
-    client
-        .execute(
-            "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-             VALUES ('test', 'Rare', 'one', 1, gen_random_uuid(), 'Happened', '')",
-            &[],
-        )
-        .unwrap();
+    client.execute(&insert(ONE, &[("aggregate_type", "'Rare'")]), &[]).unwrap();
     for timeout in ["statement_timeout = '20ms'", "lock_timeout = '20ms'", "idle_session_timeout = '300ms'"] {
         set_default(&mut client, &database, timeout);
     }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::support::browser::{chromium, rendered};
 use crate::support::handlers::{meddled, prepared};
 use crate::support::http::get;
+use crate::support::insert::{ONE, insert};
 use crate::support::ledger::{Ledger, append_plainly};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
@@ -60,9 +61,7 @@ fn hasty(builder: Builder) -> Builder {
 
 /// An event of an aggregate that nobody else appends to, and so waits for.
 fn append_elsewhere(client: &mut impl GenericClient) {
-    let sql = "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-               VALUES ('test', 'Other', 'other', 1, gen_random_uuid(), 'Happened', '')";
-    client.execute(sql, &[]).unwrap();
+    client.execute(&insert(ONE, &[("aggregate_type", "'Other'")]), &[]).unwrap();
 }
 
 /// The paths of all values, as `status.md` writes them; those of null are left out.

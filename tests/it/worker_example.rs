@@ -1,108 +1,21 @@
 //! The example `worker` as an operator knows it: a process with settings, signals, exit codes and an HTTP port.
 
-use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use postgres::Client;
 
 use crate::support::http::get;
+use crate::support::insert::insert;
 use crate::support::ledger::append_plainly;
+use crate::support::worker_process::{Signal, WorkerProcess};
 use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 
-/// A running example. Dropping it kills it.
-struct Worker {
-    process: Child,
-    log: Arc<Mutex<String>>,
-    reader: Option<JoinHandle<()>>,
-}
-
-impl Worker {
-    /// With these variables and no others, and a free port for the metrics unless they say otherwise.
-    fn spawn(settings: &[(&str, &str)]) -> Self {
-        Self::spawn_with(&[], settings)
-    }
-
-    fn spawn_with(arguments: &[&str], settings: &[(&str, &str)]) -> Self {
-        let mut process = Command::new(executable())
-            .args(arguments)
-            .env_clear()
-            .env("METRICS_ADDR", "127.0.0.1:0")
-            .envs(settings.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let (lines, written) = (BufReader::new(process.stderr.take().unwrap()).lines(), log.clone());
-        let reader = thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                written.lock().unwrap().extend([line.as_str(), "\n"]);
-            }
-        });
-        Self { process, log, reader: Some(reader) }
-    }
-
-    fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.process.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
-    }
-
-    /// Waits for the end, and for the last word.
-    #[track_caller]
-    fn end(&mut self) -> ExitStatus {
-        let log = self.log.clone();
-        let status = eventually("the worker ends", SOON, || self.process.try_wait().unwrap());
-        if let Some(reader) = self.reader.take() {
-            reader.join().unwrap();
-        }
-        println!("{}", log.lock().unwrap());
-        status
-    }
-
-    /// The address in the log, once it is there.
-    #[track_caller]
-    fn address(&self) -> String {
-        eventually("the metrics server's address is logged", SOON, || {
-            let log = self.log();
-            let line = log.lines().find(|line| line.contains("metrics server listens"))?;
-            Some(line.split_once("address=")?.1.trim().to_owned())
-        })
-    }
-
-    #[track_caller]
-    fn await_ready(&self) -> String {
-        let address = self.address();
-        eventually("the worker is ready", SOON, || (get(&address, "/readyz").0 == 200).then_some(()));
-        address
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // It has ended already unless the test has failed.
-        _ = self.process.kill();
-        _ = self.process.wait();
-    }
-}
-
-fn executable() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().and_then(|deps| deps.parent()).unwrap().join("examples/worker");
-    assert!(path.exists(), "{} is missing: `cargo test` builds it, `cargo test --test it` does not", path.display());
-    path
+fn text_of(worker: &mut WorkerProcess) -> String {
+    worker.log().join("\n")
 }
 
 #[test]
@@ -159,9 +72,9 @@ fn rubbish_settings_are_named_and_end_it() {
             &["stale_worker_timeout is 10s", "3 × heartbeat_interval (5s)"],
         ),
     ] {
-        let mut worker = Worker::spawn(settings);
-        assert_eq!(worker.end().code(), Some(code), "{settings:?}: {}", worker.log());
-        let log = worker.log();
+        let mut worker = WorkerProcess::start_with(&[], settings);
+        assert_eq!(worker.exit_code(), Some(code), "{settings:?}: {}", text_of(&mut worker));
+        let log = text_of(&mut worker);
         for part in parts {
             assert!(log.contains(part), "{settings:?}: {log:?} should contain {part:?}");
         }
@@ -173,7 +86,7 @@ fn rubbish_settings_are_named_and_end_it() {
 fn the_status_page_is_there_unless_it_is_turned_off() {
     let database = database();
     for (setting, code) in [("", 200), ("on", 200), ("off", 404)] {
-        let worker = Worker::spawn(&[("DATABASE_URL", database.url()), ("STATUS_PAGE", setting)]);
+        let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", database.url()), ("STATUS_PAGE", setting)]);
         let address = worker.await_ready();
         assert_eq!([get(&address, "/").0, get(&address, "/status").0], [code; 2], "STATUS_PAGE={setting}");
     }
@@ -198,32 +111,36 @@ const PUBLISHED: [&str; 13] = [
 #[test]
 fn with_every_setting_it_builds_its_read_models_and_leaves_when_told() {
     let database = database();
-    let mut worker = Worker::spawn(&[
-        ("DATABASE_URL", database.url()),
-        ("REPLICA_SET", "shop"),
-        ("ORCHESTRATOR_HEARTBEAT_INTERVAL", "200ms"),
-        ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", "2s"),
-        ("ORCHESTRATOR_SESSION_LOSS_GRACE", "0.5s"),
-        ("ORCHESTRATOR_COORDINATION_TIMEOUT", "1m"),
-        ("ORCHESTRATOR_POLL_INTERVAL", "100ms"),
-        ("ORCHESTRATOR_REGISTRATION_WAIT", "0ms"),
-        ("ORCHESTRATOR_EVENT_POLL", "2ms..50ms"),
-        ("ORCHESTRATOR_BATCH_SIZE", "100"),
-        ("ORCHESTRATOR_BATCH_BYTES", "64KiB"),
-        ("ORCHESTRATOR_POOL_SIZE", "5"),
-        ("ORCHESTRATOR_MAX_EVENT_BYTES", " "),
-        ("ORCHESTRATOR_RETRY_ATTEMPTS", "3"),
-    ]);
+    let mut worker = WorkerProcess::start_with(
+        &[],
+        &[
+            ("DATABASE_URL", database.url()),
+            ("REPLICA_SET", "shop"),
+            ("ORCHESTRATOR_HEARTBEAT_INTERVAL", "200ms"),
+            ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", "2s"),
+            ("ORCHESTRATOR_SESSION_LOSS_GRACE", "0.5s"),
+            ("ORCHESTRATOR_COORDINATION_TIMEOUT", "1m"),
+            ("ORCHESTRATOR_POLL_INTERVAL", "100ms"),
+            ("ORCHESTRATOR_REGISTRATION_WAIT", "0ms"),
+            ("ORCHESTRATOR_EVENT_POLL", "2ms..50ms"),
+            ("ORCHESTRATOR_BATCH_SIZE", "100"),
+            ("ORCHESTRATOR_BATCH_BYTES", "64KiB"),
+            ("ORCHESTRATOR_POOL_SIZE", "5"),
+            ("ORCHESTRATOR_MAX_EVENT_BYTES", " "),
+            ("ORCHESTRATOR_RETRY_ATTEMPTS", "3"),
+        ],
+    );
     let address = worker.await_ready();
     let mut client = database.client();
     append_plainly(&mut client, 500, 10);
     // What happens to an aggregate whose second event was lost before it came here.
-    client
-        .batch_execute(
-            "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-             SELECT 'test', 'Torn', 'torn', v, gen_random_uuid(), 'Torn', '' FROM unnest('{1,3,4}'::bigint[]) AS v",
-        )
-        .unwrap();
+    let torn = [
+        ("aggregate_type", "'Torn'"),
+        ("aggregate_id", "'torn'"),
+        ("aggregate_version", "version"),
+        ("event_type", "'Torn'"),
+    ];
+    client.batch_execute(&insert("unnest('{1,3,4}'::bigint[]) AS version", &torn)).unwrap();
     let activity = "SELECT count(*), sum(events)::bigint, sum(out_of_order)::bigint,
                            count(*) FILTER (WHERE last_version = 50 AND aggregate_type = 'Thing' AND bounded_context = 'test')
                     FROM aggregate_activity";
@@ -254,8 +171,8 @@ fn with_every_setting_it_builds_its_read_models_and_leaves_when_told() {
         assert!(metrics.contains(&format!("pupsourcing_orchestrator_{series}")), "{series} in:\n{metrics}");
     }
 
-    worker.signal("TERM");
-    assert_eq!(worker.end().code(), Some(0));
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0));
     let left: String = client.query_one("SELECT state FROM orchestrator_workers", &[]).unwrap().get(0);
     assert_eq!(left, "stopped");
 }
@@ -263,11 +180,14 @@ fn with_every_setting_it_builds_its_read_models_and_leaves_when_told() {
 #[test]
 fn while_postgres_is_away_it_is_alive_and_not_ready() {
     let mut server = PrivatePostgres::start(Options::default()).unwrap();
-    let mut worker = Worker::spawn(&[
-        ("DATABASE_URL", &server.url("postgres")),
-        ("ORCHESTRATOR_HEARTBEAT_INTERVAL", "200ms"),
-        ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", "2s"),
-    ]);
+    let mut worker = WorkerProcess::start_with(
+        &[],
+        &[
+            ("DATABASE_URL", &server.url("postgres")),
+            ("ORCHESTRATOR_HEARTBEAT_INTERVAL", "200ms"),
+            ("ORCHESTRATOR_STALE_WORKER_TIMEOUT", "2s"),
+        ],
+    );
     let address = worker.await_ready();
     server.stop(StopMode::Fast).unwrap();
     let reason = eventually("the worker is not ready any more", SOON, || {
@@ -284,8 +204,8 @@ fn while_postgres_is_away_it_is_alive_and_not_ready() {
 
     server.start_again().unwrap();
     worker.await_ready();
-    worker.signal("INT");
-    assert_eq!(worker.end().code(), Some(0));
+    worker.signal(Signal::INT);
+    assert_eq!(worker.exit_code(), Some(0));
 }
 
 #[test]
@@ -293,28 +213,28 @@ fn started_while_postgres_is_away_it_waits_and_says_so() {
     let mut server = PrivatePostgres::start(Options::default()).unwrap();
     let url = server.url("postgres");
     server.stop(StopMode::Fast).unwrap();
-    let mut worker = Worker::spawn(&[("DATABASE_URL", &url)]);
-    let address = worker.address();
-    eventually("it is waiting", SOON, || worker.log().contains("waited for").then_some(()));
+    let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", &url)]);
+    let address = worker.metrics_address();
+    eventually("it is waiting", SOON, || text_of(&mut worker).contains("waited for").then_some(()));
     let (status, reason) = get(&address, "/readyz");
     assert!(status == 503 && reason.contains("has not registered yet"), "{status} {reason}");
     assert_eq!(get(&address, "/livez"), (200, "ok\n".into()));
 
-    let mut told_to_stop = Worker::spawn(&[("DATABASE_URL", &url)]);
-    eventually("another one is waiting", SOON, || told_to_stop.log().contains("waited for").then_some(()));
-    told_to_stop.signal("TERM");
-    assert_eq!(told_to_stop.end().code(), Some(0));
+    let mut told_to_stop = WorkerProcess::start_with(&[], &[("DATABASE_URL", &url)]);
+    eventually("another one is waiting", SOON, || text_of(&mut told_to_stop).contains("waited for").then_some(()));
+    told_to_stop.signal(Signal::TERM);
+    assert_eq!(told_to_stop.exit_code(), Some(0));
 
     server.start_again().unwrap();
     worker.await_ready();
-    worker.signal("TERM");
-    assert_eq!(worker.end().code(), Some(0));
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0));
 }
 
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let database = database();
-    let mut worker = Worker::spawn(&[("DATABASE_URL", database.url())]);
+    let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", database.url())]);
     worker.await_ready();
     let (mut client, mut other) = (database.client(), database.client());
     client.execute("INSERT INTO event_type_counts VALUES ('Happened', 0)", &[]).unwrap();
@@ -323,16 +243,16 @@ fn a_second_signal_ends_it_at_once() {
     append_plainly(&mut client, 1, 1);
     await_blocked(&mut client);
 
-    worker.signal("TERM");
-    eventually("the signal is heard", SOON, || worker.log().contains("stopping: signal=15").then_some(()));
+    worker.signal(Signal::TERM);
+    eventually("the signal is heard", SOON, || text_of(&mut worker).contains("stopping: signal=15").then_some(()));
     // It waits for its handler. It can only be seen that it is still there, and refuses to be ready.
-    let address = worker.address();
+    let address = worker.metrics_address();
     eventually("it leaves", SOON, || get(&address, "/readyz").1.contains("stop").then_some(()));
-    assert_eq!(worker.process.try_wait().unwrap(), None);
+    assert_eq!(worker.ended(), None);
 
     let asked = Instant::now();
-    worker.signal("TERM");
-    let status = worker.end();
+    worker.signal(Signal::TERM);
+    let status = worker.await_end();
     assert_eq!((status.code(), status.signal()), (Some(128 + 15), None));
     assert!(asked.elapsed() < Duration::from_secs(2), "after {:?}", asked.elapsed());
     lock.rollback().unwrap();
@@ -350,10 +270,10 @@ fn a_signal_while_it_starts_ends_it() {
             &[],
         )
         .unwrap();
-        let mut worker = Worker::spawn_with(arguments, &[("DATABASE_URL", database.url())]);
+        let mut worker = WorkerProcess::start_with(arguments, &[("DATABASE_URL", database.url())]);
         await_blocked(&mut client);
-        worker.signal("TERM");
-        assert_eq!(worker.end().code(), Some(code), "{arguments:?}");
+        worker.signal(Signal::TERM);
+        assert_eq!(worker.exit_code(), Some(code), "{arguments:?}");
         lock.rollback().unwrap();
     }
     let tables: i64 =
@@ -364,9 +284,9 @@ fn a_signal_while_it_starts_ends_it() {
 #[test]
 fn an_unknown_argument_is_named_and_ends_it() {
     for arguments in [&["migrat"][..], &["migrate", "now"]] {
-        let mut worker = Worker::spawn_with(arguments, &[("DATABASE_URL", "postgres://u@127.0.0.1:1/none")]);
-        assert_eq!(worker.end().code(), Some(2));
-        assert!(worker.log().contains(&format!("the arguments are {arguments:?}")), "{}", worker.log());
+        let mut worker = WorkerProcess::start_with(arguments, &[("DATABASE_URL", "postgres://u@127.0.0.1:1/none")]);
+        assert_eq!(worker.exit_code(), Some(2));
+        assert!(text_of(&mut worker).contains(&format!("the arguments are {arguments:?}")), "{}", text_of(&mut worker));
     }
 }
 
@@ -390,29 +310,33 @@ fn with_migrate_it_makes_the_tables_for_workers_whose_user_may_not() {
         )
         .unwrap();
     let url = database.url().replace("postgres@", "only_runs@");
-    let mut too_early = Worker::spawn(&[("DATABASE_URL", &url)]);
-    assert_eq!(too_early.end().code(), Some(1));
-    assert!(too_early.log().contains("only_runs") && too_early.log().contains("CREATE"), "{}", too_early.log());
+    let mut too_early = WorkerProcess::start_with(&[], &[("DATABASE_URL", &url)]);
+    assert_eq!(too_early.exit_code(), Some(1));
+    assert!(
+        text_of(&mut too_early).contains("only_runs") && text_of(&mut too_early).contains("CREATE"),
+        "{}",
+        text_of(&mut too_early)
+    );
 
     // A second time changes nothing; where the metrics server would listen does not matter.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     for _ in 0..2 {
         let settings = [("DATABASE_URL", database.url()), ("METRICS_ADDR", &taken)];
-        assert_eq!(Worker::spawn_with(&["migrate"], &settings).end().code(), Some(0));
+        assert_eq!(WorkerProcess::start_with(&["migrate"], &settings).exit_code(), Some(0));
     }
     let workers: i64 = client.query_one("SELECT count(*) FROM orchestrator_workers", &[]).unwrap().get(0);
     assert_eq!(workers, 0);
 
-    let mut first = Worker::spawn(&[("DATABASE_URL", &url)]);
-    let mut second = Worker::spawn(&[("DATABASE_URL", &url)]);
+    let mut first = WorkerProcess::start_with(&[], &[("DATABASE_URL", &url)]);
+    let mut second = WorkerProcess::start_with(&[], &[("DATABASE_URL", &url)]);
     first.await_ready();
     second.await_ready();
     append_plainly(&mut client, 100, 50);
     let sql = "SELECT coalesce(sum(events), 0)::bigint FROM event_type_counts";
     eventually("all is counted", SOON, || (client.query_one(sql, &[]).unwrap().get::<_, i64>(0) == 100).then_some(()));
     for worker in [&mut first, &mut second] {
-        worker.signal("TERM");
-        assert_eq!(worker.end().code(), Some(0));
+        worker.signal(Signal::TERM);
+        assert_eq!(worker.exit_code(), Some(0));
     }
 }

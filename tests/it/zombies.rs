@@ -8,7 +8,8 @@ use pupsourcing_orchestrator::{BoxError, Builder, Event, Handle, Projection};
 
 use crate::support::cluster::{assert_keys_are_covered, state_of};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
-use crate::support::workers::{await_running, builder, count, start};
+use crate::support::metrics::total;
+use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
 
 /// A ledger that says when it is in the middle of a batch, and then stays there until it is let go.
@@ -70,12 +71,12 @@ fn the_batch_of_a_worker_left_out_is_fenced() {
             .stale_worker_timeout(Duration::from_secs(60))
             .coordination_timeout(Duration::from_secs(1))
     });
-    assert_eq!(count(&zombie, "fenced_batches_total"), 1);
+    assert_eq!(total(&zombie, "fenced_batches_total"), 1);
 }
 
 #[test]
 fn the_connections_of_a_worker_left_out_are_ended() {
     let database = database();
     let zombie = leave_out(&database, || builder(database.url(), "set").coordination_timeout(Duration::from_secs(1)));
-    assert!(count(&zombie, "retries_total") > 0, "its batch lost its connection");
+    assert!(total(&zombie, "retries_total") > 0, "its batch lost its connection");
 }

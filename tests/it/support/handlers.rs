@@ -1,7 +1,7 @@
-//! Projections that do what a test wants, and what a worker says of them.
+//! Projections that do what a test wants.
 
 use postgres::{Client, Transaction};
-use pupsourcing_orchestrator::{BoxError, Event, Handle, Names, Projection, Scope, StartAt};
+use pupsourcing_orchestrator::{BoxError, Event, Names, Projection, Scope, StartAt};
 
 use super::TestDatabase;
 use super::ledger::Ledger;
@@ -48,18 +48,4 @@ pub(crate) fn prepared(database: &TestDatabase) -> Client {
     client.batch_execute(&Names::default().schema_sql()).unwrap();
     Ledger::create_table(&mut client);
     client
-}
-
-/// The value of a metric's series with these labels, the prefix left out; none if there is no such series.
-pub(crate) fn metric(handle: &Handle, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-    let text = prometheus::TextEncoder::new().encode_to_string(&handle.metrics().registry().unwrap().gather()).unwrap();
-    let begin = format!("pupsourcing_orchestrator_{name}{{");
-    let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
-    let line = text.lines().find(|line| line.starts_with(&begin) && labels.iter().all(|label| line.contains(label)))?;
-    line.rsplit(' ').next()?.parse().ok()
-}
-
-/// The value of a counter or gauge of one projection.
-pub(crate) fn projection_metric(handle: &Handle, name: &str, projection: &str) -> Option<f64> {
-    metric(handle, name, &[("projection", projection)])
 }

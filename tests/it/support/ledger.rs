@@ -7,6 +7,7 @@ use pupsourcing_orchestrator::{BoxError, Event, NewEvent, Projection, Scope, Sta
 
 use super::cluster::assert_keys_are_covered;
 use super::eventually;
+use super::insert::insert;
 
 /// Writes each event it handles into the table `ledger`.
 pub(crate) struct Ledger {
@@ -100,16 +101,12 @@ pub(crate) fn assert_exactly_once(client: &mut impl GenericClient, projection: &
 /// Appends `count` events spread over `aggregates` aggregates with one plain statement, as a foreign writer would, going on from the
 /// versions that are there.
 pub(crate) fn append_plainly(client: &mut impl GenericClient, count: i64, aggregates: i64) {
-    client
-        .execute(
-            "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-             SELECT 'test', 'Thing', id, coalesce((SELECT max(aggregate_version) FROM events e
-                        WHERE e.bounded_context = 'test' AND e.aggregate_type = 'Thing' AND e.aggregate_id = id), 0) + n,
-                    gen_random_uuid(), 'Happened', '\\x01'
-             FROM (SELECT 'thing-' || (i % $2::bigint) AS id, 1 + i / $2::bigint AS n, i FROM generate_series(0::bigint, $1::bigint - 1) AS i) AS g ORDER BY i",
-            &[&count, &aggregates],
-        )
-        .unwrap();
+    let rows = "(SELECT 'thing-' || (i % $2::bigint) AS id, 1 + i / $2::bigint AS n, i
+                 FROM generate_series(0::bigint, $1::bigint - 1) AS i) AS g";
+    let version = "coalesce((SELECT max(aggregate_version) FROM events e
+                   WHERE e.bounded_context = 'test' AND e.aggregate_type = 'Thing' AND e.aggregate_id = id), 0) + n";
+    let columns = [("aggregate_id", "id"), ("aggregate_version", version), ("payload", r"'\x01'")];
+    client.execute(&format!("{} ORDER BY i", insert(rows, &columns)), &[&count, &aggregates]).unwrap();
 }
 
 /// An event of one aggregate, for the event store.

@@ -3,6 +3,8 @@
 
 #[path = "../../../examples/support/private_postgres.rs"]
 mod private_postgres;
+#[path = "../../../examples/support/process.rs"]
+mod process;
 #[path = "../../../examples/support/server.rs"]
 mod server;
 
@@ -10,11 +12,14 @@ pub(crate) mod browser;
 pub(crate) mod cluster;
 pub(crate) mod handlers;
 pub(crate) mod http;
+#[path = "../../../examples/support/insert.rs"]
+pub(crate) mod insert;
 pub(crate) mod installed;
 pub(crate) mod ledger;
-pub(crate) mod process;
+pub(crate) mod metrics;
 pub(crate) mod prometheus;
 pub(crate) mod standby;
+pub(crate) mod worker_process;
 pub(crate) mod workers;
 
 use std::sync::OnceLock;

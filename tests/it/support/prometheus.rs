@@ -3,15 +3,16 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crossbeam_channel::unbounded;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::eventually;
 use super::http::get_in_one_piece;
-use super::process::guard;
+use super::process::{Process, Stream};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -24,10 +25,9 @@ scrape_configs:
     file_sd_configs: [{files: [targets.json], refresh_interval: 1s}]
 ";
 
-/// A running Prometheus with data of its own. Dropping it kills it; so does the end of this process, however it ends.
+/// A running Prometheus with data of its own.
 pub(crate) struct Prometheus {
-    child: Child,
-    guard: Child,
+    _process: Process,
     folder: TempDir,
     address: String,
     since: f64,
@@ -42,24 +42,24 @@ impl Prometheus {
         fs::write(within("prometheus.yml"), CONFIG).unwrap();
         fs::write(within("rules.yml"), rules).unwrap();
         fs::write(within("targets.json"), "[]").unwrap();
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg(format!("--config.file={}", within("prometheus.yml").display()))
             .arg(format!("--storage.tsdb.path={}", within("data").display()))
             .arg("--web.listen-address=127.0.0.1:0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(within("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let guard = guard(&child);
-        let mut this = Self { child, guard, folder, address: String::new(), since: now() };
-        let log = this.folder.path().join("log");
-        this.address = eventually("Prometheus listens", PATIENCE, || {
-            assert!(this.child.try_wait().unwrap().is_none(), "{}", fs::read_to_string(&log).unwrap());
-            let log = fs::read_to_string(&log).unwrap();
-            let line = log.lines().find(|line| line.contains("\"Listening on\""))?;
-            line.split_once("address=").map(|(_, address)| address.trim().to_owned())
-        });
+            .stdout(Stdio::null());
+        let (sender, lines) = unbounded();
+        let process = Process::start(command, Stream::Stderr, sender).unwrap();
+        let mut log = Vec::new();
+        let address = loop {
+            let Ok(line) = lines.recv_timeout(PATIENCE) else { panic!("Prometheus does not listen: {log:#?}") };
+            let listens = line.text.split_once("address=").filter(|(said, _)| said.contains("\"Listening on\""));
+            if let Some((_, address)) = listens {
+                break address.trim().to_owned();
+            }
+            log.push(line.text);
+        };
+        let this = Self { _process: process, folder, address, since: now() };
         eventually("Prometheus is ready", PATIENCE, || {
             (get_in_one_piece(&this.address, "/-/ready").0 == 200).then_some(())
         });
@@ -109,16 +109,6 @@ impl Prometheus {
         let (status, body) = get_in_one_piece(&self.address, &format!("/api/v1/{path}"));
         assert_eq!(status, 200, "{path}: {body}");
         serde_json::from_str::<Value>(&body).unwrap()["data"].take()
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        // The guard first: once Prometheus has been waited for, its process id may be another's.
-        for child in [&mut self.guard, &mut self.child] {
-            _ = child.kill();
-            _ = child.wait();
-        }
     }
 }
 

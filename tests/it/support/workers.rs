@@ -48,14 +48,3 @@ pub(crate) fn await_running(handles: &[&Handle]) -> i64 {
             .then_some(first.generation)
     })
 }
-
-/// The value of a counter or gauge of the worker's metrics, over all its labels.
-pub(crate) fn count(handle: &Handle, metric: &str) -> u64 {
-    let families = handle.metrics().registry().expect("metrics are on").gather();
-    let text = prometheus::TextEncoder::new().encode_to_string(&families).unwrap();
-    let name = format!("pupsourcing_orchestrator_{metric}");
-    text.lines()
-        .filter(|line| line.strip_prefix(&name).is_some_and(|rest| rest.starts_with(['{', ' '])))
-        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
-        .sum()
-}

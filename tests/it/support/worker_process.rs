@@ -1,0 +1,152 @@
+//! Workers in processes of their own, for what can happen to a process: an example, which `cargo test` builds.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::eventually;
+use super::http::get;
+use super::process::{Line, Process, Stream};
+
+pub(crate) use super::process::Signal;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How many lines of a worker's log are shown where a test fails.
+const SHOWN: usize = 50;
+
+/// A running worker, and its log.
+#[derive(Debug)]
+pub(crate) struct WorkerProcess {
+    process: Process,
+    lines: Receiver<Line>,
+    /// The lines taken so far, to be shown where another one did not come.
+    taken: Vec<String>,
+}
+
+impl WorkerProcess {
+    /// Starts the example `worker` with options such as `("STALE_WORKER_TIMEOUT", "10s")`.
+    pub(crate) fn start(url: &str, options: &[(&str, &str)]) -> Self {
+        Self::start_program("worker", url, options)
+    }
+
+    /// Starts an example that is a worker.
+    pub(crate) fn start_program(name: &str, url: &str, options: &[(&str, &str)]) -> Self {
+        let mut command = command(name);
+        command
+            .env("DATABASE_URL", url)
+            .env("RUST_LOG", "info")
+            .env("ORCHESTRATOR_REGISTRATION_WAIT", "50ms")
+            .envs(options.iter().map(|(option, value)| (format!("ORCHESTRATOR_{option}"), value)));
+        Self::run(command)
+    }
+
+    /// Starts the example `worker` with these arguments and variables, and no others but a free port for its metrics.
+    pub(crate) fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = command("worker");
+        command.args(arguments).envs(variables.iter().copied());
+        Self::run(command)
+    }
+
+    fn run(command: Command) -> Self {
+        let (sender, lines) = unbounded();
+        let program = command.get_program().to_owned();
+        let process = Process::start(command, Stream::Stderr, sender);
+        let process = process.unwrap_or_else(|e| panic!("cannot run {}: {e}", program.display()));
+        Self { process, lines, taken: Vec::new() }
+    }
+
+    /// The process id, as it stands in the table of workers.
+    pub(crate) fn pid(&self) -> i32 {
+        self.process.pid().try_into().unwrap()
+    }
+
+    /// Waits for the next line of the log that contains all these parts. Returns when it was written, and the line.
+    #[track_caller]
+    pub(crate) fn await_line(&mut self, parts: &[&str]) -> (Instant, String) {
+        let deadline = Instant::now() + PATIENCE;
+        while let Ok(line) = self.lines.recv_deadline(deadline) {
+            self.taken.push(line.text.clone());
+            if parts.iter().all(|part| line.text.contains(part)) {
+                return (line.at, line.text);
+            }
+        }
+        panic!("no line with {parts:?} within {PATIENCE:?} in the worker's log:\n{}", self.taken.join("\n"));
+    }
+
+    /// Where it serves its metrics, once the log says so.
+    #[track_caller]
+    pub(crate) fn metrics_address(&mut self) -> String {
+        eventually("the metrics server's address is logged", PATIENCE, || {
+            let line = self.log().iter().find(|line| line.contains("metrics server listens"))?;
+            Some(line.split_once("address=")?.1.trim().to_owned())
+        })
+    }
+
+    /// Waits until the worker says over HTTP that it is ready. Returns where it serves its metrics.
+    #[track_caller]
+    pub(crate) fn await_ready(&mut self) -> String {
+        let address = self.metrics_address();
+        eventually("the worker is ready", PATIENCE, || (get(&address, "/readyz").0 == 200).then_some(()));
+        address
+    }
+
+    /// Waits until the worker processes as one of `workers`. Returns when it began to.
+    #[track_caller]
+    pub(crate) fn await_processing(&mut self, workers: usize) -> Instant {
+        self.await_line(&["processing:", &format!(" of={workers} ")]).0
+    }
+
+    pub(crate) fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal).unwrap();
+    }
+
+    /// Every line of its log so far.
+    pub(crate) fn log(&mut self) -> &[String] {
+        self.taken.extend(self.lines.try_iter().map(|line| line.text));
+        &self.taken
+    }
+
+    /// How the process has ended, if it has. Its log is complete by then.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended().unwrap()
+    }
+
+    /// Waits for the end of the process.
+    #[track_caller]
+    pub(crate) fn await_end(&mut self) -> ExitStatus {
+        eventually("the worker's process ends", PATIENCE, || self.ended())
+    }
+
+    /// Waits for the end of the process: its exit code, or none if a signal ended it.
+    #[track_caller]
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        self.await_end().code()
+    }
+}
+
+impl Drop for WorkerProcess {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (pid, log) = (self.pid(), self.log());
+            let last = &log[log.len().saturating_sub(SHOWN)..];
+            println!("the log of worker process {pid} ends with:\n{}", last.join("\n"));
+        }
+    }
+}
+
+/// An example, with nothing in its environment but a free port for its metrics.
+fn command(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let program: PathBuf = test.ancestors().nth(2).unwrap().join("examples").join(name);
+    assert!(
+        program.is_file(),
+        "{} is missing: `cargo test` builds it, `cargo test --test it` does not; `cargo build --examples` does",
+        program.display()
+    );
+    let mut command = Command::new(program);
+    command.env_clear().env("METRICS_ADDR", "127.0.0.1:0").stdout(Stdio::null());
+    command
+}
