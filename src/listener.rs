@@ -15,7 +15,7 @@ use crate::metrics::ReplicaSetMetrics;
 use crate::status::Board;
 use crate::store::session::{Session, Sessions};
 use crate::store::{Names, notifications};
-use crate::threads::{Pulse, Stop};
+use crate::threads::{Pulse, Stop, Waker};
 
 /// How often the thread looks whether it is to stop. It only matters when nobody notifies; a leaving worker does.
 const STOP_CHECK: Duration = Duration::from_millis(200);
@@ -28,7 +28,7 @@ pub(crate) struct Listener {
     /// Wakes the coordinator.
     pub(crate) coordination: Sender<()>,
     /// Wakes the tailer.
-    pub(crate) events: Sender<()>,
+    pub(crate) events: Waker,
     pub(crate) stop: Stop,
     pub(crate) board: Board,
     pub(crate) metrics: ReplicaSetMetrics,
@@ -67,7 +67,7 @@ impl Listener {
             );
         }
         wake(&self.coordination);
-        wake(&self.events);
+        self.events.wake();
         while !self.stop.is_raised() {
             pulse.beat();
             let mut notifications = client.notifications();
@@ -77,7 +77,7 @@ impl Listener {
                     (notifications::COORDINATION_CHANNEL, payload) if payload == coordination => {
                         wake(&self.coordination);
                     }
-                    (notifications::EVENTS_CHANNEL, payload) if payload == events => wake(&self.events),
+                    (notifications::EVENTS_CHANNEL, payload) if payload == events => self.events.wake(),
                     _ => {}
                 }
                 if self.stop.is_raised() {

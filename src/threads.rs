@@ -3,6 +3,8 @@
 //! A crew is all threads of one worker. A thread that fails or panics stops the whole crew, loudly: the first such failure
 //! is what `join` returns. Dropping the crew stops and joins it.
 
+mod waker;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::error::{Error, one_line, panic_message};
+pub(crate) use waker::Waker;
 
 /// Nothing is ever sent on the stop channel; its disconnection is the signal.
 #[derive(Debug, Clone, Copy)]

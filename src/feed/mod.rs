@@ -16,12 +16,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Receiver;
 use parking_lot::{Mutex, RwLock};
 
 use crate::plan::KeySet;
 use crate::projection::Scope;
 use crate::store::events::{Batch, Bounds, Range};
+use crate::threads::Waker;
 use tail::Tail;
 
 /// The safe head and the shared live tail.
@@ -35,13 +36,13 @@ struct Shared {
     /// `i64::MIN` until the first look.
     head: AtomicI64,
     tail: RwLock<Tail>,
-    followers: Mutex<Vec<(Sender<()>, Arc<AtomicI64>)>>,
+    followers: Mutex<Vec<(Waker, Arc<AtomicI64>)>>,
     epoch: AtomicU64,
     origin: Instant,
     /// When the last look that succeeded was begun, in microseconds after `origin`.
     looked_at: AtomicU64,
     /// Makes the tailer look.
-    hint: Sender<()>,
+    hint: Waker,
     bounds: Bounds,
 }
 
@@ -59,7 +60,7 @@ const NOWHERE: i64 = i64::MIN;
 impl Feed {
     /// The feed, and what makes the tailer look.
     pub(crate) fn new(bounds: Bounds) -> (Self, Receiver<()>) {
-        let (hint, hints) = bounded(1);
+        let (hint, hints) = Waker::new();
         let shared = Shared {
             head: AtomicI64::new(NOWHERE),
             tail: RwLock::default(),
@@ -74,7 +75,7 @@ impl Feed {
     }
 
     /// What makes the tailer look.
-    pub(crate) fn hint(&self) -> &Sender<()> {
+    pub(crate) fn hint(&self) -> &Waker {
         &self.shared.hint
     }
 
@@ -87,8 +88,7 @@ impl Feed {
     pub(crate) fn has_looked_since(&self, since: Instant) -> bool {
         let looked = self.shared.looked_at.load(Ordering::Acquire) > self.micros(since);
         if !looked {
-            // Full means that it is about to.
-            _ = self.shared.hint.try_send(());
+            self.shared.hint.wake();
         }
         looked
     }
@@ -110,9 +110,9 @@ impl Feed {
     }
 
     pub(crate) fn follow(&self) -> Follower {
-        let (wake, woken) = bounded(1);
+        let (waker, woken) = Waker::new();
         let position = Arc::new(AtomicI64::new(NOWHERE));
-        self.shared.followers.lock().push((wake, position.clone()));
+        self.shared.followers.lock().push((waker, position.clone()));
         Follower { woken, position }
     }
 
@@ -146,9 +146,8 @@ impl Feed {
 
     fn publish(&self, head: i64) {
         self.shared.head.store(head, Ordering::Release);
-        for (wake, _) in self.shared.followers.lock().iter() {
-            // Full means a wake-up is waiting already; disconnected, that the runner has ended.
-            _ = wake.try_send(());
+        for (runner, _) in self.shared.followers.lock().iter() {
+            runner.wake();
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, select};
+use crossbeam_channel::{Receiver, select};
 use postgres::Client;
 use postgres::error::SqlState;
 
@@ -24,7 +24,7 @@ use crate::store::fence::EventMark;
 use crate::store::safe_head::{Holders, Probe, Probes};
 use crate::store::session::{Session, Sessions};
 use crate::store::{Known, Names, checkpoints, continuity, coordination, event_tables, preflight, safe_head, sequence};
-use crate::threads::{Pulse, Stop};
+use crate::threads::{Pulse, Stop, Waker};
 
 /// A head that is held back for less is the ordinary life of writers and not worth a word.
 const BLOCKED_NOTICE: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ pub(crate) struct Tailer {
     pub(crate) poll: (Duration, Duration),
     pub(crate) hints: Receiver<()>,
     /// Tells the coordinator that somebody of the replica set seems to be missing.
-    pub(crate) missing: Sender<()>,
+    pub(crate) missing: Waker,
     pub(crate) stop: Stop,
     pub(crate) board: Board,
     pub(crate) metrics: ReplicaSetMetrics,
@@ -303,8 +303,7 @@ impl Tailer {
             let (probe, census) = probes.look_with_census(client, at, sight.known, self.board.replica_set())?;
             sight.census_due = Instant::now() + census_interval(census.members);
             if census.missing > 0 {
-                // Full means that it is to be woken already; disconnected, that it has ended.
-                _ = self.missing.try_send(());
+                self.missing.wake();
             }
             probe
         } else {

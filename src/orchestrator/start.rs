@@ -19,6 +19,7 @@ use crate::projection::Scope;
 use crate::runner::Runner;
 use crate::store::Registration;
 use crate::store::session::{Session, Sessions};
+use crate::threads::Waker;
 use crate::trust::Trust;
 
 /// What the threads of a worker are made from.
@@ -38,7 +39,7 @@ impl Start {
         let pool = self.pool()?;
         let runners = self.runners(&pool)?;
         let (wake_coordinator, woken_coordinator) = self.orchestrator.coordination;
-        let (miss_somebody, missing) = bounded(1);
+        let (miss_somebody, missing) = Waker::new();
         let listener = Listener {
             database: self.orchestrator.database.clone(),
             names: config.names.clone(),
