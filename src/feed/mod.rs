@@ -1,20 +1,25 @@
 //! Where runners get their events from.
 //!
-//! One thread per worker, the *tailer*, finds the safe head and reads the newest events once for all projections; a runner near the head
-//! takes them from memory. A runner that is far behind reads its own range from the database, ahead of its handler ([`ahead`]).
+//! One thread per worker, the *tailer*, finds the safe head and reads the newest events once for all
+//! projections; a runner near the head takes them from memory. A runner that is far behind reads its
+//! own range from the database, ahead of its handler ([`ahead`]).
 //!
-//! *Invariants.* Nobody is given an event above the safe head (I3). What was read on one connection of the tailer is given to nobody who
-//! has loaded its checkpoints after that connection was lost: the server may have failed over to one that knows less. So every connection
-//! of the tailer begins an *epoch*; a runner reloads its checkpoints in a new one, and having loaded them waits for a look begun since.
+//! *Invariants.* No runner is given an event above the safe head (I3). What was read on one
+//! connection of the tailer is given to no runner that has loaded its checkpoints after that
+//! connection was lost: the server may have failed over to one that knows less. So every connection
+//! of the tailer begins an *epoch*; a runner loads again in a new one, and having loaded waits for
+//! a look that was begun since. [`Feed::standing_of`] gives the head to no other.
 
 pub(crate) mod ahead;
+mod blocked;
+mod cadence;
 mod head;
+mod sight;
 mod tail;
 pub(crate) mod tailer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use parking_lot::{Mutex, RwLock};
@@ -37,17 +42,42 @@ struct Shared {
     head: AtomicI64,
     tail: RwLock<Tail>,
     followers: Mutex<Vec<(Waker, Arc<AtomicI64>)>>,
+    /// How many connections the tailer has opened.
     epoch: AtomicU64,
-    origin: Instant,
-    /// When the last look that succeeded was begun, in microseconds after `origin`.
-    looked_at: AtomicU64,
+    /// How many looks the tailer has begun.
+    looks: AtomicU64,
+    /// The number of the last look whose findings are published.
+    published: AtomicU64,
     /// Makes the tailer look.
     hint: Waker,
     bounds: Bounds,
 }
 
-/// A runner's tie to the feed: it is woken when the head moves, and tells how far it is so that the tail is read only when somebody is
-/// near it.
+/// A moment in the life of the feed. A runner takes one before it loads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    epoch: u64,
+    /// How many looks had been begun.
+    looks: u64,
+}
+
+/// What the feed is to a runner that loaded at a mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It may go on up to this safe head.
+    Current(i64),
+    /// It has to wait for a look that was begun since.
+    AwaitLook,
+    /// It has to load again: another epoch has begun.
+    Stale,
+}
+
+/// The number of a look, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look(u64);
+
+/// A runner's tie to the feed: it is woken when the head moves, and tells how far it is so that the
+/// tail is read only when a runner is near it.
 #[derive(Debug)]
 pub(crate) struct Follower {
     pub(crate) woken: Receiver<()>,
@@ -66,8 +96,8 @@ impl Feed {
             tail: RwLock::default(),
             followers: Mutex::default(),
             epoch: AtomicU64::new(0),
-            origin: Instant::now(),
-            looked_at: AtomicU64::new(0),
+            looks: AtomicU64::new(0),
+            published: AtomicU64::new(0),
             hint,
             bounds,
         };
@@ -79,34 +109,49 @@ impl Feed {
         &self.shared.hint
     }
 
-    /// Changes when the tailer has connected anew.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.shared.epoch.load(Ordering::Acquire)
+    pub(crate) fn mark(&self) -> Mark {
+        Mark { epoch: self.shared.epoch.load(Ordering::Acquire), looks: self.shared.looks.load(Ordering::Acquire) }
     }
 
-    /// Whether the tailer has looked since then; if not, it is asked to.
-    pub(crate) fn has_looked_since(&self, since: Instant) -> bool {
-        let looked = self.shared.looked_at.load(Ordering::Acquire) > self.micros(since);
-        if !looked {
-            self.shared.hint.wake();
+    /// The mark of this moment, but in the epoch of an earlier mark: for what is loaded now on a
+    /// connection that was opened then.
+    pub(crate) fn mark_in_epoch_of(&self, earlier: Mark) -> Mark {
+        Mark { epoch: earlier.epoch, ..self.mark() }
+    }
+
+    /// What the feed is to a runner that loaded at this mark. Asks the tailer to look if the runner
+    /// has to wait for that.
+    pub(crate) fn standing_of(&self, mark: Mark) -> Standing {
+        let has_looked = self.shared.published.load(Ordering::Acquire) > mark.looks;
+        let head = self.head().filter(|_| has_looked);
+        // After the head was read: a head of another epoch is published after that epoch has begun.
+        if self.shared.epoch.load(Ordering::Acquire) != mark.epoch {
+            return Standing::Stale;
         }
-        looked
+        head.map_or_else(
+            || {
+                self.shared.hint.wake();
+                Standing::AwaitLook
+            },
+            Standing::Current,
+        )
     }
 
-    fn micros(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.shared.origin).as_micros()).unwrap_or(u64::MAX)
-    }
-
-    /// The tailer has connected anew: forget what it knew.
+    /// The tailer has opened another connection: forgets what it knew.
     fn begin_epoch(&self) {
         self.shared.head.store(NOWHERE, Ordering::Release);
         self.shared.tail.write().skip_to(NOWHERE);
         self.shared.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// What a look begun at this moment found has been published.
-    fn looked(&self, begun: Instant) {
-        self.shared.looked_at.store(self.micros(begun), Ordering::Release);
+    /// The tailer is about to look.
+    fn begin_look(&self) -> Look {
+        Look(self.shared.looks.fetch_add(1, Ordering::AcqRel) + 1)
+    }
+
+    /// What this look found has been published.
+    fn end_look(&self, Look(number): Look) {
+        self.shared.published.store(number, Ordering::Release);
     }
 
     pub(crate) fn follow(&self) -> Follower {
@@ -117,7 +162,7 @@ impl Feed {
     }
 
     /// The safe head; none before the first look.
-    pub(crate) fn head(&self) -> Option<i64> {
+    fn head(&self) -> Option<i64> {
         Some(self.shared.head.load(Ordering::Acquire)).filter(|head| *head != NOWHERE)
     }
 
@@ -134,12 +179,38 @@ impl Feed {
         self.shared.tail.read().read(range, scope, self.shared.bounds)
     }
 
+    /// What of the events up to the head is to be read into the tail next. Skips them if no runner
+    /// is near enough to want them.
+    fn unread_tail(&self, head: i64) -> Option<Range> {
+        let (keys, after) = {
+            let tail = self.shared.tail.read();
+            (tail.keys().clone(), tail.end())
+        };
+        if after >= head {
+            return None;
+        }
+        if keys.is_empty() || head.saturating_sub(after) > self.reach() || !self.is_any_runner_near(head) {
+            self.skip_tail(head);
+            return None;
+        }
+        Some(Range { keys, after, upto: head })
+    }
+
+    /// Takes in what was read of a range of [`unread_tail`](Self::unread_tail).
+    fn extend_tail(&self, range: &Range, batch: Batch) {
+        self.shared.tail.write().extend(&range.keys, range.after, batch, self.shared.bounds);
+    }
+
+    fn skip_tail(&self, to: i64) {
+        self.shared.tail.write().skip_to(to);
+    }
+
     /// The tail is worth reading while a runner is at most this many positions behind the head.
     fn reach(&self) -> i64 {
         i64::try_from(self.shared.bounds.events).unwrap_or(i64::MAX).saturating_mul(4)
     }
 
-    fn somebody_is_near(&self, head: i64) -> bool {
+    fn is_any_runner_near(&self, head: i64) -> bool {
         let near = head.saturating_sub(self.reach());
         self.shared.followers.lock().iter().any(|(_, position)| position.load(Ordering::Relaxed) >= near)
     }
@@ -159,5 +230,72 @@ impl Follower {
 
     pub(crate) fn is_nowhere(&self) {
         self.is_at(NOWHERE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed() -> (Feed, Receiver<()>) {
+        Feed::new(Bounds { events: 10, bytes: 1_000, event_bytes: 1_000 })
+    }
+
+    /// A look that finds this head.
+    fn look(feed: &Feed, head: i64) {
+        let look = feed.begin_look();
+        feed.publish(head);
+        feed.end_look(look);
+    }
+
+    #[test]
+    fn who_has_loaded_waits_for_a_look_begun_since() {
+        let (feed, hints) = feed();
+        feed.begin_epoch();
+        look(&feed, 7);
+        let begun_before = feed.begin_look();
+        let mark = feed.mark();
+        assert_eq!(feed.standing_of(mark), Standing::AwaitLook, "an earlier look does not count");
+        assert!(hints.try_recv().is_ok(), "the tailer is asked to look");
+        feed.publish(8);
+        feed.end_look(begun_before);
+        assert_eq!(feed.standing_of(mark), Standing::AwaitLook, "nor does one that was begun before");
+        assert!(hints.try_recv().is_ok());
+        look(&feed, 9);
+        assert_eq!(feed.standing_of(mark), Standing::Current(9));
+        assert!(hints.try_recv().is_err());
+    }
+
+    #[test]
+    fn who_has_loaded_in_an_earlier_epoch_loads_again() {
+        let (feed, _hints) = feed();
+        feed.begin_epoch();
+        let mark = feed.mark();
+        look(&feed, 7);
+        feed.begin_epoch();
+        assert_eq!(feed.standing_of(mark), Standing::Stale, "before the first look");
+        look(&feed, 5);
+        assert_eq!(feed.standing_of(mark), Standing::Stale);
+        let on_the_former_connection = feed.mark_in_epoch_of(mark);
+        look(&feed, 6);
+        assert_eq!(feed.standing_of(on_the_former_connection), Standing::Stale);
+        let again = feed.mark();
+        assert_eq!(feed.standing_of(again), Standing::AwaitLook);
+        look(&feed, 6);
+        assert_eq!(feed.standing_of(again), Standing::Current(6));
+        assert_eq!(feed.standing_of(feed.mark_in_epoch_of(again)), Standing::AwaitLook);
+    }
+
+    #[test]
+    fn no_look_of_a_former_epoch_counts_in_the_next() {
+        let (feed, _hints) = feed();
+        feed.begin_epoch();
+        // The connection fails in the middle of a look.
+        feed.begin_look();
+        feed.begin_epoch();
+        let mark = feed.mark();
+        assert_eq!(feed.standing_of(mark), Standing::AwaitLook);
+        look(&feed, 3);
+        assert_eq!(feed.standing_of(mark), Standing::Current(3));
     }
 }

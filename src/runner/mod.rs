@@ -25,7 +25,7 @@ use crate::config::Retry;
 use crate::database::Pool;
 use crate::error::{BoxError, Error, describe_any};
 use crate::feed::ahead::Ahead;
-use crate::feed::{Feed, Follower};
+use crate::feed::{Feed, Follower, Mark, Standing};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
 use crate::plan::KeySet;
 use crate::projection::{Projection, Scope};
@@ -107,9 +107,8 @@ struct Work {
     owner: Owner,
     /// Not loaded yet, or to be loaded again, if none.
     rows: Option<Rows>,
-    /// The feed's epoch when the rows were loaded, and when that was.
-    loaded_in: u64,
-    loaded_at: Instant,
+    /// When the rows were loaded.
+    mark: Mark,
     /// What was read of the first row and is not committed yet: the rest of a batch, or one to be tried again.
     rest: Option<Batch>,
     /// What comes next is to be read from the database, not from memory: it may have been repaired
@@ -181,8 +180,7 @@ impl Runner {
         let mut work = Work {
             owner: task.owner,
             rows: None,
-            loaded_in: self.feed.epoch(),
-            loaded_at: Instant::now(),
+            mark: self.feed.mark(),
             rest: None,
             is_read_again: false,
             connection: self.kept.take().and_then(Kept::taken_again),
@@ -259,7 +257,7 @@ impl Runner {
 
     /// Does the next piece of work, if there is one.
     fn step(&mut self, work: &mut Work, mut answer: Option<Result<Batch, Error>>, pulse: &Pulse) -> Step {
-        if work.loaded_in != self.feed.epoch() {
+        if self.feed.standing_of(work.mark) == Standing::Stale {
             work.forget();
             self.ahead.forget();
         }
@@ -270,9 +268,11 @@ impl Runner {
                 Err(failure) => return self.failed(work, failure),
             }
         }
-        if !self.feed.has_looked_since(work.loaded_at) {
-            return Step::Idle(Some(AWAIT_LOOK));
-        }
+        let head = match self.feed.standing_of(work.mark) {
+            Standing::Current(head) => head,
+            Standing::AwaitLook => return Step::Idle(Some(AWAIT_LOOK)),
+            Standing::Stale => return Step::Again,
+        };
         let Some((rows, first)) = work.rows.as_ref().and_then(|rows| Some((rows, rows.first()?))) else {
             return Step::Idle(None);
         };
@@ -283,7 +283,7 @@ impl Runner {
                 Err(failure) => self.failed(work, failure),
             };
         }
-        let Some(range) = rows.range(self.feed.head()) else { return self.idle(work) };
+        let Some(range) = rows.range(head) else { return self.idle(work) };
         let batch = match (work.rest.take(), answer) {
             (Some(rest), _) => rest,
             (None, Some(Ok(batch))) => {
@@ -387,13 +387,13 @@ impl Runner {
     }
 
     fn load_rows(&self, work: &mut Work) -> Result<(), Failure> {
-        work.loaded_in = self.feed.epoch();
+        let opened = self.feed.mark();
         let connection = match work.connection.take() {
             Some(connection) => connection,
             None => Connection::open(&self.pool, self.sessions, &self.names)?,
         };
         let Connection { session, statements } = work.connection.insert(connection);
-        work.loaded_at = Instant::now();
+        work.mark = self.feed.mark_in_epoch_of(opened);
         let (name, owner) = (self.projection.name(), work.owner);
         // A policy may hide the rows, and moving one is then taken for being fenced. So it must be an
         // error here, or the runner would take itself for the owner of nothing.

@@ -39,9 +39,9 @@ impl Rows {
     }
 
     /// What the first may be advanced over, if the head leaves it anything.
-    pub(super) fn range(&self, head: Option<i64>) -> Option<Range> {
+    pub(super) fn range(&self, head: i64) -> Option<Range> {
         let first = self.first()?;
-        let upto = self.0.get(1).map_or(head?, |next| next.reached.min(head.unwrap_or(i64::MIN)));
+        let upto = self.0.get(1).map_or(head, |next| next.reached.min(head));
         (first.reached < upto).then(|| Range { keys: first.stored.keys.clone(), after: first.reached, upto })
     }
 
@@ -90,7 +90,7 @@ mod tests {
     }
 
     fn bounds(rows: &Rows, head: i64) -> Option<(i64, i64)> {
-        rows.range(Some(head)).map(|range| (range.after, range.upto))
+        rows.range(head).map(|range| (range.after, range.upto))
     }
 
     #[test]
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(bounds(&rows, 15), Some((10, 15)), "nor than the head");
         assert_eq!(bounds(&rows, 99), Some((10, 20)));
         assert_eq!(bounds(&rows, 10), None);
-        assert!(rows.range(None).is_none() && rows.met().is_none());
+        assert!(rows.met().is_none());
 
         rows.reach(20);
         assert!(rows.first().unwrap().is_ahead());
@@ -124,6 +124,6 @@ mod tests {
         rows.store(9);
         assert!(!rows.first().unwrap().is_ahead());
         assert_eq!(bounds(&rows, 9), None);
-        assert!(Rows::new(vec![]).range(Some(9)).is_none());
+        assert!(Rows::new(vec![]).range(9).is_none());
     }
 }

@@ -1,0 +1,245 @@
+//! What the tailer sees on one connection: the events above the safe head, and who may still
+//! commit others.
+//!
+//! *Invariant* (I3): a look asks first what is visible and what the sequence has handed out, and
+//! only then who is writing. [`Head`] rests on that order.
+
+use std::time::{Duration, Instant};
+
+use postgres::Client;
+use postgres::error::SqlState;
+
+use super::head::Head;
+use crate::backoff::Mentions;
+use crate::error::Error;
+use crate::status::Board;
+use crate::store::fence::EventMark;
+use crate::store::safe_head::{Holders, Probe, Probes};
+use crate::store::session::Session;
+use crate::store::{Known, Names, checkpoints, continuity, event_tables, preflight, sequence};
+
+/// How long a worker waits between two looks for missing workers, for each member of its replica
+/// set, and the bounds of that. It is enough that one worker looks, and looking at all sessions
+/// costs more the more there are.
+const CENSUS_SHARE: Duration = Duration::from_millis(25);
+const CENSUS_INTERVAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(600));
+/// How long the sequence of the positions is left alone after it was found to be locked.
+const LEAVE_SEQUENCE_FOR: Duration = Duration::from_secs(5);
+
+const LOOKING: &str = "looking for events";
+const FOLLOWING: &str = "following the events";
+
+/// Why a look failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Another session has locked the table for longer than a statement waits. The connection is
+    /// sound, and the lock ends some time.
+    Locked(Error),
+    /// The connection is lost, or the server does not do what it is asked.
+    Lost(Error),
+    /// The table of events is not acceptable until a person changes it.
+    Unacceptable(Error),
+    /// The events are not those that were processed. Another connection would find no others.
+    Final(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        if error.as_postgres().is_some_and(is_lock_timeout) { Self::Locked(error) } else { Self::Lost(error) }
+    }
+}
+
+/// What is remembered from look to look.
+pub(super) struct Sight<'a> {
+    names: &'a Names,
+    board: &'a Board,
+    pub(super) session: Session,
+    probes: Probes,
+    holders: Holders,
+    pub(super) head: Head,
+    /// The event last seen at the head.
+    known: Option<EventMark>,
+    /// The newest position, when it was last found to be below the head.
+    below_head: Option<i64>,
+    /// When to look for missing workers; never where sessions are not the worker's own.
+    census_due: Option<Instant>,
+    /// Until when the sequence is not asked, because another session has locked it.
+    sequence_is_locked_until: Instant,
+    position_mentions: Mentions,
+    lock_mentions: Mentions,
+}
+
+impl<'a> Sight<'a> {
+    /// Verifies the server and its events, and begins at a position that is settled.
+    pub(super) fn begin(
+        mut session: Session,
+        names: &'a Names,
+        board: &'a Board,
+        projections: &[Known],
+        takes_census: bool,
+    ) -> Result<Self, Failure> {
+        // A standby shows no writers, so all holes would seem settled.
+        session.check("asking for the server's state", preflight::server)?;
+        // Since the last connection the table may have been replaced, or its events.
+        session.check("verifying the table of events", |client| event_tables::shape(client, names)).map_err(
+            |error| match error {
+                Error::Schema { .. } | Error::UnsupportedServer { .. } => Failure::Unacceptable(error),
+                error => error.into(),
+            },
+        )?;
+        let (probes, holders) = session
+            .run(|client| {
+                let sequence = sequence::readable(client, names)?;
+                Ok((Probes::prepare(client, names, sequence.as_ref())?, Holders::prepare(client)?))
+            })
+            .map_err(Error::database(FOLLOWING))?;
+        // What none of the projections will look at again is settled as far as this worker goes.
+        // More is not known: what a worker has seen before, or written down, may be of another
+        // server. A projection may start above all positions that there are.
+        let (lowest, (newest, last)) = session
+            .run(|client| {
+                let lowest = checkpoints::lowest(client, names, projections)?;
+                Ok::<_, postgres::Error>((lowest.unwrap_or(0), sequence::positions(client, names)?))
+            })
+            .map_err(Error::database(FOLLOWING))?;
+        let settled = lowest.min(newest.max(last.unwrap_or(0)));
+        // The event at the head shows whether events are replaced from now on; the check that follows,
+        // whether they were before.
+        let known = session.run(|client| probes.look(client, settled, None)).map_err(Error::database(FOLLOWING))?.here;
+        session.check(FOLLOWING, |client| continuity::verify(client, names, projections)).map_err(final_if_schema)?;
+        let now = Instant::now();
+        Ok(Self {
+            names,
+            board,
+            session,
+            probes,
+            holders,
+            head: Head::new(settled),
+            known,
+            below_head: None,
+            census_due: takes_census.then_some(now),
+            sequence_is_locked_until: now,
+            position_mentions: Mentions::default(),
+            lock_mentions: Mentions::default(),
+        })
+    }
+
+    /// Moves the head as far as it may. Returns whether a worker of the replica set seems to be
+    /// missing.
+    pub(super) fn look(&mut self) -> Result<bool, Failure> {
+        let (probe, is_anyone_missing) = self.probe()?;
+        self.verify_known(probe)?;
+        // A grace period goes on while the sequence cannot be asked.
+        if self.head.observe(probe) || self.head.is_held_back() {
+            let holders = self.session.run(|client| self.holders.list(client, self.names));
+            self.head.settle(probe, holders.map_err(Error::database(LOOKING))?);
+        }
+        self.verify_reach(probe)?;
+        Ok(is_anyone_missing)
+    }
+
+    /// Asks what is above the head; in the same statement, now and then, which workers are missing.
+    fn probe(&mut self) -> Result<(Probe, bool), Failure> {
+        let (at, known, now) = (self.head.safe(), self.known, Instant::now());
+        let without_sequence = |client: &mut Client| self.probes.look_without_sequence(client, at, known);
+        if self.sequence_is_locked_until > now {
+            return Ok((self.session.run(without_sequence).map_err(Error::database(LOOKING))?, false));
+        }
+        let is_census_due = self.census_due.is_some_and(|due| due <= now);
+        let probed = self.session.run(|client| {
+            if is_census_due {
+                let (probe, census) = self.probes.look_with_census(client, at, known, self.board.replica_set())?;
+                Ok((probe, Some(census)))
+            } else {
+                Ok((self.probes.look(client, at, known)?, None))
+            }
+        });
+        match probed {
+            Ok((probe, census)) => {
+                self.mention_position_of_nobody(probe);
+                if let Some(census) = &census {
+                    self.census_due = Some(Instant::now() + census_interval(census.members));
+                }
+                Ok((probe, census.is_some_and(|census| census.missing > 0)))
+            }
+            Err(error) if is_lock_timeout(&error) => {
+                // It may be that the sequence alone is locked. Then the events can still be followed.
+                let probe = self.session.run(without_sequence).map_err(Error::database(LOOKING))?;
+                self.sequence_is_locked_until = Instant::now() + LEAVE_SEQUENCE_FOR;
+                self.mention_lock(&Error::database("reading the sequence of the positions")(error));
+                Ok((probe, false))
+            }
+            Err(error) => Err(Error::database(LOOKING)(error).into()),
+        }
+    }
+
+    /// Verifies that the event last seen at the head is still the one that was seen.
+    fn verify_known(&mut self, probe: Probe) -> Result<(), Failure> {
+        if let Some((seen, known)) = probe.there.zip(self.known)
+            && seen != known
+        {
+            return Err(Failure::Final(continuity::other_event(self.names, known.position, "this worker")));
+        }
+        self.known = probe.here.or(probe.there);
+        Ok(())
+    }
+
+    /// Verifies that no position at or below the head can be handed out again, where the events at
+    /// the head were removed. Users may do that.
+    fn verify_reach(&mut self, probe: Probe) -> Result<(), Failure> {
+        let safe = self.head.safe();
+        if probe.newest < safe && self.below_head != Some(probe.newest) {
+            self.session
+                .check(FOLLOWING, |client| continuity::reach(client, self.names, safe, "the safe head"))
+                .map_err(final_if_schema)?;
+            self.below_head = Some(probe.newest);
+        }
+        Ok(())
+    }
+
+    fn mention_position_of_nobody(&mut self, probe: Probe) {
+        let at = self.head.safe();
+        if let Some(last) = probe.last.filter(|last| *last < probe.newest.max(at))
+            && self.position_mentions.is_due()
+        {
+            log::error!(
+                "positions were not handed out by the sequence: replica_set={} worker={} newest={} head={at} last={last}",
+                self.board.replica_set(),
+                self.board.worker_id(),
+                probe.newest
+            );
+        }
+    }
+
+    /// Logs that something is locked, every 30 s at most.
+    pub(super) fn mention_lock(&mut self, error: &Error) {
+        if self.lock_mentions.is_due() {
+            log_locked(self.board, error);
+        }
+    }
+}
+
+pub(super) fn log_locked(board: &Board, error: &Error) {
+    log::warn!(
+        "events are locked, will look again: replica_set={} worker={} error={error}",
+        board.replica_set(),
+        board.worker_id()
+    );
+}
+
+/// What was verified of the events is final. That it could not be verified is not.
+fn final_if_schema(error: Error) -> Failure {
+    match error {
+        Error::Schema { .. } => Failure::Final(error),
+        error => error.into(),
+    }
+}
+
+fn is_lock_timeout(error: &postgres::Error) -> bool {
+    error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+}
+
+fn census_interval(members: i64) -> Duration {
+    let (shortest, longest) = CENSUS_INTERVAL;
+    CENSUS_SHARE.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX)).clamp(shortest, longest)
+}
