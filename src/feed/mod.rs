@@ -2,7 +2,7 @@
 //!
 //! One thread per worker, the *tailer*, finds the safe head and reads the newest events once for all
 //! projections; a runner near the head takes them from memory. A runner that is far behind reads its
-//! own range from the database, ahead of its handler ([`ahead`]).
+//! own range from the database, ahead of its handler ([`prefetch`]).
 //!
 //! *Invariants.* No runner is given an event above the safe head (I3). What was read on one
 //! connection of the tailer is given to no runner that has loaded its checkpoints after that
@@ -10,10 +10,10 @@
 //! of the tailer begins an *epoch*; a runner loads again in a new one, and having loaded waits for
 //! a look that was begun since. [`Feed::standing_of`] gives the head to no other.
 
-pub(crate) mod ahead;
 mod blocked;
 mod cadence;
 mod head;
+pub(crate) mod prefetch;
 mod sight;
 mod tail;
 pub(crate) mod tailer;

@@ -11,7 +11,7 @@ use crate::coordinator::{Coordinator, Runners};
 use crate::database::{Pool, PoolOptions};
 use crate::error::Error;
 use crate::feed::Feed;
-use crate::feed::ahead::{Ahead, Reader};
+use crate::feed::prefetch::Reader;
 use crate::feed::tailer::Tailer;
 use crate::listener::Listener;
 use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
@@ -142,7 +142,7 @@ impl Start {
                 sessions: self.sessions,
                 feed: self.feed.clone(),
                 follower: self.feed.follow(),
-                ahead: Ahead::spawn(&self.orchestrator.crew, format!("pup-read-{index:02}"), reader)?,
+                requests: reader.spawn(&self.orchestrator.crew, format!("pup-read-{index:02}"))?,
                 retry: config.retry.clone(),
                 idle_limit: config.stale_worker_timeout,
                 trust: self.trust.clone(),
@@ -152,7 +152,6 @@ impl Start {
                 own_metrics: self.worker_metrics.projection(projection.name()),
                 commands: runners.add(projection.name()),
                 reports: reports.clone(),
-                kept: None,
             };
             self.orchestrator.crew.spawn(format!("pup-run-{index:02}"), move |pulse| {
                 runner.run(pulse);

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use postgres::Transaction;
 
-use super::retry::{Failure, is_transient};
-use crate::error::{BoxError, panic_message};
+use super::failure::Failure;
+use crate::error::panic_message;
 use crate::event::Event;
 use crate::metrics::ProjectionMetrics;
 use crate::projection::Projection;
@@ -50,8 +50,8 @@ pub(super) fn commit(
     interrupted: impl Fn() -> bool,
 ) -> Result<Committed, Failure> {
     let Job { batch, metrics, .. } = job;
-    let mut tx = session.transaction().map_err(transient)?;
-    let mark = fence::mark(&mut tx, job.sessions, job.idle_limit).map_err(transient)?;
+    let mut tx = session.transaction().map_err(Failure::transient)?;
+    let mark = fence::mark(&mut tx, job.sessions, job.idle_limit).map_err(Failure::transient)?;
     let events = batch.events.get(..job.count).unwrap_or(&batch.events);
     let handled = match handle(&mut tx, job.projection, events, metrics, interrupted) {
         Ok(handled) => handled,
@@ -67,7 +67,7 @@ pub(super) fn commit(
     let position = if handled < batch.events.len() { last.position } else { batch.end };
     let begun = Instant::now();
     // What is refused only now, such as a deferred constraint, does not say which event it is about: half of them is tried next.
-    let refused = |error: postgres::Error| classify(error.into(), handled / 2);
+    let refused = |error: postgres::Error| Failure::of_handler(error.into(), handled / 2);
     match job.statements.advance(&mut tx, job.row, job.owner, position, last, &mark) {
         Ok(Advanced::Moved) => {}
         // Dropping the transaction rolls it back.
@@ -100,7 +100,7 @@ fn handle(
                 1.. if count <= rest.len() => Ok(count),
                 _ => Err(format!("handle_batch() says it handled {count} of {} events", rest.len()).into()),
             })
-            .map_err(|error| classify(error, handled))?;
+            .map_err(|error| Failure::of_handler(error, handled))?;
         // Of a handler that takes many events at once, the mean per event.
         let returned = Instant::now();
         let seconds = (returned - called).as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
@@ -126,12 +126,4 @@ fn transaction_ended(events: &[Event]) -> Failure {
         )
         .into(),
     )
-}
-
-fn transient(error: postgres::Error) -> Failure {
-    Failure::Transient(error.into())
-}
-
-fn classify(error: BoxError, handled: usize) -> Failure {
-    if is_transient(&*error) { Failure::Transient(error) } else { Failure::Handler { error, handled } }
 }

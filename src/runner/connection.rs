@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::retry::Failure;
+use super::failure::Failure;
 use crate::database::Pool;
+use crate::feed::{Feed, Mark};
 use crate::store::Names;
 use crate::store::fence::Statements;
 use crate::store::session::{Session, Sessions};
@@ -17,26 +18,24 @@ const POOL_PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Connection {
     pub(super) session: Session,
     pub(super) statements: Statements,
+    /// Before it was opened: if another epoch has begun since, it may lead to the former server.
+    pub(super) opened: Mark,
 }
 
 impl Connection {
-    pub(super) fn open(pool: &Pool, sessions: Sessions, names: &Names) -> Result<Self, Failure> {
-        let client = pool.get(POOL_PATIENCE).map_err(|error| Failure::Transient(error.into()))?;
+    pub(super) fn open(feed: &Feed, pool: &Pool, sessions: Sessions, names: &Names) -> Result<Self, Failure> {
+        let opened = feed.mark();
+        let client = pool.get(POOL_PATIENCE).map_err(Failure::transient)?;
         let mut session = Session::for_handlers(client, sessions);
-        let transient = |error: postgres::Error| Failure::Transient(error.into());
-        let mut tx = session.transaction_without_policies().map_err(transient)?;
-        let statements = Statements::prepare(&mut tx, names).map_err(transient)?;
-        tx.commit().map_err(transient)?;
-        Ok(Self { session, statements })
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        !self.session.is_closed()
+        let mut tx = session.transaction_without_policies().map_err(Failure::transient)?;
+        let statements = Statements::prepare(&mut tx, names).map_err(Failure::transient)?;
+        tx.commit().map_err(Failure::transient)?;
+        Ok(Self { session, statements, opened })
     }
 }
 
-/// A connection that is kept for the next generation, and since when.
-pub(crate) struct Kept(Connection, Instant);
+/// The connection of a paused runner, for when it goes on, and since when it is kept.
+pub(super) struct Kept(Connection, Instant);
 
 impl Kept {
     pub(super) fn new(connection: Connection) -> Self {
@@ -46,6 +45,6 @@ impl Kept {
     /// The connection, if it was in use a moment ago and is not lost.
     pub(super) fn taken_again(self) -> Option<Connection> {
         let Self(connection, since) = self;
-        (since.elapsed() < KEEP_CONNECTION && connection.is_open()).then_some(connection)
+        (since.elapsed() < KEEP_CONNECTION && !connection.session.is_closed()).then_some(connection)
     }
 }

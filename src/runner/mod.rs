@@ -1,55 +1,60 @@
 //! A runner: the thread that moves one projection, or one lane of it, through its events.
 //!
-//! It obeys two commands from the coordinator: *run* as the owner of this worker's checkpoints in a generation, and *pause*, which it
-//! acknowledges once it has stopped at an event boundary and committed what it handled. In between it decides nothing about
-//! ownership: the fence does, with every commit.
+//! It obeys two commands of the coordinator: *run* as the owner of this worker's checkpoints in a
+//! generation, and *pause*, which it acknowledges once it has stopped at an event boundary and
+//! committed what it handled. In between it decides nothing about ownership: the fence does, with
+//! every commit.
 //!
-//! With several checkpoints it always advances the one with the lowest position, no further than the next one's, and merges the two
-//! when they meet: one at a time, so events of one aggregate stay in order, and after the catch-up one is left.
+//! With several checkpoints it always advances the one with the lowest position, no further than
+//! the next one's, and merges the two when they meet: one at a time, so events of one aggregate stay
+//! in order, and after the catch-up one is left.
 //!
-//! When it fails: a batch that cannot be committed is tried again ([`failing`]); a panic of the handler counts as its error. The thread
-//! ends when the coordinator lets go of its commands.
+//! When it fails: the [verdict] says whether it retries the batch, loads its checkpoints again, or
+//! stops; a panic of the handler counts as its error. The thread ends when the coordinator lets go
+//! of its commands.
 
 mod batch;
 mod connection;
-mod failing;
-mod retry;
+mod failure;
+mod journal;
+mod loaded;
 mod rows;
+mod verdict;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, select};
 
+use crate::backoff::Backoff;
 use crate::config::Retry;
 use crate::database::Pool;
-use crate::error::{BoxError, Error, describe_any};
-use crate::feed::ahead::Ahead;
-use crate::feed::{Feed, Follower, Mark, Standing};
+use crate::feed::prefetch::{Answer, Reading, Request, ask};
+use crate::feed::{Feed, Follower, Standing};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
-use crate::plan::KeySet;
 use crate::projection::{Projection, Scope};
-use crate::status::{Board, LaneStatus, ProjectionState};
-use crate::store::events::Batch;
-use crate::store::fence::{self, Owner};
+use crate::status::Board;
+use crate::store::Names;
+use crate::store::events::{Batch, Range};
+use crate::store::fence::Owner;
 use crate::store::session::Sessions;
-use crate::store::{Names, continuity};
 use crate::threads::{Pulse, Stop};
 use crate::trust::Trust;
 use batch::{Committed, Job};
-use connection::Connection;
-pub(crate) use connection::Kept;
-use failing::Troubles;
-use retry::Failure;
-use rows::{Row, Rows};
+use connection::{Connection, Kept};
+use failure::Failure;
+use journal::Journal;
+use loaded::Loaded;
+use verdict::{Attempts, Verdict};
 
-/// A position that moved without any event of the projection is written down this often: it spares repeated scans after a restart,
-/// and losing it loses nothing.
-const NOTE_POSITION_EVERY: Duration = Duration::from_secs(1);
 /// How often a runner that waits for the tailer to look asks again. It is woken when the head moves.
 const AWAIT_LOOK: Duration = Duration::from_millis(2);
-/// How often a runner whose worker is cut off looks whether it may go on.
+/// How often a runner whose worker is cut off checks whether it may go on.
 const TRUST_CHECK: Duration = Duration::from_millis(100);
+/// How long a runner with nothing to do waits at most. It is woken when there is something.
+const IDLE: Duration = Duration::from_secs(10);
+/// The delays before it loads again, the first and the longest.
+const RELOAD: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
 /// What a runner is told to process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,9 +93,10 @@ pub(crate) struct Runner {
     pub(crate) sessions: Sessions,
     pub(crate) feed: Feed,
     pub(crate) follower: Follower,
-    pub(crate) ahead: Ahead,
+    /// Asks its reader.
+    pub(crate) requests: Sender<Request>,
     pub(crate) retry: Retry,
-    /// See [`fence::mark`].
+    /// See [`mark`](crate::store::fence::mark).
     pub(crate) idle_limit: Duration,
     pub(crate) trust: Trust,
     pub(crate) stop: Stop,
@@ -99,41 +105,29 @@ pub(crate) struct Runner {
     pub(crate) own_metrics: WorkerProjectionMetrics,
     pub(crate) commands: Receiver<Command>,
     pub(crate) reports: Sender<Report>,
-    pub(crate) kept: Option<Kept>,
 }
 
-/// What a runner has in hand while it runs.
-struct Work {
+/// What a runner has in hand between a command to run and the next one.
+struct Work<'a> {
     owner: Owner,
     /// Not loaded yet, or to be loaded again, if none.
-    rows: Option<Rows>,
-    /// When the rows were loaded.
-    mark: Mark,
-    /// What was read of the first row and is not committed yet: the rest of a batch, or one to be tried again.
-    rest: Option<Batch>,
-    /// What comes next is to be read from the database, not from memory: it may have been repaired
-    /// or erased since.
-    is_read_again: bool,
-    connection: Option<Connection>,
-    troubles: Troubles,
-    /// A batch that failed in its middle is committed up to there first, so that it is the failing event that is tried again.
-    commit_first: Option<usize>,
-    noted_at: Instant,
+    loaded: Option<Loaded>,
+    trouble: Trouble,
+    journal: Journal<'a>,
 }
 
-impl Work {
-    /// Lets go of everything that was read: it is to be loaded again, on another connection.
-    fn forget(&mut self) {
-        self.rows = None;
-        self.rest = None;
-        self.connection = None;
-    }
-
-    /// Lets go of the events in hand: they are to be read again, as they are now.
-    fn read_again(&mut self) {
-        self.rest = None;
-        self.is_read_again = true;
-    }
+/// What has gone wrong, and how the runner goes about the next attempt.
+struct Trouble {
+    attempts: Attempts,
+    /// The delays between attempts that count.
+    retries: Backoff,
+    /// The delays between attempts that do not.
+    reloads: Backoff,
+    /// So many events are to be committed first.
+    commit_first: Option<usize>,
+    /// What comes next is to be read from the database and not from memory: it may have been
+    /// repaired or erased since.
+    is_read_again: bool,
 }
 
 /// How a step of work ended.
@@ -142,24 +136,27 @@ enum Step {
     Again,
     /// Nothing to do until the feed moves, or this time has passed.
     Idle(Option<Duration>),
-    /// A batch is being read; take the answer when it comes.
-    Reading,
-    /// Try again after this delay.
+    /// The reader is to be asked.
+    Ask(Request),
+    /// The reader has been asked, and is to answer.
+    Read(Reading),
+    /// Continue after this delay.
     Delay(Duration),
-    /// The attempts are used up.
+    /// Stop until there is another command.
     Halt,
-    /// Not the owner any more.
+    /// The same; the worker is not the owner any more.
     Fenced,
 }
 
 impl Runner {
     /// Runs until the coordinator lets go of the commands.
-    pub(crate) fn run(mut self, pulse: &Pulse) {
+    pub(crate) fn run(self, pulse: &Pulse) {
+        let mut kept = None;
         let mut command = None;
         loop {
             let Some(next) = command.take().or_else(|| self.await_command(pulse)) else { return };
             command = match next {
-                Command::Run(task) => self.process(task, pulse),
+                Command::Run(task) => self.process(task, &mut kept, pulse),
                 Command::Pause => {
                     self.report(Report::Paused(self.index));
                     None
@@ -175,20 +172,24 @@ impl Runner {
         command
     }
 
+    fn report(&self, report: Report) {
+        // The coordinator has room for what a runner can say between two commands. If it has ended, no
+        // one needs to know.
+        _ = self.reports.try_send(report);
+    }
+
+    fn name_and_lane(&self) -> (&str, usize) {
+        (self.projection.name(), self.lane)
+    }
+
     /// Processes until another command comes, which is returned.
-    fn process(&mut self, task: Task, pulse: &Pulse) -> Option<Command> {
+    fn process(&self, task: Task, kept: &mut Option<Kept>, pulse: &Pulse) -> Option<Command> {
         let mut work = Work {
             owner: task.owner,
-            rows: None,
-            mark: self.feed.mark(),
-            rest: None,
-            is_read_again: false,
-            connection: self.kept.take().and_then(Kept::taken_again),
-            troubles: Troubles::new(&self.retry),
-            commit_first: None,
-            noted_at: Instant::now(),
+            loaded: None,
+            trouble: Trouble::new(&self.retry),
+            journal: Journal::new(&self.board, &self.metrics, &self.own_metrics, self.name_and_lane(), task.owner),
         };
-        let mut answer = None;
         let command = loop {
             pulse.beat();
             if let Ok(command) = self.commands.try_recv() {
@@ -199,30 +200,36 @@ impl Runner {
                 break self.await_command(pulse);
             }
             if !self.trust.holds() {
-                self.set_state(ProjectionState::Paused, None);
+                work.journal.waiting_for_trust();
                 pulse.excuse();
                 select! {
                     recv(self.commands) -> command => break command.ok(),
                     default(TRUST_CHECK) => continue,
                 }
             }
-            let step = self.step(&mut work, answer.take(), pulse);
+            let step = self.step(&mut work, kept, pulse).unwrap_or_else(|failure| work.failed(&failure));
             pulse.excuse();
             match step {
                 Step::Again => {}
-                Step::Reading => select! {
+                Step::Ask(request) => select! {
                     recv(self.commands) -> command => break command.ok(),
-                    recv(self.ahead.answers) -> found => match found {
-                        Ok(found) => answer = self.ahead.accept(found),
-                        // The reader ended: the worker is stopping.
+                    send(self.requests, request) -> sent => if sent.is_err() {
+                        // The reader has ended: the worker is stopping.
+                        break self.await_command(pulse);
+                    },
+                },
+                Step::Read(reading) => select! {
+                    recv(self.commands) -> command => break command.ok(),
+                    recv(reading.answers) -> answer => match answer {
+                        Ok(answer) => work.found(reading, answer),
                         Err(_) => break self.await_command(pulse),
                     },
                 },
-                Step::Idle(note_in) => select! {
+                Step::Idle(wait) => select! {
                     recv(self.commands) -> command => break command.ok(),
                     recv(self.follower.woken) -> _ => {}
-                    // Should it be cut off, it says so as soon as it is no longer trusted.
-                    default(note_in.unwrap_or(Duration::from_secs(10)).min(self.trust.left())) => {}
+                    // A runner that is cut off shows it as soon as its worker is no longer trusted.
+                    default(wait.unwrap_or(IDLE).min(self.trust.left())) => {}
                 },
                 Step::Delay(delay) => select! {
                     recv(self.commands) -> command => break command.ok(),
@@ -235,263 +242,203 @@ impl Runner {
                 }
             }
         };
-        self.ahead.forget();
         self.follower.is_nowhere();
-        if command.is_some() {
-            // So that rows of one partition are at one position when the keys are cut anew, and can be merged.
-            _ = Self::note_position(&mut work);
-            self.kept = work.connection.map(Kept::new);
+        if command.is_some()
+            && let Some(mut loaded) = work.loaded
+        {
+            // So that rows of one partition are at one position when the keys are redistributed, and can
+            // be merged.
+            _ = loaded.note_position();
+            *kept = Some(loaded.into_kept());
         }
-        self.tell(|status| {
-            status.state = ProjectionState::Paused;
-            status.keys = KeySet::default();
-            status.position = None;
-        });
+        work.journal.stopped();
         command
     }
 
-    fn report(&self, report: Report) {
-        // The coordinator has room for what a runner can say between two commands; if it has ended, nobody needs to know.
-        _ = self.reports.try_send(report);
-    }
-
     /// Does the next piece of work, if there is one.
-    fn step(&mut self, work: &mut Work, mut answer: Option<Result<Batch, Error>>, pulse: &Pulse) -> Step {
-        if self.feed.standing_of(work.mark) == Standing::Stale {
-            work.forget();
-            self.ahead.forget();
-        }
-        if work.rows.is_none() {
-            answer = None;
-            match self.load_rows(work) {
-                Ok(()) => {}
-                Err(failure) => return self.failed(work, failure),
-            }
-        }
-        let head = match self.feed.standing_of(work.mark) {
+    fn step(&self, work: &mut Work<'_>, kept: &mut Option<Kept>, pulse: &Pulse) -> Result<Step, Failure> {
+        let Work { owner, loaded: in_hand, trouble, journal } = work;
+        let loaded = match in_hand {
+            Some(loaded) => loaded,
+            None => in_hand.insert(self.load(*owner, kept, trouble, journal)?),
+        };
+        let head = match loaded.standing(&self.feed) {
             Standing::Current(head) => head,
-            Standing::AwaitLook => return Step::Idle(Some(AWAIT_LOOK)),
-            Standing::Stale => return Step::Again,
+            Standing::AwaitLook => return Ok(Step::Idle(Some(AWAIT_LOOK))),
+            Standing::Stale => {
+                *in_hand = None;
+                return Ok(Step::Again);
+            }
         };
-        let Some((rows, first)) = work.rows.as_ref().and_then(|rows| Some((rows, rows.first()?))) else {
-            return Step::Idle(None);
-        };
+        let Some(first) = loaded.rows.first() else { return Ok(Step::Idle(None)) };
         self.follower.is_at(first.reached);
-        if rows.met().is_some() {
-            return match self.merge_first_two(work) {
-                Ok(()) => Step::Again,
-                Err(failure) => self.failed(work, failure),
-            };
+        if loaded.merge_first_two(&self.names)? {
+            journal.running(&loaded.rows, trouble.is_failing());
+            return Ok(Step::Again);
         }
-        let Some(range) = rows.range(head) else { return self.idle(work) };
-        let batch = match (work.rest.take(), answer) {
-            (Some(rest), _) => rest,
-            (None, Some(Ok(batch))) => {
-                work.is_read_again = false;
-                batch
-            }
-            (None, Some(Err(error @ Error::UnreadableEvent { .. }))) => {
-                return self.failed(work, Failure::Refused(error.into()));
-            }
-            (None, Some(Err(error))) => return self.failed(work, Failure::Transient(error.into())),
-            (None, None) => {
-                let in_memory = (!work.is_read_again).then(|| self.feed.read_tail(&range, &self.scope)).flatten();
-                let Some(batch) = in_memory else {
-                    self.ahead.ask(&range);
-                    return Step::Reading;
-                };
-                self.ahead.forget();
-                batch
-            }
+        let Some(range) = loaded.rows.range(head) else {
+            trouble.reloads.reset();
+            journal.running(&loaded.rows, trouble.is_failing());
+            return idle(loaded);
         };
-        self.take(work, batch, pulse)
+        let batch = match loaded.unread.take() {
+            Some(read) => read.map_err(Failure::of_reading)?,
+            None => match self.in_memory(&range, trouble) {
+                Some(batch) => {
+                    loaded.reading = None;
+                    batch
+                }
+                None => return Ok(read_on(loaded, range)),
+            },
+        };
+        if batch.events.is_empty() {
+            loaded.rows.reach(batch.end);
+        } else {
+            self.handle(loaded, batch, trouble, journal, pulse)?;
+        }
+        journal.running(&loaded.rows, trouble.is_failing());
+        Ok(Step::Again)
     }
 
-    /// Handles a batch that follows on the first row's position.
-    fn take(&mut self, work: &mut Work, mut batch: Batch, pulse: &Pulse) -> Step {
-        if batch.events.is_empty() {
-            if let Some(rows) = &mut work.rows {
-                rows.reach(batch.end);
-            }
-            self.show(work);
-            return Step::Again;
-        }
-        let count = work.commit_first.take().unwrap_or(batch.events.len()).min(batch.events.len());
+    fn load(
+        &self,
+        owner: Owner,
+        kept: &mut Option<Kept>,
+        trouble: &Trouble,
+        journal: &Journal<'_>,
+    ) -> Result<Loaded, Failure> {
+        let connection = match kept.take().and_then(Kept::taken_again) {
+            Some(connection) => connection,
+            None => Connection::open(&self.feed, &self.pool, self.sessions, &self.names)?,
+        };
+        let loaded = Loaded::load(connection, &self.feed, &self.names, self.name_and_lane(), owner)?;
+        journal.running(&loaded.rows, trouble.is_failing());
+        Ok(loaded)
+    }
+
+    /// The first events of a range, if the shared tail has them and may be read.
+    fn in_memory(&self, range: &Range, trouble: &Trouble) -> Option<Batch> {
+        if trouble.is_read_again { None } else { self.feed.read_tail(range, &self.scope) }
+    }
+
+    /// Handles events that follow on the first row's position, and commits them.
+    fn handle(
+        &self,
+        loaded: &mut Loaded,
+        mut batch: Batch,
+        trouble: &mut Trouble,
+        journal: &mut Journal<'_>,
+        pulse: &Pulse,
+    ) -> Result<(), Failure> {
+        let count = trouble.commit_first.take().unwrap_or(batch.events.len()).min(batch.events.len());
         // A user's handler may take as long as it likes.
         pulse.excuse();
-        let outcome = self.commit(work, &batch, count);
+        let outcome = self.commit(loaded, &batch, count);
         pulse.beat();
-        match outcome {
-            Ok(committed) => {
-                self.committed(work, committed);
-                batch.events.drain(..committed.events);
-                work.rest = Some(batch).filter(|rest| !rest.events.is_empty());
-                Step::Again
-            }
-            Err(Failure::Handler { error, handled }) => {
-                let error = match batch.events.get(handled) {
-                    Some(event) => format!(
-                        "from global position {} (event {}) on: {}",
-                        event.global_position(),
-                        event.event_id(),
-                        describe_any(&*error)
-                    )
-                    .into(),
-                    None => error,
-                };
-                self.failed(work, Failure::Handler { error, handled })
-            }
-            Err(failure) => self.failed(work, failure),
-        }
+        let Committed { position, events } = outcome.map_err(|failure| failure.naming(&batch.events))?;
+        loaded.committed(position);
+        batch.events.drain(..events);
+        loaded.unread = Some(batch).filter(|rest| !rest.events.is_empty()).map(Ok);
+        journal.committed(events, trouble.attempts.failed());
+        trouble.is_over();
+        Ok(())
     }
 
-    fn commit(&self, work: &mut Work, batch: &Batch, count: usize) -> Result<Committed, Failure> {
-        let owner = work.owner;
-        let Some(stored) = work.rows.as_ref().and_then(Rows::first).map(|row| row.stored.clone()) else {
-            return Err(Failure::Fenced);
-        };
-        let connection = Self::connection(&mut work.connection)?;
+    fn commit(&self, loaded: &mut Loaded, batch: &Batch, count: usize) -> Result<Committed, Failure> {
+        let Loaded { owner, connection: Connection { session, statements, .. }, rows, .. } = loaded;
+        let Some(row) = rows.first() else { return Err(Failure::Fenced) };
         let job = Job {
             projection: &*self.projection,
-            statements: &connection.statements,
-            owner,
-            row: &stored,
+            statements,
+            owner: *owner,
+            row: &row.stored,
             batch,
             count,
             sessions: self.sessions,
             idle_limit: self.idle_limit,
             metrics: &self.metrics,
         };
-        batch::commit(&mut connection.session, &job, || !self.commands.is_empty() || self.stop.is_raised())
-    }
-
-    fn committed(&self, work: &mut Work, committed: Committed) {
-        self.overcome(work);
-        work.noted_at = Instant::now();
-        if let Some(rows) = &mut work.rows {
-            rows.store(committed.position);
-        }
-        let events = u64::try_from(committed.events).unwrap_or(0);
-        self.metrics.events_processed.inc_by(events);
-        self.metrics.batch_events.observe(f64::from(u32::try_from(committed.events).unwrap_or(u32::MAX)));
-        self.tell(|status| status.events += events);
-        self.show(work);
-    }
-
-    /// The connection on which the rows were loaded. They are never used on another: it may lead to a server that knows less.
-    fn connection(connection: &mut Option<Connection>) -> Result<&mut Connection, Failure> {
-        connection
-            .as_mut()
-            .filter(|connection| connection.is_open())
-            .ok_or_else(|| Failure::Transient("the connection is lost".into()))
-    }
-
-    fn load_rows(&self, work: &mut Work) -> Result<(), Failure> {
-        let opened = self.feed.mark();
-        let connection = match work.connection.take() {
-            Some(connection) => connection,
-            None => Connection::open(&self.pool, self.sessions, &self.names)?,
-        };
-        let Connection { session, statements } = work.connection.insert(connection);
-        work.mark = self.feed.mark_in_epoch_of(opened);
-        let (name, owner) = (self.projection.name(), work.owner);
-        // A policy may hide the rows, and moving one is then taken for being fenced. So it must be an
-        // error here, or the runner would take itself for the owner of nothing.
-        let mut tx = session.transaction_without_policies().map_err(transient)?;
-        let loaded = statements.owned(&mut tx, name, owner, self.lane).map_err(transient)?;
-        tx.commit().map_err(transient)?;
-        log::debug!("checkpoints loaded: projection={name} {loaded:?}");
-        if let Some(position) = loaded.other_event_at {
-            let error = continuity::other_event(&self.names, position, &format!("projection {name:?}"));
-            return Err(Failure::Refused(error.into()));
-        }
-        work.rows = Some(Rows::new(loaded.rows));
-        self.show(work);
-        Ok(())
-    }
-
-    /// Merges the first row into the second, which is at the same position.
-    fn merge_first_two(&self, work: &mut Work) -> Result<(), Failure> {
-        Self::note_position(work)?;
-        let owner = work.owner;
-        let Some((from, into)) = work.rows.as_ref().and_then(Rows::met) else { return Ok(()) };
-        let (from, into) = (from.stored.clone(), into.stored.clone());
-        let Connection { session, .. } = Self::connection(&mut work.connection)?;
-        let merged = session.run(|client| fence::merge(client, &self.names, &into, &from, owner));
-        if !merged.map_err(transient)? {
-            return Err(Failure::Fenced);
-        }
-        if let Some(rows) = &mut work.rows {
-            rows.merge();
-        }
-        self.show(work);
-        Ok(())
-    }
-
-    /// Nothing to handle: from time to time, write down how far the projection has come without events of its own.
-    fn idle(&mut self, work: &mut Work) -> Step {
-        let unnoted = work.rows.as_ref().and_then(Rows::first).is_some_and(Row::is_ahead);
-        work.troubles.is_connected();
-        self.show(work);
-        if !unnoted {
-            return Step::Idle(None);
-        }
-        let wait = NOTE_POSITION_EVERY.saturating_sub(work.noted_at.elapsed());
-        if !wait.is_zero() {
-            return Step::Idle(Some(wait));
-        }
-        match Self::note_position(work) {
-            Ok(()) => Step::Again,
-            Err(failure) => self.failed(work, failure),
-        }
-    }
-
-    /// Writes the first row's position down if it has moved without events.
-    fn note_position(work: &mut Work) -> Result<(), Failure> {
-        let owner = work.owner;
-        let Some(rows) = &mut work.rows else { return Ok(()) };
-        if let Some(row) = rows.first().filter(|row| row.is_ahead()) {
-            let (to, connection) = (row.reached, Self::connection(&mut work.connection)?);
-            let Connection { session, statements } = connection;
-            if !session.run(|client| statements.note(client, &row.stored, owner, to)).map_err(transient)? {
-                return Err(Failure::Fenced);
-            }
-            rows.store(to);
-        }
-        work.noted_at = Instant::now();
-        Ok(())
-    }
-
-    fn set_state(&self, state: ProjectionState, error: Option<&BoxError>) {
-        self.tell(|status| {
-            status.state = state;
-            status.error = error.map(|error| describe_any(&**error));
-        });
-    }
-
-    /// Writes on the board, and into the metrics what the board then says of the projection.
-    fn tell(&self, change: impl FnOnce(&mut LaneStatus)) {
-        let all = self.board.update_lane(self.projection.name(), self.lane, change);
-        self.own_metrics.halted.set(i64::from(all.state == ProjectionState::Halted));
-        if let Some(position) = all.position {
-            self.own_metrics.position.set(position);
-        }
-    }
-
-    /// Shows on the board that it runs, and how far it is.
-    fn show(&self, work: &Work) {
-        self.tell(|status| {
-            status.keys = work.rows.as_ref().map(Rows::keys).unwrap_or_default();
-            status.position = work.rows.as_ref().and_then(Rows::first).map(|row| row.reached);
-            // While the same batch is being tried again, the error stays in view.
-            if !work.troubles.is_failing() {
-                status.state = ProjectionState::Running;
-                status.error = None;
-            }
-        });
+        batch::commit(session, &job, || !self.commands.is_empty() || self.stop.is_raised())
     }
 }
 
-fn transient(error: postgres::Error) -> Failure {
-    Failure::Transient(error.into())
+/// From time to time, writes down how far the projection has come without events of its own.
+fn idle(loaded: &mut Loaded) -> Result<Step, Failure> {
+    match loaded.note_due_in() {
+        Some(Duration::ZERO) => {
+            loaded.note_position()?;
+            Ok(Step::Again)
+        }
+        wait => Ok(Step::Idle(wait)),
+    }
+}
+
+/// Waits for the reader, or asks it if it reads something else.
+fn read_on(loaded: &mut Loaded, range: Range) -> Step {
+    if let Some(reading) = loaded.reading.take().filter(|reading| reading.goes_on_with(&range)) {
+        return Step::Read(reading);
+    }
+    let (request, reading) = ask(range);
+    loaded.reading = Some(reading);
+    Step::Ask(request)
+}
+
+impl Work<'_> {
+    /// The reader has answered.
+    fn found(&mut self, mut reading: Reading, answer: Answer) {
+        self.trouble.is_read_again = false;
+        if let Some(loaded) = &mut self.loaded {
+            reading.take_note(&answer);
+            loaded.reading = Some(reading);
+            loaded.unread = Some(answer);
+        }
+    }
+
+    /// Does what the verdict about a failure says.
+    fn failed(&mut self, failure: &Failure) -> Step {
+        let Self { loaded, trouble, journal, .. } = self;
+        let verdict = trouble.attempts.judge(failure);
+        journal.failed(failure, verdict, trouble.attempts.failed());
+        trouble.is_read_again = true;
+        if let Some(loaded) = loaded {
+            loaded.unread_all();
+        }
+        match verdict {
+            Verdict::Reload => {
+                *loaded = None;
+                Step::Delay(trouble.reloads.next_delay())
+            }
+            Verdict::CommitFirst(events) => {
+                trouble.commit_first = Some(events);
+                Step::Again
+            }
+            Verdict::Retry => Step::Delay(trouble.retries.next_delay()),
+            Verdict::Halt => Step::Halt,
+            Verdict::Fenced => Step::Fenced,
+        }
+    }
+}
+
+impl Trouble {
+    fn new(retry: &Retry) -> Self {
+        Self {
+            attempts: Attempts::new(retry.attempts),
+            retries: Backoff::new(retry.first_delay, retry.longest_delay),
+            reloads: Backoff::new(RELOAD.0, RELOAD.1),
+            commit_first: None,
+            is_read_again: false,
+        }
+    }
+
+    /// Whether the handler has failed at the batch in hand.
+    fn is_failing(&self) -> bool {
+        self.attempts.failed() > 0
+    }
+
+    /// A batch has been committed.
+    fn is_over(&mut self) {
+        self.attempts.succeeded();
+        self.retries.reset();
+        self.reloads.reset();
+    }
 }

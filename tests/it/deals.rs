@@ -8,8 +8,9 @@ use postgres::Client;
 use pupsourcing_orchestrator::Handle;
 
 use crate::support::cluster::{assert_keys_are_covered, generation};
-use crate::support::handlers::{meddled, metric, prepared, projection_metric};
+use crate::support::handlers::{meddled, prepared};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, await_progress, handled, is_complete};
+use crate::support::metrics::{metric, projection_metric};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
 

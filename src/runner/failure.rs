@@ -1,31 +1,75 @@
-//! What a failure means for the batch that met it. Pure.
+//! Why a batch did not commit. Pure.
 
 use std::error::Error as StdError;
 
 use postgres::error::SqlState;
 
-use crate::error::BoxError;
+use crate::error::{BoxError, Error, describe_any};
+use crate::event::Event;
 
-/// Why a batch did not commit.
+/// Why a batch did not commit. What is done about it is for the [verdict](super::verdict) to say.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The row is not this worker's any more, or not where it left it. Nothing was committed.
     Fenced,
-    /// A deadlock, a serialisation failure, or a connection that was lost or could not be had. Nothing was committed, or it is not known
-    /// whether the commit went through: the checkpoint tells.
+    /// A deadlock, a serialisation failure, or a connection that was lost or could not be had.
+    /// Nothing was committed, or it is not known whether the commit went through.
     Transient(BoxError),
     /// No attempt will succeed: an operator must fix it. Nothing was committed.
     Refused(BoxError),
     /// The handler failed, or the server refused what it did. Nothing was committed.
     Handler {
         error: BoxError,
-        /// How many events from the front of the batch to commit first, so that what fails is tried again alone.
+        /// How many events from the front of the batch to commit first, so that what fails is alone.
         handled: usize,
     },
 }
 
-/// Whether trying again at once, without counting, is right for this error: it says nothing about the event that was being handled.
-pub(super) fn is_transient(error: &(dyn StdError + 'static)) -> bool {
+impl Failure {
+    pub(super) fn transient(error: impl Into<BoxError>) -> Self {
+        Self::Transient(error.into())
+    }
+
+    /// Of reading the events.
+    pub(super) fn of_reading(error: Error) -> Self {
+        match error {
+            Error::UnreadableEvent { .. } => Self::Refused(error.into()),
+            error => Self::Transient(error.into()),
+        }
+    }
+
+    /// Of the handler's statements, or of its own code, after it has handled so many events.
+    pub(super) fn of_handler(error: BoxError, handled: usize) -> Self {
+        if is_transient(&*error) { Self::Transient(error) } else { Self::Handler { error, handled } }
+    }
+
+    /// The same failure, naming the first of the events that it concerns.
+    pub(super) fn naming(self, events: &[Event]) -> Self {
+        match self {
+            Self::Handler { error, handled } => match events.get(handled) {
+                Some(event) => {
+                    let (position, id) = (event.global_position(), event.event_id());
+                    let error = describe_any(&*error);
+                    let error = format!("from global position {position} (event {id}) on: {error}").into();
+                    Self::Handler { error, handled }
+                }
+                None => Self::Handler { error, handled },
+            },
+            failure => failure,
+        }
+    }
+
+    /// What went wrong, in words.
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::Fenced => "the checkpoint is another worker's".to_owned(),
+            Self::Transient(error) | Self::Refused(error) | Self::Handler { error, .. } => describe_any(&**error),
+        }
+    }
+}
+
+/// Whether an error says nothing about the event that was being handled.
+fn is_transient(error: &(dyn StdError + 'static)) -> bool {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<postgres::Error>() {
@@ -73,7 +117,6 @@ fn has_io_cause(error: &postgres::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
     use crate::store::testing;
 
     #[test]

@@ -1,0 +1,338 @@
+//! Prefetching: while a runner's handler works on one batch, a thread of its own reads the next on another connection.
+//!
+//! Asked for a range, the reader goes through it batch by batch, until the range is exhausted or the
+//! runner loses interest. It gives a batch when the runner takes it, so it is one batch ahead and no
+//! more.
+//!
+//! *Invariant:* each request has a channel of its own for its answers. So what was read for one that
+//! the runner has dropped is never taken for an answer to a later one; after a failover it may be
+//! from a server that is no more.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, never, select};
+
+use crate::database::Pool;
+use crate::error::Error;
+use crate::projection::Scope;
+use crate::store::Names;
+use crate::store::events::{Batch, Bounds, EventReader, Range, ReadError};
+use crate::store::session::{Session, Sessions};
+use crate::threads::{Crew, Pulse};
+
+/// How long an idle reader keeps its connection.
+const KEEP_CONNECTION: Duration = Duration::from_secs(5);
+/// How long a reader waits for a connection before it reports that there is none.
+const POOL_PATIENCE: Duration = Duration::from_secs(5);
+/// A runner that takes what was read within this time is waiting for the reader, and not the reader for it.
+const AT_ONCE: Duration = Duration::from_millis(3);
+/// How many batches have to be taken at once, one after the other, until a scan is begun. What a scan
+/// sends to a runner that does not wait for it is wasted, so taking one by chance is not enough.
+const IN_A_ROW: usize = 4;
+/// How long a scan waits for the runner to take a batch: longer than before it was begun, for it reads more quickly.
+const SCAN_PATIENCE: Duration = Duration::from_millis(6);
+
+/// A batch, or why there is none.
+pub(crate) type Answer = Result<Batch, Error>;
+
+/// What a reader is asked for.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// What is left to be read.
+    range: Range,
+    answers: Sender<Answer>,
+}
+
+/// The runner's end of a request. Dropping it is how the runner loses interest.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    pub(crate) answers: Receiver<Answer>,
+    /// What comes next, if anything does.
+    next: Option<Range>,
+}
+
+/// Makes a request, to be sent to a reader.
+pub(crate) fn ask(range: Range) -> (Request, Reading) {
+    let (sender, answers) = bounded(0);
+    (Request { range: range.clone(), answers: sender }, Reading { answers, next: Some(range) })
+}
+
+impl Reading {
+    /// Whether the first events of this range are what comes next. Where it ends does not matter:
+    /// the head only moves on, so they are the same events.
+    pub(crate) fn goes_on_with(&self, range: &Range) -> bool {
+        self.next.as_ref().is_some_and(|next| next.after == range.after && next.keys == range.keys)
+    }
+
+    /// Takes note of an answer that was received.
+    pub(crate) fn take_note(&mut self, answer: &Answer) {
+        self.next = self.next.take().and_then(|range| range.following(answer.as_ref().ok()?));
+    }
+}
+
+/// What a reader needs.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) pool: Pool,
+    pub(crate) sessions: Sessions,
+    pub(crate) names: Names,
+    pub(crate) scope: Scope,
+    pub(crate) bounds: Bounds,
+}
+
+impl Reader {
+    /// Starts a reader. It ends when the runner drops what it asks it by.
+    pub(crate) fn spawn(self, crew: &Crew, thread: String) -> Result<Sender<Request>, Error> {
+        // A request is handed over when the reader is free to take it, so none is ever queued that the
+        // runner has dropped meanwhile.
+        let (requests, inbox) = bounded(0);
+        crew.spawn(thread, move |pulse| {
+            self.run(&inbox, pulse);
+            Ok(())
+        })?;
+        Ok(requests)
+    }
+
+    fn run(self, inbox: &Receiver<Request>, pulse: &Pulse) {
+        let mut handover = Handover { inbox, pulse, wanted: None, taken_at_once: 0, is_open: true };
+        let mut connection = None;
+        while handover.is_open {
+            pulse.beat();
+            let Some(range) = handover.wanted.as_ref().map(|request| request.range.clone()) else {
+                if !handover.wait() {
+                    connection = None;
+                }
+                continue;
+            };
+            if let Err(error) = self.read_on(&mut connection, range, &mut handover) {
+                connection = None;
+                handover.give(Err(error), None);
+            }
+        }
+    }
+
+    /// Reads the first batch of a range, or as much of it as one scan yields, and gives it.
+    fn read_on(
+        &self,
+        connection: &mut Option<(Session, EventReader)>,
+        range: Range,
+        handover: &mut Handover<'_>,
+    ) -> Result<(), Error> {
+        let (session, events) = match connection {
+            Some(sound) => sound,
+            None => connection.insert(self.connect()?),
+        };
+        if handover.taken_at_once < IN_A_ROW || !events.is_worth_a_scan(&range) {
+            let batch = session.run(|client| events.read(client, &range)).map_err(ReadError::into_error)?;
+            handover.give(Ok(batch), None);
+            return Ok(());
+        }
+        let mut late = None;
+        let scanned = events.scan(session, range, |batch| match handover.give(Ok(batch), Some(SCAN_PATIENCE)) {
+            Given::Taken => true,
+            Given::Unwanted => false,
+            Given::Late(batch) => {
+                late = Some(batch);
+                false
+            }
+        });
+        scanned.map_err(ReadError::into_error)?;
+        if let Some(batch) = late {
+            handover.give(batch, None);
+            // By now the runner may well wait for it.
+            handover.taken_at_once = 0;
+        }
+        Ok(())
+    }
+
+    fn connect(&self) -> Result<(Session, EventReader), Error> {
+        let preparing = || Error::database("preparing to read events");
+        let mut session = Session::new(self.pool.get(POOL_PATIENCE)?, self.sessions).map_err(preparing())?;
+        let events = session
+            .run(|client| EventReader::prepare(client, &self.names, self.scope.clone(), self.bounds, false))
+            .map_err(preparing())?;
+        Ok((session, events))
+    }
+}
+
+/// Where a reader is asked, and hands over what it read.
+struct Handover<'a> {
+    inbox: &'a Receiver<Request>,
+    pulse: &'a Pulse,
+    /// What is left of the last request, unless the runner has lost interest.
+    wanted: Option<Request>,
+    /// How many batches were taken at once, one after the other.
+    taken_at_once: usize,
+    /// Whether there still is a runner.
+    is_open: bool,
+}
+
+/// What became of something that was read.
+enum Given {
+    /// The runner has taken it.
+    Taken,
+    /// The runner has lost interest, or asked for something else.
+    Unwanted,
+    /// The patience came to an end first.
+    Late(Answer),
+}
+
+impl Handover<'_> {
+    /// Waits to be asked. False if no request came for a while.
+    fn wait(&mut self) -> bool {
+        match self.inbox.recv_timeout(KEEP_CONNECTION) {
+            Err(RecvTimeoutError::Timeout) => return false,
+            request => self.asked(request.ok()),
+        }
+        true
+    }
+
+    /// Gives what was read to the runner as soon as it takes it, unless it loses interest before that
+    /// or the patience, if there is an end to it, comes to its end.
+    fn give(&mut self, read: Answer, patience: Option<Duration>) -> Given {
+        let Some(request) = self.wanted.take() else { return Given::Unwanted };
+        let following = read.as_ref().ok().and_then(|batch| request.range.following(batch));
+        let enough = patience.map_or_else(never, after);
+        let offered = Instant::now();
+        // The runner's handler may take as long as it likes.
+        self.pulse.excuse();
+        let given = select! {
+            send(request.answers, read) -> sent => if sent.is_ok() {
+                self.taken_at_once = if offered.elapsed() < AT_ONCE { self.taken_at_once + 1 } else { 0 };
+                self.wanted = following.map(|range| Request { range, ..request });
+                Given::Taken
+            } else {
+                Given::Unwanted
+            },
+            recv(self.inbox) -> another => {
+                self.asked(another.ok());
+                Given::Unwanted
+            },
+            recv(enough) -> _ => {
+                self.wanted = Some(request);
+                Given::Late(read)
+            }
+        };
+        self.pulse.beat();
+        given
+    }
+
+    fn asked(&mut self, request: Option<Request>) {
+        self.is_open = request.is_some();
+        self.wanted = request;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::{Database, PoolOptions};
+    use crate::event::Event;
+    use crate::plan::KeySet;
+    use crate::store::testing;
+
+    fn range(after: i64) -> Range {
+        Range { keys: KeySet::all(), after, upto: 30 }
+    }
+
+    fn batch(end: i64) -> Batch {
+        Batch { end, ..Batch::default() }
+    }
+
+    /// A reader in its own thread that answers each request with one batch that ends at 10, once it is
+    /// told that the batch is read.
+    fn reader(crew: &Crew, read: Receiver<()>, given: Sender<bool>) -> Sender<Request> {
+        let (requests, inbox) = bounded(0);
+        let body = move |pulse: &Pulse| {
+            let mut handover = Handover { inbox: &inbox, pulse, wanted: None, taken_at_once: 0, is_open: true };
+            while handover.is_open {
+                if handover.wanted.is_none() {
+                    handover.wait();
+                } else if read.recv().is_ok() {
+                    given.send(matches!(handover.give(Ok(batch(10)), None), Given::Taken)).unwrap();
+                }
+            }
+            Ok(())
+        };
+        crew.spawn("reader", body).unwrap();
+        requests
+    }
+
+    #[test]
+    fn what_was_read_before_it_was_forgotten_is_not_taken_for_the_same_range_later() {
+        let crew = Crew::new();
+        let (finish_reading, read) = bounded(1);
+        let (given, outcomes) = bounded(1);
+        let requests = reader(&crew, read, given);
+        let (request, before) = ask(range(0));
+        requests.send(request).unwrap();
+        drop(before);
+        let (request, now) = ask(range(0));
+        finish_reading.send(()).unwrap();
+        let soon = Duration::from_secs(5);
+        assert!(!outcomes.recv_timeout(soon).unwrap(), "it may be from a server that is no more");
+        requests.send_timeout(request, soon).unwrap();
+        finish_reading.send(()).unwrap();
+        assert_eq!(now.answers.recv_timeout(soon).unwrap().unwrap().end, 10);
+        assert!(outcomes.recv_timeout(soon).unwrap());
+        // It reads on, and is asked for something else before it has given that.
+        finish_reading.send(()).unwrap();
+        let (request, other) = ask(range(3));
+        requests.send_timeout(request, soon).unwrap();
+        assert!(!outcomes.recv_timeout(soon).unwrap(), "it gives nothing to a runner that has asked again");
+        assert!(now.answers.try_recv().is_err());
+        finish_reading.send(()).unwrap();
+        assert!(other.answers.recv_timeout(soon).unwrap().is_ok());
+        assert!(outcomes.recv_timeout(soon).unwrap());
+        drop(requests);
+        finish_reading.send(()).unwrap();
+        assert!(!outcomes.recv_timeout(soon).unwrap());
+        crew.join(Some(soon)).unwrap();
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_not_asked_for_again() {
+        let (_request, mut reading) = ask(range(0));
+        assert!(reading.goes_on_with(&range(0)));
+        assert!(reading.goes_on_with(&Range { upto: 99, ..range(0) }), "the head moves on");
+        assert!(!reading.goes_on_with(&Range { keys: KeySet::partition(0, 2), ..range(0) }));
+        reading.take_note(&Ok(batch(10)));
+        assert!(reading.goes_on_with(&range(10)), "the reader goes on by itself");
+        assert!(!reading.goes_on_with(&range(5)), "elsewhere it does not");
+        reading.take_note(&Ok(batch(30)));
+        assert!(!reading.goes_on_with(&range(30)), "nor beyond the range's end");
+        let (_request, mut reading) = ask(range(0));
+        reading.take_note(&Err(Error::UnreadableEvent { position: 1, problem: "too large".into() }));
+        assert!(!reading.goes_on_with(&range(0)), "nor after it has failed");
+    }
+
+    #[test]
+    fn who_asks_for_something_else_in_the_middle_of_a_scan_gets_that() {
+        let url = testing::database();
+        let database = Database::from_url(&url).unwrap();
+        let mut client = database.connect().unwrap();
+        client.batch_execute(&Names::default().schema_sql()).unwrap();
+        client
+            .batch_execute(
+                "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+                 SELECT 'test', 'Thing', 'a', i, gen_random_uuid(), 'Happened', '' FROM generate_series(1, 1000) AS i",
+            )
+            .unwrap();
+        let pool = database.pool(PoolOptions { size: 1, reset: None }).unwrap();
+        let bounds = Bounds { events: 10, bytes: 1_000_000, event_bytes: 1_000_000 };
+        let sessions = Sessions::Shared;
+        let reader = Reader { pool, sessions, names: Names::default(), scope: Scope::all(), bounds };
+        let requests = reader.spawn(&Crew::new(), "reader".into()).unwrap();
+        for after in [0, 500, 3, 777, 250, 16, 900] {
+            let (request, reading) = ask(Range { keys: KeySet::all(), after, upto: 1_000 });
+            requests.send_timeout(request, Duration::from_secs(10)).unwrap();
+            // Taken as soon as they come, so that most are of a scan.
+            for batch in 0..4 {
+                let found = reading.answers.recv_timeout(Duration::from_secs(10)).unwrap().unwrap().events;
+                let positions: Vec<i64> = found.iter().map(Event::global_position).collect();
+                let first = after + batch * 10 + 1;
+                assert_eq!(positions, (first..first + 10).collect::<Vec<_>>());
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What a runner does, as others see it: on the board, in the metrics and in the log.
+
+use super::failure::Failure;
+use super::rows::Rows;
+use super::verdict::Verdict;
+use crate::backoff::Mentions;
+use crate::error::one_line;
+use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
+use crate::plan::KeySet;
+use crate::status::{Board, LaneStatus, ProjectionState};
+use crate::store::fence::Owner;
+
+pub(super) struct Journal<'a> {
+    board: &'a Board,
+    metrics: &'a ProjectionMetrics,
+    own_metrics: &'a WorkerProjectionMetrics,
+    projection: &'a str,
+    lane: usize,
+    owner: Owner,
+    /// A deadlock may come with every other batch although each attempt but one succeeds.
+    reload_mentions: Mentions,
+    /// A handler may fail at every other event and succeed when it is retried.
+    retry_mentions: Mentions,
+    is_failure_logged: bool,
+}
+
+impl<'a> Journal<'a> {
+    pub(super) fn new(
+        board: &'a Board,
+        metrics: &'a ProjectionMetrics,
+        own_metrics: &'a WorkerProjectionMetrics,
+        (projection, lane): (&'a str, usize),
+        owner: Owner,
+    ) -> Self {
+        Self {
+            board,
+            metrics,
+            own_metrics,
+            projection,
+            lane,
+            owner,
+            reload_mentions: Mentions::default(),
+            retry_mentions: Mentions::default(),
+            is_failure_logged: false,
+        }
+    }
+
+    /// It runs, and is this far. While a batch is being retried the error stays in view.
+    pub(super) fn running(&self, rows: &Rows, is_failing: bool) {
+        self.tell(|status| {
+            status.keys = rows.keys();
+            status.position = rows.first().map(|row| row.reached);
+            if !is_failing {
+                status.state = ProjectionState::Running;
+                status.error = None;
+            }
+        });
+    }
+
+    /// It has committed so many events, after some failed attempts.
+    pub(super) fn committed(&mut self, events: usize, failed_attempts: u32) {
+        if std::mem::take(&mut self.is_failure_logged) {
+            log::info!(
+                "handler succeeded again: replica_set={} worker={} projection={} attempts={}",
+                self.board.replica_set(),
+                self.owner.worker,
+                self.projection,
+                failed_attempts + 1
+            );
+        }
+        let count = u64::try_from(events).unwrap_or(0);
+        self.metrics.events_processed.inc_by(count);
+        self.metrics.batch_events.observe(f64::from(u32::try_from(events).unwrap_or(u32::MAX)));
+        self.tell(|status| status.events += count);
+    }
+
+    /// A batch has failed, which leads to this verdict; so many attempts have failed now.
+    pub(super) fn failed(&mut self, failure: &Failure, verdict: Verdict, attempts: u32) {
+        let (replica_set, worker, name) = (self.board.replica_set(), self.owner.worker, self.projection);
+        match verdict {
+            Verdict::Fenced => {
+                self.metrics.fenced.inc();
+                log::info!(
+                    "fenced: replica_set={replica_set} worker={worker} projection={name} generation={}",
+                    self.owner.generation
+                );
+            }
+            Verdict::Reload => {
+                self.metrics.retries.inc();
+                let error = failure.describe();
+                if self.reload_mentions.is_due() {
+                    log::warn!(
+                        "batch failed, tried again: replica_set={replica_set} worker={worker} projection={name} error={}",
+                        one_line(&error)
+                    );
+                }
+                self.show(ProjectionState::Retrying, Some(error));
+            }
+            Verdict::CommitFirst(_) => {}
+            Verdict::Retry => {
+                self.metrics.errors.inc();
+                self.metrics.retries.inc();
+                let error = failure.describe();
+                if self.retry_mentions.is_due() {
+                    self.is_failure_logged = true;
+                    log::warn!(
+                        "handler failed, tried again: replica_set={replica_set} worker={worker} projection={name} \
+                         attempt={attempts} error={}",
+                        one_line(&error)
+                    );
+                }
+                self.show(ProjectionState::Retrying, Some(error));
+            }
+            Verdict::Halt => {
+                self.metrics.errors.inc();
+                let error = failure.describe();
+                log::error!(
+                    "projection halted: replica_set={replica_set} worker={worker} projection={name} attempts={attempts} \
+                     error={}",
+                    one_line(&error)
+                );
+                self.show(ProjectionState::Halted, Some(error));
+            }
+        }
+    }
+
+    /// It waits until its worker is trusted again.
+    pub(super) fn waiting_for_trust(&self) {
+        self.show(ProjectionState::Paused, None);
+    }
+
+    /// It has stopped.
+    pub(super) fn stopped(&self) {
+        self.tell(|status| {
+            status.state = ProjectionState::Paused;
+            status.keys = KeySet::default();
+            status.position = None;
+        });
+    }
+
+    fn show(&self, state: ProjectionState, error: Option<String>) {
+        self.tell(|status| {
+            status.state = state;
+            status.error = error;
+        });
+    }
+
+    /// Writes on the board, and into the metrics what the board then says of the projection.
+    fn tell(&self, change: impl FnOnce(&mut LaneStatus)) {
+        let all = self.board.update_lane(self.projection, self.lane, change);
+        self.own_metrics.halted.set(i64::from(all.state == ProjectionState::Halted));
+        if let Some(position) = all.position {
+            self.own_metrics.position.set(position);
+        }
+    }
+}

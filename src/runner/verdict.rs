@@ -1,0 +1,106 @@
+//! What a failure leads to. Pure.
+//!
+//! An attempt counts only if the failure is the handler's. What happens to the connection, or to the
+//! transaction because of others, is retried for as long as it takes.
+
+use super::failure::Failure;
+
+/// What the runner is to do about a failure. Nothing of the batch was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Load again on another connection, and retry. Whether the last commit went through may not be
+    /// known: the checkpoint tells.
+    Reload,
+    /// Commit so many events from the front of the batch first, so that what fails is alone.
+    CommitFirst(usize),
+    /// Retry the batch.
+    Retry,
+    /// Stop: the attempts are used up, or none will succeed.
+    Halt,
+    /// Stop: the rows are not this worker's any more.
+    Fenced,
+}
+
+/// The failed attempts at the batch in hand.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    failed: u32,
+    allowed: u32,
+}
+
+impl Attempts {
+    pub(super) fn new(allowed: u32) -> Self {
+        Self { failed: 0, allowed }
+    }
+
+    pub(super) fn failed(&self) -> u32 {
+        self.failed
+    }
+
+    /// Takes that the batch has been committed.
+    pub(super) fn succeeded(&mut self) {
+        self.failed = 0;
+    }
+
+    /// Takes a failure and says what it leads to.
+    pub(super) fn judge(&mut self, failure: &Failure) -> Verdict {
+        match failure {
+            Failure::Fenced => Verdict::Fenced,
+            Failure::Transient(_) => Verdict::Reload,
+            Failure::Refused(_) => {
+                self.failed += 1;
+                Verdict::Halt
+            }
+            Failure::Handler { handled: 0, .. } => {
+                self.failed += 1;
+                if self.failed < self.allowed { Verdict::Retry } else { Verdict::Halt }
+            }
+            Failure::Handler { handled, .. } => Verdict::CommitFirst(*handled),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handler(handled: usize) -> Failure {
+        Failure::Handler { error: "no such customer".into(), handled }
+    }
+
+    fn transient() -> Failure {
+        Failure::Transient("the connection is lost".into())
+    }
+
+    fn refused() -> Failure {
+        Failure::Refused("an event cannot be read".into())
+    }
+
+    #[test]
+    fn each_failure_has_its_verdict_and_only_those_of_the_handler_count() {
+        // The attempts allowed, those that have failed; the failure, the verdict, and the attempts that
+        // have failed then.
+        for (allowed, before, failure, verdict, after) in [
+            (3, 0, Failure::Fenced, Verdict::Fenced, 0),
+            (3, 2, Failure::Fenced, Verdict::Fenced, 2),
+            (3, 0, transient(), Verdict::Reload, 0),
+            (3, 2, transient(), Verdict::Reload, 2),
+            (1, 0, transient(), Verdict::Reload, 0),
+            (3, 0, refused(), Verdict::Halt, 1),
+            (3, 1, refused(), Verdict::Halt, 2),
+            (3, 0, handler(0), Verdict::Retry, 1),
+            (3, 1, handler(0), Verdict::Retry, 2),
+            (3, 2, handler(0), Verdict::Halt, 3),
+            (1, 0, handler(0), Verdict::Halt, 1),
+            (3, 0, handler(1), Verdict::CommitFirst(1), 0),
+            (3, 2, handler(7), Verdict::CommitFirst(7), 2),
+            (1, 0, handler(7), Verdict::CommitFirst(7), 0),
+        ] {
+            let mut attempts = Attempts { failed: before, allowed };
+            let case = format!("{failure:?} after {before} of {allowed}");
+            assert_eq!((attempts.judge(&failure), attempts.failed()), (verdict, after), "{case}");
+            attempts.succeeded();
+            assert_eq!(attempts.failed(), 0);
+        }
+    }
+}
