@@ -46,7 +46,8 @@ impl Head {
         self.safe
     }
 
-    /// Takes what a look above the head showed. Returns whether there is a hole, so that the holders have to be listed next.
+    /// Takes what a look above the head showed. Returns whether there is a hole, so that the holders
+    /// have to be listed next.
     #[must_use]
     pub(crate) fn observe(&mut self, probe: Probe) -> bool {
         self.advance(probe.contiguous);
@@ -57,7 +58,8 @@ impl Head {
     pub(crate) fn settle(&mut self, probe: Probe, holders: Vec<Holder>) {
         let holders: BTreeSet<Holder> = holders.into_iter().collect();
         if let Some(grace) = &mut self.grace {
-            // By the transaction alone: when it is prepared it goes on without its backend, and so without a pid.
+            // Compared by the transaction alone: a prepared one goes on without its backend, and so
+            // without a pid.
             grace.holders = holders
                 .iter()
                 .filter(|holder| grace.holders.iter().any(|former| former.transaction == holder.transaction))
@@ -78,7 +80,7 @@ impl Head {
         }
     }
 
-    /// Whether somebody may have an event in flight below the newest.
+    /// Whether a writer may have an event in flight below the newest.
     pub(crate) fn is_held_back(&self) -> bool {
         self.grace.is_some()
     }

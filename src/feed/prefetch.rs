@@ -1,4 +1,5 @@
-//! Prefetching: while a runner's handler works on one batch, a thread of its own reads the next on another connection.
+//! Prefetching: while a runner's handler works on one batch, a thread of its own, the *reader*, reads
+//! the next on another connection.
 //!
 //! Asked for a range, the reader goes through it batch by batch, until the range is exhausted or the
 //! runner loses interest. It gives a batch when the runner takes it, so it is one batch ahead and no
@@ -24,12 +25,13 @@ use crate::threads::{Crew, Pulse};
 const KEEP_CONNECTION: Duration = Duration::from_secs(5);
 /// How long a reader waits for a connection before it reports that there is none.
 const POOL_PATIENCE: Duration = Duration::from_secs(5);
-/// A runner that takes what was read within this time is waiting for the reader, and not the reader for it.
+/// A runner that takes a batch within this time was waiting for the reader, and not the reader for it.
 const AT_ONCE: Duration = Duration::from_millis(3);
-/// How many batches have to be taken at once, one after the other, until a scan is begun. What a scan
-/// sends to a runner that does not wait for it is wasted, so taking one by chance is not enough.
+/// How many batches in a row have to be taken at once before a scan is begun. What a scan sends to a
+/// runner that does not wait for it is wasted, so one taken at once by chance is not enough.
 const IN_A_ROW: usize = 4;
-/// How long a scan waits for the runner to take a batch: longer than before it was begun, for it reads more quickly.
+/// How long a scan waits for the runner to take a batch. Longer than [`AT_ONCE`], because a scan reads
+/// more quickly.
 const SCAN_PATIENCE: Duration = Duration::from_millis(6);
 
 /// A batch, or why there is none.

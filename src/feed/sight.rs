@@ -243,3 +243,15 @@ fn census_interval(members: i64) -> Duration {
     let (shortest, longest) = CENSUS_INTERVAL;
     CENSUS_SHARE.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX)).clamp(shortest, longest)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_members_the_less_often_each_looks_for_missing_ones() {
+        for (members, millis) in [(0, 200), (1, 200), (8, 200), (10, 250), (24, 600), (1_000, 600), (i64::MAX, 600)] {
+            assert_eq!(census_interval(members), Duration::from_millis(millis), "{members} members");
+        }
+    }
+}

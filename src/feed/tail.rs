@@ -7,7 +7,8 @@ use crate::plan::KeySet;
 use crate::projection::Scope;
 use crate::store::events::{Batch, Bounds, Range};
 
-/// Every event of `keys` above `start` and at or below `end` that any projection of the worker wants.
+/// Every event of `keys` above `start` and at or below `end` that any projection of the worker
+/// wants.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     keys: KeySet,
@@ -19,12 +20,12 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// Begins anew at a position, with nothing in memory.
+    /// Restarts at a position, with nothing in memory.
     pub(super) fn restart(&mut self, keys: KeySet, at: i64) {
         *self = Self { keys, start: at, end: at, ..Self::default() };
     }
 
-    /// Begins anew at a position, for the same keys.
+    /// Restarts at a position, for the same keys.
     pub(super) fn skip_to(&mut self, at: i64) {
         let keys = std::mem::take(&mut self.keys);
         self.restart(keys, at);
@@ -38,8 +39,9 @@ impl Tail {
         self.end
     }
 
-    /// Takes in what was read of `keys` above `after`, and lets go of the oldest beyond the bounds. What was read for other keys, or
-    /// does not follow on what is there, came too late: the tail has been begun anew meanwhile.
+    /// Takes in what was read of `keys` above `after`, and drops the oldest events beyond the bounds.
+    /// What was read for other keys, or does not follow on what is there, came too late: the tail has
+    /// been restarted meanwhile.
     pub(super) fn extend(&mut self, keys: &KeySet, after: i64, batch: Batch, bounds: Bounds) {
         if *keys != self.keys || after != self.end {
             return;

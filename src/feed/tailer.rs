@@ -1,4 +1,5 @@
-//! The tailer: the thread that finds the safe head and reads the live tail. One poll per worker, however many projections.
+//! The tailer: the thread that finds the safe head and reads the live tail. A worker polls once,
+//! however many projections it runs.
 //!
 //! With the statement by which it polls it looks, now and then, whether a worker of the replica set
 //! is missing, and wakes the coordinator if one is. So a killed worker is noticed well before the

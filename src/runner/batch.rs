@@ -1,4 +1,5 @@
-//! One batch: one transaction in which the handler's writes and the checkpoint are committed together (I1), behind the fence (I4).
+//! One batch: one transaction in which the handler's writes and the checkpoint are committed
+//! together (I1), behind the fence (I4).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use crate::store::events::Batch;
 use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Owner, Statements};
 use crate::store::session::{Session, Sessions};
 
-/// A batch that has taken this long is committed with what it has: read models stay fresh and row locks short when handlers are slow.
+/// A batch that has taken this long is committed with the events handled so far. So read models stay
+/// fresh and row locks short when handlers are slow.
 const LONG_ENOUGH: Duration = Duration::from_millis(250);
 
 /// What a committed batch achieved.
@@ -42,8 +44,9 @@ pub(super) struct Job<'a> {
     pub(super) metrics: &'a ProjectionMetrics,
 }
 
-/// Handles the first events of a batch and moves the checkpoint, in one transaction. `interrupted` is asked between events: once it
-/// says so, what has been handled is committed and the rest left for later.
+/// Handles the first events of a batch and moves the checkpoint, in one transaction. Once
+/// `interrupted`, which is asked between events, returns true, the events handled so far are committed
+/// and the rest is left for later.
 pub(super) fn commit(
     session: &mut Session,
     job: &Job<'_>,
@@ -63,10 +66,12 @@ pub(super) fn commit(
     };
     let Some(last) = batch.events.get(..handled).and_then(<[Event]>::last) else { return Err(Failure::Fenced) };
     let last = EventMark { position: last.global_position(), id: last.event_id() };
-    // Every matching event up to the batch's end was in it; having handled them all is having handled up to there.
+    // Every matching event up to the batch's end was in it, so handling all of them completes the
+    // projection up to there.
     let position = if handled < batch.events.len() { last.position } else { batch.end };
     let begun = Instant::now();
-    // What is refused only now, such as a deferred constraint, does not say which event it is about: half of them is tried next.
+    // What is refused only now, by a deferred constraint for example, does not say which event caused
+    // it. So half of the events are tried next.
     let refused = |error: postgres::Error| Failure::of_handler(error.into(), handled / 2);
     match job.statements.advance(&mut tx, job.row, job.owner, position, last, &mark) {
         Ok(Advanced::Moved) => {}
@@ -80,7 +85,8 @@ pub(super) fn commit(
     Ok(Committed { position, events: handled })
 }
 
-/// Calls the handler until all events are handled, it is interrupted or long enough at it. Returns how many are handled.
+/// Calls the handler until all events are handled, it is interrupted, or it has taken long enough.
+/// Returns how many events are handled.
 fn handle(
     tx: &mut Transaction<'_>,
     projection: &dyn Projection,

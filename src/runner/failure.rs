@@ -75,7 +75,8 @@ fn is_transient(error: &(dyn StdError + 'static)) -> bool {
         if let Some(error) = error.downcast_ref::<postgres::Error>() {
             return match error.code() {
                 Some(code) => is_transient_state(code),
-                // Not from the server's answer: the connection itself, unless the client refused a value or a column.
+                // The server did not say this: the connection failed, or the client refused a value
+                // or a column.
                 None => error.is_closed() || has_io_cause(error),
             };
         }

@@ -63,7 +63,7 @@ impl Loaded {
     }
 
     /// Lets go of what was read: it is to be read again, as it is now.
-    pub(super) fn unread_all(&mut self) {
+    pub(super) fn discard_unread(&mut self) {
         self.unread = None;
         self.reading = None;
     }

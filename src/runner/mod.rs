@@ -340,7 +340,7 @@ impl Runner {
         batch.events.drain(..events);
         loaded.unread = Some(batch).filter(|rest| !rest.events.is_empty()).map(Ok);
         journal.committed(events, trouble.attempts.failed());
-        trouble.is_over();
+        trouble.overcome();
         Ok(())
     }
 
@@ -401,7 +401,7 @@ impl Work<'_> {
         journal.failed(failure, verdict, trouble.attempts.failed());
         trouble.is_read_again = true;
         if let Some(loaded) = loaded {
-            loaded.unread_all();
+            loaded.discard_unread();
         }
         match verdict {
             Verdict::Reload => {
@@ -436,7 +436,7 @@ impl Trouble {
     }
 
     /// A batch has been committed.
-    fn is_over(&mut self) {
+    fn overcome(&mut self) {
         self.attempts.succeeded();
         self.retries.reset();
         self.reloads.reset();

@@ -1,6 +1,7 @@
 //! The checkpoints a runner has in hand, lowest position first. Pure.
 //!
-//! *Invariant:* only the first is advanced, no further than the next one's position (I2); where the two meet they become one.
+//! *Invariant:* only the first is advanced, no further than the next one's position (I2). Where the
+//! two meet they become one.
 
 use std::collections::VecDeque;
 
