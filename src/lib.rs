@@ -2,6 +2,7 @@
 
 mod backoff;
 mod config;
+mod context;
 mod coordinator;
 mod database;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod orchestrator;
 mod overview;
 mod plan;
 mod projection;
+mod reconnect;
 mod runner;
 mod status;
 mod store;

@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 
 use crate::error::Error;
 use crate::store::session::Session;
 use crate::store::{Names, overview};
+use crate::threads::Waker;
 
 /// What was loaded is good enough for this time.
 const FRESH_FOR: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ const WATCHED_FOR: Duration = Duration::from_secs(3);
 pub(crate) struct Overview {
     cells: Arc<Mutex<Cells>>,
     /// Wakes the coordinator.
-    coordination: Sender<()>,
+    coordinator: Waker,
 }
 
 #[derive(Debug, Default)]
@@ -44,8 +44,8 @@ pub(crate) struct Sight {
 }
 
 impl Overview {
-    pub(crate) fn new(coordination: Sender<()>) -> Self {
-        Self { cells: Arc::default(), coordination }
+    pub(crate) fn new(coordinator: Waker) -> Self {
+        Self { cells: Arc::default(), coordinator }
     }
 
     /// What was seen last; none before the first time. Lets the coordinator look anew if that is old.
@@ -57,8 +57,7 @@ impl Overview {
         let latest = cells.latest.clone();
         drop(cells);
         if is_due {
-            // Full means that it is to be woken already; disconnected, that it has ended.
-            _ = self.coordination.try_send(());
+            self.coordinator.wake();
         }
         latest
     }
@@ -91,8 +90,6 @@ impl Cells {
 
 #[cfg(test)]
 mod tests {
-    use crossbeam_channel::bounded;
-
     use super::*;
 
     #[test]
@@ -115,8 +112,8 @@ mod tests {
 
     #[test]
     fn a_look_wakes_the_coordinator_only_when_there_is_something_to_do() {
-        let (wake, woken) = bounded(1);
-        let overview = Overview::new(wake);
+        let (coordinator, woken) = Waker::new();
+        let overview = Overview::new(coordinator);
         assert!(overview.look().is_none());
         assert!(overview.look().is_none());
         assert_eq!(woken.try_iter().count(), 1, "it is woken once");

@@ -22,7 +22,7 @@ const FLOORS: [(u32, &[&str]); 6] = [
     (5, &["coordinator"]),
     (4, &["runner"]),
     (3, &["config", "event_store", "feed", "http", "listener"]),
-    (2, &["database", "overview", "projection", "status", "store", "threads"]),
+    (2, &["context", "database", "overview", "projection", "reconnect", "status", "store", "threads"]),
     (1, &["backoff", "error", "event", "metrics", "plan", "trust"]),
 ];
 
@@ -64,13 +64,11 @@ fn no_arrows_run_in_a_circle_between_modules() {
     no_circle(&arrows(&sources), |source| source.top().to_owned());
 }
 
-/// Within a module a file may use what its parent shares, and the parent names its children; but no two siblings lean on each other.
+/// Nor between a module and its children: what both use has a file of its own.
 #[test]
 fn no_arrows_run_in_a_circle_between_files() {
     let sources = sources();
-    let mut arrows = arrows(&sources);
-    arrows.retain(|arrow| !arrow.to.is_parent_of(arrow.from));
-    no_circle(&arrows, |source| source.path.clone());
+    no_circle(&arrows(&sources), |source| source.path.clone());
 }
 
 #[test]
@@ -96,10 +94,10 @@ fn arrows_are_seen() {
     let seen: BTreeSet<(&str, &str)> =
         arrows(&sources).iter().map(|arrow| (arrow.from.path.as_str(), arrow.to.path.as_str())).collect();
     for arrow in [
-        ("orchestrator/mod.rs", "coordinator/mod.rs"),
+        ("orchestrator/start.rs", "coordinator/mod.rs"),
         ("orchestrator/start.rs", "feed/tailer.rs"),
         ("runner/mod.rs", "runner/batch.rs"),
-        ("runner/batch.rs", "runner/retry.rs"),
+        ("runner/batch.rs", "runner/failure.rs"),
         ("store/coordination.rs", "plan/mod.rs"),
         ("store/mod.rs", "store/names.rs"),
     ] {
@@ -158,10 +156,6 @@ impl Source {
     /// The module at the top of the crate that the file belongs to; none of the crate root.
     fn top(&self) -> &str {
         self.module.first().map_or("", String::as_str)
-    }
-
-    fn is_parent_of(&self, other: &Self) -> bool {
-        self.module.len() < other.module.len() && other.module.starts_with(&self.module)
     }
 
     /// The paths that may lead to other files, and their lines.

@@ -16,16 +16,14 @@ use super::Feed;
 use super::blocked::Blocked;
 use super::cadence::Cadence;
 use super::sight::{Failure, Sight, log_locked};
-use crate::backoff::Backoff;
-use crate::database::Database;
+use crate::context::Context;
 use crate::error::Error;
-use crate::metrics::ReplicaSetMetrics;
 use crate::projection::Scope;
-use crate::status::Board;
+use crate::reconnect::Reconnect;
 use crate::store::events::{Bounds, EventReader, ReadError};
-use crate::store::session::{Session, Sessions};
-use crate::store::{Known, Names, coordination};
-use crate::threads::{Pulse, Stop, Waker};
+use crate::store::session::Session;
+use crate::store::{Known, coordination};
+use crate::threads::{Pulse, Waker};
 
 /// How often the safe head is reported while it moves.
 const REPORT_HEAD_EVERY: Duration = Duration::from_secs(5);
@@ -34,9 +32,7 @@ const FOLLOWING: &str = "following the events";
 
 #[derive(Debug)]
 pub(crate) struct Tailer {
-    pub(crate) database: Database,
-    pub(crate) names: Names,
-    pub(crate) sessions: Sessions,
+    pub(crate) context: Context,
     /// What the worker runs.
     pub(crate) projections: Vec<Known>,
     pub(crate) feed: Feed,
@@ -48,56 +44,50 @@ pub(crate) struct Tailer {
     pub(crate) hints: Receiver<()>,
     /// Tells the coordinator that a worker of the replica set seems to be missing.
     pub(crate) missing: Waker,
-    pub(crate) stop: Stop,
-    pub(crate) board: Board,
-    pub(crate) metrics: ReplicaSetMetrics,
 }
 
 impl Tailer {
     pub(crate) fn run(self, pulse: &Pulse) -> Result<(), Error> {
-        let mut backoff = Backoff::for_connections();
-        while !self.stop.is_raised() {
-            pulse.beat();
-            let (replica_set, worker) = (self.board.replica_set(), self.board.worker_id());
-            match self.follow(pulse, &mut backoff) {
-                Ok(()) => break,
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Unacceptable(error)) => {
-                    if backoff.is_worth_logging() {
-                        log::error!(
-                            "events cannot be followed, will retry: replica_set={replica_set} worker={worker} error={error}"
-                        );
-                    }
-                }
-                Err(Failure::Locked(error)) => log_locked(&self.board, &error),
-                Err(Failure::Lost(error)) => {
-                    if backoff.is_worth_logging() {
-                        log::warn!(
-                            "connection lost: replica_set={replica_set} worker={worker} connection=tailer error={error}"
-                        );
-                    }
-                    self.metrics.reconnects("tailer").inc();
+        let stop = || self.context.stop.is_raised();
+        let judge = |connection: &mut Reconnect<'_>, failure| self.failed(connection, failure);
+        Reconnect::new(&self.context, "tailer")
+            .run(pulse, stop, |connection| self.follow(pulse, connection), judge)
+            .map(drop)
+    }
+
+    fn failed(&self, connection: &mut Reconnect<'_>, failure: Failure) -> Result<(), Error> {
+        match failure {
+            Failure::Final(error) => return Err(error),
+            Failure::Lost(error) => connection.lost(&error),
+            Failure::Locked(error) => log_locked(&self.context.board, &error),
+            Failure::Unacceptable(error) => {
+                if connection.is_worth_logging() {
+                    log::error!(
+                        "events cannot be followed, will retry: replica_set={} worker={} error={error}",
+                        self.context.replica_set(),
+                        self.context.worker()
+                    );
                 }
             }
-            self.stop.wait(backoff.next_delay());
         }
         Ok(())
     }
 
     /// Follows the events on one connection until it fails or the worker stops.
-    fn follow(&self, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), Failure> {
-        let session = Session::open(&self.database, self.sessions)?;
+    fn follow(&self, pulse: &Pulse, connection: &mut Reconnect<'_>) -> Result<(), Failure> {
+        let session = self.context.open()?;
         self.feed.begin_epoch();
-        let takes_census = self.sessions.member().is_some();
-        let mut sight = Sight::begin(session, &self.names, &self.board, &self.projections, takes_census)?;
+        let takes_census = self.context.sessions.member().is_some();
+        let mut sight =
+            Sight::begin(session, &self.context.names, &self.context.board, &self.projections, takes_census)?;
         let mut reader = sight
             .session
-            .run(|client| EventReader::prepare(client, &self.names, self.scope.clone(), self.bounds, true))
+            .run(|client| EventReader::prepare(client, &self.context.names, self.scope.clone(), self.bounds, true))
             .map_err(Error::database(FOLLOWING))?;
-        let mut blocked = Blocked::new(&self.board, &self.metrics);
+        let mut blocked = Blocked::new(&self.context.board, &self.context.metrics);
         let mut cadence = Cadence::new(self.poll);
         let mut reported = (sight.head.safe(), Instant::now());
-        while !self.stop.is_raised() {
+        while !self.context.stop.is_raised() {
             pulse.beat();
             let begun = Instant::now();
             let look = self.feed.begin_look();
@@ -117,8 +107,8 @@ impl Tailer {
             let has_moved = self.feed.head() != Some(safe);
             if has_moved {
                 self.read_tail(&mut sight.session, &mut reader, safe)?;
-                self.board.set_safe_head(safe);
-                self.metrics.safe_head.set(safe);
+                self.context.board.set_safe_head(safe);
+                self.context.metrics.safe_head.set(safe);
                 self.feed.publish(safe);
             }
             self.feed.end_look(look);
@@ -128,18 +118,12 @@ impl Tailer {
                 reported = (safe, Instant::now());
             }
             blocked.report(&mut sight.session, &sight.head).map_err(Error::database(FOLLOWING))?;
-            if backoff.reset() {
-                log::info!(
-                    "connection regained: replica_set={} worker={} connection=tailer",
-                    self.board.replica_set(),
-                    self.board.worker_id()
-                );
-            }
+            connection.works();
             select! {
-                recv(self.stop.heard()) -> _ => break,
+                recv(self.context.stop.heard()) -> _ => break,
                 recv(self.hints) -> hint => {
                     if hint.is_err() { break }
-                    self.stop.wait(cadence.hinted().saturating_sub(begun.elapsed()));
+                    self.context.stop.wait(cadence.hinted().saturating_sub(begun.elapsed()));
                 }
                 default(wait.saturating_sub(begun.elapsed())) => cadence.waited(),
             }
@@ -149,7 +133,7 @@ impl Tailer {
 
     fn report_head(&self, session: &mut Session, safe: i64) -> Result<(), Error> {
         session
-            .run(|client| coordination::report_safe_head(client, &self.names, self.board.worker_id(), safe))
+            .run(|client| coordination::report_safe_head(client, &self.context.names, self.context.worker(), safe))
             .map_err(Error::database(FOLLOWING))
     }
 

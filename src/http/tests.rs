@@ -11,6 +11,7 @@ use super::exchange::{DRAIN_BYTES, HEAD_TIME, LONGEST_HEAD, Timed, read_head};
 use super::*;
 use crate::overview::Overview;
 use crate::status::Board;
+use crate::threads::Waker;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -65,8 +66,8 @@ struct Switches {
 }
 
 fn watch(server: &MetricsServer, number: u128) -> Switches {
-    let (wake, looked) = bounded(1);
-    let overview = Overview::new(wake);
+    let (coordinator, looked) = Waker::new();
+    let overview = Overview::new(coordinator);
     let switches = Switches { live: Arc::new(true.into()), ready: Arc::new(true.into()), looked };
     let check = |switch: &Arc<AtomicBool>, reason: &'static str| {
         let switch = switch.clone();

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
-
-use super::Orchestrator;
+use super::worker::Orchestrator;
 use crate::config::{Bytes, Config, Declared, Retry, setter, setters, variable, with_options};
 use crate::database::Database;
 use crate::error::Error;
@@ -15,7 +13,7 @@ use crate::plan::WorkerId;
 use crate::projection::{Projection, StartAt};
 use crate::status::Board;
 use crate::store::Names;
-use crate::threads::Crew;
+use crate::threads::{Crew, Waker};
 
 /// Collects what an [`Orchestrator`] needs. Every setter documents its default;
 /// [`build`](Self::build) validates.
@@ -35,6 +33,13 @@ impl std::fmt::Debug for Builder {
             .field("config", &self.config)
             .field("projections", &names)
             .finish_non_exhaustive()
+    }
+}
+
+impl Orchestrator {
+    /// Begins to set up a worker of a replica set: 1 to 255 bytes, the same for all workers that share the work.
+    pub fn builder(database: Database, replica_set: impl Into<String>) -> Builder {
+        Builder { database, config: Config::new(replica_set.into()), projections: Vec::new(), metrics: None }
     }
 }
 
@@ -139,7 +144,7 @@ impl Builder {
         };
         let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
         let projections = self.projections.iter().map(|projection| projection.name().to_owned());
-        let coordination = bounded(1);
+        let coordination = Waker::new();
         Ok(Orchestrator {
             overview: Overview::new(coordination.0.clone()),
             coordination,

@@ -1,159 +1,125 @@
 //! Starting the threads of a worker.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, bounded};
 
-use super::Orchestrator;
-use super::handle::Handle;
-use crate::backoff::Mentions;
-use crate::coordinator::{Coordinator, Runners};
+use crate::config::Config;
+use crate::context::Context;
+use crate::coordinator::{Coordinator, Parts, Runners};
 use crate::database::{Pool, PoolOptions};
 use crate::error::Error;
 use crate::feed::Feed;
 use crate::feed::prefetch::Reader;
 use crate::feed::tailer::Tailer;
 use crate::listener::Listener;
-use crate::metrics::{ReplicaSetMetrics, WorkerMetrics};
-use crate::projection::Scope;
+use crate::metrics::WorkerMetrics;
+use crate::overview::Overview;
+use crate::projection::{Projection, Scope};
 use crate::runner::Runner;
 use crate::store::Registration;
-use crate::store::session::{Session, Sessions};
-use crate::threads::Waker;
+use crate::store::session::Session;
+use crate::threads::{Crew, Waker};
 use crate::trust::Trust;
 
 /// What the threads of a worker are made from.
 pub(super) struct Start {
-    pub(super) orchestrator: Orchestrator,
-    pub(super) sessions: Sessions,
-    pub(super) feed: Feed,
-    pub(super) hints: Receiver<()>,
-    pub(super) trust: Trust,
-    pub(super) metrics: ReplicaSetMetrics,
-    pub(super) worker_metrics: WorkerMetrics,
+    pub(super) context: Context,
+    pub(super) config: Config,
+    pub(super) projections: Vec<Arc<dyn Projection>>,
+    pub(super) registration: Registration,
+    pub(super) crew: Crew,
+    pub(super) overview: Overview,
+    /// What wakes the coordinator, and where it hears that.
+    pub(super) coordination: (Waker, Receiver<()>),
+    /// When the registration was begun.
+    pub(super) begun: Instant,
 }
 
 impl Start {
-    pub(super) fn threads(self, session: Session, registration: Registration, begun: Instant) -> Result<Handle, Error> {
-        let config = &self.orchestrator.config;
-        let pool = self.pool()?;
-        let runners = self.runners(&pool)?;
-        let (wake_coordinator, woken_coordinator) = self.orchestrator.coordination;
-        let (miss_somebody, missing) = Waker::new();
-        let listener = Listener {
-            database: self.orchestrator.database.clone(),
-            names: config.names.clone(),
-            sessions: self.sessions,
-            coordination: wake_coordinator,
-            events: self.feed.hint().clone(),
-            stop: self.orchestrator.crew.stop().clone(),
-            board: self.orchestrator.board.clone(),
-            metrics: self.metrics.clone(),
-        };
-        self.orchestrator.crew.spawn("pup-listen", move |pulse| {
-            listener.run(pulse);
-            Ok(())
+    /// `session` is the one in which the worker was registered.
+    pub(super) fn threads(self, session: Session) -> Result<(), Error> {
+        let trust = Trust::new(self.config.stale_worker_timeout);
+        trust.renew(self.begun);
+        let metrics = self.context.metrics.worker(&self.context.worker().to_string());
+        let (feed, hints) = Feed::new(self.config.bounds());
+        let pool = self.context.database.pool(PoolOptions {
+            size: self.config.pool_size(self.projections.len()),
+            reset: self.context.sessions.reset_sql(),
         })?;
+        let runners = self.runners(&pool, &feed, &trust, &metrics)?;
+        let (wakes_coordinator, woken) = self.coordination;
+        let (says_missing, missing) = Waker::new();
+
+        let listener =
+            Listener { context: self.context.clone(), coordinator: wakes_coordinator, tailer: feed.hint().clone() };
+        self.crew.spawn("pup-listen", move |pulse| listener.run(pulse))?;
+
         let tailer = Tailer {
-            database: self.orchestrator.database.clone(),
-            names: config.names.clone(),
-            sessions: self.sessions,
-            projections: registration.projections.clone(),
-            feed: self.feed.clone(),
-            scope: union(self.orchestrator.projections.iter().map(|projection| projection.scope())),
-            bounds: config.bounds(),
-            poll: config.event_poll,
-            hints: self.hints,
-            missing: miss_somebody,
-            stop: self.orchestrator.crew.stop().clone(),
-            board: self.orchestrator.board.clone(),
-            metrics: self.metrics.clone(),
+            context: self.context.clone(),
+            projections: self.registration.projections.clone(),
+            feed: feed.clone(),
+            scope: union(self.projections.iter().map(|projection| projection.scope())),
+            bounds: self.config.bounds(),
+            poll: self.config.event_poll,
+            hints,
+            missing: says_missing,
         };
-        self.orchestrator.crew.spawn("pup-tail", move |pulse| tailer.run(pulse))?;
-        let coordinator = Coordinator {
-            database: self.orchestrator.database.clone(),
-            names: config.names.clone(),
-            policy: config.policy(),
-            heartbeat_interval: config.heartbeat_interval,
-            poll_interval: config.poll_interval,
-            registration,
-            runners,
+        self.crew.spawn("pup-tail", move |pulse| tailer.run(pulse))?;
+
+        let parts = Parts {
+            context: self.context,
+            registration: self.registration,
+            policy: self.config.policy(),
+            heartbeat_interval: self.config.heartbeat_interval,
+            poll_interval: self.config.poll_interval,
             pool,
-            wake: woken_coordinator,
+            feed,
+            trust,
+            overview: self.overview,
+            metrics,
+            woken,
             missing,
-            feed: self.feed,
-            trust: self.trust,
-            stop: self.orchestrator.crew.stop().clone(),
-            board: self.orchestrator.board.clone(),
-            overview: self.orchestrator.overview.clone(),
-            metrics: self.metrics,
-            worker_metrics: self.worker_metrics,
-            interrupted: Some(begun),
-            loss_is_logged: false,
-            complaints: Mentions::default(),
         };
-        self.orchestrator.crew.spawn("pup-coord", move |pulse| {
-            coordinator.run(session, pulse);
-            Ok(())
-        })?;
-        Ok(Handle {
-            crew: self.orchestrator.crew,
-            board: self.orchestrator.board,
-            overview: self.orchestrator.overview,
-            metrics: self.orchestrator.metrics,
-            waited_for: false,
-        })
+        let coordinator = Coordinator::new(parts, runners, self.begun);
+        self.crew.spawn("pup-coord", move |pulse| coordinator.run(session, pulse))
     }
 
-    fn pool(&self) -> Result<Pool, Error> {
-        let config = &self.orchestrator.config;
-        self.orchestrator.database.pool(PoolOptions {
-            size: config.pool_size(self.orchestrator.projections.len()),
-            reset: self.sessions.reset_sql(),
-        })
-    }
-
-    fn runners(&self, pool: &Pool) -> Result<Runners, Error> {
-        let config = &self.orchestrator.config;
-        let lanes = self
-            .orchestrator
-            .projections
-            .iter()
-            .flat_map(|projection| (0..config.lanes).map(move |lane| (projection, lane)));
+    fn runners(&self, pool: &Pool, feed: &Feed, trust: &Trust, metrics: &WorkerMetrics) -> Result<Runners, Error> {
+        let Self { context, config, .. } = self;
+        let lanes =
+            self.projections.iter().flat_map(|projection| (0..config.lanes).map(move |lane| (projection, lane)));
         // A runner says two things at most between two commands.
-        let (reports, inbox) = bounded(4 * config.lanes * self.orchestrator.projections.len());
+        let (reports, inbox) = bounded(4 * config.lanes * self.projections.len());
         let mut runners = Runners::new(inbox);
         for (index, (projection, lane)) in lanes.enumerate() {
-            let scope = projection.scope();
             let reader = Reader {
                 pool: pool.clone(),
-                sessions: self.sessions,
-                names: config.names.clone(),
-                scope: scope.clone(),
+                sessions: context.sessions,
+                names: context.names.clone(),
+                scope: projection.scope(),
                 bounds: config.bounds(),
             };
             let runner = Runner {
+                context: context.clone(),
                 index,
                 lane,
                 projection: projection.clone(),
-                scope,
-                names: config.names.clone(),
+                scope: projection.scope(),
                 pool: pool.clone(),
-                sessions: self.sessions,
-                feed: self.feed.clone(),
-                follower: self.feed.follow(),
-                requests: reader.spawn(&self.orchestrator.crew, format!("pup-read-{index:02}"))?,
+                feed: feed.clone(),
+                follower: feed.follow(),
+                requests: reader.spawn(&self.crew, format!("pup-read-{index:02}"))?,
                 retry: config.retry.clone(),
                 idle_limit: config.stale_worker_timeout,
-                trust: self.trust.clone(),
-                stop: self.orchestrator.crew.stop().clone(),
-                board: self.orchestrator.board.clone(),
-                metrics: self.metrics.projection(projection.name()),
-                own_metrics: self.worker_metrics.projection(projection.name()),
+                trust: trust.clone(),
+                metrics: context.metrics.projection(projection.name()),
+                own_metrics: metrics.projection(projection.name()),
                 commands: runners.add(projection.name()),
                 reports: reports.clone(),
             };
-            self.orchestrator.crew.spawn(format!("pup-run-{index:02}"), move |pulse| {
+            self.crew.spawn(format!("pup-run-{index:02}"), move |pulse| {
                 runner.run(pulse);
                 Ok(())
             })?;

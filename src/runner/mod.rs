@@ -28,17 +28,15 @@ use crossbeam_channel::{Receiver, Sender, select};
 
 use crate::backoff::Backoff;
 use crate::config::Retry;
+use crate::context::Context;
 use crate::database::Pool;
 use crate::feed::prefetch::{Answer, Reading, Request, ask};
 use crate::feed::{Feed, Follower, Standing};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
 use crate::projection::{Projection, Scope};
-use crate::status::Board;
-use crate::store::Names;
 use crate::store::events::{Batch, Range};
 use crate::store::fence::Owner;
-use crate::store::session::Sessions;
-use crate::threads::{Pulse, Stop};
+use crate::threads::Pulse;
 use crate::trust::Trust;
 use batch::{Committed, Job};
 use connection::{Connection, Kept};
@@ -84,13 +82,12 @@ pub(crate) enum Report {
 
 /// Everything a runner works with.
 pub(crate) struct Runner {
+    pub(crate) context: Context,
     pub(crate) index: usize,
     pub(crate) lane: usize,
     pub(crate) projection: Arc<dyn Projection>,
     pub(crate) scope: Scope,
-    pub(crate) names: Names,
     pub(crate) pool: Pool,
-    pub(crate) sessions: Sessions,
     pub(crate) feed: Feed,
     pub(crate) follower: Follower,
     /// Asks its reader.
@@ -99,8 +96,6 @@ pub(crate) struct Runner {
     /// See [`mark`](crate::store::fence::mark).
     pub(crate) idle_limit: Duration,
     pub(crate) trust: Trust,
-    pub(crate) stop: Stop,
-    pub(crate) board: Board,
     pub(crate) metrics: ProjectionMetrics,
     pub(crate) own_metrics: WorkerProjectionMetrics,
     pub(crate) commands: Receiver<Command>,
@@ -188,14 +183,20 @@ impl Runner {
             owner: task.owner,
             loaded: None,
             trouble: Trouble::new(&self.retry),
-            journal: Journal::new(&self.board, &self.metrics, &self.own_metrics, self.name_and_lane(), task.owner),
+            journal: Journal::new(
+                &self.context.board,
+                &self.metrics,
+                &self.own_metrics,
+                self.name_and_lane(),
+                task.owner,
+            ),
         };
         let command = loop {
             pulse.beat();
             if let Ok(command) = self.commands.try_recv() {
                 break Some(command);
             }
-            if self.stop.is_raised() {
+            if self.context.stop.is_raised() {
                 // The coordinator's pause comes next, or it has ended and lets go of the commands.
                 break self.await_command(pulse);
             }
@@ -272,7 +273,7 @@ impl Runner {
         };
         let Some(first) = loaded.rows.first() else { return Ok(Step::Idle(None)) };
         self.follower.is_at(first.reached);
-        if loaded.merge_first_two(&self.names)? {
+        if loaded.merge_first_two(&self.context.names)? {
             journal.running(&loaded.rows, trouble.is_failing());
             return Ok(Step::Again);
         }
@@ -309,9 +310,9 @@ impl Runner {
     ) -> Result<Loaded, Failure> {
         let connection = match kept.take().and_then(Kept::taken_again) {
             Some(connection) => connection,
-            None => Connection::open(&self.feed, &self.pool, self.sessions, &self.names)?,
+            None => Connection::open(&self.feed, &self.pool, self.context.sessions, &self.context.names)?,
         };
-        let loaded = Loaded::load(connection, &self.feed, &self.names, self.name_and_lane(), owner)?;
+        let loaded = Loaded::load(connection, &self.feed, &self.context.names, self.name_and_lane(), owner)?;
         journal.running(&loaded.rows, trouble.is_failing());
         Ok(loaded)
     }
@@ -354,11 +355,11 @@ impl Runner {
             row: &row.stored,
             batch,
             count,
-            sessions: self.sessions,
+            sessions: self.context.sessions,
             idle_limit: self.idle_limit,
             metrics: &self.metrics,
         };
-        batch::commit(session, &job, || !self.commands.is_empty() || self.stop.is_raised())
+        batch::commit(session, &job, || !self.commands.is_empty() || self.context.stop.is_raised())
     }
 }
 

@@ -7,9 +7,11 @@
 
 use std::fmt::Write as _;
 
+use crossbeam_channel::after;
 use postgres::{Client, IsolationLevel, Transaction};
 
 use super::locks;
+use crate::backoff::Backoff;
 use crate::database::{Database, PooledClient};
 use crate::error::Error;
 use crate::plan::WorkerId;
@@ -110,6 +112,23 @@ impl Session {
     /// Takes a connection that has no other user.
     pub(crate) fn of(client: Client, sessions: Sessions) -> Result<Self, Error> {
         Self::new(Box::new(Box::new(client)), sessions).map_err(Error::database("setting the session up"))
+    }
+
+    /// Holds the lock that says that the worker is alive, where sessions are the worker's own. It is held for as long as the
+    /// connection is open.
+    pub(crate) fn hold_alive(mut self) -> Result<Self, Error> {
+        let doing = "taking the session lock";
+        if let Some(worker) = self.sessions.member() {
+            // Planning costs more than executing, and one plan is as good as another. The connection is the worker's alone.
+            self.client.batch_execute("SET plan_cache_mode = force_generic_plan").map_err(Error::database(doing))?;
+            let mut backoff = Backoff::for_connections();
+            while !locks::try_hold_alive(&mut self.client, worker).map_err(Error::database(doing))? {
+                // The server has not noticed yet that this worker's former connection is gone. It is this worker's own: end it.
+                locks::end_former(&mut self.client, worker).map_err(Error::database(doing))?;
+                _ = after(backoff.next_delay()).recv();
+            }
+        }
+        Ok(self)
     }
 
     /// Takes a connection, maybe one of a pool's.

@@ -1,0 +1,190 @@
+//! A worker's part in its replica set, on one connection: what the coordinator reads and writes there.
+//!
+//! Any worker may change what all share: it does so in a transaction that holds the replica set's
+//! lock, on a view loaded under that lock, exactly as [`plan`] asks for.
+
+use postgres::Transaction;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Standing, plan};
+use crate::store::checkpoints::{self, Lag};
+use crate::store::session::Session;
+use crate::store::view::Statements;
+use crate::store::{Registration, coordination, notifications};
+
+const LOOKING: &str = "looking at the replica set";
+const CHANGING: &str = "changing the generation";
+
+pub(super) struct Membership<'a> {
+    context: &'a Context,
+    policy: &'a Policy,
+    registration: &'a Registration,
+    pub(super) session: Session,
+    statements: Statements,
+}
+
+/// What a look at the whole replica set has shown, and what is to come.
+pub(super) struct Looked {
+    pub(super) view: ClusterView,
+    pub(super) plan: Plan,
+    /// Another worker was changing the replica set.
+    pub(super) is_others_turn: bool,
+}
+
+impl<'a> Membership<'a> {
+    pub(super) fn new(
+        context: &'a Context,
+        policy: &'a Policy,
+        registration: &'a Registration,
+        mut session: Session,
+    ) -> Result<Self, Error> {
+        let statements =
+            session.run(|client| Statements::prepare(client, &context.names)).map_err(Error::database(LOOKING))?;
+        Ok(Self { context, policy, registration, session, statements })
+    }
+
+    /// Says that the worker is alive. False if it has been evicted.
+    pub(super) fn heartbeat(&mut self) -> Result<bool, Error> {
+        let (names, worker) = (&self.context.names, self.registration.worker);
+        self.session
+            .run(|client| coordination::heartbeat(client, names, worker))
+            .map_err(Error::database("sending the heartbeat"))
+    }
+
+    /// How far each projection of the replica set is behind, also what no worker processes.
+    pub(super) fn lags(&mut self) -> Result<Vec<Lag>, Error> {
+        let Self { context, registration, .. } = self;
+        self.session
+            .run(|client| checkpoints::lags(client, &context.names, &registration.replica_set))
+            .map_err(Error::database("reading the lag"))
+    }
+
+    /// Looks at the whole replica set, and changes what is to be changed.
+    pub(super) fn look(&mut self) -> Result<Looked, Error> {
+        let replica_set = &self.registration.replica_set;
+        let view = self.session.check(LOOKING, |client| self.statements.view(client, replica_set))?;
+        let decided = plan(&view, self.policy);
+        // A worker that has been evicted must not change anything until it has registered again.
+        let is_member = view.worker(self.registration.worker).is_some();
+        if !is_member || decided.actions.is_empty() {
+            return Ok(Looked { view, plan: decided, is_others_turn: false });
+        }
+        // When all workers see at one moment that something is to be done, they do not queue up to find it done.
+        let locked = coordination::try_lock(&mut self.session, &self.context.names, replica_set);
+        let Some(tx) = locked.map_err(Error::database(CHANGING))? else {
+            return Ok(Looked { view, plan: decided, is_others_turn: true });
+        };
+        let (context, policy) = (self.context, self.policy);
+        let view = change(tx, context, policy, &self.statements)?;
+        let plan = plan(&view, policy);
+        Ok(Looked { view, plan, is_others_turn: false })
+    }
+
+    /// Looks only at what concerns the worker itself: whichever worker has changed something saw to the rest.
+    pub(super) fn glance(&mut self) -> Result<Standing, Error> {
+        let Self { registration: Registration { replica_set, worker, .. }, session, statements, .. } = self;
+        session.check(LOOKING, |client| statements.standing(client, replica_set, *worker))
+    }
+
+    /// Says that the worker is ready for a generation. Returns whether others have yet to say so.
+    pub(super) fn say_ready(&mut self, generation: i64) -> Result<bool, Error> {
+        let Self { registration, session, statements, .. } = self;
+        session
+            .run(|client| statements.mark_ready(client, registration.worker, generation))
+            .map_err(Error::database(LOOKING))?;
+        // After the commit, so that the last worker finds no other one.
+        session
+            .run(|client| statements.are_others_pending(client, registration.worker, generation))
+            .map_err(Error::database(LOOKING))
+    }
+
+    /// All keys that the worker owns of any projection.
+    pub(super) fn keys(&mut self, generation: i64) -> Result<KeySet, Error> {
+        let Self { context, registration: Registration { projections, worker, .. }, session, .. } = self;
+        session
+            .run(|client| checkpoints::keys_of(client, &context.names, projections, *worker, generation))
+            .map_err(Error::database(LOOKING))
+    }
+
+    /// Registers the worker again after it has been evicted.
+    pub(super) fn rejoin(&mut self) -> Result<(), Error> {
+        coordination::register(&mut self.session, &self.context.names, self.registration)
+    }
+
+    /// Says that the worker is asked to leave: it gets no partition of a new generation.
+    pub(super) fn say_stopping(&mut self) -> Result<(), Error> {
+        let (names, worker) = (&self.context.names, self.registration.worker);
+        self.session
+            .run(|client| coordination::mark_stopping(client, names, worker))
+            .map_err(Error::database("leaving"))
+    }
+
+    /// Says that the worker is gone and redistributes its partition, in one transaction: no worker has to detect it.
+    pub(super) fn leave(&mut self) -> Result<(), Error> {
+        let (names, worker) = (&self.context.names, self.registration.worker);
+        let mut tx = coordination::lock(&mut self.session, names, &self.registration.replica_set)
+            .map_err(Error::database(CHANGING))?;
+        coordination::mark_left(&mut tx, names, worker).map_err(Error::database(CHANGING))?;
+        change(tx, self.context, self.policy, &self.statements).map(drop)
+    }
+}
+
+/// Changes what the workers share as `plan` asks for, in a transaction that holds the replica set's lock, and commits. Returns the
+/// view that results.
+fn change(
+    mut tx: Transaction<'_>,
+    context: &Context,
+    policy: &Policy,
+    statements: &Statements,
+) -> Result<ClusterView, Error> {
+    let replica_set = context.replica_set();
+    // Anything may have changed since the lock was not held.
+    let mut view = statements.view(&mut tx, replica_set)?;
+    let actions = plan(&view, policy).actions;
+    for action in &actions {
+        coordination::apply(&mut tx, &context.names, replica_set, action)?;
+    }
+    if !actions.is_empty() {
+        view = statements.view(&mut tx, replica_set)?;
+        notifications::notify_coordination(&mut tx, &context.names, replica_set).map_err(Error::database(CHANGING))?;
+    }
+    tx.commit().map_err(Error::database(CHANGING))?;
+    for action in &actions {
+        applied(context, action);
+    }
+    Ok(view)
+}
+
+fn applied(context: &Context, action: &Action) {
+    let replica_set = context.replica_set();
+    match action {
+        Action::NoteSessionLost(worker) => {
+            log::info!("session lost: replica_set={replica_set} worker={worker}");
+        }
+        Action::NoteSessionRegained(worker) => {
+            log::info!("session regained: replica_set={replica_set} worker={worker}");
+        }
+        Action::Evict(worker, death) => {
+            context.metrics.stale_workers_cleaned.inc();
+            log::warn!("worker evicted: replica_set={replica_set} worker={worker} reason={:?}", death.as_str());
+        }
+        Action::CreateGeneration { number, cause, members } => {
+            context.metrics.generations.inc();
+            log::info!(
+                "generation created: replica_set={replica_set} generation={number} reason={} partitions={}",
+                cause.as_str(),
+                members.len()
+            );
+        }
+        Action::Activate { number, .. } => {
+            log::info!("generation activated: replica_set={replica_set} generation={number}");
+        }
+        Action::Deal { generation, deal: Deal { projection, desired, .. } } => {
+            log::info!(
+                "projection reassigned: replica_set={replica_set} generation={generation} projection={projection} state={}",
+                desired.as_str()
+            );
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Keeping a connection: when it is lost, the thread opens another, after delays that grow.
+//!
+//! The first failure of a series is logged, and then one every 30 s. When the connection works
+//! again, that is logged as well.
+
+use std::time::Duration;
+
+use crossbeam_channel::after;
+
+use crate::backoff::Backoff;
+use crate::context::Context;
+use crate::error::Error;
+use crate::threads::Pulse;
+
+/// The connection of one thread.
+pub(crate) struct Reconnect<'a> {
+    context: &'a Context,
+    /// Its name in the log and the metrics.
+    connection: &'static str,
+    backoff: Backoff,
+    /// Whether the last line in the log about this connection is that it failed.
+    is_failure_logged: bool,
+}
+
+/// Why serving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// There is nothing left to do.
+    Done,
+    /// It was given up while there was no connection.
+    GivenUp,
+}
+
+impl<'a> Reconnect<'a> {
+    pub(crate) fn new(context: &'a Context, connection: &'static str) -> Self {
+        Self { context, connection, backoff: Backoff::for_connections(), is_failure_logged: false }
+    }
+
+    /// Serves on one connection after another until `serve` is done, or until it fails and
+    /// `is_given_up`. `judge` says what a failure means, and returns an error that no other connection
+    /// would change.
+    pub(crate) fn run<F>(
+        &mut self,
+        pulse: &Pulse,
+        mut is_given_up: impl FnMut() -> bool,
+        mut serve: impl FnMut(&mut Self) -> Result<(), F>,
+        mut judge: impl FnMut(&mut Self, F) -> Result<(), Error>,
+    ) -> Result<End, Error> {
+        while !is_given_up() {
+            pulse.beat();
+            match serve(self) {
+                Ok(()) => return Ok(End::Done),
+                Err(failure) => judge(self, failure)?,
+            }
+            if !is_given_up() {
+                self.wait();
+            }
+        }
+        Ok(End::GivenUp)
+    }
+
+    /// The connection is lost, or there is none to be had.
+    pub(crate) fn lost(&mut self, error: &Error) {
+        if self.is_worth_logging() {
+            log::warn!(
+                "connection lost: replica_set={} worker={} connection={} error={error}",
+                self.context.replica_set(),
+                self.context.worker(),
+                self.connection
+            );
+        }
+        self.context.metrics.reconnects(self.connection).inc();
+    }
+
+    /// Whether a failure is to be logged now. If so, it is logged as well when the connection works again.
+    pub(crate) fn is_worth_logging(&mut self) -> bool {
+        let is_worth_it = self.backoff.is_worth_logging();
+        self.is_failure_logged |= is_worth_it;
+        is_worth_it
+    }
+
+    /// What the connection is for has succeeded: the next failure begins a new series.
+    pub(crate) fn works(&mut self) {
+        self.backoff.reset();
+        if std::mem::take(&mut self.is_failure_logged) {
+            log::info!(
+                "connection regained: replica_set={} worker={} connection={}",
+                self.context.replica_set(),
+                self.context.worker(),
+                self.connection
+            );
+        }
+    }
+
+    /// The delay before the next attempt, on this connection or another.
+    pub(crate) fn next_delay(&mut self) -> Duration {
+        self.backoff.next_delay()
+    }
+
+    fn wait(&mut self) {
+        let delay = self.next_delay();
+        if self.context.stop.is_raised() {
+            // The signal would cut every wait short, and a worker that is leaving would not pause between its attempts.
+            _ = after(delay).recv();
+        } else {
+            self.context.stop.wait(delay);
+        }
+    }
+}
