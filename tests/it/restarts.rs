@@ -65,7 +65,8 @@ fn workers_go_on_after_the_server_was_restarted() {
         let took = back.elapsed();
         let evicted = total(&one, "stale_workers_cleaned_total") + total(&other, "stale_workers_cleaned_total");
         println!("{mode:?} restart to resumed: {took:?}, evicted so far: {evicted}");
-        assert!(took < Duration::from_secs(5), "{took:?}");
+        // The bound that `benches/reconfiguration` measures against.
+        assert!(took < Duration::from_secs(2), "{took:?}");
     }
     drop(stop);
     appender.join().unwrap();

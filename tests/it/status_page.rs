@@ -15,6 +15,7 @@ use crate::support::handlers::{meddled, prepared};
 use crate::support::http::get;
 use crate::support::insert::{ONE, insert};
 use crate::support::ledger::{Ledger, append_plainly};
+use crate::support::statements::{start_logging_server, statements};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
 
@@ -162,8 +163,7 @@ fn the_last_twenty_generations_are_shown() {
 
 /// How often the server was asked for an overview, by its own log.
 fn asked(server: &PrivatePostgres) -> usize {
-    let log = std::fs::read_to_string(server.data_dir().with_file_name("log")).unwrap();
-    log.matches("'newest_position'").count()
+    statements(server).iter().filter(|statement| statement.text.contains("'newest_position'")).count()
 }
 
 /// Waits, and so lets others do what they do.
@@ -174,8 +174,7 @@ fn elapse(time: Duration) {
 #[test]
 fn the_database_is_asked_once_a_second_however_many_look_and_never_when_nobody_does() {
     const LOOKING: Duration = Duration::from_secs(4);
-    let options = Options { settings: vec![("log_statement".into(), "all".into())], ..Options::default() };
-    let postgres = PrivatePostgres::start(options).unwrap();
+    let postgres = start_logging_server();
     let url = postgres.create_database("looked_at").unwrap();
     Ledger::create_table(&mut Client::connect(&url, NoTls).unwrap());
     let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);

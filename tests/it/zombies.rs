@@ -6,7 +6,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use postgres::Transaction;
 use pupsourcing_orchestrator::{BoxError, Builder, Event, Handle, Projection};
 
-use crate::support::cluster::{assert_keys_are_covered, state_of};
+use crate::support::cluster::{assert_keys_are_covered, await_gone, backends_of, state_of};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::metrics::total;
 use crate::support::workers::{await_running, builder, start};
@@ -34,7 +34,8 @@ impl Projection for Gated {
 }
 
 /// Lets a worker be left out in the middle of a batch and another one do its work, then lets the batch end. Returns the former.
-fn leave_out(database: &TestDatabase, builder: impl Fn() -> Builder) -> Handle {
+/// Its sessions, as far as they can be found, have to be gone before the batch ends.
+fn leave_out(database: &TestDatabase, builder: impl Fn() -> Builder) -> (Handle, Vec<i32>) {
     let mut client = database.client();
     Ledger::create_table(&mut client);
     let (entered, was_entered) = bounded(1);
@@ -42,10 +43,14 @@ fn leave_out(database: &TestDatabase, builder: impl Fn() -> Builder) -> Handle {
     let zombie = start(builder(), vec![Box::new(Gated { ledger: Ledger::named("p"), entered, go_on })]);
     append_plainly(&mut client, 300, 30);
     was_entered.recv_timeout(Duration::from_secs(10)).unwrap();
+    let sessions = backends_of(&mut client, zombie.worker_id(), false);
 
     let other = start(builder(), vec![Box::new(Ledger::named("p"))]);
     await_running(&[&other]);
     assert_eq!(state_of(&mut client, zombie.worker_id()), ("stopped".into(), Some("not ready in time".into())));
+    if !sessions.is_empty() {
+        await_gone(&mut client, &sessions);
+    }
     eventually("the other one handles every event", Duration::from_secs(10), || {
         is_complete(&mut client, "p").then_some(())
     });
@@ -57,7 +62,7 @@ fn leave_out(database: &TestDatabase, builder: impl Fn() -> Builder) -> Handle {
     eventually("all events are handled", Duration::from_secs(10), || is_complete(&mut client, "p").then_some(()));
     assert_exactly_once(&mut client, "p");
     assert_keys_are_covered(&mut client);
-    zombie
+    (zombie, sessions)
 }
 
 #[test]
@@ -65,18 +70,23 @@ fn the_batch_of_a_worker_left_out_is_fenced() {
     let database = database();
     // Without session locks its connections are not found and ended: the fence alone keeps it from committing.
     // Nor does the server end them, as it does for those that stay silent in a transaction beyond the stale timeout.
-    let zombie = leave_out(&database, || {
+    let (zombie, sessions) = leave_out(&database, || {
         builder(database.url(), "set")
             .heartbeats_only()
             .stale_worker_timeout(Duration::from_secs(60))
             .coordination_timeout(Duration::from_secs(1))
     });
+    assert!(sessions.is_empty(), "its sessions cannot be found, and these were: {sessions:?}");
     assert_eq!(total(&zombie, "fenced_batches_total"), 1);
 }
 
 #[test]
 fn the_connections_of_a_worker_left_out_are_ended() {
     let database = database();
-    let zombie = leave_out(&database, || builder(database.url(), "set").coordination_timeout(Duration::from_secs(1)));
+    let (zombie, sessions) =
+        leave_out(&database, || builder(database.url(), "set").coordination_timeout(Duration::from_secs(1)));
+    // The coordinator's, the listener's, the tailer's and that of the batch.
+    assert!(sessions.len() >= 4, "{sessions:?}");
     assert!(total(&zombie, "retries_total") > 0, "its batch lost its connection");
+    assert_eq!(total(&zombie, "fenced_batches_total"), 0, "there was nothing left to fence");
 }

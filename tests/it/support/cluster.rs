@@ -36,6 +36,16 @@ pub(crate) fn backends_of(client: &mut impl GenericClient, worker: WorkerId, ali
     client.query(sql, &[&worker.0, &alive_only]).unwrap().iter().map(|row| row.get(0)).collect()
 }
 
+/// Waits until the server has none of these processes any more. Ending them takes it a moment.
+#[track_caller]
+pub(crate) fn await_gone(client: &mut impl GenericClient, backends: &[i32]) {
+    assert!(!backends.is_empty(), "there is nothing to wait for");
+    eventually("the sessions have ended", Duration::from_secs(2), || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY ($1)";
+        (client.query_one(sql, &[&backends]).unwrap().get::<_, i64>(0) == 0).then_some(())
+    });
+}
+
 /// Ends server processes.
 pub(crate) fn terminate(client: &mut impl GenericClient, backends: &[i32]) {
     let ended: bool = client

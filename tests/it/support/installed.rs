@@ -2,8 +2,11 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::Mutex;
 
-/// The first of these that is installed. Whoever tests without it is told what was left out; a CI has to have it.
+/// The first of these that is installed. Where none is, the test leaves something out, which is said when the run is over; a CI has to
+/// have it.
 pub(crate) fn installed(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
@@ -12,8 +15,22 @@ pub(crate) fn installed(names: &[&str]) -> Option<PathBuf> {
     if found.is_none() {
         let name = names[0];
         assert!(std::env::var_os("CI").is_none(), "{name} is missing");
-        // Not by print, which the harness keeps to itself while a test passes.
-        _ = writeln!(std::io::stderr(), "LEFT OUT: {name} is not installed");
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        say_at_the_end(&format!("LEFT OUT: {test}, for {name} is not installed"));
     }
     found
+}
+
+/// Writes a line to the error output when this process has ended, so below the result of the run. What a test prints while it passes is
+/// shown to nobody.
+fn say_at_the_end(line: &str) {
+    /// The input of a process that ends with this one, and prints then what it was told.
+    static NOTES: Mutex<Option<ChildStdin>> = Mutex::new(None);
+    let mut notes = NOTES.lock().unwrap();
+    let notes = notes.get_or_insert_with(|| {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "notes=$(cat); echo \"$notes\" >&2"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        command.spawn().unwrap().stdin.take().unwrap()
+    });
+    writeln!(notes, "{line}").unwrap();
 }

@@ -19,6 +19,7 @@ pub(crate) mod ledger;
 pub(crate) mod metrics;
 pub(crate) mod prometheus;
 pub(crate) mod standby;
+pub(crate) mod statements;
 pub(crate) mod worker_process;
 pub(crate) mod workers;
 
