@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_failure_of_a_row_is_logged_and_then_one_every_half_minute() {
+    fn the_first_failure_is_logged_and_then_one_in_30_seconds() {
         let mut backoff = Backoff::for_connections();
         assert!(backoff.is_worth_logging());
         backoff.next_delay();

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_appended_is_named() {
+    fn an_event_that_cannot_be_appended_is_named() {
         let any = ExpectedVersion::Any;
         for (outcome, part) in [
             (validate(any, &[]), "there are none"),

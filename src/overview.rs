@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_due_while_somebody_looks_and_once_a_second() {
+    fn an_overview_is_due_once_a_second_while_it_is_viewed() {
         let start = Instant::now();
         let at = |millis| Some(start + Duration::from_millis(millis));
         for (looked_at, asked_at, now, due) in [
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_wakes_the_coordinator_only_when_there_is_something_to_do() {
+    fn a_viewer_wakes_the_coordinator_only_if_one_is_due() {
         let (coordinator, woken) = Waker::new();
         let overview = Overview::new(coordinator);
         assert!(overview.look().is_none());

@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_stops_the_crew_and_is_what_join_returns() {
+    fn a_panic_stops_the_crew_and_is_returned_by_join() {
         let crew = Crew::new();
         let stop = crew.stop().clone();
         crew.spawn("waits", move |_| {

@@ -135,7 +135,7 @@ mod tests {
     use crate::event::{Event, EventParts};
 
     #[test]
-    fn every_column_comes_out_as_it_went_in() {
+    fn every_column_is_read_back_from_the_buffer() {
         let metadata = || serde_json::value::RawValue::from_string(r#"{"user": "é"}"#.into()).unwrap();
         let parts = EventParts {
             global_position: 7,
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn events_of_one_buffer_are_told_apart() {
+    fn events_that_share_a_buffer_are_kept_apart() {
         let mut buffer = super::EventBuffer::default();
         for (id, payload) in [("a", &b"first"[..]), ("", b""), ("bc", b"third")] {
             let event =

@@ -90,7 +90,7 @@ pub(crate) fn situation(client: &mut Client) -> String {
 }
 
 #[test]
-fn a_key_is_unowned_from_the_first_look_to_the_last_without_a_gap() {
+fn a_key_is_unowned_from_the_first_look_to_the_last() {
     let mut ownership = Ownership::new("");
     let begun = Instant::now();
     let mut look = |milliseconds, keys: &[(&str, Range<i32>)]| {

@@ -230,7 +230,7 @@ fn a_seed_gives_one_schedule() {
 }
 
 #[test]
-fn lulls_come_while_somebody_is_helpless() {
+fn lulls_come_while_a_worker_is_frozen_or_cut_off() {
     let mut schedule = Schedule::new(1);
     let storms: Vec<_> = std::iter::repeat_with(|| schedule.storm()).take(20).collect();
     let mut helpless_in_lulls = 0;

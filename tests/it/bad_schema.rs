@@ -52,7 +52,7 @@ fn a_compatible_events_table_is_used_as_it_is() {
 }
 
 #[test]
-fn an_incompatible_table_is_refused_by_column_and_type_and_nothing_is_created() {
+fn an_incompatible_table_is_refused_and_nothing_is_created() {
     let database = database();
     let mut client = database.client();
     for (change, parts) in [
@@ -88,7 +88,7 @@ fn an_incompatible_table_is_refused_by_column_and_type_and_nothing_is_created() 
 }
 
 #[test]
-fn what_was_changed_after_the_migration_is_refused_at_the_start() {
+fn a_schema_changed_after_its_migration_is_refused() {
     let database = database();
     let mut client = database.client();
     let url = database.url();

@@ -27,7 +27,7 @@ fn quick_events_are_committed_together() {
 }
 
 #[test]
-fn what_a_slow_handler_has_done_is_committed_before_its_batch_ends() {
+fn a_slow_handlers_batch_is_committed_in_parts() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);
@@ -53,7 +53,7 @@ fn what_a_slow_handler_has_done_is_committed_before_its_batch_ends() {
 }
 
 #[test]
-fn a_commit_reaches_over_what_does_not_concern_the_projection() {
+fn a_commit_covers_events_that_do_not_concern_the_projection() {
     let database = database();
     let mut client = prepared(&database);
     for kind in ["Order", "Order", "Refund", "Refund"] {

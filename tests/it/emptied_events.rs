@@ -26,7 +26,7 @@ fn start_again(database: &TestDatabase) -> Result<Handle, Error> {
 }
 
 #[test]
-fn positions_handed_out_again_are_refused_at_the_start_until_the_projection_is_rebuilt() {
+fn reused_positions_are_refused_until_the_projection_is_rebuilt() {
     let (database, mut client, worker) = processed();
     eventually("the safe head is reported", SOON, || {
         client.query_opt("SELECT FROM orchestrator_workers WHERE safe_head = 300", &[]).unwrap()
@@ -85,7 +85,7 @@ fn await_end(worker: Handle) -> Error {
 }
 
 #[test]
-fn other_events_at_the_same_positions_end_a_worker_that_runs() {
+fn other_events_at_the_same_positions_end_a_running_worker() {
     let (_database, mut client, worker) = processed();
     import_again(&mut client, 480);
     let error = await_end(worker);
@@ -115,7 +115,7 @@ fn other_events_are_noticed_while_events_arrive() {
 }
 
 #[test]
-fn positions_that_begin_anew_while_nobody_is_connected_are_noticed() {
+fn positions_restarted_without_a_connection_are_detected() {
     for (events, parts) in [(200, ["is at position 300", "is 200"]), (480, ["at position 300", "another event"])] {
         let (_database, mut client, worker) = processed();
         let mut tx = client.transaction().unwrap();
@@ -192,7 +192,7 @@ fn an_unlogged_table_that_a_crash_has_emptied_is_noticed() {
 }
 
 #[test]
-fn events_may_be_archived_and_a_projection_may_start_ahead_of_them() {
+fn events_may_be_archived_and_a_projection_start_after_them() {
     let (database, mut client, worker) = processed();
     client.batch_execute("TRUNCATE events, ledger").unwrap();
     append_plainly(&mut client, 20, 5);
@@ -219,7 +219,7 @@ fn events_may_be_archived_and_a_projection_may_start_ahead_of_them() {
 }
 
 #[test]
-fn other_tables_of_events_under_a_prefix_in_use_are_asked_for() {
+fn a_missing_events_table_under_a_used_prefix_is_refused() {
     let database = database();
     let orchestrator = |names| {
         let builder = builder(database.url(), "set").projection(Ledger::named("p")).names(names);

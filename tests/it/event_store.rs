@@ -75,7 +75,7 @@ fn versions_and_positions_follow_on() {
 }
 
 #[test]
-fn a_transaction_commits_or_rolls_back_what_was_appended() {
+fn an_append_commits_or_rolls_back_with_its_transaction() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
@@ -109,7 +109,7 @@ fn a_session_that_appends_often_appends_as_at_first() {
 }
 
 #[test]
-fn what_was_planned_for_small_tables_serves_large_ones() {
+fn plans_made_for_small_tables_serve_large_ones() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
@@ -150,7 +150,7 @@ fn the_function_can_be_called_from_any_language() {
 }
 
 #[test]
-fn an_append_that_the_schema_does_not_provide_for_is_refused_and_says_what_to_do() {
+fn an_append_without_its_function_says_what_to_do() {
     let database = database();
     let mut client = prepared(&database);
     client.batch_execute("CREATE TABLE others (LIKE events INCLUDING ALL)").unwrap();
@@ -169,7 +169,7 @@ fn an_append_that_the_schema_does_not_provide_for_is_refused_and_says_what_to_do
 }
 
 #[test]
-fn who_appends_needs_no_more_privileges_than_the_readme_says_and_no_less() {
+fn an_appender_needs_exactly_the_documented_privileges() {
     let database = database();
     let mut client = prepared(&database);
     let (role, url) = stranger(&database, &mut client);
@@ -399,7 +399,7 @@ fn a_conflict_that_the_unique_constraint_reports_is_a_conflict() {
 }
 
 #[test]
-fn whatever_an_event_contains_comes_back() {
+fn every_field_of_an_event_is_read_back() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
@@ -461,7 +461,7 @@ fn a_stream_is_read_within_its_bounds() {
 }
 
 #[test]
-fn what_cannot_be_stored_is_refused_and_nothing_of_it_is_written() {
+fn events_that_cannot_be_stored_are_refused_as_a_whole() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();

@@ -18,7 +18,7 @@ const COLUMNS: &str = "
     created_at TIMESTAMPTZ NOT NULL DEFAULT now()";
 
 #[test]
-fn other_kinds_of_relations_are_refused() {
+fn unsuitable_kinds_of_relations_are_refused() {
     for (relation, parts) in [
         (
             "CREATE TABLE kept (COLUMNS); CREATE VIEW events AS SELECT * FROM kept",
@@ -74,7 +74,7 @@ fn other_kinds_of_relations_are_refused() {
 }
 
 #[test]
-fn what_was_changed_since_is_refused_at_the_start() {
+fn a_table_changed_since_the_migration_is_refused() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);
@@ -192,7 +192,7 @@ fn a_not_null_that_was_not_validated_is_refused() {
 }
 
 #[test]
-fn a_table_that_becomes_unacceptable_is_left_alone_until_it_is_mended() {
+fn an_unacceptable_table_is_not_processed_until_repaired() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");

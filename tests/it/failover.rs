@@ -164,7 +164,7 @@ fn workers_go_on_where_the_standby_was_promoted() {
 }
 
 #[test]
-fn what_an_asynchronous_standby_never_got_is_not_handled_there() {
+fn events_lost_in_a_failover_are_not_handled() {
     let primary = primary();
     let mut standby = standby_of(&primary);
     let mut client = connect(&primary.create_database("failover").unwrap());

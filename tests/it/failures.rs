@@ -156,7 +156,7 @@ fn a_handler_that_recovers_goes_on_and_its_error_is_gone() {
 }
 
 #[test]
-fn what_says_nothing_about_the_event_is_tried_again_without_counting() {
+fn transient_errors_are_retried_without_counting() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);
@@ -313,7 +313,7 @@ fn fenced_by(sql: &str) {
 }
 
 #[test]
-fn a_batch_whose_checkpoint_has_another_generation_commits_nothing() {
+fn a_batch_whose_checkpoint_has_a_new_generation_is_fenced() {
     fenced_by("UPDATE orchestrator_checkpoints SET generation = generation + 1 WHERE projection = 'gated'");
 }
 
@@ -328,7 +328,7 @@ fn a_batch_whose_checkpoint_is_gone_commits_nothing() {
 }
 
 #[test]
-fn a_batch_whose_checkpoint_has_moved_commits_nothing_and_goes_on_from_there() {
+fn a_batch_whose_checkpoint_has_moved_is_fenced() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);

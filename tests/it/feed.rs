@@ -37,7 +37,7 @@ fn positions(client: &mut Client, projection: &str) -> Vec<i64> {
 }
 
 #[test]
-fn projections_that_share_the_tail_see_what_is_theirs() {
+fn projections_that_share_the_tail_see_their_own_events() {
     let database = database();
     let mut client = prepared(&database);
     let scopes = [
@@ -105,7 +105,7 @@ fn live_events_are_read_once_for_all_projections() {
 }
 
 #[test]
-fn a_worker_that_has_nothing_to_do_asks_seldom() {
+fn an_idle_worker_sends_few_statements() {
     let database = database();
     let mut client = prepared(&database);
     // As by default, but for the heartbeats.
@@ -138,7 +138,7 @@ fn a_worker_that_has_nothing_to_do_asks_seldom() {
 }
 
 #[test]
-fn one_that_is_far_behind_catches_up_while_another_is_live() {
+fn a_projection_far_behind_catches_up_beside_a_live_one() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 2_000, 20);
@@ -168,7 +168,7 @@ fn one_that_is_far_behind_catches_up_while_another_is_live() {
 }
 
 #[test]
-fn a_handler_that_stands_still_keeps_nobody_from_cleaning_up() {
+fn a_handler_that_stands_still_holds_no_snapshot() {
     let database = database();
     let mut client = prepared(&database);
     // More than the network holds of a query whose rows nobody takes.
@@ -296,7 +296,7 @@ fn hints_are_heard_and_not_needed() {
 }
 
 #[test]
-fn a_new_projection_starts_where_it_is_told_and_goes_on_from_its_checkpoint() {
+fn start_at_counts_for_a_new_projection_only() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);

@@ -30,7 +30,7 @@ fn a_dropped_handle_leaves_gracefully() {
 }
 
 #[test]
-fn who_runs_until_told_to_stop_need_not_wait_for_the_database() {
+fn run_until_stops_while_it_waits_for_the_database() {
     // Nobody listens there.
     let orchestrator = builder("postgres://u@127.0.0.1:1/d", "set").projection(Ledger::named("p")).build().unwrap();
     let (stop, shutdown) = bounded(1);

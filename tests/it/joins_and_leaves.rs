@@ -73,7 +73,7 @@ fn a_graceful_leave_hands_over_at_once() {
 }
 
 #[test]
-fn what_somebody_elses_lock_put_off_is_done_soon_after_though_nobody_tells() {
+fn a_change_put_off_by_a_foreign_lock_is_made_soon_after() {
     let database = database();
     let mut client = database.client();
     Ledger::create_table(&mut client);

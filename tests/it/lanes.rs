@@ -108,7 +108,7 @@ impl Projection for Hates {
 }
 
 #[test]
-fn a_lane_that_halts_does_not_halt_the_others_and_is_what_the_projection_shows() {
+fn a_halted_lane_is_shown_and_does_not_halt_the_others() {
     let database = database();
     let mut client = database.client();
     Ledger::create_table(&mut client);

@@ -47,7 +47,7 @@ fn ten_migrations_at_once_make_one_schema() {
 }
 
 #[test]
-fn replica_sets_of_one_name_in_two_schemas_have_nothing_in_common() {
+fn replica_sets_of_one_name_in_two_schemas_are_separate() {
     let database = database();
     let in_schema = |schema: &str| {
         // The handler's table is found by the search path, the library's by their names.
@@ -76,7 +76,7 @@ fn replica_sets_of_one_name_in_two_schemas_have_nothing_in_common() {
 }
 
 #[test]
-fn replica_sets_of_two_event_tables_in_one_schema_do_not_take_each_others_safe_head() {
+fn two_event_tables_in_one_schema_have_separate_safe_heads() {
     let database = database();
     let mut all = database.client();
     let mut start_over = |schema: &str, projection: &'static str| {

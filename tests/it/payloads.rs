@@ -63,7 +63,7 @@ fn every_plane() -> Vec<String> {
 }
 
 #[test]
-fn whatever_an_event_holds_is_handled_byte_for_byte() {
+fn every_payload_is_handled_byte_for_byte() {
     let database = database();
     let mut client = prepared(&database);
     client.batch_execute(COPIES).unwrap();
@@ -145,7 +145,7 @@ fn memory_is_bounded_by_the_bytes_of_a_batch() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn memory_is_bounded_whatever_column_the_bytes_are_in() {
+fn memory_is_bounded_for_large_values_in_any_column() {
     for column in ["trace_id", "metadata"] {
         assert_memory_is_bounded(150, MIB, 8 * MIB, column);
     }
@@ -225,7 +225,7 @@ fn peak_of(process: &WorkerProcess) -> usize {
 }
 
 #[test]
-fn an_event_that_is_too_large_halts_those_who_want_it_by_name() {
+fn a_too_large_event_halts_the_projections_that_want_it() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();

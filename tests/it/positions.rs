@@ -79,7 +79,7 @@ fn an_event_above_all_positions_costs_no_other_event() {
 }
 
 #[test]
-fn a_change_of_the_sequence_that_is_under_way_keeps_no_event_back() {
+fn an_unfinished_change_of_the_sequence_delays_no_event() {
     for change in [
         "ALTER SEQUENCE events_global_position_seq CACHE 1",
         "ALTER SEQUENCE events_global_position_seq RENAME TO other",

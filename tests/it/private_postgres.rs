@@ -12,7 +12,7 @@ use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
 const SOON: Duration = Duration::from_secs(10);
 
 #[test]
-fn answers_with_a_database_for_each_test() {
+fn each_test_gets_a_database_of_its_own() {
     let (one, other) = (database(), database());
     assert_ne!(one.name(), other.name());
     for database in [one, other] {
@@ -28,7 +28,7 @@ fn answers_with_a_database_for_each_test() {
 }
 
 #[test]
-fn keeps_its_data_and_port_when_started_again() {
+fn a_restarted_server_keeps_its_data_and_port() {
     let mut server = PrivatePostgres::start(Options::default()).unwrap();
     let url = server.create_database("kept").unwrap();
     Client::connect(&url, NoTls).unwrap().batch_execute("CREATE TABLE starts (n int)").unwrap();
@@ -103,7 +103,7 @@ fn takes_settings_files_and_hba() {
 }
 
 #[test]
-fn starts_where_nobody_gets_in_without_a_password() {
+fn a_server_that_demands_passwords_is_started() {
     let server =
         PrivatePostgres::start(Options { hba: Some("host all all all scram-sha-256\n".into()), ..Options::default() })
             .unwrap();
@@ -111,7 +111,7 @@ fn starts_where_nobody_gets_in_without_a_password() {
 }
 
 #[test]
-fn says_why_it_cannot_start() {
+fn a_server_that_cannot_start_says_why() {
     let error = PrivatePostgres::start(Options {
         settings: vec![("no_such_setting".into(), "1".into())],
         ..Options::default()
@@ -133,7 +133,7 @@ fn says_why_it_cannot_start() {
 }
 
 #[test]
-fn is_gone_when_its_creator_is_killed() {
+fn a_server_is_gone_when_its_creator_is_killed() {
     let mut creator = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "private_postgres::creator_to_kill"])
         .args(["--ignored", "--nocapture"])
@@ -166,7 +166,7 @@ fn is_gone_when_its_creator_is_killed() {
 const CREATOR: &str = "PRIVATE_POSTGRES_CREATOR";
 
 #[test]
-#[ignore = "the process that is_gone_when_its_creator_is_killed kills"]
+#[ignore = "the process that a_server_is_gone_when_its_creator_is_killed kills"]
 fn creator_to_kill() {
     if std::env::var_os(CREATOR).is_none() {
         return;

@@ -16,7 +16,7 @@ fn worker(database: &TestDatabase, takes: u64) -> Handle {
 }
 
 #[test]
-fn two_three_two_one_workers_catch_up_with_their_positions_apart() {
+fn workers_catch_up_through_recuts_with_positions_apart() {
     let database = database();
     let mut client = database.client();
     Ledger::create_table(&mut client);

@@ -35,7 +35,7 @@ fn await_complete(client: &mut Client, projections: &[&str]) {
 }
 
 #[test]
-fn a_new_projection_is_run_by_those_who_know_it() {
+fn a_new_projection_is_run_by_the_workers_that_know_it() {
     let database = database();
     let mut client = database.client();
     let old = worker(&database, "set", &["p"]);
@@ -99,7 +99,7 @@ fn a_projection_belongs_to_one_living_replica_set() {
 }
 
 #[test]
-fn a_projection_is_taken_over_from_those_who_died_and_from_those_who_know_it_no_longer() {
+fn a_projection_is_taken_over_when_its_owner_is_gone() {
     let database = database();
     let mut client = database.client();
     let first = worker(&database, "first", &["p"]);

@@ -103,7 +103,7 @@ fn an_open_transaction_holds_the_head_back_and_is_named() {
 }
 
 #[test]
-fn one_writer_after_the_other_is_blamed_for_its_own_time_alone() {
+fn each_blocking_writer_is_blamed_for_its_own_time_alone() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
@@ -125,7 +125,7 @@ fn one_writer_after_the_other_is_blamed_for_its_own_time_alone() {
 }
 
 #[test]
-fn a_head_that_moves_is_written_down_for_those_who_start_later() {
+fn a_head_that_moves_is_reported_in_the_table_of_workers() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
@@ -172,7 +172,7 @@ fn positions_that_were_rolled_back_are_not_waited_for() {
 }
 
 #[test]
-fn a_prepared_transaction_holds_the_head_back_until_it_is_finished() {
+fn a_prepared_transaction_blocks_the_head_until_its_end() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
@@ -198,7 +198,7 @@ fn a_prepared_transaction_holds_the_head_back_until_it_is_finished() {
 }
 
 #[test]
-fn preparing_a_transaction_is_not_the_end_of_it() {
+fn a_writer_that_is_prepared_still_blocks_the_head() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
@@ -219,7 +219,7 @@ fn preparing_a_transaction_is_not_the_end_of_it() {
 }
 
 #[test]
-fn a_writer_that_another_user_may_not_look_into_is_named_all_the_same() {
+fn a_writer_of_another_user_is_named() {
     let database = database();
     let mut client = prepared(&database);
     let role = format!("reader_of_{}", database.name());
@@ -277,7 +277,7 @@ fn writers_of_a_partition_hold_the_head_back_as_well() {
 }
 
 #[test]
-fn locks_of_those_who_do_not_write_are_not_waited_for() {
+fn locks_that_writers_do_not_take_do_not_block_the_head() {
     let database = database();
     let mut client = prepared(&database);
     let mut other = database.client();

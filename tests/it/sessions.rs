@@ -102,7 +102,7 @@ fn a_projection_takes_no_session_for_granted() {
 }
 
 #[test]
-fn without_session_locks_heartbeats_tell_the_dead() {
+fn without_session_locks_heartbeats_reveal_a_dead_worker() {
     let database = database();
     let mut client = database.client();
     let options = [("SESSION_LOSS_GRACE", "off"), ("HEARTBEAT_INTERVAL", "200ms"), ("STALE_WORKER_TIMEOUT", "1s")];

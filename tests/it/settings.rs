@@ -246,7 +246,7 @@ impl Projection for Notes {
 }
 
 #[test]
-fn no_search_path_replaces_what_the_library_calls() {
+fn no_search_path_replaces_functions_the_library_calls() {
     for heartbeats_only in [false, true] {
         let database = database();
         let mut client = prepared(&database);
@@ -456,7 +456,7 @@ fn a_handler_that_ends_its_transaction_halts() {
 }
 
 #[test]
-fn a_handler_that_ends_its_transaction_and_then_fails_is_not_tried_again() {
+fn a_handler_that_ends_its_transaction_and_fails_halts_at_once() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 20, 2);
@@ -475,7 +475,7 @@ fn a_handler_that_ends_its_transaction_and_then_fails_is_not_tried_again() {
 }
 
 #[test]
-fn a_session_whose_locks_a_handler_let_go_is_ended_with_its_worker() {
+fn a_session_unlocked_by_a_handler_is_ended_with_its_worker() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 30, 3);

@@ -172,7 +172,7 @@ fn elapse(time: Duration) {
 }
 
 #[test]
-fn the_database_is_asked_once_a_second_however_many_look_and_never_when_nobody_does() {
+fn many_viewers_cost_one_query_a_second_and_none_cost_none() {
     const LOOKING: Duration = Duration::from_secs(4);
     let postgres = start_logging_server();
     let url = postgres.create_database("looked_at").unwrap();
@@ -212,7 +212,7 @@ fn the_database_is_asked_once_a_second_however_many_look_and_never_when_nobody_d
 }
 
 #[test]
-fn while_the_database_is_down_the_status_answers_at_once_and_its_overview_grows_old() {
+fn the_status_answers_at_once_while_the_database_is_down() {
     let mut postgres = PrivatePostgres::start(Options::default()).unwrap();
     let url = postgres.create_database("down").unwrap();
     Ledger::create_table(&mut Client::connect(&url, NoTls).unwrap());

@@ -19,7 +19,7 @@ fn text_of(worker: &mut WorkerProcess) -> String {
 }
 
 #[test]
-fn rubbish_settings_are_named_and_end_it() {
+fn a_worker_exits_and_names_a_wrong_setting() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     // Nobody listens there; what is wrong with a setting is said before anybody is asked.
@@ -83,7 +83,7 @@ fn rubbish_settings_are_named_and_end_it() {
 }
 
 #[test]
-fn the_status_page_is_there_unless_it_is_turned_off() {
+fn the_status_page_is_served_unless_turned_off() {
     let database = database();
     for (setting, code) in [("", 200), ("on", 200), ("off", 404)] {
         let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", database.url()), ("STATUS_PAGE", setting)]);
@@ -109,7 +109,7 @@ const PUBLISHED: [&str; 13] = [
 ];
 
 #[test]
-fn with_every_setting_it_builds_its_read_models_and_leaves_when_told() {
+fn a_worker_with_every_setting_builds_read_models_and_leaves() {
     let database = database();
     let mut worker = WorkerProcess::start_with(
         &[],
@@ -178,7 +178,7 @@ fn with_every_setting_it_builds_its_read_models_and_leaves_when_told() {
 }
 
 #[test]
-fn while_postgres_is_away_it_is_alive_and_not_ready() {
+fn a_worker_without_its_server_is_alive_and_not_ready() {
     let mut server = PrivatePostgres::start(Options::default()).unwrap();
     let mut worker = WorkerProcess::start_with(
         &[],
@@ -209,7 +209,7 @@ fn while_postgres_is_away_it_is_alive_and_not_ready() {
 }
 
 #[test]
-fn started_while_postgres_is_away_it_waits_and_says_so() {
+fn a_worker_started_before_its_server_waits_and_says_so() {
     let mut server = PrivatePostgres::start(Options::default()).unwrap();
     let url = server.url("postgres");
     server.stop(StopMode::Fast).unwrap();
@@ -232,7 +232,7 @@ fn started_while_postgres_is_away_it_waits_and_says_so() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_process_at_once() {
     let database = database();
     let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", database.url())]);
     worker.await_ready();
@@ -259,7 +259,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_signal_while_it_starts_ends_it() {
+fn a_signal_ends_a_worker_that_is_starting() {
     let database = database();
     let (mut client, mut other) = (database.client(), database.client());
     // A migration that was not made is a failure: it is to be tried again.
@@ -282,7 +282,7 @@ fn a_signal_while_it_starts_ends_it() {
 }
 
 #[test]
-fn an_unknown_argument_is_named_and_ends_it() {
+fn a_worker_exits_and_names_an_unknown_argument() {
     for arguments in [&["migrat"][..], &["migrate", "now"]] {
         let mut worker = WorkerProcess::start_with(arguments, &[("DATABASE_URL", "postgres://u@127.0.0.1:1/none")]);
         assert_eq!(worker.exit_code(), Some(2));
@@ -300,7 +300,7 @@ fn await_blocked(client: &mut Client) {
 }
 
 #[test]
-fn with_migrate_it_makes_the_tables_for_workers_whose_user_may_not() {
+fn migrate_creates_tables_for_workers_without_the_privilege() {
     let database = database();
     let mut client = database.client();
     client
