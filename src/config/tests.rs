@@ -177,6 +177,20 @@ fn every_option_is_set_from_text() {
 }
 
 #[test]
+fn units_are_what_they_say() {
+    let duration = |text: &str| Duration::parse(text);
+    assert_eq!(duration("1500us"), Some(Duration::from_micros(1500)));
+    assert_eq!(duration("1.5ms"), Some(Duration::from_micros(1500)));
+    assert_eq!(duration("2s"), Some(Duration::from_secs(2)));
+    assert_eq!(duration("2m"), Some(Duration::from_secs(120)));
+    assert_eq!(duration("2h"), Some(Duration::from_secs(7200)));
+    assert_eq!(duration("99999999999999999999h"), None);
+    let bytes = |text: &str| Bytes::parse(text).map(|Bytes(bytes)| bytes);
+    assert_eq!(["7", "7B", "7KiB", "7MiB", "7GiB"].map(bytes), [7, 7, 7 << 10, 7 << 20, 7 << 30].map(Some));
+    assert_eq!(["1.5MiB", "7MB", "99999999999999GiB"].map(bytes), [None; 3]);
+}
+
+#[test]
 fn every_option_refuses_another_form_and_says_which_is_right() {
     let mut config = Config::new("set".into());
     for option in Config::declared() {
