@@ -93,6 +93,10 @@ pub(super) trait AnyFamily {
 
     /// Removes every series whose label values begin with these.
     fn remove(&self, prefix: &[&str]);
+
+    /// Shows a series, with the same value for each label.
+    #[cfg(test)]
+    fn show(&self, value: &str);
 }
 
 impl<M: Child> AnyFamily for Family<M> {
@@ -102,6 +106,11 @@ impl<M: Child> AnyFamily for Family<M> {
 
     fn remove(&self, prefix: &[&str]) {
         self.0.children.write().retain(|values, _| !begins_with(values, prefix));
+    }
+
+    #[cfg(test)]
+    fn show(&self, value: &str) {
+        self.child(&vec![value; self.0.declared.labels.len()]);
     }
 }
 

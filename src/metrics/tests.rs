@@ -35,6 +35,13 @@ fn declared<T>(read: impl Fn(&Declared) -> T) -> Vec<T> {
     metrics.inner.families.all().into_iter().map(|family| read(family.declared())).collect()
 }
 
+/// Metrics of which each has a series.
+fn shown() -> Metrics {
+    let metrics = Metrics::new().unwrap();
+    metrics.inner.families.all().into_iter().for_each(|family| family.show("main"));
+    metrics
+}
+
 fn kind(of: &Declared) -> &'static str {
     match of.kind {
         Kind::Counter => "counter",
@@ -79,9 +86,7 @@ fn touch_everything(
 
 #[test]
 fn names_types_and_labels_are_the_published_ones() {
-    let metrics = Metrics::new().unwrap();
-    let _held = touch_everything(&metrics);
-    let published = published(&metrics.render().unwrap());
+    let published = published(&shown().render().unwrap());
     let labels = |of: &Declared| of.labels.iter().map(|&label| label.to_owned()).collect();
     let declared = declared(|of| (of.name.to_owned(), (kind(of).to_owned(), labels(of))));
     assert_eq!(published, declared.into_iter().collect());
@@ -108,10 +113,26 @@ fn names_types_and_labels_are_the_published_ones() {
 }
 
 #[test]
-fn every_metric_has_a_help_text() {
+fn values_stand_beside_their_labels() {
     let metrics = Metrics::new().unwrap();
     let _held = touch_everything(&metrics);
     let text = metrics.render().unwrap();
+    for series in [
+        "head_blocker_age_seconds{application_name=\"importer\",pid=\"7\",replica_set=\"main\"} 2",
+        "reconnects_total{connection=\"listener\",replica_set=\"main\"} 1",
+        "lag_seconds{projection=\"orders\",replica_set=\"main\"} 0.25",
+        "pool_connections{replica_set=\"main\",state=\"idle\",worker_id=\"w-1\"} 1",
+        "pool_connections{replica_set=\"main\",state=\"in_use\",worker_id=\"w-1\"} 2",
+        "projection_position{projection=\"orders\",replica_set=\"main\",worker_id=\"w-1\"} 36",
+        "projection_halted{projection=\"orders\",replica_set=\"main\",worker_id=\"w-1\"} 0",
+    ] {
+        assert!(text.contains(&format!("\n{PREFIX}{series}\n")), "{series} in:\n{text}");
+    }
+}
+
+#[test]
+fn every_metric_has_a_help_text() {
+    let text = shown().render().unwrap();
     let helps = text.lines().filter(|line| line.starts_with("# HELP "));
     assert!(helps.clone().all(|help| help.ends_with('.')), "{text}");
     assert_eq!(helps.count(), declared(|_| ()).len());
