@@ -44,17 +44,15 @@ impl<B: PartialOrd + Debug + Copy> Bounds<B> {
     pub(crate) fn check(&self, name: &str, value: &impl Value<Bound = B>) -> Result<(), Error> {
         let (least, least_text) = self.least;
         for (part, value) in value.bounded() {
-            let (bound, allowed) = match self.most {
-                _ if value < least => (format!("at least {least_text}"), self.most),
-                Some((most, most_text)) if value > most => (format!("at most {most_text}"), self.most),
+            let problem = match self.most {
+                None if value < least => format!("it must be at least {least_text}"),
+                Some((_, most)) if value < least => {
+                    format!("it must be at least {least_text} ({least_text} to {most})")
+                }
+                Some((most, text)) if value > most => format!("it must be at most {text} ({least_text} to {text})"),
                 _ => continue,
             };
-            let allowed = allowed.map(|(_, most)| format!(" (allowed: {least_text} to {most})")).unwrap_or_default();
-            return Err(Error::config(
-                format!("{name}{part}"),
-                format!("{value:?}"),
-                format!("it must be {bound}{allowed}"),
-            ));
+            return Err(Error::config(format!("{name}{part}"), format!("{value:?}"), problem));
         }
         Ok(())
     }
