@@ -1,4 +1,5 @@
-//! The production worker: reads its settings from the environment, runs two projections, serves metrics, leaves gracefully on SIGTERM.
+//! The production worker: reads its settings from the environment, runs two projections, serves
+//! metrics, leaves gracefully on SIGTERM.
 //!
 //! | variable | default | |
 //! |---|---|---|
@@ -29,11 +30,12 @@
 //! | `ORCHESTRATOR_RETRY_FIRST_DELAY` | 100 ms | a duration such as 500ms, 10s or 2m |
 //! | `ORCHESTRATOR_RETRY_LONGEST_DELAY` | 30 s | a duration such as 500ms, 10s or 2m |
 //!
-//! With the argument `migrate` it only creates the tables, or brings them up to date, and exits: as a user who may, for workers whose user
-//! may not.
+//! With the argument `migrate` it only creates the tables, or brings them up to date, and exits: as
+//! a user who may, for workers whose user may not.
 //!
-//! Exit codes: 0 after a graceful stop, 1 when the worker failed, 2 when a setting is missing or wrong. A second SIGTERM or SIGINT
-//! ends the process at once: what it has not committed is done by others.
+//! Exit codes: 0 after a graceful stop, 1 when the worker failed, 2 when a setting is missing or
+//! wrong. A second SIGTERM or SIGINT ends the process at once: what it has not committed is done by
+//! others.
 
 use std::process::ExitCode;
 use std::thread;
@@ -90,8 +92,8 @@ fn migrate_only() -> Result<bool, app::Wrong> {
     }
 }
 
-/// Does what may take long, or returns none as soon as the process is to stop: a pod need not wait for a slow server or for another pod's
-/// migration.
+/// Does what may take long, or returns none as soon as the process is to stop: a pod need not wait
+/// for a slow server or for another pod's migration.
 fn unless_stopped<T: Send + 'static>(
     shutdown: &Receiver<()>,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,

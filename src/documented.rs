@@ -5,7 +5,8 @@ use std::{env, fs};
 
 /// Fails unless this table stands in the file; where `UPDATE_DOCS` is set, writes it there.
 ///
-/// The table of the file is found by its first line. In a comment, each of its lines begins with `margin`.
+/// The table of the file is found by its first line. In a comment, each of its lines begins with
+/// `margin`.
 #[track_caller]
 pub(crate) fn assert_table(file: &str, margin: &str, table: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);

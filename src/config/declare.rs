@@ -36,8 +36,8 @@ impl<C> OptionOf<C> {
     }
 }
 
-/// Makes a struct with a field for each option and its defaults, and the list of the options. Fields
-/// in braces are added as they are.
+/// Makes a struct with a field for each option and its defaults, and the list of the options.
+/// Fields in braces are added as they are.
 macro_rules! declare {
     (
         $(#[$meta:meta])*

@@ -81,7 +81,7 @@ impl Config {
         for (i, projection) in projections.iter().enumerate() {
             name("projection name", projection)?;
             if projections[..i].contains(projection) {
-                return Err(Error::config("projection name", format!("{projection:?}"), "two projections bear it"));
+                return Err(Error::config("projection name", format!("{projection:?}"), "two projections have it"));
             }
         }
         for option in Self::OPTIONS {

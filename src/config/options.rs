@@ -9,9 +9,9 @@
 //! name: Value = (default), (bounds);
 //! ```
 //!
-//! From it follow the field and its default, the check of the bounds, the setter with its documentation,
-//! and how it is read from text. Tests hold the tables in README.md and `examples/worker.rs` equal to it.
-//! What options require of one another is in `Config::validate`.
+//! From it follow the field and its default, the check of the bounds, the setter with its
+//! documentation, and how it is read from text. Tests hold the tables in README.md and
+//! `examples/worker.rs` equal to it. What options require of one another is in `Config::validate`.
 
 /// Hands the options of the builder to a macro, after what it is given itself.
 macro_rules! with_options {
@@ -24,17 +24,18 @@ macro_rules! with_options {
 
             /// How long a worker may send no heartbeat before it is considered dead.
             ///
-            /// This bounds how long a frozen process, or one on a host that is cut off, keeps its partition.
-            /// At least three heartbeat intervals.
+            /// This bounds how long a frozen process, or one on a host that is cut off, keeps its
+            /// partition. At least three heartbeat intervals.
             stale_worker_timeout: Duration = (30 s), (30 ms to 24 h);
 
             /// How long a worker's session lock must be gone before the worker is considered dead.
             ///
-            /// This bounds how long a killed process keeps its partition. At most `stale_worker_timeout`.
-            /// See also [`heartbeats_only`](Self::heartbeats_only).
+            /// This bounds how long a killed process keeps its partition. At most
+            /// `stale_worker_timeout`. See also [`heartbeats_only`](Self::heartbeats_only).
             session_loss_grace: DurationOrOff = (1 s), (10 ms to 24 h);
 
-            /// How long the workers of a new generation have to become ready; later ones are excluded.
+            /// How long the workers of a new generation have to become ready; later ones are
+            /// excluded.
             ///
             /// Must be longer than the longest call of a handler.
             coordination_timeout: Duration = (60 s), (100 ms to 24 h);
@@ -46,26 +47,30 @@ macro_rules! with_options {
 
             /// How long joins are gathered before a new generation is created.
             ///
-            /// All workers keep processing meanwhile. It delays neither the first start of a replica set nor
-            /// the redistribution when a worker is gone. At most `coordination_timeout`.
+            /// All workers keep processing meanwhile. It delays neither the first start of a
+            /// replica set nor the redistribution when a worker is gone. At most
+            /// `coordination_timeout`.
             registration_wait: Duration = (1 s), (0 s to 24 h);
 
             /// How long `migrate` and `start` wait for a server that is away.
             ///
-            /// That is a server that refuses connections, does not answer, is starting up or shutting down, or
-            /// is not the primary that `target_session_attrs` asks for. An answer that waiting does not change,
-            /// such as a wrong password, is returned at once. Zero waits for nothing.
+            /// That is a server that refuses connections, does not answer, is starting up or
+            /// shutting down, or is not the primary that `target_session_attrs` asks for. An answer
+            /// that waiting does not change, such as a wrong password, is returned at once. Zero
+            /// waits for nothing.
             database_wait: Duration = (1 min), (0 s to 24 h);
 
-            /// How often the worker polls for new events: the shortest interval while it finds some, rising to the longest.
+            /// How often the worker polls for new events: the shortest interval while it finds
+            /// some, rising to the longest.
             ///
-            /// One poll serves all projections. A [hint](crate::EventStore::hint) makes the worker poll at once,
-            /// and then after the shortest interval or 5 ms, whichever is less.
+            /// One poll serves all projections. A [hint](crate::EventStore::hint) makes the worker
+            /// poll at once, and then after the shortest interval or 5 ms, whichever is less.
             event_poll: DurationRange = (5 ms and 250 ms), (1 ms to 24 h);
 
             /// The most events of one transaction.
             ///
-            /// A transaction in which the handlers have taken 250 ms is committed with those it has.
+            /// A transaction in which the handlers have taken 250 ms is committed with those it
+            /// has.
             batch_size: Count = (2000), (1 to 1000000);
 
             /// The most bytes of events in one transaction: payload, metadata and texts.
@@ -75,21 +80,23 @@ macro_rules! with_options {
 
             /// The most bytes of one event; a projection that wants a larger one halts before it.
             ///
-            /// The error names the event's position. The worker would need several times as much memory to
-            /// read it.
+            /// The error names the event's position. The worker would need several times as much
+            /// memory to read it.
             max_event_bytes: Bytes = (64 MiB), (at least 1);
 
-            /// The number of lanes, each a thread, into which a worker cuts its part of each projection, by aggregate.
+            /// The number of lanes, each a thread, into which a worker cuts its part of each
+            /// projection, by aggregate.
             ///
-            /// Each lane has a transaction of its own, so several handlers can wait for the database, or
-            /// compute, at once. Each event is still handled once, and those of an aggregate in order.
-            /// [`handle`](crate::Projection::handle) is called from as many threads at once.
+            /// Each lane has a transaction of its own, so several handlers can wait for the
+            /// database, or compute, at once. Each event is still handled once, and those of an
+            /// aggregate in order. [`handle`](crate::Projection::handle) is called from as many
+            /// threads at once.
             lanes: Count = (1), (1 to 64);
 
             /// The most connections of the pool that the projections work on.
             ///
-            /// Refused when fewer than the default. Three more are used beside it: for coordination,
-            /// notifications and the live tail.
+            /// Refused when fewer than the default. Three more are used beside it: for
+            /// coordination, notifications and the live tail.
             pool_size: Connections = (two for each lane of each projection), (at least 1);
         }
     };

@@ -9,7 +9,8 @@ use super::value::{Attempts, Bounds, Value};
 with_retry_options! { declare! {
     /// How a failing projection is retried.
     ///
-    /// Deadlocks, serialisation failures and lost connections do not count: they are always retried, at once.
+    /// Deadlocks, serialisation failures and lost connections do not count: they are always
+    /// retried, at once.
     ///
     /// ```
     /// use std::time::Duration;

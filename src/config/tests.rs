@@ -101,7 +101,7 @@ fn what_is_wrong_is_named_with_its_value_and_bound() {
 fn projections_are_there_named_and_distinct() {
     let config = Config::new("set".into());
     for (projections, part) in
-        [(&[][..], "at least one"), (&["a", ""], "empty"), (&["a", "b", "a"], "two projections bear it")]
+        [(&[][..], "at least one"), (&["a", ""], "empty"), (&["a", "b", "a"], "two projections have it")]
     {
         let message = config.validate(projections).unwrap_err().to_string();
         assert!(message.contains(part), "{message:?} should contain {part:?}");

@@ -1,4 +1,4 @@
-//! The limits that notice a server which went away without a word.
+//! The limits that detect a server which went away silently.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Where the database is, and every way to a connection: one of one's own, or one from a pool.
 //!
-//! Connections have limits that notice a server which went away without a word: see [`Database`]. The type of the TLS connector
-//! ends in this module; nothing above it is generic over it.
+//! Connections have limits that detect a server which went away silently: see [`Database`].
+//! The type of the TLS connector ends in this module; nothing above it is generic over it.
 
 mod limits;
 mod parameters;
@@ -29,12 +29,13 @@ const CRATE_KEEPALIVES_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 /// The server keeps no more of an application name.
 const APPLICATION_NAME_BYTES: usize = 63;
 
-/// Attempts to connect that nobody waits for any more. With this many, another one is not begun.
+/// Attempts to connect that were given up and have not ended. With this many, no other is begun.
 const ABANDONED_ATTEMPTS: u32 = 64;
 
 /// Where the database is, and how to connect to it.
 ///
-/// These limits hold unless the URL or the `Config` sets them, so that a server which went away without a word is noticed:
+/// These limits hold unless the URL or the `Config` sets them, so that a server which went away
+/// silently is detected:
 ///
 /// | parameter | default |
 /// |---|---|
@@ -52,12 +53,14 @@ pub struct Database {
 
 impl Database {
     /// Reads a [libpq URL](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING)
-    /// (`postgres://` or `postgresql://`) or `name=value` string. Connects to nothing, but reads the certificate files.
+    /// (`postgres://` or `postgresql://`) or `name=value` string. Connects to nothing, but reads
+    /// the certificate files.
     ///
-    /// Parameters: `host`, `hostaddr`, `port` (lists too), `user`, `password`, `dbname`, `options`, `application_name`,
-    /// `fallback_application_name`, `connect_timeout`, `tcp_user_timeout`, `keepalives`, `keepalives_idle`,
-    /// `keepalives_interval`, `keepalives_count`, `target_session_attrs` (any, read-write, read-only, primary),
-    /// `load_balance_hosts`, `channel_binding`, `sslnegotiation`, and for TLS:
+    /// Parameters: `host`, `hostaddr`, `port` (lists too), `user`, `password`, `dbname`, `options`,
+    /// `application_name`, `fallback_application_name`, `connect_timeout`, `tcp_user_timeout`,
+    /// `keepalives`, `keepalives_idle`, `keepalives_interval`, `keepalives_count`,
+    /// `target_session_attrs` (any, read-write, read-only, primary), `load_balance_hosts`,
+    /// `channel_binding`, `sslnegotiation`, and for TLS:
     ///
     /// | `sslmode` | TLS | the server's certificate |
     /// |---|---|---|
@@ -67,15 +70,16 @@ impl Database {
     /// | `verify-ca` | always | must come from a trusted CA |
     /// | `verify-full` | always | must come from a trusted CA and be for this host, by its alternative names |
     ///
-    /// `sslrootcert` is the PEM file with the trusted CAs, `~/.postgresql/root.crt` if not given, or `system`: the CAs that the
-    /// operating system trusts, for which `verify-full` is the default and the only mode. `sslcert` and `sslkey` (PEM) are the
-    /// client's own certificate. Connections through a Unix socket never use TLS. Unlike libpq, neither environment variables
+    /// `sslrootcert` is the PEM file with the trusted CAs, `~/.postgresql/root.crt` if not given,
+    /// or `system`: the CAs that the operating system trusts, for which `verify-full` is the
+    /// default and the only mode. `sslcert` and `sslkey` (PEM) are the client's own certificate.
+    /// Connections through a Unix socket never use TLS. Unlike libpq, neither environment variables
     /// nor password and service files are read.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidUrl`] names the part or parameter that is malformed, unknown or not supported; [`Error::Tls`] the file
-    /// that cannot be used. Neither repeats the password.
+    /// [`Error::InvalidUrl`] names the part or parameter that is malformed, unknown or not
+    /// supported; [`Error::Tls`] the file that cannot be used. Neither repeats the password.
     pub fn from_url(url: &str) -> Result<Self, Error> {
         let parsed = url::parse(url)?;
         Ok(match parsed.tls.connector(tls::default_roots())? {
@@ -84,10 +88,11 @@ impl Database {
         })
     }
 
-    /// Takes a ready `postgres::Config` and the application's own TLS connector, or [`postgres::NoTls`].
+    /// Takes a ready `postgres::Config` and the application's own TLS connector, or
+    /// [`postgres::NoTls`].
     ///
-    /// What the `Config` sets is kept. Since it cannot say whether `keepalives_idle` was set, two hours, the default of the
-    /// `postgres` crate, count as not set.
+    /// What the `Config` sets is kept. Since it cannot say whether `keepalives_idle` was set, two
+    /// hours, the default of the `postgres` crate, count as not set.
     pub fn with_connector<T>(mut config: Config, tls: T) -> Self
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -115,14 +120,15 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`] or [`Error::ConnectTimeout`]: both say where to, and what the server or the network said.
+    /// [`Error::Connect`] or [`Error::ConnectTimeout`]: both say where to, and what the server or
+    /// the network said.
     pub fn connect(&self) -> Result<Client, Error> {
         let failed = |source| Error::Connect { target: self.target.to_string(), source };
         let Some(limit) = self.connect_limit() else { return self.connector.connect().map_err(failed) };
 
-        // connect_timeout covers no more than the opening of the socket, and a frozen server's kernel goes on opening sockets.
-        // The attempt itself cannot be interrupted, so it runs on a thread that can be left behind. It ends when the server
-        // goes on or goes away.
+        // connect_timeout covers no more than the opening of the socket, and a frozen server's
+        // kernel goes on opening sockets. The attempt itself cannot be interrupted, so it runs on a
+        // thread that can be left behind. It ends when the server resumes or goes away.
         let timed_out = || Error::ConnectTimeout { target: self.target.to_string(), waited: limit };
         if self.abandoned.load(Ordering::Relaxed) >= ABANDONED_ATTEMPTS {
             return Err(timed_out());
@@ -136,7 +142,7 @@ impl Database {
             .name(name.to_owned())
             .spawn(move || {
                 let _attempt = attempt;
-                // Nobody may be left to receive it; then the connection is closed.
+                // If the caller has given up, the connection is closed.
                 _ = sender.send(connector.connect());
             })
             .map_err(|source| Error::Spawn { thread: name.to_owned(), source })?;
@@ -151,14 +157,16 @@ impl Database {
         }
     }
 
-    /// The time for a whole attempt: each host has its `connect_timeout`, and the handshakes have it once more.
+    /// The time for a whole attempt: each host has its `connect_timeout`, and the handshakes have
+    /// it once more.
     fn connect_limit(&self) -> Option<Duration> {
         let config = self.connector.config();
         let hosts = u32::try_from(config.get_hosts().len().max(1)).unwrap_or(u32::MAX);
         config.get_connect_timeout().map(|timeout| timeout.saturating_mul(hosts.saturating_add(1)))
     }
 
-    /// The same with this application name, unless the URL or the `Config` sets one. The server keeps 63 bytes.
+    /// The same with this application name, unless the URL or the `Config` sets one. The server
+    /// keeps 63 bytes.
     pub(crate) fn with_default_application_name(&self, name: &str) -> Self {
         if self.connector.config().get_application_name().is_some() {
             return self.clone();

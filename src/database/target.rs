@@ -1,4 +1,5 @@
-//! How hosts and connection targets are named in logs and errors. No password is ever in such a name.
+//! How hosts and connection targets are named in logs and errors. No password is ever in such a
+//! name.
 
 use postgres::Config;
 use postgres::config::Host;

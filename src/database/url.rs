@@ -1,7 +1,7 @@
 //! What the parameters of a URL mean.
 //!
-//! The `postgres` crate has a parser too, but it refuses sslrootcert and the verifying sslmodes. So what is ours is taken out,
-//! and each of the other parameters is handed to that crate.
+//! The `postgres` crate has a parser too, but it refuses sslrootcert and the verifying sslmodes. So
+//! what is ours is taken out, and each of the other parameters is handed to that crate.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -61,7 +61,8 @@ fn understand(mut given: Parameters) -> Result<Parsed, Error> {
     if let Some(fallback) = given.remove("fallback_application_name") {
         given.entry("application_name".to_owned()).or_insert(fallback);
     }
-    // libpq's `primary` asks for a server that is not in recovery; what is asked for here is a little more than that.
+    // libpq's `primary` asks for a server that is not in recovery; what is asked for here is a
+    // little more than that.
     if let Some(attributes) = given.get_mut("target_session_attrs").filter(|attributes| attributes.value == b"primary")
     {
         attributes.value = b"read-write".to_vec();
@@ -158,7 +159,8 @@ fn understand_tls(given: &mut Parameters) -> Result<Tls, Error> {
         None if roots == Some(Roots::System) => Mode::VerifyFull,
         None => Mode::Prefer,
     };
-    // libpq's rule: anybody can get a certificate from some public CA, so the chain alone proves nothing.
+    // libpq's rule: anybody can get a certificate from some public CA, so the chain alone proves
+    // nothing.
     if roots == Some(Roots::System) && mode != Mode::VerifyFull {
         return refuse(
             "sslrootcert=system needs sslmode=verify-full, a weaker sslmode would accept anybody's certificate",

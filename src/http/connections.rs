@@ -1,4 +1,4 @@
-//! Who is served: accepting, a seat for each connection, the newest before the oldest.
+//! Accepts connections and gives each a seat; the newest come before the oldest.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -14,10 +14,12 @@ use super::site::Site;
 use crate::backoff::Mentions;
 use crate::threads::{Never, Stop};
 
-/// Connections answered at the same time: far more than scrapers and probes make, far fewer than would hurt.
+/// Connections answered at the same time: far more than scrapers and probes make, far fewer than
+/// would hurt.
 pub(super) const MOST_CONNECTIONS: usize = 64;
-/// Connections the system may hold for the acceptor. With the 128 that std asks for, a burst of idle
-/// clients makes the system drop a scrape's first packet, which the scraper sends again after a second.
+/// Connections the system may hold for the acceptor. With the 128 that std asks for, a burst of
+/// idle clients makes the system drop a scrape's first packet, which the scraper sends again after
+/// a second.
 pub(super) const BACKLOG: i32 = 1024;
 /// The pause after an accept that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
@@ -29,7 +31,8 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Adds a connection and closes the oldest one if there are too many. Returns whether the added one is open.
+    /// Adds a connection and closes the oldest one if there are too many. Returns whether the added
+    /// one is open.
     fn open(&self, number: u64, stream: Arc<TcpStream>) -> bool {
         let mut open = self.open.lock();
         open.insert(number, stream);
@@ -93,7 +96,8 @@ impl Acceptor {
                 log::warn!("metrics server cannot start a thread, drops the connection: error={error}");
             }
             if let Err(error) = &accepted {
-                // Out of file descriptors or memory, most likely. It is not a reason to end: it passes.
+                // Out of file descriptors or memory, most likely. It is not a reason to end: it
+                // passes.
                 if refused.is_due() {
                     log::warn!("metrics server cannot accept a connection, goes on trying: error={error}");
                 }
@@ -106,8 +110,8 @@ impl Acceptor {
         self.connections.close_all();
     }
 
-    /// Takes what has come, numbered by age; waits for one if there is none. Of a burst only as many are kept as there are seats,
-    /// so that it costs an accept for each and no thread.
+    /// Takes what has come, numbered by age; waits for one if there is none. Of a burst only as
+    /// many are kept as there are seats, so that it costs an accept for each and no thread.
     fn accept_into(&self, waiting: &mut VecDeque<(u64, TcpStream)>, last: &mut u64) -> io::Result<()> {
         let mut wait = waiting.is_empty();
         // Bounded, for clients may come as fast as they are taken.

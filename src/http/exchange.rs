@@ -16,7 +16,8 @@ pub(super) const LONGEST_HEAD: usize = 8 * 1024;
 pub(super) const HEAD_TIME: Duration = Duration::from_secs(5);
 /// From the first byte of the response to the last.
 const RESPONSE_TIME: Duration = Duration::from_secs(10);
-/// How long, and how much, a refused client is listened to so that it reads its answer before the connection is reset.
+/// How long, and how much, a refused client is listened to so that it reads its answer before the
+/// connection is reset.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
 
@@ -53,7 +54,8 @@ pub(super) fn refused(refusal: &Refusal) -> (Method, Page, bool) {
     (Method::Get, Page::text(refusal.0, refusal.1), false)
 }
 
-/// The request line and the headers; none if the client goes away without having asked for anything, or takes too long to.
+/// The request line and the headers; none if the client goes away without having asked for
+/// anything, or takes too long to.
 pub(super) fn read_head(client: &mut Timed<'_>) -> io::Result<Option<Vec<u8>>> {
     let mut head = Vec::with_capacity(1024);
     let mut part = [0; 1024];
@@ -134,7 +136,8 @@ pub(super) fn header(field: &str, value: &str) -> io::Result<Header> {
     Header::from_bytes(field, value).map_err(|()| io::Error::new(ErrorKind::InvalidData, format!("header {field}")))
 }
 
-/// A stream with a deadline for all that is read or written, not for each call: a byte now and then buys no time.
+/// A stream with a deadline for all that is read or written, not for each call: a byte now and then
+/// buys no time.
 pub(super) struct Timed<'a> {
     pub(super) stream: &'a TcpStream,
     pub(super) until: Instant,
@@ -146,8 +149,8 @@ impl Timed<'_> {
         if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
     }
 
-    /// Reads away what a refused client still sends. Closing over unread input would reset the connection, and the client might
-    /// lose the answer.
+    /// Reads away what a refused client still sends. Closing over unread input would reset the
+    /// connection, and the client might lose the answer.
     fn drain(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
         self.until = Instant::now() + DRAIN_TIME;

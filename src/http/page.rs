@@ -1,7 +1,9 @@
-//! The status page: one document with its style and its script inside, which shows what `/status` answers.
+//! The status page: one document with its style and its script inside, which shows what `/status`
+//! answers.
 //!
-//! The document itself holds no data. The script puts names and errors in as text, never as markup; the policy lets nothing run but
-//! this very script, and nothing be fetched but from where the page came from.
+//! The document itself holds no data. The script puts names and errors in as text, never as markup;
+//! the policy lets nothing run but this very script, and nothing be fetched but from where the page
+//! came from.
 
 use std::sync::LazyLock;
 

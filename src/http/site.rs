@@ -77,7 +77,8 @@ impl Site {
         }
     }
 
-    /// The watched workers. They are asked without the lock: what their answers take is not known here.
+    /// The watched workers. They are asked without the lock: what their answers take is not known
+    /// here.
     fn probes(&self) -> Vec<HealthProbe> {
         self.watched.read().values().cloned().collect()
     }
@@ -92,12 +93,12 @@ impl Site {
         }
     }
 
-    /// `nobody` is the reason when no orchestrator is watched; none if that is as it should be.
-    pub(super) fn health(&self, nobody: &str, check: impl Fn(&HealthProbe) -> &Check) -> Page {
+    /// `unwatched` is the reason when no orchestrator is watched; empty if that is no failure.
+    pub(super) fn health(&self, unwatched: &str, check: impl Fn(&HealthProbe) -> &Check) -> Page {
         let watched = self.probes();
         let mut reasons: Vec<String> = watched.iter().filter_map(|probe| unhealthy(probe, check(probe))).collect();
-        if watched.is_empty() && !nobody.is_empty() {
-            reasons.push(nobody.to_owned());
+        if watched.is_empty() && !unwatched.is_empty() {
+            reasons.push(unwatched.to_owned());
         }
         if reasons.is_empty() { Page::text(200, "ok") } else { Page::text(503, reasons.join("\n")) }
     }

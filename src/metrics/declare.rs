@@ -7,7 +7,8 @@
 /// ```
 ///
 /// where the labels and the buckets may be left out, and the handle's type gives the metric's kind.
-/// Makes `Families`, with a family for each row, and of each group a struct with a handle for each row.
+/// Makes `Families`, with a family for each row, and of each group a struct with a handle for each
+/// row.
 macro_rules! declare {
     ($(
         $(#[$about:meta])*

@@ -1,7 +1,7 @@
 //! Every metric, declared: to add one, add a row here, and set it where it is known.
 //!
-//! Registration, the end of a gauge's series and the table in `metrics.md` follow from the row. Names
-//! and labels are a published interface.
+//! Registration, the end of a gauge's series and the table in `metrics.md` follow from the row.
+//! Names and labels are a published interface.
 
 use prometheus::core::Collector;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
@@ -104,8 +104,8 @@ declare! {
 }
 
 impl Families {
-    /// Removes the gauges of what has ended, a replica set or a worker, given by labels and values. A
-    /// figure that nobody keeps up to date would mislead; counters and histograms stay.
+    /// Removes the gauges of what has ended, a replica set or a worker, given by labels and values.
+    /// A figure that nobody keeps up to date would mislead; counters and histograms stay.
     pub(super) fn end(&self, ended: &[(&str, &str)]) {
         let (labels, values): (Vec<&str>, Vec<&str>) = ended.iter().copied().unzip();
         for family in self.all() {

@@ -40,8 +40,8 @@ struct FamilyInner<M> {
     /// The full name.
     name: String,
     desc: Desc,
-    /// Counts where a series could not be made, so that nobody has to handle what does not happen: a
-    /// series is refused only for its labels' names, and those are constants.
+    /// Counts where a series could not be made, so that nobody has to handle what does not happen:
+    /// a series is refused only for its labels' names, and those are constants.
     spare: M,
     children: RwLock<BTreeMap<Vec<String>, M>>,
 }

@@ -7,8 +7,8 @@ use prometheus::core::{Atomic, Collector, GenericGauge};
 
 use super::family::{Child, Family};
 
-/// Made from a family for given label values. The type says when a series is shown: a child at once,
-/// a [`Reading`] with its first value, [`Series`] when their remaining labels are known.
+/// Made from a family for given label values. The type says when a series is shown: a child at
+/// once, a [`Reading`] with its first value, [`Series`] when their remaining labels are known.
 pub(super) trait Handle {
     type Child: Child;
 

@@ -1,7 +1,7 @@
 //! The registry, and what each part of a worker counts in it.
 //!
-//! *Invariant:* a counter or histogram in a runner's hands is an atomic cell; no lock is taken to count
-//! an event.
+//! *Invariant:* a counter or histogram in a runner's hands is an atomic cell; no lock is taken to
+//! count an event.
 
 mod declare;
 mod families;
@@ -20,7 +20,7 @@ use prometheus::{IntCounter, Registry, TextEncoder};
 use self::families::{Families, Maker, ProjectionSeries, ReplicaSetSeries, WorkerProjectionSeries, WorkerSeries};
 use crate::error::Error;
 
-/// More blockers than this say nothing a person would act on, and each would be a series.
+/// Each blocker is a series, and an operator acts on no more than these.
 const MOST_BLOCKERS: usize = 10;
 
 /// The metrics of all orchestrators that share one registry. Clones are the same metrics.
@@ -34,7 +34,7 @@ pub struct Metrics {
 struct Inner {
     registry: Option<Registry>,
     families: Families,
-    /// Who still reports on which replica set: the last one takes the gauges with it.
+    /// The reporters of each replica set: the last one takes the gauges with it.
     reporters: Mutex<HashMap<String, Weak<Reporter>>>,
 }
 
@@ -46,16 +46,16 @@ impl Metrics {
 
     /// Metrics in the application's registry.
     ///
-    /// Make one per registry, and clone it for each orchestrator. Doing so twice on one registry is an
-    /// [`Error::Metrics`], as it is when the application has registered one of the names itself; the registry is then left
-    /// as it was.
+    /// Make one per registry, and clone it for each orchestrator. Doing so twice on one registry is
+    /// an [`Error::Metrics`], as it is when the application has registered one of the names itself;
+    /// the registry is then left as it was.
     pub fn in_registry(registry: &Registry) -> Result<Self, Error> {
         let mut maker = Maker { registry: Some(registry), registered: Vec::new() };
         let families = Families::make(&mut maker).inspect_err(|_| maker.undo())?;
         Ok(Self::of(Some(registry.clone()), families))
     }
 
-    /// Metrics nobody can read: they are counted, and registered nowhere.
+    /// Metrics that are counted, but registered nowhere.
     pub fn disabled() -> Result<Self, Error> {
         Ok(Self::of(None, Families::make(&mut Maker { registry: None, registered: Vec::new() })?))
     }
@@ -69,7 +69,8 @@ impl Metrics {
         self.inner.registry.as_ref()
     }
 
-    /// Everything in the registry, the application's own metrics included, in Prometheus's text format 0.0.4.
+    /// Everything in the registry, the application's own metrics included, in Prometheus's text
+    /// format 0.0.4.
     pub(crate) fn render(&self) -> Result<String, Error> {
         let families = self.registry().map(Registry::gather).unwrap_or_default();
         Ok(TextEncoder::new().encode_to_string(&families)?)
@@ -139,7 +140,7 @@ impl ReplicaSetMetrics {
         self.reconnects.child(connection)
     }
 
-    /// Who keeps the safe head back, and the age of each one's transaction, in place of those named before.
+    /// The transactions that block the safe head, with their ages, in place of those named before.
     pub(crate) fn head_blockers<N: Into<String>>(
         &self,
         blockers: impl IntoIterator<Item = (Option<i32>, N, Duration)>,

@@ -57,34 +57,36 @@ impl Builder {
 
     /// Uses no session locks: liveness relies on heartbeats alone.
     ///
-    /// For a pooler in transaction mode, where sessions mean nothing. A killed process is then detected
-    /// after `stale_worker_timeout`, notifications do not arrive (polling serves), and a handler that
-    /// leaves its transaction idle for longer than that timeout loses it. The pooler must support prepared
-    /// statements (`PgBouncer` does from 1.21 on). Defaults to using session locks.
+    /// For a pooler in transaction mode, where sessions mean nothing. A killed process is then
+    /// detected after `stale_worker_timeout`, notifications do not arrive (polling serves), and a
+    /// handler that leaves its transaction idle for longer than that timeout loses it. The pooler
+    /// must support prepared statements (`PgBouncer` does from 1.21 on). Defaults to using session
+    /// locks.
     pub fn heartbeats_only(mut self) -> Self {
         self.config.session_loss_grace = None;
         self
     }
 
-    /// Sets an option from text, by the name of its setter, as in `option("heartbeat_interval", "10s")`.
+    /// Sets an option from text, by the name of its setter, as in `option("heartbeat_interval",
+    /// "10s")`.
     ///
     /// A duration is `500ms`, `10s`, `2m` or `1h`; a size is `8388608`, `64KiB`, `8MiB` or `1GiB`.
     /// `session_loss_grace` may be `off`, which means [`heartbeats_only`](Self::heartbeats_only);
-    /// `event_poll` is `5ms..250ms`; those of [`Retry`] are `retry.attempts`, `retry.first_delay` and
-    /// `retry.longest_delay`.
+    /// `event_poll` is `5ms..250ms`; those of [`Retry`] are `retry.attempts`, `retry.first_delay`
+    /// and `retry.longest_delay`.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] names the option, the text and the right form. Bounds are checked by
-    /// [`build`](Self::build).
+    /// [`Error::InvalidConfig`] names the option, the text and the right form. Bounds are checked
+    /// by [`build`](Self::build).
     pub fn option(mut self, name: &str, text: &str) -> Result<Self, Error> {
         self.config.set(name, name, text)?;
         Ok(self)
     }
 
     /// Sets the options that the environment has: with the prefix `ORCHESTRATOR_`, the variable
-    /// `ORCHESTRATOR_HEARTBEAT_INTERVAL` is `heartbeat_interval`, and `ORCHESTRATOR_RETRY_ATTEMPTS` is
-    /// `retry.attempts`. A variable that is empty is ignored.
+    /// `ORCHESTRATOR_HEARTBEAT_INTERVAL` is `heartbeat_interval`, and `ORCHESTRATOR_RETRY_ATTEMPTS`
+    /// is `retry.attempts`. A variable that is empty is ignored.
     ///
     /// # Errors
     ///
@@ -115,7 +117,8 @@ impl Builder {
         self
     }
 
-    /// Where the metrics go: share one [`Metrics`] between the orchestrators of a registry. Defaults to a registry of its own.
+    /// Where the metrics go: share one [`Metrics`] between the orchestrators of a registry.
+    /// Defaults to a registry of its own.
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = Some(metrics);
         self
@@ -125,7 +128,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] names the first setting that is out of bounds or contradicts another, its value and the bound.
+    /// [`Error::InvalidConfig`] names the first setting that is out of bounds or contradicts
+    /// another, its value and the bound.
     pub fn build(self) -> Result<Orchestrator, Error> {
         let names: Vec<&str> = self.projections.iter().map(|projection| projection.name()).collect();
         self.config.validate(&names)?;

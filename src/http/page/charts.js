@@ -32,7 +32,7 @@ function plot(points) {
   const at = ({ at, rate }) => `${(PLOTTED - (last.at - at)).toFixed(1)},${(23 - (21 * rate) / peak).toFixed(1)}`;
   const line = shown.map(at).join(' ');
   return s('svg', { class: 'plot', viewBox: `0 0 ${PLOTTED} 24`, preserveAspectRatio: 'none', role: 'img', 'aria-label': 'events per second' },
-    s('title', {}, `events per second, ${perSecond(points.length ? peak : 0)} at the most`),
+    s('title', {}, `events per second, at most ${perSecond(points.length ? peak : 0)}`),
     s('line', { x1: 0, x2: PLOTTED, y1: 23.5, y2: 23.5, class: 'base' }),
     shown.length > 1 && s('polygon', { points: `${at(shown[0]).split(',')[0]},23.5 ${line} ${PLOTTED},23.5`, class: 'area' }),
     shown.length > 1 && s('polyline', { points: line, class: 'line' }));

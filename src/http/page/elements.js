@@ -40,7 +40,7 @@ function table(kind, heads, rows) {
   return h('table', { class: kind }, h('thead', {}, head), h('tbody', {}, rows));
 }
 
-/** A cell that bears its column's name, for where there is no room for columns. */
+/** A cell that has its column's name, for screens without room for columns. */
 function cell(label, kind, ...content) {
   return h('td', { 'data-label': label, class: kind }, ...content);
 }

@@ -21,7 +21,7 @@ function span(seconds) {
   return `${Math.round(seconds / 86400)} days`;
 }
 
-/** An age in whole seconds at the least: milliseconds that change all the time tell nothing. */
+/** An age in seconds or longer units: milliseconds that change all the time are of no use. */
 function age(seconds) {
   if (seconds == null) return '–';
   return seconds < 120 ? `${Math.round(Math.max(0, seconds))} s` : span(seconds);
