@@ -19,6 +19,7 @@ mod failure;
 mod journal;
 mod loaded;
 mod rows;
+mod trouble;
 mod verdict;
 
 use std::sync::Arc;
@@ -26,7 +27,6 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, select};
 
-use crate::backoff::Backoff;
 use crate::config::Retry;
 use crate::context::Context;
 use crate::database::Pool;
@@ -43,7 +43,8 @@ use connection::{Connection, Kept};
 use failure::Failure;
 use journal::Journal;
 use loaded::Loaded;
-use verdict::{Attempts, Verdict};
+use trouble::Trouble;
+use verdict::Verdict;
 
 /// How often a runner that waits for the tailer to look asks again. It is woken when the head moves.
 const AWAIT_LOOK: Duration = Duration::from_millis(2);
@@ -51,8 +52,6 @@ const AWAIT_LOOK: Duration = Duration::from_millis(2);
 const TRUST_CHECK: Duration = Duration::from_millis(100);
 /// How long a runner with nothing to do waits at most. It is woken when there is something.
 const IDLE: Duration = Duration::from_secs(10);
-/// The delays before it loads again, the first and the longest.
-const RELOAD: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
 /// What a runner is told to process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,20 +108,6 @@ struct Work<'a> {
     loaded: Option<Loaded>,
     trouble: Trouble,
     journal: Journal<'a>,
-}
-
-/// What has gone wrong, and how the runner goes about the next attempt.
-struct Trouble {
-    attempts: Attempts,
-    /// The delays between attempts that count.
-    retries: Backoff,
-    /// The delays between attempts that do not.
-    reloads: Backoff,
-    /// So many events are to be committed first.
-    commit_first: Option<usize>,
-    /// What comes next is to be read from the database and not from memory: it may have been
-    /// repaired or erased since.
-    is_read_again: bool,
 }
 
 /// How a step of work ended.
@@ -278,7 +263,7 @@ impl Runner {
             return Ok(Step::Again);
         }
         let Some(range) = loaded.rows.range(head) else {
-            trouble.reloads.reset();
+            trouble.is_connected();
             journal.running(&loaded.rows, trouble.is_failing());
             return idle(loaded);
         };
@@ -340,7 +325,7 @@ impl Runner {
         loaded.committed(position);
         batch.events.drain(..events);
         loaded.unread = Some(batch).filter(|rest| !rest.events.is_empty()).map(Ok);
-        journal.committed(events, trouble.attempts.failed());
+        journal.committed(events, trouble.failed_attempts());
         trouble.overcome();
         Ok(())
     }
@@ -398,9 +383,8 @@ impl Work<'_> {
     /// Does what the verdict about a failure says.
     fn failed(&mut self, failure: &Failure) -> Step {
         let Self { loaded, trouble, journal, .. } = self;
-        let verdict = trouble.attempts.judge(failure);
-        journal.failed(failure, verdict, trouble.attempts.failed());
-        trouble.is_read_again = true;
+        let verdict = trouble.judge(failure);
+        journal.failed(failure, verdict, trouble.failed_attempts());
         if let Some(loaded) = loaded {
             loaded.discard_unread();
         }
@@ -417,29 +401,5 @@ impl Work<'_> {
             Verdict::Halt => Step::Halt,
             Verdict::Fenced => Step::Fenced,
         }
-    }
-}
-
-impl Trouble {
-    fn new(retry: &Retry) -> Self {
-        Self {
-            attempts: Attempts::new(retry.attempts),
-            retries: Backoff::new(retry.first_delay, retry.longest_delay),
-            reloads: Backoff::new(RELOAD.0, RELOAD.1),
-            commit_first: None,
-            is_read_again: false,
-        }
-    }
-
-    /// Whether the handler has failed at the batch in hand.
-    fn is_failing(&self) -> bool {
-        self.attempts.failed() > 0
-    }
-
-    /// A batch has been committed.
-    fn overcome(&mut self) {
-        self.attempts.succeeded();
-        self.retries.reset();
-        self.reloads.reset();
     }
 }
