@@ -10,7 +10,7 @@ use super::fence::EventMark;
 use super::locks::{self, Census};
 use super::names::Names;
 use super::prepared::Prepared;
-use super::sequence::PositionSequence;
+use super::sequence::{self, PositionSequence};
 use crate::status::HeadBlocker;
 
 /// What lies above a position.
@@ -50,7 +50,7 @@ impl Probes {
         names: &Names,
         sequence: Option<&PositionSequence>,
     ) -> Result<Self, postgres::Error> {
-        let last = sequence.map_or_else(|| "NULL::bigint".to_owned(), PositionSequence::last_sql);
+        let last = sequence::last_sql(sequence);
         let columns = "newest, contiguous, last, here, there";
         let (probe, census) = (probe_sql(names, &last), locks::census_sql(names, "$4"));
         let without_sequence = probe_sql(names, "0::bigint");

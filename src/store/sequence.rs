@@ -1,7 +1,7 @@
 //! The sequence that hands out positions, if one does.
 
+use postgres::GenericClient;
 use postgres::types::Type;
-use postgres::{Client, GenericClient};
 
 use super::names::Names;
 
@@ -18,24 +18,23 @@ pub(crate) struct PositionSequence {
     pub(crate) cycles: bool,
 }
 
-impl PositionSequence {
-    /// The last position it has handed out, in SQL; 0 before the first, if that is 1.
-    ///
-    /// Read from the sequence itself, and not by a function: `pg_sequence_last_value` waits for an
-    /// `ALTER SEQUENCE` that is under way. It is seen at once, not through a snapshot.
-    pub(crate) fn last_sql(&self) -> String {
-        let name = &self.name;
-        format!("(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {name})")
-    }
+/// The last position that the sequence has handed out, in SQL: 0 before the first, if that is 1, and
+/// NULL if there is no sequence.
+///
+/// Read from the sequence itself, and not by a function: `pg_sequence_last_value` waits for an
+/// `ALTER SEQUENCE` that is under way. It is seen at once, not through a snapshot.
+pub(super) fn last_sql(sequence: Option<&PositionSequence>) -> String {
+    let Some(PositionSequence { name, .. }) = sequence else { return "NULL::bigint".into() };
+    format!("(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {name})")
 }
 
-/// The sequence that the column's default asks, or the one it owns. None if positions are handed
-/// out in another way.
+/// The sequence that the column's default calls, or the one that the column owns. None if positions
+/// are handed out in another way.
 pub(crate) fn find(
     client: &mut impl GenericClient,
     names: &Names,
 ) -> Result<Option<PositionSequence>, postgres::Error> {
-    // One that the default asks comes first: that may be another one than the column owns.
+    // The one that the default calls comes first: it may be another one than the column owns.
     let sql = "
         SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), has_sequence_privilege(s.seqrelid, 'SELECT'),
                s.seqcache, s.seqincrement, s.seqmin, s.seqcycle
@@ -62,8 +61,7 @@ pub(crate) fn find(
 /// The highest position of an event and the last one ever handed out. The second is none if it
 /// cannot be told.
 pub(crate) fn positions(client: &mut impl GenericClient, names: &Names) -> Result<(i64, Option<i64>), postgres::Error> {
-    let last = find(client, names)?.filter(|sequence| sequence.is_readable);
-    let last = last.map_or_else(|| "NULL::bigint".to_owned(), |sequence| sequence.last_sql());
+    let last = last_sql(readable(client, names)?.as_ref());
     let sql =
         names.sql_with("SELECT coalesce((SELECT max(global_position) FROM {events}), 0), {last}", &[("last", &last)]);
     let row = client.query_typed_one(&sql, &[])?;
@@ -71,6 +69,9 @@ pub(crate) fn positions(client: &mut impl GenericClient, names: &Names) -> Resul
 }
 
 /// The sequence, if this user can read it.
-pub(crate) fn readable(client: &mut Client, names: &Names) -> Result<Option<PositionSequence>, postgres::Error> {
+pub(crate) fn readable(
+    client: &mut impl GenericClient,
+    names: &Names,
+) -> Result<Option<PositionSequence>, postgres::Error> {
     Ok(find(client, names)?.filter(|sequence| sequence.is_readable))
 }
