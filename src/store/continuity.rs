@@ -2,9 +2,9 @@
 //! events alone, or after a `TRUNCATE … RESTART IDENTITY`: then positions are handed out again, and
 //! the events that get them would be taken for processed.
 //!
-//! Two signs tell: a checkpoint above the last position there is, and another event at the position
-//! of one that was handled. Both are looked for wherever a worker cannot know what has happened
-//! since: when it registers, and with each new connection of its tailer.
+//! There are two signs: a checkpoint above the last position, and another event at the position of
+//! one that was handled. A worker looks for both whenever it cannot know what has happened since: when
+//! it registers, and with each new connection of its tailer.
 
 use postgres::GenericClient;
 use postgres::types::Type;
@@ -18,8 +18,8 @@ use crate::projection::StartAt;
 /// Refuses events that are not those which these projections have processed.
 pub(crate) fn verify(client: &mut impl GenericClient, names: &Names, projections: &[Known]) -> Result<(), Error> {
     let doing = "comparing the checkpoints with the events";
-    // Checkpoints before events: those that are moved meanwhile must not be compared with what was
-    // there before.
+    // Checkpoints before events: a checkpoint that moves in between must not be compared with events
+    // that were read before.
     let furthest = furthest(client, names, projections).map_err(Error::database(doing))?;
     if let Some((projection, position)) = furthest {
         reach(client, names, position, &format!("the checkpoint of projection {projection:?}"))?;
@@ -38,7 +38,7 @@ pub(crate) fn verify(client: &mut impl GenericClient, names: &Names, projections
     }
 }
 
-/// The highest checkpoint of these projections, but for one that was told to start there.
+/// The highest checkpoint of these projections, except one that was configured to start there.
 fn furthest(
     client: &mut impl GenericClient,
     names: &Names,
@@ -60,8 +60,8 @@ fn furthest(
         .find(|(name, position): &(String, i64)| !is_start(name, *position)))
 }
 
-/// Refuses events that do not reach a position up to which they were processed. The position was
-/// known before this is asked.
+/// Refuses events that do not reach a position up to which they were processed. The caller must have
+/// read the position before.
 pub(crate) fn reach(client: &mut impl GenericClient, names: &Names, position: i64, what: &str) -> Result<(), Error> {
     let (newest, last) = sequence::positions(client, names).map_err(Error::database("reading the last position"))?;
     let Some(last) = last.map(|last| last.max(newest)).filter(|last| *last < position) else { return Ok(()) };
@@ -72,7 +72,7 @@ pub(crate) fn reach(client: &mut impl GenericClient, names: &Names, position: i6
     ))
 }
 
-/// At this position there is another event than was known.
+/// The error for another event at this position than the known one.
 pub(crate) fn other_event(names: &Names, position: i64, whose: &str) -> Error {
     not_the_same(
         names,

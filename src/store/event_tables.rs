@@ -52,7 +52,7 @@ const HEAD_COLUMNS: &[Column] = &[
 
 const TEXT: &[&str] = &["text", "character varying"];
 
-/// Encodings of which every text has a form in UTF-8, in which it is read.
+/// Encodings whose every text can be converted to UTF-8, in which the worker reads it.
 const ENCODINGS: &[&str] = &[
     "UTF8", "LATIN1", "LATIN2", "LATIN4", "LATIN5", "LATIN6", "LATIN7", "LATIN8", "LATIN9", "LATIN10", "KOI8R",
     "KOI8U", "WIN866",
@@ -137,8 +137,8 @@ fn columns(client: &mut impl GenericClient, qualified: &str, table: &str, expect
     Ok(())
 }
 
-/// Refuses relations for which a lock on the events table and its partitions does not tell who
-/// writes, and rows that a policy hides.
+/// Refuses relations whose writers need not hold a lock on the events table or its partitions, and
+/// rows that a policy hides.
 fn kind(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     let events = names.events().to_string();
     let row = client

@@ -10,7 +10,7 @@ use super::names::Names;
 
 /// How many of the last generations are shown.
 const MOST_GENERATIONS: u32 = 20;
-/// How long a worker is shown that has stopped.
+/// How long a stopped worker is shown.
 const STOPPED_SHOWN: &str = "1 minute";
 
 /// A replica set's generations, workers and projections, as JSON.

@@ -49,14 +49,14 @@ pub(crate) fn path(client: &mut Client) -> Result<Vec<String>, Error> {
     Ok(row.get(0))
 }
 
-/// What a worker can live with, and a person should know.
+/// What does not stop a worker, but has to be logged.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Warning {
     /// Other roles may create functions and operators where handlers look for them.
     WritableSchema { schema: String, roles: String },
-    /// It cannot be told which positions were handed out.
+    /// The user may not read which positions were handed out.
     UnreadableSequence { sequence: String, user: String },
-    /// Positions are handed out in another way.
+    /// No sequence hands out the positions.
     NoSequence { table: String },
 }
 
@@ -76,8 +76,8 @@ impl Warning {
     }
 }
 
-/// Refuses a schema this library cannot work with, and a user who may not. Returns what is to be
-/// said of it otherwise; `path` is the application's.
+/// Refuses a schema this library cannot work with, and a user who may not. Otherwise returns the
+/// warnings. `path` is the application's.
 pub(crate) fn schema(session: &mut Session, names: &Names, path: &[String]) -> Result<Vec<Warning>, Error> {
     let mut tx = session.transaction().map_err(Error::database("verifying the schema"))?;
     let Some(applied) = migrations::applied(&mut tx, names)? else {

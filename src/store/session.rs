@@ -1,9 +1,9 @@
-//! What the library's connections state before they rely on it, in one place: a server, a database,
-//! a role or a handler may have set something else.
+//! The settings that the library's statements rely on, in one place: a server, a database, a role or
+//! a handler may have set something else.
 //!
-//! Where a worker's connections are sessions of its own, a connection states it once. Behind a
-//! pooler in transaction mode a session is anybody's: there, each transaction states it for itself,
-//! and nothing is left behind.
+//! Where a worker's connections are sessions of its own, a connection sets them once. Behind a pooler
+//! in transaction mode, a session serves many clients: there, each transaction sets them for itself,
+//! and leaves nothing behind.
 
 use std::fmt::Write as _;
 
@@ -17,16 +17,16 @@ use crate::error::Error;
 use crate::plan::WorkerId;
 
 /// How long a statement of the library waits for a lock, before it is retried, and how long a
-/// transaction of the library may be silent, before the server ends it. So neither a frozen process
-/// nor a long `ALTER TABLE` keeps a thread from its other duties. Well below any
-/// `stale_worker_timeout`, or a frozen worker could keep the others from evicting it.
+/// transaction of the library may be idle, before the server ends it. So neither a frozen process nor
+/// a long `ALTER TABLE` blocks a thread for longer. Well below any `stale_worker_timeout`, since a
+/// frozen worker could otherwise keep its peers from evicting it.
 const PATIENCE: &str = "3s";
 
 /// What every statement of the library relies on, by name and value.
 ///
-/// - *Isolation*: a statement has to see what was committed before it got its locks. In a
-///   transaction of a stricter level it sees what was committed before it began to wait, and a
-///   table that was rewritten meanwhile seems empty.
+/// - *Isolation*: a statement has to see what was committed before it got its locks. At a stricter
+///   level it sees what was committed before it began to wait, and a table that was rewritten in
+///   between seems empty.
 /// - *Path*: no function or operator of another role takes the place of the server's own. Tables
 ///   are qualified everywhere.
 /// - *Row security*: an error instead of rows that are silently left out.
@@ -47,22 +47,22 @@ const LIBRARY: &[(&str, &str)] = &[
     ("standard_conforming_strings", "on"),
 ];
 
-/// What a connection for handlers states. All else is the application's: its path, its row
-/// security, its timeouts. So what the library executes there is written in a way that none of
-/// these can change, see [`fence`](super::fence).
+/// What a connection for handlers sets. All other settings are the application's: its path, its row
+/// security, its timeouts. So the library's statements there are written such that none of these
+/// changes what they do, see [`fence`](super::fence).
 const HANDLERS: &[(&str, &str)] = &[
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),
     ("idle_session_timeout", "0"),
 ];
 
-/// A transaction that is silent belongs to a frozen process, and would keep its locks.
+/// An idle transaction belongs to a frozen process, and would keep its locks.
 const SILENCE: (&str, &str) = ("idle_in_transaction_session_timeout", PATIENCE);
 
-/// Known from PostgreSQL 17 on.
+/// Exists from PostgreSQL 17 on.
 const TRANSACTION_TIMEOUT: &str = "transaction_timeout";
 
-/// Whose the sessions behind a worker's connections are.
+/// Whether a worker's connections are sessions of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sessions {
     /// Each connection is one session, and this worker's alone. Its peers can find it by its locks.
@@ -80,8 +80,8 @@ impl Sessions {
         }
     }
 
-    /// What makes a connection that others have used as good as new, but for statements prepared on
-    /// it. One round trip.
+    /// Resets a connection that others have used, except for the statements prepared on it. One round
+    /// trip.
     ///
     /// `DISCARD ALL` would drop these as well; the parts are its own.
     pub(crate) fn reset_sql(self) -> Option<String> {
@@ -96,7 +96,7 @@ impl Sessions {
     }
 }
 
-/// A connection of the library's, with what it relies on.
+/// A connection with the settings that the library relies on.
 pub(crate) struct Session {
     client: PooledClient,
     sessions: Sessions,
@@ -150,7 +150,7 @@ impl Session {
         Self { client, sessions, settings: HANDLERS }
     }
 
-    /// Executes statements with what they rely on. Of several, each has a snapshot of its own.
+    /// Executes statements with the settings they rely on. Each has a snapshot of its own.
     pub(crate) fn run<T, E: From<postgres::Error>>(
         &mut self,
         statements: impl FnOnce(&mut Client) -> Result<T, E>,
@@ -158,7 +158,7 @@ impl Session {
         self.enclose(E::from, statements)
     }
 
-    /// The same with statements that say themselves what they were doing when they failed.
+    /// The same for statements whose error says what they were doing.
     pub(crate) fn check<T>(
         &mut self,
         doing: &'static str,
@@ -177,7 +177,7 @@ impl Session {
         }
         let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}", self.local_settings());
         if let Err(error) = self.client.batch_execute(&begin) {
-            // It may have failed after the first of the two.
+            // BEGIN may have succeeded, and the settings failed.
             _ = self.client.batch_execute("ROLLBACK");
             return Err(wrap(error));
         }
@@ -199,15 +199,15 @@ impl Session {
         Ok(tx)
     }
 
-    /// Begins a transaction of the library's on a connection for handlers: a policy that hides rows is
-    /// an error, and a lock is waited for no longer than elsewhere.
+    /// Begins a transaction of the library's on a connection for handlers. A policy that hides rows is
+    /// an error, and waiting for a lock is limited as elsewhere.
     pub(crate) fn transaction_without_policies(&mut self) -> Result<Transaction<'_>, postgres::Error> {
         let mut tx = self.transaction()?;
         tx.batch_execute(&format!("SET LOCAL row_security = off; SET LOCAL lock_timeout = '{PATIENCE}'"))?;
         Ok(tx)
     }
 
-    /// The connection, for what relies on none of this: to prepare statements, or to listen.
+    /// The connection, for what needs none of the settings: to prepare statements, or to listen.
     pub(crate) fn client(&mut self) -> &mut Client {
         &mut self.client
     }
@@ -217,8 +217,8 @@ impl Session {
     }
 
     fn local_settings(&self) -> String {
-        // The transaction says itself of which level it is. Its session cannot be found by others, to
-        // be ended, so none may be silent; a batch allows its handler more.
+        // The transaction states its isolation level itself. Peers cannot find its session to end it, so
+        // it must not be idle for long; a batch allows its handler more.
         let settings = self.settings.iter().filter(|(name, _)| !name.starts_with("default_transaction"));
         let mut local = statements("SET LOCAL", &settings.copied().chain([SILENCE]).collect::<Vec<_>>());
         if std::ptr::eq(self.settings, LIBRARY) {
