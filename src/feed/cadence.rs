@@ -62,7 +62,7 @@ mod tests {
     use End::{Hint, Time};
 
     #[test]
-    fn polls_slow_down_until_one_finds_something_and_hints_leave_them_slow() {
+    fn polls_slow_down_until_one_finds_events_and_hints_do_not() {
         let mut cadence = Cadence::new((Duration::from_millis(20), Duration::from_millis(250)));
         // Whether the look moves the head, whether it is held back, the wait in milliseconds, its end.
         for (step, (moves, is_held_back, wait, end)) in [

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_before_it_was_forgotten_is_not_taken_for_the_same_range_later() {
+    fn answers_to_a_dropped_request_are_never_taken_later() {
         let crew = Crew::new();
         let (finish_reading, read) = bounded(1);
         let (given, outcomes) = bounded(1);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_something_else_in_the_middle_of_a_scan_gets_that() {
+    fn reader_asked_for_another_range_during_a_scan_gives_that_one() {
         let url = testing::database();
         let database = Database::from_url(&url).unwrap();
         let mut client = database.connect().unwrap();

@@ -87,6 +87,11 @@ mod tests {
     }
 
     #[test]
+    fn script_draws_the_key_space_that_the_library_has() {
+        assert!(PAGE.contains(&format!("const KEY_SPACE = {};", crate::plan::KEY_SPACE)));
+    }
+
+    #[test]
     fn the_page_needs_nothing_from_elsewhere_and_writes_no_markup() {
         for word in
             ["http://", "https://", "//cdn", "@import", "url(", "innerHTML", "outerHTML", "insertAdjacent", "eval("]

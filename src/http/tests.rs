@@ -235,7 +235,7 @@ fn the_status_lists_every_watched_worker_and_is_a_look_at_each() {
 }
 
 #[test]
-fn without_the_status_page_there_is_neither_the_page_nor_the_status_nor_a_look() {
+fn status_page_turned_off_serves_and_looks_up_nothing() {
     let server = server().status_page(false);
     let switches = watch(&server, 1);
     for path in ["/", "/status"] {

@@ -165,7 +165,7 @@ fn a_workers_series_go_with_its_last_handle() {
 }
 
 #[test]
-fn a_replica_sets_gauges_go_with_its_last_reporter_and_its_counters_stay() {
+fn gauges_go_with_the_last_reporter_and_counters_stay() {
     let metrics = Metrics::new().unwrap();
     let first = touch_everything(&metrics);
     let second = metrics.for_replica_set("main");
@@ -234,7 +234,7 @@ fn blockers_are_replaced_bounded_and_escaped() {
 }
 
 #[test]
-fn a_registry_takes_one_set_of_metrics_and_is_left_as_it_was_by_a_second() {
+fn registry_refuses_a_second_set_of_metrics_unchanged() {
     let registry = Registry::new();
     let first = Metrics::in_registry(&registry).unwrap();
     assert!(matches!(Metrics::in_registry(&registry), Err(Error::Metrics { .. })));

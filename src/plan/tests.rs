@@ -71,26 +71,26 @@ fn create(cause: Cause, members: &[u128]) -> Action {
 use GenerationState::{Active, Pending};
 
 #[test]
-fn the_very_first_start_waits_for_nobody() {
+fn first_start_waits_for_no_other_worker() {
     let view = ClusterView { generation: None, ..view(Active, 0, vec![joined(1, 100)]) };
     let expected = Action::CreateGeneration { number: 1, cause: Cause::Started, members: vec![id(1)] };
     assert_eq!(plan(&view, &POLICY).actions, [expected]);
 }
 
 #[test]
-fn an_empty_replica_set_is_left_alone() {
+fn empty_replica_set_needs_no_action() {
     assert_eq!(plan(&view(Active, 2, vec![]), &POLICY).actions, []);
 }
 
 #[test]
-fn a_complete_active_generation_is_left_alone() {
+fn complete_active_generation_needs_no_action() {
     let plan = plan(&view(Active, 2, vec![running(1, 0), running(2, 1)]), &POLICY);
     assert_eq!(plan.actions, []);
     assert_eq!(plan.recheck_after, Some(Duration::from_secs(30)), "when heartbeats would be stale");
 }
 
 #[test]
-fn joins_are_gathered_from_the_first_one_on() {
+fn joins_are_gathered_from_the_first_one() {
     let young = plan(&view(Active, 1, vec![running(1, 0), joined(2, 100)]), &POLICY);
     assert_eq!(young.actions, []);
     assert_eq!(young.recheck_after, Some(Duration::from_secs(1)));
@@ -100,19 +100,19 @@ fn joins_are_gathered_from_the_first_one_on() {
 }
 
 #[test]
-fn who_leaves_before_it_was_given_a_partition_costs_no_generation() {
+fn worker_leaving_without_a_partition_costs_no_generation() {
     let leaving = WorkerView { state: WorkerState::Stopping, ..joined(2, 50) };
     assert_eq!(plan(&view(Active, 1, vec![running(1, 0), leaving]), &POLICY).actions, []);
 }
 
 #[test]
-fn a_departure_is_dealt_with_at_once_and_takes_young_joiners_along() {
+fn departure_creates_a_generation_at_once_with_young_joiners() {
     let view = view(Active, 2, vec![running(1, 0), joined(3, 100)]);
     assert_eq!(plan(&view, &POLICY).actions, [create(Cause::Departed, &[1, 3])]);
 }
 
 #[test]
-fn when_nobody_of_the_last_generation_is_left_a_joiner_starts_at_once() {
+fn joiner_starts_at_once_when_no_member_is_left() {
     assert_eq!(plan(&view(Active, 3, vec![joined(9, 100)]), &POLICY).actions, [create(Cause::Started, &[9])]);
     assert_eq!(plan(&view(Pending, 3, vec![joined(9, 100)]), &POLICY).actions, [create(Cause::Started, &[9])]);
 }
@@ -124,7 +124,7 @@ fn partitions_keep_their_order() {
 }
 
 #[test]
-fn a_leaver_that_still_drains_keeps_its_partition() {
+fn draining_worker_keeps_its_partition() {
     let leaving = WorkerView { state: WorkerState::Stopping, ..running(2, 1) };
     assert_eq!(plan(&view(Active, 2, vec![running(1, 0), leaving.clone()]), &POLICY).actions, []);
     // But it gets none of the next generation.
@@ -133,7 +133,7 @@ fn a_leaver_that_still_drains_keeps_its_partition() {
 }
 
 #[test]
-fn the_last_leaver_leaves_nobody_to_deal_to() {
+fn last_worker_to_leave_creates_no_generation() {
     let leaving = WorkerView { state: WorkerState::Stopping, ..running(2, 1) };
     assert_eq!(plan(&view(Active, 2, vec![leaving]), &POLICY).actions, []);
 }
@@ -206,7 +206,7 @@ fn joiners_wait_for_a_pending_generation_to_become_active() {
 }
 
 #[test]
-fn a_death_while_pending_deals_again() {
+fn death_during_a_pending_generation_creates_another() {
     let view = view(Pending, 2, vec![worker(1, WorkerState::Ready, 5, Some(0)), joined(2, 50)]);
     assert_eq!(plan(&view, &POLICY).actions, [create(Cause::Departed, &[1, 2])]);
 }
@@ -237,7 +237,7 @@ fn a_projection_is_dealt_alone_when_its_desired_state_changes() {
 
 /// In the database, the metrics and the log.
 #[test]
-fn states_and_reasons_go_by_their_names() {
+fn states_and_reasons_have_names() {
     for (state, name) in WorkerState::ALL.into_iter().zip(["pending", "ready", "running", "stopping", "stopped"]) {
         assert_eq!((state.as_str(), state.to_string().as_str()), (name, name));
         assert_eq!(WorkerState::parse(name), Some(state));

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_befell_the_connection_is_transient_and_a_refused_value_is_not() {
+    fn lost_connections_are_transient_and_refused_values_are_not() {
         let mut client = testing::connect();
         let row = client.query_one("SELECT 'seven'", &[]).unwrap();
         assert!(!is_transient(&row.try_get::<_, i32>(0).unwrap_err()), "no attempt will make it a number");

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn each_failure_has_its_verdict_and_only_those_of_the_handler_count() {
+    fn failures_have_verdicts_and_only_the_handlers_count() {
         // The attempts allowed, those that have failed; the failure, the verdict, and the attempts that
         // have failed then.
         for (allowed, before, failure, verdict, after) in [

@@ -16,12 +16,13 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use postgres::error::SqlState;
-use postgres::types::{ToSql, Type};
-use postgres::{GenericClient, Statement, Transaction};
+use postgres::types::Type;
+use postgres::{GenericClient, Transaction};
 use uuid::Uuid;
 
 use super::locks;
 use super::names::Names;
+use super::prepared::Prepared;
 use super::session::Sessions;
 use crate::plan::{KeySet, WorkerId};
 
@@ -81,11 +82,14 @@ const FENCE: &str = "token OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_ca
 /// The setting by which a transaction is marked.
 const MARK: &str = "pupsourcing_orchestrator.batch";
 
+/// Token, position, generation and worker; the new position, the last event and its id; the mark.
+type Advance = (i64, i64, i64, Uuid, i64, i64, Uuid, String);
+
 /// What a runner executes often, prepared on its connection.
 pub(crate) struct Statements {
-    owned: Statement,
-    advance: Statement,
-    note: Statement,
+    owned: Prepared<(String, i64, Uuid, i32)>,
+    advance: Prepared<Advance>,
+    note: Prepared<(i64, i64, i64, Uuid, i64)>,
 }
 
 impl Statements {
@@ -109,11 +113,10 @@ impl Statements {
             "UPDATE {checkpoints} SET position = $5, updated_at = pg_catalog.clock_timestamp() WHERE {fence}",
             &[fence],
         );
-        let row = [Type::INT8, Type::INT8, Type::INT8, Type::UUID, Type::INT8];
         Ok(Self {
-            owned: client.prepare_typed(&owned, &[Type::TEXT, Type::INT8, Type::UUID, Type::INT4])?,
-            advance: client.prepare_typed(&advance, &[&row[..], &[Type::INT8, Type::UUID, Type::TEXT]].concat())?,
-            note: client.prepare_typed(&note, &row)?,
+            owned: Prepared::on(client, &owned)?,
+            advance: Prepared::on(client, &advance)?,
+            note: Prepared::on(client, &note)?,
         })
     }
 
@@ -126,7 +129,7 @@ impl Statements {
         lane: usize,
     ) -> Result<Owned, postgres::Error> {
         let lane = i32::try_from(lane).unwrap_or(0);
-        let rows = client.query(&self.owned, &[&projection, &owner.generation, &owner.worker.0, &lane])?;
+        let rows = self.owned.query(client, (projection, owner.generation, owner.worker.0, lane))?;
         let other_event = rows.iter().find(|row| row.get::<_, Option<bool>>(4) == Some(true));
         Ok(Owned {
             other_event_at: other_event.map(|row| row.get(3)),
@@ -147,9 +150,9 @@ impl Statements {
         last: EventMark,
         mark: &Mark,
     ) -> Result<Advanced, postgres::Error> {
-        let values: [&(dyn ToSql + Sync); 8] =
-            [&row.token, &row.position, &owner.generation, &owner.worker.0, &to, &last.position, &last.id, &mark.0];
-        if client.execute(&self.advance, &values)? == 1 {
+        let Owner { worker, generation } = owner;
+        let values = (row.token, row.position, generation, worker.0, to, last.position, last.id, mark.0.as_str());
+        if self.advance.execute(client, values)? == 1 {
             return Ok(Advanced::Moved);
         }
         Ok(if is_marked(client, mark)? { Advanced::Fenced } else { Advanced::OtherTransaction })
@@ -164,8 +167,8 @@ impl Statements {
         owner: Owner,
         to: i64,
     ) -> Result<bool, postgres::Error> {
-        let values: [&(dyn ToSql + Sync); 5] = [&row.token, &row.position, &owner.generation, &owner.worker.0, &to];
-        Ok(client.execute(&self.note, &values)? == 1)
+        let values = (row.token, row.position, owner.generation, owner.worker.0, to);
+        Ok(self.note.execute(client, values)? == 1)
     }
 }
 

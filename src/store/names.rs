@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_accepted_the_server_takes_and_what_is_refused_is_named() {
+    fn names_that_are_accepted_work_and_refused_ones_are_named() {
         let client = RefCell::new(testing::connect());
         let accepted = Cell::new(0);
         let config = ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() };

@@ -21,6 +21,11 @@ impl<P: Parameters> Prepared<P> {
         Ok(Self { statement: client.prepare_typed(sql, P::TYPES)?, parameters: PhantomData })
     }
 
+    /// Executes it and returns how many rows it changed.
+    pub(crate) fn execute(&self, client: &mut impl GenericClient, values: P::Values<'_>) -> Result<u64, Error> {
+        client.execute(&self.statement, &P::all(&values))
+    }
+
     /// Executes it and returns its rows.
     pub(crate) fn query(&self, client: &mut impl GenericClient, values: P::Values<'_>) -> Result<Vec<Row>, Error> {
         client.query(&self.statement, &P::all(&values))

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_relied_on_is_stated_and_a_shared_session_is_left_as_it_was() {
+    fn sessions_state_their_settings_and_shared_ones_keep_none() {
         let hostile = "SET default_transaction_isolation = 'serializable'; SET search_path = elsewhere;
                        SET statement_timeout = 10000; SET row_security = on; SET DateStyle = 'German'";
         for sessions in [Sessions::Own(WorkerId(uuid::Uuid::new_v4())), Sessions::Shared] {

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use postgres::types::Type;
-use postgres::{Client, GenericClient, Row, Statement};
+use postgres::{Client, GenericClient, Row};
 use uuid::Uuid;
 
 use super::locks::{IS_ADVISORY, LOCK_KEY};
 use super::micros;
 use super::names::Names;
+use super::prepared::Prepared;
 use crate::error::Error;
 use crate::plan::{
     ClusterView, DesiredState, GenerationState, GenerationView, Member, ProjectionView, ServerTime, Session, Standing,
@@ -19,27 +19,29 @@ const LOOKING: &str = "looking at the replica set";
 
 /// The looks of every worker, on the connection it was prepared on.
 pub(crate) struct Statements {
-    view: Statement,
-    standing: Statement,
-    ready: Statement,
-    others_pending: Statement,
+    view: Prepared<(String,)>,
+    standing: Prepared<(String, Uuid)>,
+    ready: Prepared<(Uuid, i64)>,
+    others_pending: Prepared<(Uuid, i64)>,
     /// The server's time when it was prepared: what happened before was not watched.
     observing_since: ServerTime,
 }
 
 impl Statements {
     pub(crate) fn prepare(client: &mut Client, names: &Names) -> Result<Self, postgres::Error> {
-        let view = client.prepare_typed(&view_sql(names), &[Type::TEXT])?;
-        let standing = client.prepare_typed(&standing_sql(names), &[Type::TEXT, Type::UUID])?;
-        let ready = client.prepare_typed(&ready_sql(names), &[Type::UUID, Type::INT8])?;
-        let others_pending = client.prepare_typed(&others_pending_sql(names), &[Type::UUID, Type::INT8])?;
         let now = client.query_typed_one(&format!("SELECT {}", micros("clock_timestamp()")), &[])?;
-        Ok(Self { view, standing, ready, others_pending, observing_since: ServerTime(now.get(0)) })
+        Ok(Self {
+            view: Prepared::on(client, &view_sql(names))?,
+            standing: Prepared::on(client, &standing_sql(names))?,
+            ready: Prepared::on(client, &ready_sql(names))?,
+            others_pending: Prepared::on(client, &others_pending_sql(names))?,
+            observing_since: ServerTime(now.get(0)),
+        })
     }
 
     /// The replica set as one snapshot shows it.
     pub(crate) fn view(&self, client: &mut impl GenericClient, replica_set: &str) -> Result<ClusterView, Error> {
-        let rows = client.query(&self.view, &[&replica_set]).map_err(Error::database(LOOKING))?;
+        let rows = self.view.query(client, (replica_set,)).map_err(Error::database(LOOKING))?;
         // The joins are outer ones, so there is always a row.
         let first = rows.first();
         Ok(ClusterView {
@@ -58,7 +60,7 @@ impl Statements {
         replica_set: &str,
         worker: WorkerId,
     ) -> Result<Standing, Error> {
-        let row = client.query_one(&self.standing, &[&replica_set, &worker.0]).map_err(Error::database(LOOKING))?;
+        let row = self.standing.query_one(client, (replica_set, worker.0)).map_err(Error::database(LOOKING))?;
         let (names, deals): (Vec<&str>, Vec<i64>) = (row.get("projections"), row.get("deals"));
         Ok(Standing {
             generation: generation_of(&row)?,
@@ -75,7 +77,7 @@ impl Statements {
         worker: WorkerId,
         generation: i64,
     ) -> Result<(), postgres::Error> {
-        client.execute(&self.ready, &[&worker.0, &generation])?;
+        self.ready.execute(client, (worker.0, generation))?;
         Ok(())
     }
 
@@ -86,7 +88,7 @@ impl Statements {
         worker: WorkerId,
         generation: i64,
     ) -> Result<bool, postgres::Error> {
-        Ok(client.query_one(&self.others_pending, &[&worker.0, &generation])?.get(0))
+        Ok(self.others_pending.query_one(client, (worker.0, generation))?.get(0))
     }
 }
 

@@ -286,7 +286,7 @@ fn three_workers_and_two_faults_without_events() {
 }
 
 #[test]
-fn what_is_broken_is_noticed() {
+fn model_notices_each_sabotage() {
     use Sabotage as S;
     const RECOVERS: &str = "it gets well by itself";
     const ONCE: &str = "each event is handled once, in order";

@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS {checkpoints} (
     -- other way than handling events, gives it a new token. No token is used twice.
     token BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     projection TEXT NOT NULL REFERENCES {projections},
-    keys INT4MULTIRANGE NOT NULL CHECK (keys OPERATOR(pg_catalog.<@) '{[0,65536)}' AND NOT pg_catalog.isempty(keys)),
+    keys INT4MULTIRANGE NOT NULL CHECK (keys OPERATOR(pg_catalog.<@) {all_keys} AND NOT pg_catalog.isempty(keys)),
     position BIGINT NOT NULL CHECK (position >= 0),
     -- The last event handled, if there is one. Another event at its position means that these are not the events that were handled.
     last_event_position BIGINT,
