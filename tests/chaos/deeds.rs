@@ -18,7 +18,7 @@ const ISOLATION: [&str; 3] = ["read committed", "repeatable read", "serializable
 /// What is maintained, and what undoes it.
 ///
 /// The default of an added column is volatile, so the server rewrites the table.
-const MAINTENANCE: [(&str, Option<&str>); 14] = [
+const MAINTENANCE: [(&str, Option<&str>); 16] = [
     (
         "ALTER TABLE events DROP COLUMN IF EXISTS neighbours, ADD COLUMN neighbours uuid NOT NULL DEFAULT gen_random_uuid()",
         Some("ALTER TABLE events DROP COLUMN IF EXISTS neighbours"),
@@ -45,6 +45,15 @@ const MAINTENANCE: [(&str, Option<&str>); 14] = [
     ("ALTER SEQUENCE events_global_position_seq CACHE 1", None),
     ("BEGIN; ALTER SEQUENCE events_global_position_seq MINVALUE 1; SELECT pg_sleep(1); COMMIT", None),
     ("BEGIN; ALTER SEQUENCE events_global_position_seq INCREMENT 1; SELECT pg_sleep(1); ROLLBACK", None),
+    // One projection is dealt to no worker, and to all of them again.
+    (
+        "UPDATE orchestrator_projections SET desired_state = 'paused' WHERE name = 'event_type_counts'",
+        Some("UPDATE orchestrator_projections SET desired_state = 'running' WHERE name = 'event_type_counts'"),
+    ),
+    (
+        "UPDATE orchestrator_projections SET desired_state = 'paused' WHERE name = 'aggregate_activity'",
+        Some("UPDATE orchestrator_projections SET desired_state = 'running' WHERE name = 'aggregate_activity'"),
+    ),
 ];
 
 /// Settings that a role or database may have been given, and that handlers can live with.
