@@ -94,8 +94,11 @@ macro_rules! quantity {
     ($($word:ident)+) => { None };
 }
 
-/// `at least 1`, `1 to 64`, `10 ms to 24 h`.
+/// `at least 1`, `1 to 64`, `10 ms to 24 h`. A default that depends on other options is a relation.
 macro_rules! bounds {
+    (at least the default) => {
+        Bounds { least: (0, "0"), most: None }
+    };
     (at least $($least:tt)+) => {
         Bounds { least: (quantity!($($least)+), stringify!($($least)+)), most: None }
     };

@@ -11,7 +11,9 @@
 //!
 //! From it follow the field and its default, the check of the bounds, the setter with its
 //! documentation, and how it is read from text. Tests hold the tables in README.md and
-//! `examples/worker.rs` equal to it. What options require of one another is in `Config::validate`.
+//! `examples/worker.rs` equal to it; `UPDATE_DOCS=1 cargo test --lib config::` writes them. What
+//! options require of one another is in `Config::validate_relations`, the kinds of values are in
+//! `value.rs`.
 
 /// Hands the options of the builder to a macro, after what it is given itself.
 macro_rules! with_options {
@@ -22,10 +24,11 @@ macro_rules! with_options {
             /// How often the worker says that it is alive.
             heartbeat_interval: Duration = (5 s), (10 ms to 24 h);
 
-            /// How long a worker may send no heartbeat before it is considered dead.
+            /// How long a worker may send no heartbeat before it is considered dead; at least three
+            /// heartbeat intervals.
             ///
             /// This bounds how long a frozen process, or one on a host that is cut off, keeps its
-            /// partition. At least three heartbeat intervals.
+            /// partition.
             stale_worker_timeout: Duration = (30 s), (30 ms to 24 h);
 
             /// How long a worker's session lock must be gone before the worker is considered dead.
@@ -35,9 +38,7 @@ macro_rules! with_options {
             session_loss_grace: DurationOrOff = (1 s), (10 ms to 24 h);
 
             /// How long the workers of a new generation have to become ready; later ones are
-            /// excluded.
-            ///
-            /// Must be longer than the longest call of a handler.
+            /// excluded. Must be longer than the longest call of a handler.
             coordination_timeout: Duration = (60 s), (100 ms to 24 h);
 
             /// How often the worker looks at its replica set without being told to.
@@ -95,9 +96,8 @@ macro_rules! with_options {
 
             /// The most connections of the pool that the projections work on.
             ///
-            /// Refused when fewer than the default. Three more are used beside it: for
-            /// coordination, notifications and the live tail.
-            pool_size: Connections = (two for each lane of each projection), (at least 1);
+            /// Three more are used beside it: for coordination, notifications and the live tail.
+            pool_size: Connections = (two for each lane of each projection), (at least the default);
         }
     };
 }

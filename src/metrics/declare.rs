@@ -1,4 +1,4 @@
-//! Makes, of a table of metrics, what is said of each in more than one place.
+//! Makes code of a table of metrics: the families, and the handles of each part of a worker.
 
 /// Takes groups of metrics that have their first labels in common. A row is
 ///

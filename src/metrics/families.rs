@@ -1,7 +1,8 @@
 //! Every metric, declared: to add one, add a row here, and set it where it is known.
 //!
-//! Registration, the end of a gauge's series and the table in `metrics.md` follow from the row.
-//! Names and labels are a published interface.
+//! Registration and the end of a gauge's series follow from the row. A test holds the table in
+//! `metrics.md` equal to it; `UPDATE_DOCS=1 cargo test --lib metrics::` writes it. Names and labels
+//! are a published interface.
 
 use prometheus::core::Collector;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};

@@ -67,8 +67,16 @@ impl Builder {
         self
     }
 
-    /// Sets an option from text, by the name of its setter, as in `option("heartbeat_interval",
-    /// "10s")`.
+    /// Sets an option from text, by the name of its setter.
+    ///
+    /// ```
+    /// # use pupsourcing_orchestrator::{Database, Orchestrator};
+    /// # let database = Database::from_url("postgres://app@localhost/shop")?;
+    /// let builder = Orchestrator::builder(database, "main").option("heartbeat_interval", "2s")?;
+    /// let error = builder.option("batch_bytes", "8MB").unwrap_err();
+    /// assert!(error.to_string().contains("8MiB"));
+    /// # Ok::<(), pupsourcing_orchestrator::Error>(())
+    /// ```
     ///
     /// A duration is `500ms`, `10s`, `2m` or `1h`; a size is `8388608`, `64KiB`, `8MiB` or `1GiB`.
     /// `session_loss_grace` may be `off`, which means [`heartbeats_only`](Self::heartbeats_only);
