@@ -116,11 +116,11 @@ fn an_idle_worker_sends_few_statements() {
         .unwrap();
     let worker = orchestrator.start().unwrap();
     let sent = || metric(&worker, "heartbeat_latency_seconds_count", &[]).unwrap_or(0.0);
-    eventually("it has become calm", SOON, || (sent() >= 3.0).then_some(()));
+    eventually("it has become calm", SOON, || (sent() >= 2.0).then_some(()));
     // The server's count of transactions has those of autovacuum in it, and comes late. So it is looked at what each session has begun last,
     // more often than any begins something.
     let since: SystemTime = client.query_one("SELECT clock_timestamp()", &[]).unwrap().get(0);
-    let (begun, goal) = (Instant::now(), sent() + 3.0);
+    let (begun, goal) = (Instant::now(), sent() + 2.0);
     let mut statements = BTreeSet::new();
     let look = crossbeam_channel::tick(Duration::from_millis(2));
     while sent() < goal {

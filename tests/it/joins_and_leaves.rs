@@ -85,7 +85,8 @@ fn a_change_put_off_by_a_foreign_lock_is_made_soon_after() {
     let mut lock = other.transaction().unwrap();
     lock.execute("SELECT FROM orchestrator_replica_sets WHERE name = 'set' FOR UPDATE", &[]).unwrap();
     eventually("the second worker is due to be let in", Duration::from_secs(10), || {
-        let sql = "SELECT FROM orchestrator_workers WHERE clock_timestamp() > started_at + interval '2 s' AND id = $1";
+        let sql =
+            "SELECT FROM orchestrator_workers WHERE clock_timestamp() > started_at + interval '0.5 s' AND id = $1";
         client.query_opt(sql, &[&second.worker_id().0]).unwrap()
     });
     let sql = "SELECT count(*) FROM orchestrator_generations";
