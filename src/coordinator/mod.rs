@@ -14,6 +14,8 @@
 mod membership;
 mod runners;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
@@ -68,21 +70,25 @@ pub(crate) struct Parts {
 pub(crate) struct Coordinator {
     parts: Parts,
     runners: Runners,
+    assigned: Option<Assigned>,
     /// Since when events are not processed because the replica set is being coordinated.
     interrupted: Option<Instant>,
     /// Of coordination that fails on a sound connection.
     complaints: Mentions,
 }
 
+/// In whose name, and by which deals, the feed was last told which keys the worker owns.
+type Assigned = (Owner, BTreeMap<Arc<str>, i64>);
+
 impl Coordinator {
     /// `begun` is when the worker began to register.
     pub(crate) fn new(parts: Parts, runners: Runners, begun: Instant) -> Self {
-        Self { parts, runners, interrupted: Some(begun), complaints: Mentions::default() }
+        Self { parts, runners, assigned: None, interrupted: Some(begun), complaints: Mentions::default() }
     }
 
     /// Runs until the worker has left. `session` is the one in which the worker was registered.
     pub(crate) fn run(self, session: Session, pulse: &Pulse) -> Result<(), Error> {
-        let Self { parts, mut runners, mut interrupted, mut complaints } = self;
+        let Self { parts, mut runners, mut assigned, mut interrupted, mut complaints } = self;
         let context = &parts.context;
         let mut first = Some(session);
         let mut leaving_since = None;
@@ -94,6 +100,7 @@ impl Coordinator {
                 membership: Membership::new(context, &parts.policy, &parts.registration, session)?,
                 parts: &parts,
                 runners: &mut runners,
+                assigned: &mut assigned,
                 interrupted: &mut interrupted,
                 complaints: &mut complaints,
                 connection,
@@ -124,6 +131,7 @@ struct Serving<'a, 'c> {
     parts: &'a Parts,
     membership: Membership<'a>,
     runners: &'a mut Runners,
+    assigned: &'a mut Option<Assigned>,
     interrupted: &'a mut Option<Instant>,
     complaints: &'a mut Mentions,
     connection: &'a mut Reconnect<'c>,
@@ -281,7 +289,11 @@ impl Serving<'_, '_> {
         }
         let partition = standing.member.and_then(|member| member.partition);
         let total_partitions = standing.generation.as_ref().map_or(0, |generation| generation.total_partitions);
-        feed.assign(self.membership.keys(generation)?);
+        // A runner that was fenced is told to run again although nothing was dealt. Should its rows be hidden, it is the one to say so.
+        if !self.assigned.as_ref().is_some_and(|(by, deals)| (by, deals) == (&owner, &standing.deals)) {
+            feed.assign(self.membership.keys(generation)?);
+            *self.assigned = Some((owner, standing.deals.clone()));
+        }
         let assignment = partition.map(|partition| Assignment { generation, partition, total_partitions });
         context.board.set_assignment(assignment);
         self.runners.run(owner, &standing.deals);

@@ -25,9 +25,6 @@ use crate::store::session::Session;
 use crate::store::{Known, coordination};
 use crate::threads::{Pulse, Waker};
 
-/// How often the safe head is reported while it moves.
-const REPORT_HEAD_EVERY: Duration = Duration::from_secs(5);
-
 const FOLLOWING: &str = "following the events";
 
 #[derive(Debug)]
@@ -41,6 +38,8 @@ pub(crate) struct Tailer {
     pub(crate) bounds: Bounds,
     /// The shortest and the longest time between two polls.
     pub(crate) poll: (Duration, Duration),
+    /// How often the safe head is reported while it moves.
+    pub(crate) report_every: Duration,
     pub(crate) hints: Receiver<()>,
     /// Tells the coordinator that a worker of the replica set seems to be missing.
     pub(crate) missing: Waker,
@@ -113,7 +112,7 @@ impl Tailer {
             }
             self.feed.end_look(look);
             let wait = cadence.after_look(has_moved, sight.head.is_held_back());
-            if reported.0 != safe && reported.1.elapsed() >= REPORT_HEAD_EVERY {
+            if reported.0 != safe && reported.1.elapsed() >= self.report_every {
                 self.report_head(&mut sight.session, safe)?;
                 reported = (safe, Instant::now());
             }

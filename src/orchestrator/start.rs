@@ -63,6 +63,8 @@ impl Start {
             scope: union(self.projections.iter().map(|projection| projection.scope())),
             bounds: self.config.bounds(),
             poll: self.config.event_poll,
+            // It is a sign of life as well, for people.
+            report_every: self.config.heartbeat_interval,
             hints,
             missing: says_missing,
         };

@@ -81,10 +81,11 @@ pub(crate) enum GenerationState {
 }
 
 impl GenerationState {
-    /// The state of that name. The newest generation is never superseded: that happens when a newer one is created.
+    /// What a generation of that state is while it is the newest. It is superseded only when a newer
+    /// one is created: if that one was deleted by hand, no worker owns anything, as in a pending one.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         match name {
-            "pending" => Some(Self::Pending),
+            "pending" | "superseded" => Some(Self::Pending),
             "active" => Some(Self::Active),
             _ => None,
         }

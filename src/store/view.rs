@@ -222,3 +222,46 @@ fn unknown(whose: &str, state: &str) -> Error {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing;
+
+    #[test]
+    fn unknown_states_are_refused_by_name() {
+        let mut client = testing::connect();
+        let names = Names::default();
+        client.batch_execute(&names.schema_sql()).unwrap();
+        client
+            .batch_execute(
+                "INSERT INTO orchestrator_replica_sets (name) VALUES ('set');
+                 INSERT INTO orchestrator_generations (replica_set, number, state, total_partitions, reason)
+                 VALUES ('set', 1, 'active', 1, 'test');
+                 INSERT INTO orchestrator_workers (id, replica_set, state, host, pid, version, projections)
+                 VALUES ('00000000-0000-0000-0000-000000000007', 'set', 'running', 'h', 1, '0', '{p}');
+                 INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'set');
+                 ALTER TABLE orchestrator_generations DROP CONSTRAINT orchestrator_generations_state_check;
+                 ALTER TABLE orchestrator_workers DROP CONSTRAINT orchestrator_workers_state_check;
+                 ALTER TABLE orchestrator_projections DROP CONSTRAINT orchestrator_projections_desired_state_check,
+                     DROP CONSTRAINT orchestrator_projections_dealt_state_check",
+            )
+            .unwrap();
+        let statements = Statements::prepare(&mut client, &names).unwrap();
+        let worker = WorkerId(Uuid::from_u128(7));
+        assert_eq!(statements.view(&mut client, "set").unwrap().workers.len(), 1);
+        for (table, column, whose, is_of_a_standing) in [
+            ("generations", "state", "generation 1", true),
+            ("workers", "state", "worker 00000000-0000-0000-0000-000000000007", true),
+            ("projections", "desired_state", "projection \"p\"", false),
+            ("projections", "dealt_state", "projection \"p\"", false),
+        ] {
+            let mut tx = client.transaction().unwrap();
+            tx.batch_execute(&format!("UPDATE orchestrator_{table} SET {column} = 'dormant'")).unwrap();
+            let says_so = |error: Error| error.to_string().contains(&format!("{whose} has the state \"dormant\""));
+            assert!(statements.view(&mut tx, "set").is_err_and(says_so), "{table}.{column}");
+            let standing = statements.standing(&mut tx, "set", worker);
+            assert_eq!(standing.is_err_and(says_so), is_of_a_standing, "{table}.{column}");
+        }
+    }
+}
