@@ -48,12 +48,17 @@ impl<'a> Reconnect<'a> {
     ) -> Result<End, Error> {
         while !is_given_up() {
             pulse.beat();
+            let was_stopping = self.context.stop.is_raised();
             match serve(self) {
                 Ok(()) => return Ok(End::Done),
                 Err(failure) => judge(self, failure)?,
             }
-            if !is_given_up() {
-                self.wait();
+            let delay = self.next_delay();
+            if was_stopping {
+                // The signal would cut every wait short, and a worker that is leaving would not pause between its attempts.
+                _ = after(delay).recv();
+            } else {
+                self.context.stop.wait(delay);
             }
         }
         Ok(End::GivenUp)
@@ -95,15 +100,5 @@ impl<'a> Reconnect<'a> {
     /// The delay before the next attempt, on this connection or another.
     pub(crate) fn next_delay(&mut self) -> Duration {
         self.backoff.next_delay()
-    }
-
-    fn wait(&mut self) {
-        let delay = self.next_delay();
-        if self.context.stop.is_raised() {
-            // The signal would cut every wait short, and a worker that is leaving would not pause between its attempts.
-            _ = after(delay).recv();
-        } else {
-            self.context.stop.wait(delay);
-        }
     }
 }

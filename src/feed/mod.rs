@@ -166,12 +166,10 @@ impl Feed {
         Some(self.shared.head.load(Ordering::Acquire)).filter(|head| *head != NOWHERE)
     }
 
-    /// Says which keys this worker owns from now on. If these are others than before, the tail begins anew.
+    /// Takes which keys this worker owns from now on, and empties the tail even if they are the same:
+    /// an event at which a projection has halted may have been repaired, and is to be read as it is now.
     pub(crate) fn assign(&self, keys: KeySet) {
-        let mut tail = self.shared.tail.write();
-        if *tail.keys() != keys {
-            tail.restart(keys, self.head().unwrap_or(NOWHERE));
-        }
+        self.shared.tail.write().restart(keys, self.head().unwrap_or(NOWHERE));
     }
 
     /// The first events of a range, from memory; `None` if the tail does not reach back that far.

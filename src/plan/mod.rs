@@ -168,14 +168,20 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
                 plan.create(generation.number, Cause::Joined, &alive);
                 return plan;
             }
-            // Not to a worker that is leaving: its share would stand still until the next generation.
-            let running: Vec<&WorkerView> =
-                assigned.iter().copied().filter(|worker| worker.state == WorkerState::Running).collect();
-            let changed = view.projections.iter().filter(|projection| projection.desired != projection.dealt);
-            plan.actions.extend(changed.map(|projection| Action::Deal {
-                generation: generation.number,
-                deal: Deal::of(projection, &running),
-            }));
+            let changed: Vec<&ProjectionView> =
+                view.projections.iter().filter(|projection| projection.desired != projection.dealt).collect();
+            if plan.actions.is_empty() {
+                // Not to a worker that is leaving: its share would stand still until the next generation.
+                let running: Vec<&WorkerView> =
+                    assigned.iter().copied().filter(|worker| worker.state == WorkerState::Running).collect();
+                plan.actions.extend(changed.into_iter().map(|projection| Action::Deal {
+                    generation: generation.number,
+                    deal: Deal::of(projection, &running),
+                }));
+            } else if !changed.is_empty() {
+                // In a transaction of their own: a deal that fails must not undo what concerns the workers.
+                plan.recheck_within(Duration::ZERO);
+            }
         }
     }
     plan

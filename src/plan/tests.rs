@@ -229,6 +229,12 @@ fn a_projection_is_dealt_alone_when_its_desired_state_changes() {
     leaving.workers[1].state = WorkerState::Stopping;
     assert_eq!(plan(&leaving, &POLICY).actions, [dealt(Running, vec![share(1, 0, 2), share(3, 1, 2)])]);
 
+    let mut missing = with(Running, Paused);
+    missing.workers[1].session = Session::Missing;
+    let noted = plan(&missing, &POLICY);
+    assert_eq!(noted.actions, [Action::NoteSessionLost(id(2))], "in a transaction of its own");
+    assert_eq!(noted.recheck_after, Some(Duration::ZERO));
+
     let pending = ClusterView { generation: view(Pending, 3, vec![]).generation, ..with(Running, Paused) };
     assert!(!plan(&pending, &POLICY).actions.iter().any(|action| matches!(action, Action::Deal { .. })));
     let joins = ClusterView { workers: [pending.workers, vec![joined(4, 50)]].concat(), ..with(Running, Paused) };

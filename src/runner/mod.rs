@@ -73,7 +73,7 @@ pub(crate) enum Command {
 /// What a runner tells the coordinator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// It has stopped processing, as asked.
+    /// It has stopped processing, as asked, or has ended.
     Paused(usize),
     /// It found that it is not the owner of its checkpoints any more, and has stopped processing this.
     Fenced(usize, Task),
@@ -128,9 +128,23 @@ enum Step {
     Fenced,
 }
 
+/// Says that the runner processes nothing any more when its thread ends, also by a panic: the coordinator may be waiting for it to
+/// pause.
+struct SaysEnded {
+    index: usize,
+    reports: Sender<Report>,
+}
+
+impl Drop for SaysEnded {
+    fn drop(&mut self) {
+        _ = self.reports.try_send(Report::Paused(self.index));
+    }
+}
+
 impl Runner {
     /// Runs until the coordinator lets go of the commands.
     pub(crate) fn run(self, pulse: &Pulse) {
+        let _ended = SaysEnded { index: self.index, reports: self.reports.clone() };
         let mut kept = None;
         let mut command = None;
         loop {

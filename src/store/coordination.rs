@@ -11,7 +11,7 @@ use super::locks::{self, IS_ADVISORY, LOCK_KEY};
 use super::names::Names;
 use super::registration::{Known, Registration};
 use super::session::Session;
-use super::{checkpoints, notifications};
+use super::{checkpoints, deal, notifications};
 use crate::error::Error;
 use crate::plan::{Action, Cause, Deal, Death, WorkerId};
 
@@ -145,7 +145,7 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, 
         }
         Action::Activate { number, deals } => return activate(tx, names, replica_set, *number, deals),
         Action::Deal { generation, deal } => {
-            return checkpoints::deal(tx, names, *generation, std::slice::from_ref(deal));
+            return deal::apply(tx, names, replica_set, *generation, std::slice::from_ref(deal));
         }
     }
     .map_err(Error::database("changing the generation"))
@@ -239,7 +239,7 @@ fn activate(
     let doing = "activating the generation";
     // Once more: an evicted process may have come back for a moment, begun a batch, and been frozen again.
     end_sessions_of_evicted(tx, names, replica_set).map_err(Error::database(doing))?;
-    checkpoints::deal(tx, names, number, deals)?;
+    deal::apply(tx, names, replica_set, number, deals)?;
     let params: [(&(dyn postgres::types::ToSql + Sync), Type); 2] = [(&replica_set, Type::TEXT), (&number, Type::INT8)];
     let generations = names.sql(
         "UPDATE {generations} SET state = 'active', activated_at = clock_timestamp() WHERE replica_set = $1 AND number = $2",

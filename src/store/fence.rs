@@ -203,6 +203,7 @@ pub(crate) fn is_marked(client: &mut impl GenericClient, mark: &Mark) -> Result<
 }
 
 /// Merges a row into another at the same position. False if either is not this worker's any more.
+/// Locks them in the order of their tokens, as a deal does.
 pub(crate) fn merge(
     client: &mut impl GenericClient,
     names: &Names,
@@ -213,12 +214,16 @@ pub(crate) fn merge(
     let gone_is_later =
         "coalesce(gone.last_event_position OPERATOR(pg_catalog.>) coalesce(kept.last_event_position, 0), false)";
     let sql = names.sql_with(
-        "WITH target AS MATERIALIZED (
-             SELECT token FROM {checkpoints} WHERE {fence} FOR UPDATE
+        "WITH pair AS MATERIALIZED (
+             SELECT FROM {checkpoints}
+             WHERE token OPERATOR(pg_catalog.=) ANY (ARRAY[$1, $5]) AND position OPERATOR(pg_catalog.=) $2
+               AND generation OPERATOR(pg_catalog.=) $3 AND worker_id OPERATOR(pg_catalog.=) $4
+             ORDER BY token FOR UPDATE
          ), gone AS (
              DELETE FROM {checkpoints} WHERE token OPERATOR(pg_catalog.=) $5 AND position OPERATOR(pg_catalog.=) $2
              AND generation OPERATOR(pg_catalog.=) $3 AND worker_id OPERATOR(pg_catalog.=) $4
-             AND EXISTS (SELECT FROM target) RETURNING keys, last_event_position, last_event_id
+             AND (SELECT pg_catalog.count(*) FROM pair) OPERATOR(pg_catalog.=) 2
+             RETURNING keys, last_event_position, last_event_id
          )
          UPDATE {checkpoints} AS kept
          SET keys = kept.keys OPERATOR(pg_catalog.+) gone.keys,

@@ -8,6 +8,7 @@
 pub(crate) mod checkpoints;
 pub(crate) mod continuity;
 pub(crate) mod coordination;
+mod deal;
 pub(crate) mod event_store;
 pub(crate) mod event_tables;
 pub(crate) mod events;

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use postgres::Client;
-use pupsourcing_orchestrator::Handle;
+use pupsourcing_orchestrator::{Handle, ProjectionState, Retry};
 
 use crate::support::cluster::{assert_keys_are_covered, generation};
 use crate::support::handlers::{meddled, prepared};
+use crate::support::insert::insert;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, await_progress, handled, is_complete};
 use crate::support::metrics::{metric, projection_metric};
 use crate::support::workers::{await_running, builder, start};
@@ -144,4 +145,26 @@ fn tail_serves_a_projection_that_one_worker_knows() {
     for name in ["everywhere", "here"] {
         assert_exactly_once(&mut client, name);
     }
+}
+
+#[test]
+fn event_repaired_while_paused_is_read_as_it_is_now() {
+    let database = database();
+    let mut client = prepared(&database);
+    let refuses = meddled("p", |_, event| if event.payload() == b"bad" { Err("it is bad".into()) } else { Ok(()) });
+    let retry = Retry::default().attempts(1);
+    let worker = start(builder(database.url(), "set").retry(retry), vec![refuses, Box::new(Ledger::named("q"))]);
+    await_running(&[&worker]);
+    // Now it is read from memory.
+    append_plainly(&mut client, 2, 1);
+    eventually("the first ones are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    client.execute(&insert("generate_series(3, 3) n", &[("payload", "'bad'")]), &[]).unwrap();
+    let state = || worker.status().projections["p"].state;
+    eventually("it halts", SOON, || (state() == ProjectionState::Halted).then_some(()));
+    client.execute("UPDATE events SET payload = 'good' WHERE payload = 'bad'", &[]).unwrap();
+    for state in ["paused", "running"] {
+        await_state(&mut client, "p", state);
+    }
+    eventually("the repaired one is handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    assert_exactly_once(&mut client, "p");
 }

@@ -7,6 +7,7 @@ use postgres::Transaction;
 use pupsourcing_orchestrator::{BoxError, Error, Event, Projection};
 
 use crate::support::cluster::{assert_keys_are_covered, state_of};
+use crate::support::handlers::{meddled, prepared};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
 use crate::support::workers::{await_running, builder, start, start_ledger};
 use crate::support::{database, eventually};
@@ -83,4 +84,30 @@ fn a_shutdown_that_takes_too_long_names_the_thread() {
     await_running(&[&successor]);
     eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
     assert_exactly_once(&mut client, "p");
+}
+
+/// An error of an application that has a bug of its own.
+#[derive(Debug)]
+struct Unprintable;
+
+impl std::fmt::Display for Unprintable {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("the tests say so")
+    }
+}
+
+impl std::error::Error for Unprintable {}
+
+#[test]
+fn worker_whose_runner_panics_leaves_and_says_so() {
+    let database = database();
+    let mut client = prepared(&database);
+    let panics = meddled("p", |_, _| Err(Box::new(Unprintable)));
+    let worker = start(builder(database.url(), "set"), vec![panics, Box::new(Ledger::named("q"))]);
+    await_running(&[&worker]);
+    let id = worker.worker_id();
+    append_plainly(&mut client, 1, 1);
+    let ended = worker.join();
+    assert!(matches!(&ended, Err(Error::ThreadPanicked { thread, .. }) if thread == "pup-run-00"), "{ended:?}");
+    assert_eq!(state_of(&mut client, id), ("stopped".into(), Some("left".into())));
 }

@@ -3,6 +3,7 @@
 //! Where the real one is kinder, this one is not: a checkpoint's id is used again as soon as it is free, so that the fence must not
 //! lean on ids being unique for ever.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -48,6 +49,39 @@ static KNOWN: LazyLock<[Arc<[Arc<str>]>; 1 << MOST_PROJECTIONS]> = LazyLock::new
 
 pub(crate) fn projection_name(projection: usize) -> &'static Arc<str> {
     &NAMES[projection]
+}
+
+/// The lowest key of each piece of every share that any of these workers, in any order of their
+/// partitions, may be dealt.
+pub(crate) fn lowest_keys(lanes: &[usize]) -> Vec<i32> {
+    let projection = ProjectionView {
+        name: NAMES[0].clone(),
+        desired: DesiredState::Running,
+        dealt: DesiredState::Running,
+        deal: 0,
+    };
+    let mut lowest = BTreeSet::new();
+    let mut orders: Vec<Vec<usize>> = vec![vec![]];
+    while let Some(order) = orders.pop() {
+        let members: Vec<WorkerView> = (order.iter().enumerate())
+            .map(|(partition, worker)| WorkerView {
+                id: worker_id(*worker),
+                state: WorkerState::Ready,
+                generation: 1,
+                partition: Some(partition),
+                session: Session::Held,
+                registered_at: NOW,
+                last_heartbeat: NOW,
+                lanes: lanes[*worker],
+                projections: KNOWN[1].clone(),
+            })
+            .collect();
+        let deal = Deal::of(&projection, &members.iter().collect::<Vec<_>>());
+        lowest.extend(deal.shares.iter().flat_map(|share| share.keys.ranges()).map(|(low, _)| *low));
+        let others = (0..lanes.len()).filter(|worker| !order.contains(worker));
+        orders.extend(others.map(|worker| [order.clone(), vec![worker]].concat()));
+    }
+    lowest.into_iter().collect()
 }
 
 fn projection_of(name: &str) -> usize {

@@ -14,7 +14,7 @@ mod runners;
 pub(crate) mod sabotage;
 mod world;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Mutex;
 use std::thread;
@@ -191,15 +191,8 @@ fn bounds(knows: &[u8], already: usize, faults: u8, last: i64) -> Bounds {
 
 fn bounds_with_lanes(knows: &[u8], lanes: &[usize], already: usize, faults: u8, last: i64) -> Bounds {
     let projections = knows.iter().fold(0, |all, knows| all | knows).count_ones() as usize;
-    let parts = (1..=knows.len()).flat_map(|total| (0..total).map(move |k| KeySet::partition(k, total)));
-    let pieces = parts.flat_map(|part| {
-        lanes.iter().flat_map(move |lanes| {
-            let part = part.clone();
-            (0..*lanes).map(move |lane| part.part(lane, *lanes))
-        })
-    });
-    let probes = pieces.filter_map(|piece| piece.ranges().first().map(|(low, _)| *low)).collect::<BTreeSet<i32>>();
-    let (knows, lanes, probes) = (knows.to_vec(), lanes.to_vec(), probes.into_iter().collect());
+    let probes = database::lowest_keys(lanes);
+    let (knows, lanes) = (knows.to_vec(), lanes.to_vec());
     Bounds { knows, lanes, projections, faults, wishes: 0, already, last, probes }
 }
 

@@ -1,0 +1,266 @@
+//! Giving the checkpoints of projections to new owners.
+
+use std::collections::BTreeSet;
+
+use postgres::Transaction;
+use postgres::types::Type;
+use uuid::Uuid;
+
+use super::names::Names;
+use crate::error::Error;
+use crate::plan::{Deal, KeySet};
+
+/// Gives the checkpoints of some of a replica set's projections to new owners, in a generation: each
+/// row is intersected with each share, and the pieces get new tokens. A projection without shares
+/// belongs to no worker. No position is touched: rows of one lane at one position become one row,
+/// others stay apart. Of several rows' last events, the last one is kept.
+pub(crate) fn apply(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    replica_set: &str,
+    generation: i64,
+    deals: &[Deal],
+) -> Result<(), Error> {
+    let doing = "giving the checkpoints to their new owners";
+    let all: Vec<&str> = deals.iter().map(|deal| &*deal.projection).collect();
+    // Another replica set may have taken a projection over. The order of the locks is that of `claim`.
+    let held = tx
+        .query_typed(
+            &names.sql(
+                "SELECT name FROM {projections} WHERE replica_set = $1 AND name = ANY ($2) ORDER BY name FOR NO KEY UPDATE",
+            ),
+            &[(&replica_set, Type::TEXT), (&all, Type::TEXT_ARRAY)],
+        )
+        .map_err(Error::database(doing))?;
+    let held: BTreeSet<&str> = held.iter().map(|row| row.get(0)).collect();
+    let deals = || deals.iter().filter(|deal| held.contains(&*deal.projection));
+    let affected: Vec<&str> = deals().map(|deal| &*deal.projection).collect();
+    let desired: Vec<&str> = deals().map(|deal| deal.desired.as_str()).collect();
+    // Then the checkpoints, in one order. A batch that is just committing is waited for here, so that the
+    // statement below, which has a snapshot of its own, sees its position.
+    tx.query_typed(
+        &names.sql("SELECT FROM {checkpoints} WHERE projection = ANY ($1) ORDER BY token FOR UPDATE"),
+        &[(&affected, Type::TEXT_ARRAY)],
+    )
+    .map_err(Error::database(doing))?;
+    let sql = names.sql(
+        "WITH share AS (
+             SELECT * FROM unnest($2::text[], $3::uuid[], $4::int4[], $5::int4multirange[])
+                 AS share (projection, worker_id, lane, keys)
+             UNION ALL
+             SELECT projection, NULL, 0, {all_keys} FROM unnest($1::text[]) AS projection
+             WHERE projection <> ALL ($2)
+         ), old AS (
+             DELETE FROM {checkpoints} WHERE projection = ANY ($1)
+             RETURNING projection, keys, position, last_event_position, last_event_id
+         )
+         INSERT INTO {checkpoints} (projection, keys, position, last_event_position, last_event_id, generation, worker_id, lane)
+         SELECT old.projection, range_agg(piece), old.position, max(old.last_event_position),
+                (array_agg(old.last_event_id ORDER BY old.last_event_position DESC NULLS LAST))[1], $6, share.worker_id, share.lane
+         FROM old JOIN share USING (projection), unnest(old.keys * share.keys) AS piece
+         GROUP BY old.projection, old.position, share.worker_id, share.lane",
+    );
+    let shares = || deals().flat_map(|deal| deal.shares.iter().map(move |share| (&*deal.projection, share)));
+    let of: Vec<&str> = shares().map(|(projection, _)| projection).collect();
+    let workers: Vec<Uuid> = shares().map(|(_, share)| share.worker.0).collect();
+    let lanes: Vec<i32> = shares().map(|(_, share)| i32::try_from(share.lane).unwrap_or(i32::MAX)).collect();
+    let keys: Vec<&KeySet> = shares().map(|(_, share)| &share.keys).collect();
+    tx.execute_typed(
+        &sql,
+        &[
+            (&affected, Type::TEXT_ARRAY),
+            (&of, Type::TEXT_ARRAY),
+            (&workers, Type::UUID_ARRAY),
+            (&lanes, Type::INT4_ARRAY),
+            (&keys, Type::INT4MULTI_RANGE_ARRAY),
+            (&generation, Type::INT8),
+        ],
+    )
+    .and_then(|_| {
+        tx.execute_typed(
+            &names.sql(
+                "UPDATE {projections} p SET deal = deal + 1, dealt_state = dealt.state
+                 FROM unnest($1::text[], $2::text[]) AS dealt (name, state) WHERE p.name = dealt.name",
+            ),
+            &[(&affected, Type::TEXT_ARRAY), (&desired, Type::TEXT_ARRAY)],
+        )
+    })
+    .map_err(Error::database(doing))?;
+    verify_cover(tx, names, &affected)
+}
+
+/// Refuses to go on with checkpoints that overlap or leave keys out (I5), since events would be
+/// doubled or lost: the table was changed by hand, or the shares are wrong.
+fn verify_cover(tx: &mut Transaction<'_>, names: &Names, projections: &[&str]) -> Result<(), Error> {
+    let sql = names.sql(
+        "SELECT p.name FROM unnest($1::text[]) AS p (name)
+         LEFT JOIN {checkpoints} c ON c.projection = p.name LEFT JOIN unnest(c.keys) AS piece ON true
+         GROUP BY p.name
+         HAVING range_agg(piece) IS DISTINCT FROM {all_keys} OR sum(upper(piece) - lower(piece)) <> {key_space} LIMIT 1",
+    );
+    let broken = tx
+        .query_typed_opt(&sql, &[(&projections, Type::TEXT_ARRAY)])
+        .map_err(Error::database("verifying the checkpoints"))?;
+    match broken {
+        None => Ok(()),
+        Some(row) => Err(Error::Schema {
+            problem: format!(
+                "the checkpoints of projection {:?} in {} overlap or leave keys out, which only a change by hand can bring \
+                 about: restore them from a backup, or rebuild the projection",
+                row.get::<_, String>(0),
+                names.checkpoints()
+            ),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    use postgres::Client;
+
+    use crate::plan::{DesiredState, Share, WorkerId};
+    use crate::store::fence::{self, Checkpoint, Owner};
+
+    /// Each row at a position of its own, so that none is merged with another.
+    #[test]
+    fn checkpoints_that_overlap_or_leave_keys_out_are_refused() {
+        let mut client = testing::connect();
+        let names = Names::default();
+        client.batch_execute(&names.schema_sql()).unwrap();
+        client
+            .batch_execute(
+                "INSERT INTO orchestrator_replica_sets (name) VALUES ('set');
+                 INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'set')",
+            )
+            .unwrap();
+        for (rows, sound) in [
+            (&["{[0,65536)}"][..], true),
+            (&["{[0,100),[200,65536)}", "{[100,200)}"], true),
+            (&[], false),
+            (&["{[1,65536)}"], false),
+            (&["{[0,65535)}"], false),
+            (&["{[0,100),[200,65536)}"], false),
+            (&["{[0,100)}", "{[101,65536)}"], false),
+            (&["{[0,101)}", "{[100,65536)}"], false),
+            (&["{[0,65536)}", "{[0,65536)}"], false),
+        ] {
+            let mut tx = client.transaction().unwrap();
+            tx.execute(
+                "INSERT INTO orchestrator_checkpoints (projection, keys, position)
+                 SELECT 'p', keys::int4multirange, position FROM unnest($1::text[]) WITH ORDINALITY AS row (keys, position)",
+                &[&rows],
+            )
+            .unwrap();
+            let nobody = Deal { projection: "p".into(), desired: DesiredState::Running, shares: vec![] };
+            match apply(&mut tx, &names, "set", 1, &[nobody]) {
+                Ok(()) => assert!(sound, "{rows:?}"),
+                Err(Error::Schema { problem }) => {
+                    assert!(!sound && problem.contains("projection \"p\""), "{rows:?}: {problem}");
+                }
+                Err(error) => panic!("{rows:?}: {error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn shares_that_overlap_or_leave_keys_out_are_refused() {
+        let mut client = testing::connect();
+        let names = Names::default();
+        client.batch_execute(&names.schema_sql()).unwrap();
+        client
+            .batch_execute(
+                "INSERT INTO orchestrator_replica_sets (name) VALUES ('set');
+                 INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'set');
+                 INSERT INTO orchestrator_checkpoints (projection, keys, position) VALUES ('p', '{[0,65536)}', 7)",
+            )
+            .unwrap();
+        for (parts, sound) in [
+            (&[(0, 100), (100, 65_536)][..], true),
+            (&[(0, 100), (101, 65_536)], false),
+            (&[(0, 101), (100, 65_536)], false),
+            (&[(0, 65_535)], false),
+        ] {
+            let shares = parts.iter().enumerate().map(|(lane, part)| {
+                let (worker, keys) = (WorkerId(Uuid::from_u128(1)), KeySet::from_ranges([*part]));
+                Share { worker, lane, keys }
+            });
+            let shares = shares.collect();
+            let mut tx = client.transaction().unwrap();
+            let dealt = apply(
+                &mut tx,
+                &names,
+                "set",
+                1,
+                &[Deal { projection: "p".into(), desired: DesiredState::Running, shares }],
+            );
+            assert_eq!(dealt.is_ok(), sound, "{parts:?}: {dealt:?}");
+        }
+    }
+
+    /// The other order leads to a deadlock: the first of these rows is that which goes.
+    #[test]
+    fn merging_waits_for_a_deal_and_the_deal_not_for_merging() {
+        let url = testing::database();
+        let connect = || Client::connect(&url, postgres::NoTls).unwrap();
+        let (mut dealer, mut runner, mut observer) = (connect(), connect(), connect());
+        let names = Names::default();
+        dealer.batch_execute(&names.schema_sql()).unwrap();
+        dealer
+            .batch_execute(
+                "INSERT INTO orchestrator_replica_sets (name) VALUES ('set');
+                 INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'set');
+                 INSERT INTO orchestrator_checkpoints (projection, keys, position, generation, worker_id)
+                 SELECT 'p', keys::int4multirange, 7, 1, '00000000-0000-0000-0000-000000000001'
+                 FROM unnest('{\"{[0,100)}\",\"{[100,65536)}\"}'::text[]) AS keys",
+            )
+            .unwrap();
+        let owner = Owner { worker: WorkerId(Uuid::from_u128(1)), generation: 1 };
+        let row = |token, keys| Checkpoint { token, keys: KeySet::from_ranges([keys]), position: 7 };
+        let (from, into) = (row(1, (0, 100)), row(2, (100, 65_536)));
+        let mut tx = dealer.transaction().unwrap();
+        // As far as a deal is when it has locked its first row.
+        tx.execute("SELECT FROM orchestrator_checkpoints WHERE token = 1 FOR UPDATE", &[]).unwrap();
+        let merging = std::thread::spawn({
+            let names = names.clone();
+            move || fence::merge(&mut runner, &names, &into, &from, owner)
+        });
+        let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+        let begun = Instant::now();
+        while !observer.query_one(waits, &[]).unwrap().get::<_, bool>(0) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the merge does not wait");
+        }
+        let paused = Deal { projection: "p".into(), desired: DesiredState::Paused, shares: vec![] };
+        apply(&mut tx, &names, "set", 1, &[paused]).unwrap();
+        tx.commit().unwrap();
+        assert!(!merging.join().unwrap().unwrap(), "the rows are not this worker's any more");
+    }
+
+    #[test]
+    fn projection_taken_over_by_another_replica_set_is_left_alone() {
+        let mut client = testing::connect();
+        let names = Names::default();
+        client.batch_execute(&names.schema_sql()).unwrap();
+        client
+            .batch_execute(
+                "INSERT INTO orchestrator_replica_sets (name) VALUES ('set'), ('another');
+                 INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'another');
+                 INSERT INTO orchestrator_checkpoints (projection, keys, position) VALUES ('p', '{[0,65536)}', 7)",
+            )
+            .unwrap();
+        let token = |client: &mut Client| -> i64 {
+            client.query_one("SELECT token FROM orchestrator_checkpoints", &[]).unwrap().get(0)
+        };
+        let before = token(&mut client);
+        for (replica_set, is_dealt) in [("set", false), ("another", true)] {
+            let mut tx = client.transaction().unwrap();
+            let of = Deal { projection: "p".into(), desired: DesiredState::Running, shares: vec![] };
+            apply(&mut tx, &names, replica_set, 1, &[of]).unwrap();
+            tx.commit().unwrap();
+            assert_eq!(token(&mut client) != before, is_dealt, "{replica_set}");
+        }
+    }
+}
