@@ -26,13 +26,18 @@ const FLOORS: [(u32, &[&str]); 6] = [
     (1, &["backoff", "error", "event", "metrics", "plan", "trust"]),
 ];
 
+const STATEMENTS: &str = "prepared statements are made in store/, each with a method of its own";
+
 /// What may stand nowhere below a module: the module ("" for all of them), the words, and why.
-const WORDS: [(&str, &[&str], &str); 5] = [
+const WORDS: [(&str, &[&str], &str); 8] = [
     (
         "plan",
         &["postgres", "crossbeam_channel", "parking_lot", "log", "Instant", "SystemTime", "thread", "io", "net", "fs"],
         "plan/ decides from what it is given: no database, channel, log, clock or thread",
     ),
+    ("coordinator", &["Statement"], STATEMENTS),
+    ("feed", &["Statement"], STATEMENTS),
+    ("runner", &["Statement"], STATEMENTS),
     ("", &["async", "await", "block_on", "Runtime"], "the library is blocking: no async function, no executor"),
     ("", &["unsafe"], "the library has no unsafe code of its own"),
     ("", &["sleep"], "every wait also hears the shutdown"),

@@ -275,14 +275,16 @@ fn an_event_that_cannot_be_read_halts_and_is_not_skipped() {
     let database = database();
     let mut client = prepared(&database);
     crate::support::ledger::append_plainly(&mut client, 3_000, 30);
+    let (entered, was_entered) = crossbeam_channel::bounded(1);
     let (let_go, go_on) = crossbeam_channel::bounded::<()>(0);
     let waits = crate::support::handlers::meddled("p", move |_, _| {
+        _ = entered.try_send(());
         _ = go_on.recv();
         Ok(())
     });
     let worker = start(builder(database.url(), "set").batch_size(50), vec![waits]);
-    await_running(&[&worker]);
-    // While it runs, since a start would refuse this.
+    // While it runs: a start would refuse this, and so would the worker's tailer when it connects.
+    was_entered.recv_timeout(PATIENCE).unwrap();
     client.batch_execute("ALTER TABLE events ALTER payload DROP NOT NULL; UPDATE events SET payload = NULL WHERE global_position = 2025").unwrap();
     drop(let_go);
     let error = eventually("it halts", PATIENCE, || {
