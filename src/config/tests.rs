@@ -139,7 +139,7 @@ fn summary(option: &Declared) -> String {
 #[test]
 fn every_option_is_set_from_text() {
     let mut config = Config::new("set".into());
-    for (name, text) in [
+    let texts = [
         ("heartbeat_interval", "500ms"),
         ("stale_worker_timeout", "0.5m"),
         ("session_loss_grace", "off"),
@@ -156,7 +156,9 @@ fn every_option_is_set_from_text() {
         ("retry.attempts", "2"),
         ("retry.first_delay", "1s"),
         ("retry.longest_delay", "2s"),
-    ] {
+    ];
+    assert_eq!(texts.map(|(name, _)| name).to_vec(), Config::declared().map(|option| option.name).collect::<Vec<_>>());
+    for (name, text) in texts {
         config.set(name, name, text).unwrap();
     }
     let (millis, secs) = (Duration::from_millis, Duration::from_secs);
