@@ -116,27 +116,20 @@ fn verify_cover(tx: &mut Transaction<'_>, names: &Names, projections: &[&str]) -
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing;
-    use super::*;
     use std::time::{Duration, Instant};
 
     use postgres::Client;
 
+    use super::super::testing;
+    use super::*;
     use crate::plan::{DesiredState, Share, WorkerId};
     use crate::store::fence::{self, Checkpoint, Owner};
 
     /// Each row at a position of its own, so that none is merged with another.
     #[test]
     fn checkpoints_that_overlap_or_leave_keys_out_are_refused() {
-        let mut client = testing::connect();
+        let mut client = testing::connect_with_projection();
         let names = Names::default();
-        client.batch_execute(&names.schema_sql()).unwrap();
-        client
-            .batch_execute(
-                "INSERT INTO orchestrator_replica_sets (name) VALUES ('set');
-                 INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'set')",
-            )
-            .unwrap();
         for (rows, sound) in [
             (&["{[0,65536)}"][..], true),
             (&["{[0,100),[200,65536)}", "{[100,200)}"], true),
@@ -168,16 +161,11 @@ mod tests {
 
     #[test]
     fn shares_that_overlap_or_leave_keys_out_are_refused() {
-        let mut client = testing::connect();
+        let mut client = testing::connect_with_projection();
         let names = Names::default();
-        client.batch_execute(&names.schema_sql()).unwrap();
-        client
-            .batch_execute(
-                "INSERT INTO orchestrator_replica_sets (name) VALUES ('set');
-                 INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'set');
-                 INSERT INTO orchestrator_checkpoints (projection, keys, position) VALUES ('p', '{[0,65536)}', 7)",
-            )
-            .unwrap();
+        let checkpoint =
+            "INSERT INTO orchestrator_checkpoints (projection, keys, position) VALUES ('p', '{[0,65536)}', 7)";
+        client.batch_execute(checkpoint).unwrap();
         for (parts, sound) in [
             (&[(0, 100), (100, 65_536)][..], true),
             (&[(0, 100), (101, 65_536)], false),
@@ -208,12 +196,10 @@ mod tests {
         let connect = || Client::connect(&url, postgres::NoTls).unwrap();
         let (mut dealer, mut runner, mut observer) = (connect(), connect(), connect());
         let names = Names::default();
-        dealer.batch_execute(&names.schema_sql()).unwrap();
+        testing::begin(&mut dealer);
         dealer
             .batch_execute(
-                "INSERT INTO orchestrator_replica_sets (name) VALUES ('set');
-                 INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'set');
-                 INSERT INTO orchestrator_checkpoints (projection, keys, position, generation, worker_id)
+                "INSERT INTO orchestrator_checkpoints (projection, keys, position, generation, worker_id)
                  SELECT 'p', keys::int4multirange, 7, 1, '00000000-0000-0000-0000-000000000001'
                  FROM unnest('{\"{[0,100)}\",\"{[100,65536)}\"}'::text[]) AS keys",
             )
@@ -241,13 +227,12 @@ mod tests {
 
     #[test]
     fn projection_taken_over_by_another_replica_set_is_left_alone() {
-        let mut client = testing::connect();
+        let mut client = testing::connect_with_projection();
         let names = Names::default();
-        client.batch_execute(&names.schema_sql()).unwrap();
         client
             .batch_execute(
-                "INSERT INTO orchestrator_replica_sets (name) VALUES ('set'), ('another');
-                 INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'another');
+                "INSERT INTO orchestrator_replica_sets (name) VALUES ('another');
+                 UPDATE orchestrator_projections SET replica_set = 'another';
                  INSERT INTO orchestrator_checkpoints (projection, keys, position) VALUES ('p', '{[0,65536)}', 7)",
             )
             .unwrap();

@@ -230,17 +230,14 @@ mod tests {
 
     #[test]
     fn unknown_states_are_refused_by_name() {
-        let mut client = testing::connect();
+        let mut client = testing::connect_with_projection();
         let names = Names::default();
-        client.batch_execute(&names.schema_sql()).unwrap();
         client
             .batch_execute(
-                "INSERT INTO orchestrator_replica_sets (name) VALUES ('set');
-                 INSERT INTO orchestrator_generations (replica_set, number, state, total_partitions, reason)
+                "INSERT INTO orchestrator_generations (replica_set, number, state, total_partitions, reason)
                  VALUES ('set', 1, 'active', 1, 'test');
                  INSERT INTO orchestrator_workers (id, replica_set, state, host, pid, version, projections)
                  VALUES ('00000000-0000-0000-0000-000000000007', 'set', 'running', 'h', 1, '0', '{p}');
-                 INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'set');
                  ALTER TABLE orchestrator_generations DROP CONSTRAINT orchestrator_generations_state_check;
                  ALTER TABLE orchestrator_workers DROP CONSTRAINT orchestrator_workers_state_check;
                  ALTER TABLE orchestrator_projections DROP CONSTRAINT orchestrator_projections_desired_state_check,
