@@ -31,7 +31,7 @@ declare! {
         workers_registered: IntCounter = "workers_registered_total",
             "Workers that this process has registered.";
         partition_assignments: IntCounter = "partition_assignments_total",
-            "Partitions that the workers of this process have been given.";
+            "Partitions assigned to the workers of this process.";
         reconfigurations: IntCounter = "reconfiguration_total",
             "Reconfigurations that the workers of this process went through: paused, redistributed, resumed.";
         stale_workers_cleaned: IntCounter = "stale_workers_cleaned_total",
@@ -46,7 +46,7 @@ declare! {
         heartbeat_latency: Histogram = "heartbeat_latency_seconds",
             "Seconds from sending a heartbeat to its answer.", ROUND_TRIP_SECONDS;
         safe_head: Reading<IntGauge> = "safe_head_position",
-            "All events up to this global position are visible for good.";
+            "Every event that will ever exist up to this global position is visible.";
         head_blocked: Reading<Gauge> = "head_blocked_seconds",
             "Seconds for which an open transaction has blocked the safe head; 0 when nothing blocks it.";
         head_blocker_age: Series<Gauge> [pid, application_name] = "head_blocker_age_seconds",
@@ -72,7 +72,7 @@ declare! {
         retries: IntCounter = "retries_total",
             "Batches retried after an error.";
         fenced: IntCounter = "fenced_batches_total",
-            "Batches rolled back because their keys had a new owner.";
+            "Batches rolled back because their keys had been redistributed.";
         lag_events: Reading<IntGauge> = "lag_events",
             "Events that the whole replica set has yet to process. Each worker reports the same figure: use \
              max by (projection), not sum.";
@@ -88,9 +88,9 @@ declare! {
         state: Series<IntGauge> [state] = "worker_state",
             "1 for the state the worker is in; its other states have no series.";
         database_up: IntGauge = "database_up",
-            "1 when the worker's last heartbeat got through, else 0.";
+            "1 when the worker's last heartbeat was answered, else 0.";
         pool_size: Reading<IntGauge> = "pool_size",
-            "Most connections that the worker's pool may hold.";
+            "The maximum number of connections in the worker's pool.";
         pool_connections: Series<IntGauge> [state] = "pool_connections",
             "Connections that the worker's pool holds, by state: `idle` or `in_use`.";
     }
@@ -106,7 +106,7 @@ declare! {
 
 impl Families {
     /// Removes the gauges of what has ended, a replica set or a worker, given by labels and values.
-    /// A figure that nobody keeps up to date would mislead; counters and histograms stay.
+    /// An outdated figure would mislead. Counters and histograms stay.
     pub(super) fn end(&self, ended: &[(&str, &str)]) {
         let (labels, values): (Vec<&str>, Vec<&str>) = ended.iter().copied().unzip();
         for family in self.all() {

@@ -90,7 +90,7 @@ impl<'a> Journal<'a> {
                 let error = failure.describe();
                 if self.reload_mentions.is_due() {
                     log::warn!(
-                        "batch failed, tried again: replica_set={replica_set} worker={worker} projection={name} error={}",
+                        "batch failed, will retry: replica_set={replica_set} worker={worker} projection={name} error={}",
                         one_line(&error)
                     );
                 }
@@ -104,7 +104,7 @@ impl<'a> Journal<'a> {
                 if self.retry_mentions.is_due() {
                     self.is_failure_logged = true;
                     log::warn!(
-                        "handler failed, tried again: replica_set={replica_set} worker={worker} projection={name} \
+                        "handler failed, will retry: replica_set={replica_set} worker={worker} projection={name} \
                          attempt={attempts} error={}",
                         one_line(&error)
                     );
