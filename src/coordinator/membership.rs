@@ -1,6 +1,7 @@
-//! A worker's part in its replica set, on one connection: what the coordinator reads and writes there.
+//! A worker's part in its replica set, on one connection: what the coordinator reads and writes
+//! there.
 //!
-//! Any worker may change what all share: it does so in a transaction that holds the replica set's
+//! Any worker may change the shared state. It does so in a transaction that holds the replica set's
 //! lock, on a view loaded under that lock, exactly as [`plan`] asks for.
 
 use postgres::Transaction;
@@ -24,7 +25,7 @@ pub(super) struct Membership<'a> {
     statements: Statements,
 }
 
-/// What a look at the whole replica set has shown, and what is to come.
+/// The result of a look at the whole replica set: what it showed, and what was planned.
 pub(super) struct Looked {
     pub(super) view: ClusterView,
     pub(super) plan: Plan,
@@ -44,7 +45,7 @@ impl<'a> Membership<'a> {
         Ok(Self { context, policy, registration, session, statements })
     }
 
-    /// Says that the worker is alive. False if it has been evicted.
+    /// Sends a heartbeat. Returns false if the worker has been evicted.
     pub(super) fn heartbeat(&mut self) -> Result<bool, Error> {
         let (names, worker) = (&self.context.names, self.registration.worker);
         self.session
@@ -52,7 +53,8 @@ impl<'a> Membership<'a> {
             .map_err(Error::database("sending the heartbeat"))
     }
 
-    /// How far each projection of the replica set is behind, also what no worker processes.
+    /// Reads how far each projection of the replica set is behind, including projections that no
+    /// worker processes.
     pub(super) fn lags(&mut self) -> Result<Vec<Lag>, Error> {
         let Self { context, registration, .. } = self;
         self.session
@@ -60,7 +62,7 @@ impl<'a> Membership<'a> {
             .map_err(Error::database("reading the lag"))
     }
 
-    /// Looks at the whole replica set, and changes what is to be changed.
+    /// Looks at the whole replica set, and makes the changes that are due.
     pub(super) fn look(&mut self) -> Result<Looked, Error> {
         let replica_set = &self.registration.replica_set;
         let view = self.session.check(LOOKING, |client| self.statements.view(client, replica_set))?;
@@ -70,7 +72,8 @@ impl<'a> Membership<'a> {
         if !is_member || decided.actions.is_empty() {
             return Ok(Looked { view, plan: decided, is_others_turn: false });
         }
-        // When all workers see at one moment that something is to be done, they do not queue up to find it done.
+        // All workers may see at the same moment that something is due. Those that do not get the
+        // lock skip it instead of queueing up to find the work done.
         let locked = coordination::try_lock(&mut self.session, &self.context.names, replica_set);
         let Some(tx) = locked.map_err(Error::database(CHANGING))? else {
             return Ok(Looked { view, plan: decided, is_others_turn: true });
@@ -81,25 +84,27 @@ impl<'a> Membership<'a> {
         Ok(Looked { view, plan, is_others_turn: false })
     }
 
-    /// Looks only at what concerns the worker itself: whichever worker has changed something saw to the rest.
+    /// Reads only what concerns the worker itself: the worker that changed something has done the
+    /// rest.
     pub(super) fn glance(&mut self) -> Result<Standing, Error> {
         let Self { registration: Registration { replica_set, worker, .. }, session, statements, .. } = self;
         session.check(LOOKING, |client| statements.standing(client, replica_set, *worker))
     }
 
-    /// Says that the worker is ready for a generation. Returns whether others have yet to say so.
+    /// Records that the worker is ready for a generation. Returns whether other workers are not
+    /// ready yet.
     pub(super) fn say_ready(&mut self, generation: i64) -> Result<bool, Error> {
         let Self { registration, session, statements, .. } = self;
         session
             .run(|client| statements.mark_ready(client, registration.worker, generation))
             .map_err(Error::database(LOOKING))?;
-        // After the commit, so that the last worker finds no other one.
+        // After the commit, so that the last worker to become ready finds no other one pending.
         session
             .run(|client| statements.are_others_pending(client, registration.worker, generation))
             .map_err(Error::database(LOOKING))
     }
 
-    /// All keys that the worker owns of any projection.
+    /// Returns all keys that the worker owns, of any projection.
     pub(super) fn keys(&mut self, generation: i64) -> Result<KeySet, Error> {
         let Self { context, registration: Registration { projections, worker, .. }, session, .. } = self;
         session
@@ -112,7 +117,7 @@ impl<'a> Membership<'a> {
         coordination::register(&mut self.session, &self.context.names, self.registration)
     }
 
-    /// Says that the worker is asked to leave: it gets no partition of a new generation.
+    /// Records that the worker was asked to leave: it gets no partition of a new generation.
     pub(super) fn say_stopping(&mut self) -> Result<(), Error> {
         let (names, worker) = (&self.context.names, self.registration.worker);
         self.session
@@ -120,7 +125,8 @@ impl<'a> Membership<'a> {
             .map_err(Error::database("leaving"))
     }
 
-    /// Says that the worker is gone and redistributes its partition, in one transaction: no worker has to detect it.
+    /// Records that the worker has left and redistributes its partition, in one transaction: no
+    /// worker has to detect that it is gone.
     pub(super) fn leave(&mut self) -> Result<(), Error> {
         let (names, worker) = (&self.context.names, self.registration.worker);
         let mut tx = coordination::lock(&mut self.session, names, &self.registration.replica_set)
@@ -130,8 +136,8 @@ impl<'a> Membership<'a> {
     }
 }
 
-/// Changes what the workers share as `plan` asks for, in a transaction that holds the replica set's lock, and commits. Returns the
-/// view that results.
+/// Makes the changes that `plan` asks for, in a transaction that holds the replica set's lock, and
+/// commits. Returns the resulting view.
 fn change(
     mut tx: Transaction<'_>,
     context: &Context,
@@ -139,7 +145,7 @@ fn change(
     statements: &Statements,
 ) -> Result<ClusterView, Error> {
     let replica_set = context.replica_set();
-    // Anything may have changed since the lock was not held.
+    // The lock was not held before, so anything may have changed.
     let mut view = statements.view(&mut tx, replica_set)?;
     let actions = plan(&view, policy).actions;
     for action in &actions {

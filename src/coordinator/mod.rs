@@ -1,15 +1,15 @@
 //! The coordinator: the thread that keeps a worker a member of its replica set.
 //!
 //! A thin loop: look at the replica set, change what [`plan`](crate::plan::plan) asks for
-//! ([`membership`]), do what the worker's own [`stance`] is, wait. When it is notified of a change,
-//! it only looks where its worker stands: whichever worker made the change saw to the rest. It sends
-//! heartbeats, pauses and resumes the runners, and waits for them only by listening for their
-//! reports, so a slow handler cannot make the worker look dead.
+//! ([`membership`]), act on the worker's own [`stance`], wait. When it is notified of a change, it
+//! reads only its own worker's standing, because the worker that made the change has done the rest.
+//! It sends heartbeats, and pauses and resumes the runners. It waits for them only by listening for
+//! their reports, so a slow handler cannot make the worker look dead.
 //!
-//! When its connection fails it opens another, taking the session lock again. Meanwhile the runners
-//! go on until the worker's [trust](crate::trust) runs out. When the worker is asked to stop, it
-//! pauses the runners, says that the worker has left, and redistributes the partitions in the same
-//! transaction: no worker has to wait for a timeout to detect it.
+//! When its connection fails it opens another and takes the session lock again. Meanwhile the
+//! runners continue until the worker's [trust](crate::trust) runs out. When the worker is asked to
+//! stop, the coordinator pauses the runners, records that the worker has left, and redistributes
+//! the partitions in the same transaction: no worker has to wait for a timeout to detect it.
 
 mod membership;
 mod runners;
@@ -38,18 +38,22 @@ use crate::trust::Trust;
 use membership::{Looked, Membership};
 pub(crate) use runners::Runners;
 
-/// How long a connection on which something failed has to answer.
+/// How long a connection has to answer after something failed on it.
 const VALIDITY_PATIENCE: Duration = Duration::from_secs(2);
-/// A leaving worker that cannot reach the database gives up after this time: its peers will see that its session is gone.
+/// A leaving worker that cannot reach the database gives up after this time: the other workers will
+/// detect that its session is gone.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
-/// While another worker changes the replica set, or has just done so: after that there is most likely nothing left to be done.
+/// How soon to look again while another worker changes the replica set, or has just changed it:
+/// after this time there is most likely nothing left to do.
 const WHILE_OTHERS_CHANGE: Duration = Duration::from_millis(50);
-/// What becomes due, such as a death, does so for all workers at one moment. The first that acts has told the others before they do.
+/// The most that a worker delays an action that is due at a moment. A death, for example, becomes
+/// due for all workers at once; the first that acts notifies the others before they act as well.
 const SPREAD: Duration = Duration::from_millis(20);
-/// Most runners are between two events, or soon will be. To wait for them here saves a look at the replica set for each that reports.
+/// How long to wait for the runners to pause. Most runners are between two events, or soon will be.
+/// Waiting for them here saves a look at the replica set for each report.
 const SOON: Duration = Duration::from_millis(20);
 
-/// What a coordinator works with.
+/// Everything a coordinator works with.
 pub(crate) struct Parts {
     pub(crate) context: Context,
     pub(crate) registration: Registration,
@@ -71,17 +75,17 @@ pub(crate) struct Coordinator {
     parts: Parts,
     runners: Runners,
     assigned: Option<Assigned>,
-    /// Since when events are not processed because the replica set is being coordinated.
+    /// Since when processing has been interrupted by coordination, if it is.
     interrupted: Option<Instant>,
-    /// Of coordination that fails on a sound connection.
+    /// Limits how often failures of coordination on a sound connection are logged.
     complaints: Mentions,
 }
 
-/// In whose name, and by which deals, the feed was last told which keys the worker owns.
+/// The owner and the deals for which the feed was last told the worker's keys.
 type Assigned = (Owner, BTreeMap<Arc<str>, i64>);
 
 impl Coordinator {
-    /// `begun` is when the worker began to register.
+    /// Creates a coordinator. `begun` is when the worker began to register.
     pub(crate) fn new(parts: Parts, runners: Runners, begun: Instant) -> Self {
         Self { parts, runners, assigned: None, interrupted: Some(begun), complaints: Mentions::default() }
     }
@@ -163,7 +167,8 @@ impl Serving<'_, '_> {
                     self.connection.works();
                     again
                 }
-                // The connection may be sound and its session lock held: to wait for a lock too long, say, is no reason to give them up.
+                // The connection may be sound and its session lock held. A statement that waited
+                // too long for a lock, for example, is no reason to give them up.
                 Err(error) => Some(self.complain(error)?),
             };
             if let Some(delay) = again {
@@ -177,7 +182,7 @@ impl Serving<'_, '_> {
             select! {
                 recv(context.stop.heard()) -> _ => {}
                 recv(woken) -> _ => {
-                    // What was about to become due has most likely been seen to with the change.
+                    // The change has most likely settled what was about to become due.
                     let now = Instant::now();
                     if look_due > now {
                         look_due = look_due.max(now + WHILE_OTHERS_CHANGE);
@@ -191,12 +196,13 @@ impl Serving<'_, '_> {
         self.leave(pulse)
     }
 
-    /// Returns when to retry on the same connection, or the error if the connection failed.
+    /// Reports a failure of coordination. Returns when to retry on the same connection, or the
+    /// error if the connection failed.
     fn complain(&mut self, error: Error) -> Result<Duration, Error> {
         if self.membership.session.client().is_valid(VALIDITY_PATIENCE).is_err() {
             return Err(error);
         }
-        // What fails may be one thing of several, and the others reset the delays.
+        // Only one of several statements may fail, and the others reset the delays.
         if self.complaints.is_due() {
             let context = &self.parts.context;
             log::error!(
@@ -208,14 +214,14 @@ impl Serving<'_, '_> {
         Ok(self.connection.next_delay())
     }
 
-    /// Says that the worker is alive.
+    /// Sends a heartbeat, and renews the trust if the worker is still a member.
     fn heartbeat(&mut self) -> Result<(), Error> {
         let Parts { context, pool, trust, metrics, .. } = self.parts;
         let sent = Instant::now();
         let is_member = self.membership.heartbeat()?;
         context.metrics.heartbeat_latency.observe(sent.elapsed().as_secs_f64());
         metrics.set_pool(pool.size(), pool.open(), pool.idle());
-        // The database is there either way; only a member may go on processing.
+        // The database answered in either case, but only a member may continue to process.
         context.board.heartbeat_answered(sent);
         metrics.database_up.set(1);
         if is_member {
@@ -234,8 +240,8 @@ impl Serving<'_, '_> {
         Ok(())
     }
 
-    /// Looks at the whole replica set, changes what is to be changed, and does the worker's own part. Returns when to look again at
-    /// the latest.
+    /// Looks at the whole replica set, makes the changes that are due, and does the worker's own
+    /// part. Returns when to look again at the latest.
     fn look(&mut self) -> Result<Option<Duration>, Error> {
         let Parts { context, registration, .. } = self.parts;
         let Looked { view, mut plan, is_others_turn } = self.membership.look()?;
@@ -247,14 +253,15 @@ impl Serving<'_, '_> {
         Ok(own.or(plan.recheck_after.map(|delay| delay + SPREAD.mul_f64(fastrand::f64()))))
     }
 
-    /// Looks only where the worker stands, and does its own part. Returns when to look at the whole replica set, if that is sooner
-    /// than it would be.
+    /// Reads only the worker's own standing, and does its own part. Returns when to look at the
+    /// whole replica set, if that is sooner than planned.
     fn glance(&mut self) -> Result<Option<Duration>, Error> {
         let standing = self.membership.glance()?;
         self.do_own_part(&standing)
     }
 
-    /// Lets the runners process or pause, as the worker's standing has it. Returns when to look at the whole replica set, if it must.
+    /// Lets the runners process or pause, according to the worker's standing. Returns when to look
+    /// at the whole replica set, if it must.
     fn do_own_part(&mut self, standing: &Standing) -> Result<Option<Duration>, Error> {
         self.show_state(standing.member.map_or(WorkerState::Stopped, |member| member.state));
         let partitions = standing.generation.as_ref().map_or(0, |generation| generation.total_partitions);
@@ -265,7 +272,7 @@ impl Serving<'_, '_> {
                 let others_follow = self.membership.say_ready(generation)?;
                 log::debug!("ready: worker={} generation={generation}", self.parts.registration.worker);
                 self.show_state(WorkerState::Ready);
-                // The last one activates the generation.
+                // The worker that is ready last activates the generation.
                 return Ok((!others_follow).then_some(Duration::ZERO));
             }
             Stance::Rejoin if self.pause() => {
@@ -280,7 +287,8 @@ impl Serving<'_, '_> {
         Ok(None)
     }
 
-    /// Lets the runners process this generation, if they do not already, and load what has been dealt again.
+    /// Lets the runners process this generation, if they do not already, and reload what has been
+    /// redistributed.
     fn resume(&mut self, standing: &Standing, generation: i64) -> Result<(), Error> {
         let Parts { context, registration: Registration { worker, .. }, feed, .. } = self.parts;
         let owner = Owner { worker: *worker, generation };
@@ -289,7 +297,8 @@ impl Serving<'_, '_> {
         }
         let partition = standing.member.and_then(|member| member.partition);
         let total_partitions = standing.generation.as_ref().map_or(0, |generation| generation.total_partitions);
-        // A runner that was fenced is told to run again although nothing was dealt. Should its rows be hidden, it is the one to say so.
+        // A runner that was fenced is told to run again although nothing was redistributed. If a
+        // policy hides its rows, loading them fails and the runner reports it.
         if !self.assigned.as_ref().is_some_and(|(by, deals)| (by, deals) == (&owner, &standing.deals)) {
             feed.assign(self.membership.keys(generation)?);
             *self.assigned = Some((owner, standing.deals.clone()));
@@ -311,7 +320,7 @@ impl Serving<'_, '_> {
         Ok(())
     }
 
-    /// Pauses the runners. True once none of them processes any more.
+    /// Pauses the runners. Returns whether all of them have stopped processing.
     fn pause(&mut self) -> bool {
         if self.runners.are_running() {
             self.interrupted.get_or_insert_with(Instant::now);
@@ -320,7 +329,7 @@ impl Serving<'_, '_> {
         self.runners.pause()
     }
 
-    /// Waits a little for the runners to pause. True if none processes any more.
+    /// Waits briefly for the runners to pause. Returns whether all of them have.
     fn paused_soon(&mut self) -> bool {
         let deadline = Instant::now() + SOON;
         while let Ok(report) = self.runners.reports.recv_deadline(deadline) {
@@ -332,7 +341,7 @@ impl Serving<'_, '_> {
         false
     }
 
-    /// Registers again after having been evicted.
+    /// Registers the worker again after it has been evicted.
     fn rejoin(&mut self) -> Result<(), Error> {
         let Parts { context, trust, .. } = self.parts;
         log::warn!("evicted, registering again: replica_set={} worker={}", context.replica_set(), context.worker());
@@ -349,7 +358,7 @@ impl Serving<'_, '_> {
         self.parts.metrics.set_state(state.as_str());
     }
 
-    /// Drains the runners, then hands over.
+    /// Waits until the runners have paused, then leaves the replica set.
     fn leave(&mut self, pulse: &Pulse) -> Result<(), Error> {
         self.membership.say_stopping()?;
         self.show_state(WorkerState::Stopping);

@@ -1,4 +1,5 @@
-//! What the coordinator knows of its runners. It tells them to run and to pause, and hears from them when they have.
+//! What the coordinator knows of its runners. It tells them to run and to pause, and they report to
+//! it when they have paused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,11 +9,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::runner::{Command, Report, Task};
 use crate::store::fence::Owner;
 
-/// The worker's runners, seen from the coordinator.
+/// The worker's runners, as the coordinator sees them.
 pub(crate) struct Runners {
     each: Vec<Runner>,
     pub(super) reports: Receiver<Report>,
-    /// Whether they are told to run, and not to pause since.
+    /// Whether the runners were last told to run, and not to pause.
     is_running: bool,
 }
 
@@ -22,53 +23,57 @@ struct Runner {
     state: State,
 }
 
-/// What a runner was told last, and has not yet answered.
+/// What a runner was last told to do, until it reports that it has paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// It processes nothing.
     Paused,
     Running(Task),
-    /// It may still process what it was told before.
+    /// It may still process its last task.
     Pausing,
 }
 
 impl Runners {
-    /// None yet; they report here.
+    /// Creates an empty set. Runners that are added later report through `reports`.
     pub(crate) fn new(reports: Receiver<Report>) -> Self {
         Self { each: Vec::new(), reports, is_running: false }
     }
 
-    /// Adds a runner, and returns where it hears its commands. Its index is the number of those before it.
+    /// Adds a runner, and returns the receiver of its commands. Its index is the number of runners
+    /// added before it.
     pub(crate) fn add(&mut self, projection: &str) -> Receiver<Command> {
-        // At most one command to run, and after it one to pause.
+        // At most one command to run, followed by one to pause.
         let (commands, inbox) = bounded(2);
         self.each.push(Runner { projection: projection.into(), commands, state: State::Paused });
         inbox
     }
 
-    /// Whether every one of them has been told this, and processes.
+    /// Whether every runner has been told this, and processes it.
     pub(super) fn are_told(&self, owner: Owner, deals: &BTreeMap<Arc<str>, i64>) -> bool {
         self.each.iter().all(|runner| runner.state == State::Running(runner.task(owner, deals)))
     }
 
-    /// Lets those that do not process yet begin, and those whose projection was dealt again load their checkpoints again.
+    /// Starts the runners that are paused, and lets those whose projection was redistributed reload
+    /// their checkpoints.
     pub(super) fn run(&mut self, owner: Owner, deals: &BTreeMap<Arc<str>, i64>) {
         self.hear_all();
         self.is_running = true;
         for runner in &mut self.each {
             let task = runner.task(owner, deals);
             match runner.state {
-                // First it has to say that it is paused, or it would not be known what it says that about.
+                // It has to report its pause first. Otherwise its report could be taken for one
+                // about the new task.
                 State::Pausing => {}
                 State::Running(told) if told == task => {}
-                // It has not taken the last one yet. It is told with the next look: there must be room for a pause.
+                // It has not taken its last command yet. The next look tells it again: there must
+                // be room for a pause.
                 State::Running(_) if !runner.commands.is_empty() => {}
                 State::Running(_) | State::Paused => runner.tell(Command::Run(task), State::Running(task)),
             }
         }
     }
 
-    /// Tells those that process to pause, once. True when none does any more.
+    /// Tells the running runners to pause, once. Returns whether all of them have paused.
     pub(super) fn pause(&mut self) -> bool {
         self.hear_all();
         self.is_running = false;
@@ -80,7 +85,7 @@ impl Runners {
         self.are_paused()
     }
 
-    /// Takes all reports, so that there is room for what the runners say to the next commands.
+    /// Takes all reports, so that there is room for the runners' answers to the next commands.
     fn hear_all(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
             self.heard(Some(report));
@@ -89,10 +94,10 @@ impl Runners {
 
     pub(super) fn heard(&mut self, report: Option<Report>) {
         match report {
-            // Otherwise it has been told something else since, and will take that up.
+            // Otherwise it has been told something else since, and will act on that.
             Some(Report::Fenced(index, task)) => self.paused(index, |state| state == State::Running(task)),
             Some(Report::Paused(index)) => self.paused(index, |_| true),
-            // All of them have ended.
+            // All runners have ended.
             None => (0..self.each.len()).for_each(|index| self.paused(index, |_| true)),
         }
     }
@@ -118,7 +123,8 @@ impl Runner {
     }
 
     fn tell(&mut self, command: Command, state: State) {
-        // There is room, so it fails only if the runner's thread has ended. Then it processes nothing.
+        // There is room, so sending fails only if the runner's thread has ended. Then it processes
+        // nothing.
         self.state = if self.commands.try_send(command).is_ok() { state } else { State::Paused };
     }
 }
@@ -132,7 +138,8 @@ mod tests {
 
     const OWNER: Owner = Owner { worker: WorkerId(Uuid::from_u128(1)), generation: 1 };
 
-    /// Two runners, of p and q, where they hear their commands, and where they report.
+    /// Two runners, of p and q, with the receivers of their commands and the sender of their
+    /// reports.
     fn runners() -> (Runners, [Receiver<Command>; 2], Sender<Report>) {
         let (reports, inbox) = bounded(8);
         let mut runners = Runners::new(inbox);
@@ -161,7 +168,7 @@ mod tests {
         assert!(!runners.are_told(OWNER, &deals(2, 1)));
         runners.run(OWNER, &deals(2, 1));
         assert_eq!((told(&p), told(&q)), (vec![Command::Run(task(2))], vec![]));
-        // While it has not taken one, the next has to wait: a pause must find room.
+        // While it has not taken a command, the next has to wait: a pause must find room.
         runners.run(OWNER, &deals(3, 1));
         runners.run(OWNER, &deals(4, 1));
         assert!(!runners.are_told(OWNER, &deals(4, 1)));
@@ -176,7 +183,7 @@ mod tests {
         reports.send(Report::Fenced(0, task(1))).unwrap();
         runners.run(OWNER, &deals(1, 1));
         assert_eq!(told(&p), [Command::Run(task(1)), Command::Run(task(1))]);
-        // It reports what it was told before, and will take what it has been told since.
+        // It reports its former task, and will take the new one.
         runners.run(OWNER, &deals(2, 1));
         reports.send(Report::Fenced(0, task(1))).unwrap();
         runners.run(OWNER, &deals(2, 1));
@@ -192,7 +199,7 @@ mod tests {
         assert!(!runners.pause());
         assert_eq!(told(&p), [Command::Run(task(1)), Command::Pause], "once");
         reports.send(Report::Paused(0)).unwrap();
-        // It has yet to take the pause that it was told.
+        // It has not taken the command to pause yet.
         reports.send(Report::Fenced(1, task(1))).unwrap();
         assert!(!runners.pause());
         runners.run(OWNER, &deals(1, 1));
