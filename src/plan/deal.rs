@@ -1,11 +1,13 @@
-//! The deal: which worker gets which keys of a projection. Pure, and the only place where this is decided.
+//! The deal: which worker gets which keys of a projection. Pure, and the only place where this is
+//! decided.
 //!
 //! A *strategy* is a function from the members of a generation to the shares of one projection. It
-//! sees the members that know the projection, in the order of their partitions, and decides nothing
-//! but who gets which keys, and in which lane. The shares have to be disjoint and to cover the key
-//! space, and the same members have to give the same shares: any worker may apply them. Everything
-//! else is decided elsewhere: who is a member and when ([`plan`](super::plan)), where a key's
-//! position is (the checkpoints), and whether a batch may commit (the fence).
+//! gets the members that know the projection, in the order of their partitions, and decides only
+//! which keys each of them gets, and in which lane. The shares have to be disjoint and to cover the
+//! key space, and the same members have to give the same shares: any worker may apply them.
+//! Everything else is decided elsewhere: which workers are members and when
+//! ([`plan`](super::plan)), where a key's position is (the checkpoints), and whether a batch may
+//! commit (the fence).
 
 use std::sync::Arc;
 
@@ -20,18 +22,18 @@ pub(crate) struct Share {
     pub(crate) keys: KeySet,
 }
 
-/// Who owns what of one projection from now on.
+/// Which worker owns which keys of one projection from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Deal {
     pub(crate) projection: Arc<str>,
     /// What was desired of the projection when this was decided.
     pub(crate) desired: DesiredState,
-    /// Disjoint, and all keys together; or none, where nobody owns any of it.
+    /// Disjoint, and all keys together; empty if no worker owns any of it.
     pub(crate) shares: Vec<Share>,
 }
 
 impl Deal {
-    /// Deals a projection among those of these workers that know it, or to nobody while it is to be
+    /// Distributes a projection among the members that know it, or to no worker while it is to be
     /// paused.
     pub(crate) fn of(projection: &ProjectionView, members: &[&WorkerView]) -> Self {
         let mut able: Vec<&WorkerView> = match projection.desired {
@@ -43,9 +45,9 @@ impl Deal {
     }
 }
 
-/// The strategy in use: each member gets one range of keys, all as large as can be, in the order of
-/// their partitions; it is cut into the member's lanes likewise. So few keys change hands when a
-/// member comes or goes.
+/// The strategy in use: each member gets one range of keys, in the order of the partitions, and
+/// each range is cut into the member's lanes. All ranges, and all lanes of a member, are as equal
+/// as possible. So few keys change their owner when a member joins or leaves.
 fn contiguous(members: &[&WorkerView]) -> Vec<Share> {
     let shares = members.iter().enumerate().flat_map(|(k, member)| {
         let part = KeySet::partition(k, members.len());
@@ -112,7 +114,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whoever the members are, in whatever order: all keys belong to exactly one share, if there is a member.
+        /// For any members in any order: all keys belong to exactly one share, if there is a
+        /// member.
         #[test]
         fn shares_are_disjoint_and_cover_the_key_space(
             lanes in prop::collection::vec(1..65_usize, 0..40), knows in any::<u64>(), shuffled in any::<u64>(),

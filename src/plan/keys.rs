@@ -12,17 +12,19 @@ pub(crate) struct KeySet {
 }
 
 impl KeySet {
-    /// All keys.
+    /// The set of all keys.
     pub(crate) fn all() -> Self {
         Self::from_ranges([(0, KEY_SPACE)])
     }
 
-    /// The k-th of `total` equal contiguous ranges. The ranges of all k are disjoint and cover the key space.
+    /// The k-th of `total` equal contiguous ranges. The ranges of all k are disjoint and cover the
+    /// key space.
     pub(crate) fn partition(k: usize, total: usize) -> Self {
         Self::all().part(k, total)
     }
 
-    /// The k-th of `total` equal parts of each of the set's ranges. The parts of all k are disjoint and cover the set.
+    /// The k-th of `total` equal parts of each of the set's ranges. The parts of all k are disjoint
+    /// and cover the set.
     pub(crate) fn part(&self, k: usize, total: usize) -> Self {
         // In 64 bits no product of a key and a number of parts overflows.
         let (k, total) = (i64::try_from(k).unwrap_or(i64::MAX), i64::try_from(total).unwrap_or(i64::MAX).max(1));
@@ -33,7 +35,7 @@ impl KeySet {
         }))
     }
 
-    /// The union of half-open ranges. What lies outside the key space is dropped.
+    /// The union of half-open ranges. Keys outside the key space are dropped.
     pub(crate) fn from_ranges(ranges: impl IntoIterator<Item = (i32, i32)>) -> Self {
         let mut sorted: Vec<(i32, i32)> = ranges
             .into_iter()
@@ -82,7 +84,7 @@ impl KeySet {
     }
 }
 
-/// As PostgreSQL writes an `int4multirange`.
+/// In the form in which PostgreSQL writes an `int4multirange`.
 impl fmt::Display for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("{")?;
@@ -181,7 +183,7 @@ mod tests {
             prop_assert!(!a.contains(-1) && !a.contains(KEY_SPACE) && !a.contains(i32::MIN) && !a.contains(i32::MAX));
         }
 
-        /// However often the keys are cut anew, every key is in exactly one piece.
+        /// However often the keys are cut, every key is in exactly one piece.
         #[test]
         fn cuts_of_cuts_lose_nothing(totals in prop::collection::vec(1..40_usize, 1..4)) {
             let mut pieces = vec![KeySet::all()];

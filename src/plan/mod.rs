@@ -1,18 +1,20 @@
-//! What to do about a replica set, decided from one snapshot of it. Pure: no database, no clock, no channel, no log.
+//! What to do about a replica set, decided from one snapshot of it. Pure: no database, no clock, no
+//! channel, no log.
 //!
-//! [`plan`] decides what to change in what all workers share; whoever holds the replica set's lock applies it, so it does not matter
-//! which worker does. [`stance`] decides what one worker has to do itself. Both are idempotent: once their result is applied,
-//! asking again gives nothing more.
+//! [`plan`] decides how to change the state that all workers share. The worker that holds the
+//! replica set's lock applies it; it does not matter which worker that is. [`stance`] decides what
+//! one worker has to do itself. Both are idempotent: once their result is applied, asking again
+//! gives nothing more.
 //!
 //! ```text
 //! pending ──(all its workers ready)──► active ──(membership changed)──► superseded
 //! ```
 //!
 //! *Invariant:* a generation is activated only when every member is ready, so no worker that obeys
-//! the protocol processes across a change of members. That a worker which does not obey (frozen, cut
-//! off) can commit nothing is not decided here: `store::fence` ensures it. One projection may be
-//! [dealt](Deal) again within a generation, while its runners process: for them, too, the fence
-//! ensures it.
+//! the protocol processes across a change of members. A worker that does not obey (frozen, cut off)
+//! cannot commit anything: `store::fence` ensures that, not this module. One projection may be
+//! [redistributed](Deal) within a generation while its runners process; there, too, the fence
+//! ensures that only the owner commits.
 
 mod deal;
 mod keys;
@@ -30,14 +32,15 @@ pub(crate) use view::{
 };
 pub use view::{WorkerId, WorkerState};
 
-/// The durations that decide.
+/// The durations on which decisions depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Policy {
-    /// A worker whose last heartbeat is older is dead.
+    /// A worker whose last heartbeat is older than this is dead.
     pub(crate) stale_worker_timeout: Duration,
-    /// A worker whose session lock has been gone for this long is dead; `None` where heartbeats alone speak.
+    /// A worker whose session lock has been gone for this long is dead; `None` where liveness
+    /// relies on heartbeats alone.
     pub(crate) session_loss_grace: Option<Duration>,
-    /// A worker that is not ready this long after its generation was created is left out.
+    /// A worker that is not ready this long after its generation was created is excluded.
     pub(crate) coordination_timeout: Duration,
     /// How long joins are gathered while a complete generation is active.
     pub(crate) registration_wait: Duration,
@@ -46,11 +49,11 @@ pub(crate) struct Policy {
 /// Why a generation is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Cause {
-    /// The replica set has no generation, or nobody of the last one is left.
+    /// The replica set has no generation, or no worker of the last one is left.
     Started,
     /// Workers joined.
     Joined,
-    /// A worker left, died or was left out.
+    /// A worker left, died or was excluded.
     Departed,
 }
 
@@ -88,17 +91,19 @@ impl Death {
 /// A change to what the workers share.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
-    /// Note that the worker's session lock is gone, from now on.
+    /// Record that the worker's session lock is gone, from now on.
     NoteSessionLost(WorkerId),
-    /// Drop that note: the lock is held again.
+    /// Remove that record: the lock is held again.
     NoteSessionRegained(WorkerId),
     /// Declare the worker dead: it stops being a member, and its database sessions are ended.
     Evict(WorkerId, Death),
-    /// Create this generation as pending, superseding the one before. Partition k goes to the k-th member.
+    /// Create this generation as pending, superseding the one before. Partition k goes to the k-th
+    /// member.
     CreateGeneration { number: i64, cause: Cause, members: Vec<WorkerId> },
-    /// Deal all projections among the members of this generation and make it active.
+    /// Distribute all projections among the members of this generation and make it active.
     Activate { number: i64, deals: Vec<Deal> },
-    /// Deal one projection within this generation, which is active. No other projection is touched.
+    /// Redistribute one projection within this generation, which is active. No other projection
+    /// is touched.
     Deal { generation: i64, deal: Deal },
 }
 
@@ -106,7 +111,7 @@ pub(crate) enum Action {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Plan {
     pub(crate) actions: Vec<Action>,
-    /// When the passing of time alone may bring the next action, if it may.
+    /// When to look again because the passing of time alone may make an action due.
     pub(crate) recheck_after: Option<Duration>,
 }
 
@@ -142,7 +147,8 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
     };
     let assigned: Vec<&WorkerView> = alive.iter().copied().filter(|w| w.generation == generation.number).collect();
     if assigned.len() < generation.total_partitions {
-        // An orphaned partition is never waited on; whoever is about to join comes along.
+        // A partition without an owner is redistributed at once; workers that have just joined are
+        // included.
         let cause = if assigned.is_empty() { Cause::Started } else { Cause::Departed };
         plan.create(generation.number, cause, &alive);
         return plan;
@@ -153,7 +159,7 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
             if late.is_empty() {
                 let deals = view.projections.iter().map(|projection| Deal::of(projection, &assigned)).collect();
                 plan.actions.push(Action::Activate { number: generation.number, deals });
-            } else if plan.is_due(generation.created_at, policy.coordination_timeout, view.now) {
+            } else if plan.is_due_or_recheck(generation.created_at, policy.coordination_timeout, view.now) {
                 plan.actions.extend(late.iter().map(|id| Action::Evict(*id, Death::NotReady)));
                 alive.retain(|worker| !late.contains(&worker.id));
                 plan.create(generation.number, Cause::Departed, &alive);
@@ -161,9 +167,9 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
         }
         GenerationState::Active => {
             let joiners = alive.iter().filter(|w| w.generation != generation.number && w.state == WorkerState::Pending);
-            // From the first of them on: a steady trickle of joins cannot put the generation off for ever.
+            // Counted from the first joiner: continuous joins cannot delay the generation forever.
             if let Some(first) = joiners.map(|worker| worker.registered_at).min()
-                && plan.is_due(first, policy.registration_wait, view.now)
+                && plan.is_due_or_recheck(first, policy.registration_wait, view.now)
             {
                 plan.create(generation.number, Cause::Joined, &alive);
                 return plan;
@@ -171,7 +177,8 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
             let changed: Vec<&ProjectionView> =
                 view.projections.iter().filter(|projection| projection.desired != projection.dealt).collect();
             if plan.actions.is_empty() {
-                // Not to a worker that is leaving: its share would stand still until the next generation.
+                // A worker that is leaving gets no share: nothing would process it until the next
+                // generation.
                 let running: Vec<&WorkerView> =
                     assigned.iter().copied().filter(|worker| worker.state == WorkerState::Running).collect();
                 plan.actions.extend(changed.into_iter().map(|projection| Action::Deal {
@@ -179,7 +186,8 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
                     deal: Deal::of(projection, &running),
                 }));
             } else if !changed.is_empty() {
-                // In a transaction of their own: a deal that fails must not undo what concerns the workers.
+                // In a transaction of their own: a deal that fails must not undo changes that
+                // concern the workers.
                 plan.recheck_within(Duration::ZERO);
             }
         }
@@ -187,9 +195,10 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
     plan
 }
 
-/// Whether the worker is dead, noting changes of its session and when to look again.
+/// Decides whether the worker is dead. Adds to the plan changes of its session, and when to look
+/// again.
 fn judge(worker: &WorkerView, view: &ClusterView, policy: &Policy, plan: &mut Plan) -> Option<Death> {
-    if plan.is_due(worker.last_heartbeat.max(view.observing_since), policy.stale_worker_timeout, view.now) {
+    if plan.is_due_or_recheck(worker.last_heartbeat.max(view.observing_since), policy.stale_worker_timeout, view.now) {
         return Some(Death::Stale);
     }
     let grace = policy.session_loss_grace?;
@@ -201,7 +210,7 @@ fn judge(worker: &WorkerView, view: &ClusterView, policy: &Policy, plan: &mut Pl
             plan.recheck_within(grace);
         }
         Session::LostSince(at) => {
-            if plan.is_due(at.max(view.observing_since), grace, view.now) {
+            if plan.is_due_or_recheck(at.max(view.observing_since), grace, view.now) {
                 return Some(Death::SessionLost);
             }
         }
@@ -224,8 +233,8 @@ pub(crate) fn stance(standing: &Standing) -> Stance {
 }
 
 impl Plan {
-    /// Whether `wait` has passed since `since`; if not, remembers when it will have.
-    fn is_due(&mut self, since: ServerTime, wait: Duration, now: ServerTime) -> bool {
+    /// Whether `wait` has passed since `since`; if not, requests another look when it will have.
+    fn is_due_or_recheck(&mut self, since: ServerTime, wait: Duration, now: ServerTime) -> bool {
         let left = wait.saturating_sub(now.since(since));
         if !left.is_zero() {
             self.recheck_within(left);
@@ -238,7 +247,8 @@ impl Plan {
         self.recheck_after = Some(self.recheck_after.map_or(wait, |sooner| sooner.min(wait)));
     }
 
-    /// Deals the partitions among all that are alive and not leaving, keeping their order so that few keys change hands.
+    /// Adds a generation of all workers that are alive and not leaving. The partitions keep their
+    /// order, so that few keys change their owner.
     fn create(&mut self, last: i64, cause: Cause, alive: &[&WorkerView]) {
         let mut members: Vec<&WorkerView> =
             alive.iter().copied().filter(|worker| worker.state != WorkerState::Stopping).collect();

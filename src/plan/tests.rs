@@ -1,4 +1,4 @@
-//! Tables: a view in, actions out.
+//! Tables: each test lists views and the actions that they lead to.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -144,7 +144,7 @@ fn a_stale_heartbeat_is_death() {
     let mut view = view(Active, 2, vec![running(1, 0), stale]);
     let evicted = [Action::Evict(id(2), Death::Stale), create(Cause::Departed, &[1])];
     assert_eq!(plan(&view, &POLICY).actions, evicted);
-    // Nobody is judged by what happened before the observer was there to see it.
+    // No worker is judged by what happened before the observer's session existed.
     view.observing_since = at(71);
     assert_eq!(plan(&view, &POLICY).actions, []);
     assert_eq!(plan(&view, &POLICY).recheck_after, Some(Duration::from_secs(1)));
@@ -163,7 +163,7 @@ fn a_lost_session_is_noted_then_forgiven_or_death() {
     let evicted = [Action::Evict(id(2), Death::SessionLost), create(Cause::Departed, &[1])];
     assert_eq!(plan(&with(Session::LostSince(at(99))), &POLICY).actions, evicted);
 
-    // After a restart of the server the grace starts anew.
+    // After a restart of the server the grace period starts again.
     let restarted = ClusterView { observing_since: at(100), ..with(Session::LostSince(at(50))) };
     assert_eq!(plan(&restarted, &POLICY).actions, []);
 
@@ -241,7 +241,7 @@ fn a_projection_is_dealt_alone_when_its_desired_state_changes() {
     assert_eq!(plan(&joins, &POLICY).actions, [create(Cause::Joined, &[1, 2, 3, 4])], "then with all the others");
 }
 
-/// In the database, the metrics and the log.
+/// The names are used in the database, the metrics and the log.
 #[test]
 fn states_and_reasons_have_names() {
     for (state, name) in WorkerState::ALL.into_iter().zip(["pending", "ready", "running", "stopping", "stopped"]) {
@@ -262,7 +262,7 @@ fn states_and_reasons_have_names() {
 }
 
 #[test]
-fn stances() {
+fn stance_follows_generation_and_worker_state() {
     use WorkerState as W;
     for (generation, state, number, expected) in [
         (Pending, W::Pending, 5, Stance::Prepare(5)),

@@ -17,18 +17,19 @@ impl fmt::Display for WorkerId {
     }
 }
 
-/// A moment on the server's clock, in microseconds. It is compared with nothing but others of its kind (I6).
+/// A moment on the server's clock, in microseconds. It is compared only with other moments on that
+/// clock (I6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(crate) struct ServerTime(pub(crate) i64);
 
 impl ServerTime {
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// How long ago `earlier` was; zero if it is in the future.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 }
 
-/// Where a worker stands.
+/// The state of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum WorkerState {
@@ -59,7 +60,7 @@ impl WorkerState {
         }
     }
 
-    /// The state of that name.
+    /// The state with this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == name)
     }
@@ -71,7 +72,7 @@ impl fmt::Display for WorkerState {
     }
 }
 
-/// Where a generation stands.
+/// The state of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum GenerationState {
     /// Its workers are pausing.
@@ -81,8 +82,9 @@ pub(crate) enum GenerationState {
 }
 
 impl GenerationState {
-    /// What a generation of that state is while it is the newest. It is superseded only when a newer
-    /// one is created: if that one was deleted by hand, no worker owns anything, as in a pending one.
+    /// The state of the newest generation that has this name in the database. A generation is
+    /// superseded only when a newer one is created. If that newer one was deleted by hand, no
+    /// worker owns anything, as in a pending one.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         match name {
             "pending" | "superseded" => Some(Self::Pending),
@@ -101,18 +103,18 @@ pub(crate) struct GenerationView {
     pub(crate) created_at: ServerTime,
 }
 
-/// What is known of a worker's session lock.
+/// The state of a worker's session lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Session {
     /// Held: the process is connected.
     Held,
-    /// Not held, and nobody has noted that yet.
+    /// Not held, and no worker has recorded that yet.
     Missing,
-    /// Not held; noted at this moment.
+    /// Not held; the loss was recorded at this moment.
     LostSince(ServerTime),
-    /// Held again, and the note of its loss still stands.
+    /// Held again, and the record of its loss is still there.
     Regained,
-    /// This worker takes no session lock: its heartbeats alone speak for it.
+    /// This worker takes no session lock: its liveness relies on heartbeats alone.
     Unused,
 }
 
@@ -121,15 +123,15 @@ pub(crate) enum Session {
 pub(crate) struct WorkerView {
     pub(crate) id: WorkerId,
     pub(crate) state: WorkerState,
-    /// The generation it was last given a partition of; 0 before the first.
+    /// The newest generation in which it was given a partition; 0 before the first.
     pub(crate) generation: i64,
     pub(crate) partition: Option<usize>,
     pub(crate) session: Session,
     pub(crate) registered_at: ServerTime,
     pub(crate) last_heartbeat: ServerTime,
-    /// Into how many lanes it cuts its share of each projection.
+    /// The number of lanes into which it cuts its share of each projection.
     pub(crate) lanes: usize,
-    /// The names of those it knows.
+    /// The names of the projections that it knows.
     pub(crate) projections: Arc<[Arc<str>]>,
 }
 
@@ -144,7 +146,7 @@ impl WorkerView {
 pub(crate) enum DesiredState {
     /// It is processed.
     Running,
-    /// Nothing of it is processed, by whatever worker.
+    /// No worker processes it.
     Paused,
 }
 
@@ -159,7 +161,7 @@ impl DesiredState {
         }
     }
 
-    /// The state of that name.
+    /// The state with this name.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == name)
     }
@@ -170,18 +172,20 @@ impl DesiredState {
 pub(crate) struct ProjectionView {
     pub(crate) name: Arc<str>,
     pub(crate) desired: DesiredState,
-    /// What was desired when it was last dealt.
+    /// What was desired when it was last distributed.
     pub(crate) dealt: DesiredState,
-    /// How often it has been dealt. A runner that was told another number has to load its checkpoints again.
+    /// How often it has been distributed. A runner that was told another number has to reload its
+    /// checkpoints.
     pub(crate) deal: i64,
 }
 
-/// A replica set as one snapshot shows it. Stopped workers are not in it.
+/// A replica set as one snapshot shows it, without the workers that have stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct ClusterView {
     pub(crate) now: ServerTime,
-    /// Since when the observer's own session exists. Nobody is judged by what happened before: after a restart or a failover of
-    /// the server every session is gone and every heartbeat old, and the others need their time to come back.
+    /// Since when the observer's own session has existed. No worker is judged by what happened
+    /// before: after a restart or a failover of the server every session is gone and every
+    /// heartbeat is old, and the other workers need time to come back.
     pub(crate) observing_since: ServerTime,
     pub(crate) generation: Option<GenerationView>,
     pub(crate) workers: Vec<WorkerView>,
@@ -207,15 +211,15 @@ impl ClusterView {
 /// What one worker has to know to do its own part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Standing {
-    /// The newest.
+    /// The newest generation.
     pub(crate) generation: Option<GenerationView>,
     /// None if it is not registered, or stopped.
     pub(crate) member: Option<Member>,
-    /// How often each projection of the replica set has been dealt.
+    /// How often each projection of the replica set has been distributed.
     pub(crate) deals: BTreeMap<Arc<str>, i64>,
 }
 
-/// See [`WorkerView`].
+/// The worker's own row. See [`WorkerView`] for the fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) state: WorkerState,

@@ -1,10 +1,10 @@
-//! What may happen next, at what time it may be, and what counts as a fault.
+//! Which steps may happen next, which moments are tried, and which steps count as faults.
 
 use super::database::Clock;
 use super::world::{Life, Meanwhile, Runner, Step, World};
 
 impl World {
-    /// Everything that may happen next.
+    /// Adds every step that may happen next.
     pub(crate) fn steps(&self, steps: &mut Vec<Step>) {
         let workers = 0..self.processes.len();
         let mut meanwhile = vec![Meanwhile::Nothing];
@@ -12,7 +12,8 @@ impl World {
             let process = &self.processes[worker];
             let faulty = self.faults > 0;
             match process.life {
-                // They are alike but for what they know, so the order in which they come is no loss.
+                // These workers differ only in what they know, so it is enough to let them join in
+                // one order.
                 Life::NotYet if worker == 0 || self.processes[worker - 1].life != Life::NotYet => {
                     steps.push(Step::Join(worker));
                     continue;
@@ -69,7 +70,7 @@ impl World {
         self.is_paused(worker)
     }
 
-    /// The times it may be.
+    /// The moments that are tried.
     fn clocks(&self) -> Vec<Clock> {
         let calm = Clock::default();
         let mut clocks = vec![calm, Clock { gathered: true, ..calm }, Clock { grace: true, ..calm }, self.fair_clock()];
@@ -84,13 +85,14 @@ impl World {
         clocks
     }
 
-    /// The time it is when everything that is over is seen to be.
+    /// The moment at which every timeout that is over is seen to be over, and no living worker is
+    /// suspected.
     pub(crate) fn fair_clock(&self) -> Clock {
         let stale = (0..self.processes.len()).filter(|worker| !self.is_up(*worker)).map(|worker| 1 << worker).sum();
         Clock { stale, grace: true, gathered: true, late: false }
     }
 
-    /// How many faults it costs.
+    /// How many faults the step costs.
     pub(crate) fn cost(&self, step: Step) -> u8 {
         let suspects_the_living =
             |clock: Clock| clock.late || (0..self.processes.len()).any(|w| clock.stale & 1 << w != 0 && self.is_up(w));

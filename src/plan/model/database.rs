@@ -1,7 +1,8 @@
-//! What `store::coordination` and `store::checkpoints` do, in memory. `store::equivalence` holds the two equal.
+//! What `store::coordination`, `store::deal` and `store::fence` do, in memory. `store::equivalence`
+//! verifies that both do the same.
 //!
-//! Where the real one is kinder, this one is not: a checkpoint's id is used again as soon as it is free, so that the fence must not
-//! lean on ids being unique for ever.
+//! Where the SQL is more forgiving, this model is not: it reuses a checkpoint's id as soon as the
+//! id is free, so that the fence must not rely on ids that are unique forever.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
@@ -25,9 +26,9 @@ pub(crate) const POLICY: Policy = Policy {
 const LONG_AGO: ServerTime = ServerTime(0);
 const NOW: ServerTime = ServerTime(1_000_000_000);
 
-/// Workers and projections are numbers here, from 0.
+/// Returns the id of a worker. In the model, workers and projections are numbers from 0.
 pub(crate) fn worker_id(worker: usize) -> WorkerId {
-    // The upper half tells session locks apart.
+    // The session locks are derived from the upper half.
     WorkerId(Uuid::from_u128((u128::try_from(worker).unwrap() + 1) << 96))
 }
 
@@ -37,7 +38,7 @@ fn worker_of(id: WorkerId) -> usize {
 
 const MOST_PROJECTIONS: usize = 3;
 
-/// Made once: views are made all the time.
+/// Made once, because views are made very often.
 static NAMES: LazyLock<[Arc<str>; MOST_PROJECTIONS]> =
     LazyLock::new(|| std::array::from_fn(|projection| format!("projection_{projection}").into()));
 
@@ -51,8 +52,8 @@ pub(crate) fn projection_name(projection: usize) -> &'static Arc<str> {
     &NAMES[projection]
 }
 
-/// The lowest key of each piece of every share that any of these workers, in any order of their
-/// partitions, may be dealt.
+/// The lowest key of each piece of every share that any of these workers may be given, with the
+/// partitions in any order.
 pub(crate) fn lowest_keys(lanes: &[usize]) -> Vec<i32> {
     let projection = ProjectionView {
         name: NAMES[0].clone(),
@@ -88,12 +89,12 @@ fn projection_of(name: &str) -> usize {
     NAMES.iter().position(|known| &**known == name).unwrap()
 }
 
-/// What clocks would decide. Everything it does not name happened just now.
+/// What clocks would decide. Everything that is not named here happened just now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Clock {
     /// The workers, by bit, whose last heartbeat is too old.
     pub(crate) stale: u8,
-    /// Whether the grace of lost sessions is over.
+    /// Whether the grace period of lost sessions is over.
     pub(crate) grace: bool,
     /// Whether the joiners have waited long enough.
     pub(crate) gathered: bool,
@@ -113,30 +114,30 @@ pub(crate) struct Worker {
     pub(crate) state: WorkerState,
     pub(crate) generation: i64,
     pub(crate) partition: Option<usize>,
-    /// Which it knows, by bit.
+    /// The projections it knows, by bit.
     pub(crate) projections: u8,
     pub(crate) lanes: usize,
-    /// Whether the loss of its session is noted.
+    /// Whether the loss of its session is recorded.
     pub(crate) noted: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Projection {
     pub(crate) desired: DesiredState,
-    /// What was desired when it was dealt last.
+    /// What was desired when it was last distributed.
     pub(crate) dealt: DesiredState,
-    /// The number of that deal.
+    /// The number of its last deal.
     pub(crate) deal: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Row {
     pub(crate) projection: usize,
-    /// Which row it is. In SQL the token alone tells.
+    /// Identifies the row. In SQL the token alone does.
     pub(crate) id: i64,
-    /// Never used again.
+    /// Unique: never used for another row.
     pub(crate) token: i64,
-    /// The deal that made it. Nobody compares it: it is there for what must hold.
+    /// The deal that made the row. The fence does not compare it; only the properties do.
     pub(crate) deal: i64,
     pub(crate) keys: KeySet,
     pub(crate) position: i64,
@@ -145,7 +146,7 @@ pub(crate) struct Row {
     pub(crate) lane: usize,
 }
 
-/// By what a worker proves that a row is its own.
+/// What a worker states to prove that a row is its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Owner {
     pub(crate) worker: usize,
@@ -158,7 +159,7 @@ pub(crate) struct Database {
     pub(crate) workers: Vec<Option<Worker>>,
     /// None before a worker has registered it.
     pub(crate) projections: [Option<Projection>; MOST_PROJECTIONS],
-    /// By id.
+    /// Sorted by id.
     pub(crate) rows: Vec<Row>,
     pub(crate) next_token: i64,
     pub(crate) sabotage: Sabotage,
@@ -170,7 +171,7 @@ impl Database {
         Self { generation: None, workers, projections, rows: Vec::new(), next_token: 1, sabotage }
     }
 
-    /// As `load_view`; `held` says whose session lock is held.
+    /// As `store::view` does; `held` tells whether a worker's session lock is held.
     pub(crate) fn view(&self, clock: Clock, held: impl Fn(usize) -> bool) -> ClusterView {
         let moment = |long_ago: bool| if long_ago { LONG_AGO } else { NOW };
         let registered = self.workers.iter().enumerate().filter_map(|(worker, row)| row.map(|row| (worker, row)));
@@ -224,13 +225,13 @@ impl Database {
             }
         }
         let state = WorkerState::Pending;
-        // A worker that comes back knows what it knew.
+        // A worker that registers again knows the same projections as before.
         let (projections, lanes) =
             self.workers[worker].map_or((projections, lanes), |before| (before.projections, before.lanes));
         self.workers[worker] = Some(Worker { state, generation: 0, partition: None, projections, lanes, noted: false });
     }
 
-    /// What an operator wants from now on.
+    /// Sets what an operator wants from now on.
     pub(crate) fn desire(&mut self, projection: usize, desired: DesiredState) {
         if let Some(row) = &mut self.projections[projection] {
             row.desired = desired;
@@ -265,7 +266,7 @@ impl Database {
         });
     }
 
-    /// False if it is refused.
+    /// Applies an action. Returns false if it is refused.
     pub(crate) fn apply(&mut self, action: &Action) -> bool {
         match action {
             Action::NoteSessionLost(id) => self.update(worker_of(*id), |row| row.noted = true),
@@ -298,7 +299,8 @@ impl Database {
         true
     }
 
-    /// Cuts the rows of a projection along the shares. False if the shares overlap or leave keys out.
+    /// Cuts the rows of a projection along the shares. Returns false if the shares overlap or leave
+    /// keys out.
     fn deal(&mut self, generation: i64, Deal { projection, desired, shares }: &Deal) -> bool {
         let projection = projection_of(projection);
         let Some(row) = &mut self.projections[projection] else { return false };
@@ -314,7 +316,7 @@ impl Database {
         if (sum, &covered) != (all.len(), &all) {
             return false;
         }
-        if self.sabotage == Sabotage::RecutDropsPiece && dealt.len() > 2 {
+        if self.sabotage == Sabotage::CutDropsPiece && dealt.len() > 2 {
             dealt.pop();
         }
         let (old, others): (Vec<Row>, Vec<Row>) =
@@ -330,8 +332,8 @@ impl Database {
                 }
             }
         }
-        if matches!(self.sabotage, Sabotage::RecutJumps | Sabotage::RecutGoesBack) {
-            cut = sabotage::at_one_position(cut, self.sabotage == Sabotage::RecutJumps);
+        if matches!(self.sabotage, Sabotage::CutJumps | Sabotage::CutGoesBack) {
+            cut = sabotage::at_one_position(cut, self.sabotage == Sabotage::CutJumps);
         }
         let keeps_token = self.sabotage == Sabotage::TokenNotRenewed;
         self.insert(cut, generation, |keys| {
@@ -341,7 +343,7 @@ impl Database {
         true
     }
 
-    /// Makes a row of each piece, with a new token unless it has one.
+    /// Makes a row of each piece, with a new token unless `token` gives one.
     fn insert(&mut self, cut: Cut, generation: i64, token: impl Fn(&KeySet) -> Option<i64>) {
         for ((projection, position, worker, lane), keys) in cut {
             let id = (1..100).find(|id| !self.rows.iter().any(|row| row.id == *id)).unwrap();
@@ -355,7 +357,7 @@ impl Database {
         }
     }
 
-    /// Where the row is that a worker may change.
+    /// The index of the row, if the fence lets this owner change it.
     fn passes_fence(&self, row: &Row, owner: Owner) -> Option<usize> {
         use Fenced::{Position, Token, TokenAndGeneration, TokenAndOwner};
         let ignores = |what: &[Fenced]| what.iter().any(|what| self.sabotage == Sabotage::FenceWithout(*what));
@@ -391,7 +393,7 @@ impl Database {
     }
 
     pub(crate) fn merge(&mut self, into: &Row, from: &Row, owner: Owner) -> bool {
-        // One position stands for both in the statement.
+        // In the statement, one position is compared with both rows.
         let from = Row { position: into.position, ..from.clone() };
         let (Some(target), Some(gone)) = (self.passes_fence(into, owner), self.passes_fence(&from, owner)) else {
             return false;

@@ -1,11 +1,11 @@
-//! What must hold of a world, and what happens in it when nothing goes wrong any more.
+//! What must hold in a world, and what happens in it once there are no more faults.
 
 use super::database::{Clock, Owner, Row, worker_id};
 use super::world::{Bounds, Life, Meanwhile, Runner, Step, Told, World};
 use crate::plan::{DesiredState, GenerationState, KeySet, WorkerState};
 
 impl World {
-    /// Some while without faults, in which everybody does what it has to.
+    /// A period without faults, in which every worker does all it has to do.
     pub(crate) fn fair_round(&mut self, bounds: &Bounds) {
         while !self.adrift.is_empty() {
             self.step(Step::Land(0), bounds);
@@ -20,7 +20,7 @@ impl World {
                 self.step(Step::Left(worker), bounds);
                 continue;
             }
-            // As `Coordinator::tick` does it.
+            // In the order in which the coordinator does it.
             self.change_as_member(worker);
             if self.processes[worker].seen.is_none() {
                 self.look(worker, bounds);
@@ -39,7 +39,7 @@ impl World {
         }
     }
 
-    /// Lets the runners of a worker do all they have to do.
+    /// Lets the runners of a worker do everything they have to do.
     fn drain(&mut self, worker: usize, bounds: &Bounds) {
         for runner in 0..self.processes[worker].runners.len() {
             while self.step(Step::Load(worker, runner), bounds) || self.work(worker, runner, bounds) {}
@@ -49,8 +49,8 @@ impl World {
         }
     }
 
-    /// Whether all that live are members, and every key they know belongs to a lane that has handled all its events, or to nobody
-    /// if it is of a paused projection.
+    /// Whether all living workers are members, and every key they know belongs to a lane that has
+    /// handled all its events, or to no worker if its projection is paused.
     pub(crate) fn is_well(&self, bounds: &Bounds) -> bool {
         let living: Vec<usize> = (0..self.processes.len()).filter(|worker| self.is_up(*worker)).collect();
         let Some(generation) = self.database.generation else { return living.is_empty() };
@@ -95,7 +95,7 @@ impl World {
         })
     }
 
-    /// Whether each row's position is where the handled events of its keys end.
+    /// Whether each row's position is that of the last handled event of its keys.
     pub(crate) fn rows_agree_with_the_log(&self, bounds: &Bounds) -> bool {
         self.database.rows.iter().all(|row| {
             let handled = self.handled[row.projection].iter().zip(&bounds.probes);

@@ -1,10 +1,13 @@
-//! Model checking: [`plan`] and [`stance`](super::stance) as they ship, over a database in memory, with workers that join, leave, crash, lose their
-//! connections, are taken for dead while they live, and act late on what they saw, in every order.
+//! Model checking: the real [`plan`] and [`stance`](super::stance), over a database in memory.
+//! Workers join, leave, crash, lose their connections, are declared dead while they live, and act
+//! late on what they saw, in every order.
 //!
-//! There are no clocks in it. What clocks decide, is decided both ways. Within its [`Bounds`] the search is complete.
+//! The model has no clocks: what a clock decides is decided in both ways. Within its [`Bounds`] the
+//! search is complete.
 //!
-//! What it does not show: that the SQL does what [`database`] does (`store::equivalence` does that), and what row locks and isolation
-//! levels do to two statements at once: here each transaction happens at one moment.
+//! It does not show that the SQL does what [`database`] does (`store::equivalence` does), nor how
+//! row locks and isolation levels affect two statements that run at the same time: here each
+//! transaction happens at one moment.
 
 mod choices;
 pub(crate) mod database;
@@ -26,13 +29,13 @@ use super::{DesiredState, GenerationState, KeySet, WorkerState};
 use sabotage::{Fenced, Sabotage};
 use world::{Bounds, Life, Runner, Step, Told, World};
 
-/// So many rounds without faults must be enough to get well.
+/// The number of rounds without faults within which a world must recover.
 const ROUNDS: usize = 16;
 
 struct Cluster {
     bounds: Bounds,
     sabotage: Sabotage,
-    /// Hashes of worlds known to get well by themselves.
+    /// Hashes of worlds that are known to recover.
     recovers: Mutex<HashSet<u64>>,
     hasher: RandomState,
 }
@@ -214,7 +217,7 @@ fn threads() -> usize {
     thread::available_parallelism().map_or(1, Into::into)
 }
 
-/// Breaks something and expects that this property tells.
+/// Breaks something, and expects that this property fails.
 fn notices(sabotage: Sabotage, bounds: Bounds, expected: &'static str) {
     let finish = HasDiscoveries::AnyOf([expected].into());
     let cluster = Cluster::new(bounds, sabotage).checker();
@@ -225,7 +228,7 @@ fn notices(sabotage: Sabotage, bounds: Bounds, expected: &'static str) {
 }
 
 #[test]
-fn two_workers() {
+fn two_workers_survive_two_faults() {
     check(bounds(&[1, 1], 0, 2, 2));
 }
 
@@ -267,7 +270,7 @@ fn three_workers_and_a_rolling_deploy() {
     check(bounds(&[1, 3, 3], 2, 1, 1));
 }
 
-/// Membership alone: with no event to handle, more workers are within reach.
+/// Membership alone: without events to handle, the search can cover more workers.
 #[test]
 fn four_workers_without_events() {
     check(bounds(&[1, 1, 1, 1], 3, 1, 0));
@@ -295,9 +298,9 @@ fn model_notices_each_sabotage() {
         (S::TokenNotRenewed, wishes(), STALE),
         (S::DealDropsShare, two(), RECOVERS),
         (S::DealNotTold, wishes(), RECOVERS),
-        (S::RecutDropsPiece, bounds(&[1, 1, 1], 3, 1, 2), "checkpoints partition the key space"),
-        (S::RecutJumps, two(), AT_END),
-        (S::RecutGoesBack, two(), AT_END),
+        (S::CutDropsPiece, bounds(&[1, 1, 1], 3, 1, 2), "checkpoints partition the key space"),
+        (S::CutJumps, two(), AT_END),
+        (S::CutGoesBack, two(), AT_END),
         (S::ActivatesEarly, two(), RECOVERS),
         (S::ActivatesUncut, two(), RECOVERS),
         (S::IgnoresJoiners, two(), RECOVERS),

@@ -1,4 +1,5 @@
-//! Worlds that differ only in the numbers of their generations and deals, and in their tokens, are one.
+//! Worlds that differ only in their tokens and in the numbers of their generations and deals are
+//! one.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +8,9 @@ use super::world::{Runner, World};
 use crate::plan::{Stance, WorkerState};
 
 impl World {
-    /// The same, with the newest generation's number always the same: for all that is decided, only whether numbers are equal
-    /// matters, and which comes next. And without what nobody looks at any more.
+    /// The same world, in which the newest generation always has the same number, and without
+    /// anything that no step reads any more. Decisions depend only on whether numbers are equal,
+    /// and on which comes next.
     pub(super) fn renumbered(mut self) -> Self {
         const NEWEST: i64 = 100;
         let Some(generation) = &mut self.database.generation else { return self };
@@ -50,8 +52,8 @@ impl World {
         self
     }
 
-    /// What is in the database gets the lowest tokens and deal 1. Whatever else there is can only differ from that, and for good: it
-    /// gets 0.
+    /// Gives the rows in the database the lowest tokens and deal 1. Tokens and deals elsewhere that
+    /// differ from those will always differ: they become 0.
     fn renew_tokens_and_deals(&mut self) {
         let tokens: BTreeMap<i64, i64> = self.database.rows.iter().map(|row| row.token).zip(1..).collect();
         let current = self.database.projections.map(|row| row.map(|row| row.deal));

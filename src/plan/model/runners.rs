@@ -1,4 +1,4 @@
-//! Runners: what they have in hand, and how it ends.
+//! Runners: the batch each has in hand, and how it ends.
 
 use std::cmp::Ordering;
 
@@ -49,7 +49,8 @@ impl World {
         true
     }
 
-    /// Handles the next event of the row's keys and moves the row, if the fence lets it. The log tells what was handled before.
+    /// Handles the next event of the row's keys and moves the row, if the fence allows it. The log
+    /// tells what was handled before.
     pub(super) fn commit(&mut self, row: &Row, owner: Owner, bounds: &Bounds) -> bool {
         let moved = self.database.advance(row, owner, row.position + 1);
         if moved {

@@ -1,4 +1,4 @@
-//! What the model breaks on purpose, to see that it is noticed.
+//! What the model breaks on purpose, to verify that the properties notice it.
 
 use std::collections::BTreeMap;
 
@@ -10,29 +10,29 @@ pub(crate) enum Sabotage {
     None,
     /// The fence does not compare this.
     FenceWithout(Fenced),
-    /// A row that a deal leaves whole keeps its token.
+    /// A row that a deal does not cut keeps its token.
     TokenNotRenewed,
-    /// The deal leaves the last share out.
+    /// The deal omits the last share.
     DealDropsShare,
     /// Cutting the rows loses the keys of the last share.
-    RecutDropsPiece,
-    /// Cutting the rows makes one row of all that a lane gets, at the highest position.
-    RecutJumps,
-    /// Cutting the rows makes one row of all that a lane gets, at the lowest position.
-    RecutGoesBack,
-    /// A generation is activated although some are not ready.
+    CutDropsPiece,
+    /// Cutting the rows makes one row of everything that a lane gets, at the highest position.
+    CutJumps,
+    /// Cutting the rows makes one row of everything that a lane gets, at the lowest position.
+    CutGoesBack,
+    /// A generation is activated although some of its workers are not ready.
     ActivatesEarly,
     /// A generation is activated with the checkpoints of the one before.
     ActivatesUncut,
-    /// Nobody ever sees a joiner.
+    /// No worker ever sees a joiner.
     IgnoresJoiners,
-    /// Nobody is ever declared dead.
+    /// No worker is ever declared dead.
     NeverEvicts,
-    /// An evicted worker does not come back.
+    /// An evicted worker does not register again.
     NeverRejoins,
     /// A runner that was fenced is not told to run again.
     RunnerNotRestarted,
-    /// A runner is not told that its projection has been dealt again.
+    /// A runner is not told that its projection has been redistributed.
     DealNotTold,
 }
 
@@ -40,7 +40,7 @@ pub(crate) enum Sabotage {
 pub(crate) enum Fenced {
     Position,
     Token,
-    /// Between generations, generation and worker would do without a token.
+    /// Without a token, generation and worker would still be enough between generations.
     TokenAndGeneration,
     /// Neither token, generation nor worker.
     TokenAndOwner,
@@ -49,7 +49,7 @@ pub(crate) enum Fenced {
 /// The pieces of a cut: by projection, position, worker and lane.
 pub(super) type Cut = BTreeMap<(usize, i64, Option<usize>, usize), KeySet>;
 
-/// The same with all pieces of a lane at one position, which is wrong.
+/// The same pieces, but with all pieces of a lane at one position, which is wrong.
 pub(super) fn at_one_position(cut: Cut, highest: bool) -> Cut {
     let mut whole: BTreeMap<(usize, Option<usize>, usize), (i64, KeySet)> = BTreeMap::new();
     for ((projection, position, worker, lane), keys) in cut {

@@ -1,7 +1,8 @@
-//! The database together with the workers' processes, and everything that may happen to them.
+//! The database together with the workers' processes, and every step that may happen to them.
 //!
-//! A coordinator looks ([`Step::Look`]) and says that it is ready for what it saw ([`Step::Ready`]) at any later time. A runner that has loaded its rows may
-//! be in the middle of a batch on the first of them: it commits, through the fence, at any later time ([`Step::Work`]).
+//! A coordinator looks ([`Step::Look`]) and reports at any later time that it is ready for what it
+//! saw ([`Step::Ready`]). A runner that has loaded its rows may be in the middle of a batch on the
+//! first of them: it commits, through the fence, at any later time ([`Step::Work`]).
 
 use super::database::{Clock, Database, Owner, POLICY, Row, worker_id};
 use super::sabotage::Sabotage;
@@ -27,24 +28,24 @@ pub(crate) struct Told {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Runner {
     Paused,
-    /// Its rows are not loaded yet, or to be loaded again, if none.
+    /// The rows are `None` if they are not loaded yet, or have to be reloaded.
     Running(Told, Option<Vec<Row>>),
-    /// Told to pause in the middle of a batch on this row of this generation.
+    /// Told to pause in the middle of a batch on this row, in this generation.
     Finishing(i64, Row),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Process {
     pub(crate) life: Life,
-    /// Whether its coordination connection stands, and with it the session lock.
+    /// Whether its coordination connection is open, and with it the session lock held.
     pub(crate) linked: bool,
     /// What it saw that it has to do, and has not done yet.
     pub(crate) seen: Option<Stance>,
-    /// Lane by lane of the first projection, then of the next.
+    /// The lanes of the first projection, then those of the next.
     pub(crate) runners: Vec<Runner>,
 }
 
-/// What must never happen, once it has.
+/// A violation that must never occur.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Damage {
     HandledTwice,
@@ -55,12 +56,12 @@ pub(crate) enum Damage {
 pub(crate) struct World {
     pub(crate) database: Database,
     pub(crate) processes: Vec<Process>,
-    /// Batches whose commit nobody waits for any more: each may still come through, or not.
+    /// Batches whose runners no longer wait for the commit: each may still be committed, or not.
     pub(crate) adrift: Vec<(Row, Owner)>,
-    /// Up to which position the events of each probed key have been handled, by projection.
+    /// The position up to which the events of each probed key have been handled, by projection.
     pub(crate) handled: Vec<Vec<i64>>,
     pub(crate) damage: Option<Damage>,
-    /// How many more faults there may be, and wishes of an operator.
+    /// How many more faults, and wishes of an operator, there may be.
     pub(crate) faults: u8,
     pub(crate) wishes: u8,
 }
@@ -69,28 +70,28 @@ pub(crate) struct World {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Step {
     Join(usize),
-    /// Is asked to stop, and says so.
+    /// The worker is asked to stop, and records that.
     Leave(usize),
-    /// Has drained its runners; goes, and plans in the same transaction.
+    /// The worker's runners have paused: it leaves, and plans in the same transaction.
     Left(usize),
     /// A coordinator looks at the replica set and does what it has to.
     Look(usize),
-    /// It says that it is ready for what it saw then.
+    /// The coordinator reports that it is ready for what it saw then.
     Ready(usize),
-    /// Some coordinator changes what is shared, as `plan` asks for at such a time.
+    /// Some coordinator changes the shared state as `plan` asks for at such a moment.
     Change(Clock, Meanwhile),
     Load(usize, usize),
     /// A runner commits its batch, or merges two rows.
     Work(usize, usize),
-    /// A runner told to pause has not begun a batch yet, or drops it.
+    /// A runner that was told to pause drops its batch, or has not begun one.
     Drop(usize, usize),
     /// A runner's connection breaks while it commits.
     Lose(usize, usize),
-    /// A commit that nobody waits for comes through.
+    /// A commit for which no runner waits succeeds.
     Land(usize),
-    /// It does not.
+    /// Such a commit is lost.
     Vanish(usize),
-    /// The coordination connection breaks, the process lives.
+    /// The coordination connection breaks, but the process lives.
     Cut(usize),
     Reconnect(usize),
     Crash(usize),
@@ -100,16 +101,16 @@ pub(crate) enum Step {
     Wish(usize),
 }
 
-/// What a worker says of itself between a plan and its application: it does so without the replica set's lock.
+/// What a worker reports between a plan and its application, without the replica set's lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Meanwhile {
     Nothing,
-    /// It is asked to leave.
+    /// The worker is asked to leave.
     Leaves(usize),
     IsReady(usize),
 }
 
-/// The bounds within which everything is tried.
+/// The bounds of the search.
 #[derive(Debug, Clone)]
 pub(crate) struct Bounds {
     /// Which projections each worker knows, by bit, and into how many lanes it cuts each.
@@ -118,16 +119,16 @@ pub(crate) struct Bounds {
     pub(crate) projections: usize,
     pub(crate) faults: u8,
     pub(crate) wishes: u8,
-    /// How many workers run already when it begins.
+    /// How many workers already run at the beginning.
     pub(crate) already: usize,
     /// The position of the last event. Every position has an event of every key.
     pub(crate) last: i64,
-    /// Keys that every possible cut tells apart: the lowest of each piece.
+    /// Keys that every possible cut distinguishes: the lowest of each piece.
     pub(crate) probes: Vec<i32>,
 }
 
 impl Bounds {
-    /// All the runners of a worker: projection and lane of each.
+    /// All runners of a worker: the projection and lane of each.
     pub(crate) fn runners(&self, worker: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let lanes = self.lanes[worker];
         (0..self.projections).flat_map(move |projection| (0..lanes).map(move |lane| (projection, lane)))
@@ -174,7 +175,7 @@ impl World {
         matches!(self.processes[worker].life, Life::Up | Life::Leaving)
     }
 
-    /// What `plan` asks for at such a time, as far as it is not sabotaged.
+    /// What `plan` asks for at such a moment, changed by the sabotage.
     pub(crate) fn decide(&self, clock: Clock) -> Vec<Action> {
         let mut view = self.view(clock);
         let sabotage = self.database.sabotage;
@@ -204,7 +205,7 @@ impl World {
         actions
     }
 
-    /// One transaction under the replica set's lock. Whether it changed anything.
+    /// One transaction under the replica set's lock. Returns whether it changed anything.
     pub(super) fn change(&mut self, clock: Clock, meanwhile: Meanwhile) -> bool {
         let actions = self.decide(clock);
         match meanwhile {
@@ -220,7 +221,7 @@ impl World {
         !actions.is_empty()
     }
 
-    /// Says that it is asked to stop.
+    /// The worker records that it was asked to stop.
     fn leave(&mut self, worker: usize) {
         self.database.mark_stopping(worker);
         self.processes[worker].life = Life::Leaving;
@@ -228,7 +229,7 @@ impl World {
         self.pause(worker);
     }
 
-    /// Tells the runners to pause. True once none of them processes any more.
+    /// Tells the runners to pause. Returns whether all of them have stopped processing.
     fn pause(&mut self, worker: usize) -> bool {
         for runner in &mut self.processes[worker].runners {
             if let Runner::Running(told, rows) = runner {
@@ -243,13 +244,13 @@ impl World {
         self.processes[worker].runners.iter().all(|runner| *runner == Runner::Paused)
     }
 
-    /// What happens then; nothing if it cannot happen.
+    /// The world after this step; `None` if the step cannot happen.
     pub(crate) fn after(&self, step: Step, bounds: &Bounds) -> Option<Self> {
         let mut next = self.clone();
         next.step(step, bounds).then(|| next.renumbered())
     }
 
-    /// Whether it can happen.
+    /// Takes the step. Returns whether it can happen.
     pub(crate) fn step(&mut self, step: Step, bounds: &Bounds) -> bool {
         match step {
             Step::Join(worker) => {
@@ -319,8 +320,9 @@ impl World {
         process.runners.fill(Runner::Paused);
     }
 
-    /// Looks, and does what it sees it has to do. Only for readiness does it matter that it may be said late: what else it does
-    /// late, it might as well have seen late.
+    /// The coordinator looks, and does what it has to do at once, except for reporting readiness:
+    /// only there does it matter that it may happen later. For everything else, acting late is the
+    /// same as looking late.
     pub(super) fn look(&mut self, worker: usize, bounds: &Bounds) -> bool {
         let before = self.processes[worker].clone();
         let seen = stance(&self.view(Clock::default()).standing(worker_id(worker)));
@@ -352,8 +354,8 @@ impl World {
             let told = Told { generation, deal: row.deal };
             match &self.processes[worker].runners[index] {
                 Runner::Paused => {
-                    // Where there are no wishes, nobody but this worker changes its rows while they are its own, so it may as well
-                    // load them at once.
+                    // Without wishes, only this worker changes the rows while it owns them, so it
+                    // may load them at once.
                     let rows = (bounds.wishes == 0).then(|| self.load(worker, index, told, bounds));
                     self.processes[worker].runners[index] = Runner::Running(told, rows);
                 }
@@ -370,7 +372,7 @@ impl World {
         self.database.owned(bounds.projection(worker, runner), owner, bounds.lane(worker, runner))
     }
 
-    /// Says that its runners are paused.
+    /// The worker reports that its runners are paused.
     pub(super) fn ready(&mut self, worker: usize) -> bool {
         let Some(Stance::Prepare(generation)) = self.processes[worker].seen.take() else { return false };
         self.database.mark_ready(worker, generation);
