@@ -1,4 +1,4 @@
-//! Reporting which transactions hold the safe head back, once it has stood still for a while.
+//! Reports which transactions block the safe head, once it has not moved for a while.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use crate::status::{Board, HeadBlocker};
 use crate::store::safe_head;
 use crate::store::session::Session;
 
-/// Writers hold the head back for less all the time. It is also how often the blockers are looked
-/// up again.
+/// How long the head must be blocked before it is reported: writers block it for shorter periods
+/// all the time. It is also how often the blockers are looked up again.
 const NOTICE: Duration = Duration::from_secs(1);
 
-/// Writes on the board, into the metrics and the log what holds the head back.
+/// Reports what blocks the head: on the board, in the metrics and in the log.
 pub(super) struct Blocked<'a> {
     board: &'a Board,
     metrics: &'a ReplicaSetMetrics,
@@ -23,8 +23,8 @@ pub(super) struct Blocked<'a> {
 }
 
 impl<'a> Blocked<'a> {
-    /// Begins with a head that moves: what blocked it may be gone together with the last
-    /// connection, and if not, it is soon found again.
+    /// Begins with a head that moves: its blockers may have ended together with the last
+    /// connection, and if not, they are soon found again.
     pub(super) fn new(board: &'a Board, metrics: &'a ReplicaSetMetrics) -> Self {
         let blocked =
             Self { board, metrics, standstill: Standstill::default(), is_logged: false, mentions: Mentions::default() };
@@ -35,9 +35,9 @@ impl<'a> Blocked<'a> {
     pub(super) fn report(&mut self, session: &mut Session, head: &Head) -> Result<(), postgres::Error> {
         let holders = head.blockers();
         let now = Instant::now();
-        if self.standstill.has_ended(head.safe(), !holders.is_empty()) {
+        if self.standstill.end_unless_held_at(head.safe(), !holders.is_empty()) {
             self.show_moving();
-            // The mentions stay: one long transaction after another is the same condition.
+            // The mentions are not reset: one long transaction after another is the same condition.
             if std::mem::take(&mut self.is_logged) {
                 log::info!(
                     "safe head moves again: replica_set={} worker={} head={}",
@@ -50,7 +50,7 @@ impl<'a> Blocked<'a> {
         if holders.is_empty() {
             return Ok(());
         }
-        if let Some(since) = self.standstill.is_due(head.safe(), now) {
+        if let Some(since) = self.standstill.take_due(head.safe(), now) {
             let blockers = session.run(|client| safe_head::describe_holders(client, &holders))?;
             self.show_blocked(since, head.safe(), blockers);
         }
@@ -85,7 +85,7 @@ impl<'a> Blocked<'a> {
     }
 }
 
-/// Since when the head is held back at one position, and when the blockers were last described.
+/// How long the head has been blocked at one position, and when the blockers were last described.
 /// Pure.
 #[derive(Debug, Default)]
 struct Standstill {
@@ -94,15 +94,15 @@ struct Standstill {
 }
 
 impl Standstill {
-    /// Forgets the standstill if the head has moved or is held back no longer. Returns whether one
-    /// has ended that was described.
-    fn has_ended(&mut self, head: i64, is_held_back: bool) -> bool {
+    /// Forgets the standstill if the head has moved or is no longer blocked. Returns whether a
+    /// standstill that was described has ended.
+    fn end_unless_held_at(&mut self, head: i64, is_held_back: bool) -> bool {
         let goes_on = is_held_back && self.began.is_none_or(|(_, at)| at == head);
         !goes_on && std::mem::take(self).described_at.is_some()
     }
 
-    /// Takes that the head is held back. Returns since when, if it is time to describe it.
-    fn is_due(&mut self, head: i64, now: Instant) -> Option<Instant> {
+    /// Takes note that the head is blocked. If it is time to describe that, returns since when.
+    fn take_due(&mut self, head: i64, now: Instant) -> Option<Instant> {
         let (since, _) = *self.began.get_or_insert((now, head));
         let has_passed = |at: Instant| now.saturating_duration_since(at) >= NOTICE;
         let is_due = has_passed(since) && self.described_at.is_none_or(has_passed);
@@ -121,8 +121,8 @@ mod tests {
     fn a_standstill_is_described_after_a_while_and_its_end_once() {
         let start = Instant::now();
         let mut standstill = Standstill::default();
-        // Milliseconds, the head, whether it is held back; whether a described standstill has ended,
-        // and since when the new one is to be described.
+        // Milliseconds, the head, whether it is held back; whether a described standstill has
+        // ended, and since when the new one is to be described.
         for (millis, head, is_held_back, has_ended, due) in [
             (0, 5, false, false, None),
             (100, 5, true, false, None),
@@ -130,20 +130,20 @@ mod tests {
             (1_100, 5, true, false, Some(100)),
             (2_099, 5, true, false, None),
             (2_100, 5, true, false, Some(100)),
-            // It moves, and is held back at once by the next transaction.
+            // It moves, and the next transaction blocks it at once.
             (2_200, 7, true, true, None),
             (3_200, 7, true, false, Some(2_200)),
             (3_300, 7, false, true, None),
             (3_400, 7, false, false, None),
-            // Too short for a word.
+            // Too short to be reported.
             (3_500, 8, true, false, None),
             (4_400, 9, true, false, None),
             (5_300, 9, true, false, None),
             (5_400, 9, true, false, Some(4_400)),
         ] {
             let now = start + Duration::from_millis(millis);
-            assert_eq!(standstill.has_ended(head, is_held_back), has_ended, "after {millis} ms");
-            let since = if is_held_back { standstill.is_due(head, now) } else { None };
+            assert_eq!(standstill.end_unless_held_at(head, is_held_back), has_ended, "after {millis} ms");
+            let since = if is_held_back { standstill.take_due(head, now) } else { None };
             assert_eq!(since, due.map(|due| start + Duration::from_millis(due)), "after {millis} ms");
         }
     }

@@ -1,17 +1,17 @@
 //! How soon the tailer looks again. Pure.
 //!
-//! It looks quickly while looks find something and more and more slowly while they do not. A hint
-//! makes it look at once. Where every writer gives hints, polling quickly as well would find
-//! nothing more, so a look that a hint has caused does not speed up the polling.
+//! It looks quickly while looks find something, and more and more slowly while they do not. A hint
+//! makes it look at once. If every writer gives hints, polling quickly as well would find nothing
+//! more, so a look that a hint has caused does not speed up the polling.
 
 use std::time::Duration;
 
-/// From look to look when one hint follows on another: each look then finds more, and all of them
-/// together cost less.
+/// The time between two looks while one hint follows another: each look then finds more, and all of
+/// them together cost less.
 const BETWEEN_HINTS: Duration = Duration::from_millis(5);
 
-/// How long to wait from the beginning of one look to the beginning of the next, so that looking
-/// itself takes nothing away from how fresh the events are.
+/// How long to wait from the beginning of one look to the beginning of the next, so that the
+/// duration of a look does not delay the events.
 #[derive(Debug)]
 pub(super) struct Cadence {
     quickest: Duration,
@@ -26,7 +26,7 @@ impl Cadence {
         Self { quickest, slowest, interval: quickest, is_hinted: false }
     }
 
-    /// Takes whether a look has moved the head, and whether a writer holds it back. Returns the
+    /// Takes whether a look has moved the head, and whether a writer blocks the head. Returns the
     /// wait until the next look if no hint comes.
     pub(super) fn after_look(&mut self, has_moved: bool, is_held_back: bool) -> Duration {
         let more_may_come = if self.is_hinted { is_held_back } else { has_moved };
@@ -36,13 +36,13 @@ impl Cadence {
         self.interval
     }
 
-    /// A hint has come. Returns the shorter wait until the next look.
+    /// Takes note of a hint. Returns the shorter wait until the next look.
     pub(super) fn hinted(&mut self) -> Duration {
         self.is_hinted = true;
         self.quickest.min(BETWEEN_HINTS)
     }
 
-    /// The wait has passed without a hint.
+    /// Takes note that the wait has passed without a hint.
     pub(super) fn waited(&mut self) {
         self.is_hinted = false;
         self.interval = (self.interval * 2).min(self.slowest);
@@ -64,7 +64,8 @@ mod tests {
     #[test]
     fn polls_slow_down_until_one_finds_events_and_hints_do_not() {
         let mut cadence = Cadence::new((Duration::from_millis(20), Duration::from_millis(250)));
-        // Whether the look moves the head, whether it is held back, the wait in milliseconds, its end.
+        // Whether the look moves the head, whether it is held back, the wait in milliseconds, its
+        // end.
         for (step, (moves, is_held_back, wait, end)) in [
             (false, false, 20, Time),
             (false, false, 40, Time),
@@ -75,11 +76,11 @@ mod tests {
             (false, false, 160, Time),
             (false, false, 250, Time),
             (false, false, 250, Hint(5)),
-            // The hint told everything.
+            // The hint covered all events.
             (true, false, 250, Hint(5)),
             (true, false, 250, Time),
             (false, false, 250, Hint(5)),
-            // No hint tells when the writer ends that holds the head back.
+            // No hint tells when the writer that blocks the head ends.
             (true, true, 20, Time),
             (false, true, 40, Time),
             (true, true, 20, Hint(5)),

@@ -6,22 +6,22 @@
 //!
 //! Two rules move the head, and no timer ever does:
 //!
-//! - **Contiguity.** Where the positions right above the head are all visible, nothing below them
-//!   can be in flight.
+//! - **Contiguity.** If the positions right above the head are all visible, nothing below them can
+//!   be in flight.
 //! - **Grace period**, as in read-copy-update. A writer holds a ROW EXCLUSIVE lock on the
-//!   table before its position is handed out, and lets go of it after its rows are visible. So:
+//!   table before its position is handed out, and releases it after its rows are visible. So:
 //!   note the newest visible position, *then* list the holders of that lock; once exactly those
 //!   have finished, everything that will ever exist at or below the noted position is visible.
 //!
-//! The second rule rests on positions being handed out in order. An event may have a position that
-//! the sequence has not handed out: those below it are yet to come, so where the last position that
-//! was handed out is known, the head goes no further than that.
+//! The second rule relies on positions that are handed out in order. An event may have a position
+//! that the sequence has not handed out, so lower positions may still be handed out later. If the
+//! last position that was handed out is known, the head does not move beyond it.
 
 use std::collections::BTreeSet;
 
 use crate::store::safe_head::{Holder, Probe};
 
-/// The safe head and the grace period under way.
+/// The safe head and the current grace period.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Head {
     safe: i64,
@@ -32,12 +32,12 @@ pub(crate) struct Head {
 struct Grace {
     /// Where the head moves when the period ends.
     bound: i64,
-    /// Who was writing when it began and has not finished. Never empty.
+    /// The writers that were active when it began and have not finished. Never empty.
     holders: BTreeSet<Holder>,
 }
 
 impl Head {
-    /// Begins at a position known to be settled.
+    /// Begins at a position that is known to be settled.
     pub(crate) fn new(settled: i64) -> Self {
         Self { safe: settled, grace: None }
     }
@@ -46,7 +46,7 @@ impl Head {
         self.safe
     }
 
-    /// Takes what a look above the head showed. Returns whether there is a hole, so that the holders
+    /// Takes what a look found above the head. Returns whether there is a hole, so that the holders
     /// have to be listed next.
     #[must_use]
     pub(crate) fn observe(&mut self, probe: Probe) -> bool {
@@ -54,12 +54,12 @@ impl Head {
         reachable(probe) > self.safe
     }
 
-    /// Takes the holders listed after `probe` was made.
+    /// Takes the holders that were listed after `probe` was made.
     pub(crate) fn settle(&mut self, probe: Probe, holders: Vec<Holder>) {
         let holders: BTreeSet<Holder> = holders.into_iter().collect();
         if let Some(grace) = &mut self.grace {
-            // Compared by the transaction alone: a prepared one goes on without its backend, and so
-            // without a pid.
+            // Compared by the transaction alone: a prepared one continues without its backend, and
+            // so without a pid.
             grace.holders = holders
                 .iter()
                 .filter(|holder| grace.holders.iter().any(|former| former.transaction == holder.transaction))
@@ -80,12 +80,12 @@ impl Head {
         }
     }
 
-    /// Whether a writer may have an event in flight below the newest.
+    /// Whether a writer may have an event in flight below the newest visible position.
     pub(crate) fn is_held_back(&self) -> bool {
         self.grace.is_some()
     }
 
-    /// Who keeps the head where it is.
+    /// The writers that block the head.
     pub(crate) fn blockers(&self) -> Vec<Holder> {
         self.grace.iter().flat_map(|grace| grace.holders.iter().cloned()).collect()
     }
@@ -98,7 +98,7 @@ impl Head {
     }
 }
 
-/// How far a grace period may move the head that began with this look.
+/// How far a grace period that began with this look may move the head.
 fn reachable(probe: Probe) -> i64 {
     probe.last.map_or(probe.newest, |last| probe.newest.min(last))
 }
@@ -125,7 +125,8 @@ mod tests {
         assert!(!head.observe(handed_out(14, i64::MAX, 14)), "there is nothing up to there that is yet to come");
         assert!(!head.observe(handed_out(15, i64::MAX, 15)));
         assert_eq!(head.safe(), 15);
-        // The sequence was set back: what is visible without a hole is taken all the same.
+        // The sequence was set back: positions that are visible without a hole are accepted all the
+        // same.
         assert!(!head.observe(handed_out(3, 20, 17)));
         assert_eq!(head.safe(), 17);
     }
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_nobody_can_fill_is_passed_at_once() {
+    fn a_hole_without_writers_is_passed_at_once() {
         let mut head = Head::new(10);
         assert!(head.observe(probe(15, 12)));
         assert_eq!(head.safe(), 12);
@@ -154,11 +155,11 @@ mod tests {
         assert!(head.observe(hole));
         head.settle(hole, vec![holder(1), holder(2)]);
         assert_eq!((head.safe(), head.blockers().len()), (2, 2));
-        // Another writer comes, and one of the first goes.
+        // Another writer begins, and one of the first two ends.
         assert!(head.observe(probe(9, 2)));
         head.settle(probe(9, 2), vec![holder(2), holder(3)]);
         assert_eq!((head.safe(), head.blockers()), (2, vec![holder(2)]));
-        // The last of the first goes: the head moves to where it was bound, and the next period begins.
+        // The last of the first two ends: the head moves to its bound, and the next period begins.
         assert!(head.observe(probe(9, 2)));
         head.settle(probe(9, 2), vec![holder(3)]);
         assert_eq!((head.safe(), head.blockers()), (5, vec![holder(3)]));
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_that_is_prepared_goes_on() {
+    fn a_prepared_transaction_keeps_blocking() {
         let mut head = Head::new(0);
         assert!(head.observe(probe(5, 2)));
         head.settle(probe(5, 2), vec![holder(1)]);

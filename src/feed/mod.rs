@@ -1,14 +1,14 @@
 //! Where runners get their events from.
 //!
-//! One thread per worker, the *tailer*, finds the safe head and reads the newest events once for all
-//! projections; a runner near the head takes them from memory. A runner that is far behind reads its
-//! own range from the database, ahead of its handler ([`prefetch`]).
+//! One thread per worker, the *tailer*, finds the safe head and reads the newest events once for
+//! all projections; a runner near the head takes them from memory. A runner that is far behind
+//! reads its own range from the database, ahead of its handler ([`prefetch`]).
 //!
-//! *Invariants.* No runner is given an event above the safe head (I3). What was read on one
-//! connection of the tailer is given to no runner that has loaded its checkpoints after that
-//! connection was lost: the server may have failed over to one that knows less. So every connection
-//! of the tailer begins an *epoch*; a runner loads again in a new one, and having loaded waits for
-//! a look that was begun since. [`Feed::standing_of`] gives the head to no other.
+//! *Invariants.* No runner is given an event above the safe head (I3). Events that were read on one
+//! connection of the tailer are given to no runner that has loaded its checkpoints after that
+//! connection was lost: the server may have failed over to one that has fewer events. So every
+//! connection of the tailer begins an *epoch*. A runner reloads in a new epoch, and after loading
+//! it waits for a look that began later. Only then does [`Feed::standing_of`] return the head.
 
 mod blocked;
 mod cadence;
@@ -48,27 +48,27 @@ struct Shared {
     looks: AtomicU64,
     /// The number of the last look whose findings are published.
     published: AtomicU64,
-    /// Makes the tailer look.
+    /// Wakes the tailer to look.
     hint: Waker,
     bounds: Bounds,
 }
 
-/// A moment in the life of the feed. A runner takes one before it loads.
+/// The state of the feed at one moment. A runner takes a mark before it loads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark {
     epoch: u64,
-    /// How many looks had been begun.
+    /// How many looks had begun.
     looks: u64,
 }
 
-/// What the feed is to a runner that loaded at a mark.
+/// What a runner that loaded at a mark may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// It may go on up to this safe head.
+    /// It may process up to this safe head.
     Current(i64),
-    /// It has to wait for a look that was begun since.
+    /// It has to wait for a look that began after the mark.
     AwaitLook,
-    /// It has to load again: another epoch has begun.
+    /// It has to reload: another epoch has begun.
     Stale,
 }
 
@@ -76,19 +76,19 @@ pub(crate) enum Standing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Look(u64);
 
-/// A runner's tie to the feed: it is woken when the head moves, and tells how far it is so that the
-/// tail is read only when a runner is near it.
+/// Connects a runner to the feed. The feed wakes it when the head moves, and reads the tail only if
+/// the position of some runner is near the head.
 #[derive(Debug)]
 pub(crate) struct Follower {
     pub(crate) woken: Receiver<()>,
     position: Arc<AtomicI64>,
 }
 
-/// The position of a runner that owns nothing.
+/// The position of a runner that owns no rows.
 const NOWHERE: i64 = i64::MIN;
 
 impl Feed {
-    /// The feed, and what makes the tailer look.
+    /// Creates the feed, and the receiver on which the tailer is woken.
     pub(crate) fn new(bounds: Bounds) -> (Self, Receiver<()>) {
         let (hint, hints) = Waker::new();
         let shared = Shared {
@@ -104,7 +104,7 @@ impl Feed {
         (Self { shared: Arc::new(shared) }, hints)
     }
 
-    /// What makes the tailer look.
+    /// The waker that makes the tailer look.
     pub(crate) fn hint(&self) -> &Waker {
         &self.shared.hint
     }
@@ -113,18 +113,19 @@ impl Feed {
         Mark { epoch: self.shared.epoch.load(Ordering::Acquire), looks: self.shared.looks.load(Ordering::Acquire) }
     }
 
-    /// The mark of this moment, but in the epoch of an earlier mark: for what is loaded now on a
-    /// connection that was opened then.
+    /// Returns the mark of this moment, but in the epoch of an earlier mark: for rows that are
+    /// loaded now on a connection that was opened then.
     pub(crate) fn mark_in_epoch_of(&self, earlier: Mark) -> Mark {
         Mark { epoch: earlier.epoch, ..self.mark() }
     }
 
-    /// What the feed is to a runner that loaded at this mark. Asks the tailer to look if the runner
-    /// has to wait for that.
+    /// Returns what a runner that loaded at this mark may do. Wakes the tailer if the runner has to
+    /// wait for a look.
     pub(crate) fn standing_of(&self, mark: Mark) -> Standing {
         let has_looked = self.shared.published.load(Ordering::Acquire) > mark.looks;
         let head = self.head().filter(|_| has_looked);
-        // After the head was read: a head of another epoch is published after that epoch has begun.
+        // Compared after the head was read: the head of another epoch is published only after that
+        // epoch has begun.
         if self.shared.epoch.load(Ordering::Acquire) != mark.epoch {
             return Standing::Stale;
         }
@@ -137,19 +138,20 @@ impl Feed {
         )
     }
 
-    /// The tailer has opened another connection: forgets what it knew.
+    /// Begins an epoch and forgets the findings of the last one: the tailer has opened another
+    /// connection.
     fn begin_epoch(&self) {
         self.shared.head.store(NOWHERE, Ordering::Release);
         self.shared.tail.write().skip_to(NOWHERE);
         self.shared.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The tailer is about to look.
+    /// Begins a look of the tailer.
     fn begin_look(&self) -> Look {
         Look(self.shared.looks.fetch_add(1, Ordering::AcqRel) + 1)
     }
 
-    /// What this look found has been published.
+    /// Ends a look whose findings have been published.
     fn end_look(&self, Look(number): Look) {
         self.shared.published.store(number, Ordering::Release);
     }
@@ -161,24 +163,26 @@ impl Feed {
         Follower { woken, position }
     }
 
-    /// The safe head; none before the first look.
+    /// The safe head; `None` before the first look.
     fn head(&self) -> Option<i64> {
         Some(self.shared.head.load(Ordering::Acquire)).filter(|head| *head != NOWHERE)
     }
 
-    /// Takes which keys this worker owns from now on, and empties the tail even if they are the same:
-    /// an event at which a projection has halted may have been repaired, and is to be read as it is now.
+    /// Takes the keys that this worker owns from now on, and empties the tail even if they are the
+    /// same: an event at which a projection has halted may have been repaired, and must be read in
+    /// its current form.
     pub(crate) fn assign(&self, keys: KeySet) {
         self.shared.tail.write().restart(keys, self.head().unwrap_or(NOWHERE));
     }
 
-    /// The first events of a range, from memory; `None` if the tail does not reach back that far.
+    /// Reads the first events of a range from memory; `None` if the tail does not reach back that
+    /// far.
     pub(crate) fn read_tail(&self, range: &Range, scope: &Scope) -> Option<Batch> {
         self.shared.tail.read().read(range, scope, self.shared.bounds)
     }
 
-    /// What of the events up to the head is to be read into the tail next. Skips them if no runner
-    /// is near enough to want them.
+    /// Returns the range that is to be read into the tail next, up to the head. Skips those events
+    /// if no runner is near enough to need them.
     fn unread_tail(&self, head: i64) -> Option<Range> {
         let (keys, after) = {
             let tail = self.shared.tail.read();
@@ -194,7 +198,7 @@ impl Feed {
         Some(Range { keys, after, upto: head })
     }
 
-    /// Takes in what was read of a range of [`unread_tail`](Self::unread_tail).
+    /// Adds the events that were read of a range of [`unread_tail`](Self::unread_tail).
     fn extend_tail(&self, range: &Range, batch: Batch) {
         self.shared.tail.write().extend(&range.keys, range.after, batch, self.shared.bounds);
     }
@@ -203,7 +207,7 @@ impl Feed {
         self.shared.tail.write().skip_to(to);
     }
 
-    /// The tail is worth reading while a runner is at most this many positions behind the head.
+    /// How many positions a runner may be behind the head so that the tail is read for it.
     fn reach(&self) -> i64 {
         i64::try_from(self.shared.bounds.events).unwrap_or(i64::MAX).saturating_mul(4)
     }
@@ -222,12 +226,12 @@ impl Feed {
 }
 
 impl Follower {
-    pub(crate) fn is_at(&self, position: i64) {
+    pub(crate) fn set_position(&self, position: i64) {
         self.position.store(position, Ordering::Relaxed);
     }
 
-    pub(crate) fn is_nowhere(&self) {
-        self.is_at(NOWHERE);
+    pub(crate) fn set_nowhere(&self) {
+        self.set_position(NOWHERE);
     }
 }
 
@@ -247,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_loaded_waits_for_a_look_begun_since() {
+    fn runner_waits_after_loading_for_a_look_begun_later() {
         let (feed, hints) = feed();
         feed.begin_epoch();
         look(&feed, 7);
@@ -265,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_loaded_in_an_earlier_epoch_loads_again() {
+    fn runner_that_loaded_in_an_earlier_epoch_reloads() {
         let (feed, _hints) = feed();
         feed.begin_epoch();
         let mark = feed.mark();

@@ -1,13 +1,13 @@
-//! Prefetching: while a runner's handler works on one batch, a thread of its own, the *reader*, reads
-//! the next on another connection.
+//! Prefetching: while a runner's handler works on one batch, a thread of its own, the *reader*,
+//! reads the next batch on another connection.
 //!
-//! Asked for a range, the reader goes through it batch by batch, until the range is exhausted or the
-//! runner loses interest. It gives a batch when the runner takes it, so it is one batch ahead and no
-//! more.
+//! When it is asked for a range, the reader reads it batch by batch, until the range is exhausted
+//! or the runner drops its request. It hands over a batch when the runner takes it, so it is never
+//! more than one batch ahead.
 //!
-//! *Invariant:* each request has a channel of its own for its answers. So what was read for one that
-//! the runner has dropped is never taken for an answer to a later one; after a failover it may be
-//! from a server that is no more.
+//! *Invariant:* each request has a channel of its own for its answers. So events that were read for
+//! a dropped request are never taken for the answer to a later one; after a failover they may be
+//! from a server that is gone.
 
 use std::time::{Duration, Instant};
 
@@ -25,43 +25,44 @@ use crate::threads::{Crew, Pulse};
 const KEEP_CONNECTION: Duration = Duration::from_secs(5);
 /// How long a reader waits for a connection before it reports that there is none.
 const POOL_PATIENCE: Duration = Duration::from_secs(5);
-/// A runner that takes a batch within this time was waiting for the reader, and not the reader for it.
+/// A runner that takes a batch within this time was waiting for the reader; otherwise the reader
+/// was waiting for the runner.
 const AT_ONCE: Duration = Duration::from_millis(3);
-/// How many batches in a row have to be taken at once before a scan is begun. What a scan sends to a
-/// runner that does not wait for it is wasted, so one taken at once by chance is not enough.
+/// How many batches in a row have to be taken at once before a scan is begun. What a scan sends to
+/// a runner that does not wait for it is wasted, so one taken at once by chance is not enough.
 const IN_A_ROW: usize = 4;
-/// How long a scan waits for the runner to take a batch. Longer than [`AT_ONCE`], because a scan reads
-/// more quickly.
+/// How long a scan waits for the runner to take a batch. Longer than [`AT_ONCE`], because a scan
+/// reads more quickly.
 const SCAN_PATIENCE: Duration = Duration::from_millis(6);
 
 /// A batch, or why there is none.
 pub(crate) type Answer = Result<Batch, Error>;
 
-/// What a reader is asked for.
+/// A request to a reader.
 #[derive(Debug)]
 pub(crate) struct Request {
-    /// What is left to be read.
+    /// The range that is left to be read.
     range: Range,
     answers: Sender<Answer>,
 }
 
-/// The runner's end of a request. Dropping it is how the runner loses interest.
+/// The runner's end of a request. The runner drops it to cancel the request.
 #[derive(Debug)]
 pub(crate) struct Reading {
     pub(crate) answers: Receiver<Answer>,
-    /// What comes next, if anything does.
+    /// The range of the next answer, if there is one.
     next: Option<Range>,
 }
 
-/// Makes a request, to be sent to a reader.
+/// Creates a request for a reader, and the runner's end of it.
 pub(crate) fn ask(range: Range) -> (Request, Reading) {
     let (sender, answers) = bounded(0);
     (Request { range: range.clone(), answers: sender }, Reading { answers, next: Some(range) })
 }
 
 impl Reading {
-    /// Whether the first events of this range are what comes next. Where it ends does not matter:
-    /// the head only moves on, so they are the same events.
+    /// Whether the next answer begins with the first events of this range. The end of the range
+    /// does not matter: the head only moves forward, so they are the same events.
     pub(crate) fn goes_on_with(&self, range: &Range) -> bool {
         self.next.as_ref().is_some_and(|next| next.after == range.after && next.keys == range.keys)
     }
@@ -72,7 +73,7 @@ impl Reading {
     }
 }
 
-/// What a reader needs.
+/// Everything a reader works with.
 #[derive(Debug)]
 pub(crate) struct Reader {
     pub(crate) pool: Pool,
@@ -83,10 +84,10 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Starts a reader. It ends when the runner drops what it asks it by.
+    /// Starts a reader. It ends when the runner drops the returned sender.
     pub(crate) fn spawn(self, crew: &Crew, thread: String) -> Result<Sender<Request>, Error> {
-        // A request is handed over when the reader is free to take it, so none is ever queued that the
-        // runner has dropped meanwhile.
+        // A request is handed over only when the reader is ready to take it, so a request that the
+        // runner has dropped is never queued.
         let (requests, inbox) = bounded(0);
         crew.spawn(thread, move |pulse| {
             self.run(&inbox, pulse);
@@ -113,7 +114,8 @@ impl Reader {
         }
     }
 
-    /// Reads the first batch of a range, or as much of it as one scan yields, and gives it.
+    /// Reads the first batch of a range, or as much of the range as one scan yields, and hands it
+    /// over.
     fn read_on(
         &self,
         connection: &mut Option<(Session, EventReader)>,
@@ -141,7 +143,7 @@ impl Reader {
         scanned.map_err(ReadError::into_error)?;
         if let Some(batch) = late {
             handover.give(batch, None);
-            // By now the runner may well wait for it.
+            // By now the runner may already wait for it.
             handover.taken_at_once = 0;
         }
         Ok(())
@@ -157,30 +159,30 @@ impl Reader {
     }
 }
 
-/// Where a reader is asked, and hands over what it read.
+/// Takes requests, and hands over the answers.
 struct Handover<'a> {
     inbox: &'a Receiver<Request>,
     pulse: &'a Pulse,
-    /// What is left of the last request, unless the runner has lost interest.
+    /// The rest of the last request, unless the runner has dropped it.
     wanted: Option<Request>,
-    /// How many batches were taken at once, one after the other.
+    /// How many batches in a row were taken at once.
     taken_at_once: usize,
-    /// Whether there still is a runner.
+    /// Whether the runner still exists.
     is_open: bool,
 }
 
-/// What became of something that was read.
+/// What happened to an answer.
 enum Given {
     /// The runner has taken it.
     Taken,
-    /// The runner has lost interest, or asked for something else.
+    /// The runner has dropped the request, or sent another one.
     Unwanted,
-    /// The patience came to an end first.
+    /// The runner has not taken it within the patience.
     Late(Answer),
 }
 
 impl Handover<'_> {
-    /// Waits to be asked. False if no request came for a while.
+    /// Waits for a request. Returns false if none came for a while.
     fn wait(&mut self) -> bool {
         match self.inbox.recv_timeout(KEEP_CONNECTION) {
             Err(RecvTimeoutError::Timeout) => return false,
@@ -189,14 +191,14 @@ impl Handover<'_> {
         true
     }
 
-    /// Gives what was read to the runner as soon as it takes it, unless it loses interest before that
-    /// or the patience, if there is an end to it, comes to its end.
+    /// Hands an answer to the runner as soon as the runner takes it, unless the runner drops its
+    /// request or the patience, if there is one, ends before.
     fn give(&mut self, read: Answer, patience: Option<Duration>) -> Given {
         let Some(request) = self.wanted.take() else { return Given::Unwanted };
         let following = read.as_ref().ok().and_then(|batch| request.range.following(batch));
         let enough = patience.map_or_else(never, after);
         let offered = Instant::now();
-        // The runner's handler may take as long as it likes.
+        // The runner's handler may take any time.
         self.pulse.excuse();
         let given = select! {
             send(request.answers, read) -> sent => if sent.is_ok() {
@@ -241,8 +243,8 @@ mod tests {
         Batch { end, ..Batch::default() }
     }
 
-    /// A reader in its own thread that answers each request with one batch that ends at 10, once it is
-    /// told that the batch is read.
+    /// Starts a reader in its own thread. It answers each request with one batch that ends at 10,
+    /// once it is told that the batch is read.
     fn reader(crew: &Crew, read: Receiver<()>, given: Sender<bool>) -> Sender<Request> {
         let (requests, inbox) = bounded(0);
         let body = move |pulse: &Pulse| {
@@ -277,7 +279,7 @@ mod tests {
         finish_reading.send(()).unwrap();
         assert_eq!(now.answers.recv_timeout(soon).unwrap().unwrap().end, 10);
         assert!(outcomes.recv_timeout(soon).unwrap());
-        // It reads on, and is asked for something else before it has given that.
+        // It continues to read, and is asked for another range before it has handed that over.
         finish_reading.send(()).unwrap();
         let (request, other) = ask(range(3));
         requests.send_timeout(request, soon).unwrap();
@@ -293,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_its_way_is_not_asked_for_again() {
+    fn a_range_that_is_being_read_is_not_requested_again() {
         let (_request, mut reading) = ask(range(0));
         assert!(reading.goes_on_with(&range(0)));
         assert!(reading.goes_on_with(&Range { upto: 99, ..range(0) }), "the head moves on");
@@ -328,7 +330,7 @@ mod tests {
         for after in [0, 500, 3, 777, 250, 16, 900] {
             let (request, reading) = ask(Range { keys: KeySet::all(), after, upto: 1_000 });
             requests.send_timeout(request, Duration::from_secs(10)).unwrap();
-            // Taken as soon as they come, so that most are of a scan.
+            // Taken as soon as they come, so that most of them are from a scan.
             for batch in 0..4 {
                 let found = reading.answers.recv_timeout(Duration::from_secs(10)).unwrap().unwrap().events;
                 let positions: Vec<i64> = found.iter().map(Event::global_position).collect();

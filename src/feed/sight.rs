@@ -1,8 +1,8 @@
-//! What the tailer sees on one connection: the events above the safe head, and who may still
-//! commit others.
+//! What the tailer sees on one connection: the events above the safe head, and the transactions
+//! that may still commit others.
 //!
-//! *Invariant* (I3): a look asks first what is visible and what the sequence has handed out, and
-//! only then who is writing. [`Head`] rests on that order.
+//! *Invariant* (I3): a look first asks which positions are visible and which the sequence has
+//! handed out, and only then which transactions are writing. [`Head`] relies on that order.
 
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,11 @@ use crate::store::session::Session;
 use crate::store::{Known, Names, checkpoints, continuity, event_tables, preflight, sequence};
 
 /// How long a worker waits between two looks for missing workers, for each member of its replica
-/// set, and the bounds of that. It is enough that one worker looks, and looking at all sessions
+/// set, and the bounds of that time. One worker that looks is enough, and a look at all sessions
 /// costs more the more there are.
 const CENSUS_SHARE: Duration = Duration::from_millis(25);
 const CENSUS_INTERVAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(600));
-/// How long the sequence of the positions is left alone after it was found to be locked.
+/// How long the sequence of the positions is not queried after it was found to be locked.
 const LEAVE_SEQUENCE_FOR: Duration = Duration::from_secs(5);
 
 const LOOKING: &str = "looking for events";
@@ -33,13 +33,13 @@ const FOLLOWING: &str = "following the events";
 #[derive(Debug)]
 pub(super) enum Failure {
     /// Another session has locked the table for longer than a statement waits. The connection is
-    /// sound, and the lock ends some time.
+    /// sound, and the lock will end.
     Locked(Error),
     /// The connection is lost, or the server does not do what it is asked.
     Lost(Error),
-    /// The table of events is not acceptable until a person changes it.
+    /// The table of events is not acceptable until an operator changes it.
     Unacceptable(Error),
-    /// The events are not those that were processed. Another connection would find no others.
+    /// The events are not those that were processed. Another connection would find the same events.
     Final(Error),
 }
 
@@ -49,7 +49,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// What is remembered from look to look.
+/// The state that is kept from look to look.
 pub(super) struct Sight<'a> {
     names: &'a Names,
     board: &'a Board,
@@ -57,20 +57,20 @@ pub(super) struct Sight<'a> {
     probes: Probes,
     holders: Holders,
     pub(super) head: Head,
-    /// The event last seen at the head.
+    /// The event that was last seen at the head.
     known: Option<EventMark>,
     /// The newest position, when it was last found to be below the head.
     below_head: Option<i64>,
-    /// When to look for missing workers; never where sessions are not the worker's own.
+    /// When to look for missing workers; `None` if sessions are not the worker's own.
     census_due: Option<Instant>,
-    /// Until when the sequence is not asked, because another session has locked it.
+    /// Until when the sequence is not queried, because another session has locked it.
     sequence_is_locked_until: Instant,
     position_mentions: Mentions,
     lock_mentions: Mentions,
 }
 
 impl<'a> Sight<'a> {
-    /// Verifies the server and its events, and begins at a position that is settled.
+    /// Verifies the server and its events, and begins at a settled position.
     pub(super) fn begin(
         mut session: Session,
         names: &'a Names,
@@ -78,9 +78,9 @@ impl<'a> Sight<'a> {
         projections: &[Known],
         takes_census: bool,
     ) -> Result<Self, Failure> {
-        // A standby shows no writers, so all holes would seem settled.
+        // A standby shows no writers, so all holes would seem to be settled.
         session.check("asking for the server's state", preflight::server)?;
-        // Since the last connection the table may have been replaced, or its events.
+        // Since the last connection the table or its events may have been replaced.
         session.check("verifying the table of events", |client| event_tables::shape(client, names)).map_err(
             |error| match error {
                 Error::Schema { .. } | Error::UnsupportedServer { .. } => Failure::Unacceptable(error),
@@ -93,9 +93,9 @@ impl<'a> Sight<'a> {
                 Ok((Probes::prepare(client, names, sequence.as_ref())?, Holders::prepare(client)?))
             })
             .map_err(Error::database(FOLLOWING))?;
-        // What none of the projections will look at again is settled as far as this worker goes.
-        // More is not known: what a worker has seen before, or written down, may be of another
-        // server. A projection may start above all positions that there are.
+        // Positions at which none of the projections will look again are settled for this worker.
+        // Nothing else is known to be: a position that the worker has seen or stored before may be
+        // from another server. A projection may start above all existing positions.
         let (lowest, (newest, last)) = session
             .run(|client| {
                 let lowest = checkpoints::lowest(client, names, projections)?;
@@ -103,8 +103,8 @@ impl<'a> Sight<'a> {
             })
             .map_err(Error::database(FOLLOWING))?;
         let settled = lowest.min(newest.max(last.unwrap_or(0)));
-        // The event at the head shows whether events are replaced from now on; the check that follows,
-        // whether they were before.
+        // The event at the head shows whether events are replaced from now on. The check after it
+        // shows whether they were replaced before.
         let known = session.run(|client| probes.look(client, settled, None)).map_err(Error::database(FOLLOWING))?.here;
         session.check(FOLLOWING, |client| continuity::verify(client, names, projections)).map_err(final_if_schema)?;
         let now = Instant::now();
@@ -124,12 +124,12 @@ impl<'a> Sight<'a> {
         })
     }
 
-    /// Moves the head as far as it may. Returns whether a worker of the replica set seems to be
+    /// Moves the head as far as possible. Returns whether a worker of the replica set seems to be
     /// missing.
     pub(super) fn look(&mut self) -> Result<bool, Failure> {
         let (probe, is_anyone_missing) = self.probe()?;
         self.verify_known(probe)?;
-        // A grace period goes on while the sequence cannot be asked.
+        // A grace period continues while the sequence cannot be queried.
         if self.head.observe(probe) || self.head.is_held_back() {
             let holders = self.session.run(|client| self.holders.list(client, self.names));
             self.head.settle(probe, holders.map_err(Error::database(LOOKING))?);
@@ -138,7 +138,8 @@ impl<'a> Sight<'a> {
         Ok(is_anyone_missing)
     }
 
-    /// Asks what is above the head; in the same statement, now and then, which workers are missing.
+    /// Asks what is above the head and, now and then in the same statement, which workers are
+    /// missing.
     fn probe(&mut self) -> Result<(Probe, bool), Failure> {
         let (at, known, now) = (self.head.safe(), self.known, Instant::now());
         let without_sequence = |client: &mut Client| self.probes.look_without_sequence(client, at, known);
@@ -163,7 +164,7 @@ impl<'a> Sight<'a> {
                 Ok((probe, census.is_some_and(|census| census.missing > 0)))
             }
             Err(error) if is_lock_timeout(&error) => {
-                // It may be that the sequence alone is locked. Then the events can still be followed.
+                // Perhaps only the sequence is locked. Then the events can still be followed.
                 let probe = self.session.run(without_sequence).map_err(Error::database(LOOKING))?;
                 self.sequence_is_locked_until = Instant::now() + LEAVE_SEQUENCE_FOR;
                 self.mention_lock(&Error::database("reading the sequence of the positions")(error));
@@ -173,7 +174,7 @@ impl<'a> Sight<'a> {
         }
     }
 
-    /// Verifies that the event last seen at the head is still the one that was seen.
+    /// Verifies that the event last seen at the head is unchanged.
     fn verify_known(&mut self, probe: Probe) -> Result<(), Failure> {
         if let Some((seen, known)) = probe.there.zip(self.known)
             && seen != known
@@ -184,8 +185,8 @@ impl<'a> Sight<'a> {
         Ok(())
     }
 
-    /// Verifies that no position at or below the head can be handed out again, where the events at
-    /// the head were removed. Users may do that.
+    /// Verifies that no position at or below the head can be handed out again after the events at
+    /// the head were removed. Users may remove them.
     fn verify_reach(&mut self, probe: Probe) -> Result<(), Failure> {
         let safe = self.head.safe();
         if probe.newest < safe && self.below_head != Some(probe.newest) {
@@ -211,7 +212,7 @@ impl<'a> Sight<'a> {
         }
     }
 
-    /// Logs that something is locked, every 30 s at most.
+    /// Logs that something is locked, at most every 30 s.
     pub(super) fn mention_lock(&mut self, error: &Error) {
         if self.lock_mentions.is_due() {
             log_locked(self.board, error);
@@ -227,7 +228,7 @@ pub(super) fn log_locked(board: &Board, error: &Error) {
     );
 }
 
-/// What was verified of the events is final. That it could not be verified is not.
+/// A failed verification of the events is final. A verification that could not be made is not.
 fn final_if_schema(error: Error) -> Failure {
     match error {
         Error::Schema { .. } => Failure::Final(error),

@@ -8,13 +8,13 @@ use crate::projection::Scope;
 use crate::store::events::{Batch, Bounds, Range};
 
 /// Every event of `keys` above `start` and at or below `end` that any projection of the worker
-/// wants.
+/// needs.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     keys: KeySet,
     start: i64,
     end: i64,
-    /// With their keys.
+    /// The events with their keys.
     events: VecDeque<(i32, Event)>,
     weight: usize,
 }
@@ -39,9 +39,9 @@ impl Tail {
         self.end
     }
 
-    /// Takes in what was read of `keys` above `after`, and drops the oldest events beyond the bounds.
-    /// What was read for other keys, or does not follow on what is there, came too late: the tail has
-    /// been restarted meanwhile.
+    /// Adds the events that were read of `keys` above `after`, and drops the oldest events beyond
+    /// the bounds. Events that were read for other keys, or that do not follow on the tail's end,
+    /// came too late and are ignored: the tail has been restarted since.
     pub(super) fn extend(&mut self, keys: &KeySet, after: i64, batch: Batch, bounds: Bounds) {
         if *keys != self.keys || after != self.end {
             return;
@@ -56,12 +56,13 @@ impl Tail {
         }
     }
 
-    /// Whether the tail holds the range's beginning.
+    /// Whether the tail holds the beginning of the range.
     pub(super) fn holds(&self, range: &Range) -> bool {
         (self.start..self.end).contains(&range.after) && range.keys.intersection(&self.keys) == range.keys
     }
 
-    /// The first events of a range, within the bounds; `None` if the tail does not hold its beginning.
+    /// Reads the first events of a range, within the bounds; `None` if the tail does not hold its
+    /// beginning.
     pub(super) fn read(&self, range: &Range, scope: &Scope, bounds: Bounds) -> Option<Batch> {
         if !self.holds(range) {
             return None;
@@ -73,7 +74,7 @@ impl Tail {
         for (key, event) in self.events.range(first..).take_while(|(_, event)| event.global_position() <= upto) {
             if range.keys.contains(*key) && scope.contains(event.bounded_context(), event.aggregate_type()) {
                 weight += event.weight();
-                // One event is always given, however heavy.
+                // At least one event is returned, whatever its size.
                 if let Some(last) = batch.events.last()
                     && (batch.events.len() >= bounds.events || weight > bounds.bytes)
                 {
@@ -98,7 +99,7 @@ mod tests {
     fn batch(events: impl IntoIterator<Item = (i64, i32)>, end: i64) -> Batch {
         let event = |(global_position, key)| {
             let aggregate_type: String = if global_position % 2 == 0 { "even" } else { "odd" }.into();
-            // Ten bytes in all.
+            // Ten bytes in total.
             let payload = vec![0; 10 - aggregate_type.len()];
             let parts = EventParts { global_position, aggregate_type, payload, ..EventParts::default() };
             (Event::from(parts), key)
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_does_not_hold_it_does_not_answer() {
+    fn a_range_the_tail_does_not_hold_is_not_answered() {
         let tail = tail();
         assert!(tail.read(&range(KeySet::partition(0, 2), 9, 99), &Scope::all(), BOUNDS).is_none(), "before its start");
         assert!(tail.read(&range(KeySet::partition(0, 2), 20, 99), &Scope::all(), BOUNDS).is_none(), "at its end");
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn lets_go_of_the_oldest_beyond_either_bound() {
+    fn oldest_events_beyond_either_bound_are_dropped() {
         let mine = KeySet::partition(0, 2);
         for (bounds, start, first_kept) in [
             // Four times as many events as a batch may have.
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn skips_what_nobody_wants_and_keeps_its_keys() {
+    fn skipping_empties_the_tail_and_keeps_its_keys() {
         let mut tail = tail();
         let mine = KeySet::partition(0, 2);
         tail.skip_to(30);
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_too_late_is_dropped() {
+    fn events_read_before_a_restart_are_ignored() {
         let mut tail = tail();
         let late = || batch([(21, 1)], 21);
         tail.extend(&KeySet::all(), 20, late(), BOUNDS);

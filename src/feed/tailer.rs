@@ -1,11 +1,11 @@
-//! The tailer: the thread that finds the safe head and reads the live tail. A worker polls once,
-//! however many projections it runs.
+//! The tailer: the thread that finds the safe head and reads the live tail. Each worker has one,
+//! for any number of projections.
 //!
-//! With the statement by which it polls it looks, now and then, whether a worker of the replica set
-//! is missing, and wakes the coordinator if one is. So a killed worker is noticed well before the
-//! coordinator's next poll, without a further statement.
+//! Now and then, the statement with which it polls also looks for missing workers. If there is one,
+//! the tailer wakes the coordinator. So a killed worker is detected well before the coordinator's
+//! next poll, without another statement.
 //!
-//! When its connection fails it opens another, and begins again from a head that is known to be
+//! When its connection fails it opens another, and starts again from a head that is known to be
 //! settled.
 
 use std::time::{Duration, Instant};
@@ -30,10 +30,10 @@ const FOLLOWING: &str = "following the events";
 #[derive(Debug)]
 pub(crate) struct Tailer {
     pub(crate) context: Context,
-    /// What the worker runs.
+    /// The projections that the worker runs.
     pub(crate) projections: Vec<Known>,
     pub(crate) feed: Feed,
-    /// What any projection of the worker wants.
+    /// The events that any projection of the worker needs.
     pub(crate) scope: Scope,
     pub(crate) bounds: Bounds,
     /// The shortest and the longest time between two polls.
@@ -136,12 +136,14 @@ impl Tailer {
             .map_err(Error::database(FOLLOWING))
     }
 
-    /// Reads the events up to the head into the shared tail, if a runner is near enough to want them.
+    /// Reads the events up to the head into the shared tail, if a runner is near enough to need
+    /// them.
     fn read_tail(&self, session: &mut Session, reader: &mut EventReader, head: i64) -> Result<(), Error> {
         while let Some(range) = self.feed.unread_tail(head) {
             match session.run(|client| reader.read(client, &range)) {
                 Ok(batch) => self.feed.extend_tail(&range, batch),
-                // It concerns the projections that want this event and no others: each reads for itself.
+                // Only the projections that need this event are affected: each of them reads for
+                // itself.
                 Err(ReadError::Event(_)) => self.feed.skip_tail(head),
                 Err(error) => return Err(error.into_error()),
             }

@@ -1,5 +1,5 @@
-//! One batch: one transaction in which the handler's writes and the checkpoint are committed
-//! together (I1), behind the fence (I4).
+//! One batch: one transaction that commits the handler's writes together with the checkpoint (I1),
+//! protected by the fence (I4).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -15,38 +15,38 @@ use crate::store::events::Batch;
 use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Owner, Statements};
 use crate::store::session::{Session, Sessions};
 
-/// A batch that has taken this long is committed with the events handled so far. So read models stay
-/// fresh and row locks short when handlers are slow.
+/// A batch that has taken this long is committed with the events handled so far. This keeps read
+/// models fresh and row locks short when handlers are slow.
 const LONG_ENOUGH: Duration = Duration::from_millis(250);
 
 /// What a committed batch achieved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Committed {
-    /// Where the checkpoint is now.
+    /// The checkpoint's new position.
     pub(super) position: i64,
     pub(super) events: usize,
 }
 
-/// What is to be committed, by whom.
+/// What is to be committed, and for which owner.
 pub(super) struct Job<'a> {
     pub(super) projection: &'a dyn Projection,
     /// Prepared on the same connection.
     pub(super) statements: &'a Statements,
     pub(super) owner: Owner,
-    /// The checkpoint the batch follows on.
+    /// The checkpoint on which the batch follows.
     pub(super) row: &'a Checkpoint,
     pub(super) batch: &'a Batch,
     /// How many events from the front of the batch to handle.
     pub(super) count: usize,
     pub(super) sessions: Sessions,
-    /// How long a transaction may be silent where its session cannot be ended by other workers.
+    /// How long a transaction may be idle if other workers cannot end its session.
     pub(super) idle_limit: Duration,
     pub(super) metrics: &'a ProjectionMetrics,
 }
 
-/// Handles the first events of a batch and moves the checkpoint, in one transaction. Once
-/// `interrupted`, which is asked between events, returns true, the events handled so far are committed
-/// and the rest is left for later.
+/// Handles the first events of a batch and moves the checkpoint, in one transaction. Between events
+/// it asks `interrupted`: once that returns true, the events handled so far are committed and the
+/// rest is left for later.
 pub(super) fn commit(
     session: &mut Session,
     job: &Job<'_>,
@@ -58,7 +58,7 @@ pub(super) fn commit(
     let events = batch.events.get(..job.count).unwrap_or(&batch.events);
     let handled = match handle(&mut tx, job.projection, events, metrics, interrupted) {
         Ok(handled) => handled,
-        // What the handler has committed by itself would be done again with each attempt.
+        // Anything that the handler committed by itself would be repeated with each attempt.
         Err(failure) => {
             let is_ended = matches!(fence::is_marked(&mut tx, &mark), Ok(false));
             return Err(if is_ended { transaction_ended(events) } else { failure });
@@ -66,12 +66,12 @@ pub(super) fn commit(
     };
     let Some(last) = batch.events.get(..handled).and_then(<[Event]>::last) else { return Err(Failure::Fenced) };
     let last = EventMark { position: last.global_position(), id: last.event_id() };
-    // Every matching event up to the batch's end was in it, so handling all of them completes the
-    // projection up to there.
+    // Every matching event up to the batch's end was in it, so handling all of them brings the
+    // projection up to that end.
     let position = if handled < batch.events.len() { last.position } else { batch.end };
     let begun = Instant::now();
-    // What is refused only now, by a deferred constraint for example, does not say which event caused
-    // it. So half of the events are tried next.
+    // An error that the server raises only now, by a deferred constraint for example, does not tell
+    // which event caused it. So half of the events are tried next.
     let refused = |error: postgres::Error| Failure::of_handler(error.into(), handled / 2);
     match job.statements.advance(&mut tx, job.row, job.owner, position, last, &mark) {
         Ok(Advanced::Moved) => {}
@@ -107,7 +107,7 @@ fn handle(
                 _ => Err(format!("handle_batch() says it handled {count} of {} events", rest.len()).into()),
             })
             .map_err(|error| Failure::of_handler(error, handled))?;
-        // Of a handler that takes many events at once, the mean per event.
+        // If the handler takes many events at once, the mean per event.
         let returned = Instant::now();
         let seconds = (returned - called).as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         durations.observe(seconds);

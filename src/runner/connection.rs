@@ -1,4 +1,5 @@
-//! A runner's connection: the session in which its handler works, and the statements prepared on it.
+//! A runner's connection: the session in which its handler works, and the statements prepared on
+//! it.
 
 use std::time::{Duration, Instant};
 
@@ -9,16 +10,17 @@ use crate::store::Names;
 use crate::store::fence::Statements;
 use crate::store::session::{Session, Sessions};
 
-/// A runner that is paused for longer takes another connection, which the pool has tried.
+/// A runner that is paused for longer takes another connection, which the pool has tested.
 const KEEP_CONNECTION: Duration = Duration::from_secs(1);
-/// How long a runner waits for a connection before it looks for commands again.
+/// How long a runner waits for a connection before it checks for commands again.
 const POOL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A connection, and the statements prepared on it.
 pub(super) struct Connection {
     pub(super) session: Session,
     pub(super) statements: Statements,
-    /// Before it was opened: if another epoch has begun since, it may lead to the former server.
+    /// Taken before the connection was opened: if another epoch has begun since, the connection may
+    /// lead to the former server.
     pub(super) opened: Mark,
 }
 
@@ -34,7 +36,7 @@ impl Connection {
     }
 }
 
-/// The connection of a paused runner, for when it goes on, and since when it is kept.
+/// The connection of a paused runner, kept for when it resumes, and since when it is kept.
 pub(super) struct Kept(Connection, Instant);
 
 impl Kept {
@@ -42,7 +44,7 @@ impl Kept {
         Self(connection, Instant::now())
     }
 
-    /// The connection, if it was in use a moment ago and is not lost.
+    /// Returns the connection, if it was in use a moment ago and is not lost.
     pub(super) fn taken_again(self) -> Option<Connection> {
         let Self(connection, since) = self;
         (since.elapsed() < KEEP_CONNECTION && !connection.session.is_closed()).then_some(connection)

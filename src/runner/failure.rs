@@ -7,20 +7,21 @@ use postgres::error::SqlState;
 use crate::error::{BoxError, Error, describe_any};
 use crate::event::Event;
 
-/// Why a batch did not commit. What is done about it is for the [verdict](super::verdict) to say.
+/// Why a batch did not commit. The [verdict](super::verdict) decides what to do about it.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The row is not this worker's any more, or not where it left it. Nothing was committed.
+    /// The row is no longer this worker's, or not at the expected position. Nothing was committed.
     Fenced,
-    /// A deadlock, a serialisation failure, or a connection that was lost or could not be had.
-    /// Nothing was committed, or it is not known whether the commit went through.
+    /// A deadlock, a serialisation failure, or a connection that was lost or not available. Nothing
+    /// was committed, or it is not known whether the commit succeeded.
     Transient(BoxError),
     /// No attempt will succeed: an operator must fix it. Nothing was committed.
     Refused(BoxError),
     /// The handler failed, or the server refused what it did. Nothing was committed.
     Handler {
         error: BoxError,
-        /// How many events from the front of the batch to commit first, so that what fails is alone.
+        /// How many events from the front of the batch to commit first, so that the failing event
+        /// is alone.
         handled: usize,
     },
 }
@@ -30,7 +31,7 @@ impl Failure {
         Self::Transient(error.into())
     }
 
-    /// Of reading the events.
+    /// A failure to read the events.
     pub(super) fn of_reading(error: Error) -> Self {
         match error {
             Error::UnreadableEvent { .. } => Self::Refused(error.into()),
@@ -38,7 +39,8 @@ impl Failure {
         }
     }
 
-    /// Of the handler's statements, or of its own code, after it has handled so many events.
+    /// A failure of the handler's statements or of its own code, after it has handled this many
+    /// events.
     pub(super) fn of_handler(error: BoxError, handled: usize) -> Self {
         if is_transient(&*error) { Self::Transient(error) } else { Self::Handler { error, handled } }
     }
@@ -59,7 +61,7 @@ impl Failure {
         }
     }
 
-    /// What went wrong, in words.
+    /// Describes what went wrong.
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Fenced => "the checkpoint is another worker's".to_owned(),
@@ -68,15 +70,15 @@ impl Failure {
     }
 }
 
-/// Whether an error says nothing about the event that was being handled.
+/// Whether an error is independent of the event that was being handled.
 fn is_transient(error: &(dyn StdError + 'static)) -> bool {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<postgres::Error>() {
             return match error.code() {
                 Some(code) => is_transient_state(code),
-                // The server did not say this: the connection failed, or the client refused a value
-                // or a column.
+                // The error did not come from the server: the connection failed, or the client
+                // refused a value or a column.
                 None => error.is_closed() || has_io_cause(error),
             };
         }
@@ -142,7 +144,7 @@ mod tests {
         let row = client.query_one("SELECT 'seven'", &[]).unwrap();
         assert!(!is_transient(&row.try_get::<_, i32>(0).unwrap_err()), "no attempt will make it a number");
 
-        // First the server says so, perhaps, then the network, and from then on the client.
+        // The server may report it first, then the network does, and from then on the client.
         let mut lost = client.execute("SELECT pg_terminate_backend(pg_backend_pid())", &[]).unwrap_err();
         for _ in 0..3 {
             assert!(is_transient(&lost), "{lost:?}");
@@ -154,11 +156,11 @@ mod tests {
         let refused = nowhere.map(drop).unwrap_err();
         assert!(is_transient(&refused), "{refused:?}");
         let wrapped: BoxError = Box::new(Error::database("reading events")(refused));
-        assert!(is_transient(&*wrapped), "whoever passes it on");
+        assert!(is_transient(&*wrapped), "also inside another error");
     }
 
     #[test]
-    fn an_error_of_the_handler_is_not() {
+    fn errors_of_a_handlers_own_code_are_not_transient() {
         let error: BoxError = "no such customer".into();
         assert!(!is_transient(&*error));
         let error: BoxError = Box::new(std::io::Error::other("the mail server is away"));

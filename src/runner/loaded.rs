@@ -1,8 +1,8 @@
 //! What a runner has loaded: its checkpoints, on the connection on which they were loaded.
 //!
-//! *Invariant:* checkpoints, and what was read to follow on them, are never used on another
-//! connection, which may lead to a server that knows less. So a connection that fails takes all of
-//! it along.
+//! *Invariant:* checkpoints, and the events that were read after them, are never used on another
+//! connection, because that may lead to a server that has fewer events. So when a connection fails,
+//! all of it is dropped together.
 
 use std::time::{Duration, Instant};
 
@@ -14,21 +14,21 @@ use crate::feed::{Feed, Mark, Standing};
 use crate::store::fence::{self, Owner};
 use crate::store::{Names, continuity};
 
-/// A position that moved without any event of the projection is written down this often. It spares
-/// repeated reading after a restart; losing it loses nothing.
+/// How often a position that moved without any event of the projection is written to the database.
+/// It avoids reading the same events again after a restart; without it nothing would be lost.
 const NOTE_POSITION_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Loaded {
     pub(super) owner: Owner,
     pub(super) connection: Connection,
     pub(super) rows: Rows,
-    /// Right before the rows were loaded.
+    /// Taken right before the rows were loaded.
     mark: Mark,
-    /// What follows on the first row: what the reader gave, or is left of a batch.
+    /// The events that follow on the first row: an answer of the reader, or the rest of a batch.
     pub(super) unread: Option<Answer>,
-    /// What the reader has been asked for and goes on with.
+    /// The request that the reader is working on.
     pub(super) reading: Option<Reading>,
-    /// When the position was last written down.
+    /// When the position was last written to the database.
     noted_at: Instant,
 }
 
@@ -43,8 +43,8 @@ impl Loaded {
     ) -> Result<Self, Failure> {
         let mark = feed.mark_in_epoch_of(connection.opened);
         let Connection { session, statements, .. } = &mut connection;
-        // A policy may hide the rows, and moving one is then taken for being fenced. So it must be an
-        // error here, or the runner would take itself for the owner of nothing.
+        // A policy may hide the rows, and moving a hidden row looks like being fenced. So a policy
+        // must be an error here, or the runner would consider itself the owner of nothing.
         let mut tx = session.transaction_without_policies().map_err(Failure::transient)?;
         let found = statements.owned(&mut tx, projection, owner, lane).map_err(Failure::transient)?;
         tx.commit().map_err(Failure::transient)?;
@@ -57,24 +57,25 @@ impl Loaded {
         Ok(Self { owner, connection, rows, mark, unread: None, reading: None, noted_at: Instant::now() })
     }
 
-    /// Up to where these rows may be advanced, if they still may.
+    /// Up to which position these rows may be advanced, if they still may.
     pub(super) fn standing(&self, feed: &Feed) -> Standing {
         feed.standing_of(self.mark)
     }
 
-    /// Lets go of what was read: it is to be read again, as it is now.
+    /// Drops the events that were read, so that they are read again in their current form.
     pub(super) fn discard_unread(&mut self) {
         self.unread = None;
         self.reading = None;
     }
 
-    /// The first row has been committed at this position.
+    /// Takes note that the first row has been committed at this position.
     pub(super) fn committed(&mut self, position: i64) {
         self.rows.store(position);
         self.noted_at = Instant::now();
     }
 
-    /// Merges the first row into the second, if they are at one position. Returns whether they were.
+    /// Merges the first row into the second, if they are at one position. Returns whether they
+    /// were.
     pub(super) fn merge_first_two(&mut self, names: &Names) -> Result<bool, Failure> {
         if self.rows.met().is_none() {
             return Ok(false);
@@ -91,13 +92,13 @@ impl Loaded {
         Ok(true)
     }
 
-    /// When the first row's position is to be written down; none if the database has it.
+    /// How soon the first row's position has to be written to the database; `None` if it is there.
     pub(super) fn note_due_in(&self) -> Option<Duration> {
         let unnoted = self.rows.first().filter(|row| row.is_ahead());
         unnoted.map(|_| NOTE_POSITION_EVERY.saturating_sub(self.noted_at.elapsed()))
     }
 
-    /// Writes the first row's position down if it has moved without events.
+    /// Writes the first row's position to the database if it has moved without events.
     pub(super) fn note_position(&mut self) -> Result<(), Failure> {
         if let Some(Row { stored, reached }) = self.rows.first().filter(|row| row.is_ahead()) {
             let (to, Connection { session, statements, .. }) = (*reached, &mut self.connection);
@@ -111,7 +112,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// Keeps the connection alone.
+    /// Keeps only the connection.
     pub(super) fn into_kept(self) -> Kept {
         Kept::new(self.connection)
     }

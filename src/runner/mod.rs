@@ -5,13 +5,13 @@
 //! committed what it handled. In between it decides nothing about ownership: the fence does, with
 //! every commit.
 //!
-//! With several checkpoints it always advances the one with the lowest position, no further than
-//! the next one's, and merges the two when they meet: one at a time, so events of one aggregate stay
-//! in order, and after the catch-up one is left.
+//! With several checkpoints it always advances the one with the lowest position, up to the next
+//! one's position, and merges the two when they meet. It advances one at a time, so events of one
+//! aggregate stay in order, and after the catch-up only one checkpoint is left.
 //!
-//! When it fails: the [verdict] says whether it retries the batch, loads its checkpoints again, or
-//! stops; a panic of the handler counts as its error. The thread ends when the coordinator lets go
-//! of its commands.
+//! When it fails, the [verdict] decides whether it retries the batch, reloads its checkpoints, or
+//! stops. A panic of the handler counts as the handler's error. The thread ends when the
+//! coordinator drops the sender of its commands.
 
 mod batch;
 mod connection;
@@ -46,27 +46,29 @@ use loaded::Loaded;
 use trouble::Trouble;
 use verdict::Verdict;
 
-/// How often a runner that waits for the tailer to look asks again. It is woken when the head moves.
+/// How often a runner that waits for a look of the tailer checks again. It is woken when the head
+/// moves.
 const AWAIT_LOOK: Duration = Duration::from_millis(2);
-/// How often a runner whose worker is cut off checks whether it may go on.
+/// How often a runner whose worker is cut off checks whether it may continue.
 const TRUST_CHECK: Duration = Duration::from_millis(100);
-/// How long a runner with nothing to do waits at most. It is woken when there is something.
+/// How long a runner with nothing to do waits at most. It is woken when there is something to do.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// What a runner is told to process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Task {
     pub(crate) owner: Owner,
-    /// The number of the deal that gave the owner its checkpoints. Another number means to load them again.
+    /// The number of the deal that gave the owner its checkpoints. If it changes, the runner has to
+    /// reload them.
     pub(crate) deal: i64,
 }
 
 /// What the coordinator asks of a runner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Load the checkpoints of this owner and process them, in place of whatever it processes now.
+    /// Load the checkpoints of this owner and process them, instead of what it processes now.
     Run(Task),
-    /// Stop at the next event boundary and say so.
+    /// Stop at the next event boundary and report it.
     Pause,
 }
 
@@ -75,7 +77,7 @@ pub(crate) enum Command {
 pub(crate) enum Report {
     /// It has stopped processing, as asked, or has ended.
     Paused(usize),
-    /// It found that it is not the owner of its checkpoints any more, and has stopped processing this.
+    /// It found that its worker no longer owns the checkpoints, and has stopped processing this.
     Fenced(usize, Task),
 }
 
@@ -89,7 +91,7 @@ pub(crate) struct Runner {
     pub(crate) pool: Pool,
     pub(crate) feed: Feed,
     pub(crate) follower: Follower,
-    /// Asks its reader.
+    /// Sends requests to its reader.
     pub(crate) requests: Sender<Request>,
     pub(crate) retry: Retry,
     /// See [`mark`](crate::store::fence::mark).
@@ -101,10 +103,10 @@ pub(crate) struct Runner {
     pub(crate) reports: Sender<Report>,
 }
 
-/// What a runner has in hand between a command to run and the next one.
+/// The state of a runner between a command to run and the next command.
 struct Work<'a> {
     owner: Owner,
-    /// Not loaded yet, or to be loaded again, if none.
+    /// `None` if the checkpoints are not loaded yet, or have to be reloaded.
     loaded: Option<Loaded>,
     trouble: Trouble,
     journal: Journal<'a>,
@@ -114,22 +116,22 @@ struct Work<'a> {
 enum Step {
     /// There may be more to do at once.
     Again,
-    /// Nothing to do until the feed moves, or this time has passed.
+    /// There is nothing to do until the feed moves, or this time has passed.
     Idle(Option<Duration>),
-    /// The reader is to be asked.
+    /// The reader has to be asked.
     Ask(Request),
-    /// The reader has been asked, and is to answer.
+    /// The reader has been asked, and its answer is awaited.
     Read(Reading),
     /// Continue after this delay.
     Delay(Duration),
-    /// Stop until there is another command.
+    /// Stop until the next command.
     Halt,
-    /// The same; the worker is not the owner any more.
+    /// Stop until the next command: the worker is no longer the owner.
     Fenced,
 }
 
-/// Says that the runner processes nothing any more when its thread ends, also by a panic: the coordinator may be waiting for it to
-/// pause.
+/// Reports that the runner has stopped processing when its thread ends, also by a panic: the
+/// coordinator may be waiting for it to pause.
 struct SaysEnded {
     index: usize,
     reports: Sender<Report>,
@@ -142,7 +144,7 @@ impl Drop for SaysEnded {
 }
 
 impl Runner {
-    /// Runs until the coordinator lets go of the commands.
+    /// Runs until the coordinator drops the sender of the commands.
     pub(crate) fn run(self, pulse: &Pulse) {
         let _ended = SaysEnded { index: self.index, reports: self.reports.clone() };
         let mut kept = None;
@@ -167,8 +169,8 @@ impl Runner {
     }
 
     fn report(&self, report: Report) {
-        // The coordinator has room for what a runner can say between two commands. If it has ended, no
-        // one needs to know.
+        // There is room for all reports of a runner between two commands. If the coordinator has
+        // ended, no thread needs the report.
         _ = self.reports.try_send(report);
     }
 
@@ -176,7 +178,7 @@ impl Runner {
         (self.projection.name(), self.lane)
     }
 
-    /// Processes until another command comes, which is returned.
+    /// Processes until the next command, and returns it.
     fn process(&self, task: Task, kept: &mut Option<Kept>, pulse: &Pulse) -> Option<Command> {
         let mut work = Work {
             owner: task.owner,
@@ -196,7 +198,8 @@ impl Runner {
                 break Some(command);
             }
             if self.context.stop.is_raised() {
-                // The coordinator's pause comes next, or it has ended and lets go of the commands.
+                // The coordinator sends a pause next, or it has ended and drops the sender of the
+                // commands.
                 break self.await_command(pulse);
             }
             if !self.trust.holds() {
@@ -228,7 +231,8 @@ impl Runner {
                 Step::Idle(wait) => select! {
                     recv(self.commands) -> command => break command.ok(),
                     recv(self.follower.woken) -> _ => {}
-                    // A runner that is cut off shows it as soon as its worker is no longer trusted.
+                    // A runner that is cut off reports it as soon as its worker is no longer
+                    // trusted.
                     default(wait.unwrap_or(IDLE).min(self.trust.left())) => {}
                 },
                 Step::Delay(delay) => select! {
@@ -242,12 +246,12 @@ impl Runner {
                 }
             }
         };
-        self.follower.is_nowhere();
+        self.follower.set_nowhere();
         if command.is_some()
             && let Some(mut loaded) = work.loaded
         {
-            // So that rows of one partition are at one position when the keys are redistributed, and can
-            // be merged.
+            // So that rows of one partition are at the same position when the keys are
+            // redistributed, and can be merged.
             _ = loaded.note_position();
             *kept = Some(loaded.into_kept());
         }
@@ -271,13 +275,13 @@ impl Runner {
             }
         };
         let Some(first) = loaded.rows.first() else { return Ok(Step::Idle(None)) };
-        self.follower.is_at(first.reached);
+        self.follower.set_position(first.reached);
         if loaded.merge_first_two(&self.context.names)? {
             journal.running(&loaded.rows, trouble.is_failing());
             return Ok(Step::Again);
         }
         let Some(range) = loaded.rows.range(head) else {
-            trouble.is_connected();
+            trouble.reset_reloads();
             journal.running(&loaded.rows, trouble.is_failing());
             return idle(loaded);
         };
@@ -316,7 +320,7 @@ impl Runner {
         Ok(loaded)
     }
 
-    /// The first events of a range, if the shared tail has them and may be read.
+    /// Reads the first events of a range from the shared tail, if it has them and may be used.
     fn in_memory(&self, range: &Range, trouble: &Trouble) -> Option<Batch> {
         if trouble.is_read_again { None } else { self.feed.read_tail(range, &self.scope) }
     }
@@ -331,7 +335,7 @@ impl Runner {
         pulse: &Pulse,
     ) -> Result<(), Failure> {
         let count = trouble.commit_first.take().unwrap_or(batch.events.len()).min(batch.events.len());
-        // A user's handler may take as long as it likes.
+        // A user's handler may take any time.
         pulse.excuse();
         let outcome = self.commit(loaded, &batch, count);
         pulse.beat();
@@ -362,7 +366,8 @@ impl Runner {
     }
 }
 
-/// From time to time, writes down how far the projection has come without events of its own.
+/// Writes to the database from time to time how far the projection has come without events of its
+/// own.
 fn idle(loaded: &mut Loaded) -> Result<Step, Failure> {
     match loaded.note_due_in() {
         Some(Duration::ZERO) => {
@@ -373,7 +378,7 @@ fn idle(loaded: &mut Loaded) -> Result<Step, Failure> {
     }
 }
 
-/// Waits for the reader, or asks it if it reads something else.
+/// Waits for the reader, or sends it a request if it reads something else.
 fn read_on(loaded: &mut Loaded, range: Range) -> Step {
     if let Some(reading) = loaded.reading.take().filter(|reading| reading.goes_on_with(&range)) {
         return Step::Read(reading);
@@ -384,7 +389,7 @@ fn read_on(loaded: &mut Loaded, range: Range) -> Step {
 }
 
 impl Work<'_> {
-    /// The reader has answered.
+    /// Takes the reader's answer.
     fn found(&mut self, mut reading: Reading, answer: Answer) {
         self.trouble.is_read_again = false;
         if let Some(loaded) = &mut self.loaded {
@@ -394,7 +399,7 @@ impl Work<'_> {
         }
     }
 
-    /// Does what the verdict about a failure says.
+    /// Acts on the verdict about a failure.
     fn failed(&mut self, failure: &Failure) -> Step {
         let Self { loaded, trouble, journal, .. } = self;
         let verdict = trouble.judge(failure);

@@ -1,7 +1,7 @@
-//! The checkpoints a runner has in hand, lowest position first. Pure.
+//! The checkpoints of a runner, lowest position first. Pure.
 //!
-//! *Invariant:* only the first is advanced, no further than the next one's position (I2). Where the
-//! two meet they become one.
+//! *Invariant:* only the first is advanced, up to the next one's position (I2). When the two meet
+//! they are merged.
 
 use std::collections::VecDeque;
 
@@ -9,17 +9,17 @@ use crate::plan::KeySet;
 use crate::store::events::Range;
 use crate::store::fence::Checkpoint;
 
-/// A checkpoint under way.
+/// A checkpoint that is being advanced.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// As it is in the database.
+    /// The checkpoint in the database.
     pub(super) stored: Checkpoint,
     /// No event of the projection lies between the stored position and this one.
     pub(super) reached: i64,
 }
 
 impl Row {
-    /// Whether it has come further than the database knows.
+    /// Whether it has advanced beyond its position in the database.
     pub(super) fn is_ahead(&self) -> bool {
         self.reached > self.stored.position
     }
@@ -34,12 +34,12 @@ impl Rows {
         Self(stored.into_iter().map(|stored| Row { reached: stored.position, stored }).collect())
     }
 
-    /// The one to advance.
+    /// The checkpoint to advance.
     pub(super) fn first(&self) -> Option<&Row> {
         self.0.front()
     }
 
-    /// What the first may be advanced over, if the head leaves it anything.
+    /// The range over which the first may be advanced, if it is below the head.
     pub(super) fn range(&self, head: i64) -> Option<Range> {
         let first = self.first()?;
         let upto = self.0.get(1).map_or(head, |next| next.reached.min(head));
@@ -52,7 +52,7 @@ impl Rows {
         (first.reached == next.reached).then_some((first, next))
     }
 
-    /// Makes one of the first two, which the database has merged already.
+    /// Merges the first two, which the database has merged already.
     pub(super) fn merge(&mut self) {
         if let Some(merged) = self.0.pop_front()
             && let Some(first) = self.0.front_mut()
@@ -61,14 +61,14 @@ impl Rows {
         }
     }
 
-    /// The first has come this far without an event.
+    /// Takes note that no event of the projection lies between the first and this position.
     pub(super) fn reach(&mut self, position: i64) {
         if let Some(first) = self.0.front_mut() {
             first.reached = position;
         }
     }
 
-    /// The first is at this position in the database.
+    /// Takes note that the first is at this position in the database.
     pub(super) fn store(&mut self, position: i64) {
         if let Some(first) = self.0.front_mut() {
             first.stored.position = position;

@@ -1,4 +1,4 @@
-//! What has gone wrong with the batch in hand, and how the runner goes about the next attempt.
+//! What has gone wrong with the current batch, and how the runner makes the next attempt.
 
 use std::time::Duration;
 
@@ -7,18 +7,18 @@ use super::verdict::{Attempts, Verdict};
 use crate::backoff::Backoff;
 use crate::config::Retry;
 
-/// The delays before a runner loads again, the first and the longest.
+/// The first and the longest delay before a runner reloads.
 const RELOAD: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
 pub(super) struct Trouble {
     attempts: Attempts,
     /// The delays between attempts that count.
     pub(super) retries: Backoff,
-    /// The delays between attempts that do not.
+    /// The delays between attempts that do not count.
     pub(super) reloads: Backoff,
-    /// So many events are to be committed first.
+    /// How many events to commit first, if not the whole batch.
     pub(super) commit_first: Option<usize>,
-    /// What comes next is to be read from the database and not from memory: it may have been
+    /// The next events must be read from the database and not from memory: they may have been
     /// repaired or erased since.
     pub(super) is_read_again: bool,
 }
@@ -34,7 +34,7 @@ impl Trouble {
         }
     }
 
-    /// Takes a failure and says what it leads to.
+    /// Takes a failure, and returns what the runner is to do about it.
     pub(super) fn judge(&mut self, failure: &Failure) -> Verdict {
         self.is_read_again = true;
         self.attempts.judge(failure)
@@ -44,17 +44,17 @@ impl Trouble {
         self.attempts.failed()
     }
 
-    /// Whether the handler has failed at the batch in hand.
+    /// Whether the handler has failed at the current batch.
     pub(super) fn is_failing(&self) -> bool {
         self.failed_attempts() > 0
     }
 
-    /// The database answers, and there is nothing to handle.
-    pub(super) fn is_connected(&mut self) {
+    /// Resets the delays before a reload: the database answers, and there is nothing to handle.
+    pub(super) fn reset_reloads(&mut self) {
         self.reloads.reset();
     }
 
-    /// A batch has been committed.
+    /// Resets everything that the failures have changed: a batch has been committed.
     pub(super) fn overcome(&mut self) {
         self.attempts.succeeded();
         self.retries.reset();

@@ -1,27 +1,28 @@
 //! What a failure leads to. Pure.
 //!
-//! An attempt counts only if the failure is the handler's. What happens to the connection, or to the
-//! transaction because of others, is retried for as long as it takes.
+//! An attempt counts only if the failure is the handler's. Failures of the connection, and those
+//! that other transactions cause, are retried without a limit.
 
 use super::failure::Failure;
 
 /// What the runner is to do about a failure. Nothing of the batch was committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Load again on another connection, and retry. Whether the last commit went through may not be
-    /// known: the checkpoint tells.
+    /// Reload on another connection, and retry. It may be unknown whether the last commit
+    /// succeeded: the checkpoint tells.
     Reload,
-    /// Commit so many events from the front of the batch first, so that what fails is alone.
+    /// Commit this many events from the front of the batch first, so that the failing event is
+    /// alone.
     CommitFirst(usize),
     /// Retry the batch.
     Retry,
-    /// Stop: the attempts are used up, or none will succeed.
+    /// Stop: the attempts are used up, or no attempt will succeed.
     Halt,
-    /// Stop: the rows are not this worker's any more.
+    /// Stop: the rows are no longer this worker's.
     Fenced,
 }
 
-/// The failed attempts at the batch in hand.
+/// The failed attempts at the current batch.
 #[derive(Debug)]
 pub(super) struct Attempts {
     failed: u32,
@@ -37,12 +38,12 @@ impl Attempts {
         self.failed
     }
 
-    /// Takes that the batch has been committed.
+    /// Takes note that the batch has been committed.
     pub(super) fn succeeded(&mut self) {
         self.failed = 0;
     }
 
-    /// Takes a failure and says what it leads to.
+    /// Takes a failure, and returns what the runner is to do about it.
     pub(super) fn judge(&mut self, failure: &Failure) -> Verdict {
         match failure {
             Failure::Fenced => Verdict::Fenced,
@@ -78,8 +79,8 @@ mod tests {
 
     #[test]
     fn failures_have_verdicts_and_only_the_handlers_count() {
-        // The attempts allowed, those that have failed; the failure, the verdict, and the attempts that
-        // have failed then.
+        // The attempts allowed, and those that have failed before; the failure, the verdict, and
+        // the attempts that have failed afterwards.
         for (allowed, before, failure, verdict, after) in [
             (3, 0, Failure::Fenced, Verdict::Fenced, 0),
             (3, 2, Failure::Fenced, Verdict::Fenced, 2),
