@@ -1,4 +1,5 @@
-//! Checkpoints: how far each projection got for each set of keys, and whose they are.
+//! Checkpoints: how far each projection has processed the events of each set of keys, and which
+//! worker owns that set.
 //!
 //! *Invariant.* The key sets of a projection's checkpoints are disjoint and cover the key space
 //! (I5): rows are only ever made whole ([`claim`]), cut
@@ -16,12 +17,14 @@ use crate::error::Error;
 use crate::plan::{KeySet, WorkerId};
 use crate::projection::StartAt;
 
-/// Claims the worker's projections for its replica set and makes the checkpoint of each new one. Takes over what belongs to a replica
-/// set none of whose workers lives. Refuses checkpoints above the last position there is.
+/// Claims the worker's projections for its replica set, and creates the checkpoint of each new one.
+/// Takes over projections of a replica set that has no living worker. Refuses checkpoints above the
+/// last existing position.
 pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "claiming the projections";
     let mut wanted: Vec<&Known> = worker.projections.iter().collect();
-    // One order for everybody, so that two replica sets which claim the same names cannot deadlock.
+    // All workers use one order, so that two replica sets that claim the same names cannot
+    // deadlock.
     wanted.sort_by(|a, b| a.name.cmp(&b.name));
     for Known { name, start_at } in wanted {
         let owner = owner_of(tx, names, name, worker).map_err(Error::database(doing))?;
@@ -44,8 +47,9 @@ pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registrati
     continuity::verify(tx, names, &worker.projections)
 }
 
-/// The replica set a projection belongs to and whether a worker of it that knows the projection lives; `None` if it is new, in
-/// which case it now belongs to this worker's replica set. Its row is locked either way.
+/// Returns the replica set to which a projection belongs, and whether a living worker of it knows
+/// the projection. Returns `None` if the projection is new: then it now belongs to this worker's
+/// replica set. Its row is locked in either case.
 fn owner_of(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -106,7 +110,7 @@ fn take_over(tx: &mut Transaction<'_>, names: &Names, projection: &str, by: &str
     Ok(())
 }
 
-/// All keys that a worker owns of any projection, in a generation.
+/// Returns all keys that a worker owns of any of these projections, in a generation.
 pub(crate) fn keys_of(
     client: &mut Client,
     names: &Names,
@@ -128,14 +132,14 @@ pub(crate) struct Lag {
     pub(crate) projection: String,
     /// Its lowest checkpoint.
     pub(crate) position: i64,
-    /// The newest visible position less the lowest checkpoint.
+    /// The newest visible position minus the lowest checkpoint.
     pub(crate) events: i64,
     /// The age of the first event above the lowest checkpoint, by the server's clock; 0 if there is
-    /// none, or if it is of no time.
+    /// none, or if it has no time.
     pub(crate) seconds: f64,
 }
 
-/// How far each projection of the replica set is behind.
+/// Reads how far each projection of the replica set is behind.
 pub(crate) fn lags(client: &mut Client, names: &Names, replica_set: &str) -> Result<Vec<Lag>, postgres::Error> {
     let rows = client.query_typed(&lags_sql(names), &[(&replica_set, Type::TEXT)])?;
     Ok(rows
@@ -157,7 +161,7 @@ pub(super) fn lags_sql(names: &Names) -> String {
     )
 }
 
-/// The lowest checkpoint of these projections; none if they have no checkpoint.
+/// Returns the lowest checkpoint of these projections; `None` if they have no checkpoint.
 pub(crate) fn lowest(
     client: &mut Client,
     names: &Names,

@@ -1,7 +1,9 @@
-//! Replica sets, generations and workers: what changes them, `plan` above all.
+//! Replica sets, generations and workers: the statements that change them, mainly as `plan` asks
+//! for.
 //!
-//! *Invariant:* whatever `plan` asks for is applied in a transaction that holds the replica set's row lock, on a view loaded under
-//! that lock. So workers take turns, and two can never create the same generation.
+//! *Invariant:* every action of `plan` is applied in a transaction that holds the replica set's row
+//! lock, on a view loaded under that lock. So workers take turns, and two can never create the same
+//! generation.
 
 use postgres::types::Type;
 use postgres::{Client, Transaction};
@@ -15,11 +17,13 @@ use super::{checkpoints, deal, notifications};
 use crate::error::Error;
 use crate::plan::{Action, Cause, Deal, Death, WorkerId};
 
-/// How long a superseded generation is kept, counted in generations, and a stopped worker, for those who look into what happened.
+/// How long superseded generations are kept, as a number of generations, and stopped workers, as a
+/// time: for operators who investigate what happened.
 const KEPT_GENERATIONS: i64 = 200;
 const KEPT_STOPPED: &str = "1 hour";
 
-/// Begins a transaction that holds the replica set's lock. Whoever has it may change what its workers share.
+/// Begins a transaction that holds the replica set's lock. The worker that holds it may change the
+/// state that its workers share.
 pub(crate) fn lock<'c>(
     session: &'c mut Session,
     names: &Names,
@@ -30,7 +34,7 @@ pub(crate) fn lock<'c>(
     Ok(tx)
 }
 
-/// The same, unless somebody else holds the lock.
+/// Begins the same transaction, unless another session holds the lock.
 pub(crate) fn try_lock<'c>(
     session: &'c mut Session,
     names: &Names,
@@ -43,19 +47,21 @@ pub(crate) fn try_lock<'c>(
 
 fn begin(session: &mut Session) -> Result<Transaction<'_>, postgres::Error> {
     let mut tx = session.transaction()?;
-    // Cutting the checkpoints looks costly to the planner, but compiling it takes longer than doing it.
+    // The planner overestimates the cost of cutting the checkpoints: compiling the statement takes
+    // longer than executing it.
     tx.batch_execute("SET LOCAL jit = off")?;
     Ok(tx)
 }
 
-/// Whether the lock is held now: not if it is another's and `skip` says not to wait for it, nor if the replica set is unknown.
+/// Tries to lock the replica set's row. Returns false if another session holds the lock and `skip`
+/// says not to wait for it, or if the replica set is unknown.
 fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) -> Result<bool, postgres::Error> {
     let sql = names.sql_with("SELECT FROM {replica_sets} WHERE name = $1 FOR UPDATE {skip}", &[("skip", &skip)]);
     Ok(!tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?.is_empty())
 }
 
-/// Enters the worker as pending, claims its projections for the replica set, and creates the checkpoints of new ones.
-/// Registering again under the same id is how an evicted worker comes back.
+/// Registers the worker as pending, claims its projections for the replica set, and creates the
+/// checkpoints of new ones. An evicted worker comes back by registering again under the same id.
 pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "registering the worker";
     let mut tx = lock(session, names, &worker.replica_set).map_err(Error::database(doing))?;
@@ -63,7 +69,8 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
         &names.sql("INSERT INTO {replica_sets} (name) VALUES ($1) ON CONFLICT DO NOTHING"),
         &[(&worker.replica_set, Type::TEXT)],
     )
-    // The first worker of a replica set found no row to lock; another one may have made it meanwhile.
+    // The first worker of a replica set found no row to lock; another worker may have created it
+    // since.
     .and_then(|_| hold(&mut tx, names, &worker.replica_set, ""))
     .map_err(Error::database(doing))?;
     checkpoints::claim(&mut tx, names, worker)?;
@@ -93,13 +100,14 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
     .map_err(Error::database(doing))
 }
 
-/// Says that the worker is alive. False if it has been evicted.
+/// Writes the worker's heartbeat. Returns false if the worker has been evicted.
 pub(crate) fn heartbeat(client: &mut Client, names: &Names, worker: WorkerId) -> Result<bool, postgres::Error> {
     let sql = names.sql("UPDATE {workers} SET last_heartbeat = clock_timestamp() WHERE id = $1 AND state <> 'stopped'");
     Ok(client.execute_typed(&sql, &[(&worker.0, Type::UUID)])? == 1)
 }
 
-/// Reports a safe head, for people to see. No worker relies on it: others may have written it.
+/// Reports a safe head, for operators to see. No worker relies on it: other programs may have
+/// written it.
 pub(crate) fn report_safe_head(
     client: &mut Client,
     names: &Names,
@@ -111,7 +119,8 @@ pub(crate) fn report_safe_head(
     Ok(())
 }
 
-/// Says that the worker is asked to leave and finishes what it has begun: it gets no partition of a new generation.
+/// Records that the worker was asked to leave and finishes what it has begun: it gets no partition
+/// of a new generation.
 pub(crate) fn mark_stopping(client: &mut Client, names: &Names, worker: WorkerId) -> Result<(), postgres::Error> {
     let sql = names.sql(
         "UPDATE {workers} SET state = 'stopping', last_heartbeat = clock_timestamp() WHERE id = $1 AND state <> 'stopped'",
@@ -120,7 +129,7 @@ pub(crate) fn mark_stopping(client: &mut Client, names: &Names, worker: WorkerId
     Ok(())
 }
 
-/// Says that the worker has left for good.
+/// Records that the worker has left for good.
 pub(crate) fn mark_left(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId) -> Result<(), postgres::Error> {
     stop(tx, names, worker, "left")
 }
@@ -134,7 +143,7 @@ fn stop(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, reason: &str)
     Ok(())
 }
 
-/// Applies what `plan` asked for, under the replica set's lock.
+/// Applies an action of `plan`, under the replica set's lock.
 pub(crate) fn apply(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, action: &Action) -> Result<(), Error> {
     match action {
         Action::NoteSessionLost(worker) => note_session(tx, names, *worker, "clock_timestamp()"),
@@ -168,8 +177,9 @@ fn evict(
     end_sessions_of_evicted(tx, names, replica_set)
 }
 
-/// Ends the database sessions of evicted workers, as far as this user may. A frozen process would keep its row locks, and with them
-/// the checkpoints, for as long as it is frozen. One that still obeys finds itself evicted, and its connections are made anew.
+/// Ends the database sessions of evicted workers, if this user has the privilege. Otherwise a
+/// frozen process would keep its row locks, and with them the checkpoints, for as long as it is
+/// frozen. A worker that is not frozen finds that it was evicted, and opens its connections again.
 fn end_sessions_of_evicted(tx: &mut Transaction<'_>, names: &Names, replica_set: &str) -> Result<(), postgres::Error> {
     let sql = names.sql_with(
         "SELECT pg_terminate_backend(l.pid) FROM pg_locks l
@@ -237,7 +247,8 @@ fn activate(
     deals: &[Deal],
 ) -> Result<(), Error> {
     let doing = "activating the generation";
-    // Once more: an evicted process may have come back for a moment, begun a batch, and been frozen again.
+    // Repeated here, because an evicted process may have resumed for a moment, begun a batch, and
+    // been frozen again.
     end_sessions_of_evicted(tx, names, replica_set).map_err(Error::database(doing))?;
     deal::apply(tx, names, replica_set, number, deals)?;
     let params: [(&(dyn postgres::types::ToSql + Sync), Type); 2] = [(&replica_set, Type::TEXT), (&number, Type::INT8)];

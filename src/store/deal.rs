@@ -10,10 +10,10 @@ use super::names::Names;
 use crate::error::Error;
 use crate::plan::{Deal, KeySet};
 
-/// Gives the checkpoints of some of a replica set's projections to new owners, in a generation: each
-/// row is intersected with each share, and the pieces get new tokens. A projection without shares
-/// belongs to no worker. No position is touched: rows of one lane at one position become one row,
-/// others stay apart. Of several rows' last events, the last one is kept.
+/// Gives the checkpoints of some of a replica set's projections to new owners, in a generation:
+/// each row is intersected with each share, and the pieces get new tokens. A projection without
+/// shares belongs to no worker. No position is changed: rows of one lane at one position become one
+/// row, other rows stay separate. A merged row keeps the latest of the last events.
 pub(crate) fn apply(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -23,7 +23,8 @@ pub(crate) fn apply(
 ) -> Result<(), Error> {
     let doing = "giving the checkpoints to their new owners";
     let all: Vec<&str> = deals.iter().map(|deal| &*deal.projection).collect();
-    // Another replica set may have taken a projection over. The order of the locks is that of `claim`.
+    // Another replica set may have taken over a projection. The locks are taken in the same order
+    // as in `claim`.
     let held = tx
         .query_typed(
             &names.sql(
@@ -36,8 +37,8 @@ pub(crate) fn apply(
     let deals = || deals.iter().filter(|deal| held.contains(&*deal.projection));
     let affected: Vec<&str> = deals().map(|deal| &*deal.projection).collect();
     let desired: Vec<&str> = deals().map(|deal| deal.desired.as_str()).collect();
-    // Then the checkpoints, in one order. A batch that is just committing is waited for here, so that the
-    // statement below, which has a snapshot of its own, sees its position.
+    // Then lock the checkpoints, in one order. This waits for a batch that is committing, so that
+    // the statement below, which has a snapshot of its own, sees its position.
     tx.query_typed(
         &names.sql("SELECT FROM {checkpoints} WHERE projection = ANY ($1) ORDER BY token FOR UPDATE"),
         &[(&affected, Type::TEXT_ARRAY)],
@@ -89,8 +90,8 @@ pub(crate) fn apply(
     verify_cover(tx, names, &affected)
 }
 
-/// Refuses to go on with checkpoints that overlap or leave keys out (I5), since events would be
-/// doubled or lost: the table was changed by hand, or the shares are wrong.
+/// Refuses to continue with checkpoints that overlap or leave keys out (I5), because events would
+/// be processed twice or lost: the table was changed by hand, or the shares are wrong.
 fn verify_cover(tx: &mut Transaction<'_>, names: &Names, projections: &[&str]) -> Result<(), Error> {
     let sql = names.sql(
         "SELECT p.name FROM unnest($1::text[]) AS p (name)
@@ -125,7 +126,7 @@ mod tests {
     use crate::plan::{DesiredState, Share, WorkerId};
     use crate::store::fence::{self, Checkpoint, Owner};
 
-    /// Each row at a position of its own, so that none is merged with another.
+    /// Each row is at a position of its own, so that none is merged with another.
     #[test]
     fn checkpoints_that_overlap_or_leave_keys_out_are_refused() {
         let mut client = testing::connect_with_projection();
@@ -189,7 +190,8 @@ mod tests {
         }
     }
 
-    /// The other order leads to a deadlock: the first of these rows is that which goes.
+    /// The opposite order would lead to a deadlock: the first of these rows is the one that is
+    /// deleted.
     #[test]
     fn merging_waits_for_a_deal_and_the_deal_not_for_merging() {
         let url = testing::database();
@@ -208,7 +210,7 @@ mod tests {
         let row = |token, keys| Checkpoint { token, keys: KeySet::from_ranges([keys]), position: 7 };
         let (from, into) = (row(1, (0, 100)), row(2, (100, 65_536)));
         let mut tx = dealer.transaction().unwrap();
-        // As far as a deal is when it has locked its first row.
+        // The state of a deal that has locked its first row.
         tx.execute("SELECT FROM orchestrator_checkpoints WHERE token = 1 FOR UPDATE", &[]).unwrap();
         let merging = std::thread::spawn({
             let names = names.clone();

@@ -1,16 +1,16 @@
 //! The fence: what a runner loads, and the only statements that move a position.
 //!
-//! *Invariants.* A position changes only by [`advance`](Statements::advance), which names the
-//! row's token, the position it comes from, the generation and the worker (I1, I4): a worker that
-//! lost the row, or that never heard of its own commit, changes nothing and must not commit. The
-//! token is why a batch that was begun before a row was taken away cannot commit once the same
-//! worker has it again, at the same position. And a position changes only
-//! in the transaction that [`mark`] has marked: a handler that ended it has committed or rolled
-//! back what belongs to the batch, so the rest must not be committed either.
+//! *Invariants.* A position changes only by [`advance`](Statements::advance), which names the row's
+//! token, the position from which it moves, the generation and the worker (I1, I4). A worker that
+//! lost the row, or that did not learn that its commit succeeded, changes nothing and must not
+//! commit. Because of the token, a batch that was begun before a row was taken away cannot commit
+//! after the same worker has got the row back, at the same position. And a position changes only in
+//! the transaction that [`mark`] has marked: a handler that ended this transaction has committed or
+//! rolled back what belongs to the batch, so the rest must not be committed either.
 //!
 //! These statements are executed beside a handler, under the settings of the application: its
-//! search path, its role. So each function, operator and type in them is qualified; an exact
-//! overload would win even over the order of the path.
+//! search path, its role. So each function, operator and type in them is qualified. The order of
+//! the path would not be enough, because a function whose types match exactly wins over it.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -48,24 +48,24 @@ pub(crate) struct Owner {
     pub(crate) generation: i64,
 }
 
-/// By what a transaction is told from any that follows it: a setting that the server takes back
-/// when the transaction ends, in whatever way. Its id would do as well, but a transaction that has
-/// one keeps dead rows from being cleaned up, also while its handler has written nothing.
+/// Distinguishes a transaction from all that follow it: a setting that the server resets when the
+/// transaction ends, in whatever way. Its id would also do, but a transaction that has an id
+/// prevents the removal of dead rows, even while its handler has written nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mark(String);
 
-/// What became of an attempt to move a row.
+/// The result of an attempt to move a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Advanced {
     Moved,
-    /// The row is not this worker's any more, or not where it left it. Nothing of the transaction
-    /// may be committed.
+    /// The row is no longer this worker's, or not at the expected position. Nothing of the
+    /// transaction may be committed.
     Fenced,
-    /// This is another transaction than the one that was marked, or none.
+    /// This is not the transaction that was marked, or there is none.
     OtherTransaction,
 }
 
-/// What is loaded of a projection.
+/// The checkpoints that were loaded of a projection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Owned {
     pub(crate) rows: Vec<Checkpoint>,
@@ -74,8 +74,8 @@ pub(crate) struct Owned {
     pub(crate) other_event_at: Option<i64>,
 }
 
-/// The condition of the fence. It stands in the row that is written: READ COMMITTED rechecks that
-/// row alone after waiting for a lock.
+/// The condition of the fence. It is on the row that is written, because READ COMMITTED rechecks
+/// only that row after waiting for a lock.
 const FENCE: &str = "token OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.=) $2 AND generation OPERATOR(pg_catalog.=) $3 \
      AND worker_id OPERATOR(pg_catalog.=) $4";
 
@@ -85,7 +85,7 @@ const MARK: &str = "pupsourcing_orchestrator.batch";
 /// Token, position, generation and worker; the new position, the last event and its id; the mark.
 type Advance = (i64, i64, i64, Uuid, i64, i64, Uuid, String);
 
-/// What a runner executes often, prepared on its connection.
+/// The statements that a runner executes often, prepared on its connection.
 pub(crate) struct Statements {
     owned: Prepared<(String, i64, Uuid, i32)>,
     advance: Prepared<Advance>,
@@ -120,7 +120,7 @@ impl Statements {
         })
     }
 
-    /// What this owner holds of a projection for one of its lanes.
+    /// Loads what this owner holds of a projection for one of its lanes.
     pub(crate) fn owned(
         &self,
         client: &mut impl GenericClient,
@@ -140,7 +140,8 @@ impl Statements {
         })
     }
 
-    /// Moves a row on to a position, in the transaction that was marked, having handled this event last.
+    /// Moves a row to a position, in the transaction that was marked. `last` is the last event that
+    /// was handled.
     pub(crate) fn advance(
         &self,
         client: &mut impl GenericClient,
@@ -158,8 +159,8 @@ impl Statements {
         Ok(if is_marked(client, mark)? { Advanced::Fenced } else { Advanced::OtherTransaction })
     }
 
-    /// Moves a row on over what does not concern the projection. False if the row is not this
-    /// worker's any more.
+    /// Moves a row past events that do not concern the projection. Returns false if the row is no
+    /// longer this worker's.
     pub(crate) fn note(
         &self,
         client: &mut impl GenericClient,
@@ -172,10 +173,10 @@ impl Statements {
     }
 }
 
-/// Marks the transaction, so that [`advance`](Statements::advance) knows it again. A session that
-/// is the worker's own is found by a lock which a handler may let go of by mistake, so the
-/// transaction holds it once more; where sessions are shared, the server ends a transaction that is
-/// silent for `idle_limit`. Either way, a frozen process does not keep its row locks.
+/// Marks the transaction, so that [`advance`](Statements::advance) recognises it. Other workers
+/// find a session that is the worker's own by a lock. A handler may release that lock by mistake,
+/// so the transaction holds it once more. Where sessions are shared, the server ends a transaction
+/// that is idle for `idle_limit`. In either case a frozen process does not keep its row locks.
 pub(crate) fn mark(
     tx: &mut Transaction<'_>,
     sessions: Sessions,
@@ -191,8 +192,8 @@ pub(crate) fn mark(
     Ok(mark)
 }
 
-/// Whether this still is the transaction that was marked. One in which a statement has failed, and
-/// which answers nothing any more, is taken for it.
+/// Whether this is still the transaction that was marked. A transaction in which a statement has
+/// failed, and which answers nothing any more, is assumed to be.
 pub(crate) fn is_marked(client: &mut impl GenericClient, mark: &Mark) -> Result<bool, postgres::Error> {
     let sql = format!("SELECT pg_catalog.current_setting('{MARK}', true)");
     match client.query_typed_one(&sql, &[]) {
@@ -202,8 +203,8 @@ pub(crate) fn is_marked(client: &mut impl GenericClient, mark: &Mark) -> Result<
     }
 }
 
-/// Merges a row into another at the same position. False if either is not this worker's any more.
-/// Locks them in the order of their tokens, as a deal does.
+/// Merges a row into another at the same position. Returns false if either is no longer this
+/// worker's. Locks them in the order of their tokens, as a deal does.
 pub(crate) fn merge(
     client: &mut impl GenericClient,
     names: &Names,

@@ -29,7 +29,7 @@ mod tests {
 
     /// Written out, since the checkpoints of a schema that exists mean these keys.
     #[test]
-    fn what_a_key_is_never_changes() {
+    fn formula_of_an_events_key_never_changes() {
         let sql = format!(
             "SELECT {} = (hashtextextended(aggregate_id, 0) & 65535)::int4, {} = '{{[0,65536)}}'::int4multirange,
                     {} = hashtextextended('pupsourcing-orchestrator', 0)

@@ -1,9 +1,9 @@
 //! Session locks: how workers detect that another worker has died.
 //!
 //! A worker's coordination connection holds an advisory lock: when the process dies, the server
-//! releases it at once. Each of its other connections holds a second lock, shared. By this one, peers
-//! find the connections of a worker that was declared dead while its process is frozen, and end them,
-//! because a frozen process must not keep row locks.
+//! releases it at once. Each of its other connections holds a second lock, shared. If the process
+//! is frozen and the worker is declared dead, other workers find its connections by this lock and
+//! end them, because a frozen process must not keep row locks.
 
 use postgres::Client;
 use postgres::types::Type;
@@ -11,7 +11,8 @@ use postgres::types::Type;
 use super::names::Names;
 use crate::plan::WorkerId;
 
-/// The key of the lock that says "alive". It must be even: the next number is the other lock's.
+/// The key of the lock that means "alive". It must be even: the next number is the key of the other
+/// lock.
 pub(crate) fn alive_key(worker: WorkerId) -> i64 {
     let (high, _) = worker.0.as_u64_pair();
     high.cast_signed() & !1
@@ -25,7 +26,8 @@ pub(crate) fn member_key(worker: WorkerId) -> i64 {
 /// An advisory lock's 64-bit key, computed from the columns of `pg_locks l`, in SQL.
 pub(crate) const LOCK_KEY: &str = "((l.classid::bigint << 32) | l.objid::bigint)";
 
-/// Which rows of `pg_locks l` are granted advisory locks with a 64-bit key in this database, in SQL.
+/// Which rows of `pg_locks l` are granted advisory locks with a 64-bit key in this database, in
+/// SQL.
 pub(crate) const IS_ADVISORY: &str = "l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
@@ -33,7 +35,7 @@ pub(crate) const IS_ADVISORY: &str = "l.locktype = 'advisory' AND l.objsubid = 1
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Census {
     pub(crate) members: i64,
-    /// How many of them do not hold their "alive" lock and no worker has recorded the loss.
+    /// How many of them do not hold their "alive" lock although no worker has recorded the loss.
     pub(crate) missing: i64,
 }
 
@@ -47,8 +49,8 @@ pub(super) fn census_sql(names: &Names, replica_set: &str) -> String {
     )
 }
 
-/// Takes the lock that says "alive", if it is free. If it is not, a lost session of this worker still
-/// holds it.
+/// Takes the "alive" lock, if it is free. If it is not, a lost session of this worker still holds
+/// it.
 pub(crate) fn try_hold_alive(client: &mut Client, worker: WorkerId) -> Result<bool, postgres::Error> {
     let row = client.query_typed_one("SELECT pg_try_advisory_lock($1)", &[(&alive_key(worker), Type::INT8)])?;
     Ok(row.get(0))

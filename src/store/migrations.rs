@@ -14,8 +14,8 @@ struct Migration {
     title: &'static str,
     sql: &'static str,
     /// The lowest schema version whose library works with a schema that has this migration: its own
-    /// number if older libraries cannot, a lower one if it only adds what they need not know. So a
-    /// deployment can be rolled back without touching the schema.
+    /// number if older libraries cannot, a lower one if the migration only adds what they need not
+    /// know. So a deployment can be rolled back without a change to the schema.
     works_from: i32,
 }
 
@@ -30,8 +30,8 @@ const MIGRATIONS: [Migration; 4] = [
 pub(crate) const VERSION: i32 = 4;
 
 impl Names {
-    /// The whole schema as one SQL script, to be applied with another tool. Applying it twice does no
-    /// harm.
+    /// The whole schema as one SQL script, to be applied with another tool. It can be applied
+    /// repeatedly.
     ///
     /// ```
     /// let sql = pupsourcing_orchestrator::Names::default().schema_sql();
@@ -47,7 +47,8 @@ impl Names {
 
 /// Brings the schema up to date. Any number of processes may do it at once: they take turns.
 pub(crate) fn migrate(client: Client, names: &Names) -> Result<(), Error> {
-    // Whatever the connection goes through, each transaction states what it relies on.
+    // Each transaction states the settings on which it relies, whatever the connection was used
+    // for.
     let doing = "beginning the migration";
     let mut session = Session::of(client, Sessions::Shared)?;
     let mut tx = session.transaction().map_err(Error::database(doing))?;
@@ -70,14 +71,14 @@ pub(crate) fn migrate(client: Client, names: &Names) -> Result<(), Error> {
     for (number, migration) in (1..).zip(&MIGRATIONS).filter(|(number, _)| *number > from) {
         tx.batch_execute(&step(names, number, migration)).map_err(Error::database("applying a migration"))?;
     }
-    // Tables that existed before are left as they are, so they may be unacceptable.
+    // Tables that existed before are not changed, so they may be unacceptable.
     event_tables::shape(&mut tx, names)?;
     tx.commit().map_err(Error::database("committing the migration"))?;
     log::info!("migrated: schema={} from={from} to={VERSION}", names.schema_name());
     Ok(())
 }
 
-/// Where the preamble has refused something, its message is the error.
+/// If the preamble has refused something, its message is the error.
 fn refused(doing: &'static str, error: postgres::Error) -> Error {
     match error.as_db_error().filter(|error| *error.code() == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) {
         Some(refusal) => Error::Schema {
@@ -87,7 +88,7 @@ fn refused(doing: &'static str, error: postgres::Error) -> Error {
     }
 }
 
-/// The schema that is there.
+/// The version of the existing schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Applied {
     pub(crate) version: i32,
@@ -96,8 +97,8 @@ pub(crate) struct Applied {
 }
 
 impl Applied {
-    /// Refuses a schema with which this library does not work: an older one, or a newer one that does
-    /// more than add to it.
+    /// Refuses a schema with which this library does not work: an older one, or a newer one that
+    /// does more than add to it.
     pub(crate) fn verify_works(self) -> Result<(), Error> {
         let Self { version, works_from } = self;
         let problem = if version < VERSION {
@@ -116,12 +117,12 @@ impl Applied {
     }
 }
 
-/// The schema that is there, if there is one.
+/// Reads the version of the existing schema, if there is one.
 pub(crate) fn applied(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<Applied>, Error> {
     if !privileges::to_read(tx, names)? {
         return Ok(None);
     }
-    // A view that another role has made would run that role's functions.
+    // A view that another role has created would execute that role's functions.
     let kind = "SELECT relkind::text FROM pg_class WHERE oid = to_regclass($1)";
     let kind = tx
         .query_typed_one(kind, &[(&names.migrations().to_string(), Type::TEXT)])

@@ -1,4 +1,4 @@
-//! What is verified before any thread starts: the server, the schema, the privileges.
+//! Verifies the server, the schema and the privileges before any thread starts.
 
 use postgres::types::Type;
 use postgres::{Client, Transaction};
@@ -8,7 +8,7 @@ use super::session::Session;
 use super::{event_tables, migrations, privileges, sequence};
 use crate::error::Error;
 
-/// Multiranges came with PostgreSQL 14.
+/// The first version with multiranges is PostgreSQL 14.
 const OLDEST_SERVER: i32 = 140_000;
 
 /// Refuses a server that cannot run this library.
@@ -49,7 +49,7 @@ pub(crate) fn path(client: &mut Client) -> Result<Vec<String>, Error> {
     Ok(row.get(0))
 }
 
-/// What does not stop a worker, but has to be logged.
+/// A problem that does not stop a worker, but has to be logged.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Warning {
     /// Other roles may create functions and operators where handlers look for them.
@@ -76,8 +76,8 @@ impl Warning {
     }
 }
 
-/// Refuses a schema this library cannot work with, and a user who may not. Otherwise returns the
-/// warnings. `path` is the application's.
+/// Refuses a schema with which this library cannot work, and a user without the privileges.
+/// Otherwise returns the warnings. `path` is the application's.
 pub(crate) fn schema(session: &mut Session, names: &Names, path: &[String]) -> Result<Vec<Warning>, Error> {
     let mut tx = session.transaction().map_err(Error::database("verifying the schema"))?;
     let Some(applied) = migrations::applied(&mut tx, names)? else {
@@ -153,7 +153,7 @@ mod tests {
     use crate::store::testing;
 
     #[test]
-    fn what_a_worker_can_live_with_is_said() {
+    fn problems_that_do_not_stop_a_worker_are_warnings() {
         let url = testing::database();
         let mut admin = Client::connect(&url, NoTls).unwrap();
         admin.batch_execute(&Names::default().schema_sql()).unwrap();

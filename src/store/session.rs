@@ -1,9 +1,9 @@
-//! The settings that the library's statements rely on, in one place: a server, a database, a role or
-//! a handler may have set something else.
+//! The settings on which the library's statements rely, in one place: a server, a database, a role
+//! or a handler may have set something else.
 //!
-//! Where a worker's connections are sessions of its own, a connection sets them once. Behind a pooler
-//! in transaction mode, a session serves many clients: there, each transaction sets them for itself,
-//! and leaves nothing behind.
+//! Where a worker's connections are sessions of its own, a connection sets them once. Behind a
+//! pooler in transaction mode a session serves many clients: there, each transaction sets them for
+//! itself and leaves nothing behind.
 
 use std::fmt::Write as _;
 
@@ -16,13 +16,13 @@ use crate::database::{Database, PooledClient};
 use crate::error::Error;
 use crate::plan::WorkerId;
 
-/// How long a statement of the library waits for a lock, before it is retried, and how long a
-/// transaction of the library may be idle, before the server ends it. So neither a frozen process nor
-/// a long `ALTER TABLE` blocks a thread for longer. Well below any `stale_worker_timeout`, since a
-/// frozen worker could otherwise keep its peers from evicting it.
+/// How long a statement of the library waits for a lock before it is retried, and how long a
+/// transaction of the library may be idle before the server ends it. So neither a frozen process
+/// nor a long `ALTER TABLE` blocks a thread for longer. It is much shorter than any
+/// `stale_worker_timeout`; otherwise a frozen worker could keep the other workers from evicting it.
 const PATIENCE: &str = "3s";
 
-/// What every statement of the library relies on, by name and value.
+/// The settings on which every statement of the library relies, by name and value.
 ///
 /// - *Isolation*: a statement has to see what was committed before it got its locks. At a stricter
 ///   level it sees what was committed before it began to wait, and a table that was rewritten in
@@ -47,9 +47,9 @@ const LIBRARY: &[(&str, &str)] = &[
     ("standard_conforming_strings", "on"),
 ];
 
-/// What a connection for handlers sets. All other settings are the application's: its path, its row
-/// security, its timeouts. So the library's statements there are written such that none of these
-/// changes what they do, see [`fence`](super::fence).
+/// The settings of a connection for handlers. All other settings are the application's: its path,
+/// its row security, its timeouts. So the library's statements there are written so that none of
+/// these changes what they do, see [`fence`](super::fence).
 const HANDLERS: &[(&str, &str)] = &[
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),
@@ -65,9 +65,9 @@ const TRANSACTION_TIMEOUT: &str = "transaction_timeout";
 /// Whether a worker's connections are sessions of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sessions {
-    /// Each connection is one session, and this worker's alone. Its peers can find it by its locks.
+    /// Each connection is one session of this worker alone. Other workers can find it by its locks.
     Own(WorkerId),
-    /// A pooler may give each transaction another session, and others the same.
+    /// A pooler may give each transaction another session, and share sessions between clients.
     Shared,
 }
 
@@ -80,10 +80,10 @@ impl Sessions {
         }
     }
 
-    /// Resets a connection that others have used, except for the statements prepared on it. One round
-    /// trip.
+    /// Resets a connection that other threads have used, except for the statements prepared on it.
+    /// One round trip.
     ///
-    /// `DISCARD ALL` would drop these as well; the parts are its own.
+    /// `DISCARD ALL` would drop these as well, so its other parts are executed one by one.
     pub(crate) fn reset_sql(self) -> Option<String> {
         let worker = self.member()?;
         Some(format!(
@@ -96,7 +96,7 @@ impl Sessions {
     }
 }
 
-/// A connection with the settings that the library relies on.
+/// A connection with the settings on which the library relies.
 pub(crate) struct Session {
     client: PooledClient,
     sessions: Sessions,
@@ -104,7 +104,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A connection of its own for the library's statements.
+    /// Opens a connection for the library's statements.
     pub(crate) fn open(database: &Database, sessions: Sessions) -> Result<Self, Error> {
         Self::of(database.connect()?, sessions)
     }
@@ -114,16 +114,18 @@ impl Session {
         Self::new(Box::new(Box::new(client)), sessions).map_err(Error::database("setting the session up"))
     }
 
-    /// Holds the lock that says that the worker is alive, where sessions are the worker's own. It is held for as long as the
-    /// connection is open.
+    /// Holds the lock that means that the worker is alive, if sessions are the worker's own. The
+    /// lock is held as long as the connection is open.
     pub(crate) fn hold_alive(mut self) -> Result<Self, Error> {
         let doing = "taking the session lock";
         if let Some(worker) = self.sessions.member() {
-            // Planning costs more than executing, and one plan is as good as another. The connection is the worker's alone.
+            // Planning costs more than executing, and all plans are equally good. No other worker
+            // uses the connection.
             self.client.batch_execute("SET plan_cache_mode = force_generic_plan").map_err(Error::database(doing))?;
             let mut backoff = Backoff::for_connections();
             while !locks::try_hold_alive(&mut self.client, worker).map_err(Error::database(doing))? {
-                // The server has not noticed yet that this worker's former connection is gone. It is this worker's own: end it.
+                // The server has not detected yet that this worker's former connection is gone. It
+                // belongs to this worker, so end it.
                 locks::end_former(&mut self.client, worker).map_err(Error::database(doing))?;
                 _ = after(backoff.next_delay()).recv();
             }
@@ -131,7 +133,7 @@ impl Session {
         Ok(self)
     }
 
-    /// Takes a connection, maybe one of a pool's.
+    /// Takes a connection that may come from a pool.
     pub(crate) fn new(mut client: PooledClient, sessions: Sessions) -> Result<Self, postgres::Error> {
         if let Some(worker) = sessions.member() {
             client.batch_execute(&format!(
@@ -144,13 +146,13 @@ impl Session {
         Ok(Self { client, sessions, settings: LIBRARY })
     }
 
-    /// For what the library executes beside a handler. The connection comes from a pool, which has
-    /// [reset](Sessions::reset_sql) it.
+    /// Takes a connection for statements that the library executes beside a handler. It comes from
+    /// a pool, which has [reset](Sessions::reset_sql) it.
     pub(crate) fn for_handlers(client: PooledClient, sessions: Sessions) -> Self {
         Self { client, sessions, settings: HANDLERS }
     }
 
-    /// Executes statements with the settings they rely on. Each has a snapshot of its own.
+    /// Executes statements with the settings on which they rely. Each has a snapshot of its own.
     pub(crate) fn run<T, E: From<postgres::Error>>(
         &mut self,
         statements: impl FnOnce(&mut Client) -> Result<T, E>,
@@ -158,7 +160,7 @@ impl Session {
         self.enclose(E::from, statements)
     }
 
-    /// The same for statements whose error says what they were doing.
+    /// Does the same for statements whose error already says what they were doing.
     pub(crate) fn check<T>(
         &mut self,
         doing: &'static str,
@@ -177,7 +179,7 @@ impl Session {
         }
         let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}", self.local_settings());
         if let Err(error) = self.client.batch_execute(&begin) {
-            // BEGIN may have succeeded, and the settings failed.
+            // BEGIN may have succeeded, and setting the settings failed.
             _ = self.client.batch_execute("ROLLBACK");
             return Err(wrap(error));
         }
@@ -199,15 +201,16 @@ impl Session {
         Ok(tx)
     }
 
-    /// Begins a transaction of the library's on a connection for handlers. A policy that hides rows is
-    /// an error, and waiting for a lock is limited as elsewhere.
+    /// Begins a transaction of the library on a connection for handlers. A policy that hides rows
+    /// is an error, and the time to wait for a lock is limited as elsewhere.
     pub(crate) fn transaction_without_policies(&mut self) -> Result<Transaction<'_>, postgres::Error> {
         let mut tx = self.transaction()?;
         tx.batch_execute(&format!("SET LOCAL row_security = off; SET LOCAL lock_timeout = '{PATIENCE}'"))?;
         Ok(tx)
     }
 
-    /// The connection, for what needs none of the settings: to prepare statements, or to listen.
+    /// The connection itself, for operations that need none of the settings: to prepare statements,
+    /// or to listen.
     pub(crate) fn client(&mut self) -> &mut Client {
         &mut self.client
     }
@@ -217,8 +220,8 @@ impl Session {
     }
 
     fn local_settings(&self) -> String {
-        // The transaction states its isolation level itself. Peers cannot find its session to end it, so
-        // it must not be idle for long; a batch allows its handler more.
+        // The transaction states its isolation level itself. Other workers cannot find its session
+        // to end it, so it must not be idle for long; a batch allows its handler more time.
         let settings = self.settings.iter().filter(|(name, _)| !name.starts_with("default_transaction"));
         let mut local = statements("SET LOCAL", &settings.copied().chain([SILENCE]).collect::<Vec<_>>());
         if std::ptr::eq(self.settings, LIBRARY) {
@@ -230,7 +233,7 @@ impl Session {
 
 fn statements(set: &str, settings: &[(&str, &str)]) -> String {
     let one = |(name, value): &(&str, &str)| match *name {
-        // A list, not a text.
+        // Its value is a list, not a text.
         "search_path" => format!("{set} {name} = {value}"),
         _ => format!("{set} {name} = '{value}'"),
     };

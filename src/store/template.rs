@@ -112,7 +112,7 @@ mod tests {
     /// Without debug assertions, the server refuses what was not filled in.
     #[test]
     #[cfg(debug_assertions)]
-    fn what_does_not_fit_is_refused() {
+    fn placeholders_and_values_must_match() {
         use std::panic::{AssertUnwindSafe, catch_unwind};
 
         type Values<'a> = &'a [(&'a str, &'a dyn Display)];

@@ -1,4 +1,4 @@
-//! What a coordinator sees of its replica set, and its answer.
+//! What a coordinator reads of its replica set, and how it reports that it is ready.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use crate::plan::{
 
 const LOOKING: &str = "looking at the replica set";
 
-/// The looks of every worker, on the connection it was prepared on.
+/// The statements of a worker's coordinator, prepared on one connection.
 pub(crate) struct Statements {
     view: Prepared<(String,)>,
     standing: Prepared<(String, Uuid)>,
     ready: Prepared<(Uuid, i64)>,
     others_pending: Prepared<(Uuid, i64)>,
-    /// The server's time when it was prepared: what happened before was not watched.
+    /// The server's time when they were prepared. What happened before was not observed.
     observing_since: ServerTime,
 }
 
@@ -39,10 +39,10 @@ impl Statements {
         })
     }
 
-    /// The replica set as one snapshot shows it.
+    /// Loads the replica set as one snapshot shows it.
     pub(crate) fn view(&self, client: &mut impl GenericClient, replica_set: &str) -> Result<ClusterView, Error> {
         let rows = self.view.query(client, (replica_set,)).map_err(Error::database(LOOKING))?;
-        // The joins are outer ones, so there is always a row.
+        // The joins are outer joins, so there is always a row.
         let first = rows.first();
         Ok(ClusterView {
             now: first.map_or(ServerTime::default(), |row| ServerTime(row.get("now"))),
@@ -53,7 +53,8 @@ impl Statements {
         })
     }
 
-    /// Of a view what concerns one worker: much cheaper, for the session locks are not looked at.
+    /// Loads only what concerns one worker. This is much cheaper, because it does not read the
+    /// session locks.
     pub(crate) fn standing(
         &self,
         client: &mut impl GenericClient,
@@ -69,8 +70,9 @@ impl Statements {
         })
     }
 
-    /// Says that the worker's runners are paused for this generation. Needs no lock of the replica set: if the generation is superseded at
-    /// the same time, the worker's row is not in it any more and stays as it is.
+    /// Records that the worker's runners are paused for this generation. This needs no lock of the
+    /// replica set: if the generation is superseded at the same time, the worker's row no longer
+    /// belongs to it and is not changed.
     pub(crate) fn mark_ready(
         &self,
         client: &mut Client,
@@ -81,7 +83,7 @@ impl Statements {
         Ok(())
     }
 
-    /// Whether others of the generation have yet to say that they are ready.
+    /// Whether other workers of the generation are not ready yet.
     pub(crate) fn are_others_pending(
         &self,
         client: &mut Client,
@@ -92,7 +94,7 @@ impl Statements {
     }
 }
 
-/// The newest generation, the workers, and the projections as arrays, which the first row alone has.
+/// The newest generation, the workers, and the projections as arrays, which only the first row has.
 fn view_sql(names: &Names) -> String {
     names.sql_with(
         "WITH held AS MATERIALIZED (
@@ -197,7 +199,7 @@ fn worker_of(row: &Row) -> Result<Option<WorkerView>, Error> {
 }
 
 fn projections_of(row: &Row) -> Result<Vec<ProjectionView>, Error> {
-    // Of no projection there are no arrays.
+    // Without projections there are no arrays.
     let Some(names) = row.get::<_, Option<Vec<&str>>>("names") else { return Ok(Vec::new()) };
     let (desired, dealt): (Vec<&str>, Vec<&str>) = (row.get("desired"), row.get("dealt"));
     let numbers: Vec<i64> = row.get("deals");
@@ -212,8 +214,8 @@ fn projections_of(row: &Row) -> Result<Vec<ProjectionView>, Error> {
     .collect()
 }
 
-/// A state that another version of the library has written, or a person. To take it for any other could let two workers process
-/// one partition.
+/// A state that another version of the library or an operator has written. To interpret it as any
+/// other state could let two workers process one partition.
 fn unknown(whose: &str, state: &str) -> Error {
     Error::Schema {
         problem: format!(
