@@ -1,8 +1,10 @@
-//! Growing delays with jitter, so that many workers that lost the same server do not come back in step.
+//! Growing delays with jitter, so that many workers that lost the same server do not reconnect at
+//! the same time.
 
 use std::time::{Duration, Instant};
 
-/// Delays that double from the first to the longest; each is drawn between half of its value and all of it.
+/// Delays that double from the first to the longest; each is drawn between half of its value and
+/// all of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
     first: Duration,
@@ -16,7 +18,8 @@ impl Backoff {
         Self { first, longest, failures: 0, mentions: Mentions::default() }
     }
 
-    /// For connections: quick enough that a worker is back within the session-loss grace of its peers.
+    /// Creates the delays for connections: short enough that a worker is back within the
+    /// session-loss grace that the others allow.
     pub(crate) fn for_connections() -> Self {
         Self::new(Duration::from_millis(20), Duration::from_millis(500))
     }
@@ -28,7 +31,7 @@ impl Backoff {
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    /// Whether this failure is worth a line in the log: the first of its row, and then one every 30 s.
+    /// Whether this failure is to be logged: the first of a series, and then one every 30 s.
     pub(crate) fn is_worth_logging(&mut self) -> bool {
         if self.failures == 0 {
             self.mentions = Mentions::default();
@@ -36,23 +39,24 @@ impl Backoff {
         self.mentions.is_due()
     }
 
-    /// Ends the row of failures. Returns whether there was one.
+    /// Ends the series of failures. Returns whether there was one.
     pub(crate) fn reset(&mut self) -> bool {
         std::mem::take(&mut self.failures) > 0
     }
 }
 
-/// When something was last mentioned in the log that may happen over and over.
+/// When a recurring condition was last logged.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Mentions {
     last: Option<Instant>,
 }
 
 impl Mentions {
-    /// How often what goes on, or comes again at once, is mentioned.
+    /// How often a recurring condition is logged.
     const EVERY: Duration = Duration::from_secs(30);
 
-    /// Whether to mention it now: the first time, and then once every 30 s at the most.
+    /// Whether to log it now: the first time, and then at most every 30 s. Remembers the time if
+    /// so.
     pub(crate) fn is_due(&mut self) -> bool {
         let due = self.last.is_none_or(|at| at.elapsed() >= Self::EVERY);
         if due {

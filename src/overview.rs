@@ -1,8 +1,9 @@
-//! The overview: what the whole replica set looks like, loaded while somebody looks and never otherwise.
+//! The overview: what the whole replica set looks like. It is loaded only while clients request it.
 //!
-//! *Invariants:* who looks never waits for the database, and however many look, it is asked once per [`FRESH_FOR`] at the most. A look
-//! is a hint: it wakes the coordinator, which loads what is to be seen on its own connection and leaves it here. While the database
-//! is out of reach, what was seen last stays and grows old.
+//! *Invariants:* a client never waits for the database, and for any number of clients the database
+//! is queried at most once per [`FRESH_FOR`]. A request is a hint: it wakes the coordinator, which
+//! loads the overview on its own connection and leaves it here. While the database cannot be
+//! reached, the last overview stays and becomes older.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,12 +16,12 @@ use crate::store::session::Session;
 use crate::store::{Names, overview};
 use crate::threads::Waker;
 
-/// What was loaded is good enough for this time.
+/// For how long an overview is considered fresh.
 const FRESH_FOR: Duration = Duration::from_secs(1);
-/// Somebody who has looked is expected to look again for this time.
+/// A client that has requested the overview is expected to request it again within this time.
 const WATCHED_FOR: Duration = Duration::from_secs(3);
 
-/// Where those who look and the coordinator meet. Clones are the same place.
+/// The place where clients and the coordinator meet. Clones are the same place.
 #[derive(Debug, Clone)]
 pub(crate) struct Overview {
     cells: Arc<Mutex<Cells>>,
@@ -35,10 +36,10 @@ struct Cells {
     latest: Option<Sight>,
 }
 
-/// What was seen, and when.
+/// An overview, and when it was loaded.
 #[derive(Debug, Clone)]
 pub(crate) struct Sight {
-    /// When the database was asked.
+    /// When the database was queried.
     pub(crate) at: Instant,
     pub(crate) json: Arc<RawValue>,
 }
@@ -48,7 +49,8 @@ impl Overview {
         Self { cells: Arc::default(), coordinator }
     }
 
-    /// What was seen last; none before the first time. Lets the coordinator look anew if that is old.
+    /// Returns the last overview; `None` before the first. Wakes the coordinator to load another if
+    /// that is old.
     pub(crate) fn look(&self) -> Option<Sight> {
         let mut cells = self.cells.lock();
         let now = Instant::now();
@@ -62,7 +64,7 @@ impl Overview {
         latest
     }
 
-    /// Loads what is to be seen, if somebody looks and it is time.
+    /// Loads the overview, if clients request it and it is due.
     pub(crate) fn refresh(&self, session: &mut Session, names: &Names, replica_set: &str) -> Result<(), Error> {
         let at = Instant::now();
         {
@@ -70,7 +72,8 @@ impl Overview {
             if !cells.is_due(at) {
                 return Ok(());
             }
-            // Noted before it is known how it ends: a statement that fails is not tried more often than one that doesn't.
+            // Recorded before the outcome is known, so that a failing statement is not repeated
+            // more often than a successful one.
             cells.asked_at = Some(at);
         }
         let json = session

@@ -1,6 +1,8 @@
-//! What a worker knows of itself, kept where every thread can write its part and anybody can read a copy.
+//! What a worker knows of itself. Every thread writes its part here, and any thread can read a
+//! copy.
 //!
-//! The board is a few cells behind locks that are held for a copy at most: reading it never asks the database.
+//! The board is a few cells behind locks that are held only for a copy: reading it never queries
+//! the database.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,19 +13,20 @@ use parking_lot::RwLock;
 
 use crate::plan::{KeySet, WorkerId, WorkerState};
 
-/// What a projection does on this worker, ordered by how much attention it needs. Of several lanes, the one that needs most speaks.
+/// What a projection does on this worker, ordered by how much attention it needs. If it has several
+/// lanes, the state of the one that needs most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 #[non_exhaustive]
 pub enum ProjectionState {
     /// No partition is held, or its processing is paused while a generation is formed.
     #[default]
     Paused,
-    /// Events are processed, or waited for.
+    /// Events are processed, or the projection waits for events.
     Running,
-    /// The last batch failed and will be tried again.
+    /// The last batch failed and will be retried.
     Retrying,
-    /// The attempts are used up: the projection stands still on this worker until the worker is restarted or the partitions are
-    /// dealt out again.
+    /// The attempts are used up: the projection stands still on this worker until the worker is
+    /// restarted or the partitions are redistributed.
     Halted,
 }
 
@@ -53,9 +56,11 @@ pub struct ProjectionStatus {
     pub state: ProjectionState,
     /// The keys it owns, as PostgreSQL writes an `int4multirange`; `{}` if none.
     pub keys: String,
-    /// Every event of its keys at or below this global position has been processed; none if it owns no keys. Of several lanes, the lowest.
+    /// Every event of its keys at or below this global position has been processed; `None` if it
+    /// owns no keys. If it has several lanes, the lowest of their positions.
     pub position: Option<i64>,
-    /// Global positions between `position` and the safe head: an upper bound of the events to come.
+    /// Global positions between `position` and the safe head: an upper bound of the events still to
+    /// be processed.
     pub lag: Option<i64>,
     /// Events processed by this worker since it started.
     pub events: u64,
@@ -73,7 +78,7 @@ pub(crate) struct LaneStatus {
     pub(crate) error: Option<String>,
 }
 
-/// What the lanes of a projection amount to.
+/// The sum over the lanes of a projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sum {
     pub(crate) state: ProjectionState,
@@ -109,9 +114,9 @@ impl ProjectionStatus {
 pub struct Assignment {
     /// The generation's number.
     pub generation: i64,
-    /// Which partition, from 0.
+    /// The index of the partition, from 0.
     pub partition: usize,
-    /// Of how many.
+    /// The number of partitions.
     pub total_partitions: usize,
 }
 
@@ -119,11 +124,12 @@ pub struct Assignment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HeadBlocker {
-    /// The backend's process id; none for a prepared transaction.
+    /// The backend's process id; `None` for a prepared transaction.
     pub pid: Option<i32>,
     /// Its `application_name`, or the prepared transaction's identifier.
     pub name: String,
-    /// How long its transaction has been open; 0 where the server does not tell, as it is another role's.
+    /// How long its transaction has been open; 0 if the server does not show it, because it belongs
+    /// to another role.
     pub age: Duration,
 }
 
@@ -135,17 +141,18 @@ pub struct Status {
     pub worker_id: WorkerId,
     /// Its replica set.
     pub replica_set: String,
-    /// Where it stands.
+    /// Its state.
     pub state: WorkerState,
-    /// The partition it holds; none while it waits for one.
+    /// The partition it holds; `None` while it waits for one.
     pub assignment: Option<Assignment>,
-    /// Every event at or below this global position is visible for good; none before the first look.
+    /// Every event at or below this global position is visible for good; `None` before the first
+    /// look.
     pub safe_head: Option<i64>,
-    /// Who keeps the safe head from moving on, and since when, if it is kept.
+    /// The transactions that block the safe head, and since when, if it is blocked.
     pub head_blocked: Option<(Duration, Vec<HeadBlocker>)>,
-    /// Whether the last heartbeat got through.
+    /// Whether the last heartbeat was answered.
     pub database_reachable: bool,
-    /// How long ago the last successful heartbeat was; none before the first.
+    /// How long ago the last successful heartbeat was; `None` before the first.
     pub last_heartbeat: Option<Duration>,
     /// By projection name.
     pub projections: BTreeMap<String, ProjectionStatus>,
@@ -159,11 +166,11 @@ struct Cells {
     head_blocked: Option<(Instant, Vec<HeadBlocker>)>,
     database_reachable: bool,
     last_heartbeat: Option<Instant>,
-    /// The lanes of each.
+    /// The lanes of each projection.
     projections: BTreeMap<String, Vec<LaneStatus>>,
 }
 
-/// The board the threads of one worker write on.
+/// The board on which the threads of one worker write.
 #[derive(Debug, Clone)]
 pub(crate) struct Board {
     worker_id: WorkerId,
@@ -226,7 +233,7 @@ impl Board {
         self.cells.write().database_reachable = false;
     }
 
-    /// Changes what a lane of a projection shows. Returns what all its lanes amount to.
+    /// Changes what is shown for a lane of a projection. Returns the sum over all its lanes.
     pub(crate) fn update_lane(&self, projection: &str, lane: usize, change: impl FnOnce(&mut LaneStatus)) -> Sum {
         let mut cells = self.cells.write();
         let lanes = cells.projections.get_mut(projection).map_or(&mut [][..], Vec::as_mut_slice);

@@ -1,7 +1,7 @@
 //! Named threads with one way to end: the stop signal.
 //!
-//! A crew is all threads of one worker. A thread that fails or panics stops the whole crew, loudly: the first such failure
-//! is what `join` returns. Dropping the crew stops and joins it.
+//! A crew is all threads of one worker. A thread that fails or panics stops the whole crew: the
+//! first such failure is what `join` returns. Dropping the crew stops and joins it.
 
 mod waker;
 
@@ -21,7 +21,7 @@ pub(crate) use waker::Waker;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Never {}
 
-/// The stop signal: raised once, heard by everybody who selects on [`Stop::heard`].
+/// The stop signal: raised once, received by every thread that selects on [`Stop::heard`].
 #[derive(Debug, Clone)]
 pub(crate) struct Stop {
     raised: Arc<AtomicBool>,
@@ -49,21 +49,23 @@ impl Stop {
         &self.receiver
     }
 
-    /// Waits for the signal, `timeout` at most. Returns whether it is raised.
+    /// Waits for the signal, at most `timeout`. Returns whether it is raised.
     pub(crate) fn wait(&self, timeout: Duration) -> bool {
         !matches!(self.receiver.recv_timeout(timeout), Err(crossbeam_channel::RecvTimeoutError::Timeout))
     }
 }
 
-/// How long a thread may go without a sign of life before `/livez` calls it stuck. Longer than any wait a healthy thread has:
-/// connecting, and a statement on a connection that died silently, are both bounded well below.
+/// How long a thread may show no sign of life before `/livez` reports it as stuck. Longer than any
+/// wait of a healthy thread: connecting, and a statement on a connection that died silently, are
+/// both bounded well below.
 pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(90);
 
 /// A thread's sign of life.
 #[derive(Debug, Clone)]
 pub(crate) struct Pulse {
     origin: Instant,
-    /// Milliseconds since `origin` of the last beat; `u64::MAX` while the thread runs code that may take as long as it likes.
+    /// Milliseconds since `origin` of the last beat; `u64::MAX` while the thread runs code that may
+    /// take any time.
     last: Arc<AtomicU64>,
 }
 
@@ -77,7 +79,7 @@ impl Pulse {
         self.last.store(now, Ordering::Relaxed);
     }
 
-    /// Says that what follows, until the next beat, may take as long as it likes: a user's handler is not judged.
+    /// Allows the code until the next beat to take any time: a user's handler is not judged.
     pub(crate) fn excuse(&self) {
         self.last.store(u64::MAX, Ordering::Relaxed);
     }
@@ -121,7 +123,7 @@ impl Crew {
         &self.stop
     }
 
-    /// Starts a thread. Names are 15 bytes at most, or the kernel cuts them.
+    /// Starts a thread. Names have at most 15 bytes, or the kernel truncates them.
     pub(crate) fn spawn(
         &self,
         name: impl Into<String>,
@@ -153,12 +155,12 @@ impl Crew {
         Ok(())
     }
 
-    /// Waits until every thread has ended, `timeout` at most.
+    /// Waits until every thread has ended, at most `timeout`.
     pub(crate) fn join(&self, timeout: Option<Duration>) -> Result<(), Error> {
         let begun = Instant::now();
         let ended: Vec<Receiver<Never>> = self.roll.lock().members.iter().map(|member| member.ended.clone()).collect();
         for member in ended {
-            // Disconnection is the end of the thread's body; nothing is ever received.
+            // Disconnection means that the thread's body has ended; nothing is ever received.
             match timeout {
                 Some(timeout) => _ = member.recv_timeout(timeout.saturating_sub(begun.elapsed())),
                 None => _ = member.recv(),

@@ -1,8 +1,10 @@
 //! How long a worker may believe that it is still a member.
 //!
-//! Anchored before the round trip: a heartbeat sent at t and answered makes the worker a member until t + `stale_worker_timeout`, by
-//! its own monotonic clock; its peers count from a later moment, on the server's. So a worker that is cut off pauses its own runners
-//! before anybody declares it dead. The fence holds without this; it spares work that could not be committed.
+//! Anchored before the round trip: a heartbeat that was sent at t and answered makes the worker a
+//! member until t + `stale_worker_timeout`, by its own monotonic clock. The other workers count
+//! from a later moment, on the server's clock. So a worker that is cut off pauses its own runners
+//! before another worker declares it dead. The fence holds without this; it avoids work that could
+//! not be committed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +33,7 @@ impl Trust {
         !self.left().is_zero()
     }
 
-    /// For how long it holds yet, unless it is renewed.
+    /// How long the trust lasts unless it is renewed.
     pub(crate) fn left(&self) -> Duration {
         Duration::from_millis(self.until.load(Ordering::Relaxed)).saturating_sub(self.origin.elapsed())
     }

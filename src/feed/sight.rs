@@ -157,7 +157,7 @@ impl<'a> Sight<'a> {
         });
         match probed {
             Ok((probe, census)) => {
-                self.mention_position_of_nobody(probe);
+                self.mention_position_beyond_sequence(probe);
                 if let Some(census) = &census {
                     self.census_due = Some(Instant::now() + census_interval(census.members));
                 }
@@ -198,7 +198,7 @@ impl<'a> Sight<'a> {
         Ok(())
     }
 
-    fn mention_position_of_nobody(&mut self, probe: Probe) {
+    fn mention_position_beyond_sequence(&mut self, probe: Probe) {
         let at = self.head.safe();
         if let Some(last) = probe.last.filter(|last| *last < probe.newest.max(at))
             && self.position_mentions.is_due()

@@ -1,4 +1,5 @@
-//! Accepts connections and gives each a seat; the newest come before the oldest.
+//! Accepts connections and gives each a seat. When seats are short, the newest connections are
+//! preferred.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -14,14 +15,14 @@ use super::site::Site;
 use crate::backoff::Mentions;
 use crate::threads::{Never, Stop};
 
-/// Connections answered at the same time: far more than scrapers and probes make, far fewer than
-/// would hurt.
+/// The most connections answered at the same time: many more than scrapers and probes make, few
+/// enough to do no harm.
 pub(super) const MOST_CONNECTIONS: usize = 64;
-/// Connections the system may hold for the acceptor. With the 128 that std asks for, a burst of
-/// idle clients makes the system drop a scrape's first packet, which the scraper sends again after
-/// a second.
+/// How many connections the system may queue for the acceptor. With std's 128, a burst of idle
+/// clients makes the system drop the first packet of a scrape, and the scraper sends it again only
+/// after a second.
 pub(super) const BACKLOG: i32 = 1024;
-/// The pause after an accept that failed for want of file descriptors or memory.
+/// The pause after an accept that failed because file descriptors or memory were exhausted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// The open connections, the oldest first.
@@ -31,8 +32,8 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Adds a connection and closes the oldest one if there are too many. Returns whether the added
-    /// one is open.
+    /// Adds a connection, and closes the oldest one if there are too many. Returns whether the
+    /// added one is open.
     fn open(&self, number: u64, stream: Arc<TcpStream>) -> bool {
         let mut open = self.open.lock();
         open.insert(number, stream);
@@ -45,7 +46,7 @@ impl Connections {
         true
     }
 
-    /// The first to go when file descriptors or memory are short.
+    /// Closes the older half of the connections, when file descriptors or memory are short.
     fn close_older_half(&self) {
         let mut open = self.open.lock();
         for _ in 0..open.len().div_ceil(2) {
@@ -62,9 +63,9 @@ impl Connections {
     }
 }
 
-/// Ends whatever read or write is under way on the connection, in whichever thread.
+/// Ends any read or write on the connection, in whichever thread.
 pub(super) fn close(stream: &TcpStream) {
-    // Refused only where the client has gone already.
+    // Fails only if the client has already gone.
     _ = stream.shutdown(Shutdown::Both);
 }
 
@@ -88,7 +89,7 @@ impl Acceptor {
             if self.stop.is_raised() {
                 break;
             }
-            // The newest first: it is the one that is most likely still waiting for an answer.
+            // The newest first, because it is most likely to be still waiting for an answer.
             if let Some((number, stream)) = waiting.pop_back()
                 && let Err(error) = self.answer_in_a_thread(number, stream)
                 && threadless.is_due()
@@ -96,8 +97,8 @@ impl Acceptor {
                 log::warn!("metrics server cannot start a thread, drops the connection: error={error}");
             }
             if let Err(error) = &accepted {
-                // Out of file descriptors or memory, most likely. It is not a reason to end: it
-                // passes.
+                // Most likely file descriptors or memory are exhausted. That is temporary, so it is
+                // no reason to end.
                 if refused.is_due() {
                     log::warn!("metrics server cannot accept a connection, goes on trying: error={error}");
                 }
@@ -106,15 +107,16 @@ impl Acceptor {
                 self.stop.wait(ACCEPT_PAUSE);
             }
         }
-        // What was accepted after the server closed all.
+        // Closes connections that were accepted after the server closed all.
         self.connections.close_all();
     }
 
-    /// Takes what has come, numbered by age; waits for one if there is none. Of a burst only as
-    /// many are kept as there are seats, so that it costs an accept for each and no thread.
+    /// Takes the waiting connections, numbered by age; waits for one if there is none. Of a burst,
+    /// only as many are kept as there are seats, so that the rest cost one accept each and no
+    /// thread.
     fn accept_into(&self, waiting: &mut VecDeque<(u64, TcpStream)>, last: &mut u64) -> io::Result<()> {
         let mut wait = waiting.is_empty();
-        // Bounded, for clients may come as fast as they are taken.
+        // Bounded, because clients may come as fast as they are taken.
         for _ in 0..BACKLOG {
             self.listener.set_nonblocking(!wait)?;
             match self.listener.accept() {
@@ -133,9 +135,9 @@ impl Acceptor {
         Ok(())
     }
 
-    /// The error is of starting the thread.
+    /// The error is that of starting the thread.
     fn answer_in_a_thread(&self, number: u64, stream: TcpStream) -> io::Result<()> {
-        // Some systems hand the listener's mode on to what it accepts.
+        // Some systems apply the listener's mode to the connections that it accepts.
         if stream.set_nonblocking(false).is_err() {
             return Ok(());
         }
@@ -157,7 +159,7 @@ impl Acceptor {
         let site = self.site.clone();
         let thread = std::thread::Builder::new().name(format!("pup-http-{}", number % 1000));
         let spawned = thread.spawn(move || {
-            // Kept to the end, also when the answer panics.
+            // Kept until the end, also if the answer panics.
             let _seat = seat;
             if let Err(error) = answer(&site, &stream) {
                 log::debug!("metrics server could not answer: error={error}");
@@ -167,7 +169,7 @@ impl Acceptor {
     }
 }
 
-/// A connection's place among the open ones, given back when its thread ends.
+/// A connection's place among the open ones. It is given back when the connection's thread ends.
 pub(super) struct Seat {
     number: u64,
     connections: Arc<Connections>,

@@ -10,14 +10,14 @@ use tiny_http::{HTTPVersion, Header, Method, Response};
 use super::page::POLICY;
 use super::site::{Page, Site};
 
-/// Bytes of a request's first line and headers together.
+/// The greatest length of a request's first line and headers together, in bytes.
 pub(super) const LONGEST_HEAD: usize = 8 * 1024;
-/// From the accept to the last byte of the request's head.
+/// The time from the accept to the last byte of the request's head.
 pub(super) const HEAD_TIME: Duration = Duration::from_secs(5);
-/// From the first byte of the response to the last.
+/// The time from the first byte of the response to the last.
 const RESPONSE_TIME: Duration = Duration::from_secs(10);
-/// How long, and how much, a refused client is listened to so that it reads its answer before the
-/// connection is reset.
+/// How long, and how many bytes, the server reads from a refused client, so that the client reads
+/// its answer before the connection is reset.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
 
@@ -54,8 +54,8 @@ pub(super) fn refused(refusal: &Refusal) -> (Method, Page, bool) {
     (Method::Get, Page::text(refusal.0, refusal.1), false)
 }
 
-/// The request line and the headers; none if the client goes away without having asked for
-/// anything, or takes too long to.
+/// Reads the request line and the headers; `None` if the client leaves without a request, or takes
+/// too long.
 pub(super) fn read_head(client: &mut Timed<'_>) -> io::Result<Option<Vec<u8>>> {
     let mut head = Vec::with_capacity(1024);
     let mut part = [0; 1024];
@@ -65,12 +65,12 @@ pub(super) fn read_head(client: &mut Timed<'_>) -> io::Result<Option<Vec<u8>>> {
             Ok(read) => read,
             Err(error) => match error.kind() {
                 ErrorKind::Interrupted => continue,
-                // Which of the two a timeout is depends on the system.
+                // Which of the two errors means a timeout depends on the system.
                 ErrorKind::TimedOut | ErrorKind::WouldBlock => return Ok(None),
                 _ => return Err(error),
             },
         };
-        // The end may straddle two reads, by three bytes at most.
+        // The end may be split between two reads, by three bytes at most.
         let looked_at = head.len().saturating_sub(3);
         head.extend_from_slice(&part[..read]);
         if ends_head(&head[looked_at..]) {
@@ -84,7 +84,7 @@ pub(super) fn ends_head(bytes: &[u8]) -> bool {
     bytes.windows(4).any(|end| end == b"\r\n\r\n") || bytes.windows(2).any(|end| end == b"\n\n")
 }
 
-/// Method and path. Headers are not looked at: nothing that is served depends on one.
+/// Returns method and path. Headers are ignored: no answer depends on one.
 pub(super) fn parse(head: &[u8]) -> Result<(Method, String), Refusal> {
     let Some(line) = head.split(|&byte| byte == b'\n').next().filter(|line| line.len() < head.len().min(LONGEST_HEAD))
     else {
@@ -112,7 +112,7 @@ pub(super) fn parse(head: &[u8]) -> Result<(Method, String), Refusal> {
     Ok((method, path.to_owned()))
 }
 
-/// The response in bytes, as HTTP/1.0, by which the client knows that the connection ends with it.
+/// Formats the response as HTTP/1.0, so that the client knows that the connection ends with it.
 pub(super) fn print(page: &Page, method: &Method, allow: bool) -> io::Result<Vec<u8>> {
     let mut headers = vec![
         header("Server", "pupsourcing-orchestrator")?,
@@ -136,8 +136,8 @@ pub(super) fn header(field: &str, value: &str) -> io::Result<Header> {
     Header::from_bytes(field, value).map_err(|()| io::Error::new(ErrorKind::InvalidData, format!("header {field}")))
 }
 
-/// A stream with a deadline for all that is read or written, not for each call: a byte now and then
-/// buys no time.
+/// A stream with one deadline for everything that is read or written. A client that sends a byte
+/// now and then does not extend it.
 pub(super) struct Timed<'a> {
     pub(super) stream: &'a TcpStream,
     pub(super) until: Instant,
@@ -149,8 +149,8 @@ impl Timed<'_> {
         if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
     }
 
-    /// Reads away what a refused client still sends. Closing over unread input would reset the
-    /// connection, and the client might lose the answer.
+    /// Reads and discards what a refused client still sends. Closing over unread input would reset
+    /// the connection, and the client might lose the answer.
     fn drain(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
         self.until = Instant::now() + DRAIN_TIME;

@@ -1,21 +1,22 @@
 //! The metrics server: `/metrics`, `/livez`, `/readyz`, `/status` and the status page.
 //!
-//! It answers from memory: no request ever reaches the database, so it answers as fast while
-//! Postgres is down.
+//! It answers from memory: no request ever queries the database, so it answers as fast while
+//! PostgreSQL is down.
 //!
-//! *Invariants:* one client can hold up neither another one nor the shutdown, and no request,
-//! however formed, costs more than [`MOST_CONNECTIONS`] threads, [`LONGEST_HEAD`] bytes of each
-//! client's input and one response of output.
+//! *Invariants:* no client can block another client or the shutdown, and no request, of whatever
+//! form, costs more than [`MOST_CONNECTIONS`] threads, [`LONGEST_HEAD`] bytes of each client's
+//! input and one response of output.
 //!
 //! `pup-http` accepts. Each connection is answered by a short-lived thread `pup-http-N` of its own:
-//! one request, one response, as HTTP/1.0 has it, which a scraper or a probe understands and which
-//! leaves nothing to keep alive. When all seats are taken the oldest connection is closed for the
-//! newest, so that idle or slow clients can't keep a scrape waiting. Shutdown closes every socket;
-//! whatever thread was reading or writing one ends at once.
+//! one request and one response, in HTTP/1.0, which scrapers and probes understand and which keeps
+//! no connection alive. When all seats are taken the oldest connection is closed for the newest, so
+//! that idle or slow clients cannot delay a scrape. Shutdown closes every socket, so that a thread
+//! that reads or writes one ends at once.
 //!
-//! Requests and responses are `tiny_http`'s, its `Server` is not: it has a thread for each idle
-//! connection, no timeout, no bound to a request line, ends for good when the process is out of
-//! file descriptors, and aborts the process over a body announced as larger than memory.
+//! It uses the requests and responses of `tiny_http`, but not its `Server`. That has a thread for
+//! each idle connection, no timeout, no bound for a request line, ends for good when the process is
+//! out of file descriptors, and aborts the process over a body that is announced as larger than
+//! memory.
 
 mod connections;
 mod exchange;
@@ -44,7 +45,7 @@ use crate::metrics::Metrics;
 use crate::plan::WorkerId;
 use crate::threads::{Never, Stop};
 
-/// How long the end of the threads is awaited, once their sockets are closed.
+/// How long the server waits for its threads to end, once their sockets are closed.
 const JOIN_TIME: Duration = Duration::from_millis(100);
 
 /// Serves the metrics and the health of the orchestrators in this process over HTTP.
@@ -57,8 +58,8 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 /// | `/status` | what the watched workers know, as JSON; [see below](#status) |
 /// | `/` | the same as a page for people, live |
 ///
-/// No answer asks the database, so all of them come at once also while it is down. GET and HEAD are
-/// served; a query string is ignored. The connection is closed after each answer.
+/// No answer queries the database, so all of them are immediate even while it is down. GET and HEAD
+/// are served; a query string is ignored. The connection is closed after each answer.
 ///
 /// Dropping the server shuts it down.
 ///
@@ -74,7 +75,7 @@ pub struct MetricsServer {
 }
 
 impl MetricsServer {
-    /// Binds `address`, such as `0.0.0.0:9090`, and serves from now on. Port 0 takes any free port:
+    /// Binds `address`, such as `0.0.0.0:9090`, and begins to serve. Port 0 takes any free port:
     /// see [`Self::address`].
     ///
     /// [`Error::Http`] if the address is malformed, in use or not this host's.
@@ -108,34 +109,34 @@ impl MetricsServer {
         Ok(Self { address: bound, site, connections, stop, acceptor: Some(acceptor), ended })
     }
 
-    /// The address it is bound to, with the port that port 0 became.
+    /// The bound address, with the actual port if port 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Whether `/status` and the page at `/` are served: they name hosts, projections and errors to
-    /// every client that reaches the port. When they are not, nothing is ever loaded for them. Defaults to
-    /// true.
+    /// Sets whether `/status` and the page at `/` are served: they name hosts, projections and
+    /// errors to every client that reaches the port. If they are not served, nothing is ever loaded
+    /// for them. Defaults to true.
     pub fn status_page(self, served: bool) -> Self {
         self.site.has_status.store(served, Ordering::Relaxed);
         self
     }
 
-    /// Lets `/livez`, `/readyz` and `/status` answer for an orchestrator, beside those already
-    /// watched.
+    /// Lets `/livez`, `/readyz` and `/status` answer for an orchestrator, in addition to those
+    /// already watched.
     pub fn watch(&self, probe: HealthProbe) {
         let worker = (probe.status)().worker_id;
         self.site.watched.write().insert(worker, probe);
     }
 
-    /// Answers no longer for this worker: to be called when it was shut down and the process goes
-    /// on.
+    /// Stops answering for this worker: to be called when it was shut down and the process
+    /// continues.
     pub fn unwatch(&self, worker: WorkerId) {
         self.site.watched.write().remove(&worker);
     }
 
-    /// Stops at once: the port is free again, clients in the middle of a request or an answer are
-    /// cut off.
+    /// Stops at once: the port is free again, and clients in the middle of a request or an answer
+    /// are cut off.
     pub fn shutdown(self) {
         drop(self);
     }
@@ -144,15 +145,15 @@ impl MetricsServer {
 impl Drop for MetricsServer {
     fn drop(&mut self) {
         self.stop.raise();
-        // Only a connection gets the acceptor out of its wait. If none can be made it ends at the
-        // next client's.
+        // Only a connection ends the acceptor's wait. If none can be made, it ends at the next
+        // client's.
         if let Err(error) = TcpStream::connect_timeout(&reachable(self.address), JOIN_TIME) {
             log::debug!("metrics server cannot wake its acceptor: error={error}");
         }
         self.connections.close_all();
         match self.ended.recv_timeout(JOIN_TIME) {
             Err(RecvTimeoutError::Disconnected) => {
-                // The panic hook has printed its panic; a drop cannot report more.
+                // The panic hook has printed the panic; a drop cannot report more.
                 _ = self.acceptor.take().map(JoinHandle::join);
             }
             Err(RecvTimeoutError::Timeout) => log::warn!("metrics server has not ended: after={JOIN_TIME:?}"),
@@ -167,7 +168,7 @@ impl fmt::Debug for MetricsServer {
     }
 }
 
-/// An address under which this host reaches what it has bound to.
+/// Returns an address under which this host reaches the address that it has bound.
 fn reachable(bound: SocketAddr) -> SocketAddr {
     let ip = match bound.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -1,9 +1,8 @@
-//! The status page: one document with its style and its script inside, which shows what `/status`
-//! answers.
+//! The status page: one document with its style and its script inside, which shows the answer of
+//! `/status`.
 //!
-//! The document itself holds no data. The script puts names and errors in as text, never as markup;
-//! the policy lets nothing run but this very script, and nothing be fetched but from where the page
-//! came from.
+//! The document itself holds no data. The script inserts names and errors as text, never as markup.
+//! The policy allows only this script to run, and only the origin of the page to be queried.
 
 use std::sync::LazyLock;
 
@@ -16,7 +15,7 @@ macro_rules! style {
     };
 }
 
-/// One script, in parts by purpose. The last one starts it.
+/// The script, in parts by purpose. The last part starts it.
 macro_rules! script {
     () => {
         concat!(

@@ -1,4 +1,4 @@
-//! What the server knows an orchestrator by.
+//! The probe by which the server knows an orchestrator.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::overview::Sight;
 use crate::status::Status;
 
-/// What the server asks of one orchestrator, never of the database. Its handle gives one out.
+/// What the server asks one orchestrator for, without the database. The orchestrator's handle
+/// returns it.
 #[derive(Clone)]
 pub struct HealthProbe {
     pub(super) live: Check,
@@ -15,11 +16,11 @@ pub struct HealthProbe {
     pub(super) look: Arc<dyn Fn() -> Option<Sight> + Send + Sync>,
 }
 
-/// The reason, if it is not so.
+/// A check; its error is the reason why it failed.
 pub(super) type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 impl HealthProbe {
-    /// The functions must answer at once and from memory.
+    /// Creates a probe. The functions must answer at once and from memory.
     pub(crate) fn new(
         live: impl Fn() -> Result<(), String> + Send + Sync + 'static,
         ready: impl Fn() -> Result<(), String> + Send + Sync + 'static,

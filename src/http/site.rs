@@ -1,4 +1,4 @@
-//! What is served: pure but for what the probes know.
+//! The served pages: pure except for the answers of the probes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ const STATUS_SERVED: &str = "\
 /         the same for people
 ";
 
-/// What is served: pure but for what the probes know.
+/// The served pages: pure except for the answers of the probes.
 pub(super) struct Site {
     pub(super) metrics: Metrics,
     /// Whether `/status` and its page are served.
@@ -30,7 +30,7 @@ pub(super) struct Site {
     pub(super) watched: RwLock<BTreeMap<WorkerId, HealthProbe>>,
 }
 
-/// A response before it is put into bytes.
+/// A response before it is formatted.
 pub(super) struct Page {
     pub(super) code: u16,
     pub(super) content_type: &'static str,
@@ -77,8 +77,8 @@ impl Site {
         }
     }
 
-    /// The watched workers. They are asked without the lock: what their answers take is not known
-    /// here.
+    /// The watched workers. They are queried without the lock, because their answers may take any
+    /// locks.
     fn probes(&self) -> Vec<HealthProbe> {
         self.watched.read().values().cloned().collect()
     }
@@ -93,7 +93,8 @@ impl Site {
         }
     }
 
-    /// `unwatched` is the reason when no orchestrator is watched; empty if that is no failure.
+    /// Returns the page of a health check. `unwatched` is the reason if no orchestrator is watched;
+    /// empty if that is no failure.
     pub(super) fn health(&self, unwatched: &str, check: impl Fn(&HealthProbe) -> &Check) -> Page {
         let watched = self.probes();
         let mut reasons: Vec<String> = watched.iter().filter_map(|probe| unhealthy(probe, check(probe))).collect();

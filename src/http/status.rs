@@ -9,7 +9,8 @@ use super::probe::HealthProbe;
 use crate::overview::Sight;
 use crate::status::{Assignment, HeadBlocker, ProjectionStatus, Status};
 
-/// The answer for these workers. To ask for it is a look: the overview will soon be a fresh one.
+/// Renders the answer for these workers. Each request makes the overview load soon, if it is not
+/// fresh.
 pub(super) fn render(watched: &[HealthProbe]) -> Result<String, serde_json::Error> {
     let seen: Vec<(Status, Option<Sight>)> = watched.iter().map(|probe| ((probe.status)(), (probe.look)())).collect();
     let workers = seen.iter().map(|(status, sight)| Watched::new(status, sight.as_ref())).collect();
@@ -125,7 +126,7 @@ impl<'a> Projection<'a> {
     }
 }
 
-/// To the millisecond, as the server's ages are.
+/// In seconds, rounded to milliseconds like the ages from the server.
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e3).round() / 1e3
 }

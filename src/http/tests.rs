@@ -37,7 +37,7 @@ fn send(server: &MetricsServer, request: &[u8]) -> String {
 
 fn send_to(address: SocketAddr, request: &[u8]) -> io::Result<String> {
     let mut stream = connect_to(address)?;
-    // The server may have refused before it has read everything.
+    // The server may have refused the request before it has read everything.
     _ = stream.write_all(request);
     let mut answer = Vec::new();
     _ = stream.read_to_end(&mut answer);
@@ -61,7 +61,7 @@ fn worker(number: u128) -> WorkerId {
 struct Switches {
     live: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
-    /// Hears when somebody looks at the status.
+    /// Receives a message when the status is requested.
     looked: Receiver<()>,
 }
 
@@ -83,7 +83,8 @@ fn watch(server: &MetricsServer, number: u128) -> Switches {
     switches
 }
 
-/// Polls until it is so. Each look is a round trip to the server, so this is no busy wait.
+/// Polls until the condition holds. Each poll is a round trip to the server, so this is no busy
+/// wait.
 fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !so() {
@@ -91,7 +92,8 @@ fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// 1,000 connections, or as many as two tests at once may have in this process, with what else it has open.
+/// 1,000 connections, or as many as two tests at once may have in this process beside its other
+/// files.
 fn many() -> usize {
     const WANTED: u64 = 2 * 1000 + 400;
     let mut limit = getrlimit(Resource::Nofile);
@@ -145,7 +147,7 @@ fn health_is_that_of_every_watched_worker() {
 }
 
 #[test]
-fn requests_are_answered_by_what_is_wrong_with_them() {
+fn malformed_requests_are_answered_with_the_reason() {
     let server = server();
     let long = "a".repeat(LONGEST_HEAD);
     let cases: &[(&[u8], u16, &str)] = &[
@@ -200,7 +202,7 @@ fn head_has_the_headers_of_get_and_no_body() {
 }
 
 #[test]
-fn what_is_served_may_run_nothing_but_the_page_s_own_script() {
+fn answers_allow_no_script_but_that_of_the_page() {
     let server = server();
     for (path, content_type) in [
         ("/", "text/html; charset=utf-8"),
@@ -277,7 +279,8 @@ fn every_interface_can_be_bound_and_shut_down() {
     }
 }
 
-/// An answer takes less than 50 ms, unless this machine is busy with other things; before any client is given up for its slowness.
+/// Expects an answer within 50 ms, or within a longer bound if this machine is busy, but before any
+/// client is given up for its slowness.
 fn answers_quickly(server: &MetricsServer, path: &str) {
     let first = Instant::now();
     let mut took = Vec::new();
@@ -289,7 +292,7 @@ fn answers_quickly(server: &MetricsServer, path: &str) {
     }
 }
 
-/// Nothing of the server is left after it: each of its threads holds a sender of what `ended` receives.
+/// Expects that no thread of the server is left after it: each of them holds a sender of `ended`.
 fn shut_down_at_once(server: MetricsServer) {
     let ended = server.ended.clone();
     let begun = Instant::now();
@@ -300,7 +303,7 @@ fn shut_down_at_once(server: MetricsServer) {
 }
 
 #[test]
-fn half_a_request_line_holds_up_nobody() {
+fn half_a_request_line_delays_no_other_client() {
     let server = server();
     let mut slow = connect(&server);
     slow.write_all(b"GET /met").unwrap();
@@ -316,10 +319,10 @@ fn half_a_request_line_holds_up_nobody() {
 }
 
 #[test]
-fn clients_that_do_not_read_hold_up_nobody() {
+fn clients_that_do_not_read_delay_no_other_client() {
     let registry = prometheus::Registry::new();
     let metrics = Metrics::in_registry(&registry).unwrap();
-    // More than the sockets' buffers take, so that each answer gets stuck halfway.
+    // More than the sockets' buffers hold, so that each answer blocks halfway.
     let help = "a".repeat(16 * 1024 * 1024);
     registry.register(Box::new(prometheus::IntGauge::new("large", help).unwrap())).unwrap();
     let server = MetricsServer::bind("127.0.0.1:0", metrics).unwrap();
@@ -330,7 +333,7 @@ fn clients_that_do_not_read_hold_up_nobody() {
         }
     }
     for stream in &stuck {
-        // The first byte is there, so the answer is on its way.
+        // The first byte has arrived, so the answer is being sent.
         stream.peek(&mut [0]).unwrap();
     }
     assert_eq!(server.connections.open.lock().len(), stuck.len());
@@ -339,11 +342,11 @@ fn clients_that_do_not_read_hold_up_nobody() {
 }
 
 #[test]
-fn idle_connections_hold_up_nobody() {
+fn idle_connections_delay_no_other_client() {
     let server = server();
     let idle: Vec<TcpStream> = (0..many()).map(|_| connect(&server)).collect();
     answers_quickly(&server, "/metrics");
-    // The newest of them come after the one that was answered.
+    // The newest of them came after the one that was answered.
     eventually("the newest of the idle ones stay", || {
         assert_eq!(code(&get(&server, "/livez").0), 200);
         (MOST_CONNECTIONS / 2..=MOST_CONNECTIONS).contains(&server.connections.open.lock().len())
@@ -352,7 +355,8 @@ fn idle_connections_hold_up_nobody() {
     shut_down_at_once(server);
 }
 
-/// Every five milliseconds until it is stopped: more would push out a scrape that waits for this machine, not for the server.
+/// Acts every five milliseconds until it is stopped: acting more often would displace a scrape that
+/// waits for this machine, not for the server.
 fn again_and_again(begun: &Barrier, stopped: &Receiver<()>, mut act: impl FnMut()) {
     begun.wait();
     while stopped.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
@@ -360,7 +364,8 @@ fn again_and_again(begun: &Barrier, stopped: &Receiver<()>, mut act: impl FnMut(
     }
 }
 
-/// Sends the head of a request byte by byte on as many connections as there are seats, and takes another seat for one that is lost.
+/// Sends the head of a request byte by byte on as many connections as there are seats, and opens
+/// another for each one that is lost.
 fn dawdle(address: SocketAddr, begun: &Barrier, stopped: &Receiver<()>) {
     let mut clients: VecDeque<TcpStream> = VecDeque::new();
     again_and_again(begun, stopped, || {
@@ -375,7 +380,7 @@ fn dawdle(address: SocketAddr, begun: &Barrier, stopped: &Receiver<()>) {
 }
 
 #[test]
-fn all_who_mean_harm_at_once_hold_up_nobody() {
+fn all_kinds_of_abuse_at_once_delay_no_other_client() {
     let server = server();
     let address = server.address();
     let idle: Vec<TcpStream> = (0..many()).map(|_| connect(&server)).collect();
@@ -393,7 +398,7 @@ fn all_who_mean_harm_at_once_hold_up_nobody() {
         let stop = stop;
         let (begun, stopped) = (&begun, &stopped);
         for request in &requests {
-            // Once the server is gone, nobody can connect.
+            // Once the server is gone, no client can connect.
             scope.spawn(move || again_and_again(begun, stopped, || _ = send_to(address, request.as_bytes())));
         }
         scope.spawn(move || dawdle(address, begun, stopped));
@@ -403,7 +408,7 @@ fn all_who_mean_harm_at_once_hold_up_nobody() {
             .map(|_| {
                 let begun = Instant::now();
                 let answer = send_to(address, b"GET /metrics HTTP/1.1\r\n\r\n").unwrap_or_default();
-                // One who was pushed out would have to come again.
+                // A client whose connection was closed would have to connect again.
                 if answer.starts_with("HTTP/1.0 200 ") { begun.elapsed() } else { SOON }
             })
             .collect();

@@ -1,4 +1,4 @@
-//! What an orchestrator is built from.
+//! The builder of an orchestrator.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +37,8 @@ impl std::fmt::Debug for Builder {
 }
 
 impl Orchestrator {
-    /// Begins to set up a worker of a replica set: 1 to 255 bytes, the same for all workers that share the work.
+    /// Begins to set up a worker of a replica set. The name has 1 to 255 bytes and is the same for
+    /// all workers that share the work.
     pub fn builder(database: Database, replica_set: impl Into<String>) -> Builder {
         Builder { database, config: Config::new(replica_set.into()), projections: Vec::new(), metrics: None }
     }
@@ -49,7 +50,7 @@ impl Builder {
         self.shared_projection(Arc::new(projection))
     }
 
-    /// Adds a projection that the application keeps a hold of.
+    /// Adds a projection of which the application keeps a reference.
     pub fn shared_projection(mut self, projection: Arc<dyn Projection>) -> Self {
         self.projections.push(projection);
         self
@@ -113,19 +114,19 @@ impl Builder {
         Ok(self)
     }
 
-    /// How failing projections are retried. See [`Retry`] for the defaults.
+    /// Sets how failing projections are retried. See [`Retry`] for the defaults.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.config.retry = retry;
         self
     }
 
-    /// Schema and table names. See [`Names`] for the defaults.
+    /// Sets the schema and table names. See [`Names`] for the defaults.
     pub fn names(mut self, names: Names) -> Self {
         self.config.names = names;
         self
     }
 
-    /// Where the metrics go: share one [`Metrics`] between the orchestrators of a registry.
+    /// Sets where the metrics go: share one [`Metrics`] between the orchestrators of a registry.
     /// Defaults to a registry of its own.
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = Some(metrics);

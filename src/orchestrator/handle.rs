@@ -12,17 +12,18 @@ use crate::plan::{WorkerId, WorkerState};
 use crate::status::{Assignment, Board, Status};
 use crate::threads::Crew;
 
-/// How long a worker that is being dropped waits for its threads: one batch of a well-behaved handler, and the goodbye.
+/// How long a worker that is being dropped waits for its threads: enough for one batch of a
+/// well-behaved handler, and for leaving the replica set.
 pub(super) const DROP_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running worker. Dropping it stops the worker and waits for it, 10 s at most.
+/// A running worker. Dropping it stops the worker and waits for it, at most 10 s.
 #[derive(Debug)]
 pub struct Handle {
     pub(super) crew: Crew,
     pub(super) board: Board,
     pub(super) overview: Overview,
     pub(super) metrics: Metrics,
-    /// Whether somebody has waited for the end already, so that the drop does not wait again.
+    /// Whether a caller has already waited for the end, so that the drop does not wait again.
     pub(super) waited_for: bool,
 }
 
@@ -32,12 +33,12 @@ impl Handle {
         self.board.worker_id()
     }
 
-    /// The partition the worker holds at this moment, if it holds one.
+    /// The partition that the worker currently holds, if it holds one.
     pub fn assignment(&self) -> Option<Assignment> {
         self.board.read().assignment
     }
 
-    /// What the worker knows of itself. Never asks the database.
+    /// The worker's current status. Never queries the database.
     pub fn status(&self) -> Status {
         self.board.read()
     }
@@ -47,7 +48,8 @@ impl Handle {
         &self.metrics
     }
 
-    /// What a [`MetricsServer`](crate::MetricsServer) asks to answer for this worker's health and status.
+    /// A probe with which a [`MetricsServer`](crate::MetricsServer) answers for this worker's
+    /// health and status.
     pub fn health(&self) -> HealthProbe {
         probe(&self.crew, &self.board, &self.overview)
     }
@@ -57,8 +59,8 @@ impl Handle {
         self.crew.stop().raise();
     }
 
-    /// Blocks until `shutdown` becomes ready or disconnected, or the worker fails; then leaves gracefully, taking as long as the
-    /// handlers need for what they have begun.
+    /// Blocks until `shutdown` becomes ready or disconnected, or the worker fails. Then leaves
+    /// gracefully, and waits for the handlers to finish what they have begun.
     ///
     /// # Errors
     ///
@@ -72,24 +74,27 @@ impl Handle {
         self.join()
     }
 
-    /// Leaves gracefully: the runners commit what they have handled, the partitions are handed over, the threads end.
+    /// Leaves gracefully: the runners commit what they have handled, the partitions are
+    /// redistributed, the threads end.
     ///
     /// # Errors
     ///
-    /// [`Error::ShutdownTimeout`] if a handler takes longer: the threads go on towards their end, and when the process exits before,
-    /// what they have not committed is done by others. What made a thread fail before, as [`join`](Self::join) has it.
+    /// [`Error::ShutdownTimeout`] if a handler takes longer. The threads then continue to end; if
+    /// the process exits before that, other workers process what was not committed. If a thread
+    /// failed before, the error of [`join`](Self::join).
     pub fn shutdown(mut self, timeout: Duration) -> Result<(), Error> {
         self.crew.stop().raise();
         self.waited_for = true;
         self.crew.join(Some(timeout))
     }
 
-    /// Waits until the worker has ended: because it was asked to by [`request_shutdown`](Self::request_shutdown), or because a thread
-    /// failed.
+    /// Waits until the worker has ended, because [`request_shutdown`](Self::request_shutdown) asked
+    /// it to, or because a thread failed.
     ///
     /// # Errors
     ///
-    /// What made the thread fail: [`Error::ThreadPanicked`], or [`Error::Schema`] if positions of events are handed out again.
+    /// The failure of the thread: [`Error::ThreadPanicked`], or [`Error::Schema`] if positions of
+    /// events are handed out again.
     pub fn join(mut self) -> Result<(), Error> {
         self.waited_for = true;
         self.crew.join(None)
@@ -112,7 +117,7 @@ impl Drop for Handle {
     }
 }
 
-/// Answers for the health of a worker, whether or not it has been started.
+/// Creates the probe of a worker's health, whether or not the worker has been started.
 pub(super) fn probe(crew: &Crew, board: &Board, overview: &Overview) -> HealthProbe {
     let (crew, ready, status, overview) = (crew.clone(), board.clone(), board.clone(), overview.clone());
     HealthProbe::new(

@@ -1,4 +1,5 @@
-//! The orchestrator: built, migrated, started; and the handle of a running worker. The only module that knows every other.
+//! The orchestrator: its builder, the migration, the start, and the handle of a running worker. The
+//! only module that knows every other.
 
 mod builder;
 mod handle;

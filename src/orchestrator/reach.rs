@@ -1,15 +1,15 @@
-//! Reaching the database before there is a worker: on a thread of its own, and as often as it takes.
+//! Reaches the database before the worker has threads: on a thread of its own, with retries.
 
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::error::{Error, panic_message};
 
-/// Does something with the database; again after a pause, for up to `wait`, while the server is away. `pause` is false once there is no
-/// use in going on.
+/// Executes `attempt`. While the server is away it retries for up to `wait`, after a pause each
+/// time. `pause` returns false if there is no reason to continue.
 ///
-/// The database client refuses to block a thread that belongs to an asynchronous runtime. So this blocks one of its own, and the caller
-/// only waits for it.
+/// The database client refuses to block a thread that belongs to an asynchronous runtime. So this
+/// function blocks a thread of its own, and the caller only waits for that.
 pub(super) fn once_reached<T: Send>(
     thread: &str,
     wait: Duration,
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_on_while_the_server_is_away_and_no_longer() {
+    fn retries_last_only_while_the_server_is_away() {
         let mut failures = 3;
         let mut attempt = || {
             failures -= 1;
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_when_the_time_is_over_or_nobody_waits() {
+    fn retries_end_when_the_time_is_over_or_the_pause_says_so() {
         let mut attempts = 0;
         let mut attempt = || {
             attempts += 1;

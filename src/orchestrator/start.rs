@@ -1,4 +1,4 @@
-//! Starting the threads of a worker.
+//! Starts the threads of a worker.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,7 +23,7 @@ use crate::store::session::Session;
 use crate::threads::{Crew, Waker};
 use crate::trust::Trust;
 
-/// What the threads of a worker are made from.
+/// Everything from which the threads of a worker are made.
 pub(super) struct Start {
     pub(super) context: Context,
     pub(super) config: Config,
@@ -31,14 +31,14 @@ pub(super) struct Start {
     pub(super) registration: Registration,
     pub(super) crew: Crew,
     pub(super) overview: Overview,
-    /// What wakes the coordinator, and where it hears that.
+    /// The waker of the coordinator, and the receiver on which it is woken.
     pub(super) coordination: (Waker, Receiver<()>),
-    /// When the registration was begun.
+    /// When the registration began.
     pub(super) begun: Instant,
 }
 
 impl Start {
-    /// `session` is the one in which the worker was registered.
+    /// Starts all threads. `session` is the one in which the worker was registered.
     pub(super) fn threads(self, session: Session) -> Result<(), Error> {
         let trust = Trust::new(self.config.stale_worker_timeout);
         trust.renew(self.begun);
@@ -63,7 +63,7 @@ impl Start {
             scope: union(self.projections.iter().map(|projection| projection.scope())),
             bounds: self.config.bounds(),
             poll: self.config.event_poll,
-            // It is a sign of life as well, for people.
+            // For operators, the report is also a sign that the worker is alive.
             report_every: self.config.heartbeat_interval,
             hints,
             missing: says_missing,
@@ -92,7 +92,7 @@ impl Start {
         let Self { context, config, .. } = self;
         let lanes =
             self.projections.iter().flat_map(|projection| (0..config.lanes).map(move |lane| (projection, lane)));
-        // A runner says two things at most between two commands.
+        // A runner sends at most two reports between two commands.
         let (reports, inbox) = bounded(4 * config.lanes * self.projections.len());
         let mut runners = Runners::new(inbox);
         for (index, (projection, lane)) in lanes.enumerate() {
@@ -130,7 +130,7 @@ impl Start {
     }
 }
 
-/// What any of the scopes contains, and maybe more.
+/// Returns a scope that contains everything that any of these contains, and possibly more.
 fn union(scopes: impl Iterator<Item = Scope>) -> Scope {
     let join = |a: Option<Vec<String>>, b: Option<Vec<String>>| {
         a.zip(b).map(|(a, b)| {

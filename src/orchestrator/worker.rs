@@ -41,7 +41,7 @@ use crate::threads::{Crew, Waker};
 pub struct Orchestrator {
     pub(super) board: Board,
     pub(super) overview: Overview,
-    /// What wakes the coordinator, and where it hears that.
+    /// The waker of the coordinator, and the receiver on which it is woken.
     pub(super) coordination: (Waker, Receiver<()>),
     pub(super) crew: Crew,
     pub(super) database: Database,
@@ -50,12 +50,12 @@ pub struct Orchestrator {
     pub(super) metrics: Metrics,
 }
 
-/// A worker that has been entered.
+/// A worker that has been registered.
 struct Registered {
     registration: Registration,
-    /// The one that says that it is alive.
+    /// The session that holds the "alive" lock.
     session: Session,
-    /// When that was begun.
+    /// When the registration began.
     begun: Instant,
 }
 
@@ -69,12 +69,14 @@ impl std::fmt::Debug for Orchestrator {
 }
 
 impl Orchestrator {
-    /// Creates the tables that are not there yet, or brings them up to date. Any number of processes may do it at once.
+    /// Creates the tables that do not exist yet, or brings them up to date. Any number of processes
+    /// may do it at once.
     ///
     /// # Errors
     ///
-    /// [`Error::Schema`] if existing tables are of a form the library cannot use, or newer than it; [`Error::MissingPrivilege`] if the
-    /// user may not create them. Then nothing has been changed.
+    /// [`Error::Schema`] if existing tables have a form that the library cannot use, or are newer
+    /// than the library; [`Error::MissingPrivilege`] if the user may not create them. Then nothing
+    /// has been changed.
     pub fn migrate(&self) -> Result<(), Error> {
         once_reached("pup-migrate", self.config.database_wait, pause, || {
             let mut client = self.database.connect()?;
@@ -83,8 +85,9 @@ impl Orchestrator {
         })
     }
 
-    /// What a [`MetricsServer`](crate::MetricsServer) asks to answer for this worker's health, also while it waits for the database to
-    /// migrate or to start. The same as [`Handle::health`] later gives.
+    /// A probe with which a [`MetricsServer`](crate::MetricsServer) answers for this worker's
+    /// health, also while the worker waits for the database to migrate or to start. The same as
+    /// [`Handle::health`] returns later.
     pub fn health(&self) -> HealthProbe {
         probe(&self.crew, &self.board, &self.overview)
     }
@@ -96,13 +99,14 @@ impl Orchestrator {
 
     /// Verifies server, schema and privileges, registers the worker, and starts its threads.
     ///
-    /// May be called from anywhere, also from within an asynchronous runtime, though it blocks: for some round trips, and while the server
-    /// is away for up to [`database_wait`](Builder::database_wait).
+    /// May be called from any thread, also from within an asynchronous runtime, although it blocks:
+    /// for some round trips, and while the server is away for up to
+    /// [`database_wait`](Builder::database_wait).
     ///
     /// # Errors
     ///
-    /// What is wrong with the server, the schema or the user's privileges, or [`Error::ProjectionClaimed`]; then no thread runs and the
-    /// worker is not registered.
+    /// What is wrong with the server, the schema or the user's privileges, or
+    /// [`Error::ProjectionClaimed`]. Then no thread runs and the worker is not registered.
     pub fn start(self) -> Result<Handle, Error> {
         let registered = self.register(pause)?;
         self.begin(registered)
@@ -150,8 +154,8 @@ impl Orchestrator {
         })
     }
 
-    /// Starts the worker and blocks until `shutdown` becomes ready or disconnected, or the worker fails; then leaves gracefully,
-    /// taking as long as the handlers need for what they have begun.
+    /// Starts the worker and blocks until `shutdown` becomes ready or disconnected, or the worker
+    /// fails. Then leaves gracefully, and waits for the handlers to finish what they have begun.
     ///
     /// # Errors
     ///
@@ -171,12 +175,13 @@ impl Orchestrator {
         self.begin(registered?)?.run_until(shutdown)
     }
 
-    /// Verifies that this worker can work there, and enters it, once the server is reached.
+    /// Waits until the server can be reached, verifies that this worker can work there, and
+    /// registers it.
     fn register(&self, pause: impl FnMut(Duration) -> bool + Send) -> Result<Registered, Error> {
         let names = &self.config.names;
         once_reached("pup-start", self.config.database_wait, pause, || {
             let (begun, registration) = (Instant::now(), self.registration());
-            // The path that handlers will have, before the library's own is set.
+            // Read before the library sets its own path: handlers will have this one.
             let mut client = self.database.connect()?;
             preflight::server(&mut client)?;
             let path = preflight::path(&mut client)?;

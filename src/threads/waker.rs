@@ -1,21 +1,21 @@
-//! Waking another thread, so that it looks for itself what there is to do.
+//! Wakes another thread, so that it checks for itself what there is to do.
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// Wakes one thread. Waking never blocks, and no wake-up is lost: several become one if the thread
-/// is busy meanwhile.
+/// Wakes one thread. Waking never blocks, and no wake-up is lost: several become one while the
+/// thread is busy.
 #[derive(Debug, Clone)]
 pub(crate) struct Waker(Sender<()>);
 
 impl Waker {
-    /// A waker, and what the thread that it wakes waits on.
+    /// Creates a waker, and the receiver on which the woken thread waits.
     pub(crate) fn new() -> (Self, Receiver<()>) {
         let (sender, woken) = bounded(1);
         (Self(sender), woken)
     }
 
     pub(crate) fn wake(&self) {
-        // Full: the thread has yet to take an earlier wake-up. Disconnected: it has ended.
+        // Full: the thread has not taken an earlier wake-up yet. Disconnected: it has ended.
         _ = self.0.try_send(());
     }
 }
