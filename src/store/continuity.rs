@@ -1,10 +1,10 @@
-//! Whether the events are still those that were processed. They are not after a restore of the
-//! events alone, or after a `TRUNCATE … RESTART IDENTITY`: then positions are handed out again, and
-//! the events that get them would be taken for processed.
+//! Verifies that the events are still those that were processed. They are not after a restore of
+//! the events alone, or after a `TRUNCATE … RESTART IDENTITY`: then positions are handed out again,
+//! and the events that get them would be taken for processed.
 //!
 //! There are two signs: a checkpoint above the last position, and another event at the position of
-//! one that was handled. A worker looks for both whenever it cannot know what has happened since: when
-//! it registers, and with each new connection of its tailer.
+//! one that was handled. A worker checks for both whenever it cannot know what has happened since
+//! its last check: when it registers, and with each new connection of its tailer.
 
 use postgres::GenericClient;
 use postgres::types::Type;
@@ -18,8 +18,8 @@ use crate::projection::StartAt;
 /// Refuses events that are not those which these projections have processed.
 pub(crate) fn verify(client: &mut impl GenericClient, names: &Names, projections: &[Known]) -> Result<(), Error> {
     let doing = "comparing the checkpoints with the events";
-    // Checkpoints before events: a checkpoint that moves in between must not be compared with events
-    // that were read before.
+    // Read the checkpoints before the events: a checkpoint that moves in between must not be
+    // compared with events that were read before.
     let furthest = furthest(client, names, projections).map_err(Error::database(doing))?;
     if let Some((projection, position)) = furthest {
         reach(client, names, position, &format!("the checkpoint of projection {projection:?}"))?;
@@ -60,8 +60,8 @@ fn furthest(
         .find(|(name, position): &(String, i64)| !is_start(name, *position)))
 }
 
-/// Refuses events that do not reach a position up to which they were processed. The caller must have
-/// read the position before.
+/// Refuses events that do not reach a position up to which they were processed. The caller must
+/// have read the position before.
 pub(crate) fn reach(client: &mut impl GenericClient, names: &Names, position: i64, what: &str) -> Result<(), Error> {
     let (newest, last) = sequence::positions(client, names).map_err(Error::database("reading the last position"))?;
     let Some(last) = last.map(|last| last.max(newest)).filter(|last| *last < position) else { return Ok(()) };

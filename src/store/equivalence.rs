@@ -1,5 +1,6 @@
-//! The database in memory, on which `plan` is model-checked, does what the SQL does: whatever is asked of both, in whatever order, both
-//! show the same view and the same checkpoints, and both fences say the same.
+//! Verifies that the database in memory, on which `plan` is model-checked, does what the SQL does.
+//! After the same operations on both, in any order, both show the same view and the same
+//! checkpoints, and both fences give the same answer.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -32,26 +33,28 @@ enum Op {
     Register(usize),
     Hold(usize),
     LetGo(usize),
-    /// Ready for the newest generation, or one so many before.
+    /// The worker is ready for the newest generation, or for one this many before.
     Ready(usize, i64),
     Stopping(usize),
     Left(usize),
-    /// All that `plan` asks for at such a time.
+    /// Everything that `plan` asks for at such a moment.
     Plan(Clock),
     Evict(usize),
-    /// Members by order, whether or not `plan` would choose them.
+    /// Creates a generation with these members in this order, whether or not `plan` would choose
+    /// them.
     Create(Vec<usize>),
-    /// Whether or not all are ready: the members that are get everything.
+    /// Activates the generation whether or not all are ready: the members that are ready get
+    /// everything.
     Activate,
     /// What an operator wants of a projection.
     Desire(usize, DesiredState),
-    /// Deals one projection among those that run, whether or not `plan` would.
+    /// Distributes one projection among the running workers, whether or not `plan` would.
     Deal(usize),
-    /// Everybody says that it is ready, and one plans.
+    /// Every worker reports that it is ready, and one of them plans.
     Settle,
     /// The owner of one of the rows loads what it owns of that projection.
     Load(prop::sample::Index),
-    /// Moves one of the rows loaded last, or long ago.
+    /// Moves one of the rows that were loaded, recently or long ago.
     Advance(prop::sample::Index, i64),
     Merge(prop::sample::Index, prop::sample::Index),
 }
@@ -82,13 +85,13 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A checkpoint but for its token: projection, keys, position, generation, worker, lane.
+/// A checkpoint without its token: projection, keys, position, generation, worker, lane.
 type Shown = (String, Vec<(i32, i32)>, i64, i64, Option<WorkerId>, i32);
 
-/// A row as it was loaded from both, and by whom.
+/// A row as it was loaded from both, and its owner at that time.
 type Loaded = (Row, Checkpoint, Owner);
 
-/// Both databases, and rows that workers loaded from both, never forgotten.
+/// Both databases, and all rows that workers have ever loaded from both.
 struct Both<'c> {
     session: &'c mut Connection,
     names: Names,
@@ -96,7 +99,7 @@ struct Both<'c> {
     views: view::Statements,
     memory: Database,
     held: BTreeSet<usize>,
-    /// What each worker knows, by bit, and into how many lanes it cuts each.
+    /// The projections that each worker knows, by bit, and the number of its lanes.
     workers: Vec<(u8, usize)>,
     loaded: Vec<Loaded>,
 }
@@ -220,7 +223,8 @@ impl Both<'_> {
             }
             Op::Merge(into, from) => {
                 let Some(into) = pick(&self.loaded, *into) else { return Ok(()) };
-                // A runner merges rows of one position that it loaded together; each may have moved since.
+                // A runner merges rows at one position that it loaded together; each of them may
+                // have moved since.
                 let is_partner = |(row, stored, _): &&Loaded| {
                     (row.projection, row.generation, row.position, row.lane)
                         == (into.0.projection, into.0.generation, into.0.position, into.0.lane)
@@ -309,7 +313,7 @@ impl Both<'_> {
     }
 }
 
-/// One of the last few, mostly, so that not all are fenced.
+/// Mostly one of the last few, so that not all of them are fenced.
 fn pick<T: Clone>(all: &[T], which: prop::sample::Index) -> Option<T> {
     let recent = all.len().saturating_sub(6);
     all.get(recent..).filter(|some| !some.is_empty()).map(|some| which.get(some).clone())
@@ -362,7 +366,7 @@ impl<'c> Both<'c> {
 fn session() -> Connection {
     let mut client = testing::connect();
     client.batch_execute(&Names::default().schema_sql()).unwrap();
-    // There are no events, and yet checkpoints move on.
+    // There are no events, but checkpoints move.
     client.batch_execute("SELECT setval('events_global_position_seq', 1000000)").unwrap();
     Connection::of(client, Sessions::Shared).unwrap()
 }
@@ -378,7 +382,7 @@ fn memory_and_sql_agree() {
         let (session, active) = &mut *cell.borrow_mut();
         let mut both = Both::new(session, workers);
         let everybody = (0..WORKERS).flat_map(|worker| [Op::Register(worker), Op::Hold(worker)]);
-        // Most of what can be done needs an active generation.
+        // Most operations need an active generation.
         let first_generation = [Op::Plan(Clock::default()), Op::Settle];
         both.run(everybody.chain(first_generation).chain(ops))?;
         **active += usize::from(both.loaded.iter().any(|(row, _, _)| row.position > 0));
@@ -392,7 +396,8 @@ fn memory_and_sql_agree() {
     assert!(active > 10, "hardly anything happens: {active}");
 }
 
-/// The rare case that chance does not find: two rows that could be merged, and one of them moves on before they are.
+/// A rare case that the random search does not find: of two rows that could be merged, one moves
+/// first.
 #[test]
 fn a_merge_with_a_row_that_has_moved_changes_nothing() -> TestCaseResult {
     let mut session = session();

@@ -1,6 +1,6 @@
-//! What an acceptable table of events is, whichever program made it. Checked at the migration, at
-//! every start, and with each new connection of a tailer. An error names the requirement that is not
-//! met, and what to do.
+//! Verifies that a table of events is acceptable, whichever program created it. Checked at the
+//! migration, at every start, and with each new connection of a tailer. An error names the
+//! requirement that is not met, and what to do.
 
 use postgres::GenericClient;
 use postgres::types::Type;
@@ -9,7 +9,7 @@ use super::names::Names;
 use super::sequence;
 use crate::error::Error;
 
-/// A column and the types the library can work with.
+/// A column, and the types with which the library can work.
 struct Column {
     name: &'static str,
     types: &'static [&'static str],
@@ -52,13 +52,13 @@ const HEAD_COLUMNS: &[Column] = &[
 
 const TEXT: &[&str] = &["text", "character varying"];
 
-/// Encodings whose every text can be converted to UTF-8, in which the worker reads it.
+/// The encodings of which every text can be converted to UTF-8, in which the worker reads it.
 const ENCODINGS: &[&str] = &[
     "UTF8", "LATIN1", "LATIN2", "LATIN4", "LATIN5", "LATIN6", "LATIN7", "LATIN8", "LATIN9", "LATIN10", "KOI8R",
     "KOI8U", "WIN866",
 ];
 
-/// Refuses tables of a shape the library cannot work with. Looks at catalogs only.
+/// Refuses tables with a shape with which the library cannot work. Reads only catalogs.
 pub(crate) fn shape(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     encoding(client)?;
     kind(client, names)?;
@@ -97,7 +97,7 @@ fn encoding(client: &mut impl GenericClient) -> Result<(), Error> {
 
 /// Refuses columns the library cannot read or write, naming column and type.
 fn columns(client: &mut impl GenericClient, qualified: &str, table: &str, expected: &[Column]) -> Result<(), Error> {
-    // From PostgreSQL 18 on, a column may be marked as NOT NULL before its rows have been checked.
+    // Since PostgreSQL 18, a column may be marked as NOT NULL before its rows have been checked.
     let rows = client
         .query_typed(
             "SELECT a.attname, format_type(a.atttypid, NULL), a.attnotnull AND NOT EXISTS (
@@ -185,7 +185,7 @@ fn kind(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     visible(client, &events)
 }
 
-/// Refuses a table of which a policy hides rows from the user.
+/// Refuses a table if a policy hides rows of it from the user.
 pub(super) fn visible(client: &mut impl GenericClient, table: &str) -> Result<(), Error> {
     let row = client
         .query_typed_one(
@@ -203,8 +203,8 @@ pub(super) fn visible(client: &mut impl GenericClient, table: &str) -> Result<()
     ))
 }
 
-/// Refuses positions that need not be unique: a batch could end between two events of one position,
-/// and the second would be skipped.
+/// Refuses positions that need not be unique: a batch could end between two events with the same
+/// position, and the second event would be skipped.
 fn uniqueness(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     let events = names.events().to_string();
     let row = client
@@ -225,8 +225,8 @@ fn uniqueness(client: &mut impl GenericClient, names: &Names) -> Result<(), Erro
     ))
 }
 
-/// A sequence that hands out blocks of positions to sessions breaks the order in which positions
-/// are handed out, on which the safe head relies; one that goes back hands them out again.
+/// Refuses a sequence that does not hand out each position once and in ascending order, on which
+/// the safe head relies.
 fn sequence(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     let found = sequence::find(client, names).map_err(Error::database("reading the sequence of the positions"))?;
     let Some(sequence) = found else { return Ok(()) };
@@ -252,8 +252,8 @@ fn sequence(client: &mut impl GenericClient, names: &Names) -> Result<(), Error>
     Err(Error::UnsupportedServer { problem })
 }
 
-/// Refuses positions that no worker would process: below 1, or above what the sequence has handed
-/// out, since it will hand out those below as well.
+/// Refuses positions that no worker would process: those below 1, and those above what the sequence
+/// has handed out, because it will hand out the positions below them as well.
 pub(super) fn positions(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     let doing = "reading the positions of the events";
     let (newest, last) = sequence::positions(client, names).map_err(Error::database(doing))?;

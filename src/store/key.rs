@@ -1,19 +1,20 @@
-//! An event's key, in SQL. How many keys there are is [`KEY_SPACE`]'s to say.
+//! An event's key, in SQL. [`KEY_SPACE`] is the number of keys.
 
 use crate::plan::{KEY_SPACE, KeySet};
 
-/// Kept when the schema is created and compared at every start: the server computes the keys, so a
-/// server that hashes differently would give events to other partitions than their checkpoints say.
+/// A hash of a fixed text, in SQL. It is stored when the schema is created and compared at every
+/// start: the server computes the keys, so a server that hashes differently would assign events to
+/// other partitions than their checkpoints do.
 pub(super) fn hash_probe() -> String {
     hash("'pupsourcing-orchestrator'")
 }
 
-/// The key of the event in this row.
+/// The key of the event in this row, in SQL.
 pub(super) fn event_key() -> String {
     format!("({} & {})::pg_catalog.int4", hash("aggregate_id"), KEY_SPACE - 1)
 }
 
-/// The set of all keys.
+/// The set of all keys, in SQL.
 pub(super) fn all_keys() -> String {
     format!("'{}'::pg_catalog.int4multirange", KeySet::all())
 }
@@ -27,7 +28,7 @@ mod tests {
     use super::*;
     use crate::store::testing;
 
-    /// Written out, since the checkpoints of a schema that exists mean these keys.
+    /// Written out, because the checkpoints of existing schemas refer to these keys.
     #[test]
     fn formula_of_an_events_key_never_changes() {
         let sql = format!(

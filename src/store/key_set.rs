@@ -1,7 +1,7 @@
 //! Key sets on the wire: PostgreSQL's binary form of `int4multirange`.
 //!
-//! A count, then for each range its length in bytes and its own binary form: a flags byte, then each
-//! finite bound as a length and a value. The server always sends canonical ranges: lower bound
+//! A count, then for each range its length in bytes and its own binary form: a flags byte, then
+//! each finite bound as a length and a value. The server always sends canonical ranges: lower bound
 //! inclusive, upper exclusive, both finite within our key space. Source: `multirange_send` and
 //! `range_send` in PostgreSQL's `multirangetypes.c` and `rangetypes.c`.
 
@@ -124,8 +124,8 @@ mod tests {
             let _: Result<KeySet, _> = KeySet::from_sql(&Type::INT4MULTI_RANGE, &wire);
         }
 
-        /// A changed byte gives an error or another set, but no panic. A missing end is always an
-        /// error.
+        /// A changed byte gives an error or another set, but no panic. A truncated value is always
+        /// an error.
         #[test]
         fn no_damage_panics(keys in key_sets(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
             let mut wire = written(&keys);

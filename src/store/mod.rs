@@ -1,9 +1,9 @@
 //! All SQL. A function takes a client or a transaction, is named by what it does, and has one query
-//! where possible. [`template`] fills in the names of the tables, [`key`] says what an event's key is.
+//! where possible. [`template`] fills in the names of the tables, [`key`] defines an event's key.
 //!
-//! Statements that run now and then go as `query_typed`: one round trip, no named prepared statement,
-//! so that they also work behind a pooler in transaction mode. What runs per batch is
-//! [`prepared`] once per connection.
+//! Statements that run rarely are sent as `query_typed`: one round trip, no named prepared
+//! statement, so that they also work behind a pooler in transaction mode. Statements that run for
+//! each batch are [`prepared`] once per connection.
 
 pub(crate) mod checkpoints;
 pub(crate) mod continuity;

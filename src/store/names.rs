@@ -4,11 +4,11 @@ use std::fmt;
 
 use crate::error::Error;
 
-/// PostgreSQL cuts longer identifiers silently.
+/// PostgreSQL truncates longer identifiers silently.
 const MAX_IDENTIFIER_BYTES: usize = 63;
 
-/// Where the tables are. Every name is quoted in every statement, so upper case and reserved words are
-/// fine.
+/// The schema and the names of the tables. Every name is quoted in every statement, so upper case
+/// and reserved words are allowed.
 ///
 /// ```
 /// use pupsourcing_orchestrator::Names;
@@ -43,7 +43,7 @@ impl Names {
         self
     }
 
-    /// The schema of the events and aggregate heads, where it is another one. Defaults to
+    /// The schema of the events and aggregate heads, if it is a different one. Defaults to
     /// [`schema`](Self::schema).
     pub fn events_schema(mut self, name: impl Into<String>) -> Self {
         self.events_schema = Some(name.into());
@@ -62,7 +62,7 @@ impl Names {
         self
     }
 
-    /// What the names of the orchestrator's own tables and of its function begin with. Defaults to
+    /// The prefix of the names of the orchestrator's own tables and of its function. Defaults to
     /// `orchestrator_`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
@@ -76,7 +76,7 @@ impl Names {
         }
         check("events_table", &self.events)?;
         check("aggregate_heads_table", &self.aggregate_heads)?;
-        // The longest of our own names must fit behind the prefix.
+        // The longest of the library's own names must fit behind the prefix.
         check("prefix", &self.prefix)?;
         check(
             "prefix",
@@ -89,7 +89,7 @@ impl Names {
         self.check_distinct()
     }
 
-    /// Two tables of one name would be one table.
+    /// Refuses equal names of two tables.
     fn check_distinct(&self) -> Result<(), Error> {
         let mut taken: Vec<String> = Own::ALL.iter().map(|own| self.own(*own).to_string()).collect();
         for (field, table) in [("events_table", self.events()), ("aggregate_heads_table", self.aggregate_heads())] {
@@ -135,8 +135,8 @@ impl Names {
         Quoted { schema: &self.schema, prefix: &self.prefix, table: table.suffix() }
     }
 
-    /// The quoted name of an index on one of the orchestrator's own tables. It has no schema: an index is
-    /// in the schema of its table.
+    /// The quoted name of an index on one of the orchestrator's own tables. It has no schema: an
+    /// index is in the schema of its table.
     pub(crate) fn index(&self, name: &str) -> String {
         let mut index = format!("{}{name}", self.prefix);
         index.truncate(
@@ -274,7 +274,7 @@ mod tests {
         }
     }
 
-    /// Some good, some bad, some that get in each other's way.
+    /// Some valid names, some invalid ones, some that collide with each other.
     fn names() -> impl Strategy<Value = [String; 5]> {
         let name = prop_oneof![
             4 => "[a-zA-Z0-9_$-]{1,12}",

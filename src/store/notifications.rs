@@ -1,4 +1,4 @@
-//! The channels on which workers are told that something has changed. A notification is a hint:
+//! The channels on which workers are notified that something has changed. A notification is a hint:
 //! no worker relies on it.
 
 use postgres::types::Type;
@@ -12,8 +12,8 @@ pub(crate) const COORDINATION_CHANNEL: &str = "pupsourcing_coordination";
 /// The channel for hints that events were appended. Its payload names the events table.
 pub(crate) const EVENTS_CHANNEL: &str = "pupsourcing_events";
 
-/// Tells the workers of a replica set that something has changed. Within a transaction, the server
-/// sends it at the commit.
+/// Notifies the workers of a replica set that something has changed. Within a transaction, the
+/// server sends it at the commit.
 pub(crate) fn notify_coordination(
     client: &mut impl GenericClient,
     names: &Names,
@@ -22,7 +22,7 @@ pub(crate) fn notify_coordination(
     notify(client, COORDINATION_CHANNEL, &coordination_payload(names, replica_set))
 }
 
-/// Tells the workers that events were appended. The client may be an application's.
+/// Notifies the workers that events were appended. The client may be an application's.
 pub(crate) fn notify_events(client: &mut impl GenericClient, names: &Names) -> Result<(), postgres::Error> {
     notify(client, EVENTS_CHANNEL, &events_payload(names))
 }
@@ -32,8 +32,8 @@ fn notify(client: &mut impl GenericClient, channel: &str, payload: &str) -> Resu
     Ok(())
 }
 
-/// The payload that names a replica set. Different schemas in one database have replica sets of the
-/// same name.
+/// The payload that names a replica set. It contains the schema, because different schemas in one
+/// database may have replica sets with the same name.
 pub(crate) fn coordination_payload(names: &Names, replica_set: &str) -> String {
     format!("{} {replica_set}", names.workers())
 }

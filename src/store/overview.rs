@@ -1,5 +1,5 @@
-//! An overview of the whole replica set, for people. The database server makes the JSON, which is
-//! passed on unchanged.
+//! An overview of the whole replica set, for operators. The database server produces the JSON,
+//! which is passed on unchanged.
 
 use postgres::Client;
 use postgres::types::{Json, Type};
@@ -13,7 +13,7 @@ const MOST_GENERATIONS: u32 = 20;
 /// How long a stopped worker is shown.
 const STOPPED_SHOWN: &str = "1 minute";
 
-/// A replica set's generations, workers and projections, as JSON.
+/// Loads a replica set's generations, workers and projections, as JSON.
 /// [`MetricsServer`](crate::MetricsServer) documents its fields.
 pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Result<Box<RawValue>, postgres::Error> {
     let sql = names.sql_with(

@@ -1,4 +1,4 @@
-//! Prepared statements, told apart by what they are executed with.
+//! Prepared statements whose parameters have types.
 
 use std::marker::PhantomData;
 
@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use crate::plan::KeySet;
 
-/// A statement prepared on one connection, and for that one only. `P` says what its parameters are:
-/// a `Prepared<(String, i64)>` is executed with a `(&str, i64)`, and with nothing else.
+/// A statement prepared on one connection, and only for that one. `P` is the types of its
+/// parameters: a `Prepared<(String, i64)>` is executed with a `(&str, i64)`, and with nothing else.
 pub(crate) struct Prepared<P> {
     statement: Statement,
     parameters: PhantomData<fn(P)>,
@@ -49,7 +49,7 @@ impl<P: Parameters> Prepared<P> {
 /// The types of a statement's parameters: a tuple of [`Parameter`]s.
 pub(crate) trait Parameters {
     const TYPES: &'static [Type];
-    /// What is given for them.
+    /// The values of the parameters.
     type Values<'a>: Copy;
 
     fn all<'v>(values: &'v Self::Values<'_>) -> Vec<&'v (dyn ToSql + Sync)>;
@@ -58,7 +58,7 @@ pub(crate) trait Parameters {
 /// A type that a parameter may have.
 pub(crate) trait Parameter {
     const TYPE: Type;
-    /// What is given for one: the value, borrowed where it is large.
+    /// The value of one parameter, borrowed where it is large.
     type Value<'a>: ToSql + Sync + Copy;
 }
 
@@ -80,7 +80,7 @@ parameter! {
     KeySet as &'a KeySet: INT4MULTI_RANGE,
 }
 
-/// One that may be NULL.
+/// A parameter that may be NULL.
 impl<P: Parameter> Parameter for Option<P> {
     const TYPE: Type = P::TYPE;
     type Value<'a> = Option<P::Value<'a>>;

@@ -1,5 +1,5 @@
-//! Whether the user may do what the library is about to do. Checked first, so that the error names
-//! the missing privilege.
+//! Verifies that the user has the privileges for what the library is about to do. Checked first, so
+//! that the error names the missing privilege.
 
 use postgres::Transaction;
 use postgres::types::Type;
@@ -26,13 +26,13 @@ pub(super) fn to_work(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Err
     Ok(())
 }
 
-/// Refuses a user who may not read the migrations. False if there are none.
+/// Refuses a user who may not read the migrations. Returns false if there are none.
 pub(super) fn to_read(tx: &mut Transaction<'_>, names: &Names) -> Result<bool, Error> {
     Ok(demand_if_there(tx, Object::Schema, &names.sql("\"{schema}\""), "USAGE")?
         && demand_if_there(tx, Object::Table, &names.migrations().to_string(), "SELECT")?)
 }
 
-/// Refuses to migrate as a user who may not create what is missing.
+/// Refuses to migrate as a user who may not create the missing objects.
 pub(super) fn to_create(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
     let doing = "verifying the privilege to create";
     let exists = |tx: &mut Transaction<'_>, function: &str, name: &str| -> Result<bool, Error> {
@@ -68,7 +68,7 @@ pub(super) fn to_create(tx: &mut Transaction<'_>, names: &Names) -> Result<(), E
     Ok(())
 }
 
-/// What a privilege is about.
+/// The kind of object to which a privilege belongs.
 #[derive(Debug, Clone, Copy)]
 enum Object {
     Schema,
@@ -91,11 +91,11 @@ fn demand(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &str)
     Err(Error::Schema { problem: format!("there is no {} {name}", object.kind()) })
 }
 
-/// False if there is no such object. To look for a table in a schema on which the user has no USAGE is
-/// an error.
+/// Returns false if there is no such object. To look for a table in a schema on which the user has
+/// no USAGE is an error.
 fn demand_if_there(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &str) -> Result<bool, Error> {
-    // By `to_regnamespace`, which reads an identifier: has_schema_privilege('"s"', …) would take the
-    // quotes for a part of the name.
+    // By `to_regnamespace`, which reads an identifier: has_schema_privilege('"s"', …) would treat
+    // the quotes as a part of the name.
     let has = match object {
         Object::Schema => "has_schema_privilege(to_regnamespace($1)::oid, $2)",
         Object::Table => "has_table_privilege(to_regclass($1)::oid, $2)",

@@ -1,4 +1,4 @@
-//! What a worker says of itself when it registers. In a file of its own, since both coordination and
+//! What a worker states when it registers. In a file of its own, because both coordination and
 //! checkpoints need it.
 
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::session::Sessions;
 use crate::plan::WorkerId;
 use crate::projection::StartAt;
 
-/// What a worker says of itself when it registers.
+/// What a worker states when it registers.
 #[derive(Debug, Clone)]
 pub(crate) struct Registration {
     pub(crate) worker: WorkerId,
@@ -15,7 +15,7 @@ pub(crate) struct Registration {
     pub(crate) host: String,
     pub(crate) pid: i32,
     pub(crate) projections: Vec<Known>,
-    /// Into how many lanes it cuts its part of each.
+    /// The number of lanes into which it cuts its part of each projection.
     pub(crate) lanes: usize,
     /// Whether its connections are sessions of its own, found by locks.
     pub(crate) sessions: Sessions,

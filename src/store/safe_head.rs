@@ -1,4 +1,4 @@
-//! What the safe head is computed from: the visible positions, and the transactions that are writing.
+//! The queries for the safe head: the visible positions, and the transactions that are writing.
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use super::prepared::Prepared;
 use super::sequence::{self, PositionSequence};
 use crate::status::HeadBlocker;
 
-/// What lies above a position.
+/// What a probe found above a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Probe {
     /// The highest visible position.
     pub(crate) newest: i64,
-    /// The last position of the unbroken run that begins right above the one asked about; that one
-    /// itself if the next is missing.
+    /// The last position of the unbroken run that begins right above the probed position; the
+    /// probed position itself if the next one is missing.
     pub(crate) contiguous: i64,
-    /// The last position that the sequence has handed out; none if it cannot be told.
+    /// The last position that the sequence has handed out; `None` if it is not known.
     pub(crate) last: Option<i64>,
-    /// The event at the position asked about, if there is one.
+    /// The event at the probed position, if there is one.
     pub(crate) here: Option<EventMark>,
-    /// What is now where an event was known to be, if anything is.
+    /// The event that is now at the position of a known event, if there is one.
     pub(crate) there: Option<EventMark>,
 }
 
@@ -36,12 +36,12 @@ const PROBE_REACH: i64 = 2_000;
 pub(crate) struct Probes {
     plain: Prepared<Sight>,
     with_census: Prepared<(i64, i64, Option<i64>, String)>,
-    /// For while the sequence is locked.
+    /// Used while the sequence is locked.
     without_sequence: Prepared<Sight>,
 }
 
-/// What a probe looks at: what is above the first position and at or below the second, and the event at
-/// the third.
+/// The parameters of a probe: it examines the positions above the first and at or below the second,
+/// and the event at the third.
 type Sight = (i64, i64, Option<i64>);
 
 impl Probes {
@@ -61,8 +61,8 @@ impl Probes {
         })
     }
 
-    /// Looks at what lies above a position, and at an event that is known. One snapshot. It waits for
-    /// locks on the events and on the sequence only.
+    /// Examines the positions above a position, and the position of a known event, in one snapshot.
+    /// It waits only for locks on the events and on the sequence.
     pub(crate) fn look(
         &self,
         client: &mut Client,
@@ -72,8 +72,8 @@ impl Probes {
         Ok(probe(&self.plain.query_one(client, sight(after, known))?, after, known))
     }
 
-    /// The same, and how many workers the replica set has: one statement for everything that a worker
-    /// polls often.
+    /// Does the same, and counts the workers of the replica set: one statement for everything that
+    /// a worker polls often.
     pub(crate) fn look_with_census(
         &self,
         client: &mut Client,
@@ -86,7 +86,8 @@ impl Probes {
         Ok((probe(&row, after, known), Census { members: row.get(5), missing: row.get(6) }))
     }
 
-    /// The same without the sequence, while another session has locked it: no hole is passed then.
+    /// Does the same without the sequence, while another session has locked it: then no hole is
+    /// passed.
     pub(crate) fn look_without_sequence(
         &self,
         client: &mut Client,
@@ -112,8 +113,8 @@ fn probe(row: &Row, after: i64, known: Option<EventMark>) -> Probe {
     }
 }
 
-/// What lies above the position `$1` and at or below `$2`. With both bounds the planner uses the index,
-/// however small the table was when the statement was planned.
+/// The visible positions above `$1` and at or below `$2`. With both bounds the planner uses the
+/// index, however small the table was when the statement was planned.
 fn probe_sql(names: &Names, last: &str) -> String {
     names.sql_with(
         "(SELECT coalesce((SELECT max(global_position) FROM {events}), 0) AS newest,
@@ -126,24 +127,24 @@ fn probe_sql(names: &Names, last: &str) -> String {
     )
 }
 
-/// A transaction that holds the lock which every writer of events holds. Unique among the transactions
-/// that are open at the same time.
+/// A transaction that holds the lock which every writer of events holds. Unique among the
+/// transactions that are open at the same time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Holder {
-    /// Its virtual transaction id, which it keeps when it is prepared. After a restart of the server, a
-    /// prepared transaction has `-1/` and its transaction id.
+    /// Its virtual transaction id, which it keeps when it is prepared. After a restart of the
+    /// server, a prepared transaction has `-1/` and its transaction id.
     pub(crate) transaction: String,
-    /// None for a prepared transaction.
+    /// `None` for a prepared transaction.
     pub(crate) pid: Option<i32>,
 }
 
-/// Lists the holders, on the connection it was prepared on.
+/// Lists the holders, on the connection on which it was prepared.
 pub(crate) struct Holders(Prepared<(String,)>);
 
 impl Holders {
     pub(crate) fn prepare(client: &mut Client) -> Result<Self, postgres::Error> {
-        // Stronger locks do not matter: a transaction that inserts holds this mode as well. A lock is seen
-        // at once, not through a snapshot.
+        // Stronger locks do not matter: a transaction that inserts holds this mode as well. A lock
+        // is visible at once, not through a snapshot.
         let sql = "SELECT DISTINCT l.virtualtransaction, l.pid FROM pg_locks l
                    WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
                    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -152,14 +153,14 @@ impl Holders {
         Prepared::on(client, sql).map(Self)
     }
 
-    /// The transactions that may have events in flight at this moment.
+    /// Lists the transactions that may currently have events in flight.
     pub(crate) fn list(&self, client: &mut Client, names: &Names) -> Result<Vec<Holder>, postgres::Error> {
         let rows = self.0.query(client, (&names.events().to_string(),))?;
         Ok(rows.iter().map(|row| Holder { transaction: row.get(0), pid: row.get(1) }).collect())
     }
 }
 
-/// What is known of some holders, for the operator.
+/// Reads what is known of some holders, for the operator.
 pub(crate) fn describe_holders(client: &mut Client, holders: &[Holder]) -> Result<Vec<HeadBlocker>, postgres::Error> {
     // The server may hide the state of another role's backend, and when its transaction began.
     let sql =

@@ -1,4 +1,4 @@
-//! The sequence that hands out positions, if one does.
+//! The sequence that hands out positions, if there is one.
 
 use postgres::GenericClient;
 use postgres::types::Type;
@@ -10,7 +10,7 @@ use super::names::Names;
 pub(crate) struct PositionSequence {
     /// Qualified and quoted.
     pub(crate) name: String,
-    /// Whether the user may see how far it is.
+    /// Whether the user may read its last value.
     pub(crate) is_readable: bool,
     pub(crate) cache: i64,
     pub(crate) increment: i64,
@@ -18,23 +18,23 @@ pub(crate) struct PositionSequence {
     pub(crate) cycles: bool,
 }
 
-/// The last position that the sequence has handed out, in SQL: 0 before the first, if that is 1, and
-/// NULL if there is no sequence.
+/// The last position that the sequence has handed out, in SQL: 0 before the first, if that is 1,
+/// and NULL if there is no sequence.
 ///
-/// Read from the sequence itself, and not by a function: `pg_sequence_last_value` waits for an
-/// `ALTER SEQUENCE` that is under way. It is seen at once, not through a snapshot.
+/// Read from the sequence itself and not by a function: `pg_sequence_last_value` waits for an
+/// `ALTER SEQUENCE` that is in progress. The value is seen at once, not through a snapshot.
 pub(super) fn last_sql(sequence: Option<&PositionSequence>) -> String {
     let Some(PositionSequence { name, .. }) = sequence else { return "NULL::bigint".into() };
     format!("(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {name})")
 }
 
-/// The sequence that the column's default calls, or the one that the column owns. None if positions
-/// are handed out in another way.
+/// Finds the sequence that the column's default calls, or the one that the column owns. `None` if
+/// positions are handed out in another way.
 pub(crate) fn find(
     client: &mut impl GenericClient,
     names: &Names,
 ) -> Result<Option<PositionSequence>, postgres::Error> {
-    // The one that the default calls comes first: it may be another one than the column owns.
+    // The sequence that the default calls comes first: the column may own another one.
     let sql = "
         SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), has_sequence_privilege(s.seqrelid, 'SELECT'),
                s.seqcache, s.seqincrement, s.seqmin, s.seqcycle
@@ -58,8 +58,8 @@ pub(crate) fn find(
     }))
 }
 
-/// The highest position of an event and the last one ever handed out. The second is none if it
-/// cannot be told.
+/// Returns the highest position of an event and the last one ever handed out. The second is `None`
+/// if it is not known.
 pub(crate) fn positions(client: &mut impl GenericClient, names: &Names) -> Result<(i64, Option<i64>), postgres::Error> {
     let last = last_sql(readable(client, names)?.as_ref());
     let sql =
@@ -68,7 +68,7 @@ pub(crate) fn positions(client: &mut impl GenericClient, names: &Names) -> Resul
     Ok((row.get(0), row.get(1)))
 }
 
-/// The sequence, if this user can read it.
+/// Returns the sequence, if this user can read it.
 pub(crate) fn readable(
     client: &mut impl GenericClient,
     names: &Names,

@@ -10,12 +10,12 @@ use super::names::{Names, Own};
 use crate::plan::KEY_SPACE;
 
 impl Names {
-    /// Fills in the names of tables, and what else [`value`](Self::value) knows.
+    /// Fills in the names of tables, and the other placeholders of [`value`](Self::value).
     pub(crate) fn sql(&self, text: &str) -> String {
         self.sql_with(text, &[])
     }
 
-    /// Fills in the values given by name as well: a fragment of SQL, an interval.
+    /// Also fills in the values that are given by name, such as a fragment of SQL or an interval.
     pub(crate) fn sql_with(&self, text: &str, values: &[(&str, &dyn Display)]) -> String {
         for (name, _) in values {
             debug_assert!(self.value(name).is_none(), "{{{name}}} has a value already");
@@ -31,7 +31,8 @@ impl Names {
             filled.push_str(before);
             let name = word(after);
             let value = name.and_then(value);
-            // An unknown one is left to the server, which refuses it: a brace begins nothing in SQL.
+            // An unknown placeholder is left to the server, which refuses it: no SQL begins with a
+            // brace.
             debug_assert!(name.is_none() || value.is_some(), "unknown placeholder {name:?} in: {text}");
             rest = if let Some((name, value)) = name.zip(value) {
                 filled.push_str(&value);
@@ -44,13 +45,13 @@ impl Names {
         filled + rest
     }
 
-    /// What a placeholder stands for in every statement.
+    /// The value of a placeholder that every statement may use.
     fn value(&self, name: &str) -> Option<String> {
         Some(match name {
             "events" => self.events().to_string(),
             "aggregate_heads" => self.aggregate_heads().to_string(),
             "append" => self.append().to_string(),
-            // Without quotes, which stand in the text.
+            // Without quotes, because the text contains them.
             "schema" => self.schema_name().to_owned(),
             "events_schema" => self.events_schema_name().to_owned(),
             "workers_by_replica_set" | "checkpoints_by_owner" => self.index(name),
@@ -63,7 +64,7 @@ impl Names {
     }
 }
 
-/// The word that ends with the next closing brace, if there is nothing but a word before it.
+/// The word before the next closing brace, if there is only a word before it.
 fn word(after: &str) -> Option<&str> {
     let (word, _) = after.split_once('}')?;
     let is_word = word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -109,7 +110,7 @@ mod tests {
         );
     }
 
-    /// Without debug assertions, the server refuses what was not filled in.
+    /// Without debug assertions, the server refuses a placeholder that was not filled in.
     #[test]
     #[cfg(debug_assertions)]
     fn placeholders_and_values_must_match() {

@@ -1,4 +1,4 @@
-//! Appending events: calls the function that a migration creates.
+//! Appends events: calls the function that a migration creates.
 //!
 //! *Invariant:* an append locks the row of the aggregate's head before it takes a position. So of
 //! two appends to one aggregate, the one with the higher version has the higher positions.
@@ -12,9 +12,9 @@ use uuid::Uuid;
 use crate::event::NewEvent;
 use crate::store::names::Names;
 
-/// What became of an append.
+/// The result of an append.
 pub(crate) enum Appended {
-    /// Where the events are, in their order.
+    /// The positions and versions of the events, in their order.
     Stored { positions: Vec<i64>, versions: RangeInclusive<i64> },
     /// The aggregate is not at the expected version but at this one. Nothing was written.
     Conflict(i64),
@@ -67,8 +67,8 @@ pub(crate) fn append(
     })
 }
 
-/// A column of the events; none if it is empty, so that no list of nulls is sent. To the server both
-/// mean the same.
+/// Returns a column of the events; `None` if all its values are missing, so that no list of nulls
+/// is sent. The server treats both in the same way.
 fn if_any<'a, T>(events: &'a [NewEvent], column: impl Fn(&'a NewEvent) -> Option<T>) -> Option<Vec<Option<T>>> {
     let values: Vec<Option<T>> = events.iter().map(column).collect();
     values.iter().any(Option::is_some).then_some(values)

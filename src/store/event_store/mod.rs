@@ -1,5 +1,5 @@
-//! What the event store executes, on a connection of the application's: its search path and its
-//! other settings are unknown, so each function and operator is qualified.
+//! The statements of the event store. They are executed on a connection of the application, whose
+//! search path and other settings are unknown, so each function and operator is qualified.
 
 mod append;
 mod read_stream;

@@ -1,4 +1,4 @@
-//! What is asked of a reader, and what it gives.
+//! Requests to a reader, and its results.
 
 use crate::error::Error;
 use crate::event::Event;
@@ -13,12 +13,12 @@ pub(crate) struct Range {
 }
 
 impl Range {
-    /// How many positions, and so events at the most, are in it.
+    /// The number of positions in the range, which is the most events it can have.
     pub(super) fn positions(&self) -> u64 {
         self.upto.abs_diff(self.after)
     }
 
-    /// What is left of it after its first batch, if anything is.
+    /// The rest of the range after its first batch, if there is any.
     pub(crate) fn following(&self, batch: &Batch) -> Option<Self> {
         (batch.end < self.upto).then(|| Self { after: batch.end, ..self.clone() })
     }
@@ -35,9 +35,9 @@ pub(crate) struct Bounds {
 /// Why events could not be read.
 #[derive(Debug)]
 pub(crate) enum ReadError {
-    /// The connection, or the server.
+    /// The connection or the server failed.
     Database(postgres::Error),
-    /// The first event of the range cannot be read by anyone. Those before it can.
+    /// The first event of the range cannot be read by any worker. The events before it can.
     Event(UnreadableEvent),
 }
 
@@ -67,7 +67,7 @@ impl ReadError {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Batch {
     pub(crate) events: Vec<Event>,
-    /// The key of each, if the reader gives keys.
+    /// The key of each event, if the reader returns keys.
     pub(crate) keys: Vec<i32>,
     /// Every matching event above the range's start and at or below this position is in the batch.
     pub(crate) end: i64,

@@ -6,7 +6,7 @@ use postgres::types::{FromSql, Type};
 use crate::error::BoxError;
 use crate::event::{EventBuffer, EventColumns};
 
-/// Where some columns are in a row. [`push`] reads the others, in the order of [`select`].
+/// The index of some columns in a row. [`push`] reads the others, in the order of [`select`].
 pub(super) const POSITION: usize = 0;
 const WEIGHT: usize = 1;
 pub(super) const KEY_OR_NULL: usize = 15;
@@ -25,13 +25,13 @@ const LARGE: [&str; 9] = [
     "metadata",
 ];
 
-/// Every column of an event, for [`push`]. Its weight is not computed.
+/// Every column of an event, for [`push`], without the weight.
 pub(in crate::store) fn all() -> String {
     select("0", str::to_owned)
 }
 
-/// The same for a row that has a `weight`; the large columns are NULL where the condition does not
-/// hold.
+/// The same columns, for a row that has a `weight`; the large columns are NULL where the condition
+/// does not hold.
 pub(super) fn withheld_unless(condition: &str) -> String {
     select("weight", |column| format!("CASE WHEN {condition} THEN {column} END"))
 }
@@ -42,8 +42,9 @@ fn select(weight: &str, large: impl Fn(&str) -> String) -> String {
     format!("global_position, {weight}, {columns}, {large}")
 }
 
-/// What counts against `batch_bytes`: the bytes that arrive. The server knows the length of a text or
-/// a payload without reading it; metadata it has to read, since they are stored in another form.
+/// The weight of an event, which counts towards `batch_bytes`: the bytes that arrive. The server
+/// knows the length of a text or a payload without reading it. Metadata it has to read, because it
+/// is stored in another form.
 pub(super) fn weight_sql() -> String {
     LARGE
         .map(|column| match column {
@@ -79,12 +80,12 @@ pub(in crate::store) fn push(buffer: &mut EventBuffer, row: &Row) -> Result<(), 
     Ok(())
 }
 
-/// JSON as the server sends it, which has checked that it is valid.
+/// JSON as the server sends it. The server has checked that it is valid.
 struct JsonText<'a>(&'a str);
 
 impl<'a> FromSql<'a> for JsonText<'a> {
     fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, BoxError> {
-        // A jsonb begins with the version of its form.
+        // A jsonb value begins with the version of its format.
         let text = if *ty == Type::JSONB { raw.strip_prefix(&[1]).ok_or("jsonb of an unknown version")? } else { raw };
         Ok(Self(std::str::from_utf8(text)?))
     }

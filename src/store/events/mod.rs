@@ -1,5 +1,5 @@
-//! Reading events in batches: [`batch`] has what is asked for and what comes of it, [`columns`] how
-//! an event is selected and read from a row, [`scan`] how one query serves several batches.
+//! Reads events in batches: [`batch`] has the requests and the results, [`columns`] how an event is
+//! selected and read from a row, [`scan`] how one query serves several batches.
 
 mod batch;
 pub(super) mod columns;
@@ -19,21 +19,21 @@ use crate::projection::Scope;
 
 pub(crate) use batch::{Batch, Bounds, Range, ReadError, UnreadableEvent};
 
-/// If each event of a batch weighs as much as a light one may, this many times the bytes of a batch
-/// are sent, once.
+/// The limit of a light event, in equal shares of a batch's bytes. If each event of a batch weighs
+/// as much as a light one may, this many times the bytes of a batch are sent, once.
 const LIGHT_SHARES: usize = 4;
 
-/// The bounds of the positions, the keys, the aggregate types and the contexts, how many events, and
-/// the bytes: of what is sent whole or of all together, and of one event.
+/// The bounds of the positions, the keys, the aggregate types and the contexts, the number of
+/// events, and the bytes: of light events or of all together, and of one event.
 type Wanted = (i64, i64, Option<KeySet>, Option<Vec<String>>, Option<Vec<String>>, i64, i64, i64);
 
-/// Reads events of a scope within bounds, on the connection it was prepared on.
+/// Reads events of a scope within bounds, on the connection on which it was prepared.
 ///
-/// To add up the weights on the server, row by row, doubles the cost of a read. So the first
-/// statement does not: it sends an event whole if it is *light*, within a few equal shares of the
-/// bytes, and as a stub otherwise. The batch ends before the first stub, or where the bytes are used
-/// up; rows behind that are dropped. Only where events are heavy does the second statement read them,
-/// with their weights added up. An event that is too large by itself is never sent.
+/// To add up the weights on the server, row by row, doubles the cost of a read, so the first
+/// statement does not. It sends an event whole if it is *light*, that is, within a few equal shares
+/// of the bytes, and as a stub otherwise. The batch ends before the first stub, or where the bytes
+/// are used up; later rows are dropped. Only if events are heavy does the second statement read
+/// them, with their weights added up. An event that is too large by itself is never sent.
 pub(crate) struct EventReader {
     light: Prepared<Wanted>,
     weighed: Prepared<Wanted>,
@@ -42,12 +42,13 @@ pub(crate) struct EventReader {
     gives_keys: bool,
     /// Where the rows of the last batch ended.
     end: End,
-    /// How much the last batch took.
+    /// How much memory the last batch took.
     room: Room,
 }
 
 impl EventReader {
-    /// Computing the keys takes a tenth of the server's time, so a reader does it only if asked to.
+    /// Prepares a reader. Computing the keys takes a tenth of the server's time, so a reader does
+    /// it only if asked to.
     pub(crate) fn prepare(
         client: &mut Client,
         names: &Names,
@@ -90,18 +91,18 @@ impl EventReader {
         self.read_weighed(client, range)
     }
 
-    /// Reads up to the first event that is heavy.
+    /// Reads up to the first heavy event.
     fn read_light(&mut self, client: &mut Client, range: &Range) -> Result<Batch, ReadError> {
         let mut rows = self.light.stream(client, self.wanted(range, self.bounds.events, self.light_bytes()))?;
         self.take_light(&mut rows, range)
     }
 
-    /// How heavy a light event may be.
+    /// The greatest weight of a light event.
     fn light_bytes(&self) -> usize {
         (self.bounds.bytes / self.bounds.events).saturating_mul(LIGHT_SHARES).min(self.bounds.event_bytes)
     }
 
-    /// Takes in the rows of a batch, up to the first that is heavy. Of a range, these are the first.
+    /// Adds the rows of a batch, up to the first heavy event. They are the first rows of the range.
     fn take_light(&mut self, rows: &mut RowIter<'_>, range: &Range) -> Result<Batch, ReadError> {
         let (heavy, light) = (self.bounds.bytes, self.light_bytes());
         let mut found = self.nothing_found();
@@ -132,12 +133,12 @@ impl EventReader {
             nothing_followed = row.try_get(IS_LAST)?;
         }
         drop(rows);
-        // The server leaves out what exceeds the bytes.
+        // The server leaves out the events that exceed the bytes.
         self.end = if nothing_followed { end } else { End::Heavy };
         Ok(self.batch(found, range, self.end == End::Reached))
     }
 
-    /// Takes a row in, or says that the batch ends before it. The first row has to be readable.
+    /// Adds a row, or returns that the batch ends before it. The first row has to be readable.
     fn take(&self, found: &mut Found, row: &Row, weight: usize) -> Result<End, ReadError> {
         let problem = if weight > self.bounds.event_bytes {
             Some(format!("it has {weight} bytes, and max_event_bytes is {}", self.bounds.event_bytes))
@@ -161,7 +162,7 @@ impl EventReader {
         (
             range.after,
             range.upto,
-            // Where all keys are wanted, none has to be computed.
+            // If all keys are requested, none has to be computed.
             Some(&range.keys).filter(|keys| **keys != KeySet::all()),
             aggregate_types.as_deref(),
             bounded_contexts.as_deref(),
@@ -171,12 +172,12 @@ impl EventReader {
         )
     }
 
-    /// An empty buffer with room for as much as the last batch took.
+    /// An empty buffer with as much room as the last batch took.
     fn nothing_found(&self) -> Found {
         Found { events: EventBuffer::with_room(self.room), keys: Vec::new() }
     }
 
-    /// `is_all` says that nothing was left out for its weight.
+    /// Makes a batch of what was found. `is_all` means that no event was left out for its weight.
     fn batch(&mut self, Found { events, keys }: Found, range: &Range, is_all: bool) -> Batch {
         self.room = events.room();
         let is_exhausted = is_all && events.len() < self.bounds.events;
@@ -190,7 +191,7 @@ impl EventReader {
     }
 }
 
-/// What has been read of a batch.
+/// The part of a batch that has been read.
 struct Found {
     events: EventBuffer,
     keys: Vec<i32>,
@@ -199,19 +200,19 @@ struct Found {
 /// Where the rows of a batch end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// Where there are no more of them, or as many as are wanted.
+    /// At the end of the range, or at the requested number of events.
     Reached,
-    /// Before an event that is heavy.
+    /// Before a heavy event.
     Heavy,
     /// Before an event that cannot be read.
     Unreadable,
 }
 
-/// Which events are matched, in which order and how many at the most, each with its weight.
+/// Which events match, in which order and at most how many, each with its weight.
 ///
-/// The `coalesce` only changes the planner's estimate: it assumes that a bare `@>` matches hardly any
-/// row, and would scan and sort the rest of the table instead of walking the index to the limit. The
-/// planner does not merge a subquery that has a limit, so the weight is computed once.
+/// The `coalesce` only changes the planner's estimate: it assumes that a bare `@>` matches hardly
+/// any row, and would scan and sort the rest of the table instead of walking the index to the
+/// limit. The planner does not merge a subquery that has a limit, so the weight is computed once.
 fn matching(names: &Names) -> String {
     names.sql_with(
         "SELECT *, {weight} AS weight FROM {events} WHERE global_position > $1 AND global_position <= $2

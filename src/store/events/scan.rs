@@ -1,9 +1,9 @@
-//! Reading a long range.
+//! Reads a long range.
 //!
-//! One query serves several batches: the server plans it once, and continues while the worker takes
-//! in a batch and hands it over. But as long as the query runs, vacuum cannot remove old versions of
-//! rows that others update, and updates of a read model become slower. So a scan is short, and used
-//! only when reading is the bottleneck.
+//! One query serves several batches: the server plans it once, and continues while the worker
+//! receives a batch and hands it over. But as long as the query runs, vacuum cannot remove old
+//! versions of rows that other sessions update, and updates of a read model become slower. So a
+//! scan is short, and is used only when reading is the bottleneck.
 
 use super::{Batch, End, EventReader, Range, ReadError};
 use crate::store::session::Session;
@@ -12,12 +12,13 @@ use crate::store::session::Session;
 const BATCHES: usize = 8;
 
 impl EventReader {
-    /// Whether a range is long enough to be worth beginning a scan. Heavy events are not scanned.
+    /// Whether a range is long enough for a scan. Heavy events are not scanned.
     pub(crate) fn is_worth_a_scan(&self, range: &Range) -> bool {
         self.end != End::Heavy && range.positions() > self.bounds.events as u64
     }
 
-    /// Reads a range batch by batch, until no more are wanted, or the rest needs [`read`](Self::read).
+    /// Reads a range batch by batch, until no more batches are wanted, or the rest needs
+    /// [`read`](Self::read).
     pub(crate) fn scan(
         &mut self,
         session: &mut Session,
@@ -25,7 +26,7 @@ impl EventReader {
         mut is_next_wanted: impl FnMut(Batch) -> bool,
     ) -> Result<(), ReadError> {
         let mut tx = session.transaction()?;
-        // A custom plan leaves out the conditions, on keys or types, that this range does not have.
+        // A custom plan omits the conditions, on keys or types, that this range does not have.
         tx.batch_execute("SET LOCAL plan_cache_mode = force_custom_plan")?;
         let batches = self.batches_at_once();
         let limit = self.bounds.events.saturating_mul(batches);
@@ -34,20 +35,20 @@ impl EventReader {
         for _ in 0..batches {
             let Some(range) = left else { break };
             let batch = self.take_light(&mut rows, &range)?;
-            // A row that was not taken in, because it is heavy or unreadable, has been sent already: this
-            // query cannot go on with it.
+            // A row that was not added, because it is heavy or unreadable, has been sent already:
+            // this query cannot continue with it.
             left = range.following(&batch).filter(|_| self.end == End::Reached);
             if !is_next_wanted(batch) {
                 break;
             }
         }
-        // The commit discards the rows that are left.
+        // The commit discards the remaining rows.
         drop(rows);
         Ok(tx.commit()?)
     }
 
-    /// As many as weigh about as much as one batch may: the most that is sent in vain if they are not
-    /// wanted.
+    /// As many batches as weigh about as much as one batch may: this is the most that is sent in
+    /// vain if they are not wanted.
     fn batches_at_once(&self) -> usize {
         (self.bounds.bytes / self.room.bytes().max(1)).clamp(1, BATCHES)
     }
@@ -69,10 +70,10 @@ mod tests {
     use crate::store::{Names, testing};
 
     const BYTES: usize = 1_000;
-    /// More than a batch may have, or less: an event may be too large alone, or behind others.
+    /// More than a batch may have, or less: an event may be too large by itself, or after others.
     const EVENT_BYTES: [usize; 2] = [1_800, 600];
 
-    /// Reads a range as a reader does, batch by batch, and wants so many of a scan.
+    /// Reads a range as a reader does, batch by batch, and takes this many batches of a scan.
     fn read_all(
         session: &mut Session,
         reader: &mut EventReader,
@@ -104,7 +105,7 @@ mod tests {
     fn every_event_of_a_range_is_read_once_and_within_the_bounds() {
         let mut client = testing::connect();
         client.batch_execute(&Names::default().schema_sql()).unwrap();
-        // One that is NULL cannot be read.
+        // A payload that is NULL cannot be read.
         client.batch_execute("ALTER TABLE events ALTER payload DROP NOT NULL").unwrap();
         let weights = prop_oneof![10 => Just(0_usize), 10 => 0..20_usize, 1 => 100..2_000_usize];
         let event = (0..8_u8, weights, prop_oneof![60 => 0..4_i32, 1 => Just(4)]);

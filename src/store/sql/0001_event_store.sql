@@ -1,4 +1,4 @@
--- The event store, as pupsourcing publishes it. Tables that exist already are left as they are. They
+-- The event store, as pupsourcing publishes it. Tables that exist already are not changed. They
 -- are looked up first: CREATE TABLE IF NOT EXISTS needs the privilege to create even where there is
 -- nothing to create.
 DO $$ BEGIN

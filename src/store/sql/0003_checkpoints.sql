@@ -1,23 +1,26 @@
--- How far it got: which projection belongs to which replica set, and its position for each set of keys.
+-- Progress: which replica set each projection belongs to, and its position for each set of keys.
 CREATE TABLE IF NOT EXISTS {projections} (
     name TEXT PRIMARY KEY,
     replica_set TEXT NOT NULL REFERENCES {replica_sets},
     registered_at TIMESTAMPTZ NOT NULL DEFAULT now(),
-    -- What is wanted of it, and what was wanted when its keys were last given out to workers.
+    -- The desired state, and the one when its keys were last distributed to workers.
     desired_state TEXT NOT NULL DEFAULT 'running' CHECK (desired_state IN ('running', 'paused')),
     dealt_state TEXT NOT NULL DEFAULT 'running' CHECK (dealt_state IN ('running', 'paused')),
-    -- How often that was done. A runner that knows another number has to load its checkpoints again.
+    -- How often they have been distributed. A runner that knows another number has to reload its
+    -- checkpoints.
     deal BIGINT NOT NULL DEFAULT 0
 );
 
 CREATE TABLE IF NOT EXISTS {checkpoints} (
-    -- Names the row, and what it was when a worker loaded it: whatever gives the row to another worker, or moves its position in any
-    -- other way than handling events, gives it a new token. No token is used twice.
+    -- Identifies the row, in the state in which a worker loaded it: every change that gives the row
+    -- to another worker, or moves its position without handling events, gives it a new token. No
+    -- token is used twice.
     token BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     projection TEXT NOT NULL REFERENCES {projections},
     keys INT4MULTIRANGE NOT NULL CHECK (keys OPERATOR(pg_catalog.<@) {all_keys} AND NOT pg_catalog.isempty(keys)),
     position BIGINT NOT NULL CHECK (position >= 0),
-    -- The last event handled, if there is one. Another event at its position means that these are not the events that were handled.
+    -- The last event handled, if there is one. Another event at its position means that these are
+    -- not the events that were handled.
     last_event_position BIGINT,
     last_event_id UUID,
     generation BIGINT NOT NULL DEFAULT 0,
@@ -26,5 +29,6 @@ CREATE TABLE IF NOT EXISTS {checkpoints} (
     updated_at TIMESTAMPTZ NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
--- A runner looks its checkpoints up by their owner: those of past generations, not cleaned up yet, are then not in its way.
+-- A runner looks up its checkpoints by their owner. With this index it does not read those of past
+-- generations that have not been cleaned up yet.
 CREATE INDEX IF NOT EXISTS {checkpoints_by_owner} ON {checkpoints} (projection, generation, worker_id);

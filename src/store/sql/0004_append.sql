@@ -1,22 +1,22 @@
--- Appends events to one aggregate: moves its head, which is locked before any position is taken, and
--- inserts the events. A function, so that the server plans its statements once per session, also
--- behind a pooler, and not with each append.
+-- Appends events to one aggregate: moves its head, which is locked before any position is taken,
+-- and inserts the events. A function, so that the server plans its statements once per session,
+-- also behind a pooler, and not with each append.
 --
--- Returns one row for each event, in the order given. If the aggregate is not at the expected version,
--- nothing is written, and the only row has its version and no position. An expected version of NULL
--- appends at any version.
+-- Returns one row for each event, in the order given. If the aggregate is not at the expected
+-- version, nothing is written, and the only row has its version and no position. An expected
+-- version of NULL appends at any version.
 --
 -- Operators and functions are qualified, so that the caller's search path cannot replace them. The
--- function sets no path of its own: the triggers of the events table would run under it. (`unnest` of
--- several arrays is always pg_catalog's.)
+-- function sets no path of its own: the triggers of the events table would run under it. (`unnest`
+-- of several arrays is always pg_catalog's.)
 CREATE OR REPLACE FUNCTION {append}(
     bounded_context TEXT, aggregate_type TEXT, aggregate_id TEXT, expected_version BIGINT,
     event_ids UUID[], event_types TEXT[], event_versions INT[], payloads BYTEA[],
     trace_ids TEXT[] DEFAULT NULL, correlation_ids TEXT[] DEFAULT NULL, causation_ids TEXT[] DEFAULT NULL, metadata JSONB[] DEFAULT NULL,
     tables TEXT DEFAULT NULL
 ) RETURNS TABLE (global_position BIGINT, aggregate_version BIGINT) LANGUAGE plpgsql
--- A plan is kept while the tables grow. One made for small tables would scan large ones until the next
--- ANALYZE.
+-- A plan is kept while the tables grow. A plan made for small tables would scan large ones until
+-- the next ANALYZE.
 SET enable_seqscan = off
 AS $$
 #variable_conflict use_column
@@ -31,7 +31,7 @@ BEGIN
             MESSAGE = pg_catalog.concat('{append} appends to {events} and {aggregate_heads}, not to ', tables),
             HINT = 'Give them a schema or a prefix of their own; if the tables were renamed, apply Names::schema_sql() again.';
     END IF;
-    -- Nearly always there is a head, and no event above it. This is cheap to find out, unlike the
+    -- Nearly always there is a head, and no event above it. This is cheaper to find out than the
     -- highest version.
     UPDATE {aggregate_heads} AS head
     SET aggregate_version = aggregate_version OPERATOR(pg_catalog.+) added, updated_at = pg_catalog.clock_timestamp()
