@@ -9,7 +9,8 @@ use crate::store::Names;
 use crate::store::session::{Session, Sessions};
 use crate::threads::Stop;
 
-/// Where a worker works, and what its threads tell others by. Clones are the same.
+/// Where a worker works, and the cells through which its threads inform each other. Clones are the
+/// same.
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) database: Database,
@@ -29,7 +30,7 @@ impl Context {
         self.board.worker_id()
     }
 
-    /// Opens a connection of the worker's.
+    /// Opens a connection for the worker.
     pub(crate) fn open(&self) -> Result<Session, Error> {
         Session::open(&self.database, self.sessions)
     }

@@ -1,9 +1,9 @@
-//! Holds tables in the documentation equal to the declarations that they follow from.
+//! Holds tables in the documentation equal to the declarations that define them.
 
 use std::path::Path;
 use std::{env, fs};
 
-/// Fails unless this table stands in the file; where `UPDATE_DOCS` is set, writes it there.
+/// Fails unless the file contains this table; if `UPDATE_DOCS` is set, writes it there instead.
 ///
 /// The table of the file is found by its first line. In a comment, each of its lines begins with
 /// `margin`.

@@ -166,7 +166,7 @@ pub enum Error {
         message: String,
     },
 
-    /// The worker did not stop in time. Its threads go on; what they commit stays correct.
+    /// The worker did not stop in time. Its threads continue; what they commit stays correct.
     #[error("not stopped within {waited:?}: still running are {threads}")]
     ShutdownTimeout {
         /// How long was waited.

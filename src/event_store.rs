@@ -25,7 +25,7 @@ pub enum ExpectedVersion {
     Exact(i64),
 }
 
-/// Where appended events went.
+/// The positions and versions of appended events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AppendResult {
@@ -39,11 +39,11 @@ pub struct AppendResult {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
-    /// The aggregate is not at the expected version: another writer has appended. Read it again, and
-    /// decide again.
+    /// The aggregate is not at the expected version: another writer has appended. Read the
+    /// aggregate and decide again.
     ///
-    /// If a unique constraint reported it within the caller's transaction, that transaction can only be
-    /// rolled back.
+    /// If a unique constraint reported it within the caller's transaction, that transaction can
+    /// only be rolled back.
     #[error(
         "aggregate {bounded_context}/{aggregate_type}/{aggregate_id} is not at the expected version: expected {expected:?}{}",
         actual.map_or(String::new(), |actual| format!(", it is at {actual}"))
@@ -57,7 +57,8 @@ pub enum AppendError {
         aggregate_id: String,
         /// What the caller expected.
         expected: ExpectedVersion,
-        /// Its version, 0 if it has no events; unknown where a unique constraint reported the conflict.
+        /// Its version, 0 if it has no events; unknown where a unique constraint reported the
+        /// conflict.
         actual: Option<i64>,
     },
 
@@ -99,7 +100,7 @@ pub struct EventStore {
 }
 
 impl EventStore {
-    /// An event store in these tables.
+    /// Creates an event store in these tables.
     pub fn new(names: Names) -> Result<Self, Error> {
         names.validate()?;
         Ok(Self { names })
@@ -108,18 +109,18 @@ impl EventStore {
     /// Appends events to one aggregate, in one round trip, whatever their number and the outcome.
     ///
     /// Given a client, they are committed when this returns; given a transaction, when it commits.
-    /// Afterwards [`hint`](Self::hint) may tell the workers, which detect the events in any case. The
-    /// versions continue the aggregate's, and the positions ascend with them.
+    /// Afterwards [`hint`](Self::hint) may tell the workers, which detect the events in any case.
+    /// The versions continue the aggregate's, and the positions ascend with them.
     ///
-    /// The statements are in a function that the migrations create, `orchestrator_append` by default.
-    /// Programs in other languages can call it, too. It runs with the caller's privileges.
+    /// The statements are in a function that the migrations create, `orchestrator_append` by
+    /// default. Programs in other languages can call it, too. It runs with the caller's privileges.
     ///
     /// # Errors
     ///
     /// [`AppendError::Conflict`] if the aggregate is not at the expected version,
     /// [`AppendError::Invalid`] if there are no events or they belong to several aggregates,
-    /// [`AppendError::Schema`] if the migrations have not been applied, [`AppendError::Database`] for
-    /// anything else.
+    /// [`AppendError::Schema`] if the migrations have not been applied, [`AppendError::Database`]
+    /// for anything else.
     pub fn append(
         &self,
         client: &mut impl GenericClient,
@@ -147,17 +148,17 @@ impl EventStore {
         }
     }
 
-    /// Tells the workers that events were appended, so that they look at once. Best effort: an error is
-    /// logged, and no event is lost without the hint. Call it after the commit, never within the
-    /// transaction: notifications serialise commits.
+    /// Tells the workers that events were appended, so that they look at once. Best effort: an
+    /// error is logged, and no event is lost without the hint. Call it after the commit, never
+    /// within the transaction: notifications serialise commits.
     pub fn hint(&self, client: &mut Client) {
         if let Err(error) = notifications::notify_events(client, &self.names) {
             log::debug!("no hint sent: error={}", describe(&error));
         }
     }
 
-    /// Reads the events of one aggregate, ascending by version. Both bounds are included and may be left
-    /// open.
+    /// Reads the events of one aggregate, ascending by version. Both bounds are included and may be
+    /// left open.
     pub fn read_stream(
         &self,
         client: &mut impl GenericClient,
@@ -188,8 +189,8 @@ impl EventStore {
     }
 }
 
-/// Whether the error comes from the unique constraint on the aggregate's versions, and not from another
-/// one, such as that on event ids.
+/// Whether the error comes from the unique constraint on the aggregate's versions, and not from
+/// another one, such as that on event ids.
 fn is_version_taken(error: &postgres::Error) -> bool {
     error.as_db_error().is_some_and(|error| {
         *error.code() == SqlState::UNIQUE_VIOLATION

@@ -1,7 +1,7 @@
-//! The listener: the thread that hears notifications and passes them on as wake-ups.
+//! The listener: the thread that receives notifications and passes them on as wake-ups.
 //!
-//! Wake-ups are hints: a thread that is woken looks for itself, and polls anyway. After every new
-//! connection all are woken once, for what may have been missed.
+//! Wake-ups are hints: a thread that is woken checks for itself, and polls anyway. After every new
+//! connection all threads are woken once, because notifications may have been missed.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use crate::reconnect::Reconnect;
 use crate::store::notifications;
 use crate::threads::{Pulse, Waker};
 
-/// How often the thread checks whether it is to stop. It only matters while nothing is notified; a worker that leaves does notify.
+/// How often the thread checks whether it is to stop. It matters only while there are no
+/// notifications; a worker that leaves does notify.
 const STOP_CHECK: Duration = Duration::from_millis(200);
 
 const LISTENING: &str = "listening for notifications";
@@ -65,7 +66,8 @@ impl Listener {
             drop(heard);
             drop(notifications);
             if client.is_closed() {
-                // The iterator ends without an error when the server closes the connection; asking once more gives one.
+                // The iterator ends without an error when the server closes the connection; another
+                // query returns the error.
                 client.simple_query("").map_err(Error::database(LISTENING))?;
             }
         }

@@ -45,7 +45,8 @@ impl Scope {
     }
 }
 
-/// Where a projection begins that no replica set has run yet. Later starts go on from the checkpoints.
+/// Where a projection begins that no replica set has run yet. Later starts continue from the
+/// checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum StartAt {
@@ -76,7 +77,7 @@ pub enum StartAt {
 ///
 /// An error or a panic rolls the whole batch back. Deadlocks, serialisation failures and lost connections are retried at once;
 /// anything else is retried with growing delays, and when the attempts are used up ([`Retry`](crate::Retry)) this projection halts
-/// on this worker while all others go on. No event is ever skipped.
+/// on this worker while all others continue. No event is ever skipped.
 ///
 /// ```
 /// use postgres::Transaction;

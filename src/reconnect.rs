@@ -1,4 +1,4 @@
-//! Keeping a connection: when it is lost, the thread opens another, after delays that grow.
+//! Keeps a connection: when it is lost, the thread opens another, after growing delays.
 //!
 //! The first failure of a series is logged, and then one every 30 s. When the connection works
 //! again, that is logged as well.
@@ -18,7 +18,7 @@ pub(crate) struct Reconnect<'a> {
     /// Its name in the log and the metrics.
     connection: &'static str,
     backoff: Backoff,
-    /// Whether the last line in the log about this connection is that it failed.
+    /// Whether the last log line about this connection is that it failed.
     is_failure_logged: bool,
 }
 
@@ -37,8 +37,8 @@ impl<'a> Reconnect<'a> {
     }
 
     /// Serves on one connection after another until `serve` is done, or until it fails and
-    /// `is_given_up`. `judge` says what a failure means, and returns an error that no other connection
-    /// would change.
+    /// `is_given_up`. `judge` says what a failure means, and returns an error that no other
+    /// connection would change.
     pub(crate) fn run<F>(
         &mut self,
         pulse: &Pulse,
@@ -55,7 +55,8 @@ impl<'a> Reconnect<'a> {
             }
             let delay = self.next_delay();
             if was_stopping {
-                // The signal would cut every wait short, and a worker that is leaving would not pause between its attempts.
+                // The signal would cut every wait short, and a worker that is leaving would not
+                // pause between its attempts.
                 _ = after(delay).recv();
             } else {
                 self.context.stop.wait(delay);
@@ -64,7 +65,7 @@ impl<'a> Reconnect<'a> {
         Ok(End::GivenUp)
     }
 
-    /// The connection is lost, or there is none to be had.
+    /// Reports that the connection is lost, or that none can be opened.
     pub(crate) fn lost(&mut self, error: &Error) {
         if self.is_worth_logging() {
             log::warn!(
@@ -77,14 +78,15 @@ impl<'a> Reconnect<'a> {
         self.context.metrics.reconnects(self.connection).inc();
     }
 
-    /// Whether a failure is to be logged now. If so, it is logged as well when the connection works again.
+    /// Whether a failure is to be logged now. If so, the recovery of the connection will be logged
+    /// as well.
     pub(crate) fn is_worth_logging(&mut self) -> bool {
         let is_worth_it = self.backoff.is_worth_logging();
         self.is_failure_logged |= is_worth_it;
         is_worth_it
     }
 
-    /// What the connection is for has succeeded: the next failure begins a new series.
+    /// Takes note that the connection has served its purpose: the next failure begins a new series.
     pub(crate) fn works(&mut self) {
         self.backoff.reset();
         if std::mem::take(&mut self.is_failure_logged) {

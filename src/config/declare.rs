@@ -1,13 +1,13 @@
-//! Makes code of a table of options: the struct that holds them, and the setters.
+//! Generates code from a table of options: the struct that holds them, and the setters.
 
 use super::value::Form;
 use crate::error::Error;
 
-/// What is known of an option beside its value.
+/// What is known of an option besides its value.
 pub(crate) struct Declared {
     pub(crate) name: &'static str,
     pub(crate) form: Form,
-    /// What the tables in the documentation are held equal to.
+    /// What the tables in the documentation must show.
     #[cfg(test)]
     pub(crate) documented: Documented,
 }
@@ -23,7 +23,8 @@ pub(crate) struct Documented {
 /// An option of a struct that holds options.
 pub(crate) struct OptionOf<C> {
     pub(crate) declared: Declared,
-    /// Returns none, and changes nothing, if the text does not have the option's form.
+    /// Sets the option. Returns `None`, and changes nothing, if the text does not have the option's
+    /// form.
     pub(crate) set: fn(&mut C, &str) -> Option<()>,
     pub(crate) check: fn(&C) -> Result<(), Error>,
 }
@@ -36,8 +37,8 @@ impl<C> OptionOf<C> {
     }
 }
 
-/// Makes a struct with a field for each option and its defaults, and the list of the options.
-/// Fields in braces are added as they are.
+/// Generates a struct with a field for each option and its defaults, and the list of the options.
+/// Fields in braces are added unchanged.
 macro_rules! declare {
     (
         $(#[$meta:meta])*
@@ -82,7 +83,7 @@ macro_rules! declare {
     };
 }
 
-/// A quantity with its unit: `5 s`, `8 MiB`, `5 ms and 250 ms`, `2000`. Words stand for none.
+/// A quantity with its unit: `5 s`, `8 MiB`, `5 ms and 250 ms`, `2000`. Words mean `None`.
 macro_rules! quantity {
     ($n:literal ms) => { Duration::from_millis($n) };
     ($n:literal s) => { Duration::from_secs($n) };
@@ -113,7 +114,8 @@ macro_rules! bounds {
     };
 }
 
-/// Makes a setter for each option, for a type that has them in the field in parentheses, or itself.
+/// Generates a setter for each option, for a type that has them in the field in parentheses, or
+/// itself.
 macro_rules! setters {
     (
         $Type:ident $at:tt
@@ -133,7 +135,7 @@ macro_rules! setters {
     };
 }
 
-/// One setter. What it takes follows from the kind of value.
+/// Generates one setter. Its parameters follow from the kind of value.
 macro_rules! setter {
     ($docs:tt $at:tt $name:ident DurationRange) => {
         setter! { @with $docs $at $name (shortest: Duration, longest: Duration) (shortest, longest) }

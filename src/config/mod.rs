@@ -1,4 +1,4 @@
-//! What an orchestrator is configured with: options, their defaults and their validation.
+//! The configuration of an orchestrator: options, their defaults and their validation.
 
 mod declare;
 mod options;
@@ -32,7 +32,7 @@ impl Config {
         Self { replica_set, ..Self::default() }
     }
 
-    /// All options, those of [`Retry`] too.
+    /// All options, including those of [`Retry`].
     pub(crate) fn declared() -> impl Iterator<Item = &'static Declared> {
         let own = Self::OPTIONS.iter().map(|option| &option.declared);
         own.chain(Retry::OPTIONS.iter().map(|option| &option.declared))
@@ -67,12 +67,12 @@ impl Config {
         self.pool_size.unwrap_or_else(|| self.needed_connections(projections))
     }
 
-    /// Each lane of a projection has one connection to write with and one to read ahead with.
+    /// Each lane of a projection has one connection for writing and one for reading ahead.
     fn needed_connections(&self, projections: usize) -> u32 {
         u32::try_from(projections * self.lanes * 2).unwrap_or(u32::MAX)
     }
 
-    /// Refuses what is out of bounds or contradicts itself.
+    /// Refuses options that are out of bounds or contradict each other.
     pub(crate) fn validate(&self, projections: &[&str]) -> Result<(), Error> {
         name("replica_set", &self.replica_set)?;
         if projections.is_empty() {
@@ -94,7 +94,7 @@ impl Config {
         self.names.validate()
     }
 
-    /// What options require of one another.
+    /// Checks the relations between options.
     fn validate_relations(&self, projections: usize) -> Result<(), Error> {
         let needed = self.needed_connections(projections);
         if let Some(size) = self.pool_size.filter(|size| *size < needed) {

@@ -15,7 +15,7 @@ fn defaults_are_valid() {
 }
 
 #[test]
-fn a_retry_keeps_what_is_set() {
+fn retry_keeps_the_values_of_its_setters() {
     let (first_delay, longest_delay) = (Duration::from_secs(1), Duration::from_secs(2));
     let retry = Retry::default().attempts(3).first_delay(first_delay).longest_delay(longest_delay);
     assert_eq!(retry, Retry { attempts: 3, first_delay, longest_delay });
@@ -55,7 +55,7 @@ fn a_bound_itself_is_allowed() {
 }
 
 #[test]
-fn what_is_wrong_is_named_with_its_value_and_bound() {
+fn invalid_options_are_named_with_value_and_bound() {
     let seconds = Duration::from_secs;
     for (message, parts) in [
         (refused(|c| c.replica_set = " ".into()), ["replica_set", "empty"]),
@@ -98,7 +98,7 @@ fn what_is_wrong_is_named_with_its_value_and_bound() {
 }
 
 #[test]
-fn projections_are_there_named_and_distinct() {
+fn projections_must_exist_and_have_distinct_names() {
     let config = Config::new("set".into());
     for (projections, part) in
         [(&[][..], "at least one"), (&["a", ""], "empty"), (&["a", "b", "a"], "two projections have it")]
@@ -179,7 +179,7 @@ fn every_option_is_set_from_text() {
 }
 
 #[test]
-fn units_are_what_they_say() {
+fn units_of_durations_and_sizes_are_understood() {
     let duration = |text: &str| Duration::parse(text);
     assert_eq!(duration("1500us"), Some(Duration::from_micros(1500)));
     assert_eq!(duration("1.5ms"), Some(Duration::from_micros(1500)));

@@ -1,4 +1,5 @@
-//! The kinds of values that options have: how each is read from text, and held to its bounds. Pure.
+//! The kinds of values that options have: how each is read from text, and checked against its
+//! bounds. Pure.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -9,19 +10,19 @@ pub(crate) type DurationOrOff = Option<Duration>;
 pub(crate) type DurationRange = (Duration, Duration);
 pub(crate) type Count = usize;
 pub(crate) type Attempts = u32;
-/// None: as many as are needed.
+/// `None` means as many as are needed.
 pub(crate) type Connections = Option<u32>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) usize);
 
-/// How a value is written.
+/// The form in which a value is written.
 pub(crate) type Form = &'static str;
 
 pub(crate) trait Value: Sized {
-    /// What a default is declared as.
+    /// The type in which a default is declared.
     type Given;
-    /// What is compared with the bounds.
+    /// The type that is compared with the bounds.
     type Bound: PartialOrd + Debug + Copy;
 
     const FORM: Form;
@@ -30,11 +31,11 @@ pub(crate) trait Value: Sized {
 
     fn parse(text: &str) -> Option<Self>;
 
-    /// What must be within the bounds, each with a word for it if the option has more than one.
+    /// The values that must be within the bounds, each with a name if the option has more than one.
     fn bounded(&self) -> Vec<(&'static str, Self::Bound)>;
 }
 
-/// Both with their texts.
+/// The lower and the upper bound, with their texts.
 pub(crate) struct Bounds<B> {
     pub(crate) least: (B, &'static str),
     pub(crate) most: Option<(B, &'static str)>,
@@ -200,7 +201,7 @@ impl Value for Connections {
     }
 }
 
-/// A number and its unit.
+/// Splits a text into a number and its unit.
 fn split(text: &str) -> (&str, &str) {
     text.split_at(text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len()))
 }

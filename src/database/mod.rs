@@ -1,4 +1,5 @@
-//! Where the database is, and every way to a connection: one of one's own, or one from a pool.
+//! Where the database is, and how to connect to it: with a connection of one's own, or one from a
+//! pool.
 //!
 //! Connections have limits that detect a server which went away silently: see [`Database`].
 //! The type of the TLS connector ends in this module; nothing above it is generic over it.
@@ -23,13 +24,15 @@ use postgres::{Client, Config, NoTls, Socket};
 pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};
 use crate::error::Error;
 
-/// The idle time of the `postgres` crate where none was set. Its getter cannot tell the two apart.
+/// The idle time that the `postgres` crate uses if none was set. Its getter does not distinguish
+/// the two.
 const CRATE_KEEPALIVES_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// The server keeps no more of an application name.
+/// The server truncates longer application names.
 const APPLICATION_NAME_BYTES: usize = 63;
 
-/// Attempts to connect that were given up and have not ended. With this many, no other is begun.
+/// The greatest number of attempts to connect that were given up and have not ended. At this
+/// number, no other is begun.
 const ABANDONED_ATTEMPTS: u32 = 64;
 
 /// Where the database is, and how to connect to it.
@@ -52,7 +55,8 @@ pub struct Database {
 }
 
 impl Database {
-    /// Reads a [libpq URL](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING)
+    /// Reads a [libpq
+    /// URL](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING)
     /// (`postgres://` or `postgresql://`) or `name=value` string. Connects to nothing, but reads
     /// the certificate files.
     ///
@@ -91,8 +95,8 @@ impl Database {
     /// Takes a ready `postgres::Config` and the application's own TLS connector, or
     /// [`postgres::NoTls`].
     ///
-    /// What the `Config` sets is kept. Since it cannot say whether `keepalives_idle` was set, two
-    /// hours, the default of the `postgres` crate, count as not set.
+    /// What the `Config` sets is kept. Because it cannot tell whether `keepalives_idle` was set,
+    /// two hours, the default of the `postgres` crate, count as not set.
     pub fn with_connector<T>(mut config: Config, tls: T) -> Self
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -120,14 +124,14 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`] or [`Error::ConnectTimeout`]: both say where to, and what the server or
-    /// the network said.
+    /// [`Error::Connect`] or [`Error::ConnectTimeout`]: both name the target, and what the server
+    /// or the network reported.
     pub fn connect(&self) -> Result<Client, Error> {
         let failed = |source| Error::Connect { target: self.target.to_string(), source };
         let Some(limit) = self.connect_limit() else { return self.connector.connect().map_err(failed) };
 
-        // connect_timeout covers no more than the opening of the socket, and a frozen server's
-        // kernel goes on opening sockets. The attempt itself cannot be interrupted, so it runs on a
+        // connect_timeout covers only the opening of the socket, and the kernel of a frozen server
+        // continues to open sockets. The attempt itself cannot be interrupted, so it runs on a
         // thread that can be left behind. It ends when the server resumes or goes away.
         let timed_out = || Error::ConnectTimeout { target: self.target.to_string(), waited: limit };
         if self.abandoned.load(Ordering::Relaxed) >= ABANDONED_ATTEMPTS {
@@ -158,15 +162,15 @@ impl Database {
     }
 
     /// The time for a whole attempt: each host has its `connect_timeout`, and the handshakes have
-    /// it once more.
+    /// the same time once more.
     fn connect_limit(&self) -> Option<Duration> {
         let config = self.connector.config();
         let hosts = u32::try_from(config.get_hosts().len().max(1)).unwrap_or(u32::MAX);
         config.get_connect_timeout().map(|timeout| timeout.saturating_mul(hosts.saturating_add(1)))
     }
 
-    /// The same with this application name, unless the URL or the `Config` sets one. The server
-    /// keeps 63 bytes.
+    /// The same database with this application name, unless the URL or the `Config` sets one. The
+    /// server keeps 63 bytes.
     pub(crate) fn with_default_application_name(&self, name: &str) -> Self {
         if self.connector.config().get_application_name().is_some() {
             return self.clone();
@@ -181,7 +185,7 @@ impl Database {
         &self.target
     }
 
-    /// A pool of connections. Opens none: the first [`Pool::get`] does.
+    /// Creates a pool of connections. Opens none: the first [`Pool::get`] does.
     pub(crate) fn pool(&self, options: PoolOptions) -> Result<Pool, Error> {
         if options.size == 0 {
             return Err(Error::config("pool_size", "0", "at least one connection is needed"));
@@ -196,7 +200,7 @@ impl fmt::Debug for Database {
     }
 }
 
-/// One attempt to connect that is under way, counted until it ends.
+/// A running attempt to connect, counted until it ends.
 struct Attempt(Arc<AtomicU32>);
 
 impl Drop for Attempt {
@@ -308,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_server_that_never_answers_is_given_up() {
-        // The kernel completes connections to a socket that nobody accepts from.
+        // The kernel completes connections to a socket that accepts none.
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = silent.local_addr().unwrap().port();
         let database = Database::from_url(&format!("postgres://u@127.0.0.1:{port}/d?connect_timeout=1")).unwrap();

@@ -144,7 +144,7 @@ fn split_authority(authority: &str, parameters: &mut Parameters) -> Result<(), E
             },
         };
         let port = port.filter(|port| !port.is_empty()).unwrap_or("5432");
-        // Not repeated: in user:password/database, where somebody forgot the host, this is the password.
+        // Not repeated: in user:password/database, where the host is missing, this is the password.
         if port.parse::<u16>().map_or(true, |port| port == 0) {
             return refuse(format!(
                 "the port of host number {number} is not a number from 1 to 65535; if it is a password, then the host is missing \

@@ -72,7 +72,7 @@ impl Pool {
         self.connections.state().connections
     }
 
-    /// The open connections that nobody uses at present.
+    /// The open connections that are currently idle.
     pub(crate) fn idle(&self) -> u32 {
         self.connections.state().idle_connections
     }
@@ -114,7 +114,7 @@ where
 /// A connection, with what the pool knows about it.
 struct Pooled {
     client: Client,
-    /// Since when nobody uses it.
+    /// Since when it has been idle.
     idle_since: Instant,
 }
 

@@ -1,5 +1,4 @@
-//! How hosts and connection targets are named in logs and errors. No password is ever in such a
-//! name.
+//! Names hosts and connection targets in logs and errors. Such a name never contains a password.
 
 use postgres::Config;
 use postgres::config::Host;

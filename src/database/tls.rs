@@ -3,7 +3,7 @@
 //! The cryptography provider is passed explicitly everywhere: a process-wide default belongs to the application.
 //!
 //! Two things differ from libpq. A certificate without subject alternative names fails `verify-full`, because rustls does not
-//! look at the common name. And `prefer` never goes on without TLS after a handshake that failed.
+//! look at the common name. And `prefer` never continues without TLS after a handshake that failed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

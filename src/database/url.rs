@@ -1,7 +1,7 @@
 //! What the parameters of a URL mean.
 //!
 //! The `postgres` crate has a parser too, but it refuses sslrootcert and the verifying sslmodes. So
-//! what is ours is taken out, and each of the other parameters is handed to that crate.
+//! this module interprets those itself, and hands each of the other parameters to that crate.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -61,8 +61,8 @@ fn understand(mut given: Parameters) -> Result<Parsed, Error> {
     if let Some(fallback) = given.remove("fallback_application_name") {
         given.entry("application_name".to_owned()).or_insert(fallback);
     }
-    // libpq's `primary` asks for a server that is not in recovery; what is asked for here is a
-    // little more than that.
+    // libpq's `primary` asks for a server that is not in recovery; this library asks for a little
+    // more than that.
     if let Some(attributes) = given.get_mut("target_session_attrs").filter(|attributes| attributes.value == b"primary")
     {
         attributes.value = b"read-write".to_vec();
@@ -112,7 +112,7 @@ fn check_hosts(config: &mut Config) -> Result<(), Error> {
         if addresses.is_empty() {
             return refuse(format!("it names no host; write {EXAMPLE}, or host=/var/run/postgresql for a Unix socket"));
         }
-        // The TLS handshake wants a name, and there is no other one.
+        // The TLS handshake needs a name, and there is no other one.
         for address in addresses {
             config.host(&address.to_string());
         }
@@ -159,7 +159,7 @@ fn understand_tls(given: &mut Parameters) -> Result<Tls, Error> {
         None if roots == Some(Roots::System) => Mode::VerifyFull,
         None => Mode::Prefer,
     };
-    // libpq's rule: anybody can get a certificate from some public CA, so the chain alone proves
+    // libpq's rule: any person can get a certificate from some public CA, so the chain alone proves
     // nothing.
     if roots == Some(Roots::System) && mode != Mode::VerifyFull {
         return refuse(
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn sslmode_and_what_goes_with_it() {
+    fn sslmode_is_read_with_its_certificates() {
         let file = || Some(Roots::File(PathBuf::from("/ca dir/ca.pem")));
         for (query, mode, roots) in [
             ("", Mode::Prefer, None),

@@ -1,4 +1,5 @@
-//! Events that lie in memory together. Those of a batch share two allocations, whatever their number and their columns.
+//! Events stored together in memory. The events of a batch share two allocations, whatever their
+//! number and their columns.
 
 use std::ops::Range;
 use std::time::SystemTime;
@@ -49,7 +50,7 @@ impl<T, B> Columns<T, B> {
 }
 
 impl EventColumns<'_> {
-    /// How many bytes of texts and payload there are.
+    /// The bytes of all texts and the payload together.
     pub(crate) fn bytes(&self) -> usize {
         let texts = [self.bounded_context, self.aggregate_type, self.aggregate_id, self.event_type];
         let optional = [self.trace_id, self.correlation_id, self.causation_id, self.metadata];
@@ -59,7 +60,7 @@ impl EventColumns<'_> {
     }
 }
 
-/// Where something lies in a buffer.
+/// Where a value is in a buffer.
 type Span = Range<usize>;
 
 /// How much room events take.
@@ -71,7 +72,7 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// How much their texts and payloads take.
+    /// The bytes of their texts and payloads.
     pub(crate) fn bytes(self) -> usize {
         self.texts + self.payloads
     }
@@ -94,7 +95,7 @@ impl EventBuffer {
         }
     }
 
-    /// How much is in use.
+    /// The room in use.
     pub(crate) fn room(&self) -> Room {
         Room { texts: self.texts.len(), payloads: self.payloads.len(), events: self.events.len() }
     }
@@ -119,10 +120,11 @@ impl EventBuffer {
         ));
     }
 
-    /// The event that was put in as the `index`-th.
+    /// The `index`-th event that was added.
     #[inline]
     pub(super) fn get(&self, index: usize) -> EventColumns<'_> {
-        // What was put in is there; saying so in a way that cannot panic lets the compiler drop the columns nobody asks for.
+        // The event exists; reading it in a way that cannot panic lets the compiler remove the
+        // columns that no caller uses.
         self.events[index].map(
             |span| self.texts.get(span.clone()).unwrap_or_default(),
             |span| self.payloads.get(span.clone()).unwrap_or_default(),

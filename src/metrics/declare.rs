@@ -1,4 +1,4 @@
-//! Makes code of a table of metrics: the families, and the handles of each part of a worker.
+//! Generates code from a table of metrics: the families, and the handles of each part of a worker.
 
 /// Takes groups of metrics that have their first labels in common. A row is
 ///
@@ -6,9 +6,9 @@
 /// field: Handle [further labels] = "name", "HELP sentence.", BUCKETS;
 /// ```
 ///
-/// where the labels and the buckets may be left out, and the handle's type gives the metric's kind.
-/// Makes `Families`, with a family for each row, and of each group a struct with a handle for each
-/// row.
+/// where the labels and the buckets may be omitted, and the handle's type determines the metric's
+/// kind. Generates `Families`, with a family for each row, and for each group a struct with a
+/// handle for each row.
 macro_rules! declare {
     ($(
         $(#[$about:meta])*

@@ -12,10 +12,10 @@ pub(super) const PREFIX: &str = "pupsourcing_orchestrator_";
 
 /// What is known of a metric before it has a value.
 pub(super) struct Declared {
-    /// Without the prefix that all names have.
+    /// The name without the prefix that all names have.
     pub(super) name: &'static str,
     pub(super) kind: Kind,
-    /// What is removed together shares its first labels.
+    /// The label names. Series that are removed together share their first labels.
     pub(super) labels: &'static [&'static str],
     pub(super) help: &'static str,
     pub(super) buckets: &'static [f64],
@@ -30,8 +30,8 @@ pub(crate) enum Kind {
 
 /// All series of one name.
 ///
-/// This stands in for `prometheus::core::MetricVec`, which tells series apart by a hash of their
-/// label values run together: there, replica set "a" with projection "bc" and replica set "ab" with
+/// Used instead of `prometheus::core::MetricVec`, which distinguishes series by a hash of their
+/// concatenated label values: there, replica set "a" with projection "bc" and replica set "ab" with
 /// projection "c" count into one series.
 pub(super) struct Family<M>(Arc<FamilyInner<M>>);
 
@@ -40,8 +40,8 @@ struct FamilyInner<M> {
     /// The full name.
     name: String,
     desc: Desc,
-    /// Counts where a series could not be made, so that nobody has to handle what does not happen:
-    /// a series is refused only for its labels' names, and those are constants.
+    /// Counts if a series could not be created, so that no caller has to handle this: a series is
+    /// refused only for its labels' names, and those are constants.
     spare: M,
     children: RwLock<BTreeMap<Vec<String>, M>>,
 }
@@ -55,7 +55,7 @@ impl<M: Child> Family<M> {
         Ok(Self(Arc::new(FamilyInner { declared, name, desc, spare, children: RwLock::default() })))
     }
 
-    /// The series of these label values, made if there is none.
+    /// Returns the series of these label values, and creates it if there is none.
     pub(super) fn child(&self, values: &[impl AsRef<str>]) -> M {
         let values: Vec<String> = values.iter().map(|value| value.as_ref().to_owned()).collect();
         let mut children = self.0.children.write();
@@ -74,8 +74,8 @@ impl<M: Child> Family<M> {
 }
 
 impl<P: Atomic + 'static> Family<GenericGauge<P>> {
-    /// Puts these series in place of every one whose label values begin with `prefix`, at once: no
-    /// scrape sees both, or neither.
+    /// Replaces every series whose label values begin with `prefix` by these, at once: no scrape
+    /// sees both, or neither.
     pub(super) fn replace(&self, prefix: &[impl AsRef<str>], series: impl IntoIterator<Item = (Vec<String>, P::T)>) {
         let mut children = self.0.children.write();
         children.retain(|values, _| !begins_with(values, prefix));
@@ -129,7 +129,7 @@ impl<M: Child> Collector for Family<M> {
         vec![&self.0.desc]
     }
 
-    /// One family per series: the registry puts those of one name together.
+    /// One family per series: the registry combines those with the same name.
     fn collect(&self) -> Vec<MetricFamily> {
         self.0.children.read().values().flat_map(Collector::collect).collect()
     }

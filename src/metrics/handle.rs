@@ -1,4 +1,4 @@
-//! What a part of the library holds of a metric: the series of its own labels.
+//! The handles by which a part of the library reports a metric: the series of its own labels.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -7,8 +7,9 @@ use prometheus::core::{Atomic, Collector, GenericGauge};
 
 use super::family::{Child, Family};
 
-/// Made from a family for given label values. The type says when a series is shown: a child at
-/// once, a [`Reading`] with its first value, [`Series`] when their remaining labels are known.
+/// Created from a family for given label values. The type determines when a series is shown: a
+/// child at once, a [`Reading`] with its first value, [`Series`] when their remaining labels are
+/// known.
 pub(super) trait Handle {
     type Child: Child;
 
@@ -51,7 +52,7 @@ impl<M: Child> fmt::Debug for Reading<M> {
     }
 }
 
-/// All series of the same first labels. Their remaining labels are given when a value is.
+/// All series with the same first labels. Their remaining labels are given together with a value.
 #[derive(Clone)]
 pub(crate) struct Series<M> {
     family: Family<M>,
@@ -77,7 +78,7 @@ impl<M: Child> Series<M> {
 }
 
 impl<P: Atomic + 'static> Series<GenericGauge<P>> {
-    /// Puts these in place of all there were.
+    /// Replaces all existing series by these.
     pub(super) fn replace<const N: usize>(&self, series: impl IntoIterator<Item = ([String; N], P::T)>) {
         let series = series.into_iter().map(|(remaining, value)| (self.values(remaining), value));
         self.family.replace(&self.first, series);

@@ -1,6 +1,6 @@
 //! The registry, and what each part of a worker counts in it.
 //!
-//! *Invariant:* a counter or histogram in a runner's hands is an atomic cell; no lock is taken to
+//! *Invariant:* a counter or histogram that a runner holds is an atomic cell; no lock is taken to
 //! count an event.
 
 mod declare;
@@ -20,7 +20,7 @@ use prometheus::{IntCounter, Registry, TextEncoder};
 use self::families::{Families, Maker, ProjectionSeries, ReplicaSetSeries, WorkerProjectionSeries, WorkerSeries};
 use crate::error::Error;
 
-/// Each blocker is a series, and an operator acts on no more than these.
+/// The most blockers that are shown: each is a series, and an operator acts on no more than these.
 const MOST_BLOCKERS: usize = 10;
 
 /// The metrics of all orchestrators that share one registry. Clones are the same metrics.
@@ -34,28 +34,28 @@ pub struct Metrics {
 struct Inner {
     registry: Option<Registry>,
     families: Families,
-    /// The reporters of each replica set: the last one takes the gauges with it.
+    /// The reporters of each replica set: when the last one is dropped, the gauges are removed.
     reporters: Mutex<HashMap<String, Weak<Reporter>>>,
 }
 
 impl Metrics {
-    /// Metrics in a registry of their own.
+    /// Creates metrics in a registry of their own.
     pub fn new() -> Result<Self, Error> {
         Self::in_registry(&Registry::new())
     }
 
-    /// Metrics in the application's registry.
+    /// Creates metrics in the application's registry.
     ///
     /// Make one per registry, and clone it for each orchestrator. Doing so twice on one registry is
     /// an [`Error::Metrics`], as it is when the application has registered one of the names itself;
-    /// the registry is then left as it was.
+    /// the registry is then unchanged.
     pub fn in_registry(registry: &Registry) -> Result<Self, Error> {
         let mut maker = Maker { registry: Some(registry), registered: Vec::new() };
         let families = Families::make(&mut maker).inspect_err(|_| maker.undo())?;
         Ok(Self::of(Some(registry.clone()), families))
     }
 
-    /// Metrics that are counted, but registered nowhere.
+    /// Creates metrics that are counted, but registered nowhere.
     pub fn disabled() -> Result<Self, Error> {
         Ok(Self::of(None, Families::make(&mut Maker { registry: None, registered: Vec::new() })?))
     }
@@ -64,19 +64,19 @@ impl Metrics {
         Self { inner: Arc::new(Inner { registry, families, reporters: Mutex::default() }) }
     }
 
-    /// The registry these metrics are in; none if they are disabled.
+    /// The registry of these metrics; `None` if they are disabled.
     pub fn registry(&self) -> Option<&Registry> {
         self.inner.registry.as_ref()
     }
 
-    /// Everything in the registry, the application's own metrics included, in Prometheus's text
-    /// format 0.0.4.
+    /// Renders everything in the registry, including the application's own metrics, in Prometheus's
+    /// text format 0.0.4.
     pub(crate) fn render(&self) -> Result<String, Error> {
         let families = self.registry().map(Registry::gather).unwrap_or_default();
         Ok(TextEncoder::new().encode_to_string(&families)?)
     }
 
-    /// What is counted for a replica set as a whole.
+    /// Creates the metrics of a replica set as a whole.
     pub(crate) fn for_replica_set(&self, replica_set: &str) -> ReplicaSetMetrics {
         let series = ReplicaSetSeries::new(&self.inner.families, &[replica_set]);
         Held { series, by: self.reporter(replica_set) }
@@ -99,7 +99,7 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// Series, and what removes the gauges among them when the last one that reports goes.
+/// Series, and the guard that removes the gauges among them when the last reporter is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Held<S, B> {
     series: S,
@@ -114,13 +114,13 @@ impl<S, B> Deref for Held<S, B> {
     }
 }
 
-/// What is counted for a replica set as a whole.
+/// The metrics of a replica set as a whole.
 pub(crate) type ReplicaSetMetrics = Held<ReplicaSetSeries, Arc<Reporter>>;
-/// What is counted for one projection, whichever worker runs it.
+/// The metrics of one projection, over all workers.
 pub(crate) type ProjectionMetrics = Held<ProjectionSeries, Arc<Reporter>>;
-/// What is reported by one worker.
+/// The metrics of one worker.
 pub(crate) type WorkerMetrics = Held<WorkerSeries, Arc<Worker>>;
-/// What one worker reports of one projection.
+/// The metrics of one projection on one worker.
 pub(crate) type WorkerProjectionMetrics = Held<WorkerProjectionSeries, Arc<Worker>>;
 
 impl ReplicaSetMetrics {
@@ -135,12 +135,13 @@ impl ReplicaSetMetrics {
         Held { series, by: Arc::new(worker) }
     }
 
-    /// How often the connection of this use was opened again.
+    /// How often the connection with this use was opened again.
     pub(crate) fn reconnects(&self, connection: &str) -> IntCounter {
         self.reconnects.child(connection)
     }
 
-    /// The transactions that block the safe head, with their ages, in place of those named before.
+    /// Sets the transactions that block the safe head, with their ages, in place of the former
+    /// ones.
     pub(crate) fn head_blockers<N: Into<String>>(
         &self,
         blockers: impl IntoIterator<Item = (Option<i32>, N, Duration)>,
@@ -156,7 +157,7 @@ impl ReplicaSetMetrics {
 }
 
 impl WorkerMetrics {
-    /// Names the state the worker is in, in place of the one before.
+    /// Sets the state of the worker, in place of the former one.
     pub(crate) fn set_state(&self, state: &str) {
         self.state.replace([([state.to_owned()], 1)]);
     }
@@ -167,7 +168,7 @@ impl WorkerMetrics {
         self.pool_connections.child("in_use").set(connections.saturating_sub(idle).into());
     }
 
-    /// What this worker reports of a projection.
+    /// Creates the metrics of a projection on this worker.
     pub(crate) fn projection(&self, name: &str) -> WorkerProjectionMetrics {
         let Worker { reporter, worker_id } = &*self.by;
         let series = WorkerProjectionSeries::new(reporter.families(), &[&reporter.replica_set, worker_id, name]);
@@ -175,7 +176,7 @@ impl WorkerMetrics {
     }
 }
 
-/// Held by all that reports on a replica set.
+/// Held by every part that reports on a replica set.
 pub(crate) struct Reporter {
     metrics: Metrics,
     replica_set: String,
@@ -190,7 +191,8 @@ impl Reporter {
 impl Drop for Reporter {
     fn drop(&mut self) {
         let mut reporters = self.metrics.inner.reporters.lock();
-        // Another one may have begun between this one's last reference going and the lock.
+        // Another reporter may have begun between the drop of this one's last reference and the
+        // lock.
         if reporters.get(&self.replica_set).is_some_and(|successor| successor.strong_count() > 0) {
             return;
         }
@@ -205,7 +207,7 @@ impl fmt::Debug for Reporter {
     }
 }
 
-/// Held by all that reports for a worker.
+/// Held by every part that reports for a worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
     reporter: Arc<Reporter>,

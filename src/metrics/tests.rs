@@ -35,7 +35,7 @@ fn declared<T>(read: impl Fn(&Declared) -> T) -> Vec<T> {
     metrics.inner.families.all().into_iter().map(|family| read(family.declared())).collect()
 }
 
-/// Metrics of which each has a series.
+/// Metrics that each have one series.
 fn shown() -> Metrics {
     let metrics = Metrics::new().unwrap();
     metrics.inner.families.all().into_iter().for_each(|family| family.show("main"));
@@ -241,7 +241,8 @@ fn registry_refuses_a_second_set_of_metrics_unchanged() {
     first.for_replica_set("main").generations.inc();
     assert_eq!(registry.gather().iter().filter(|family| family.name().ends_with("generations_total")).count(), 1);
 
-    // A name of the application's own that comes late in the list: the ones before it are taken back.
+    // One of the application's own names that comes late in the list: the names before it are
+    // unregistered again.
     let registry = Registry::new();
     let own = IntGauge::new(format!("{PREFIX}pool_size"), "The application's own.").unwrap();
     registry.register(Box::new(own)).unwrap();
