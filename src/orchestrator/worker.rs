@@ -101,7 +101,7 @@ impl Orchestrator {
     ///
     /// May be called from any thread, also from within an asynchronous runtime, although it blocks:
     /// for some round trips, and while the server is away for up to
-    /// [`database_wait`](Builder::database_wait).
+    /// [`database_wait`](crate::Builder::database_wait).
     ///
     /// # Errors
     ///
