@@ -100,7 +100,7 @@ impl Acceptor {
                 // Most likely file descriptors or memory are exhausted. That is temporary, so it is
                 // no reason to end.
                 if refused.is_due() {
-                    log::warn!("metrics server cannot accept a connection, goes on trying: error={error}");
+                    log::warn!("metrics server cannot accept a connection, will retry: error={error}");
                 }
                 waiting.drain(..waiting.len().div_ceil(2));
                 self.connections.close_older_half();
