@@ -1,7 +1,7 @@
 //! Events inserted with plain SQL, as a writer does that knows nothing of this library.
 
-/// What a column gets unless a caller says otherwise: each event is the first one of an aggregate of its own, so transactions
-/// that insert some do not wait for one another.
+/// What a column gets unless a caller says otherwise: each event is the first one of an aggregate
+/// of its own, so transactions that insert some do not wait for one another.
 const USUAL: [(&str, &str); 7] = [
     ("bounded_context", "'test'"),
     ("aggregate_type", "'Thing'"),
@@ -12,8 +12,9 @@ const USUAL: [(&str, &str); 7] = [
     ("payload", "''"),
 ];
 
-/// The statement that inserts an event for each row of `rows`, which is what a `FROM` clause takes. `columns` holds the columns
-/// that are not as usual, and their expressions. A caller may add `ORDER BY` or `RETURNING`.
+/// The statement that inserts an event for each row of `rows`, which is what a `FROM` clause takes.
+/// `columns` holds the columns that are not as usual, and their expressions. A caller may add
+/// `ORDER BY` or `RETURNING`.
 pub(crate) fn insert(rows: &str, columns: &[(&str, &str)]) -> String {
     insert_into("events", rows, columns)
 }

@@ -1,7 +1,8 @@
 //! A program of this repository in a process of its own, seen from the process that started it.
 //!
-//! *Invariant*: it never outlives the process that started it, however that one ends. A shell, the guard, waits for the end
-//! of a pipe and then kills the program, also a frozen one. Ctrl-C reaches neither: both have a process group of their own.
+//! *Invariant*: it never outlives the process that started it, however that one ends. A shell, the
+//! guard, waits for the end of a pipe and then kills the program, also a frozen one. Ctrl-C reaches
+//! neither: both have a process group of their own.
 #![allow(dead_code, reason = "several programs compile this file, and few of them call every function")]
 
 use std::io::{self, BufRead as _, BufReader, Read};
@@ -15,7 +16,8 @@ use rustix::process::{Pid, kill_process};
 
 pub(crate) use rustix::process::Signal;
 
-/// On which stream the program says what the process that started it wants to know. The other one is as its command says.
+/// On which stream the program says what the process that started it wants to know. The other one
+/// is as its command says.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Stream {
     Stdout,
@@ -56,7 +58,8 @@ impl Process {
         let pid = process.pid();
         let reader = thread::Builder::new().name("process-lines".into()).spawn(move || {
             for text in BufReader::new(output).lines().map_while(Result::ok) {
-                // Nobody may be interested any more. It is read all the same, or the program would stand still.
+                // The line is read even if no test waits for it, or the program would block on a
+                // full pipe.
                 _ = lines.send(Line { pid, at: Instant::now(), text });
             }
         });
@@ -99,7 +102,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The guard first: once the process has been waited for, its id may be another's. Errors say that they have ended already.
+        // The guard first: once the process has been waited for, its id may be another's. Errors
+        // say that they have ended already.
         for child in [&mut self.guard, &mut self.child] {
             _ = child.kill();
             _ = child.wait();

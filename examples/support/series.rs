@@ -9,7 +9,8 @@ pub(crate) fn text(metrics: &Metrics) -> String {
     prometheus::TextEncoder::new().encode_to_string(&families).expect("metrics can be encoded")
 }
 
-/// The value of each series of a metric that has all these labels. The metric's name is given without the library's prefix.
+/// The value of each series of a metric that has all these labels. The metric's name is given
+/// without the library's prefix.
 pub(crate) fn values<N: std::str::FromStr>(text: &str, name: &str, labels: &[(&str, &str)]) -> Vec<N> {
     let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
     let value = |line: &str| {

@@ -149,8 +149,8 @@ mod tests {
                 &[&rows],
             )
             .unwrap();
-            let nobody = Deal { projection: "p".into(), desired: DesiredState::Running, shares: vec![] };
-            match apply(&mut tx, &names, "set", 1, &[nobody]) {
+            let unowned = Deal { projection: "p".into(), desired: DesiredState::Running, shares: vec![] };
+            match apply(&mut tx, &names, "set", 1, &[unowned]) {
                 Ok(()) => assert!(sound, "{rows:?}"),
                 Err(Error::Schema { problem }) => {
                     assert!(!sound && problem.contains("projection \"p\""), "{rows:?}: {problem}");

@@ -1,4 +1,5 @@
-//! Who owns what of a projection: dealt alone within a generation, and where not every worker knows it.
+//! Who owns what of a projection: dealt alone within a generation, and where not every worker knows
+//! it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,7 +26,7 @@ fn workers(database: &TestDatabase) -> [Handle; 2] {
     })
 }
 
-/// Says what is wanted of the projection, and waits until its keys belong to workers, or to nobody, accordingly.
+/// Sets the desired state of the projection, and waits until its keys are dealt accordingly.
 #[track_caller]
 fn await_state(client: &mut Client, projection: &str, state: &str) {
     let sql = "UPDATE orchestrator_projections SET desired_state = $2 WHERE name = $1";
@@ -133,8 +134,9 @@ fn tail_serves_a_projection_that_one_worker_knows() {
             eventually(name, SOON, || is_complete(&mut client, name).then_some(()));
         }
     };
-    // Each runner holds a connection. A reader takes another one as soon as a runner does not find its events in the tail, and gives
-    // it back after 5 s without being asked. The figure is as old as the last heartbeat.
+    // Each runner holds a connection. A reader takes another one as soon as a runner does not find
+    // its events in the tail, and gives it back after 5 s without being asked. The figure is as old
+    // as the last heartbeat.
     let beats = || metric(&both, "heartbeat_latency_seconds_count", &[]).unwrap();
     let after = beats() + 5.0;
     eventually("no runner's reader is needed", Duration::from_secs(20), || {

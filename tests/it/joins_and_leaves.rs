@@ -35,7 +35,8 @@ fn one_two_three_two_one_workers_handle_every_event_once() {
     second.shutdown(Duration::from_secs(5)).unwrap();
 }
 
-/// Until the others process, when they are told: the bound for a killed worker, which nobody tells of.
+/// Until the others process, when they are told. The bound is that of a killed worker, which no
+/// message announces.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Times at which nothing is noticed by polling or by waiting: what happens soon was told.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Mutex;
 
-/// The first of these that is installed. Where none is, the test leaves something out, which is said when the run is over; a CI has to
-/// have it.
+/// The first of these that is installed. Where none is, the test leaves something out, which is
+/// said when the run is over; a CI has to have it.
 pub(crate) fn installed(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
@@ -21,8 +21,8 @@ pub(crate) fn installed(names: &[&str]) -> Option<PathBuf> {
     found
 }
 
-/// Writes a line to the error output when this process has ended, so below the result of the run. What a test prints while it passes is
-/// shown to nobody.
+/// Writes a line to the error output when this process has ended, so below the result of the run.
+/// The harness does not show what a passing test prints.
 fn say_at_the_end(line: &str) {
     /// The input of a process that ends with this one, and prints then what it was told.
     static NOTES: Mutex<Option<ChildStdin>> = Mutex::new(None);

@@ -1,4 +1,5 @@
-//! Workers in processes of their own, for what can happen to a process: an example, which `cargo test` builds.
+//! Workers in processes of their own, for what can happen to a process: an example, which
+//! `cargo test` builds.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
@@ -43,7 +44,8 @@ impl WorkerProcess {
         Self::run(command)
     }
 
-    /// Starts the example `worker` with these arguments and variables, and no others but a free port for its metrics.
+    /// Starts the example `worker` with these arguments and variables, and no others but a free
+    /// port for its metrics.
     pub(crate) fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = command("worker");
         command.args(arguments).envs(variables.iter().copied());
@@ -63,7 +65,8 @@ impl WorkerProcess {
         self.process.pid().try_into().unwrap()
     }
 
-    /// Waits for the next line of the log that contains all these parts. Returns when it was written, and the line.
+    /// Waits for the next line of the log that contains all these parts. Returns when it was
+    /// written, and the line.
     #[track_caller]
     pub(crate) fn await_line(&mut self, parts: &[&str]) -> (Instant, String) {
         let deadline = Instant::now() + PATIENCE;
