@@ -26,6 +26,16 @@ CREATE TABLE IF NOT EXISTS {checkpoints} (
     generation BIGINT NOT NULL DEFAULT 0,
     worker_id UUID,
     lane INT NOT NULL DEFAULT 0 CHECK (lane >= 0),
+    -- What its owner reports of its work, for everyone to read.
+    state TEXT NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'retrying', 'halted')),
+    error TEXT,
+    -- How many attempts at the next event have failed, and the event that is being attempted. A
+    -- recorded event that is still there when the row is loaded means that the attempt ended
+    -- together with its session, its process or the server.
+    attempts INT NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    attempt_position BIGINT,
+    attempt_event_id UUID,
+    attempted_at TIMESTAMPTZ,
     updated_at TIMESTAMPTZ NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
