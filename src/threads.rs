@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
 use parking_lot::Mutex;
 
 use crate::error::{Error, one_line, panic_message};
@@ -112,11 +112,13 @@ struct Roll {
 pub(crate) struct Crew {
     stop: Stop,
     roll: Arc<Mutex<Roll>>,
+    /// Raised when no caller is to wait any longer for threads that still run.
+    left_behind: Stop,
 }
 
 impl Crew {
     pub(crate) fn new() -> Self {
-        Self { stop: Stop::new(), roll: Arc::default() }
+        Self { stop: Stop::new(), roll: Arc::default(), left_behind: Stop::new() }
     }
 
     pub(crate) fn stop(&self) -> &Stop {
@@ -155,23 +157,15 @@ impl Crew {
         Ok(())
     }
 
-    /// Waits until every thread has ended, at most `timeout`.
+    /// Waits until every thread has ended or is [left behind](Self::leave_behind), at most
+    /// `timeout`.
     pub(crate) fn join(&self, timeout: Option<Duration>) -> Result<(), Error> {
         let begun = Instant::now();
-        let ended: Vec<Receiver<Never>> = self.roll.lock().members.iter().map(|member| member.ended.clone()).collect();
-        for member in ended {
-            // Disconnection means that the thread's body has ended; nothing is ever received.
-            match timeout {
-                Some(timeout) => _ = member.recv_timeout(timeout.saturating_sub(begun.elapsed())),
-                None => _ = member.recv(),
-            }
-        }
-        let mut roll = self.roll.lock();
-        let running: Vec<&str> =
-            roll.members.iter().filter(|member| !has_ended(member)).map(|member| member.name.as_str()).collect();
+        let running = self.running_after(timeout);
         if !running.is_empty() {
             return Err(Error::ShutdownTimeout { waited: begun.elapsed(), threads: running.join(", ") });
         }
+        let mut roll = self.roll.lock();
         let threads: Vec<JoinHandle<()>> = roll.members.iter_mut().filter_map(|member| member.thread.take()).collect();
         let outcome = roll.first_error.take().map_or(Ok(()), Err);
         drop(roll);
@@ -180,6 +174,28 @@ impl Crew {
             _ = thread.join();
         }
         outcome
+    }
+
+    /// Waits as [`join`](Self::join) does, and returns the names of the threads that still run.
+    pub(crate) fn running_after(&self, timeout: Option<Duration>) -> Vec<String> {
+        let deadline = timeout.map_or_else(never, after);
+        let members: Vec<(String, Receiver<Never>)> =
+            self.roll.lock().members.iter().map(|member| (member.name.clone(), member.ended.clone())).collect();
+        for (_, ended) in &members {
+            // Disconnection means that the thread's body has ended; nothing is ever received.
+            select! {
+                recv(ended) -> _ => {}
+                recv(self.left_behind.heard()) -> _ => break,
+                recv(deadline) -> _ => break,
+            }
+        }
+        let running = members.into_iter().filter(|(_, ended)| !is_disconnected(ended));
+        running.map(|(name, _)| name).collect()
+    }
+
+    /// Lets no caller wait any longer for the threads that still run.
+    pub(crate) fn leave_behind(&self) {
+        self.left_behind.raise();
     }
 
     /// The name of a thread that failed, or that has shown no sign of life for [`STUCK_AFTER`].
@@ -194,7 +210,18 @@ impl Crew {
 }
 
 fn has_ended(member: &Member) -> bool {
-    matches!(member.ended.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected))
+    is_disconnected(&member.ended)
+}
+
+fn is_disconnected(ended: &Receiver<Never>) -> bool {
+    matches!(ended.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected))
+}
+
+/// Starts a thread that belongs to no crew, because it may have to be left behind. Names have at
+/// most 15 bytes.
+pub(crate) fn spawn_apart(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+    spawned.map(drop).map_err(|source| Error::Spawn { thread: name.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -216,6 +243,21 @@ mod tests {
             matches!(&error, Error::ThreadPanicked { thread, message } if thread == "panics" && message == "the tests say so")
         );
         assert_eq!(crew.stuck().as_deref(), Some("panics"));
+    }
+
+    #[test]
+    fn join_does_not_wait_for_threads_that_are_left_behind() {
+        let crew = Crew::new();
+        let (gate, closed) = bounded::<Never>(0);
+        crew.spawn("hangs", move |_| {
+            _ = closed.recv();
+            Ok(())
+        })
+        .unwrap();
+        crew.leave_behind();
+        let error = crew.join(None).unwrap_err();
+        assert!(matches!(&error, Error::ShutdownTimeout { threads, .. } if threads == "hangs"));
+        drop(gate);
     }
 
     #[test]

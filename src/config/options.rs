@@ -61,6 +61,14 @@ macro_rules! with_options {
             /// waits for nothing.
             database_wait: Duration = (1 min), (0 s to 24 h);
 
+            /// How long a worker that leaves waits for its handlers and for the server.
+            ///
+            /// Then it cancels the statements that still run, and what they did is rolled back. If
+            /// the server does not answer that either, the worker goes after three more seconds
+            /// and leaves the waiting threads behind. Should be longer than the longest call of a
+            /// handler and shorter than the time after which the process is killed.
+            leave_timeout: Duration = (20 s), (100 ms to 24 h);
+
             /// How often the worker polls for new events: the shortest interval while it finds
             /// some, rising to the longest.
             ///

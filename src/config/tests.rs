@@ -147,6 +147,7 @@ fn every_option_is_set_from_text() {
         ("poll_interval", "20s"),
         ("registration_wait", "0s"),
         ("database_wait", "100us"),
+        ("leave_timeout", "30s"),
         ("event_poll", "2ms .. 50ms"),
         ("batch_size", "100"),
         ("batch_bytes", "64KiB"),

@@ -43,6 +43,9 @@ const VALIDITY_PATIENCE: Duration = Duration::from_secs(2);
 /// A leaving worker that cannot reach the database gives up after this time: the other workers will
 /// detect that its session is gone.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a worker that is no member waits for connections, and then before the next attempt.
+const POOL_PATIENCE: Duration = Duration::from_secs(1);
+const BEFORE_REJOIN: Duration = Duration::from_secs(1);
 /// How soon to look again while another worker changes the replica set, or has just changed it:
 /// after this time there is most likely nothing left to do.
 const WHILE_OTHERS_CHANGE: Duration = Duration::from_millis(50);
@@ -60,6 +63,8 @@ pub(crate) struct Parts {
     pub(crate) policy: Policy,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) poll_interval: Duration,
+    /// How long the worker may lack connections before it gives its partition back.
+    pub(crate) shortage_limit: Duration,
     pub(crate) pool: Pool,
     pub(crate) feed: Feed,
     pub(crate) trust: Trust,
@@ -108,6 +113,7 @@ impl Coordinator {
                 interrupted: &mut interrupted,
                 complaints: &mut complaints,
                 connection,
+                connected_at: Instant::now(),
             }
             .run(pulse)
         };
@@ -139,6 +145,7 @@ struct Serving<'a, 'c> {
     interrupted: &'a mut Option<Instant>,
     complaints: &'a mut Mentions,
     connection: &'a mut Reconnect<'c>,
+    connected_at: Instant,
 }
 
 impl Serving<'_, '_> {
@@ -266,6 +273,13 @@ impl Serving<'_, '_> {
         self.show_state(standing.member.map_or(WorkerState::Stopped, |member| member.state));
         let partitions = standing.generation.as_ref().map_or(0, |generation| generation.total_partitions);
         self.parts.context.metrics.partitions.set(i64::try_from(partitions).unwrap_or(0));
+        // A worker that is alone keeps its partition: some of its projections may still go on.
+        if standing.member.is_some()
+            && partitions > 1
+            && let Some(problem) = self.shortage()
+        {
+            return self.give_back(&problem);
+        }
         match stance(standing) {
             Stance::Run(generation) => self.resume(standing, generation)?,
             Stance::Prepare(generation) if self.pause() || self.paused_soon() => {
@@ -275,10 +289,7 @@ impl Serving<'_, '_> {
                 // The worker that is ready last activates the generation.
                 return Ok((!others_follow).then_some(Duration::ZERO));
             }
-            Stance::Rejoin if self.pause() => {
-                self.rejoin()?;
-                return Ok(Some(Duration::ZERO));
-            }
+            Stance::Rejoin if self.pause() => return self.rejoin().map(Some),
             Stance::Prepare(_) | Stance::Rejoin | Stance::Ready(_) => {}
             Stance::Wait => {
                 self.pause();
@@ -341,16 +352,56 @@ impl Serving<'_, '_> {
         false
     }
 
-    /// Registers the worker again after it has been evicted.
-    fn rejoin(&mut self) -> Result<(), Error> {
-        let Parts { context, trust, .. } = self.parts;
-        log::warn!("evicted, registering again: replica_set={} worker={}", context.replica_set(), context.worker());
+    /// Why the worker cannot process although it can coordinate: one of its threads has had no
+    /// connection for too long.
+    fn shortage(&self) -> Option<String> {
+        let Parts { context, shortage_limit, .. } = self.parts;
+        let (lasts, problem) = context.shortage.longest()?;
+        // After an outage of the server this connection may be the first that works again.
+        (lasts.min(self.connected_at.elapsed()) > *shortage_limit).then_some(problem)
+    }
+
+    /// Leaves the replica set until the worker has its connections, so that other workers process
+    /// its partition. Returns when to look again.
+    fn give_back(&mut self, problem: &str) -> Result<Option<Duration>, Error> {
+        if self.pause() || self.paused_soon() {
+            let context = &self.parts.context;
+            log::error!(
+                "partition given back, connections are lacking: replica_set={} worker={} error={problem}",
+                context.replica_set(),
+                context.worker()
+            );
+            self.membership.leave()?;
+            self.show_state(WorkerState::Stopped);
+            return Ok(Some(BEFORE_REJOIN));
+        }
+        Ok(None)
+    }
+
+    /// Registers the worker again after it has been evicted or has given its partition back, if it
+    /// can get all its connections. Returns when to look again.
+    fn rejoin(&mut self) -> Result<Duration, Error> {
+        let Parts { context, trust, pool, .. } = self.parts;
+        // Not a member, so no worker waits for this thread.
+        let filled = pool.fill(POOL_PATIENCE).map_err(|error| error.to_string());
+        if let Err(error) = filled.and_then(|()| context.shortage.longest().map_or(Ok(()), |(_, problem)| Err(problem)))
+        {
+            if self.complaints.is_due() {
+                log::error!(
+                    "connections are lacking, registering later: replica_set={} worker={} error={error}",
+                    context.replica_set(),
+                    context.worker()
+                );
+            }
+            return Ok(BEFORE_REJOIN);
+        }
+        log::warn!("registering again: replica_set={} worker={}", context.replica_set(), context.worker());
         let sent = Instant::now();
         self.membership.rejoin()?;
         trust.renew(sent);
         context.metrics.workers_registered.inc();
         self.interrupted.get_or_insert(sent);
-        Ok(())
+        Ok(Duration::ZERO)
     }
 
     fn show_state(&self, state: WorkerState) {

@@ -4,6 +4,7 @@
 //! Connections have limits that detect a server which went away silently: see [`Database`].
 //! The type of the TLS connector ends in this module; nothing above it is generic over it.
 
+mod in_use;
 mod limits;
 mod parameters;
 mod pool;
@@ -18,10 +19,11 @@ use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use postgres::tls::{MakeTlsConnect, TlsConnect};
-use postgres::{Client, Config, NoTls, Socket};
+use postgres::{CancelToken, Client, Config, NoTls, Socket};
 
-#[allow(unused_imports, reason = "PooledClient names what Pool::get returns")]
-pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};
+use self::in_use::InUse;
+pub(crate) use self::in_use::PooledClient;
+pub(crate) use self::pool::{Pool, PoolOptions};
 use crate::error::Error;
 
 /// The idle time that the `postgres` crate uses if none was set. Its getter does not distinguish
@@ -52,6 +54,7 @@ pub struct Database {
     connector: Arc<dyn Connect>,
     target: Arc<str>,
     abandoned: Arc<AtomicU32>,
+    in_use: InUse,
 }
 
 impl Database {
@@ -117,7 +120,7 @@ impl Database {
 
     fn new(connector: impl Connect + 'static) -> Self {
         let target = target::describe(connector.config()).into();
-        Self { connector: Arc::new(connector), target, abandoned: Arc::default() }
+        Self { connector: Arc::new(connector), target, abandoned: Arc::default(), in_use: InUse::default() }
     }
 
     /// Opens a connection.
@@ -161,6 +164,20 @@ impl Database {
         }
     }
 
+    /// Opens a connection whose statements [`cancel_all`](Self::cancel_all) cancels.
+    pub(crate) fn open(&self) -> Result<PooledClient, Error> {
+        Ok(self.in_use.watch(Box::new(Box::new(self.connect()?))))
+    }
+
+    /// Asks the server to cancel what all connections wait for that were [opened](Self::open) here
+    /// or taken from a pool. Waits for the server, which may be frozen.
+    pub(crate) fn cancel_all(&self) {
+        for token in self.in_use.tokens() {
+            // If the server cannot be reached, the connection will be lost as well.
+            _ = self.connector.cancel(&token);
+        }
+    }
+
     /// The time for a whole attempt: each host has its `connect_timeout`, and the handshakes have
     /// the same time once more.
     fn connect_limit(&self) -> Option<Duration> {
@@ -169,15 +186,16 @@ impl Database {
         config.get_connect_timeout().map(|timeout| timeout.saturating_mul(hosts.saturating_add(1)))
     }
 
-    /// The same database with this application name, unless the URL or the `Config` sets one. The
-    /// server keeps 63 bytes.
-    pub(crate) fn with_default_application_name(&self, name: &str) -> Self {
+    /// The same database, for one worker: its connections are counted apart, and have this
+    /// application name, unless the URL or the `Config` sets one. The server keeps 63 bytes.
+    pub(crate) fn for_worker(&self, name: &str) -> Self {
+        let own = Self { in_use: InUse::default(), ..self.clone() };
         if self.connector.config().get_application_name().is_some() {
-            return self.clone();
+            return own;
         }
         let longest = (0..=name.len().min(APPLICATION_NAME_BYTES)).rev().find(|end| name.is_char_boundary(*end));
         let name = &name[..longest.unwrap_or(0)];
-        Self { connector: self.connector.with_application_name(name), ..self.clone() }
+        Self { connector: self.connector.with_application_name(name), ..own }
     }
 
     /// `host:port/database as user`, for the log and for errors.
@@ -190,7 +208,7 @@ impl Database {
         if options.size == 0 {
             return Err(Error::config("pool_size", "0", "at least one connection is needed"));
         }
-        Ok(self.connector.pool(options, self.target.clone()))
+        Ok(self.connector.pool(options, self.target.clone(), self.in_use.clone()))
     }
 }
 
@@ -214,7 +232,8 @@ trait Connect: Send + Sync {
     fn config(&self) -> &Config;
     fn connect(&self) -> Result<Client, postgres::Error>;
     fn with_application_name(&self, name: &str) -> Arc<dyn Connect>;
-    fn pool(&self, options: PoolOptions, target: Arc<str>) -> Pool;
+    fn pool(&self, options: PoolOptions, target: Arc<str>, in_use: InUse) -> Pool;
+    fn cancel(&self, token: &CancelToken) -> Result<(), postgres::Error>;
 }
 
 #[derive(Clone)]
@@ -244,8 +263,12 @@ where
         Arc::new(named)
     }
 
-    fn pool(&self, options: PoolOptions, target: Arc<str>) -> Pool {
-        pool::open(self.config.clone(), self.tls.clone(), options, target)
+    fn pool(&self, options: PoolOptions, target: Arc<str>, in_use: InUse) -> Pool {
+        pool::open(self.config.clone(), self.tls.clone(), options, target, in_use)
+    }
+
+    fn cancel(&self, token: &CancelToken) -> Result<(), postgres::Error> {
+        token.cancel_query(self.tls.clone())
     }
 }
 
@@ -274,13 +297,13 @@ mod tests {
     fn an_application_name_is_only_a_default() {
         let name = |database: &Database| database.connector.config().get_application_name().map(ToOwned::to_owned);
         let unnamed = Database::from_url("host=h").unwrap();
-        assert_eq!(name(&unnamed.with_default_application_name("pup")).as_deref(), Some("pup"));
+        assert_eq!(name(&unnamed.for_worker("pup")).as_deref(), Some("pup"));
         let named = Database::from_url("host=h application_name=mine").unwrap();
-        assert_eq!(name(&named.with_default_application_name("pup")).as_deref(), Some("mine"));
+        assert_eq!(name(&named.for_worker("pup")).as_deref(), Some("mine"));
         // 62 bytes, then a character of two.
         let long = format!("{}\u{e9}", "x".repeat(62));
-        assert_eq!(name(&unnamed.with_default_application_name(&long)), Some("x".repeat(62)));
-        assert_eq!(name(&unnamed.with_default_application_name(&"x".repeat(99))), Some("x".repeat(63)));
+        assert_eq!(name(&unnamed.for_worker(&long)), Some("x".repeat(62)));
+        assert_eq!(name(&unnamed.for_worker(&"x".repeat(99))), Some("x".repeat(63)));
     }
 
     #[test]

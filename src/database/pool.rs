@@ -12,10 +12,8 @@ use postgres::{Client, Config, Socket};
 use r2d2::{CustomizeConnection, HandleError, ManageConnection, PooledConnection, State};
 use r2d2_postgres::PostgresConnectionManager;
 
+use super::in_use::{InUse, PooledClient};
 use crate::error::{Error, describe};
-
-/// A connection from a [`Pool`]; dropping it gives it back, or closes it if it is broken.
-pub(crate) type PooledClient = Box<dyn DerefMut<Target = Client> + Send>;
 
 /// r2d2 waits at most half of this between two attempts to connect, so a server that comes back is found within half a second.
 /// It limits nothing else here: the time that [`Pool::get`] waits is its caller's choice.
@@ -46,6 +44,7 @@ pub(crate) struct Pool {
     connections: Arc<dyn Connections>,
     trouble: Arc<Trouble>,
     size: u32,
+    in_use: InUse,
 }
 
 impl Pool {
@@ -53,14 +52,32 @@ impl Pool {
     /// beyond the timeout, if the server went away without a word.
     pub(crate) fn get(&self, timeout: Duration) -> Result<PooledClient, Error> {
         let begun = Instant::now();
-        self.connections.get(timeout).ok_or_else(|| Error::Pool {
+        if let Some(client) = self.connections.get(timeout) {
+            return Ok(self.in_use.watch(client));
+        }
+        Err(self.failed(begun))
+    }
+
+    /// Opens all connections that are not open yet, and keeps them for later. If it does not get
+    /// all of them, it closes those that nobody uses: another worker may need just these.
+    pub(crate) fn fill(&self, timeout: Duration) -> Result<(), Error> {
+        let begun = Instant::now();
+        let in_use = self.open().saturating_sub(self.idle());
+        if self.connections.fill(self.size.saturating_sub(in_use), begun + timeout) {
+            return Ok(());
+        }
+        Err(self.failed(begun))
+    }
+
+    fn failed(&self, begun: Instant) -> Error {
+        Error::Pool {
             size: self.size,
             waited: begun.elapsed(),
-            problem: self.trouble.last().unwrap_or_else(|| match self.connections.state().connections {
+            problem: self.trouble.last().unwrap_or_else(|| match self.open() {
                 open if open < self.size => "the server has not answered yet".to_owned(),
                 _ => "all are in use".to_owned(),
             }),
-        })
+        }
     }
 
     pub(crate) fn size(&self) -> u32 {
@@ -88,7 +105,7 @@ impl fmt::Debug for Pool {
     }
 }
 
-pub(super) fn open<T>(config: Config, tls: T, options: PoolOptions, target: Arc<str>) -> Pool
+pub(super) fn open<T>(config: Config, tls: T, options: PoolOptions, target: Arc<str>, in_use: InUse) -> Pool
 where
     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
     T::TlsConnect: Send,
@@ -108,7 +125,7 @@ where
         .error_handler(Box::new(Handler(trouble.clone())))
         // Unlike build(), does not wait for a connection.
         .build_unchecked(Manager { inner: PostgresConnectionManager::new(config, tls), reset: options.reset });
-    Pool { connections: Arc::new(pool), trouble, size: options.size }
+    Pool { connections: Arc::new(pool), trouble, size: options.size, in_use }
 }
 
 /// A connection, with what the pool knows about it.
@@ -116,6 +133,8 @@ struct Pooled {
     client: Client,
     /// Since when it has been idle.
     idle_since: Instant,
+    /// It is to be closed instead of kept.
+    is_condemned: bool,
 }
 
 /// The manager of `r2d2_postgres`, which would make a round trip each time that a connection is taken, or never.
@@ -136,7 +155,7 @@ where
     type Error = postgres::Error;
 
     fn connect(&self) -> Result<Pooled, postgres::Error> {
-        self.inner.connect().map(|client| Pooled { client, idle_since: Instant::now() })
+        self.inner.connect().map(|client| Pooled { client, idle_since: Instant::now(), is_condemned: false })
     }
 
     /// Called before a connection is handed out.
@@ -150,7 +169,7 @@ where
     /// Called when a connection comes back.
     fn has_broken(&self, pooled: &mut Pooled) -> bool {
         pooled.idle_since = Instant::now();
-        self.inner.has_broken(&mut pooled.client)
+        pooled.is_condemned || self.inner.has_broken(&mut pooled.client)
     }
 }
 
@@ -182,6 +201,8 @@ where
 /// An [`r2d2::Pool`] of some type.
 trait Connections: Send + Sync {
     fn get(&self, timeout: Duration) -> Option<PooledClient>;
+    /// Gets so many at once and gives them back. Closes them if it does not get all of them.
+    fn fill(&self, count: u32, deadline: Instant) -> bool;
     fn state(&self) -> State;
 }
 
@@ -195,6 +216,20 @@ where
     fn get(&self, timeout: Duration) -> Option<PooledClient> {
         // The error holds less than what Trouble has kept.
         self.get_timeout(timeout).ok().map(|client| Box::new(Lent(client)) as PooledClient)
+    }
+
+    fn fill(&self, count: u32, deadline: Instant) -> bool {
+        let mut got: Vec<PooledConnection<Manager<T>>> = Vec::new();
+        for _ in 0..count {
+            let Ok(client) = self.get_timeout(deadline.saturating_duration_since(Instant::now())) else {
+                for client in &mut got {
+                    client.is_condemned = true;
+                }
+                return false;
+            };
+            got.push(client);
+        }
+        true
     }
 
     fn state(&self) -> State {

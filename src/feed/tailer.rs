@@ -74,7 +74,7 @@ impl Tailer {
 
     /// Follows the events on one connection until it fails or the worker stops.
     fn follow(&self, pulse: &Pulse, connection: &mut Reconnect<'_>) -> Result<(), Failure> {
-        let session = self.context.open()?;
+        let session = self.context.shortage.note(|| self.context.open())?;
         self.feed.begin_epoch();
         let takes_census = self.context.sessions.member().is_some();
         let mut sight =

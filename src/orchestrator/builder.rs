@@ -163,7 +163,7 @@ impl Builder {
             coordination,
             board: Board::new(WorkerId(uuid::Uuid::new_v4()), &self.config.replica_set, projections, self.config.lanes),
             crew: Crew::new(),
-            database: self.database.with_default_application_name(&application_name),
+            database: self.database.for_worker(&application_name),
             config: self.config,
             projections: self.projections,
             metrics,

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::feed::Feed;
 use crate::feed::prefetch::Reader;
 use crate::feed::tailer::Tailer;
+use crate::leave;
 use crate::listener::Listener;
 use crate::metrics::WorkerMetrics;
 use crate::overview::Overview;
@@ -48,6 +49,7 @@ impl Start {
             size: self.config.pool_size(self.projections.len()),
             reset: self.context.sessions.reset_sql(),
         })?;
+        leave::bound(&self.crew, &self.context, self.config.leave_timeout)?;
         let runners = self.runners(&pool, &feed, &trust, &metrics)?;
         let (wakes_coordinator, woken) = self.coordination;
         let (says_missing, missing) = Waker::new();
@@ -76,6 +78,7 @@ impl Start {
             policy: self.config.policy(),
             heartbeat_interval: self.config.heartbeat_interval,
             poll_interval: self.config.poll_interval,
+            shortage_limit: self.config.stale_worker_timeout,
             pool,
             feed,
             trust,

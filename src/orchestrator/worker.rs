@@ -16,6 +16,7 @@ use crate::http::HealthProbe;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
 use crate::projection::Projection;
+use crate::shortage::Shortage;
 use crate::status::Board;
 use crate::store::session::{Session, Sessions};
 use crate::store::{Known, Registration, coordination, migrations, preflight};
@@ -120,6 +121,7 @@ impl Orchestrator {
             stop: self.crew.stop().clone(),
             board: self.board.clone(),
             metrics: self.metrics.for_replica_set(&self.config.replica_set),
+            shortage: Shortage::default(),
         };
         self.board.heartbeat_answered(begun);
         context.metrics.workers_registered.inc();

@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 use super::failure::Failure;
+use crate::context::Context;
 use crate::database::Pool;
 use crate::feed::{Feed, Mark};
-use crate::store::Names;
 use crate::store::fence::Statements;
-use crate::store::session::{Session, Sessions};
+use crate::store::session::Session;
 
 /// A runner that is paused for longer takes another connection, which the pool has tested.
 const KEEP_CONNECTION: Duration = Duration::from_secs(1);
@@ -25,12 +25,12 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn open(feed: &Feed, pool: &Pool, sessions: Sessions, names: &Names) -> Result<Self, Failure> {
+    pub(super) fn open(context: &Context, feed: &Feed, pool: &Pool) -> Result<Self, Failure> {
         let opened = feed.mark();
-        let client = pool.get(POOL_PATIENCE).map_err(Failure::transient)?;
-        let mut session = Session::for_handlers(client, sessions);
+        let client = context.shortage.note(|| pool.get(POOL_PATIENCE)).map_err(Failure::transient)?;
+        let mut session = Session::for_handlers(client, context.sessions);
         let mut tx = session.transaction_without_policies().map_err(Failure::transient)?;
-        let statements = Statements::prepare(&mut tx, names).map_err(Failure::transient)?;
+        let statements = Statements::prepare(&mut tx, &context.names).map_err(Failure::transient)?;
         tx.commit().map_err(Failure::transient)?;
         Ok(Self { session, statements, opened })
     }

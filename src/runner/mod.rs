@@ -313,7 +313,7 @@ impl Runner {
     ) -> Result<Loaded, Failure> {
         let connection = match kept.take().and_then(Kept::taken_again) {
             Some(connection) => connection,
-            None => Connection::open(&self.feed, &self.pool, self.context.sessions, &self.context.names)?,
+            None => Connection::open(&self.context, &self.feed, &self.pool)?,
         };
         let loaded = Loaded::load(connection, &self.feed, &self.context.names, self.name_and_lane(), owner)?;
         journal.running(&loaded.rows, trouble.is_failing());

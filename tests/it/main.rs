@@ -19,6 +19,7 @@ mod failover;
 mod failures;
 mod feed;
 mod handles;
+mod hangs;
 mod joins_and_leaves;
 mod lanes;
 mod logs;

@@ -10,6 +10,7 @@ mod server;
 
 pub(crate) mod browser;
 pub(crate) mod cluster;
+pub(crate) mod frozen;
 pub(crate) mod handlers;
 pub(crate) mod http;
 #[path = "../../../examples/support/insert.rs"]

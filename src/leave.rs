@@ -1,0 +1,48 @@
+//! Bounds how long a worker takes to leave, whatever its threads wait for.
+//!
+//! A worker that leaves lets its handlers finish what they have begun. A statement may wait for
+//! longer than anything can be waited for: for another session's lock, for a standby, for a server
+//! that is frozen. So the statements are cancelled after a time, which ends the first two. Threads
+//! that wait for a frozen server are left behind: they end when the server answers or its
+//! connections break, and the fence refuses what they would commit.
+
+use std::time::Duration;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::threads::{Crew, spawn_apart};
+
+/// How long the threads have to end after their statements have been cancelled.
+const AFTER_CANCEL: Duration = Duration::from_secs(3);
+
+/// Starts the thread that waits for the stop signal and then bounds the time that the crew takes to
+/// end. It is not one of the crew itself.
+pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Result<(), Error> {
+    let (crew, context) = (crew.clone(), context.clone());
+    spawn_apart("pup-leave", move || {
+        _ = crew.stop().heard().recv();
+        let running = crew.running_after(Some(patience));
+        if running.is_empty() {
+            return;
+        }
+        log::warn!(
+            "leaving takes too long, cancelling statements: replica_set={} worker={} waited={patience:?} threads={running:?}",
+            context.replica_set(),
+            context.worker()
+        );
+        let database = context.database.clone();
+        // On a thread of its own: a frozen server does not answer this either.
+        if let Err(error) = spawn_apart("pup-cancel", move || database.cancel_all()) {
+            log::warn!("statements cannot be cancelled: error={error}");
+        }
+        let running = crew.running_after(Some(AFTER_CANCEL));
+        if !running.is_empty() {
+            log::error!(
+                "threads left behind: replica_set={} worker={} threads={running:?}",
+                context.replica_set(),
+                context.worker()
+            );
+            crew.leave_behind();
+        }
+    })
+}

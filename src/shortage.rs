@@ -1,0 +1,107 @@
+//! Which threads of a worker want a connection and cannot get one.
+//!
+//! A worker without all its connections holds a partition that it does not process. So it gives the
+//! partition back, see [`coordinator`](crate::coordinator).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::error::Error;
+
+/// A thread that has not tried for this long no longer wants a connection. Those that do want one
+/// try more often.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
+
+/// The failed attempts of all threads of a worker. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shortage {
+    threads: Arc<Mutex<BTreeMap<String, Failing>>>,
+}
+
+#[derive(Debug)]
+struct Failing {
+    since: Instant,
+    last: Instant,
+    problem: String,
+}
+
+impl Shortage {
+    /// Makes an attempt of this thread to get a connection, and takes note of its outcome.
+    pub(crate) fn note<T>(&self, attempt: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        let begun = Instant::now();
+        let outcome = attempt();
+        let thread = thread::current().name().unwrap_or_default().to_owned();
+        let mut threads = self.threads.lock();
+        match &outcome {
+            Ok(_) => _ = threads.remove(&thread),
+            Err(error) => {
+                let (problem, now) = (error.to_string(), Instant::now());
+                let earlier = threads.remove(&thread).filter(|failing| !failing.is_forgotten(begun));
+                let since = earlier.map_or(begun, |failing| failing.since);
+                threads.insert(thread, Failing { since, last: now, problem });
+            }
+        }
+        outcome
+    }
+
+    /// For how long the thread that has waited longest has been without a connection, and why.
+    pub(crate) fn longest(&self) -> Option<(Duration, String)> {
+        let now = Instant::now();
+        let threads = self.threads.lock();
+        let failing =
+            threads.values().filter(|failing| !failing.is_forgotten(now)).min_by_key(|failing| failing.since)?;
+        Some((now.saturating_duration_since(failing.since), failing.problem.clone()))
+    }
+}
+
+impl Failing {
+    fn is_forgotten(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) > FORGOTTEN_AFTER
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(target: &str) -> Result<(), Error> {
+        Err(Error::ConnectTimeout { target: target.into(), waited: Duration::from_secs(1) })
+    }
+
+    fn on_a_thread<T: Send>(name: &str, body: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            thread::Builder::new().name(name.into()).spawn_scoped(scope, body).unwrap().join().unwrap()
+        })
+    }
+
+    #[test]
+    fn shortage_lasts_until_that_thread_has_a_connection() {
+        let shortage = Shortage::default();
+        assert!(shortage.longest().is_none());
+        on_a_thread("a", || shortage.note(|| failed("a")).unwrap_err());
+        on_a_thread("b", || shortage.note(|| failed("b")).unwrap_err());
+        on_a_thread("c", || shortage.note(|| Ok(())).unwrap());
+        assert!(shortage.longest().unwrap().1.contains("to a:"), "{shortage:?}");
+        on_a_thread("a", || shortage.note(|| Ok(())).unwrap());
+        assert!(shortage.longest().unwrap().1.contains("to b:"), "{shortage:?}");
+        on_a_thread("b", || shortage.note(|| Ok(())).unwrap());
+        assert!(shortage.longest().is_none());
+    }
+
+    #[test]
+    fn thread_that_no_longer_tries_is_forgotten() {
+        let shortage = Shortage::default();
+        shortage.note(|| failed("it")).unwrap_err();
+        let long_ago = Instant::now().checked_sub(FORGOTTEN_AFTER + Duration::from_secs(1)).unwrap();
+        for failing in shortage.threads.lock().values_mut() {
+            (failing.since, failing.last) = (long_ago, long_ago);
+        }
+        assert!(shortage.longest().is_none());
+        shortage.note(|| failed("it")).unwrap_err();
+        assert!(shortage.longest().unwrap().0 < FORGOTTEN_AFTER, "another shortage begins");
+    }
+}
