@@ -1,10 +1,14 @@
-//! Starts the threads of a worker.
+//! Creates the threads of a worker, and lets them begin once it is registered.
+//!
+//! *Invariant:* all that can fail is done before the worker registers. So a start that fails leaves
+//! nothing in the database, and nothing has to be undone.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::hosted::Hosted;
+use super::register::Registered;
 use crate::config::Config;
 use crate::context::Context;
 use crate::coordinator::{Coordinator, Parts, Runners};
@@ -16,32 +20,61 @@ use crate::feed::tailer::Tailer;
 use crate::listener::Listener;
 use crate::metrics::WorkerMetrics;
 use crate::overview::Overview;
-use crate::projection::{Projection, Scope};
+use crate::projection::Scope;
 use crate::runner::Runner;
 use crate::store::Registration;
 use crate::store::session::Session;
-use crate::threads::{Crew, Waker};
+use crate::threads::{Crew, Gate, Waker, safely};
 use crate::trust::Trust;
 
 /// Everything from which the threads of a worker are made.
 pub(super) struct Start {
     pub(super) context: Context,
     pub(super) config: Config,
-    pub(super) projections: Vec<Arc<dyn Projection>>,
+    pub(super) projections: Vec<Hosted>,
     pub(super) registration: Registration,
     pub(super) crew: Crew,
     pub(super) overview: Overview,
     /// The waker of the coordinator, and the receiver on which it is woken.
     pub(super) coordination: (Waker, Receiver<()>),
-    /// When the registration began.
-    pub(super) begun: Instant,
+}
+
+/// A worker whose threads wait for it to be registered. If it is dropped, they end.
+pub(super) struct Prepared {
+    context: Context,
+    trust: Trust,
+    /// Gives the coordinator the session in which the worker was registered, and when that began.
+    registered: Sender<(Session, Instant)>,
+    gate: Gate,
+}
+
+impl Prepared {
+    /// Lets the threads begin.
+    pub(super) fn begin(self, Registered { session, begun, warnings }: Registered, projections: usize) {
+        let Self { context, trust, registered, gate } = self;
+        trust.renew(begun);
+        context.board.heartbeat_answered(begun);
+        context.metrics.workers_registered.inc();
+        // There is room for it, and the coordinator waits.
+        _ = registered.try_send((session, begun));
+        gate.open();
+        let (replica_set, worker, database) = (context.replica_set(), context.worker(), context.database.target());
+        safely(|| {
+            for warning in warnings {
+                warning.log(replica_set);
+            }
+            log::info!(
+                "registered: replica_set={replica_set} worker={worker} projections={projections} database={database}"
+            );
+        });
+    }
 }
 
 impl Start {
-    /// Starts all threads. `session` is the one in which the worker was registered.
-    pub(super) fn threads(self, session: Session) -> Result<(), Error> {
+    /// Creates all threads, which wait at the gate.
+    pub(super) fn threads(self, gate: Gate) -> Result<Prepared, Error> {
+        let context = self.context.clone();
         let trust = Trust::new(self.config.stale_worker_timeout);
-        trust.renew(self.begun);
         let metrics = self.context.metrics.worker(&self.context.worker().to_string());
         let (feed, hints) = Feed::new(self.config.bounds());
         let pool = self.context.database.pool(PoolOptions {
@@ -60,7 +93,7 @@ impl Start {
             context: self.context.clone(),
             projections: self.registration.projections.clone(),
             feed: feed.clone(),
-            scope: union(self.projections.iter().map(|projection| projection.scope())),
+            scope: union(self.projections.iter().map(|hosted| hosted.scope.clone())),
             bounds: self.config.bounds(),
             poll: self.config.event_poll,
             // For operators, the report is also a sign that the worker is alive.
@@ -78,37 +111,41 @@ impl Start {
             poll_interval: self.config.poll_interval,
             pool,
             feed,
-            trust,
+            trust: trust.clone(),
             overview: self.overview,
             metrics,
             woken,
             missing,
         };
-        let coordinator = Coordinator::new(parts, runners, self.begun);
-        self.crew.spawn("pup-coord", move |pulse| coordinator.run(session, pulse))
+        let (registered, registration) = bounded(1);
+        self.crew.spawn("pup-coord", move |pulse| match registration.recv() {
+            Ok((session, begun)) => Coordinator::new(parts, runners, begun).run(session, pulse),
+            // It was never registered.
+            Err(_) => Ok(()),
+        })?;
+        Ok(Prepared { context, trust, registered, gate })
     }
 
     fn runners(&self, pool: &Pool, feed: &Feed, trust: &Trust, metrics: &WorkerMetrics) -> Result<Runners, Error> {
         let Self { context, config, .. } = self;
-        let lanes =
-            self.projections.iter().flat_map(|projection| (0..config.lanes).map(move |lane| (projection, lane)));
+        let lanes = self.projections.iter().flat_map(|hosted| (0..config.lanes).map(move |lane| (hosted, lane)));
         // A runner sends at most two reports between two commands.
         let (reports, inbox) = bounded(4 * config.lanes * self.projections.len());
         let mut runners = Runners::new(inbox);
-        for (index, (projection, lane)) in lanes.enumerate() {
+        for (index, (hosted, lane)) in lanes.enumerate() {
             let reader = Reader {
                 pool: pool.clone(),
                 sessions: context.sessions,
                 names: context.names.clone(),
-                scope: projection.scope(),
+                scope: hosted.scope.clone(),
                 bounds: config.bounds(),
             };
             let runner = Runner {
                 context: context.clone(),
                 index,
                 lane,
-                projection: projection.clone(),
-                scope: projection.scope(),
+                projection: hosted.projection.clone(),
+                scope: hosted.scope.clone(),
                 pool: pool.clone(),
                 feed: feed.clone(),
                 follower: feed.follow(),
@@ -116,9 +153,9 @@ impl Start {
                 retry: config.retry.clone(),
                 idle_limit: config.stale_worker_timeout,
                 trust: trust.clone(),
-                metrics: context.metrics.projection(projection.name()),
-                own_metrics: metrics.projection(projection.name()),
-                commands: runners.add(projection.name()),
+                metrics: context.metrics.projection(hosted.name()),
+                own_metrics: metrics.projection(hosted.name()),
+                commands: runners.add(hosted.name()),
                 reports: reports.clone(),
             };
             self.crew.spawn(format!("pup-run-{index:02}"), move |pulse| {

@@ -12,6 +12,7 @@ mod bad_schema;
 mod batches;
 mod crashes;
 mod deals;
+mod embedding;
 mod emptied_events;
 mod event_store;
 mod event_tables;
