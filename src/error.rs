@@ -166,6 +166,17 @@ pub enum Error {
         message: String,
     },
 
+    /// A thread of the worker, in a handler for example, would wait for its own end. The worker was
+    /// asked to stop, unless it was only to be waited for; wait on another thread.
+    #[error(
+        "thread {thread} of the worker cannot wait for the worker's end: ask for it with request_shutdown(), and wait \
+         on another thread"
+    )]
+    OwnThread {
+        /// The thread that would wait for itself.
+        thread: String,
+    },
+
     /// The worker did not stop in time. Its threads continue; what they commit stays correct.
     #[error("not stopped within {waited:?}: still running are {threads}")]
     ShutdownTimeout {
@@ -189,7 +200,8 @@ impl Error {
     /// connection left, or is not the one that `target_session_attrs` asks for.
     pub(crate) fn is_away(&self) -> bool {
         match self {
-            Self::ConnectTimeout { .. } => true,
+            // A pool fills when connections are free.
+            Self::ConnectTimeout { .. } | Self::Pool { .. } => true,
             Self::Connect { source, .. } | Self::Database { source, .. } => is_away(source),
             _ => false,
         }

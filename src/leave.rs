@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::threads::{Crew, spawn_apart};
+use crate::threads::{Crew, safely, spawn_apart};
 
 /// How long the threads have to end after their statements have been cancelled.
 const AFTER_CANCEL: Duration = Duration::from_secs(3);
@@ -25,23 +25,28 @@ pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Resul
         if running.is_empty() {
             return;
         }
-        log::warn!(
-            "leaving takes too long, cancelling statements: replica_set={} worker={} waited={patience:?} threads={running:?}",
-            context.replica_set(),
-            context.worker()
-        );
+        // The application's logger may panic.
+        safely(|| {
+            log::warn!(
+                "leaving takes too long, cancelling statements: replica_set={} worker={} waited={patience:?} threads={running:?}",
+                context.replica_set(),
+                context.worker()
+            )
+        });
         let database = context.database.clone();
         // On a thread of its own: a frozen server does not answer this either.
         if let Err(error) = spawn_apart("pup-cancel", move || database.cancel_all()) {
-            log::warn!("statements cannot be cancelled: error={error}");
+            safely(|| log::warn!("statements cannot be cancelled: error={error}"));
         }
         let running = crew.running_after(Some(AFTER_CANCEL));
         if !running.is_empty() {
-            log::error!(
-                "threads left behind: replica_set={} worker={} threads={running:?}",
-                context.replica_set(),
-                context.worker()
-            );
+            safely(|| {
+                log::error!(
+                    "threads left behind: replica_set={} worker={} threads={running:?}",
+                    context.replica_set(),
+                    context.worker()
+                )
+            });
             crew.leave_behind();
         }
     })

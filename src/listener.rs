@@ -5,12 +5,14 @@
 
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
 use postgres::fallible_iterator::FallibleIterator;
 
 use crate::context::Context;
 use crate::error::Error;
 use crate::reconnect::Reconnect;
 use crate::store::notifications;
+use crate::store::session::Session;
 use crate::threads::{Pulse, Waker};
 
 /// How often the thread checks whether it is to stop. It matters only while there are no
@@ -19,9 +21,10 @@ const STOP_CHECK: Duration = Duration::from_millis(200);
 
 const LISTENING: &str = "listening for notifications";
 
-#[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) context: Context,
+    /// Its first connection.
+    pub(crate) first: Receiver<Session>,
     pub(crate) coordinator: Waker,
     pub(crate) tailer: Waker,
 }
@@ -41,7 +44,7 @@ impl Listener {
     fn listen(&self, pulse: &Pulse, connection: &mut Reconnect<'_>) -> Result<(), Error> {
         let coordination = notifications::coordination_payload(&self.context.names, self.context.replica_set());
         let events = notifications::events_payload(&self.context.names);
-        let mut session = self.context.open()?;
+        let mut session = self.first.try_recv().map_or_else(|_| self.context.open(), Ok)?;
         let client = session.client();
         notifications::listen(client).map_err(Error::database(LISTENING))?;
         connection.works();

@@ -1,11 +1,13 @@
 //! Named threads with one way to end: the stop signal.
 //!
-//! A crew is all threads of one worker. A thread that fails or panics stops the whole crew: the
-//! first such failure is what `join` returns. Dropping the crew stops and joins it.
+//! A crew is all threads of one worker. They begin together, when the crew's [`Gate`] is opened. A
+//! thread that fails or panics stops the whole crew: the first such failure is what `join` returns.
+//! It is recorded before anything else that could fail, such as the application's logger.
 
+mod caught;
+mod gate;
 mod waker;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -14,7 +16,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
 use parking_lot::Mutex;
 
-use crate::error::{Error, one_line, panic_message};
+use crate::error::{Error, one_line};
+pub(crate) use caught::{caught, safely};
+use gate::Entry;
+pub(crate) use gate::Gate;
 pub(crate) use waker::Waker;
 
 /// Nothing is ever sent on the stop channel; its disconnection is the signal.
@@ -112,13 +117,24 @@ struct Roll {
 pub(crate) struct Crew {
     stop: Stop,
     roll: Arc<Mutex<Roll>>,
+    entry: Entry,
     /// Raised when no caller is to wait any longer for threads that still run.
     left_behind: Stop,
 }
 
 impl Crew {
-    pub(crate) fn new() -> Self {
-        Self { stop: Stop::new(), roll: Arc::default(), left_behind: Stop::new() }
+    /// Creates a crew whose threads wait until the gate is opened.
+    pub(crate) fn new() -> (Self, Gate) {
+        let (gate, entry) = Gate::new();
+        (Self { stop: Stop::new(), roll: Arc::default(), entry, left_behind: Stop::new() }, gate)
+    }
+
+    /// Creates a crew whose threads begin at once.
+    #[cfg(test)]
+    pub(crate) fn begun() -> Self {
+        let (crew, gate) = Self::new();
+        gate.open();
+        crew
     }
 
     pub(crate) fn stop(&self) -> &Stop {
@@ -135,20 +151,20 @@ impl Crew {
         debug_assert!(name.len() <= 15, "thread name {name} is longer than 15 bytes");
         let (alive, ended) = bounded::<Never>(0);
         let pulse = Pulse::new();
-        let (stop, roll, own_name, own_pulse) = (self.stop.clone(), self.roll.clone(), name.clone(), pulse.clone());
+        let (crew, own_name, own_pulse) = (self.clone(), name.clone(), pulse.clone());
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
-                let outcome = catch_unwind(AssertUnwindSafe(|| body(&own_pulse))).unwrap_or_else(|payload| {
-                    Err(Error::ThreadPanicked { thread: own_name.clone(), message: panic_message(&*payload) })
+                let outcome = caught(|| {
+                    // Until then the worker may wait for its server for any time.
+                    own_pulse.excuse();
+                    let is_open = crew.entry.wait();
+                    own_pulse.beat();
+                    if is_open { body(&own_pulse) } else { Ok(()) }
                 });
-                if let Err(error) = outcome {
-                    log::error!("thread ended, worker stops: thread={own_name} error={}", one_line(&error));
-                    let mut roll = roll.lock();
-                    roll.failed.get_or_insert(own_name);
-                    roll.first_error.get_or_insert(error);
-                    drop(roll);
-                    stop.raise();
+                let failed = |message| Err(Error::ThreadPanicked { thread: own_name.clone(), message });
+                if let Err(error) = outcome.unwrap_or_else(failed) {
+                    crew.failed(&own_name, error);
                 }
                 drop(alive);
             })
@@ -157,10 +173,27 @@ impl Crew {
         Ok(())
     }
 
+    /// Stops the crew because a thread has failed. Only then is it logged: the logger is the
+    /// application's, and may panic.
+    fn failed(&self, thread: &str, error: Error) {
+        // Created first, because the error is about to be given away.
+        let shown = caught(|| one_line(&error)).unwrap_or_else(|panic| format!("an error that panicked: {panic}"));
+        {
+            let mut roll = self.roll.lock();
+            roll.failed.get_or_insert_with(|| thread.to_owned());
+            roll.first_error.get_or_insert(error);
+        }
+        self.stop.raise();
+        safely(|| log::error!("thread ended, worker stops: thread={thread} error={shown}"));
+    }
+
     /// Waits until every thread has ended or is [left behind](Self::leave_behind), at most
-    /// `timeout`.
+    /// `timeout`. A thread of the crew does not wait.
     pub(crate) fn join(&self, timeout: Option<Duration>) -> Result<(), Error> {
         let begun = Instant::now();
+        if let Some(thread) = self.own_thread() {
+            return Err(Error::OwnThread { thread });
+        }
         let running = self.running_after(timeout);
         if !running.is_empty() {
             return Err(Error::ShutdownTimeout { waited: begun.elapsed(), threads: running.join(", ") });
@@ -198,6 +231,14 @@ impl Crew {
         self.left_behind.raise();
     }
 
+    /// The calling thread, if it is one of the crew.
+    fn own_thread(&self) -> Option<String> {
+        let own = std::thread::current().id();
+        let roll = self.roll.lock();
+        let is_own = |member: &&Member| member.thread.as_ref().is_some_and(|thread| thread.thread().id() == own);
+        roll.members.iter().find(is_own).map(|member| member.name.clone())
+    }
+
     /// The name of a thread that failed, or that has shown no sign of life for [`STUCK_AFTER`].
     pub(crate) fn stuck(&self) -> Option<String> {
         let roll = self.roll.lock();
@@ -230,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_panic_stops_the_crew_and_is_returned_by_join() {
-        let crew = Crew::new();
+        let crew = Crew::begun();
         let stop = crew.stop().clone();
         crew.spawn("waits", move |_| {
             stop.wait(Duration::from_secs(10));
@@ -247,7 +288,7 @@ mod tests {
 
     #[test]
     fn join_does_not_wait_for_threads_that_are_left_behind() {
-        let crew = Crew::new();
+        let crew = Crew::begun();
         let (gate, closed) = bounded::<Never>(0);
         crew.spawn("hangs", move |_| {
             _ = closed.recv();
@@ -261,8 +302,17 @@ mod tests {
     }
 
     #[test]
+    fn threads_whose_gate_is_dropped_end_without_having_begun() {
+        let (crew, gate) = Crew::new();
+        crew.spawn("waits", |_| panic!("the gate is closed")).unwrap();
+        assert!(crew.join(Some(Duration::from_millis(10))).is_err(), "it waits at the gate");
+        drop(gate);
+        crew.join(Some(Duration::from_secs(5))).unwrap();
+    }
+
+    #[test]
     fn join_names_the_threads_that_go_on() {
-        let crew = Crew::new();
+        let crew = Crew::begun();
         let stop = crew.stop().clone();
         crew.spawn("goes-on", move |_| {
             stop.wait(Duration::from_secs(10));

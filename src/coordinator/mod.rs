@@ -29,7 +29,7 @@ use crate::metrics::WorkerMetrics;
 use crate::overview::Overview;
 use crate::plan::{Policy, Stance, Standing, WorkerState, stance};
 use crate::reconnect::{End, Reconnect};
-use crate::status::Assignment;
+use crate::status::{Assignment, Board};
 use crate::store::Registration;
 use crate::store::fence::Owner;
 use crate::store::session::Session;
@@ -99,6 +99,7 @@ impl Coordinator {
     pub(crate) fn run(self, session: Session, pulse: &Pulse) -> Result<(), Error> {
         let Self { parts, mut runners, mut assigned, mut interrupted, mut complaints } = self;
         let context = &parts.context;
+        let _ended = ShowsEnded(context.board.clone());
         let mut first = Some(session);
         let mut leaving_since = None;
         let is_given_up =
@@ -130,9 +131,17 @@ impl Coordinator {
                 context.worker()
             );
         }
-        context.board.set_assignment(None);
-        context.board.set_state(WorkerState::Stopped);
         Ok(())
+    }
+}
+
+/// Shows that the worker has stopped when its coordinator ends, also by an error or a panic.
+struct ShowsEnded(Board);
+
+impl Drop for ShowsEnded {
+    fn drop(&mut self) {
+        self.0.set_assignment(None);
+        self.0.set_state(WorkerState::Stopped);
     }
 }
 

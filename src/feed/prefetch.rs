@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn answers_to_a_dropped_request_are_never_taken_later() {
-        let crew = Crew::new();
+        let crew = Crew::begun();
         let (finish_reading, read) = bounded(1);
         let (given, outcomes) = bounded(1);
         let requests = reader(&crew, read, given);
@@ -326,7 +326,7 @@ mod tests {
         let bounds = Bounds { events: 10, bytes: 1_000_000, event_bytes: 1_000_000 };
         let sessions = Sessions::Shared;
         let reader = Reader { pool, sessions, names: Names::default(), scope: Scope::all(), bounds };
-        let requests = reader.spawn(&Crew::new(), "reader".into()).unwrap();
+        let requests = reader.spawn(&Crew::begun(), "reader".into()).unwrap();
         for after in [0, 500, 3, 777, 250, 16, 900] {
             let (request, reading) = ask(Range { keys: KeySet::all(), after, upto: 1_000 });
             requests.send_timeout(request, Duration::from_secs(10)).unwrap();

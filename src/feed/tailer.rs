@@ -27,9 +27,10 @@ use crate::threads::{Pulse, Waker};
 
 const FOLLOWING: &str = "following the events";
 
-#[derive(Debug)]
 pub(crate) struct Tailer {
     pub(crate) context: Context,
+    /// Its first connection.
+    pub(crate) first: Receiver<Session>,
     /// The projections that the worker runs.
     pub(crate) projections: Vec<Known>,
     pub(crate) feed: Feed,
@@ -74,7 +75,10 @@ impl Tailer {
 
     /// Follows the events on one connection until it fails or the worker stops.
     fn follow(&self, pulse: &Pulse, connection: &mut Reconnect<'_>) -> Result<(), Failure> {
-        let session = self.context.shortage.note(|| self.context.open())?;
+        let session = match self.first.try_recv() {
+            Ok(session) => session,
+            Err(_) => self.context.shortage.note(|| self.context.open())?,
+        };
         self.feed.begin_epoch();
         let takes_census = self.context.sessions.member().is_some();
         let mut sight =

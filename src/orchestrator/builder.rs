@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::hosted::Hosted;
 use super::worker::Orchestrator;
 use crate::config::{Bytes, Config, Declared, Retry, setter, setters, variable, with_options};
 use crate::database::Database;
@@ -10,7 +11,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
 use crate::plan::WorkerId;
-use crate::projection::{Projection, StartAt};
+use crate::projection::Projection;
 use crate::status::Board;
 use crate::store::Names;
 use crate::threads::{Crew, Waker};
@@ -138,34 +139,28 @@ impl Builder {
     /// # Errors
     ///
     /// [`Error::InvalidConfig`] names the first setting that is out of bounds or contradicts
-    /// another, its value and the bound.
+    /// another, its value and the bound, or the method of a projection that panicked.
     pub fn build(self) -> Result<Orchestrator, Error> {
-        let names: Vec<&str> = self.projections.iter().map(|projection| projection.name()).collect();
+        let projections: Vec<Hosted> = self.projections.into_iter().map(Hosted::new).collect::<Result<_, _>>()?;
+        let names: Vec<&str> = projections.iter().map(Hosted::name).collect();
         self.config.validate(&names)?;
-        let starts = self.projections.iter().map(|projection| (projection.name(), projection.start_at()));
-        for (name, start) in starts {
-            if let StartAt::Position(position @ ..0) = start {
-                let problem = format!(
-                    "projection {name:?} cannot start there: positions begin with 1, and 0 is before the first"
-                );
-                return Err(Error::config("start_at", position.to_string(), problem));
-            }
-        }
         let metrics = match self.metrics {
             Some(metrics) => metrics,
             None => Metrics::new()?,
         };
         let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
-        let projections = self.projections.iter().map(|projection| projection.name().to_owned());
+        let names = names.into_iter().map(str::to_owned);
         let coordination = Waker::new();
+        let (crew, gate) = Crew::new();
         Ok(Orchestrator {
             overview: Overview::new(coordination.0.clone()),
             coordination,
-            board: Board::new(WorkerId(uuid::Uuid::new_v4()), &self.config.replica_set, projections, self.config.lanes),
-            crew: Crew::new(),
+            board: Board::new(WorkerId(uuid::Uuid::new_v4()), &self.config.replica_set, names, self.config.lanes),
+            crew,
+            gate,
             database: self.database.for_worker(&application_name),
             config: self.config,
-            projections: self.projections,
+            projections,
             metrics,
         })
     }

@@ -4,19 +4,26 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
+use super::reach::Outcome;
 use crate::error::Error;
 use crate::http::HealthProbe;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
 use crate::plan::{WorkerId, WorkerState};
 use crate::status::{Assignment, Board, Status};
-use crate::threads::Crew;
+use crate::threads::{Crew, safely};
 
 /// How long a worker that is being dropped waits for its threads: enough for one batch of a
 /// well-behaved handler, and for leaving the replica set.
-pub(super) const DROP_PATIENCE: Duration = Duration::from_secs(10);
+const DROP_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running worker. Dropping it stops the worker and waits for it, at most 10 s.
+/// How long a worker that is asked to stop while it starts waits for the start to end. It may be
+/// waiting for a server that does not answer, and is then left behind: should it succeed after all,
+/// the worker leaves the replica set.
+const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A running worker. Dropping it stops the worker and waits for it, at most 10 s; not at all in one
+/// of the worker's own handlers.
 #[derive(Debug)]
 pub struct Handle {
     pub(super) crew: Crew,
@@ -80,8 +87,9 @@ impl Handle {
     /// # Errors
     ///
     /// [`Error::ShutdownTimeout`] if a handler takes longer. The threads then continue to end; if
-    /// the process exits before that, other workers process what was not committed. If a thread
-    /// failed before, the error of [`join`](Self::join).
+    /// the process exits before that, other workers process what was not committed.
+    /// [`Error::OwnThread`] if a handler of this worker calls it: the worker leaves then as well. If
+    /// a thread failed before, the error of [`join`](Self::join).
     pub fn shutdown(mut self, timeout: Duration) -> Result<(), Error> {
         self.crew.stop().raise();
         self.waited_for = true;
@@ -94,10 +102,24 @@ impl Handle {
     /// # Errors
     ///
     /// The failure of the thread: [`Error::ThreadPanicked`], or [`Error::Schema`] if positions of
-    /// events are handed out again.
+    /// events are handed out again. [`Error::OwnThread`] if a handler of this worker calls it; since
+    /// the handle is gone then, the worker leaves.
     pub fn join(mut self) -> Result<(), Error> {
         self.waited_for = true;
         self.crew.join(None)
+    }
+}
+
+impl Handle {
+    /// Gives up a start that is under way.
+    pub(super) fn give_up(mut self, started: &Outcome<()>) -> Result<(), Error> {
+        self.crew.stop().raise();
+        self.waited_for = true;
+        match started.recv_timeout(GIVE_UP_PATIENCE) {
+            Ok(Ok(())) => self.crew.join(None),
+            // What it failed for does not matter any more.
+            Ok(Err(_)) | Err(_) => Ok(()),
+        }
     }
 }
 
@@ -108,11 +130,8 @@ impl Drop for Handle {
             return;
         }
         if let Err(error) = self.crew.join(Some(DROP_PATIENCE)) {
-            log::warn!(
-                "worker dropped: replica_set={} worker={} error={error}",
-                self.board.replica_set(),
-                self.board.worker_id()
-            );
+            let (replica_set, worker) = (self.board.replica_set(), self.board.worker_id());
+            safely(|| log::warn!("worker dropped: replica_set={replica_set} worker={worker} error={error}"));
         }
     }
 }

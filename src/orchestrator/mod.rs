@@ -3,7 +3,9 @@
 
 mod builder;
 mod handle;
+mod hosted;
 mod reach;
+mod register;
 mod start;
 mod worker;
 

@@ -1,35 +1,53 @@
-//! Reaches the database before the worker has threads: on a thread of its own, with retries.
+//! Reaches the database before the worker has registered: on a thread of its own, with retries.
+//!
+//! The database client refuses to block a thread that belongs to an asynchronous runtime, and
+//! panics when it is dropped there. So no connection ever gets to the caller's thread: it only
+//! waits for a thread of the library, and can leave that behind.
 
 use std::time::{Duration, Instant};
 
-use crate::backoff::Backoff;
-use crate::error::{Error, panic_message};
+use crossbeam_channel::{Receiver, bounded};
 
-/// Executes `attempt`. While the server is away it retries for up to `wait`, after a pause each
-/// time. `pause` returns false if there is no reason to continue.
-///
-/// The database client refuses to block a thread that belongs to an asynchronous runtime. So this
-/// function blocks a thread of its own, and the caller only waits for that.
-pub(super) fn once_reached<T: Send>(
+use crate::backoff::Backoff;
+use crate::error::Error;
+use crate::threads::{Stop, caught};
+
+/// The outcome of work on another thread, to be received once.
+pub(super) type Outcome<T> = Receiver<Result<T, Error>>;
+
+/// Executes `work` on a thread of its own. A panic is an error; what the work owns is dropped
+/// there.
+pub(super) fn elsewhere<T: Send + 'static>(
     thread: &str,
-    wait: Duration,
-    pause: impl FnMut(Duration) -> bool + Send,
-    attempt: impl FnMut() -> Result<T, Error> + Send,
-) -> Result<T, Error> {
-    std::thread::scope(|scope| {
-        let work = std::thread::Builder::new()
-            .name(thread.to_owned())
-            .spawn_scoped(scope, move || patiently(wait, pause, attempt))
-            .map_err(|source| Error::Spawn { thread: thread.to_owned(), source })?;
-        work.join().unwrap_or_else(|payload| {
-            Err(Error::ThreadPanicked { thread: thread.to_owned(), message: panic_message(&*payload) })
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<Outcome<T>, Error> {
+    let (sender, outcome) = bounded(1);
+    let panicked = {
+        let thread = thread.to_owned();
+        move |message| Err(Error::ThreadPanicked { thread, message })
+    };
+    std::thread::Builder::new()
+        .name(thread.to_owned())
+        .spawn(move || {
+            // The caller may have left.
+            _ = sender.send(caught(work).unwrap_or_else(panicked));
         })
+        .map_err(|source| Error::Spawn { thread: thread.to_owned(), source })?;
+    Ok(outcome)
+}
+
+/// Waits for the outcome.
+pub(super) fn settled<T>(outcome: &Outcome<T>) -> Result<T, Error> {
+    outcome.recv().unwrap_or_else(|_| {
+        Err(Error::ThreadPanicked { thread: "pup-start".to_owned(), message: "it ended without an outcome".to_owned() })
     })
 }
 
-fn patiently<T>(
+/// Executes `attempt`. While the server is away it retries for up to `wait`, and until it is asked
+/// to stop.
+pub(super) fn once_reached<T>(
     wait: Duration,
-    mut pause: impl FnMut(Duration) -> bool,
+    stop: &Stop,
     mut attempt: impl FnMut() -> Result<T, Error>,
 ) -> Result<T, Error> {
     let begun = Instant::now();
@@ -42,7 +60,7 @@ fn patiently<T>(
                 if backoff.is_worth_logging() {
                     log::warn!("the database is away, waited for: at_most={left:?} error={error}");
                 }
-                if !pause(backoff.next_delay().min(left)) {
+                if stop.wait(backoff.next_delay().min(left)) {
                     return Err(error);
                 }
             }
@@ -63,31 +81,41 @@ mod tests {
 
     #[test]
     fn retries_last_only_while_the_server_is_away() {
+        let stop = Stop::new();
         let mut failures = 3;
         let mut attempt = || {
             failures -= 1;
             if failures > 0 { Err(away()) } else { Ok(failures) }
         };
-        assert_eq!(once_reached("t", LONG, |_| true, &mut attempt).unwrap(), 0);
+        assert_eq!(once_reached(LONG, &stop, &mut attempt).unwrap(), 0);
 
         let mut attempts = 0;
         let refused = || {
             attempts += 1;
             Err::<(), _>(Error::Schema { problem: "no table".into() })
         };
-        assert!(matches!(once_reached("t", LONG, |_| true, refused), Err(Error::Schema { .. })));
+        assert!(matches!(once_reached(LONG, &stop, refused), Err(Error::Schema { .. })));
         assert_eq!(attempts, 1, "what waiting does not change is said at once");
     }
 
     #[test]
-    fn retries_end_when_the_time_is_over_or_the_pause_says_so() {
+    fn retries_end_when_the_time_is_over_or_a_stop_is_heard() {
+        let stop = Stop::new();
         let mut attempts = 0;
         let mut attempt = || {
             attempts += 1;
             Err::<(), _>(away())
         };
-        assert!(once_reached("t", Duration::ZERO, |_| true, &mut attempt).unwrap_err().is_away());
-        assert!(once_reached("t", LONG, |_| false, &mut attempt).unwrap_err().is_away());
+        assert!(once_reached(Duration::ZERO, &stop, &mut attempt).unwrap_err().is_away());
+        stop.raise();
+        assert!(once_reached(LONG, &stop, &mut attempt).unwrap_err().is_away());
         assert_eq!(attempts, 2);
+    }
+
+    #[test]
+    fn a_panic_elsewhere_is_an_error() {
+        let outcome = elsewhere("pup-test", || -> Result<(), Error> { panic!("the tests say so") }).unwrap();
+        let error = settled(&outcome).unwrap_err();
+        assert!(matches!(&error, Error::ThreadPanicked { thread, .. } if thread == "pup-test"), "{error:?}");
     }
 }

@@ -1,10 +1,14 @@
-//! Starts the threads of a worker.
+//! Creates the threads of a worker, and lets them begin once it is registered.
+//!
+//! *Invariant:* all that can fail is done before the worker registers. So a start that fails leaves
+//! nothing in the database, and nothing has to be undone.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::hosted::Hosted;
+use super::register::Registered;
 use crate::config::Config;
 use crate::context::Context;
 use crate::coordinator::{Coordinator, Parts, Runners};
@@ -17,32 +21,67 @@ use crate::leave;
 use crate::listener::Listener;
 use crate::metrics::WorkerMetrics;
 use crate::overview::Overview;
-use crate::projection::{Projection, Scope};
+use crate::projection::Scope;
 use crate::runner::Runner;
 use crate::store::Registration;
 use crate::store::session::Session;
-use crate::threads::{Crew, Waker};
+use crate::threads::{Crew, Gate, Waker, safely};
 use crate::trust::Trust;
 
 /// Everything from which the threads of a worker are made.
 pub(super) struct Start {
     pub(super) context: Context,
     pub(super) config: Config,
-    pub(super) projections: Vec<Arc<dyn Projection>>,
+    pub(super) projections: Vec<Hosted>,
     pub(super) registration: Registration,
     pub(super) crew: Crew,
     pub(super) overview: Overview,
     /// The waker of the coordinator, and the receiver on which it is woken.
     pub(super) coordination: (Waker, Receiver<()>),
-    /// When the registration began.
-    pub(super) begun: Instant,
+}
+
+/// A worker whose threads wait for it to be registered. If it is dropped, they end.
+pub(super) struct Prepared {
+    context: Context,
+    trust: Trust,
+    pub(super) pool: Pool,
+    /// Gives the coordinator the session in which the worker was registered, and when that began.
+    registered: Sender<(Session, Instant)>,
+    for_tailer: Sender<Session>,
+    for_listener: Sender<Session>,
+    gate: Gate,
+}
+
+impl Prepared {
+    /// Lets the threads begin.
+    pub(super) fn begin(self, worker: Registered, projections: usize) {
+        let Self { context, trust, registered, for_tailer, for_listener, gate, .. } = self;
+        let Registered { session, begun, warnings, .. } = worker;
+        trust.renew(begun);
+        context.board.heartbeat_answered(begun);
+        context.metrics.workers_registered.inc();
+        // There is room for each, and the threads wait.
+        _ = registered.try_send((session, begun));
+        _ = for_tailer.try_send(worker.for_tailer);
+        _ = for_listener.try_send(worker.for_listener);
+        gate.open();
+        let (replica_set, worker, database) = (context.replica_set(), context.worker(), context.database.target());
+        safely(|| {
+            for warning in warnings {
+                warning.log(replica_set);
+            }
+            log::info!(
+                "registered: replica_set={replica_set} worker={worker} projections={projections} database={database}"
+            );
+        });
+    }
 }
 
 impl Start {
-    /// Starts all threads. `session` is the one in which the worker was registered.
-    pub(super) fn threads(self, session: Session) -> Result<(), Error> {
+    /// Creates all threads, which wait at the gate.
+    pub(super) fn threads(self, gate: Gate) -> Result<Prepared, Error> {
+        let context = self.context.clone();
         let trust = Trust::new(self.config.stale_worker_timeout);
-        trust.renew(self.begun);
         let metrics = self.context.metrics.worker(&self.context.worker().to_string());
         let (feed, hints) = Feed::new(self.config.bounds());
         let pool = self.context.database.pool(PoolOptions {
@@ -54,15 +93,22 @@ impl Start {
         let (wakes_coordinator, woken) = self.coordination;
         let (says_missing, missing) = Waker::new();
 
-        let listener =
-            Listener { context: self.context.clone(), coordinator: wakes_coordinator, tailer: feed.hint().clone() };
+        let (for_listener, first_of_listener) = bounded(1);
+        let listener = Listener {
+            context: self.context.clone(),
+            first: first_of_listener,
+            coordinator: wakes_coordinator,
+            tailer: feed.hint().clone(),
+        };
         self.crew.spawn("pup-listen", move |pulse| listener.run(pulse))?;
 
+        let (for_tailer, first) = bounded(1);
         let tailer = Tailer {
             context: self.context.clone(),
+            first,
             projections: self.registration.projections.clone(),
             feed: feed.clone(),
-            scope: union(self.projections.iter().map(|projection| projection.scope())),
+            scope: union(self.projections.iter().map(|hosted| hosted.scope.clone())),
             bounds: self.config.bounds(),
             poll: self.config.event_poll,
             // For operators, the report is also a sign that the worker is alive.
@@ -79,39 +125,43 @@ impl Start {
             heartbeat_interval: self.config.heartbeat_interval,
             poll_interval: self.config.poll_interval,
             shortage_limit: self.config.stale_worker_timeout,
-            pool,
+            pool: pool.clone(),
             feed,
-            trust,
+            trust: trust.clone(),
             overview: self.overview,
             metrics,
             woken,
             missing,
         };
-        let coordinator = Coordinator::new(parts, runners, self.begun);
-        self.crew.spawn("pup-coord", move |pulse| coordinator.run(session, pulse))
+        let (registered, registration) = bounded(1);
+        self.crew.spawn("pup-coord", move |pulse| match registration.recv() {
+            Ok((session, begun)) => Coordinator::new(parts, runners, begun).run(session, pulse),
+            // It was never registered.
+            Err(_) => Ok(()),
+        })?;
+        Ok(Prepared { context, trust, pool, registered, for_tailer, for_listener, gate })
     }
 
     fn runners(&self, pool: &Pool, feed: &Feed, trust: &Trust, metrics: &WorkerMetrics) -> Result<Runners, Error> {
         let Self { context, config, .. } = self;
-        let lanes =
-            self.projections.iter().flat_map(|projection| (0..config.lanes).map(move |lane| (projection, lane)));
+        let lanes = self.projections.iter().flat_map(|hosted| (0..config.lanes).map(move |lane| (hosted, lane)));
         // A runner sends at most two reports between two commands.
         let (reports, inbox) = bounded(4 * config.lanes * self.projections.len());
         let mut runners = Runners::new(inbox);
-        for (index, (projection, lane)) in lanes.enumerate() {
+        for (index, (hosted, lane)) in lanes.enumerate() {
             let reader = Reader {
                 pool: pool.clone(),
                 sessions: context.sessions,
                 names: context.names.clone(),
-                scope: projection.scope(),
+                scope: hosted.scope.clone(),
                 bounds: config.bounds(),
             };
             let runner = Runner {
                 context: context.clone(),
                 index,
                 lane,
-                projection: projection.clone(),
-                scope: projection.scope(),
+                projection: hosted.projection.clone(),
+                scope: hosted.scope.clone(),
                 pool: pool.clone(),
                 feed: feed.clone(),
                 follower: feed.follow(),
@@ -119,9 +169,9 @@ impl Start {
                 retry: config.retry.clone(),
                 idle_limit: config.stale_worker_timeout,
                 trust: trust.clone(),
-                metrics: context.metrics.projection(projection.name()),
-                own_metrics: metrics.projection(projection.name()),
-                commands: runners.add(projection.name()),
+                metrics: context.metrics.projection(hosted.name()),
+                own_metrics: metrics.projection(hosted.name()),
+                commands: runners.add(hosted.name()),
                 reports: reports.clone(),
             };
             self.crew.spawn(format!("pup-run-{index:02}"), move |pulse| {

@@ -1,12 +1,11 @@
 //! A worker that can be started.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use crossbeam_channel::{Receiver, select};
 
-use crossbeam_channel::{Receiver, after, select};
-
-use super::handle::{DROP_PATIENCE, Handle, probe};
-use super::reach::once_reached;
+use super::handle::{Handle, probe};
+use super::hosted::Hosted;
+use super::reach::{Outcome, elsewhere, once_reached, settled};
+use super::register::register;
 use super::start::Start;
 use crate::config::Config;
 use crate::context::Context;
@@ -15,12 +14,11 @@ use crate::error::Error;
 use crate::http::HealthProbe;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
-use crate::projection::Projection;
 use crate::shortage::Shortage;
 use crate::status::Board;
-use crate::store::session::{Session, Sessions};
-use crate::store::{Known, Registration, coordination, migrations, preflight};
-use crate::threads::{Crew, Waker};
+use crate::store::session::Sessions;
+use crate::store::{Registration, migrations, preflight};
+use crate::threads::{Crew, Gate, Waker};
 
 /// A worker that can be started: it runs its projections as a member of a replica set.
 ///
@@ -45,19 +43,12 @@ pub struct Orchestrator {
     /// The waker of the coordinator, and the receiver on which it is woken.
     pub(super) coordination: (Waker, Receiver<()>),
     pub(super) crew: Crew,
+    /// Where the threads of the crew wait until the worker is registered.
+    pub(super) gate: Gate,
     pub(super) database: Database,
     pub(super) config: Config,
-    pub(super) projections: Vec<Arc<dyn Projection>>,
+    pub(super) projections: Vec<Hosted>,
     pub(super) metrics: Metrics,
-}
-
-/// A worker that has been registered.
-struct Registered {
-    registration: Registration,
-    /// The session that holds the "alive" lock.
-    session: Session,
-    /// When the registration began.
-    begun: Instant,
 }
 
 impl std::fmt::Debug for Orchestrator {
@@ -79,11 +70,16 @@ impl Orchestrator {
     /// than the library; [`Error::MissingPrivilege`] if the user may not create them. Then nothing
     /// has been changed.
     pub fn migrate(&self) -> Result<(), Error> {
-        once_reached("pup-migrate", self.config.database_wait, pause, || {
-            let mut client = self.database.connect()?;
-            preflight::server(&mut client)?;
-            migrations::migrate(client, &self.config.names)
-        })
+        let (database, names, wait) = (self.database.clone(), self.config.names.clone(), self.config.database_wait);
+        let stop = self.crew.stop().clone();
+        let outcome = elsewhere("pup-migrate", move || {
+            once_reached(wait, &stop, || {
+                let mut client = database.connect()?;
+                preflight::server(&mut client)?;
+                migrations::migrate(client, &names)
+            })
+        })?;
+        settled(&outcome)
     }
 
     /// A probe with which a [`MetricsServer`](crate::MetricsServer) answers for this worker's
@@ -107,95 +103,71 @@ impl Orchestrator {
     /// # Errors
     ///
     /// What is wrong with the server, the schema or the user's privileges, or
-    /// [`Error::ProjectionClaimed`]. Then no thread runs and the worker is not registered.
+    /// [`Error::ProjectionClaimed`], or [`Error::Spawn`] if the system gives no more threads. Then
+    /// no thread runs and the worker is not registered.
     pub fn start(self) -> Result<Handle, Error> {
-        let registered = self.register(pause)?;
-        self.begin(registered)
-    }
-
-    fn begin(self, Registered { registration, session, begun }: Registered) -> Result<Handle, Error> {
-        let context = Context {
-            database: self.database,
-            names: self.config.names.clone(),
-            sessions: registration.sessions,
-            stop: self.crew.stop().clone(),
-            board: self.board.clone(),
-            metrics: self.metrics.for_replica_set(&self.config.replica_set),
-            shortage: Shortage::default(),
-        };
-        self.board.heartbeat_answered(begun);
-        context.metrics.workers_registered.inc();
-        log::info!(
-            "registered: replica_set={} worker={} projections={} database={}",
-            context.replica_set(),
-            context.worker(),
-            self.projections.len(),
-            context.database.target()
-        );
-        let start = Start {
-            context,
-            config: self.config,
-            projections: self.projections,
-            registration,
-            crew: self.crew.clone(),
-            overview: self.overview.clone(),
-            coordination: self.coordination,
-            begun,
-        };
-        if let Err(error) = start.threads(session) {
-            self.crew.stop().raise();
-            self.crew.join(Some(DROP_PATIENCE)).ok();
-            return Err(error);
-        }
-        Ok(Handle {
-            crew: self.crew,
-            board: self.board,
-            overview: self.overview,
-            metrics: self.metrics,
-            waited_for: false,
-        })
+        let (handle, started) = self.begin()?;
+        settled(&started)?;
+        Ok(handle)
     }
 
     /// Starts the worker and blocks until `shutdown` becomes ready or disconnected, or the worker
     /// fails. Then leaves gracefully, and waits for the handlers to finish what they have begun.
     ///
+    /// A start that is under way is given up within a second, whatever the server does.
+    ///
     /// # Errors
     ///
     /// Those of [`start`](Self::start), and those of [`Handle::join`].
     pub fn run(self, shutdown: &Receiver<()>) -> Result<(), Error> {
-        let mut is_asked_to_stop = false;
-        let registered = self.register(|delay| {
-            select! {
-                recv(shutdown) -> _ => is_asked_to_stop = true,
-                default(delay) => {}
-            }
-            !is_asked_to_stop
-        });
-        if is_asked_to_stop {
-            return Ok(());
+        let (handle, started) = self.begin()?;
+        select! {
+            recv(started) -> outcome => outcome.unwrap_or_else(|_| settled(&started))?,
+            recv(shutdown) -> _ => return handle.give_up(&started),
         }
-        self.begin(registered?)?.run_until(shutdown)
+        handle.run_until(shutdown)
     }
 
-    /// Waits until the server can be reached, verifies that this worker can work there, and
-    /// registers it.
-    fn register(&self, pause: impl FnMut(Duration) -> bool + Send) -> Result<Registered, Error> {
-        let names = &self.config.names;
-        once_reached("pup-start", self.config.database_wait, pause, || {
-            let (begun, registration) = (Instant::now(), self.registration());
-            // Read before the library sets its own path: handlers will have this one.
-            let mut client = self.database.connect()?;
-            preflight::server(&mut client)?;
-            let path = preflight::path(&mut client)?;
-            let session = Session::of(client, registration.sessions)?;
-            let mut session = session.hold_alive()?;
-            let warnings = preflight::schema(&mut session, names, &path)?;
-            coordination::register(&mut session, names, &registration)?;
-            for warning in warnings {
-                warning.log(&self.config.replica_set);
+    /// Begins the start on a thread of its own. If it fails, the drop of the handle ends the
+    /// threads.
+    fn begin(self) -> Result<(Handle, Outcome<()>), Error> {
+        let handle = Handle {
+            crew: self.crew.clone(),
+            board: self.board.clone(),
+            overview: self.overview.clone(),
+            metrics: self.metrics.clone(),
+            waited_for: false,
+        };
+        let started = elsewhere("pup-start", move || {
+            let (registration, wait) = (self.registration(), self.config.database_wait);
+            let context = Context {
+                metrics: self.metrics.for_replica_set(&self.config.replica_set),
+                database: self.database,
+                names: self.config.names.clone(),
+                sessions: registration.sessions,
+                stop: self.crew.stop().clone(),
+                board: self.board,
+                shortage: Shortage::default(),
+            };
+            let start = Start {
+                context: context.clone(),
+                config: self.config,
+                projections: self.projections,
+                registration: registration.clone(),
+                crew: self.crew,
+                overview: self.overview,
+                coordination: self.coordination,
+            };
+            let prepared = start.threads(self.gate)?;
+            // Nothing if the worker was asked to stop.
+            if let Some(registered) =
+                once_reached(wait, &context.stop, || register(&context, &registration, &prepared.pool))?
+            {
+                prepared.begin(registered, registration.projections.len());
             }
-            Ok(Registered { registration, session, begun })
-        })
+            Ok(())
+        })?;
+        Ok((handle, started))
     }
 
     fn registration(&self) -> Registration {
@@ -204,9 +176,7 @@ impl Orchestrator {
             replica_set: self.config.replica_set.clone(),
             host: host_name(),
             pid: i32::try_from(std::process::id()).unwrap_or(0),
-            projections: (self.projections.iter())
-                .map(|p| Known { name: p.name().to_owned(), start_at: p.start_at() })
-                .collect(),
+            projections: self.projections.iter().map(|hosted| hosted.known.clone()).collect(),
             lanes: self.config.lanes,
             sessions: match self.config.session_loss_grace {
                 Some(_) => Sessions::Own(self.board.worker_id()),
@@ -215,12 +185,6 @@ impl Orchestrator {
             stale_worker_timeout: self.config.stale_worker_timeout,
         }
     }
-}
-
-/// Waits for the next attempt.
-fn pause(delay: Duration) -> bool {
-    _ = after(delay).recv();
-    true
 }
 
 fn host_name() -> String {

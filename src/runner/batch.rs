@@ -1,19 +1,18 @@
 //! One batch: one transaction that commits the handler's writes together with the checkpoint (I1),
 //! protected by the fence (I4).
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use postgres::Transaction;
 
 use super::failure::Failure;
-use crate::error::panic_message;
 use crate::event::Event;
 use crate::metrics::ProjectionMetrics;
 use crate::projection::Projection;
 use crate::store::events::Batch;
 use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Owner, Statements};
 use crate::store::session::{Session, Sessions};
+use crate::threads::caught;
 
 /// A batch that has taken this long is committed with the events handled so far. This keeps read
 /// models fresh and row locks short when handlers are slow.
@@ -99,8 +98,8 @@ fn handle(
     let mut handled = 0;
     let durations = metrics.processing_duration.local();
     while let Some(rest) = events.get(handled..).filter(|rest| !rest.is_empty()) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| projection.handle_batch(tx, rest)))
-            .unwrap_or_else(|payload| Err(format!("the handler panicked: {}", panic_message(&*payload)).into()));
+        let outcome = caught(|| projection.handle_batch(tx, rest))
+            .unwrap_or_else(|message| Err(format!("the handler panicked: {message}").into()));
         let count = outcome
             .and_then(|count| match count {
                 1.. if count <= rest.len() => Ok(count),

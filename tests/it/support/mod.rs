@@ -8,6 +8,7 @@ mod process;
 #[path = "../../../examples/support/server.rs"]
 mod server;
 
+pub(crate) mod alone;
 pub(crate) mod browser;
 pub(crate) mod cluster;
 pub(crate) mod frozen;

@@ -1,0 +1,38 @@
+//! What a projection says of itself. It is asked once, before anything is started, so that a panic
+//! of the user's code is an error of [`build`](super::Builder::build).
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::projection::{Projection, Scope, StartAt};
+use crate::store::Known;
+use crate::threads::caught;
+
+/// A projection, and what it says of itself.
+pub(super) struct Hosted {
+    pub(super) projection: Arc<dyn Projection>,
+    pub(super) known: Known,
+    pub(super) scope: Scope,
+}
+
+impl Hosted {
+    pub(super) fn new(projection: Arc<dyn Projection>) -> Result<Self, Error> {
+        let name = asked("name() of a projection", || projection.name().to_owned())?;
+        let start_at = asked(&format!("start_at() of projection {name:?}"), || projection.start_at())?;
+        let scope = asked(&format!("scope() of projection {name:?}"), || projection.scope())?;
+        if let StartAt::Position(position @ ..0) = start_at {
+            let problem =
+                format!("projection {name:?} cannot start there: positions begin with 1, and 0 is before the first");
+            return Err(Error::config("start_at", position.to_string(), problem));
+        }
+        Ok(Self { projection, known: Known { name, start_at }, scope })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.known.name
+    }
+}
+
+fn asked<T>(method: &str, answer: impl FnOnce() -> T) -> Result<T, Error> {
+    caught(answer).map_err(|message| Error::config(method, "unknown", format!("it panicked: {message}")))
+}

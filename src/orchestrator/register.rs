@@ -1,0 +1,52 @@
+//! Registers a worker: the last step of a start that can fail.
+
+use std::time::{Duration, Instant};
+
+use crate::context::Context;
+use crate::database::Pool;
+use crate::error::Error;
+use crate::store::preflight::{self, Warning};
+use crate::store::session::Session;
+use crate::store::{Registration, coordination};
+
+/// How long the pool has to open all connections.
+const POOL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A worker that has been registered.
+pub(super) struct Registered {
+    /// The session that holds the "alive" lock.
+    pub(super) session: Session,
+    /// The first connection of the tailer, and of the listener.
+    pub(super) for_tailer: Session,
+    pub(super) for_listener: Session,
+    /// When the registration began.
+    pub(super) begun: Instant,
+    /// What an operator should know of the schema.
+    pub(super) warnings: Vec<Warning>,
+}
+
+/// Verifies that the worker can work there, and registers it, unless it has been asked to stop.
+///
+/// It first opens all connections that the worker needs. Otherwise the worker would be given a
+/// partition that it cannot process.
+pub(super) fn register(
+    context: &Context,
+    registration: &Registration,
+    pool: &Pool,
+) -> Result<Option<Registered>, Error> {
+    let begun = Instant::now();
+    // Read before the library sets its own path: handlers will have this one.
+    let mut client = context.database.open()?;
+    preflight::server(&mut client)?;
+    let path = preflight::path(&mut client)?;
+    let session = Session::new(client, registration.sessions).map_err(Error::database("setting the session up"))?;
+    let mut session = session.hold_alive()?;
+    let warnings = preflight::schema(&mut session, &context.names, &path)?;
+    let (for_tailer, for_listener) = (context.open()?, context.open()?);
+    pool.fill(POOL_PATIENCE)?;
+    if context.stop.is_raised() {
+        return Ok(None);
+    }
+    coordination::register(&mut session, &context.names, registration)?;
+    Ok(Some(Registered { session, for_tailer, for_listener, begun, warnings }))
+}

@@ -1,0 +1,216 @@
+//! The library within a program of somebody else's: it does no harm there, and its own end is seen.
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded};
+use postgres::{Client, NoTls, Transaction};
+use pupsourcing_orchestrator::{
+    BoxError, Error, Event, Handle, MetricsServer, Names, Orchestrator, Projection, Scope, StartAt,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::support::alone::alone;
+use crate::support::cluster::state_of;
+use crate::support::handlers::prepared;
+use crate::support::http::get;
+use crate::support::ledger::{Ledger, append_plainly};
+use crate::support::workers::{await_running, builder};
+use crate::support::{database, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Once it is `ARMED`, it panics with each line, as one does that prints to a closed pipe.
+struct BrokenLogger;
+
+static ARMED: AtomicBool = AtomicBool::new(false);
+
+impl log::Log for BrokenLogger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, _: &log::Record<'_>) {
+        assert!(!ARMED.load(Ordering::SeqCst), "failed printing to stderr: Broken pipe");
+    }
+
+    fn flush(&self) {}
+}
+
+fn client(url: &str) -> Client {
+    let mut client = Client::connect(url, NoTls).unwrap();
+    client.batch_execute(&Names::default().schema_sql()).unwrap();
+    Ledger::create_table(&mut client);
+    client
+}
+
+fn ledger_worker(url: &str) -> Orchestrator {
+    builder(url, "set").projection(Ledger::named("p")).build().unwrap()
+}
+
+fn workers(client: &mut Client) -> i64 {
+    client.query_one("SELECT count(*) FROM orchestrator_workers", &[]).unwrap().get(0)
+}
+
+#[test]
+fn a_worker_whose_logger_panics_ends_and_says_so() {
+    alone(|url| {
+        log::set_logger(&BrokenLogger).unwrap();
+        log::set_max_level(log::LevelFilter::Info);
+        let mut client = client(url);
+        let worker = ledger_worker(url).start().unwrap();
+        let server = MetricsServer::bind("127.0.0.1:0", worker.metrics().clone()).unwrap();
+        server.watch(worker.health());
+        await_running(&[&worker]);
+        let address = server.address().to_string();
+        assert_eq!((get(&address, "/livez").0, get(&address, "/readyz").0), (200, 200));
+
+        ARMED.store(true, Ordering::SeqCst);
+        let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                      WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        client.execute(others, &[]).unwrap();
+        eventually("both probes fail", SOON, || {
+            (get(&address, "/livez").0 == 503 && get(&address, "/readyz").0 == 503).then_some(())
+        });
+        let next = ledger_worker(url).start().expect("the worker is registered before anything is logged");
+        for error in [worker.shutdown(SOON).unwrap_err(), next.join().unwrap_err()] {
+            let text = error.to_string();
+            assert!(matches!(error, Error::ThreadPanicked { .. }) && text.contains("Broken pipe"), "{text}");
+        }
+    });
+}
+
+/// Panics in one of the methods that are asked before it handles anything.
+struct Panics(&'static str);
+
+impl Panics {
+    fn now(&self, method: &str) {
+        assert!(self.0 != method, "the tests say so");
+    }
+}
+
+impl Projection for Panics {
+    fn name(&self) -> &str {
+        self.now("name");
+        "p"
+    }
+
+    fn scope(&self) -> Scope {
+        self.now("scope");
+        Scope::all()
+    }
+
+    fn start_at(&self) -> StartAt {
+        self.now("start_at");
+        StartAt::Beginning
+    }
+
+    fn handle(&self, _: &mut Transaction<'_>, _: &Event) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_panic_in_what_a_projection_says_is_an_error_of_build() {
+    let database = database();
+    let mut client = prepared(&database);
+    for method in ["name", "scope", "start_at"] {
+        // What fails only when the worker starts would be an error of its start.
+        let started = builder(database.url(), "set").projection(Panics(method)).build().and_then(Orchestrator::start);
+        let error = started.unwrap_err();
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("{method}() of")) && text.contains("the tests say so"), "{text}");
+    }
+    assert_eq!(workers(&mut client), 0);
+}
+
+#[test]
+fn a_start_without_enough_threads_registers_nothing() {
+    alone(|url| {
+        let mut client = client(url);
+        let many = builder(url, "set").lanes(64).projection(Ledger::named("p")).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let limit = getrlimit(Resource::As);
+        // Enough for some threads, each of which has a stack of 2 MiB.
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+        let kibibytes: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
+        let enough_for_some = (kibibytes + (48 << 10)) << 10;
+        setrlimit(Resource::As, Rlimit { current: Some(enough_for_some), ..limit }).unwrap();
+        let started = runtime.block_on(async { many.start() });
+        setrlimit(Resource::As, limit).unwrap();
+        let error = started.unwrap_err();
+        assert!(matches!(&error, Error::Spawn { thread, .. } if thread != "pup-start"), "{error:?}");
+        assert_eq!(workers(&mut client), 0);
+        let worker = ledger_worker(url).start().unwrap();
+        await_running(&[&worker]);
+    });
+}
+
+#[test]
+fn run_ends_at_once_while_the_server_does_not_answer() {
+    // The kernel completes connections, and nothing is ever said on them.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://u@{}/d", silent.local_addr().unwrap());
+    let orchestrator = ledger_worker(&url);
+    let (stop, shutdown) = bounded(1);
+    let runs = std::thread::spawn(move || orchestrator.run(&shutdown));
+    let _connected = silent.accept().unwrap();
+    let begun = Instant::now();
+    stop.send(()).unwrap();
+    runs.join().unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(4), "took {:?}", begun.elapsed());
+}
+
+type OwnHandle = Arc<Mutex<Option<Handle>>>;
+/// Ends a worker; the error is what the caller is told.
+type End = fn(Handle) -> Option<Error>;
+
+/// Ends the worker that runs it.
+struct EndsItself {
+    ledger: Ledger,
+    handle: OwnHandle,
+    end: End,
+    ended: Sender<Option<Error>>,
+}
+
+impl Projection for EndsItself {
+    fn name(&self) -> &str {
+        self.ledger.name
+    }
+
+    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+        if let Some(handle) = self.handle.lock().unwrap().take() {
+            self.ended.send((self.end)(handle)).unwrap();
+        }
+        self.ledger.handle(tx, event)
+    }
+}
+
+#[test]
+fn a_worker_that_is_ended_by_its_own_handler_ends() {
+    let dropped: End = |handle| {
+        drop(handle);
+        None
+    };
+    let ends: [(End, bool); 3] =
+        [(|handle| handle.join().err(), true), (|handle| handle.shutdown(3 * SOON).err(), true), (dropped, false)];
+    for (end, is_told) in ends {
+        let database = database();
+        let mut client = prepared(&database);
+        let (handle, (sender, ended)) = (OwnHandle::default(), bounded(1));
+        let projection = EndsItself { ledger: Ledger::named("p"), handle: handle.clone(), end, ended: sender };
+        let worker = builder(database.url(), "set").projection(projection).build().unwrap().start().unwrap();
+        await_running(&[&worker]);
+        let id = worker.worker_id();
+        *handle.lock().unwrap() = Some(worker);
+        append_plainly(&mut client, 1, 1);
+        let outcome = ended.recv_timeout(SOON / 2).expect("it does not wait for itself");
+        let is_refused = matches!(&outcome, Some(Error::OwnThread { thread }) if thread == "pup-run-00");
+        assert_eq!((is_refused, outcome.is_some()), (is_told, is_told), "{outcome:?}");
+        eventually("it has left", SOON, || (state_of(&mut client, id).1.as_deref() == Some("left")).then_some(()));
+    }
+}
