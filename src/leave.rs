@@ -31,7 +31,7 @@ pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Resul
                 "leaving takes too long, cancelling statements: replica_set={} worker={} waited={patience:?} threads={running:?}",
                 context.replica_set(),
                 context.worker()
-            )
+            );
         });
         let database = context.database.clone();
         // On a thread of its own: a frozen server does not answer this either.
@@ -45,7 +45,7 @@ pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Resul
                     "threads left behind: replica_set={} worker={} threads={running:?}",
                     context.replica_set(),
                     context.worker()
-                )
+                );
             });
             crew.leave_behind();
         }
