@@ -1,9 +1,11 @@
-//! The worker processes.
+//! The worker processes, and their supervisor: as Kubernetes would, it restarts those whose process ends and asks their probes.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use crate::probes::Probes;
 use crate::schedule::{SLOTS, STALE};
 use crate::support::worker_process::{Signal, WorkerProcess};
 
@@ -20,12 +22,14 @@ const LANES: [&str; SLOTS] = ["1", "3", "2", "1", "1"];
 /// The workers' `coordination_timeout`.
 pub(crate) const COORDINATION: Duration = Duration::from_secs(3);
 
-const OPTIONS: [(&str, &str); 4] = [
+const OPTIONS: [(&str, &str); 5] = [
     ("HEARTBEAT_INTERVAL", "300ms"),
     ("REGISTRATION_WAIT", "100ms"),
     ("POLL_INTERVAL", "200ms"),
     // Of each call of a handler.
     ("PANIC_PROBABILITY", "0.001"),
+    // Of each call as well: the process is gone at once.
+    ("ABORT_PROBABILITY", "0.00003"),
 ];
 
 pub(crate) struct Crew {
@@ -35,6 +39,7 @@ pub(crate) struct Crew {
     leaving: Vec<Member>,
     started: usize,
     could_not_start: usize,
+    aborted: usize,
     /// What those who are gone have written.
     logs: Vec<(String, Vec<String>)>,
 }
@@ -42,12 +47,21 @@ pub(crate) struct Crew {
 struct Member {
     name: String,
     process: WorkerProcess,
+    probes: Probes,
     frozen: bool,
 }
 
 impl Crew {
     pub(crate) fn new(urls: [String; SLOTS]) -> Self {
-        Self { urls, slots: Default::default(), leaving: Vec::new(), started: 0, could_not_start: 0, logs: Vec::new() }
+        Self {
+            urls,
+            slots: Default::default(),
+            leaving: Vec::new(),
+            started: 0,
+            could_not_start: 0,
+            aborted: 0,
+            logs: Vec::new(),
+        }
     }
 
     pub(crate) fn join(&mut self, slot: usize) {
@@ -63,7 +77,7 @@ impl Crew {
         ]);
         let process = WorkerProcess::start_program("chaos_worker", &self.urls[slot], &options);
         let name = format!("{}-slot-{slot}-pid-{}", self.started, process.pid());
-        self.slots[slot] = Some(Member { name, process, frozen: false });
+        self.slots[slot] = Some(Member { name, process, probes: Probes::default(), frozen: false });
     }
 
     pub(crate) fn terminate(&mut self, slot: usize) {
@@ -109,19 +123,24 @@ impl Crew {
         self.slots[slot].as_ref().is_some_and(|member| member.frozen)
     }
 
-    /// Finds out who has ended. One that could not start, because the server was away say, is started again, as Kubernetes would; any
-    /// other end is an error.
+    /// Finds out who has ended. One that could not start, because the server was away say, or that was aborted by its handler, is started
+    /// again, as Kubernetes would; any other end is an error. So is a liveness probe that would have a worker restarted: nothing that
+    /// happens here is cured by that.
     pub(crate) fn look(&mut self) -> Result<(), String> {
         for slot in 0..SLOTS {
             let Some(status) = self.slots[slot].as_mut().and_then(|member| member.process.ended()) else { continue };
             let mut member = self.slots[slot].take().unwrap();
             let (had_started, end) = member.end(status);
             self.bury(member);
-            if had_started {
-                return Err(format!("ended by itself: {end}"));
+            match (had_started, is_aborted(status)) {
+                (_, true) => self.aborted += 1,
+                (true, false) => return Err(format!("ended by itself: {end}")),
+                (false, false) => self.could_not_start += 1,
             }
-            self.could_not_start += 1;
             self.join(slot);
+        }
+        for member in self.slots.iter_mut().flatten() {
+            member.ask().map_err(|problem| format!("{} would be restarted: {problem}", member.name))?;
         }
         let mut index = 0;
         while let Some(member) = self.leaving.get_mut(index) {
@@ -132,7 +151,7 @@ impl Crew {
                     let (had_started, end) = member.end(status);
                     self.bury(member);
                     // Before that, the signal may have come when nobody listened to it yet.
-                    if had_started && !status.success() {
+                    if had_started && !status.success() && !is_aborted(status) {
                         return Err(format!("did not leave gracefully: {end}"));
                     }
                 }
@@ -155,9 +174,14 @@ impl Crew {
         }
     }
 
-    /// How many have been started, and how many of them ended before they could process anything.
-    pub(crate) fn started(&self) -> (usize, usize) {
-        (self.started, self.could_not_start)
+    /// Whether all who are to work say that they are ready.
+    pub(crate) fn are_all_ready(&self) -> bool {
+        self.slots.iter().flatten().all(|member| member.probes.is_ready())
+    }
+
+    /// How many have been started, how many of them ended before they could process anything, and how many were aborted.
+    pub(crate) fn started(&self) -> (usize, usize, usize) {
+        (self.started, self.could_not_start, self.aborted)
     }
 
     /// How many lines with this text the workers have logged, once their logs are written.
@@ -194,6 +218,14 @@ impl Member {
         self.frozen = frozen;
     }
 
+    fn ask(&mut self) -> Result<(), String> {
+        if self.frozen {
+            self.probes.skip();
+            return Ok(());
+        }
+        self.probes.ask(self.process.log())
+    }
+
     /// Whether it had got as far as processing, and its end in words.
     fn end(&mut self, status: ExitStatus) -> (bool, String) {
         let log = self.process.log();
@@ -201,4 +233,8 @@ impl Member {
         let last = log.last().cloned().unwrap_or_default();
         (had_started, format!("{}, {status}, last said: {last}", self.name))
     }
+}
+
+fn is_aborted(status: ExitStatus) -> bool {
+    status.signal() == Some(Signal::ABORT.as_raw())
 }

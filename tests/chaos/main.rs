@@ -22,6 +22,7 @@ mod deeds;
 mod neighbour;
 mod oracle;
 mod ownership;
+mod probes;
 mod proxy;
 mod roles;
 mod schedule;
@@ -59,6 +60,8 @@ const ROUND_TRIPS: u32 = 20;
 /// From the end of a storm until every key is owned, and everybody takes part. A worker that was frozen while it held the lock of the
 /// replica set is waited for longest: `LOCK_PATIENCE`, after `stale_worker_timeout`.
 const OWNED_WITHIN: Duration = Duration::from_secs(8);
+/// From then on, until every worker says that it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(5);
 /// From then on, until the checkpoint that is furthest behind moves on: how long it takes to catch up, this machine decides.
 const MOVES_WITHIN: Duration = Duration::from_secs(20);
 
@@ -164,12 +167,12 @@ fn exactly_once_whatever_happens() {
                 tally.failed
             );
             let crew = &chaos.crew;
-            let (started, could_not) = crew.started();
+            let (started, could_not, aborted) = crew.started();
             let [fenced, evicted, refused, retried] =
                 ["fenced:", "registering again", "handler failed", "batch failed"].map(|part| crew.said(part));
             let panics = crew.panics();
             println!(
-                "{started} workers, {could_not} of which could not start, {fenced} times fenced, {evicted} back after \
+                "{started} workers, {could_not} of which could not start and {aborted} were aborted, {fenced} times fenced, {evicted} back after \
                  eviction, {panics} panics of handlers, {refused} failures of theirs, {retried} of transactions"
             );
             let deeds = chaos.neighbour.finish();
@@ -296,6 +299,8 @@ impl Chaos {
             let pids: Vec<i32> = chaos.crew.pids().map(|(_, pid)| pid).collect();
             chaos.is_owned() && all_take_part(&mut client, &pids)
         })?;
+        let ready =
+            self.until(READY_WITHIN, "not every worker says that it is ready", |chaos| chaos.crew.are_all_ready())?;
         self.crew.await_leavers()?;
         let calm = Instant::now();
         let mut position = -1;
@@ -309,7 +314,7 @@ impl Chaos {
         }
         let caught_up = calm.elapsed();
         self.say(&format!(
-            "all owned after {owned:?}, processed after {caught_up:?} more, {:?} in all, position {newest}",
+            "all owned after {owned:?}, ready after {ready:?} more, processed after {caught_up:?} more, {:?} in all, position {newest}",
             begun.elapsed()
         ));
         Ok(())

@@ -1,10 +1,12 @@
-//! The worker that the chaos is about: the example `worker` with handlers that panic now and then, as often as
-//! `ORCHESTRATOR_PANIC_PROBABILITY` says.
+//! The worker that the chaos is about: the example `worker` with handlers that panic or abort the process now and then, as often as
+//! `ORCHESTRATOR_PANIC_PROBABILITY` and `ORCHESTRATOR_ABORT_PROBABILITY` say.
 
 use std::process::ExitCode;
 
 use postgres::Transaction;
-use pupsourcing_orchestrator::{BoxError, Database, Event, Orchestrator, Projection, Scope, StartAt};
+use pupsourcing_orchestrator::{
+    BoxError, Database, Event, Metrics, MetricsServer, Orchestrator, Projection, Scope, StartAt,
+};
 
 #[path = "../../examples/support/app.rs"]
 mod app;
@@ -15,16 +17,20 @@ mod settings;
 
 use read_models::{AggregateActivity, EventTypeCounts};
 
-/// Does what the projection does, and panics with this probability.
+/// Does what the projection does, and panics or aborts the process with these probabilities.
 struct Panicking<P> {
     projection: P,
-    probability: f64,
+    panics: f64,
+    aborts: f64,
 }
 
 impl<P: Projection> Panicking<P> {
     /// When the handler has done its work, so that there is something to undo.
     fn panic_perhaps(&self) {
-        assert!(fastrand::f64() >= self.probability, "it panics now and then");
+        if fastrand::f64() < self.aborts {
+            std::process::abort();
+        }
+        assert!(fastrand::f64() >= self.panics, "it panics now and then");
     }
 }
 
@@ -63,13 +69,19 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), BoxError> {
     let database = Database::from_url(&app::database_url()?)?;
-    let probability = settings::number("ORCHESTRATOR_PANIC_PROBABILITY")?.unwrap_or(0.0);
+    let panics = settings::number("ORCHESTRATOR_PANIC_PROBABILITY")?.unwrap_or(0.0);
+    let aborts = settings::number("ORCHESTRATOR_ABORT_PROBABILITY")?.unwrap_or(0.0);
+    let metrics = Metrics::new()?;
     let builder = Orchestrator::builder(database.clone(), "chaos")
         .options_from_env("ORCHESTRATOR_")?
-        .projection(Panicking { projection: EventTypeCounts, probability })
-        .projection(Panicking { projection: AggregateActivity, probability });
+        .projection(Panicking { projection: EventTypeCounts, panics, aborts })
+        .projection(Panicking { projection: AggregateActivity, panics, aborts })
+        .metrics(metrics.clone());
     let orchestrator = builder.build()?;
     let shutdown = app::shutdown_signal()?;
+    let address = app::setting("METRICS_ADDR")?.unwrap_or_else(|| "127.0.0.1:0".into());
+    let server = MetricsServer::bind(&address, metrics)?;
+    server.watch(orchestrator.health());
     orchestrator.migrate()?;
     read_models::create(&database)?;
     Ok(orchestrator.run(&shutdown)?)
