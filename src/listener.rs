@@ -34,7 +34,7 @@ impl Listener {
             connection.lost(&error);
             Ok(())
         };
-        connection.run(pulse, stop, |connection| self.listen(pulse, connection), lost).map(drop)
+        connection.run(stop, |connection| self.listen(pulse, connection), lost).map(drop)
     }
 
     /// Listens on one connection until it fails or the worker stops.
@@ -48,17 +48,16 @@ impl Listener {
         self.coordinator.wake();
         self.tailer.wake();
         while !self.context.stop.is_raised() {
-            pulse.beat();
             let mut notifications = client.notifications();
             let mut heard = notifications.timeout_iter(STOP_CHECK);
             while let Some(notification) = heard.next().map_err(Error::database(LISTENING))? {
-                match (notification.channel(), notification.payload()) {
+                pulse.judged(|| match (notification.channel(), notification.payload()) {
                     (notifications::COORDINATION_CHANNEL, payload) if payload == coordination => {
                         self.coordinator.wake();
                     }
                     (notifications::EVENTS_CHANNEL, payload) if payload == events => self.tailer.wake(),
                     _ => {}
-                }
+                });
                 if self.context.stop.is_raised() {
                     return Ok(());
                 }

@@ -13,6 +13,7 @@ use crate::store::checkpoints::{self, Lag};
 use crate::store::session::Session;
 use crate::store::view::Statements;
 use crate::store::{Registration, coordination, notifications};
+use crate::threads::Pulse;
 
 const LOOKING: &str = "looking at the replica set";
 const CHANGING: &str = "changing the generation";
@@ -21,6 +22,7 @@ pub(super) struct Membership<'a> {
     context: &'a Context,
     policy: &'a Policy,
     registration: &'a Registration,
+    pulse: &'a Pulse,
     pub(super) session: Session,
     statements: Statements,
 }
@@ -38,11 +40,12 @@ impl<'a> Membership<'a> {
         context: &'a Context,
         policy: &'a Policy,
         registration: &'a Registration,
+        pulse: &'a Pulse,
         mut session: Session,
     ) -> Result<Self, Error> {
         let statements =
             session.run(|client| Statements::prepare(client, &context.names)).map_err(Error::database(LOOKING))?;
-        Ok(Self { context, policy, registration, session, statements })
+        Ok(Self { context, policy, registration, pulse, session, statements })
     }
 
     /// Sends a heartbeat. Returns false if the worker has been evicted.
@@ -66,7 +69,7 @@ impl<'a> Membership<'a> {
     pub(super) fn look(&mut self) -> Result<Looked, Error> {
         let replica_set = &self.registration.replica_set;
         let view = self.session.check(LOOKING, |client| self.statements.view(client, replica_set))?;
-        let decided = plan(&view, self.policy);
+        let decided = self.pulse.judged(|| plan(&view, self.policy));
         // A worker that has been evicted must not change anything until it has registered again.
         let is_member = view.worker(self.registration.worker).is_some();
         if !is_member || decided.actions.is_empty() {

@@ -101,7 +101,7 @@ impl Coordinator {
         let serve = |connection: &mut Reconnect<'_>| {
             let session = first.take().map_or_else(|| context.open().and_then(Session::hold_alive), Ok)?;
             Serving {
-                membership: Membership::new(context, &parts.policy, &parts.registration, session)?,
+                membership: Membership::new(context, &parts.policy, &parts.registration, pulse, session)?,
                 parts: &parts,
                 runners: &mut runners,
                 assigned: &mut assigned,
@@ -109,7 +109,7 @@ impl Coordinator {
                 complaints: &mut complaints,
                 connection,
             }
-            .run(pulse)
+            .run()
         };
         let lost = |connection: &mut Reconnect<'_>, error| {
             connection.lost(&error);
@@ -117,7 +117,7 @@ impl Coordinator {
             parts.metrics.database_up.set(0);
             Ok(())
         };
-        if Reconnect::new(context, "coordinator").run(pulse, is_given_up, serve, lost)? == End::GivenUp {
+        if Reconnect::new(context, "coordinator").run(is_given_up, serve, lost)? == End::GivenUp {
             log::warn!(
                 "left without saying so, the database is out of reach: replica_set={} worker={}",
                 context.replica_set(),
@@ -143,12 +143,11 @@ struct Serving<'a, 'c> {
 
 impl Serving<'_, '_> {
     /// Serves until the worker has left (`Ok`) or the connection fails.
-    fn run(mut self, pulse: &Pulse) -> Result<(), Error> {
+    fn run(mut self) -> Result<(), Error> {
         let Parts { context, overview, woken, missing, heartbeat_interval, poll_interval, .. } = self.parts;
         let mut heartbeat_due = Instant::now();
         let mut look_due = Instant::now();
         while !context.stop.is_raised() {
-            pulse.beat();
             if heartbeat_due <= Instant::now() {
                 heartbeat_due = Instant::now() + *heartbeat_interval;
                 self.heartbeat()?;
@@ -193,7 +192,7 @@ impl Serving<'_, '_> {
                 default(wait) => {}
             }
         }
-        self.leave(pulse)
+        self.leave()
     }
 
     /// Reports a failure of coordination. Returns when to retry on the same connection, or the
@@ -359,11 +358,10 @@ impl Serving<'_, '_> {
     }
 
     /// Waits until the runners have paused, then leaves the replica set.
-    fn leave(&mut self, pulse: &Pulse) -> Result<(), Error> {
+    fn leave(&mut self) -> Result<(), Error> {
         self.membership.say_stopping()?;
         self.show_state(WorkerState::Stopping);
         while !self.pause() {
-            pulse.beat();
             select! {
                 recv(self.runners.reports) -> report => self.runners.heard(report.ok()),
                 default(self.parts.heartbeat_interval) => self.heartbeat()?,

@@ -49,9 +49,7 @@ impl Tailer {
     pub(crate) fn run(self, pulse: &Pulse) -> Result<(), Error> {
         let stop = || self.context.stop.is_raised();
         let judge = |connection: &mut Reconnect<'_>, failure| self.failed(connection, failure);
-        Reconnect::new(&self.context, "tailer")
-            .run(pulse, stop, |connection| self.follow(pulse, connection), judge)
-            .map(drop)
+        Reconnect::new(&self.context, "tailer").run(stop, |connection| self.follow(pulse, connection), judge).map(drop)
     }
 
     fn failed(&self, connection: &mut Reconnect<'_>, failure: Failure) -> Result<(), Error> {
@@ -87,7 +85,6 @@ impl Tailer {
         let mut cadence = Cadence::new(self.poll);
         let mut reported = (sight.head.safe(), Instant::now());
         while !self.context.stop.is_raised() {
-            pulse.beat();
             let begun = Instant::now();
             let look = self.feed.begin_look();
             match sight.look() {
@@ -108,7 +105,7 @@ impl Tailer {
                 self.read_tail(&mut sight.session, &mut reader, safe)?;
                 self.context.board.set_safe_head(safe);
                 self.context.metrics.safe_head.set(safe);
-                self.feed.publish(safe);
+                pulse.judged(|| self.feed.publish(safe));
             }
             self.feed.end_look(look);
             let wait = cadence.after_look(has_moved, sight.head.is_held_back());
