@@ -11,8 +11,10 @@ mod error;
 mod event;
 mod event_store;
 mod feed;
+mod health;
 mod http;
 mod listener;
+mod measure;
 mod metrics;
 mod orchestrator;
 mod overview;
@@ -24,6 +26,7 @@ mod status;
 mod store;
 mod threads;
 mod trust;
+mod watch;
 
 pub use config::Retry;
 pub use database::Database;

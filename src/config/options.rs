@@ -61,6 +61,12 @@ macro_rules! with_options {
             /// waits for nothing.
             database_wait: Duration = (1 min), (0 s to 24 h);
 
+            /// Whether the worker is ready while one of its projections is halted.
+            ///
+            /// `off` stops a rolling update at a version that fails on its first events. With `on`,
+            /// `/readyz` leaves halted projections to the alerts.
+            ready_while_halted: Switch = (off), (on or off);
+
             /// How often the worker polls for new events: the shortest interval while it finds
             /// some, rising to the longest.
             ///

@@ -9,10 +9,9 @@ use postgres::Transaction;
 use crate::context::Context;
 use crate::error::Error;
 use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Standing, plan};
-use crate::store::checkpoints::{self, Lag};
 use crate::store::session::Session;
 use crate::store::view::Statements;
-use crate::store::{Registration, coordination, notifications};
+use crate::store::{Registration, checkpoints, coordination, notifications};
 use crate::threads::Pulse;
 
 const LOOKING: &str = "looking at the replica set";
@@ -54,15 +53,6 @@ impl<'a> Membership<'a> {
         self.session
             .run(|client| coordination::heartbeat(client, names, worker))
             .map_err(Error::database("sending the heartbeat"))
-    }
-
-    /// Reads how far each projection of the replica set is behind, including projections that no
-    /// worker processes.
-    pub(super) fn lags(&mut self) -> Result<Vec<Lag>, Error> {
-        let Self { context, registration, .. } = self;
-        self.session
-            .run(|client| checkpoints::lags(client, &context.names, &registration.replica_set))
-            .map_err(Error::database("reading the lag"))
     }
 
     /// Looks at the whole replica set, and makes the changes that are due.

@@ -26,7 +26,6 @@ use crate::database::Pool;
 use crate::error::Error;
 use crate::feed::Feed;
 use crate::metrics::WorkerMetrics;
-use crate::overview::Overview;
 use crate::plan::{Policy, Stance, Standing, WorkerState, stance};
 use crate::reconnect::{End, Reconnect};
 use crate::status::Assignment;
@@ -63,7 +62,6 @@ pub(crate) struct Parts {
     pub(crate) pool: Pool,
     pub(crate) feed: Feed,
     pub(crate) trust: Trust,
-    pub(crate) overview: Overview,
     pub(crate) metrics: WorkerMetrics,
     /// Something in the replica set has changed.
     pub(crate) woken: Receiver<()>,
@@ -113,8 +111,7 @@ impl Coordinator {
         };
         let lost = |connection: &mut Reconnect<'_>, error| {
             connection.lost(&error);
-            context.board.database_lost();
-            parts.metrics.database_up.set(0);
+            context.board.coordination_failed(&error);
             Ok(())
         };
         if Reconnect::new(context, "coordinator").run(is_given_up, serve, lost)? == End::GivenUp {
@@ -144,16 +141,13 @@ struct Serving<'a, 'c> {
 impl Serving<'_, '_> {
     /// Serves until the worker has left (`Ok`) or the connection fails.
     fn run(mut self) -> Result<(), Error> {
-        let Parts { context, overview, woken, missing, heartbeat_interval, poll_interval, .. } = self.parts;
+        let Parts { context, woken, missing, heartbeat_interval, poll_interval, .. } = self.parts;
         let mut heartbeat_due = Instant::now();
         let mut look_due = Instant::now();
         while !context.stop.is_raised() {
             if heartbeat_due <= Instant::now() {
                 heartbeat_due = Instant::now() + *heartbeat_interval;
                 self.heartbeat()?;
-                if let Err(error) = self.measure_lag() {
-                    self.complain(error)?;
-                }
             }
             let looked = if look_due <= Instant::now() {
                 look_due = Instant::now() + *poll_interval;
@@ -172,10 +166,6 @@ impl Serving<'_, '_> {
             };
             if let Some(delay) = again {
                 look_due = look_due.min(Instant::now() + delay);
-            }
-            let refreshed = overview.refresh(&mut self.membership.session, &context.names, context.replica_set());
-            if let Err(error) = refreshed {
-                self.complain(error)?;
             }
             let wait = look_due.min(heartbeat_due).saturating_duration_since(Instant::now());
             select! {
@@ -201,6 +191,7 @@ impl Serving<'_, '_> {
         if self.membership.session.client().is_valid(VALIDITY_PATIENCE).is_err() {
             return Err(error);
         }
+        self.parts.context.board.coordination_failed(&error);
         // Only one of several statements may fail, and the others reset the delays.
         if self.complaints.is_due() {
             let context = &self.parts.context;
@@ -222,19 +213,8 @@ impl Serving<'_, '_> {
         metrics.set_pool(pool.size(), pool.open(), pool.idle());
         // The database answered in either case, but only a member may continue to process.
         context.board.heartbeat_answered(sent);
-        metrics.database_up.set(1);
         if is_member {
             trust.renew(sent);
-        }
-        Ok(())
-    }
-
-    fn measure_lag(&mut self) -> Result<(), Error> {
-        for lag in self.membership.lags()? {
-            let metrics = self.parts.context.metrics.projection(&lag.projection);
-            metrics.checkpoint_position.set(lag.position);
-            metrics.lag_events.set(lag.events);
-            metrics.lag_seconds.set(lag.seconds);
         }
         Ok(())
     }

@@ -53,6 +53,7 @@ impl Tailer {
     }
 
     fn failed(&self, connection: &mut Reconnect<'_>, failure: Failure) -> Result<(), Error> {
+        self.context.board.look_failed(failure.error());
         match failure {
             Failure::Final(error) => return Err(error),
             Failure::Lost(error) => connection.lost(&error),
@@ -94,11 +95,13 @@ impl Tailer {
                     }
                 }
                 Err(Failure::Locked(error)) => {
+                    self.context.board.look_failed(&error);
                     sight.mention_lock(&error);
                     continue;
                 }
                 Err(failure) => return Err(failure),
             }
+            self.context.board.looked(begun);
             let safe = sight.head.safe();
             let has_moved = self.feed.head() != Some(safe);
             if has_moved {

@@ -157,11 +157,16 @@ impl Builder {
         };
         let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
         let projections = self.projections.iter().map(|projection| projection.name().to_owned());
-        let coordination = Waker::new();
         Ok(Orchestrator {
-            overview: Overview::new(coordination.0.clone()),
-            coordination,
-            board: Board::new(WorkerId(uuid::Uuid::new_v4()), &self.config.replica_set, projections, self.config.lanes),
+            overview: Overview::default(),
+            coordination: Waker::new(),
+            board: Board::new(
+                WorkerId(uuid::Uuid::new_v4()),
+                &self.config.replica_set,
+                self.config.limits(),
+                projections,
+                self.config.lanes,
+            ),
             crew: Crew::new(),
             database: self.database.with_default_application_name(&application_name),
             config: self.config,

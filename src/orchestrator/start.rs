@@ -14,6 +14,7 @@ use crate::feed::Feed;
 use crate::feed::prefetch::Reader;
 use crate::feed::tailer::Tailer;
 use crate::listener::Listener;
+use crate::measure::{Lags, Measuring};
 use crate::metrics::WorkerMetrics;
 use crate::overview::Overview;
 use crate::projection::{Projection, Scope};
@@ -22,6 +23,7 @@ use crate::store::Registration;
 use crate::store::session::Session;
 use crate::threads::{Crew, Waker};
 use crate::trust::Trust;
+use crate::watch::Watch;
 
 /// Everything from which the threads of a worker are made.
 pub(super) struct Start {
@@ -54,7 +56,20 @@ impl Start {
 
         let listener =
             Listener { context: self.context.clone(), coordinator: wakes_coordinator, tailer: feed.hint().clone() };
-        self.crew.spawn("pup-listen", move |pulse| listener.run(pulse))?;
+        let lags = Lags::new(self.context.metrics.clone(), self.config.heartbeat_interval);
+        let measuring = Measuring::new(self.context.clone(), lags.clone(), self.overview);
+        self.crew.spawn("pup-listen", move |pulse| listener.run(measuring, pulse))?;
+
+        let watch = Watch {
+            context: self.context.clone(),
+            metrics: metrics.clone(),
+            lags,
+            at_least_every: self.config.heartbeat_interval,
+        };
+        self.crew.spawn("pup-watch", move |_| {
+            watch.run();
+            Ok(())
+        })?;
 
         let tailer = Tailer {
             context: self.context.clone(),
@@ -79,7 +94,6 @@ impl Start {
             pool,
             feed,
             trust,
-            overview: self.overview,
             metrics,
             woken,
             missing,
