@@ -101,7 +101,6 @@ impl Tailer {
                 }
                 Err(failure) => return Err(failure),
             }
-            self.context.board.looked(begun);
             let safe = sight.head.safe();
             let has_moved = self.feed.head() != Some(safe);
             if has_moved {
@@ -111,6 +110,7 @@ impl Tailer {
                 pulse.judged(|| self.feed.publish(safe));
             }
             self.feed.end_look(look);
+            self.context.board.looked(begun);
             let wait = cadence.after_look(has_moved, sight.head.is_held_back());
             if reported.0 != safe && reported.1.elapsed() >= self.report_every {
                 self.report_head(&mut sight.session, safe)?;

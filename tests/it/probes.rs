@@ -280,6 +280,32 @@ fn a_version_that_panics_is_ready_only_if_it_is_allowed_to() {
 }
 
 #[test]
+fn a_worker_that_was_evicted_is_not_ready_until_it_is_back() {
+    let database = database();
+    let mut client = prepared(&database);
+    let builder = || builder(database.url(), "set").coordination_timeout(Duration::from_secs(1));
+    let (entered, was_entered) = bounded(1);
+    let (let_go, go_on) = bounded::<()>(0);
+    let busy = meddled("p", move |_, _| {
+        _ = entered.try_send(());
+        // Its disconnection lets every event pass.
+        _ = go_on.recv();
+        Ok(())
+    });
+    let evicted = start(builder(), vec![busy]);
+    let (_server, address) = probed(&evicted);
+    append_plainly(&mut client, 10, 5);
+    was_entered.recv_timeout(SOON).unwrap();
+    assert_eq!(get(&address, "/readyz").0, 200, "a handler may take any time");
+    let other = start(builder(), vec![Box::new(Ledger::named("p"))]);
+    await_unready(&address, "the other workers have evicted this one");
+    assert_alive(&address);
+    drop(let_go);
+    await_running(&[&evicted, &other]);
+    await_ready(&address);
+}
+
+#[test]
 fn a_database_that_was_made_again_is_not_out_of_reach() {
     let server = PrivatePostgres::start(Options::default()).unwrap();
     let url = server.create_database("again").unwrap();
@@ -289,8 +315,8 @@ fn a_database_that_was_made_again_is_not_out_of_reach() {
     let (_server, address) = probed(&worker);
     let mut admin = Client::connect(&server.url("postgres"), NoTls).unwrap();
     admin.batch_execute("DROP DATABASE again WITH (FORCE)").unwrap();
-    let reason = await_unready(&address, "database \"again\" does not exist");
-    assert!(reason.contains("no heartbeat was answered for"), "{reason}");
+    let reason = await_unready(&address, "no heartbeat was answered for");
+    assert!(reason.contains("database \"again\" does not exist"), "{reason}");
     server.create_database("again").unwrap();
     await_unready(&address, "orchestrator_workers\" does not exist");
     assert_alive(&address);

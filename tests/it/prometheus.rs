@@ -79,7 +79,7 @@ fn every_expression_of_the_dashboard_and_the_rules_answers() {
     append_plainly(&mut client, 10, 10);
     prometheus.await_series("pupsourcing_orchestrator_head_blocker_age_seconds > 0");
 
-    let wrong = BTreeSet::from(["ProjectionFailing", "ProjectionHalted", "ProjectionLagging"]);
+    let wrong = BTreeSet::from(["ProjectionFailing", "ProjectionHalted", "ProjectionLagging", "WorkerNotReady"]);
     eventually("what is wrong is alerted on, and nothing else", SOON, || {
         (rules.wrong(&prometheus) == wrong).then_some(())
     });
