@@ -4,7 +4,6 @@ use crate::database::Database;
 use crate::error::Error;
 use crate::metrics::ReplicaSetMetrics;
 use crate::plan::WorkerId;
-use crate::shortage::Shortage;
 use crate::status::Board;
 use crate::store::Names;
 use crate::store::session::{Session, Sessions};
@@ -20,7 +19,6 @@ pub(crate) struct Context {
     pub(crate) stop: Stop,
     pub(crate) board: Board,
     pub(crate) metrics: ReplicaSetMetrics,
-    pub(crate) shortage: Shortage,
 }
 
 impl Context {

@@ -1,23 +1,29 @@
-//! The listener: the thread that receives notifications and passes them on as wake-ups.
+//! The listener: the thread that receives notifications and passes them on as wake-ups. Between
+//! them, it [measures](crate::measure) what is due.
 //!
 //! Wake-ups are hints: a thread that is woken checks for itself, and polls anyway. After every new
 //! connection all threads are woken once, because notifications may have been missed.
+//!
+//! *Invariant:* no number of notifications keeps the thread from measuring, or from stopping. So it
+//! listens in turns, each of which ends in time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use postgres::fallible_iterator::FallibleIterator;
+use postgres::{Client, Notification};
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::measure::Measuring;
 use crate::reconnect::Reconnect;
 use crate::store::notifications;
 use crate::store::session::Session;
 use crate::threads::{Pulse, Waker};
 
-/// How often the thread checks whether it is to stop. It matters only while there are no
-/// notifications; a worker that leaves does notify.
-const STOP_CHECK: Duration = Duration::from_millis(200);
+/// How long the thread listens before it checks whether it is to stop, or to measure. A worker that
+/// leaves does notify, so this matters for few of them.
+const TURN: Duration = Duration::from_millis(200);
 
 const LISTENING: &str = "listening for notifications";
 
@@ -30,50 +36,53 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub(crate) fn run(self, pulse: &Pulse) -> Result<(), Error> {
+    /// Runs until the worker is asked to stop.
+    pub(crate) fn run(self, mut measuring: Measuring, pulse: &Pulse) -> Result<(), Error> {
         let stop = || self.context.stop.is_raised();
         let mut connection = Reconnect::new(&self.context, "listener");
         let lost = |connection: &mut Reconnect<'_>, error| {
             connection.lost(&error);
             Ok(())
         };
-        connection.run(pulse, stop, |connection| self.listen(pulse, connection), lost).map(drop)
+        connection.run(stop, |connection| self.listen(&mut measuring, pulse, connection), lost).map(drop)
     }
 
     /// Listens on one connection until it fails or the worker stops.
-    fn listen(&self, pulse: &Pulse, connection: &mut Reconnect<'_>) -> Result<(), Error> {
+    fn listen(&self, measuring: &mut Measuring, pulse: &Pulse, connection: &mut Reconnect<'_>) -> Result<(), Error> {
         let coordination = notifications::coordination_payload(&self.context.names, self.context.replica_set());
         let events = notifications::events_payload(&self.context.names);
+        let pass_on = |notification: &Notification| match (notification.channel(), notification.payload()) {
+            (notifications::COORDINATION_CHANNEL, payload) if payload == coordination => self.coordinator.wake(),
+            (notifications::EVENTS_CHANNEL, payload) if payload == events => self.tailer.wake(),
+            _ => {}
+        };
         let mut session = self.first.try_recv().map_or_else(|_| self.context.open(), Ok)?;
-        let client = session.client();
-        notifications::listen(client).map_err(Error::database(LISTENING))?;
+        notifications::listen(session.client()).map_err(Error::database(LISTENING))?;
         connection.works();
         self.coordinator.wake();
         self.tailer.wake();
         while !self.context.stop.is_raised() {
-            pulse.beat();
-            let mut notifications = client.notifications();
-            let mut heard = notifications.timeout_iter(STOP_CHECK);
-            while let Some(notification) = heard.next().map_err(Error::database(LISTENING))? {
-                match (notification.channel(), notification.payload()) {
-                    (notifications::COORDINATION_CHANNEL, payload) if payload == coordination => {
-                        self.coordinator.wake();
-                    }
-                    (notifications::EVENTS_CHANNEL, payload) if payload == events => self.tailer.wake(),
-                    _ => {}
-                }
-                if self.context.stop.is_raised() {
-                    return Ok(());
-                }
-            }
-            drop(heard);
-            drop(notifications);
-            if client.is_closed() {
-                // The iterator ends without an error when the server closes the connection; another
-                // query returns the error.
-                client.simple_query("").map_err(Error::database(LISTENING))?;
+            measuring.measure(&mut session)?;
+            let until = Instant::now() + TURN.min(measuring.due_in());
+            while let Some(notification) = next(session.client(), until)? {
+                pulse.judged(|| pass_on(&notification));
             }
         }
         Ok(())
     }
+}
+
+/// Waits for the next notification; `None` if there is none until then.
+fn next(client: &mut Client, until: Instant) -> Result<Option<Notification>, Error> {
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Ok(None);
+    }
+    let notification = client.notifications().timeout_iter(left).next().map_err(Error::database(LISTENING))?;
+    if notification.is_none() && client.is_closed() {
+        // The iterator ends without an error when the server closes the connection; another query
+        // returns the error.
+        client.simple_query("").map_err(Error::database(LISTENING))?;
+    }
+    Ok(notification)
 }

@@ -10,7 +10,6 @@ use crossbeam_channel::after;
 use crate::backoff::Backoff;
 use crate::context::Context;
 use crate::error::Error;
-use crate::threads::Pulse;
 
 /// The connection of one thread.
 pub(crate) struct Reconnect<'a> {
@@ -41,13 +40,11 @@ impl<'a> Reconnect<'a> {
     /// connection would change.
     pub(crate) fn run<F>(
         &mut self,
-        pulse: &Pulse,
         mut is_given_up: impl FnMut() -> bool,
         mut serve: impl FnMut(&mut Self) -> Result<(), F>,
         mut judge: impl FnMut(&mut Self, F) -> Result<(), Error>,
     ) -> Result<End, Error> {
         while !is_given_up() {
-            pulse.beat();
             let was_stopping = self.context.stop.is_raised();
             match serve(self) {
                 Ok(()) => return Ok(End::Done),

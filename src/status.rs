@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
+use crate::error::{Error, one_line};
+use crate::health::{Limits, NotReady, Vitals};
 use crate::plan::{KeySet, WorkerId, WorkerState};
+use crate::shortage::Shortage;
 
 /// What a projection does on this worker, ordered by how much attention it needs. If it has several
 /// lanes, the state of the one that needs most.
@@ -150,9 +153,9 @@ pub struct Status {
     pub safe_head: Option<i64>,
     /// The transactions that block the safe head, and since when, if it is blocked.
     pub head_blocked: Option<(Duration, Vec<HeadBlocker>)>,
-    /// Whether the last heartbeat was answered.
+    /// Whether a heartbeat was answered within the last half of `stale_worker_timeout`.
     pub database_reachable: bool,
-    /// How long ago the last successful heartbeat was; `None` before the first.
+    /// How long ago the last answered heartbeat was sent; `None` before the first.
     pub last_heartbeat: Option<Duration>,
     /// By projection name.
     pub projections: BTreeMap<String, ProjectionStatus>,
@@ -164,8 +167,14 @@ struct Cells {
     assignment: Option<Assignment>,
     safe_head: Option<i64>,
     head_blocked: Option<(Instant, Vec<HeadBlocker>)>,
-    database_reachable: bool,
+    /// When the last answered heartbeat was sent.
     last_heartbeat: Option<Instant>,
+    /// The last error of coordination since then.
+    coordination_error: Option<String>,
+    /// When the tailer's last completed look began; before the first, when the worker registered.
+    last_look: Option<Instant>,
+    /// The last error of the tailer since then.
+    look_error: Option<String>,
     /// The lanes of each projection.
     projections: BTreeMap<String, Vec<LaneStatus>>,
 }
@@ -175,6 +184,9 @@ struct Cells {
 pub(crate) struct Board {
     worker_id: WorkerId,
     replica_set: Arc<str>,
+    limits: Limits,
+    /// Which threads lack a connection.
+    pub(crate) shortage: Shortage,
     cells: Arc<RwLock<Cells>>,
 }
 
@@ -182,6 +194,7 @@ impl Board {
     pub(crate) fn new(
         worker_id: WorkerId,
         replica_set: &str,
+        limits: Limits,
         projections: impl IntoIterator<Item = String>,
         lanes: usize,
     ) -> Self {
@@ -191,11 +204,19 @@ impl Board {
             assignment: None,
             safe_head: None,
             head_blocked: None,
-            database_reachable: false,
             last_heartbeat: None,
+            coordination_error: None,
+            last_look: None,
+            look_error: None,
             projections,
         };
-        Self { worker_id, replica_set: replica_set.into(), cells: Arc::new(RwLock::new(cells)) }
+        Self {
+            worker_id,
+            replica_set: replica_set.into(),
+            limits,
+            shortage: Shortage::default(),
+            cells: Arc::new(RwLock::new(cells)),
+        }
     }
 
     pub(crate) fn worker_id(&self) -> WorkerId {
@@ -225,12 +246,47 @@ impl Board {
     /// Notes that a heartbeat sent at `sent` was answered.
     pub(crate) fn heartbeat_answered(&self, sent: Instant) {
         let mut cells = self.cells.write();
-        cells.database_reachable = true;
         cells.last_heartbeat = Some(sent);
+        cells.coordination_error = None;
+        cells.last_look.get_or_insert(sent);
     }
 
-    pub(crate) fn database_lost(&self) {
-        self.cells.write().database_reachable = false;
+    /// Notes why coordination failed, or why there is no connection for it.
+    pub(crate) fn coordination_failed(&self, error: &Error) {
+        self.cells.write().coordination_error = Some(one_line(error));
+    }
+
+    /// Notes that the tailer has completed a look that it began at `begun`.
+    pub(crate) fn looked(&self, begun: Instant) {
+        let mut cells = self.cells.write();
+        cells.last_look = Some(begun);
+        cells.look_error = None;
+    }
+
+    /// Notes why the tailer could not complete a look.
+    pub(crate) fn look_failed(&self, error: &Error) {
+        self.cells.write().look_error = Some(one_line(error));
+    }
+
+    /// Returns why the worker is not ready, if it is not.
+    pub(crate) fn readiness(&self, is_asked_to_stop: bool) -> Result<(), NotReady> {
+        let cells = self.cells.read();
+        let is_halted = |lanes: &[LaneStatus]| Sum::of(lanes).state == ProjectionState::Halted;
+        let halted = cells.projections.iter().filter(|(_, lanes)| is_halted(lanes));
+        self.limits.judge(&Vitals {
+            is_asked_to_stop,
+            state: cells.state,
+            heartbeat: cells.last_heartbeat.map(|at| at.elapsed()),
+            coordination_error: cells.coordination_error.as_deref(),
+            look: cells.last_look.map(|at| at.elapsed()),
+            look_error: cells.look_error.as_deref(),
+            shortage: self.shortage.longest(),
+            halted: halted.map(|(name, _)| name.as_str()).collect(),
+        })
+    }
+
+    pub(crate) fn is_database_reachable(&self) -> bool {
+        self.limits.is_recent(self.cells.read().last_heartbeat.map(|at| at.elapsed()))
     }
 
     /// Changes what is shown for a lane of a projection. Returns the sum over all its lanes.
@@ -245,6 +301,7 @@ impl Board {
 
     pub(crate) fn read(&self) -> Status {
         let cells = self.cells.read();
+        let last_heartbeat = cells.last_heartbeat.map(|at| at.elapsed());
         let projections = cells
             .projections
             .iter()
@@ -257,8 +314,8 @@ impl Board {
             assignment: cells.assignment,
             safe_head: cells.safe_head,
             head_blocked: cells.head_blocked.as_ref().map(|(since, who)| (since.elapsed(), who.clone())),
-            database_reachable: cells.database_reachable,
-            last_heartbeat: cells.last_heartbeat.map(|at| at.elapsed()),
+            database_reachable: self.limits.is_recent(last_heartbeat),
+            last_heartbeat,
             projections,
         }
     }

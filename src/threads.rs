@@ -60,39 +60,44 @@ impl Stop {
     }
 }
 
-/// How long a thread may show no sign of life before `/livez` reports it as stuck. Longer than any
-/// wait of a healthy thread: connecting, and a statement on a connection that died silently, are
-/// both bounded well below.
+/// How long the library's own code may run without a wait before `/livez` reports the thread as
+/// stuck. Such code takes milliseconds.
 pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(90);
 
-/// A thread's sign of life.
+/// Shows whether a thread is stuck in the library's own code.
+///
+/// Only what runs within [`judged`](Self::judged) is judged. All else may take any time: a wait for
+/// the server, for one of its locks or for a channel, and a user's handler. A restart of the process
+/// would end none of these sooner. So code that was forgotten here can hide a defect, but cannot
+/// get a healthy process killed.
 #[derive(Debug, Clone)]
 pub(crate) struct Pulse {
     origin: Instant,
-    /// Milliseconds since `origin` of the last beat; `u64::MAX` while the thread runs code that may
-    /// take any time.
-    last: Arc<AtomicU64>,
+    /// Milliseconds after `origin` at which the judged code began; [`NOT_JUDGED`] outside of it.
+    since: Arc<AtomicU64>,
 }
+
+const NOT_JUDGED: u64 = u64::MAX;
 
 impl Pulse {
     fn new() -> Self {
-        Self { origin: Instant::now(), last: Arc::new(AtomicU64::new(0)) }
+        Self { origin: Instant::now(), since: Arc::new(AtomicU64::new(NOT_JUDGED)) }
     }
 
-    pub(crate) fn beat(&self) {
-        let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(0);
-        self.last.store(now, Ordering::Relaxed);
+    /// Executes code of the library that waits for nothing.
+    pub(crate) fn judged<T>(&self, code: impl FnOnce() -> T) -> T {
+        let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(NOT_JUDGED);
+        self.since.store(now, Ordering::Relaxed);
+        // A panic leaves the mark, which does not matter: a thread that has ended is not judged.
+        let outcome = code();
+        self.since.store(NOT_JUDGED, Ordering::Relaxed);
+        outcome
     }
 
-    /// Allows the code until the next beat to take any time: a user's handler is not judged.
-    pub(crate) fn excuse(&self) {
-        self.last.store(u64::MAX, Ordering::Relaxed);
-    }
-
-    fn silent_for(&self) -> Duration {
-        match self.last.load(Ordering::Relaxed) {
-            u64::MAX => Duration::ZERO,
-            last => self.origin.elapsed().saturating_sub(Duration::from_millis(last)),
+    fn busy_for(&self) -> Duration {
+        match self.since.load(Ordering::Relaxed) {
+            NOT_JUDGED => Duration::ZERO,
+            since => self.origin.elapsed().saturating_sub(Duration::from_millis(since)),
         }
     }
 }
@@ -157,10 +162,7 @@ impl Crew {
             .spawn(move || {
                 let outcome = caught(|| {
                     // Until then the worker may wait for its server for any time.
-                    own_pulse.excuse();
-                    let is_open = crew.entry.wait();
-                    own_pulse.beat();
-                    if is_open { body(&own_pulse) } else { Ok(()) }
+                    if crew.entry.wait() { body(&own_pulse) } else { Ok(()) }
                 });
                 let failed = |message| Err(Error::ThreadPanicked { thread: own_name.clone(), message });
                 if let Err(error) = outcome.unwrap_or_else(failed) {
@@ -239,13 +241,13 @@ impl Crew {
         roll.members.iter().find(is_own).map(|member| member.name.clone())
     }
 
-    /// The name of a thread that failed, or that has shown no sign of life for [`STUCK_AFTER`].
+    /// The name of a thread that failed, or that is stuck in the library's own code.
     pub(crate) fn stuck(&self) -> Option<String> {
         let roll = self.roll.lock();
         if roll.failed.is_some() {
             return roll.failed.clone();
         }
-        let stuck = roll.members.iter().find(|member| !has_ended(member) && member.pulse.silent_for() > STUCK_AFTER);
+        let stuck = roll.members.iter().find(|member| !has_ended(member) && member.pulse.busy_for() > STUCK_AFTER);
         stuck.map(|member| member.name.clone())
     }
 }
@@ -307,6 +309,42 @@ mod tests {
         crew.spawn("waits", |_| panic!("the gate is closed")).unwrap();
         assert!(crew.join(Some(Duration::from_millis(10))).is_err(), "it waits at the gate");
         drop(gate);
+        crew.join(Some(Duration::from_secs(5))).unwrap();
+    }
+
+    #[test]
+    fn a_thread_is_judged_only_within_its_own_code() {
+        let crew = Crew::begun();
+        let (entered, is_busy) = bounded::<()>(0);
+        let (go_on, told) = bounded::<()>(0);
+        crew.spawn("works", move |pulse| {
+            entered.send(()).unwrap();
+            told.recv().unwrap();
+            pulse.judged(|| {
+                entered.send(()).unwrap();
+                told.recv().unwrap();
+            });
+            entered.send(()).unwrap();
+            told.recv().unwrap();
+            Ok(())
+        })
+        .unwrap();
+        // As if all of this had begun long ago.
+        let make_old = || {
+            let mut roll = crew.roll.lock();
+            let pulse = &mut roll.members[0].pulse;
+            pulse.origin = pulse.origin.checked_sub(STUCK_AFTER + Duration::from_secs(1)).unwrap();
+        };
+        is_busy.recv().unwrap();
+        make_old();
+        assert_eq!(crew.stuck(), None, "it waits");
+        go_on.send(()).unwrap();
+        is_busy.recv().unwrap();
+        assert_eq!(crew.stuck(), Some("works".into()), "it has run for long without a wait");
+        go_on.send(()).unwrap();
+        is_busy.recv().unwrap();
+        assert_eq!(crew.stuck(), None, "it waits again");
+        go_on.send(()).unwrap();
         crew.join(Some(Duration::from_secs(5))).unwrap();
     }
 

@@ -21,9 +21,9 @@ const FLOORS: [(u32, &[&str]); 6] = [
     (6, &["orchestrator"]),
     (5, &["coordinator"]),
     (4, &["leave", "runner"]),
-    (3, &["config", "event_store", "feed", "http", "listener"]),
+    (3, &["config", "event_store", "feed", "http", "listener", "measure", "watch"]),
     (2, &["context", "database", "overview", "projection", "reconnect", "status", "store", "threads"]),
-    (1, &["backoff", "error", "event", "metrics", "plan", "shortage", "trust"]),
+    (1, &["backoff", "error", "event", "health", "metrics", "plan", "shortage", "trust"]),
 ];
 
 const STATEMENTS: &str = "prepared statements are made in store/, each with a method of its own";

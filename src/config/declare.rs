@@ -83,7 +83,8 @@ macro_rules! declare {
     };
 }
 
-/// A quantity with its unit: `5 s`, `8 MiB`, `5 ms and 250 ms`, `2000`. Words mean `None`.
+/// A quantity with its unit: `5 s`, `8 MiB`, `5 ms and 250 ms`, `2000`; `on` and `off`. Other words
+/// mean `None`.
 macro_rules! quantity {
     ($n:literal ms) => { Duration::from_millis($n) };
     ($n:literal s) => { Duration::from_secs($n) };
@@ -91,12 +92,17 @@ macro_rules! quantity {
     ($n:literal h) => { Duration::from_secs($n * 60 * 60) };
     ($n:literal MiB) => { $n << 20 };
     ($n:literal) => { $n };
+    (on) => { true };
+    (off) => { false };
     ($low:literal $unit:ident and $high:literal $of_high:ident) => { (quantity!($low $unit), quantity!($high $of_high)) };
     ($($word:ident)+) => { None };
 }
 
-/// `at least 1`, `1 to 64`, `10 ms to 24 h`. A default that depends on other options is a relation.
+/// `at least 1`, `1 to 64`, `10 ms to 24 h`, `on or off`. A default that depends on other options is a relation.
 macro_rules! bounds {
+    (on or off) => {
+        Bounds { least: (false, "off"), most: None }
+    };
     (at least the default) => {
         Bounds { least: (0, "0"), most: None }
     };
@@ -143,6 +149,7 @@ macro_rules! setter {
     ($docs:tt $at:tt $name:ident Duration) => { setter! { @with $docs $at $name (duration: Duration) duration } };
     ($docs:tt $at:tt $name:ident DurationOrOff) => { setter! { @with $docs $at $name (duration: Duration) Some(duration) } };
     ($docs:tt $at:tt $name:ident Count) => { setter! { @with $docs $at $name (number: usize) number } };
+    ($docs:tt $at:tt $name:ident Switch) => { setter! { @with $docs $at $name (is_on: bool) is_on } };
     ($docs:tt $at:tt $name:ident Bytes) => { setter! { @with $docs $at $name (bytes: usize) Bytes(bytes) } };
     ($docs:tt $at:tt $name:ident Attempts) => { setter! { @with $docs $at $name (number: u32) number } };
     ($docs:tt $at:tt $name:ident Connections) => { setter! { @with $docs $at $name (number: u32) Some(number) } };

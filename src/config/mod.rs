@@ -12,8 +12,9 @@ use self::declare::{OptionOf, bounds, declare, quantity};
 pub(crate) use self::options::with_options;
 pub use self::retry::Retry;
 pub(crate) use self::value::Bytes;
-use self::value::{Bounds, Connections, Count, DurationOrOff, DurationRange, Value};
+use self::value::{Bounds, Connections, Count, DurationOrOff, DurationRange, Switch, Value};
 use crate::error::Error;
+use crate::health::Limits;
 use crate::plan::Policy;
 use crate::store::Names;
 use crate::store::events;
@@ -57,6 +58,10 @@ impl Config {
             coordination_timeout: self.coordination_timeout,
             registration_wait: self.registration_wait,
         }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits::new(self.stale_worker_timeout, self.event_poll.1, self.ready_while_halted)
     }
 
     pub(crate) fn bounds(&self) -> events::Bounds {

@@ -69,6 +69,12 @@ macro_rules! with_options {
             /// handler and shorter than the time after which the process is killed.
             leave_timeout: Duration = (20 s), (100 ms to 24 h);
 
+            /// Whether the worker is ready while one of its projections is halted.
+            ///
+            /// `off` stops a rolling update at a version that fails on its first events. With `on`,
+            /// `/readyz` leaves halted projections to the alerts.
+            ready_while_halted: Switch = (off), (on or off);
+
             /// How often the worker polls for new events: the shortest interval while it finds
             /// some, rising to the longest.
             ///

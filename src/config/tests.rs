@@ -148,6 +148,7 @@ fn every_option_is_set_from_text() {
         ("registration_wait", "0s"),
         ("database_wait", "100us"),
         ("leave_timeout", "30s"),
+        ("ready_while_halted", "on"),
         ("event_poll", "2ms .. 50ms"),
         ("batch_size", "100"),
         ("batch_bytes", "64KiB"),
@@ -170,6 +171,7 @@ fn every_option_is_set_from_text() {
     assert_eq!(config.poll_interval, secs(20));
     assert_eq!(config.registration_wait, secs(0));
     assert_eq!(config.database_wait, Duration::from_micros(100));
+    assert!(config.ready_while_halted);
     assert_eq!(config.event_poll, (millis(2), millis(50)));
     assert_eq!((config.batch_size, config.batch_bytes, config.max_event_bytes), (100, Bytes(64 << 10), Bytes(1 << 30)));
     assert_eq!((config.lanes, config.pool_size), (3, Some(12)));
@@ -210,4 +212,24 @@ fn every_option_refuses_another_form_and_says_which_is_right() {
 fn variables_are_in_upper_case() {
     assert_eq!(variable("ORCHESTRATOR_", "lanes"), "ORCHESTRATOR_LANES");
     assert_eq!(variable("A_", "retry.first_delay"), "A_RETRY_FIRST_DELAY");
+}
+
+/// A version that fails on its first events has halted, and its pod is not ready, before the next
+/// pod is replaced.
+#[test]
+fn a_rollout_waits_for_a_version_that_halts() {
+    let deployment = include_str!("../../examples/kubernetes/deployment.yaml");
+    let number = |name: &str| -> u64 {
+        let line = deployment.lines().filter_map(|line| line.trim().strip_prefix(name)).next_back();
+        line.and_then(|line| line.strip_prefix(": ")?.parse().ok()).unwrap()
+    };
+    let Retry { attempts, first_delay, longest_delay } = Retry::default();
+    let delays = (0..attempts - 1).map(|failures| (first_delay * (1 << failures)).min(longest_delay));
+    let halted_after: Duration = delays.sum();
+    assert_eq!(halted_after, Duration::from_millis(12_700), "the comment says 13 s");
+    // The last probe in the file is the one for readiness.
+    let noticed_after = Duration::from_secs(number("periodSeconds") * number("failureThreshold"));
+    assert_eq!(noticed_after, Duration::from_secs(6), "the comment says so");
+    let to_join = Config::new("set".into()).registration_wait * 2;
+    assert!(to_join + halted_after + noticed_after < Duration::from_secs(number("minReadySeconds")));
 }

@@ -10,6 +10,7 @@ pub(crate) type DurationOrOff = Option<Duration>;
 pub(crate) type DurationRange = (Duration, Duration);
 pub(crate) type Count = usize;
 pub(crate) type Attempts = u32;
+pub(crate) type Switch = bool;
 /// `None` means as many as are needed.
 pub(crate) type Connections = Option<u32>;
 
@@ -151,6 +152,29 @@ impl Value for Bytes {
 
     fn bounded(&self) -> Vec<(&'static str, usize)> {
         vec![("", self.0)]
+    }
+}
+
+impl Value for Switch {
+    type Given = bool;
+    type Bound = bool;
+
+    const FORM: Form = "on or off";
+
+    fn given(is_on: bool) -> Self {
+        is_on
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "on" => Some(true),
+            "off" => Some(false),
+            _ => None,
+        }
+    }
+
+    fn bounded(&self) -> Vec<(&'static str, bool)> {
+        Vec::new()
     }
 }
 

@@ -9,10 +9,10 @@ use postgres::Transaction;
 use crate::context::Context;
 use crate::error::Error;
 use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Standing, plan};
-use crate::store::checkpoints::{self, Lag};
 use crate::store::session::Session;
 use crate::store::view::Statements;
-use crate::store::{Registration, coordination, notifications};
+use crate::store::{Registration, checkpoints, coordination, notifications};
+use crate::threads::Pulse;
 
 const LOOKING: &str = "looking at the replica set";
 const CHANGING: &str = "changing the generation";
@@ -21,6 +21,7 @@ pub(super) struct Membership<'a> {
     context: &'a Context,
     policy: &'a Policy,
     registration: &'a Registration,
+    pulse: &'a Pulse,
     pub(super) session: Session,
     statements: Statements,
 }
@@ -38,11 +39,12 @@ impl<'a> Membership<'a> {
         context: &'a Context,
         policy: &'a Policy,
         registration: &'a Registration,
+        pulse: &'a Pulse,
         mut session: Session,
     ) -> Result<Self, Error> {
         let statements =
             session.run(|client| Statements::prepare(client, &context.names)).map_err(Error::database(LOOKING))?;
-        Ok(Self { context, policy, registration, session, statements })
+        Ok(Self { context, policy, registration, pulse, session, statements })
     }
 
     /// Sends a heartbeat. Returns false if the worker has been evicted.
@@ -53,20 +55,11 @@ impl<'a> Membership<'a> {
             .map_err(Error::database("sending the heartbeat"))
     }
 
-    /// Reads how far each projection of the replica set is behind, including projections that no
-    /// worker processes.
-    pub(super) fn lags(&mut self) -> Result<Vec<Lag>, Error> {
-        let Self { context, registration, .. } = self;
-        self.session
-            .run(|client| checkpoints::lags(client, &context.names, &registration.replica_set))
-            .map_err(Error::database("reading the lag"))
-    }
-
     /// Looks at the whole replica set, and makes the changes that are due.
     pub(super) fn look(&mut self) -> Result<Looked, Error> {
         let replica_set = &self.registration.replica_set;
         let view = self.session.check(LOOKING, |client| self.statements.view(client, replica_set))?;
-        let decided = plan(&view, self.policy);
+        let decided = self.pulse.judged(|| plan(&view, self.policy));
         // A worker that has been evicted must not change anything until it has registered again.
         let is_member = view.worker(self.registration.worker).is_some();
         if !is_member || decided.actions.is_empty() {

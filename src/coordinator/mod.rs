@@ -26,7 +26,6 @@ use crate::database::Pool;
 use crate::error::Error;
 use crate::feed::Feed;
 use crate::metrics::WorkerMetrics;
-use crate::overview::Overview;
 use crate::plan::{Policy, Stance, Standing, WorkerState, stance};
 use crate::reconnect::{End, Reconnect};
 use crate::status::{Assignment, Board};
@@ -68,7 +67,6 @@ pub(crate) struct Parts {
     pub(crate) pool: Pool,
     pub(crate) feed: Feed,
     pub(crate) trust: Trust,
-    pub(crate) overview: Overview,
     pub(crate) metrics: WorkerMetrics,
     /// Something in the replica set has changed.
     pub(crate) woken: Receiver<()>,
@@ -107,7 +105,7 @@ impl Coordinator {
         let serve = |connection: &mut Reconnect<'_>| {
             let session = first.take().map_or_else(|| context.open().and_then(Session::hold_alive), Ok)?;
             Serving {
-                membership: Membership::new(context, &parts.policy, &parts.registration, session)?,
+                membership: Membership::new(context, &parts.policy, &parts.registration, pulse, session)?,
                 parts: &parts,
                 runners: &mut runners,
                 assigned: &mut assigned,
@@ -116,15 +114,14 @@ impl Coordinator {
                 connection,
                 connected_at: Instant::now(),
             }
-            .run(pulse)
+            .run()
         };
         let lost = |connection: &mut Reconnect<'_>, error| {
             connection.lost(&error);
-            context.board.database_lost();
-            parts.metrics.database_up.set(0);
+            context.board.coordination_failed(&error);
             Ok(())
         };
-        if Reconnect::new(context, "coordinator").run(pulse, is_given_up, serve, lost)? == End::GivenUp {
+        if Reconnect::new(context, "coordinator").run(is_given_up, serve, lost)? == End::GivenUp {
             log::warn!(
                 "left without saying so, the database is out of reach: replica_set={} worker={}",
                 context.replica_set(),
@@ -159,18 +156,14 @@ struct Serving<'a, 'c> {
 
 impl Serving<'_, '_> {
     /// Serves until the worker has left (`Ok`) or the connection fails.
-    fn run(mut self, pulse: &Pulse) -> Result<(), Error> {
-        let Parts { context, overview, woken, missing, heartbeat_interval, poll_interval, .. } = self.parts;
+    fn run(mut self) -> Result<(), Error> {
+        let Parts { context, woken, missing, heartbeat_interval, poll_interval, .. } = self.parts;
         let mut heartbeat_due = Instant::now();
         let mut look_due = Instant::now();
         while !context.stop.is_raised() {
-            pulse.beat();
             if heartbeat_due <= Instant::now() {
                 heartbeat_due = Instant::now() + *heartbeat_interval;
                 self.heartbeat()?;
-                if let Err(error) = self.measure_lag() {
-                    self.complain(error)?;
-                }
             }
             let looked = if look_due <= Instant::now() {
                 look_due = Instant::now() + *poll_interval;
@@ -190,10 +183,6 @@ impl Serving<'_, '_> {
             if let Some(delay) = again {
                 look_due = look_due.min(Instant::now() + delay);
             }
-            let refreshed = overview.refresh(&mut self.membership.session, &context.names, context.replica_set());
-            if let Err(error) = refreshed {
-                self.complain(error)?;
-            }
             let wait = look_due.min(heartbeat_due).saturating_duration_since(Instant::now());
             select! {
                 recv(context.stop.heard()) -> _ => {}
@@ -209,7 +198,7 @@ impl Serving<'_, '_> {
                 default(wait) => {}
             }
         }
-        self.leave(pulse)
+        self.leave()
     }
 
     /// Reports a failure of coordination. Returns when to retry on the same connection, or the
@@ -218,6 +207,7 @@ impl Serving<'_, '_> {
         if self.membership.session.client().is_valid(VALIDITY_PATIENCE).is_err() {
             return Err(error);
         }
+        self.parts.context.board.coordination_failed(&error);
         // Only one of several statements may fail, and the others reset the delays.
         if self.complaints.is_due() {
             let context = &self.parts.context;
@@ -239,19 +229,8 @@ impl Serving<'_, '_> {
         metrics.set_pool(pool.size(), pool.open(), pool.idle());
         // The database answered in either case, but only a member may continue to process.
         context.board.heartbeat_answered(sent);
-        metrics.database_up.set(1);
         if is_member {
             trust.renew(sent);
-        }
-        Ok(())
-    }
-
-    fn measure_lag(&mut self) -> Result<(), Error> {
-        for lag in self.membership.lags()? {
-            let metrics = self.parts.context.metrics.projection(&lag.projection);
-            metrics.checkpoint_position.set(lag.position);
-            metrics.lag_events.set(lag.events);
-            metrics.lag_seconds.set(lag.seconds);
         }
         Ok(())
     }
@@ -365,7 +344,7 @@ impl Serving<'_, '_> {
     /// connection for too long.
     fn shortage(&self) -> Option<String> {
         let Parts { context, shortage_limit, .. } = self.parts;
-        let (lasts, problem) = context.shortage.longest()?;
+        let (lasts, problem) = context.board.shortage.longest()?;
         // After an outage of the server this connection may be the first that works again.
         (lasts.min(self.connected_at.elapsed()) > *shortage_limit).then_some(problem)
     }
@@ -392,9 +371,8 @@ impl Serving<'_, '_> {
     fn rejoin(&mut self) -> Result<Duration, Error> {
         let Parts { context, trust, pool, .. } = self.parts;
         // Not a member, so no worker waits for this thread.
-        let filled = pool.fill(POOL_PATIENCE).map_err(|error| error.to_string());
-        if let Err(error) = filled.and_then(|()| context.shortage.longest().map_or(Ok(()), |(_, problem)| Err(problem)))
-        {
+        _ = context.board.shortage.note(|| pool.fill(POOL_PATIENCE));
+        if let Some((_, error)) = context.board.shortage.longest() {
             if self.complaints.is_due() {
                 log::error!(
                     "connections are lacking, registering later: replica_set={} worker={} error={error}",
@@ -419,11 +397,10 @@ impl Serving<'_, '_> {
     }
 
     /// Waits until the runners have paused, then leaves the replica set.
-    fn leave(&mut self, pulse: &Pulse) -> Result<(), Error> {
+    fn leave(&mut self) -> Result<(), Error> {
         self.membership.say_stopping()?;
         self.show_state(WorkerState::Stopping);
         while !self.pause() {
-            pulse.beat();
             select! {
                 recv(self.runners.reports) -> report => self.runners.heard(report.ok()),
                 default(self.parts.heartbeat_interval) => self.heartbeat()?,

@@ -19,7 +19,7 @@ use crate::projection::Scope;
 use crate::store::Names;
 use crate::store::events::{Batch, Bounds, EventReader, Range, ReadError};
 use crate::store::session::{Session, Sessions};
-use crate::threads::{Crew, Pulse};
+use crate::threads::Crew;
 
 /// How long an idle reader keeps its connection.
 const KEEP_CONNECTION: Duration = Duration::from_secs(5);
@@ -89,18 +89,17 @@ impl Reader {
         // A request is handed over only when the reader is ready to take it, so a request that the
         // runner has dropped is never queued.
         let (requests, inbox) = bounded(0);
-        crew.spawn(thread, move |pulse| {
-            self.run(&inbox, pulse);
+        crew.spawn(thread, move |_| {
+            self.run(&inbox);
             Ok(())
         })?;
         Ok(requests)
     }
 
-    fn run(self, inbox: &Receiver<Request>, pulse: &Pulse) {
-        let mut handover = Handover { inbox, pulse, wanted: None, taken_at_once: 0, is_open: true };
+    fn run(self, inbox: &Receiver<Request>) {
+        let mut handover = Handover { inbox, wanted: None, taken_at_once: 0, is_open: true };
         let mut connection = None;
         while handover.is_open {
-            pulse.beat();
             let Some(range) = handover.wanted.as_ref().map(|request| request.range.clone()) else {
                 if !handover.wait() {
                     connection = None;
@@ -162,7 +161,6 @@ impl Reader {
 /// Takes requests, and hands over the answers.
 struct Handover<'a> {
     inbox: &'a Receiver<Request>,
-    pulse: &'a Pulse,
     /// The rest of the last request, unless the runner has dropped it.
     wanted: Option<Request>,
     /// How many batches in a row were taken at once.
@@ -198,9 +196,7 @@ impl Handover<'_> {
         let following = read.as_ref().ok().and_then(|batch| request.range.following(batch));
         let enough = patience.map_or_else(never, after);
         let offered = Instant::now();
-        // The runner's handler may take any time.
-        self.pulse.excuse();
-        let given = select! {
+        select! {
             send(request.answers, read) -> sent => if sent.is_ok() {
                 self.taken_at_once = if offered.elapsed() < AT_ONCE { self.taken_at_once + 1 } else { 0 };
                 self.wanted = following.map(|range| Request { range, ..request });
@@ -216,9 +212,7 @@ impl Handover<'_> {
                 self.wanted = Some(request);
                 Given::Late(read)
             }
-        };
-        self.pulse.beat();
-        given
+        }
     }
 
     fn asked(&mut self, request: Option<Request>) {
@@ -234,6 +228,7 @@ mod tests {
     use crate::event::Event;
     use crate::plan::KeySet;
     use crate::store::testing;
+    use crate::threads::Pulse;
 
     fn range(after: i64) -> Range {
         Range { keys: KeySet::all(), after, upto: 30 }
@@ -247,8 +242,8 @@ mod tests {
     /// once it is told that the batch is read.
     fn reader(crew: &Crew, read: Receiver<()>, given: Sender<bool>) -> Sender<Request> {
         let (requests, inbox) = bounded(0);
-        let body = move |pulse: &Pulse| {
-            let mut handover = Handover { inbox: &inbox, pulse, wanted: None, taken_at_once: 0, is_open: true };
+        let body = move |_: &Pulse| {
+            let mut handover = Handover { inbox: &inbox, wanted: None, taken_at_once: 0, is_open: true };
             while handover.is_open {
                 if handover.wanted.is_none() {
                     handover.wait();

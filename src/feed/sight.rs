@@ -43,6 +43,14 @@ pub(super) enum Failure {
     Final(Error),
 }
 
+impl Failure {
+    pub(super) fn error(&self) -> &Error {
+        match self {
+            Self::Locked(error) | Self::Lost(error) | Self::Unacceptable(error) | Self::Final(error) => error,
+        }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         if error.as_postgres().is_some_and(is_lock_timeout) { Self::Locked(error) } else { Self::Lost(error) }

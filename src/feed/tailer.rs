@@ -50,12 +50,11 @@ impl Tailer {
     pub(crate) fn run(self, pulse: &Pulse) -> Result<(), Error> {
         let stop = || self.context.stop.is_raised();
         let judge = |connection: &mut Reconnect<'_>, failure| self.failed(connection, failure);
-        Reconnect::new(&self.context, "tailer")
-            .run(pulse, stop, |connection| self.follow(pulse, connection), judge)
-            .map(drop)
+        Reconnect::new(&self.context, "tailer").run(stop, |connection| self.follow(pulse, connection), judge).map(drop)
     }
 
     fn failed(&self, connection: &mut Reconnect<'_>, failure: Failure) -> Result<(), Error> {
+        self.context.board.look_failed(failure.error());
         match failure {
             Failure::Final(error) => return Err(error),
             Failure::Lost(error) => connection.lost(&error),
@@ -77,7 +76,7 @@ impl Tailer {
     fn follow(&self, pulse: &Pulse, connection: &mut Reconnect<'_>) -> Result<(), Failure> {
         let session = match self.first.try_recv() {
             Ok(session) => session,
-            Err(_) => self.context.shortage.note(|| self.context.open())?,
+            Err(_) => self.context.board.shortage.note(|| self.context.open())?,
         };
         self.feed.begin_epoch();
         let takes_census = self.context.sessions.member().is_some();
@@ -91,7 +90,6 @@ impl Tailer {
         let mut cadence = Cadence::new(self.poll);
         let mut reported = (sight.head.safe(), Instant::now());
         while !self.context.stop.is_raised() {
-            pulse.beat();
             let begun = Instant::now();
             let look = self.feed.begin_look();
             match sight.look() {
@@ -101,6 +99,7 @@ impl Tailer {
                     }
                 }
                 Err(Failure::Locked(error)) => {
+                    self.context.board.look_failed(&error);
                     sight.mention_lock(&error);
                     continue;
                 }
@@ -112,9 +111,10 @@ impl Tailer {
                 self.read_tail(&mut sight.session, &mut reader, safe)?;
                 self.context.board.set_safe_head(safe);
                 self.context.metrics.safe_head.set(safe);
-                self.feed.publish(safe);
+                pulse.judged(|| self.feed.publish(safe));
             }
             self.feed.end_look(look);
+            self.context.board.looked(begun);
             let wait = cadence.after_look(has_moved, sight.head.is_held_back());
             if reported.0 != safe && reported.1.elapsed() >= self.report_every {
                 self.report_head(&mut sight.session, safe)?;

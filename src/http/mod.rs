@@ -53,8 +53,8 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 /// | path | answer |
 /// |---|---|
 /// | `/metrics` | everything in the registry, in Prometheus's text format 0.0.4; 404 if the metrics are disabled |
-/// | `/livez` | 200 while the threads of every watched worker make progress, else 503 and the reason; also 200 when none is watched |
-/// | `/readyz` | 200 while every watched worker is registered, reaches the database, and holds an assignment or coordinates; else 503 and the reason; also 503 when none is watched |
+/// | `/livez` | 503 and the reason if a restart of this process would help a watched worker, else 200; also 200 when none is watched; [see below](#the-probes) |
+/// | `/readyz` | 200 while every watched worker can process events, else 503 and the reason; also 503 when none is watched; [see below](#the-probes) |
 /// | `/status` | what the watched workers know, as JSON; [see below](#status) |
 /// | `/` | the same as a page for people, live |
 ///
@@ -63,6 +63,7 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 ///
 /// Dropping the server shuts it down.
 ///
+#[doc = include_str!("probes.md")]
 #[doc = include_str!("status.md")]
 pub struct MetricsServer {
     address: SocketAddr,

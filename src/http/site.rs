@@ -13,8 +13,8 @@ use crate::plan::WorkerId;
 
 const ALWAYS_SERVED: &str = "\
 /metrics  Prometheus's text format
-/livez    200 while the threads of every worker in this process make progress
-/readyz   200 while every worker in this process takes part in its replica set
+/livez    503 if a restart of this process would help a worker in it
+/readyz   200 while every worker in this process can process events
 ";
 
 const STATUS_SERVED: &str = "\

@@ -52,6 +52,14 @@ declare! {
         head_blocker_age: Series<Gauge> [pid, application_name] = "head_blocker_age_seconds",
             "Age in seconds of each transaction that blocks the safe head, the oldest ones; pid is empty for a \
              prepared transaction.";
+        lag_events: Series<IntGauge> [projection] = "lag_events",
+            "Events that the whole replica set has yet to process. Each worker reports the same figure: use \
+             max by (projection), not sum.";
+        lag_seconds: Series<Gauge> [projection] = "lag_seconds",
+            "Age in seconds of the oldest event yet to process, 0 when there is none. Each worker reports the \
+             same figure.";
+        checkpoint_position: Series<IntGauge> [projection] = "checkpoint_position",
+            "Lowest checkpoint of the projection: all events up to this global position are processed.";
         reconnects: Series<IntCounter> [connection] = "reconnects_total",
             "Connections opened again after a loss, by what they serve: coordinator, listener or tailer.";
     }
@@ -73,22 +81,16 @@ declare! {
             "Batches retried after an error.";
         fenced: IntCounter = "fenced_batches_total",
             "Batches rolled back because their keys had been redistributed.";
-        lag_events: Reading<IntGauge> = "lag_events",
-            "Events that the whole replica set has yet to process. Each worker reports the same figure: use \
-             max by (projection), not sum.";
-        lag_seconds: Reading<Gauge> = "lag_seconds",
-            "Age in seconds of the oldest event yet to process, 0 when there is none. Each worker reports the \
-             same figure.";
-        checkpoint_position: Reading<IntGauge> = "checkpoint_position",
-            "Lowest checkpoint of the projection: all events up to this global position are processed.";
     }
 
     /// What is reported by one worker.
     WorkerSeries (replica_set, worker_id) {
         state: Series<IntGauge> [state] = "worker_state",
             "1 for the state the worker is in; its other states have no series.";
+        ready: IntGauge = "ready",
+            "1 while the worker is ready, as `/readyz` says it, else 0.";
         database_up: IntGauge = "database_up",
-            "1 when the worker's last heartbeat was answered, else 0.";
+            "1 while a heartbeat of the worker was answered within the last half of `stale_worker_timeout`, else 0.";
         pool_size: Reading<IntGauge> = "pool_size",
             "The maximum number of connections in the worker's pool.";
         pool_connections: Series<IntGauge> [state] = "pool_connections",

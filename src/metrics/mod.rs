@@ -140,6 +140,14 @@ impl ReplicaSetMetrics {
         self.reconnects.child(connection)
     }
 
+    /// Sets how far the projections are behind, in place of what was shown before. Empty: unknown.
+    pub(crate) fn set_lags(&self, lags: &[Lag]) {
+        let name = |lag: &Lag| [lag.projection.clone()];
+        self.lag_events.replace(lags.iter().map(|lag| (name(lag), lag.events)));
+        self.lag_seconds.replace(lags.iter().map(|lag| (name(lag), lag.seconds)));
+        self.checkpoint_position.replace(lags.iter().map(|lag| (name(lag), lag.position)));
+    }
+
     /// Sets the transactions that block the safe head, with their ages, in place of the former
     /// ones.
     pub(crate) fn head_blockers<N: Into<String>>(
@@ -154,6 +162,19 @@ impl ReplicaSetMetrics {
             ([pid, name.into()], age.as_secs_f64())
         }));
     }
+}
+
+/// How far a projection of a replica set is behind, over all its workers.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Lag {
+    pub(crate) projection: String,
+    /// Its lowest checkpoint.
+    pub(crate) position: i64,
+    /// The newest visible position minus the lowest checkpoint.
+    pub(crate) events: i64,
+    /// The age of the first event above the lowest checkpoint, by the server's clock; 0 if there is
+    /// none, or if it has no time.
+    pub(crate) seconds: f64,
 }
 
 impl WorkerMetrics {

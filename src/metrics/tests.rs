@@ -72,9 +72,7 @@ fn touch_everything(
     set.reconnects("listener").inc();
     set.coordination_duration.observe(0.02);
     let projection = set.projection("orders");
-    projection.lag_events.set(5);
-    projection.lag_seconds.set(0.25);
-    projection.checkpoint_position.set(36);
+    set.set_lags(&[Lag { projection: "orders".into(), position: 36, events: 5, seconds: 0.25 }]);
     let worker = set.worker("w-1");
     worker.set_state("pending");
     worker.set_state("running");

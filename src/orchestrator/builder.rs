@@ -150,12 +150,17 @@ impl Builder {
         };
         let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
         let names = names.into_iter().map(str::to_owned);
-        let coordination = Waker::new();
         let (crew, gate) = Crew::new();
         Ok(Orchestrator {
-            overview: Overview::new(coordination.0.clone()),
-            coordination,
-            board: Board::new(WorkerId(uuid::Uuid::new_v4()), &self.config.replica_set, names, self.config.lanes),
+            overview: Overview::default(),
+            coordination: Waker::new(),
+            board: Board::new(
+                WorkerId(uuid::Uuid::new_v4()),
+                &self.config.replica_set,
+                self.config.limits(),
+                names,
+                self.config.lanes,
+            ),
             crew,
             gate,
             database: self.database.for_worker(&application_name),

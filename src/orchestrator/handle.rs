@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::http::HealthProbe;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
-use crate::plan::{WorkerId, WorkerState};
+use crate::plan::WorkerId;
 use crate::status::{Assignment, Board, Status};
 use crate::threads::{Crew, safely};
 
@@ -138,28 +138,15 @@ impl Drop for Handle {
 
 /// Creates the probe of a worker's health, whether or not the worker has been started.
 pub(super) fn probe(crew: &Crew, board: &Board, overview: &Overview) -> HealthProbe {
-    let (crew, ready, status, overview) = (crew.clone(), board.clone(), board.clone(), overview.clone());
+    let (crew, stop, ready, status, overview) =
+        (crew.clone(), crew.stop().clone(), board.clone(), board.clone(), overview.clone());
     HealthProbe::new(
         move || match crew.stuck() {
             Some(thread) => Err(format!("thread {thread} is stuck or has failed")),
             None => Ok(()),
         },
-        move || is_ready(&ready.read()),
+        move || ready.readiness(stop.is_raised()).map_err(|reason| reason.to_string()),
         move || status.read(),
         move || overview.look(),
     )
-}
-
-fn is_ready(status: &Status) -> Result<(), String> {
-    if status.last_heartbeat.is_none() {
-        return Err("the worker has not registered yet: it waits for the database".into());
-    }
-    if !status.database_reachable {
-        return Err("the database is out of reach".into());
-    }
-    match status.state {
-        WorkerState::Stopping | WorkerState::Stopped => Err(format!("the worker is {}", status.state)),
-        // Registered and holding a partition, or coordinating.
-        _ => Ok(()),
-    }
 }

@@ -19,6 +19,7 @@ use crate::feed::prefetch::Reader;
 use crate::feed::tailer::Tailer;
 use crate::leave;
 use crate::listener::Listener;
+use crate::measure::{Lags, Measuring};
 use crate::metrics::WorkerMetrics;
 use crate::overview::Overview;
 use crate::projection::Scope;
@@ -27,6 +28,7 @@ use crate::store::Registration;
 use crate::store::session::Session;
 use crate::threads::{Crew, Gate, Waker, safely};
 use crate::trust::Trust;
+use crate::watch::Watch;
 
 /// Everything from which the threads of a worker are made.
 pub(super) struct Start {
@@ -100,7 +102,20 @@ impl Start {
             coordinator: wakes_coordinator,
             tailer: feed.hint().clone(),
         };
-        self.crew.spawn("pup-listen", move |pulse| listener.run(pulse))?;
+        let lags = Lags::new(self.context.metrics.clone(), self.config.heartbeat_interval);
+        let measuring = Measuring::new(self.context.clone(), lags.clone(), self.overview);
+        self.crew.spawn("pup-listen", move |pulse| listener.run(measuring, pulse))?;
+
+        let watch = Watch {
+            context: self.context.clone(),
+            metrics: metrics.clone(),
+            lags,
+            at_least_every: self.config.heartbeat_interval,
+        };
+        self.crew.spawn("pup-watch", move |_| {
+            watch.run();
+            Ok(())
+        })?;
 
         let (for_tailer, first) = bounded(1);
         let tailer = Tailer {
@@ -128,7 +143,6 @@ impl Start {
             pool: pool.clone(),
             feed,
             trust: trust.clone(),
-            overview: self.overview,
             metrics,
             woken,
             missing,

@@ -14,7 +14,6 @@ use crate::error::Error;
 use crate::http::HealthProbe;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
-use crate::shortage::Shortage;
 use crate::status::Board;
 use crate::store::session::Sessions;
 use crate::store::{Registration, migrations, preflight};
@@ -147,7 +146,6 @@ impl Orchestrator {
                 sessions: registration.sessions,
                 stop: self.crew.stop().clone(),
                 board: self.board,
-                shortage: Shortage::default(),
             };
             let start = Start {
                 context: context.clone(),

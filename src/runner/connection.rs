@@ -27,7 +27,7 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn open(context: &Context, feed: &Feed, pool: &Pool) -> Result<Self, Failure> {
         let opened = feed.mark();
-        let client = context.shortage.note(|| pool.get(POOL_PATIENCE)).map_err(Failure::transient)?;
+        let client = context.board.shortage.note(|| pool.get(POOL_PATIENCE)).map_err(Failure::transient)?;
         let mut session = Session::for_handlers(client, context.sessions);
         let mut tx = session.transaction_without_policies().map_err(Failure::transient)?;
         let statements = Statements::prepare(&mut tx, &context.names).map_err(Failure::transient)?;

@@ -150,7 +150,7 @@ impl Runner {
         let mut kept = None;
         let mut command = None;
         loop {
-            let Some(next) = command.take().or_else(|| self.await_command(pulse)) else { return };
+            let Some(next) = command.take().or_else(|| self.await_command()) else { return };
             command = match next {
                 Command::Run(task) => self.process(task, &mut kept, pulse),
                 Command::Pause => {
@@ -161,11 +161,8 @@ impl Runner {
         }
     }
 
-    fn await_command(&self, pulse: &Pulse) -> Option<Command> {
-        pulse.excuse();
-        let command = self.commands.recv().ok();
-        pulse.beat();
-        command
+    fn await_command(&self) -> Option<Command> {
+        self.commands.recv().ok()
     }
 
     fn report(&self, report: Report) {
@@ -193,39 +190,36 @@ impl Runner {
             ),
         };
         let command = loop {
-            pulse.beat();
             if let Ok(command) = self.commands.try_recv() {
                 break Some(command);
             }
             if self.context.stop.is_raised() {
                 // The coordinator sends a pause next, or it has ended and drops the sender of the
                 // commands.
-                break self.await_command(pulse);
+                break self.await_command();
             }
             if !self.trust.holds() {
                 work.journal.waiting_for_trust();
-                pulse.excuse();
                 select! {
                     recv(self.commands) -> command => break command.ok(),
                     default(TRUST_CHECK) => continue,
                 }
             }
             let step = self.step(&mut work, kept, pulse).unwrap_or_else(|failure| work.failed(&failure));
-            pulse.excuse();
             match step {
                 Step::Again => {}
                 Step::Ask(request) => select! {
                     recv(self.commands) -> command => break command.ok(),
                     send(self.requests, request) -> sent => if sent.is_err() {
                         // The reader has ended: the worker is stopping.
-                        break self.await_command(pulse);
+                        break self.await_command();
                     },
                 },
                 Step::Read(reading) => select! {
                     recv(self.commands) -> command => break command.ok(),
                     recv(reading.answers) -> answer => match answer {
                         Ok(answer) => work.found(reading, answer),
-                        Err(_) => break self.await_command(pulse),
+                        Err(_) => break self.await_command(),
                     },
                 },
                 Step::Idle(wait) => select! {
@@ -239,10 +233,10 @@ impl Runner {
                     recv(self.commands) -> command => break command.ok(),
                     default(delay) => {}
                 },
-                Step::Halt => break self.await_command(pulse),
+                Step::Halt => break self.await_command(),
                 Step::Fenced => {
                     self.report(Report::Fenced(self.index, task));
-                    break self.await_command(pulse);
+                    break self.await_command();
                 }
             }
         };
@@ -287,7 +281,7 @@ impl Runner {
         };
         let batch = match loaded.unread.take() {
             Some(read) => read.map_err(Failure::of_reading)?,
-            None => match self.in_memory(&range, trouble) {
+            None => match pulse.judged(|| self.in_memory(&range, trouble)) {
                 Some(batch) => {
                     loaded.reading = None;
                     batch
@@ -298,7 +292,7 @@ impl Runner {
         if batch.events.is_empty() {
             loaded.rows.reach(batch.end);
         } else {
-            self.handle(loaded, batch, trouble, journal, pulse)?;
+            self.handle(loaded, batch, trouble, journal)?;
         }
         journal.running(&loaded.rows, trouble.is_failing());
         Ok(Step::Again)
@@ -332,14 +326,10 @@ impl Runner {
         mut batch: Batch,
         trouble: &mut Trouble,
         journal: &mut Journal<'_>,
-        pulse: &Pulse,
     ) -> Result<(), Failure> {
         let count = trouble.commit_first.take().unwrap_or(batch.events.len()).min(batch.events.len());
-        // A user's handler may take any time.
-        pulse.excuse();
-        let outcome = self.commit(loaded, &batch, count);
-        pulse.beat();
-        let Committed { position, events } = outcome.map_err(|failure| failure.naming(&batch.events))?;
+        let Committed { position, events } =
+            self.commit(loaded, &batch, count).map_err(|failure| failure.naming(&batch.events))?;
         loaded.committed(position);
         batch.events.drain(..events);
         loaded.unread = Some(batch).filter(|rest| !rest.events.is_empty()).map(Ok);

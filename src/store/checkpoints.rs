@@ -14,6 +14,7 @@ use super::continuity;
 use super::names::Names;
 use super::registration::{Known, Registration};
 use crate::error::Error;
+use crate::metrics::Lag;
 use crate::plan::{KeySet, WorkerId};
 use crate::projection::StartAt;
 
@@ -124,19 +125,6 @@ pub(crate) fn keys_of(
     let rows = client
         .query_typed(&sql, &[(&projections, Type::TEXT_ARRAY), (&generation, Type::INT8), (&worker.0, Type::UUID)])?;
     Ok(rows.iter().fold(KeySet::default(), |all, row| all.union(&row.get(0))))
-}
-
-/// How far a projection of a replica set is behind, over all its workers.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Lag {
-    pub(crate) projection: String,
-    /// Its lowest checkpoint.
-    pub(crate) position: i64,
-    /// The newest visible position minus the lowest checkpoint.
-    pub(crate) events: i64,
-    /// The age of the first event above the lowest checkpoint, by the server's clock; 0 if there is
-    /// none, or if it has no time.
-    pub(crate) seconds: f64,
 }
 
 /// Reads how far each projection of the replica set is behind.

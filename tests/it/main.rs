@@ -28,6 +28,7 @@ mod many_at_once;
 mod payloads;
 mod positions;
 mod private_postgres;
+mod probes;
 mod prometheus;
 mod recutting;
 mod restarts;

@@ -1,0 +1,114 @@
+//! What a worker measures now and then: how far the replica set is behind, and its overview.
+//!
+//! Both read the table of events, which another session may lock for long. So the thread that
+//! listens measures, on its connection, on which nothing relies: heartbeats go on meanwhile.
+//!
+//! *Invariant:* no lag is shown that is older than [`INTERVALS`] intervals. The thread that measures
+//! may be waiting for the server by then, so another one drops it: [`watch`](crate::watch).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::backoff::Mentions;
+use crate::context::Context;
+use crate::error::{Error, one_line};
+use crate::metrics::ReplicaSetMetrics;
+use crate::overview::Overview;
+use crate::store::session::Session;
+use crate::store::{checkpoints, overview};
+
+/// For how many intervals a lag is shown.
+const INTERVALS: u32 = 3;
+
+/// The lag in the metrics. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Lags {
+    metrics: ReplicaSetMetrics,
+    every: Duration,
+    /// When the lag that is shown was measured.
+    measured: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Lags {
+    /// Creates a place for the lag, which is to be measured that often.
+    pub(crate) fn new(metrics: ReplicaSetMetrics, every: Duration) -> Self {
+        Self { metrics, every, measured: Arc::default() }
+    }
+
+    fn measure(&self, context: &Context, session: &mut Session) -> Result<(), Error> {
+        let at = Instant::now();
+        let lags = session
+            .run(|client| checkpoints::lags(client, &context.names, context.replica_set()))
+            .map_err(Error::database("reading the lag"))?;
+        let mut measured = self.measured.lock();
+        *measured = Some(at);
+        self.metrics.set_lags(&lags);
+        Ok(())
+    }
+
+    /// Drops a lag that has not been measured for too long.
+    pub(crate) fn drop_outdated(&self) {
+        let mut measured = self.measured.lock();
+        if measured.is_some_and(|at| at.elapsed() > self.every.saturating_mul(INTERVALS)) {
+            *measured = None;
+            self.metrics.set_lags(&[]);
+        }
+    }
+}
+
+/// Measures when it is time to.
+#[derive(Debug)]
+pub(crate) struct Measuring {
+    context: Context,
+    lags: Lags,
+    overview: Overview,
+    lag_due: Instant,
+    complaints: Mentions,
+}
+
+impl Measuring {
+    pub(crate) fn new(context: Context, lags: Lags, overview: Overview) -> Self {
+        Self { context, lags, overview, lag_due: Instant::now(), complaints: Mentions::default() }
+    }
+
+    /// How long nothing is due.
+    pub(crate) fn due_in(&self) -> Duration {
+        let lag = self.lag_due.saturating_duration_since(Instant::now());
+        self.overview.due_in().map_or(lag, |overview| overview.min(lag))
+    }
+
+    /// Measures what is due. Returns an error only if the connection is lost.
+    pub(crate) fn measure(&mut self, session: &mut Session) -> Result<(), Error> {
+        if self.lag_due <= Instant::now() {
+            self.lag_due = Instant::now() + self.lags.every;
+            let measured = self.lags.measure(&self.context, session);
+            self.complain(session, measured)?;
+        }
+        let Self { context, overview, .. } = self;
+        let refreshed = overview.refresh(|| {
+            session
+                .run(|client| overview::load(client, &context.names, context.replica_set()))
+                .map_err(Error::database("loading the overview"))
+        });
+        self.complain(session, refreshed)
+    }
+
+    /// Reports a failure, and passes it on if the connection is lost.
+    fn complain(&mut self, session: &Session, outcome: Result<(), Error>) -> Result<(), Error> {
+        let Err(error) = outcome else { return Ok(()) };
+        if session.is_closed() {
+            return Err(error);
+        }
+        if self.complaints.is_due() {
+            log::warn!(
+                "not measured, will retry: replica_set={} worker={} error={}",
+                self.context.replica_set(),
+                self.context.worker(),
+                one_line(&error)
+            );
+        }
+        Ok(())
+    }
+}
