@@ -4,6 +4,7 @@
 //! Connections have limits that detect a server which went away silently: see [`Database`].
 //! The type of the TLS connector ends in this module; nothing above it is generic over it.
 
+mod connection;
 mod limits;
 mod parameters;
 mod pool;
@@ -20,6 +21,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{Client, Config, NoTls, Socket};
 
+pub use self::connection::{AsClient, Connection};
 #[allow(unused_imports, reason = "PooledClient names what Pool::get returns")]
 pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};
 use crate::error::Error;
@@ -120,24 +122,30 @@ impl Database {
         Self { connector: Arc::new(connector), target, abandoned: Arc::default() }
     }
 
-    /// Opens a connection.
+    /// Opens a connection. May be called from any thread, also from within an asynchronous runtime,
+    /// although it blocks.
     ///
     /// # Errors
     ///
     /// [`Error::Connect`] or [`Error::ConnectTimeout`]: both name the target, and what the server
     /// or the network reported.
-    pub fn connect(&self) -> Result<Client, Error> {
-        let failed = |source| Error::Connect { target: self.target.to_string(), source };
-        let Some(limit) = self.connect_limit() else { return self.connector.connect().map_err(failed) };
+    pub fn connect(&self) -> Result<Connection, Error> {
+        self.client().map(Connection::new)
+    }
 
+    /// Opens a connection for a thread that belongs to no runtime.
+    pub(crate) fn client(&self) -> Result<Client, Error> {
         // connect_timeout covers only the opening of the socket, and the kernel of a frozen server
         // continues to open sockets. The attempt itself cannot be interrupted, so it runs on a
         // thread that can be left behind. It ends when the server resumes or goes away.
-        let timed_out = || Error::ConnectTimeout { target: self.target.to_string(), waited: limit };
-        if self.abandoned.load(Ordering::Relaxed) >= ABANDONED_ATTEMPTS {
+        let limit = self.connect_limit();
+        let timed_out =
+            || Error::ConnectTimeout { target: self.target.to_string(), waited: limit.unwrap_or(Duration::MAX) };
+        if limit.is_some() && self.abandoned.load(Ordering::Relaxed) >= ABANDONED_ATTEMPTS {
             return Err(timed_out());
         }
-        let (sender, receiver) = bounded(1);
+        // Without room: a connection that nobody takes is closed by the thread that opened it.
+        let (sender, receiver) = bounded(0);
         let (connector, abandoned) = (self.connector.clone(), self.abandoned.clone());
         abandoned.fetch_add(1, Ordering::Relaxed);
         let attempt = Attempt(abandoned);
@@ -150,8 +158,8 @@ impl Database {
                 _ = sender.send(connector.connect());
             })
             .map_err(|source| Error::Spawn { thread: name.to_owned(), source })?;
-        match receiver.recv_timeout(limit) {
-            Ok(outcome) => outcome.map_err(failed),
+        match receiver.recv_timeout(limit.unwrap_or(Duration::MAX)) {
+            Ok(outcome) => outcome.map_err(|source| Error::Connect { target: self.target.to_string(), source }),
             Err(RecvTimeoutError::Timeout) => Err(timed_out()),
             Err(RecvTimeoutError::Disconnected) => Err(Error::ThreadPanicked {
                 thread: name.to_owned(),

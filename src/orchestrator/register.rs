@@ -22,7 +22,7 @@ pub(super) struct Registered {
 pub(super) fn register(context: &Context, registration: &Registration) -> Result<Option<Registered>, Error> {
     let begun = Instant::now();
     // Read before the library sets its own path: handlers will have this one.
-    let mut client = context.database.connect()?;
+    let mut client = context.database.client()?;
     preflight::server(&mut client)?;
     let path = preflight::path(&mut client)?;
     let session = Session::of(client, registration.sessions)?;

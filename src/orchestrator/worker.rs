@@ -73,7 +73,7 @@ impl Orchestrator {
         let stop = self.crew.stop().clone();
         let outcome = elsewhere("pup-migrate", move || {
             once_reached(wait, &stop, || {
-                let mut client = database.connect()?;
+                let mut client = database.client()?;
                 preflight::server(&mut client)?;
                 migrations::migrate(client, &names)
             })

@@ -106,7 +106,7 @@ pub(crate) struct Session {
 impl Session {
     /// Opens a connection for the library's statements.
     pub(crate) fn open(database: &Database, sessions: Sessions) -> Result<Self, Error> {
-        Self::of(database.connect()?, sessions)
+        Self::of(database.client()?, sessions)
     }
 
     /// Takes a connection that has no other user.
