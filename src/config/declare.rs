@@ -97,8 +97,8 @@ macro_rules! quantity {
 
 /// `at least 1`, `1 to 64`, `10 ms to 24 h`. A default that depends on other options is a relation.
 macro_rules! bounds {
-    (at least the default) => {
-        Bounds { least: (0, "0"), most: None }
+    (the default to $most:literal) => {
+        Bounds { least: (0, "the default"), most: Some(($most, stringify!($most))) }
     };
     (at least $($least:tt)+) => {
         Bounds { least: (quantity!($($least)+), stringify!($($least)+)), most: None }
