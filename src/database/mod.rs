@@ -193,12 +193,17 @@ impl Database {
         &self.target
     }
 
+    /// `host:port/database`, the same for all users.
+    pub(crate) fn place(&self) -> String {
+        target::place(self.connector.config())
+    }
+
     /// Creates a pool of connections. Opens none: the first [`Pool::get`] does.
     pub(crate) fn pool(&self, options: PoolOptions) -> Result<Pool, Error> {
         if options.size == 0 {
             return Err(Error::config("pool_size", "0", "at least one connection is needed"));
         }
-        Ok(self.connector.pool(options, self.target.clone()))
+        self.connector.pool(options, self.target.clone())
     }
 }
 
@@ -222,7 +227,7 @@ trait Connect: Send + Sync {
     fn config(&self) -> &Config;
     fn connect(&self) -> Result<Client, postgres::Error>;
     fn with_application_name(&self, name: &str) -> Arc<dyn Connect>;
-    fn pool(&self, options: PoolOptions, target: Arc<str>) -> Pool;
+    fn pool(&self, options: PoolOptions, target: Arc<str>) -> Result<Pool, Error>;
 }
 
 #[derive(Clone)]
@@ -252,7 +257,7 @@ where
         Arc::new(named)
     }
 
-    fn pool(&self, options: PoolOptions, target: Arc<str>) -> Pool {
+    fn pool(&self, options: PoolOptions, target: Arc<str>) -> Result<Pool, Error> {
         pool::open(self.config.clone(), self.tls.clone(), options, target)
     }
 }
