@@ -12,9 +12,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, tick};
-use postgres::Client;
 use pupsourcing_orchestrator::{
-    BoxError, Database, Error, EventStore, ExpectedVersion, Metrics, MetricsServer, Orchestrator,
+    BoxError, Connection, Database, Error, EventStore, ExpectedVersion, Metrics, MetricsServer, Orchestrator,
 };
 
 #[path = "support/app.rs"]
@@ -286,7 +285,7 @@ impl Drop for Writers {
     }
 }
 
-fn write(mut client: Client, hurry: &AtomicBool, stop: &Receiver<()>) -> Result<(), BoxError> {
+fn write(mut client: Connection, hurry: &AtomicBool, stop: &Receiver<()>) -> Result<(), BoxError> {
     let store = EventStore::default();
     let rest = || Duration::from_millis(if hurry.load(Ordering::Relaxed) { 5 } else { 100 });
     // Nothing is ever sent.
@@ -321,7 +320,7 @@ impl Table {
         Self { begun: now, last_row: now, position: 0 }
     }
 
-    fn print_row(&mut self, client: &mut Client) -> Result<(), postgres::Error> {
+    fn print_row(&mut self, client: &mut postgres::Client) -> Result<(), postgres::Error> {
         let row = client.query_one(
             "SELECT g.number, (SELECT count(*) FROM orchestrator_workers WHERE replica_set = 'shop' AND state <> 'stopped'),
                     g.total_partitions, c.position,
@@ -352,7 +351,7 @@ impl Table {
     }
 
     /// Waits until every projection has handled every event.
-    fn catch_up(&mut self, client: &mut Client) -> Result<(), BoxError> {
+    fn catch_up(&mut self, client: &mut postgres::Client) -> Result<(), BoxError> {
         let sql = "SELECT min(position) >= (SELECT coalesce(max(global_position), 0) FROM events)
                    FROM orchestrator_checkpoints WHERE projection = ANY ($1)";
         let deadline = Instant::now() + CATCH_UP;
@@ -368,7 +367,7 @@ impl Table {
 }
 
 /// What the show amounted to.
-fn figures(client: &mut Client) -> Result<String, postgres::Error> {
+fn figures(client: &mut postgres::Client) -> Result<String, postgres::Error> {
     let row = client.query_one(
         "SELECT (SELECT count(*) FROM events), (SELECT count(DISTINCT (aggregate_type, aggregate_id)) FROM events),
                 (SELECT coalesce(max(global_position), 0) - count(*) FROM events),

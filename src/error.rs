@@ -140,13 +140,21 @@ pub enum Error {
         source: BoxError,
     },
 
-    /// A metric could not be registered.
-    #[error("cannot register metrics: {source}")]
+    /// A metric could not be registered. The registry is unchanged.
+    #[error(
+        "cannot register metric {metric}: {source}; if the registry has these metrics already, clone their Metrics \
+         instead of making another, or drop all its clones first"
+    )]
     Metrics {
+        /// The metric's name.
+        metric: String,
         /// What the registry said.
-        #[from]
         source: prometheus::Error,
     },
+
+    /// The metrics could not be written as text.
+    #[error("cannot write the metrics as text: {0}")]
+    Render(#[source] prometheus::Error),
 
     /// The system would not start a thread.
     #[error("cannot start thread {thread}: {source}")]

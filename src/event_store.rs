@@ -6,9 +6,11 @@
 
 use std::ops::RangeInclusive;
 
+use postgres::Client;
 use postgres::error::{DbError, SqlState};
-use postgres::{Client, GenericClient};
 
+use crate::blocking::blocking;
+use crate::database::AsClient;
 use crate::error::{Error, describe};
 use crate::event::{Event, NewEvent};
 use crate::store::event_store::{Appended, append, read_stream};
@@ -76,12 +78,20 @@ pub enum AppendError {
         problem: String,
     },
 
+    /// Within an asynchronous runtime, another thread is needed for the statement, and the system
+    /// would not start one.
+    #[error("cannot start a thread to append on: {0}")]
+    Thread(#[source] std::io::Error),
+
     /// The statement failed.
     #[error("appending failed: {}", describe(.0))]
     Database(#[source] postgres::Error),
 }
 
 /// Appends events and reads an aggregate's stream. Holds no connection: every call is given one.
+///
+/// The methods may be called from any thread, also from within an asynchronous runtime, although
+/// they block: for a round trip, and there for starting a thread.
 ///
 /// ```no_run
 /// use pupsourcing_orchestrator::{Database, EventStore, ExpectedVersion, NewEvent};
@@ -123,7 +133,7 @@ impl EventStore {
     /// for anything else.
     pub fn append(
         &self,
-        client: &mut impl GenericClient,
+        client: &mut impl AsClient,
         expected: ExpectedVersion,
         events: &[NewEvent],
     ) -> Result<AppendResult, AppendError> {
@@ -140,7 +150,8 @@ impl EventStore {
             expected,
             actual,
         };
-        match append(client, &self.names, exact, events) {
+        let client = client.as_client();
+        match blocking(|| append(client, &self.names, exact, events)).map_err(AppendError::Thread)? {
             Ok(Appended::Stored { positions, versions }) => Ok(AppendResult { positions, versions }),
             Ok(Appended::Conflict(actual)) => Err(conflict(Some(actual))),
             Err(error) if is_version_taken(&error) => Err(conflict(None)),
@@ -152,16 +163,19 @@ impl EventStore {
     /// error is logged, and no event is lost without the hint. Call it after the commit, never
     /// within the transaction: notifications serialise commits.
     pub fn hint(&self, client: &mut Client) {
-        if let Err(error) = notifications::notify_events(client, &self.names) {
-            log::debug!("no hint sent: error={}", describe(&error));
-        }
+        let error = match blocking(|| notifications::notify_events(client, &self.names)) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => describe(&error),
+            Err(error) => error.to_string(),
+        };
+        log::debug!("no hint sent: error={error}");
     }
 
     /// Reads the events of one aggregate, ascending by version. Both bounds are included and may be
     /// left open.
     pub fn read_stream(
         &self,
-        client: &mut impl GenericClient,
+        client: &mut impl AsClient,
         bounded_context: &str,
         aggregate_type: &str,
         aggregate_id: &str,
@@ -170,7 +184,10 @@ impl EventStore {
     ) -> Result<Vec<Event>, Error> {
         let aggregate = (bounded_context, aggregate_type, aggregate_id);
         let (from, to) = (from_version.unwrap_or(i64::MIN), to_version.unwrap_or(i64::MAX));
-        read_stream(client, &self.names, aggregate, from, to).map_err(Error::database("reading the stream"))
+        let client = client.as_client();
+        blocking(|| read_stream(client, &self.names, aggregate, from, to))
+            .map_err(|source| Error::Spawn { thread: "to read the stream".to_owned(), source })?
+            .map_err(Error::database("reading the stream"))
     }
 
     /// Names the remedy if the function is missing: the server's message suggests type casts.

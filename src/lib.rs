@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod backoff;
+mod blocking;
 mod config;
 mod context;
 mod coordinator;
@@ -31,7 +32,7 @@ mod trust;
 mod watch;
 
 pub use config::Retry;
-pub use database::Database;
+pub use database::{AsClient, Connection, Database};
 pub use error::{BoxError, Error};
 pub use event::{Event, EventParts, NewEvent};
 pub use event_store::{AppendError, AppendResult, EventStore, ExpectedVersion};

@@ -79,6 +79,11 @@ pub enum StartAt {
 /// anything else is retried with growing delays, and when the attempts are used up ([`Retry`](crate::Retry)) this projection halts
 /// on this worker while all others continue. No event is ever skipped.
 ///
+/// A program that is compiled with `panic = "abort"` ends at the first panic of a handler, as does
+/// one whose handler overflows its stack or panics in a destructor while it unwinds. Other workers
+/// take over and reach the same event. Leave `panic` at `"unwind"`, the default, in such a program's
+/// profile.
+///
 /// ```
 /// use postgres::Transaction;
 /// use pupsourcing_orchestrator::{BoxError, Event, Projection, Scope};

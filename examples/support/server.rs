@@ -1,7 +1,6 @@
 //! A server to make databases on: a private one, or where PostgreSQL's server binaries are missing, the one `DATABASE_URL` names.
 #![allow(dead_code, reason = "not every program that includes this file uses all of it")]
 
-use postgres::Client;
 use pupsourcing_orchestrator::Database;
 
 use super::private_postgres::{Options, PrivatePostgres};
@@ -50,7 +49,7 @@ impl Server {
 }
 
 fn execute(url: &str, statement: &str) -> Result<(), String> {
-    let mut client: Client = Database::from_url(url).and_then(|given| given.connect()).map_err(|e| e.to_string())?;
+    let mut client = Database::from_url(url).and_then(|given| given.connect()).map_err(|e| e.to_string())?;
     client.batch_execute(statement).map_err(|error| format!("{statement}: {error:?}"))
 }
 

@@ -106,6 +106,9 @@ macro_rules! bounds {
     (at least the default) => {
         Bounds { least: (0, "0"), most: None }
     };
+    (the default to $most:literal) => {
+        Bounds { least: (0, "the default"), most: Some(($most, stringify!($most))) }
+    };
     (at least $($least:tt)+) => {
         Bounds { least: (quantity!($($least)+), stringify!($($least)+)), most: None }
     };

@@ -111,7 +111,7 @@ macro_rules! with_options {
             /// The most connections of the pool that the projections work on.
             ///
             /// Three more are used beside it: for coordination, notifications and the live tail.
-            pool_size: Connections = (two for each lane of each projection), (at least the default);
+            pool_size: Connections = (two for each lane of each projection), (the default to 10000);
         }
     };
 }

@@ -49,6 +49,7 @@ fn a_bound_itself_is_allowed() {
         registration_wait: day,
         event_poll: (day, day),
         batch_size: 1_000_000,
+        pool_size: Some(10_000),
         ..Config::new("s".repeat(255))
     };
     most.validate(&["p"]).unwrap();

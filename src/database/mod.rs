@@ -4,6 +4,7 @@
 //! Connections have limits that detect a server which went away silently: see [`Database`].
 //! The type of the TLS connector ends in this module; nothing above it is generic over it.
 
+mod connection;
 mod in_use;
 mod limits;
 mod parameters;
@@ -21,6 +22,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{CancelToken, Client, Config, NoTls, Socket};
 
+pub use self::connection::{AsClient, Connection};
 use self::in_use::InUse;
 pub(crate) use self::in_use::PooledClient;
 pub(crate) use self::pool::{Pool, PoolOptions};
@@ -123,24 +125,30 @@ impl Database {
         Self { connector: Arc::new(connector), target, abandoned: Arc::default(), in_use: InUse::default() }
     }
 
-    /// Opens a connection.
+    /// Opens a connection. May be called from any thread, also from within an asynchronous runtime,
+    /// although it blocks.
     ///
     /// # Errors
     ///
     /// [`Error::Connect`] or [`Error::ConnectTimeout`]: both name the target, and what the server
     /// or the network reported.
-    pub fn connect(&self) -> Result<Client, Error> {
-        let failed = |source| Error::Connect { target: self.target.to_string(), source };
-        let Some(limit) = self.connect_limit() else { return self.connector.connect().map_err(failed) };
+    pub fn connect(&self) -> Result<Connection, Error> {
+        self.client().map(Connection::new)
+    }
 
+    /// Opens a connection for a thread that belongs to no runtime.
+    pub(crate) fn client(&self) -> Result<Client, Error> {
         // connect_timeout covers only the opening of the socket, and the kernel of a frozen server
         // continues to open sockets. The attempt itself cannot be interrupted, so it runs on a
         // thread that can be left behind. It ends when the server resumes or goes away.
-        let timed_out = || Error::ConnectTimeout { target: self.target.to_string(), waited: limit };
-        if self.abandoned.load(Ordering::Relaxed) >= ABANDONED_ATTEMPTS {
+        let limit = self.connect_limit();
+        let timed_out =
+            || Error::ConnectTimeout { target: self.target.to_string(), waited: limit.unwrap_or(Duration::MAX) };
+        if limit.is_some() && self.abandoned.load(Ordering::Relaxed) >= ABANDONED_ATTEMPTS {
             return Err(timed_out());
         }
-        let (sender, receiver) = bounded(1);
+        // Without room: a connection that nobody takes is closed by the thread that opened it.
+        let (sender, receiver) = bounded(0);
         let (connector, abandoned) = (self.connector.clone(), self.abandoned.clone());
         abandoned.fetch_add(1, Ordering::Relaxed);
         let attempt = Attempt(abandoned);
@@ -153,8 +161,8 @@ impl Database {
                 _ = sender.send(connector.connect());
             })
             .map_err(|source| Error::Spawn { thread: name.to_owned(), source })?;
-        match receiver.recv_timeout(limit) {
-            Ok(outcome) => outcome.map_err(failed),
+        match receiver.recv_timeout(limit.unwrap_or(Duration::MAX)) {
+            Ok(outcome) => outcome.map_err(|source| Error::Connect { target: self.target.to_string(), source }),
             Err(RecvTimeoutError::Timeout) => Err(timed_out()),
             Err(RecvTimeoutError::Disconnected) => Err(Error::ThreadPanicked {
                 thread: name.to_owned(),
@@ -166,7 +174,7 @@ impl Database {
 
     /// Opens a connection whose statements [`cancel_all`](Self::cancel_all) cancels.
     pub(crate) fn open(&self) -> Result<PooledClient, Error> {
-        Ok(self.in_use.watch(Box::new(Box::new(self.connect()?))))
+        Ok(self.in_use.watch(Box::new(Box::new(self.client()?))))
     }
 
     /// Asks the server to cancel what all connections wait for that were [opened](Self::open) here
@@ -203,12 +211,17 @@ impl Database {
         &self.target
     }
 
+    /// `host:port/database`, the same for all users.
+    pub(crate) fn place(&self) -> String {
+        target::place(self.connector.config())
+    }
+
     /// Creates a pool of connections. Opens none: the first [`Pool::get`] does.
     pub(crate) fn pool(&self, options: PoolOptions) -> Result<Pool, Error> {
         if options.size == 0 {
             return Err(Error::config("pool_size", "0", "at least one connection is needed"));
         }
-        Ok(self.connector.pool(options, self.target.clone(), self.in_use.clone()))
+        self.connector.pool(options, self.target.clone(), self.in_use.clone())
     }
 }
 
@@ -232,7 +245,7 @@ trait Connect: Send + Sync {
     fn config(&self) -> &Config;
     fn connect(&self) -> Result<Client, postgres::Error>;
     fn with_application_name(&self, name: &str) -> Arc<dyn Connect>;
-    fn pool(&self, options: PoolOptions, target: Arc<str>, in_use: InUse) -> Pool;
+    fn pool(&self, options: PoolOptions, target: Arc<str>, in_use: InUse) -> Result<Pool, Error>;
     fn cancel(&self, token: &CancelToken) -> Result<(), postgres::Error>;
 }
 
@@ -263,7 +276,7 @@ where
         Arc::new(named)
     }
 
-    fn pool(&self, options: PoolOptions, target: Arc<str>, in_use: InUse) -> Pool {
+    fn pool(&self, options: PoolOptions, target: Arc<str>, in_use: InUse) -> Result<Pool, Error> {
         pool::open(self.config.clone(), self.tls.clone(), options, target, in_use)
     }
 

@@ -11,9 +11,11 @@ use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{Client, Config, Socket};
 use r2d2::{CustomizeConnection, HandleError, ManageConnection, PooledConnection, State};
 use r2d2_postgres::PostgresConnectionManager;
+use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
 use super::in_use::{InUse, PooledClient};
 use crate::error::{Error, describe};
+use crate::threads::caught;
 
 /// r2d2 waits at most half of this between two attempts to connect, so a server that comes back is found within half a second.
 /// It limits nothing else here: the time that [`Pool::get`] waits is its caller's choice.
@@ -25,6 +27,9 @@ const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// should it be dead, its user notices.
 const TRY_AFTER: Duration = Duration::from_secs(1);
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How many threads open the pool's connections.
+const THREADS: usize = 3;
 
 /// The same complaint is logged again after this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
@@ -105,7 +110,13 @@ impl fmt::Debug for Pool {
     }
 }
 
-pub(super) fn open<T>(config: Config, tls: T, options: PoolOptions, target: Arc<str>, in_use: InUse) -> Pool
+pub(super) fn open<T>(
+    config: Config,
+    tls: T,
+    options: PoolOptions,
+    target: Arc<str>,
+    in_use: InUse,
+) -> Result<Pool, Error>
 where
     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
     T::TlsConnect: Send,
@@ -114,6 +125,7 @@ where
 {
     let trouble = Arc::new(Trouble { target, last: Mutex::default() });
     let pool = r2d2::Pool::builder()
+        .thread_pool(Arc::new(threads()?))
         .max_size(options.size)
         // Its default is max_size: all connections at once, whether needed or not.
         .min_idle(Some(0))
@@ -125,7 +137,19 @@ where
         .error_handler(Box::new(Handler(trouble.clone())))
         // Unlike build(), does not wait for a connection.
         .build_unchecked(Manager { inner: PostgresConnectionManager::new(config, tls), reset: options.reset });
-    Pool { connections: Arc::new(pool), trouble, size: options.size, in_use }
+    Ok(Pool { connections: Arc::new(pool), trouble, size: options.size, in_use })
+}
+
+/// Creates the threads that open connections. Unlike r2d2's own, they end with the pool, and not
+/// half a minute later. Each pool has its own: they wait as long as its server keeps them waiting.
+fn threads() -> Result<ScheduledThreadPool, Error> {
+    let threads = ScheduledThreadPool::builder()
+        .num_threads(THREADS)
+        .thread_name_pattern("pup-pool-{}")
+        .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled);
+    // It panics if the system starts no thread.
+    caught(|| threads.build())
+        .map_err(|message| Error::Spawn { thread: "pup-pool".to_owned(), source: std::io::Error::other(message) })
 }
 
 /// A connection, with what the pool knows about it.

@@ -17,6 +17,11 @@ pub(super) fn host_text(host: &Host) -> String {
 
 /// `host:port/database as user`.
 pub(super) fn describe(config: &Config) -> String {
+    format!("{} as {}", place(config), config.get_user().unwrap_or("the system's user"))
+}
+
+/// `host:port/database`.
+pub(super) fn place(config: &Config) -> String {
     let ports = config.get_ports();
     let mut names: Vec<String> = config.get_hosts().iter().map(host_text).collect();
     if names.is_empty() {
@@ -30,8 +35,7 @@ pub(super) fn describe(config: &Config) -> String {
             if name.contains(':') { format!("[{name}]:{port}") } else { format!("{name}:{port}") }
         })
         .collect();
-    let user = config.get_user().unwrap_or("the system's user");
     // The server's default for the database is the user's name.
     let database = config.get_dbname().or(config.get_user()).unwrap_or_default();
-    format!("{}/{database} as {user}", places.join(","))
+    format!("{}/{database}", places.join(","))
 }

@@ -16,7 +16,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 fn server() -> MetricsServer {
     let metrics = Metrics::new().unwrap();
-    metrics.for_replica_set("main").generations.inc();
+    metrics.for_replica_set("main", "here").unwrap().generations.inc();
     MetricsServer::bind("127.0.0.1:0", metrics).unwrap()
 }
 

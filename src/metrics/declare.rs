@@ -22,9 +22,9 @@ macro_rules! declare {
         }
 
         impl Families {
-            pub(super) fn make(maker: &mut Maker<'_>) -> Result<Self, prometheus::Error> {
+            pub(super) fn make(registered: &mut Registered) -> Result<Self, Error> {
                 Ok(Self {
-                    $($($field: maker.family(Declared {
+                    $($($field: registered.family(Declared {
                         name: $name,
                         kind: <<$Handle as Handle>::Child as Child>::KIND,
                         labels: declare!(@labels $labels $($($further)+)?),

@@ -8,8 +8,9 @@ use prometheus::core::Collector;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
 
 use super::declare::declare;
-use super::family::{AnyFamily, Child, Declared, Family, Kind};
+use super::family::{AnyFamily, Child, Declared, Family, Kind, PREFIX};
 use super::handle::{Handle, Reading, Series};
+use crate::error::Error;
 
 /// Half a millisecond, a good network's round trip, to the default coordination timeout.
 const COORDINATION_SECONDS: &[f64] =
@@ -120,27 +121,42 @@ impl Families {
     }
 }
 
-/// Makes families, and registers them if there is a registry.
-pub(super) struct Maker<'a> {
-    pub(super) registry: Option<&'a Registry>,
-    pub(super) registered: Vec<Box<dyn Collector>>,
+/// The families that are in a registry. When it is dropped, they are taken out again.
+pub(super) struct Registered {
+    registry: Option<Registry>,
+    families: Vec<Box<dyn Collector>>,
 }
 
-impl Maker<'_> {
-    fn family<M: Child>(&mut self, declared: Declared) -> Result<Family<M>, prometheus::Error> {
-        let family = Family::new(declared)?;
-        if let Some(registry) = self.registry {
-            registry.register(Box::new(family.clone()))?;
-            self.registered.push(Box::new(family.clone()));
+impl Registered {
+    pub(super) fn new(registry: Option<&Registry>) -> Self {
+        Self { registry: registry.cloned(), families: Vec::new() }
+    }
+
+    pub(super) fn registry(&self) -> Option<&Registry> {
+        self.registry.as_ref()
+    }
+
+    /// Makes a family, and registers it if there is a registry.
+    fn family<M: Child>(&mut self, declared: Declared) -> Result<Family<M>, Error> {
+        let name = format!("{PREFIX}{}", declared.name);
+        let refused = |source| Error::Metrics { metric: name, source };
+        let family = match Family::new(declared) {
+            Ok(family) => family,
+            Err(error) => return Err(refused(error)),
+        };
+        if let Some(registry) = &self.registry {
+            registry.register(Box::new(family.clone())).map_err(refused)?;
+            self.families.push(Box::new(family.clone()));
         }
         Ok(family)
     }
+}
 
-    pub(super) fn undo(&mut self) {
-        for family in self.registered.drain(..) {
-            if let Some(Err(error)) = self.registry.map(|registry| registry.unregister(family)) {
-                log::warn!("a metric stays registered: error={error}");
-            }
+impl Drop for Registered {
+    fn drop(&mut self) {
+        for family in self.families.drain(..) {
+            // Fails only if the application has taken it out itself.
+            _ = self.registry.as_ref().map(|registry| registry.unregister(family));
         }
     }
 }

@@ -3,6 +3,7 @@
 //! *Invariant:* a counter or histogram that a runner holds is an atomic cell; no lock is taken to
 //! count an event.
 
+mod common;
 mod declare;
 mod families;
 mod family;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus::{IntCounter, Registry, TextEncoder};
 
-use self::families::{Families, Maker, ProjectionSeries, ReplicaSetSeries, WorkerProjectionSeries, WorkerSeries};
+use self::families::{Families, ProjectionSeries, Registered, ReplicaSetSeries, WorkerProjectionSeries, WorkerSeries};
 use crate::error::Error;
 
 /// The most blockers that are shown: each is a series, and an operator acts on no more than these.
@@ -32,7 +33,7 @@ pub struct Metrics {
 }
 
 struct Inner {
-    registry: Option<Registry>,
+    registered: Registered,
     families: Families,
     /// The reporters of each replica set: when the last one is dropped, the gauges are removed.
     reporters: Mutex<HashMap<String, Weak<Reporter>>>,
@@ -46,56 +47,79 @@ impl Metrics {
 
     /// Creates metrics in the application's registry.
     ///
-    /// Make one per registry, and clone it for each orchestrator. Doing so twice on one registry is
-    /// an [`Error::Metrics`], as it is when the application has registered one of the names itself;
-    /// the registry is then unchanged.
+    /// Make one per registry, and clone it for each orchestrator. When the last clone is dropped,
+    /// by the application and by the orchestrators that have ended, the metrics leave the registry;
+    /// then others may be made there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Metrics`] names the metric that the registry has already: of another `Metrics`, or
+    /// of the application. [`Error::InvalidConfig`] if the registry gives all its series a label
+    /// that these metrics have themselves. The registry is then unchanged.
     pub fn in_registry(registry: &Registry) -> Result<Self, Error> {
-        let mut maker = Maker { registry: Some(registry), registered: Vec::new() };
-        let families = Families::make(&mut maker).inspect_err(|_| maker.undo())?;
-        Ok(Self::of(Some(registry.clone()), families))
+        let made = Self::make(Some(registry))?;
+        common::refuse_labels(registry, &made.inner.families)?;
+        Ok(made)
     }
 
     /// Creates metrics that are counted, but registered nowhere.
     pub fn disabled() -> Result<Self, Error> {
-        Ok(Self::of(None, Families::make(&mut Maker { registry: None, registered: Vec::new() })?))
+        Self::make(None)
     }
 
-    fn of(registry: Option<Registry>, families: Families) -> Self {
-        Self { inner: Arc::new(Inner { registry, families, reporters: Mutex::default() }) }
+    fn make(registry: Option<&Registry>) -> Result<Self, Error> {
+        let mut registered = Registered::new(registry);
+        let families = Families::make(&mut registered)?;
+        Ok(Self { inner: Arc::new(Inner { registered, families, reporters: Mutex::default() }) })
     }
 
     /// The registry of these metrics; `None` if they are disabled.
     pub fn registry(&self) -> Option<&Registry> {
-        self.inner.registry.as_ref()
+        self.inner.registered.registry()
     }
 
     /// Renders everything in the registry, including the application's own metrics, in Prometheus's
     /// text format 0.0.4.
     pub(crate) fn render(&self) -> Result<String, Error> {
         let families = self.registry().map(Registry::gather).unwrap_or_default();
-        Ok(TextEncoder::new().encode_to_string(&families)?)
+        TextEncoder::new().encode_to_string(&families).map_err(Error::Render)
     }
 
-    /// Creates the metrics of a replica set as a whole.
-    pub(crate) fn for_replica_set(&self, replica_set: &str) -> ReplicaSetMetrics {
-        let series = ReplicaSetSeries::new(&self.inner.families, &[replica_set]);
-        Held { series, by: self.reporter(replica_set) }
+    /// Creates the metrics of a replica set as a whole. `place` is the database and the tables that
+    /// it works on: replica sets of one name, but of several places, would overwrite each other's
+    /// gauges.
+    pub(crate) fn for_replica_set(&self, replica_set: &str, place: &str) -> Result<ReplicaSetMetrics, Error> {
+        let by = self.reporter(replica_set, place)?;
+        Ok(Held { series: ReplicaSetSeries::new(&self.inner.families, &[replica_set]), by })
     }
 
-    fn reporter(&self, replica_set: &str) -> Arc<Reporter> {
+    fn reporter(&self, replica_set: &str, place: &str) -> Result<Arc<Reporter>, Error> {
         let mut reporters = self.inner.reporters.lock();
-        if let Some(reporter) = reporters.get(replica_set).and_then(Weak::upgrade) {
-            return reporter;
+        let Some(reporter) = reporters.get(replica_set).and_then(Weak::upgrade) else {
+            let (replica_set, place) = (replica_set.to_owned(), place.to_owned());
+            let reporter = Arc::new(Reporter { metrics: self.clone(), replica_set: replica_set.clone(), place });
+            reporters.insert(replica_set, Arc::downgrade(&reporter));
+            return Ok(reporter);
+        };
+        // Its drop takes the lock.
+        drop(reporters);
+        if reporter.place != place {
+            return Err(Error::config(
+                "metrics",
+                format!("shared with replica set {replica_set:?} of {}", reporter.place),
+                format!(
+                    "this one is of {place}, and both would report to the same series: give the replica sets names \
+                     of their own, or each database a Metrics and a registry of its own"
+                ),
+            ));
         }
-        let reporter = Arc::new(Reporter { metrics: self.clone(), replica_set: replica_set.to_owned() });
-        reporters.insert(replica_set.to_owned(), Arc::downgrade(&reporter));
-        reporter
+        Ok(reporter)
     }
 }
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").field("registry", &self.inner.registry).finish_non_exhaustive()
+        f.debug_struct("Metrics").field("registry", &self.registry()).finish_non_exhaustive()
     }
 }
 
@@ -201,6 +225,7 @@ impl WorkerMetrics {
 pub(crate) struct Reporter {
     metrics: Metrics,
     replica_set: String,
+    place: String,
 }
 
 impl Reporter {

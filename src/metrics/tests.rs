@@ -63,7 +63,7 @@ fn the_table_of_metrics_is_as_declared() {
 fn touch_everything(
     metrics: &Metrics,
 ) -> (ReplicaSetMetrics, ProjectionMetrics, WorkerMetrics, WorkerProjectionMetrics) {
-    let set = metrics.for_replica_set("main");
+    let set = metrics.for_replica_set("main", "here").unwrap();
     set.active_workers.set(3);
     set.partitions.set(3);
     set.safe_head.set(41);
@@ -166,7 +166,7 @@ fn a_workers_series_go_with_its_last_handle() {
 fn gauges_go_with_the_last_reporter_and_counters_stay() {
     let metrics = Metrics::new().unwrap();
     let first = touch_everything(&metrics);
-    let second = metrics.for_replica_set("main");
+    let second = metrics.for_replica_set("main", "here").unwrap();
     first.1.events_processed.inc_by(5);
     drop(first);
     assert!(metrics.render().unwrap().contains("lag_events{"));
@@ -182,7 +182,7 @@ fn gauges_go_with_the_last_reporter_and_counters_stay() {
 #[test]
 fn gauges_have_no_series_before_their_first_value() {
     let metrics = Metrics::new().unwrap();
-    let set = metrics.for_replica_set("main");
+    let set = metrics.for_replica_set("main", "here").unwrap();
     let _projection = set.projection("orders");
     let text = metrics.render().unwrap();
     assert!(!text.contains("lag_") && !text.contains("position"), "{text}");
@@ -192,10 +192,11 @@ fn gauges_have_no_series_before_their_first_value() {
 #[test]
 fn two_orchestrators_share_one_set_of_metrics() {
     let metrics = Metrics::new().unwrap();
-    let (here, there) = (metrics.for_replica_set("main"), metrics.clone().for_replica_set("main"));
+    let (here, there) =
+        (metrics.for_replica_set("main", "here").unwrap(), metrics.clone().for_replica_set("main", "here").unwrap());
     here.generations.inc();
     there.generations.inc();
-    metrics.for_replica_set("other").generations.inc();
+    metrics.for_replica_set("other", "here").unwrap().generations.inc();
     let text = metrics.render().unwrap();
     assert!(text.contains("generations_total{replica_set=\"main\"} 2"), "{text}");
     assert!(text.contains("generations_total{replica_set=\"other\"} 1"), "{text}");
@@ -204,8 +205,8 @@ fn two_orchestrators_share_one_set_of_metrics() {
 #[test]
 fn label_values_that_run_together_alike_stay_apart() {
     let metrics = Metrics::new().unwrap();
-    metrics.for_replica_set("a").projection("bc").events_processed.inc_by(1);
-    metrics.for_replica_set("ab").projection("c").events_processed.inc_by(2);
+    metrics.for_replica_set("a", "here").unwrap().projection("bc").events_processed.inc_by(1);
+    metrics.for_replica_set("ab", "here").unwrap().projection("c").events_processed.inc_by(2);
     let text = metrics.render().unwrap();
     assert!(text.contains("events_processed_total{projection=\"bc\",replica_set=\"a\"} 1"), "{text}");
     assert!(text.contains("events_processed_total{projection=\"c\",replica_set=\"ab\"} 2"), "{text}");
@@ -214,7 +215,7 @@ fn label_values_that_run_together_alike_stay_apart() {
 #[test]
 fn blockers_are_replaced_bounded_and_escaped() {
     let metrics = Metrics::new().unwrap();
-    let set = metrics.for_replica_set("main");
+    let set = metrics.for_replica_set("main", "here").unwrap();
     set.head_blockers((0..50_u8).map(|n| (Some(n.into()), format!("app {n}"), Duration::from_secs(n.into()))));
     let count = |text: &str| text.lines().filter(|line| line.contains("head_blocker_age_seconds{")).count();
     let text = metrics.render().unwrap();
@@ -235,8 +236,9 @@ fn blockers_are_replaced_bounded_and_escaped() {
 fn registry_refuses_a_second_set_of_metrics_unchanged() {
     let registry = Registry::new();
     let first = Metrics::in_registry(&registry).unwrap();
-    assert!(matches!(Metrics::in_registry(&registry), Err(Error::Metrics { .. })));
-    first.for_replica_set("main").generations.inc();
+    let error = Metrics::in_registry(&registry).unwrap_err().to_string();
+    assert!(error.contains("pupsourcing_orchestrator_generations_total") && error.contains("clone"), "{error}");
+    first.for_replica_set("main", "here").unwrap().generations.inc();
     assert_eq!(registry.gather().iter().filter(|family| family.name().ends_with("generations_total")).count(), 1);
 
     // One of the application's own names that comes late in the list: the names before it are
@@ -248,6 +250,48 @@ fn registry_refuses_a_second_set_of_metrics_unchanged() {
     let generations = &Metrics::disabled().unwrap().inner.families.generations;
     registry.register(Box::new(generations.clone())).unwrap();
     assert_eq!(registry.gather().len(), 1, "the application's own");
+}
+
+#[test]
+fn registry_takes_other_metrics_when_the_first_are_gone() {
+    let registry = Registry::new();
+    let first = Metrics::in_registry(&registry).unwrap();
+    let held = touch_everything(&first);
+    drop(first);
+    assert!(Metrics::in_registry(&registry).is_err(), "a worker still reports to the first");
+    drop(held);
+    assert_eq!(registry.gather().len(), 0);
+    let second = Metrics::in_registry(&registry).unwrap();
+    let _held = touch_everything(&second);
+    assert!(registry.gather().len() > 10);
+}
+
+#[test]
+fn registry_whose_labels_would_occur_twice_is_refused() {
+    for (label, is_refused) in [("replica_set", true), ("pid", true), ("le", true), ("service", false)] {
+        let labels = [(label.to_owned(), "x".to_owned())].into();
+        let registry = Registry::new_custom(Some("app".into()), Some(labels)).unwrap();
+        let made = Metrics::in_registry(&registry);
+        assert_eq!(made.is_err(), is_refused, "{label}");
+        if let Err(error) = made {
+            assert!(error.to_string().contains(&format!("common label {label:?}")), "{error}");
+        }
+        assert_eq!(registry.gather().len(), 0, "nothing stays there");
+    }
+}
+
+#[test]
+fn replica_sets_of_one_name_share_no_series_across_databases() {
+    let metrics = Metrics::new().unwrap();
+    let here = metrics.for_replica_set("main", "here").unwrap();
+    let again = metrics.for_replica_set("main", "here").unwrap();
+    let _other = metrics.for_replica_set("other", "there").unwrap();
+    let error = metrics.for_replica_set("main", "there").unwrap_err().to_string();
+    for part in ["\"main\" of here", "this one is of there", "of its own"] {
+        assert!(error.contains(part), "{error}");
+    }
+    drop((here, again));
+    metrics.for_replica_set("main", "there").unwrap();
 }
 
 #[test]

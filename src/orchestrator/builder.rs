@@ -128,7 +128,8 @@ impl Builder {
     }
 
     /// Sets where the metrics go: share one [`Metrics`] between the orchestrators of a registry.
-    /// Defaults to a registry of its own.
+    /// Replica sets that share it have names of their own, also if they work on several databases:
+    /// the series are distinguished by the name. Defaults to a registry of its own.
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = Some(metrics);
         self

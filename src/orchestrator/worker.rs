@@ -73,7 +73,7 @@ impl Orchestrator {
         let stop = self.crew.stop().clone();
         let outcome = elsewhere("pup-migrate", move || {
             once_reached(wait, &stop, || {
-                let mut client = database.connect()?;
+                let mut client = database.client()?;
                 preflight::server(&mut client)?;
                 migrations::migrate(client, &names)
             })
@@ -101,9 +101,10 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// What is wrong with the server, the schema or the user's privileges, or
-    /// [`Error::ProjectionClaimed`], or [`Error::Spawn`] if the system gives no more threads. Then
-    /// no thread runs and the worker is not registered.
+    /// What is wrong with the server, the schema or the user's privileges;
+    /// [`Error::ProjectionClaimed`]; [`Error::Spawn`] if the system gives no more threads;
+    /// [`Error::InvalidConfig`] if a replica set of the same name, but of another database, reports
+    /// to the same [`Metrics`]. Then no thread runs and the worker is not registered.
     pub fn start(self) -> Result<Handle, Error> {
         let (handle, started) = self.begin()?;
         settled(&started)?;
@@ -139,8 +140,9 @@ impl Orchestrator {
         };
         let started = elsewhere("pup-start", move || {
             let (registration, wait) = (self.registration(), self.config.database_wait);
+            let place = format!("{}, table {}", self.database.place(), self.config.names.workers());
             let context = Context {
-                metrics: self.metrics.for_replica_set(&self.config.replica_set),
+                metrics: self.metrics.for_replica_set(&self.config.replica_set, &place)?,
                 database: self.database,
                 names: self.config.names.clone(),
                 sessions: registration.sessions,

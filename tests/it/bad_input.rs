@@ -116,6 +116,8 @@ fn settings_are_refused_before_the_database_is_asked() {
         (valid().batch_bytes(0), &["batch_bytes is 0"]),
         (valid().pool_size(0), &["pool_size is 0", "1 projections", "= 2 connections"]),
         (valid().pool_size(1), &["pool_size is 1", "= 2 connections"]),
+        // The pool would reserve memory for them.
+        (valid().pool_size(u32::MAX), &["pool_size is 4294967295", "at most 10000 (the default to 10000)"]),
         (names(|n| n.schema("s\"; DROP TABLE events; --")), &["schema is", "'\"' is not allowed"]),
         (names(|n| n.schema("")), &["schema is \"\"", "empty"]),
         (names(|n| n.events_schema("a;b")), &["events_schema is \"a;b\"", "';' is not allowed"]),

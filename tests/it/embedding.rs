@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 use postgres::{Client, NoTls, Transaction};
 use pupsourcing_orchestrator::{
-    BoxError, Error, Event, Handle, MetricsServer, Names, Orchestrator, Projection, Scope, StartAt,
+    BoxError, Error, Event, Handle, Metrics, MetricsServer, Names, Orchestrator, Projection, Scope, StartAt,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -148,6 +148,43 @@ fn a_start_without_enough_threads_registers_nothing() {
         let worker = ledger_worker(url).start().unwrap();
         await_running(&[&worker]);
     });
+}
+
+#[test]
+fn workers_that_have_ended_leave_no_threads() {
+    alone(|url| {
+        let _client = client(url);
+        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+        let before = threads();
+        for _ in 0..20 {
+            ledger_worker(url).start().unwrap().shutdown(SOON).unwrap();
+        }
+        eventually("no thread is left", SOON, || (threads() <= before).then_some(()));
+    });
+}
+
+#[test]
+fn replica_sets_of_one_name_do_not_share_metrics() {
+    let (here, there) = (database(), database());
+    let (mut first_client, mut second_client) = (prepared(&here), prepared(&there));
+    let metrics = Metrics::new().unwrap();
+    let start = |url: &str, set: &str| {
+        let builder = builder(url, set).projection(Ledger::named("p")).metrics(metrics.clone());
+        builder.build().unwrap().start()
+    };
+    let (first, second) = (start(here.url(), "set").unwrap(), start(here.url(), "set").unwrap());
+    let error = start(there.url(), "set").unwrap_err().to_string();
+    for part in ["metrics is shared with replica set \"set\"", here.name(), there.name(), "of their own"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!((workers(&mut first_client), workers(&mut second_client)), (2, 0));
+    let other = start(there.url(), "other").unwrap();
+    await_running(&[&other]);
+    other.shutdown(SOON).unwrap();
+    first.shutdown(SOON).unwrap();
+    second.shutdown(SOON).unwrap();
+    // A component that moves to another database.
+    await_running(&[&start(there.url(), "set").unwrap_or_else(|error| panic!("{error}"))]);
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use pupsourcing_orchestrator::Error;
+use pupsourcing_orchestrator::{AppendError, Database, Error, EventStore, ExpectedVersion, Names, NewEvent};
 
+use crate::support::alone::alone;
 use crate::support::cluster::state_of;
 use crate::support::database;
 use crate::support::ledger::Ledger;
@@ -30,4 +31,64 @@ fn a_worker_starts_and_ends_on_a_runtimes_thread() {
     for worker in workers {
         assert_eq!(state_of(&mut client, worker), ("stopped".into(), Some("left".into())));
     }
+}
+
+/// Everything that an application does with a connection of its own, on the calling thread.
+fn use_a_connection(url: &str, aggregate: &str) {
+    let mut connection = Database::from_url(url).unwrap().connect().unwrap();
+    let store = EventStore::default();
+    let event = NewEvent::new("test", "Thing", aggregate, "Happened", Vec::new());
+    store.append(&mut connection, ExpectedVersion::NoStream, std::slice::from_ref(&event)).unwrap();
+    store.hint(&mut connection);
+    let read = store.read_stream(&mut connection, "test", "Thing", aggregate, None, None).unwrap();
+    assert_eq!(read.len(), 1);
+    let taken = store.append(&mut connection, ExpectedVersion::NoStream, &[event]);
+    assert!(matches!(taken, Err(AppendError::Conflict { .. })), "{taken:?}");
+}
+
+#[test]
+fn connections_are_used_and_dropped_on_a_runtimes_threads() {
+    // A panic in a destructor may abort the process.
+    alone(|url| {
+        Database::from_url(url).unwrap().connect().unwrap().batch_execute(&Names::default().schema_sql()).unwrap();
+        let unlimited = format!("{url}{}connect_timeout=0", if url.contains('?') { '&' } else { '?' });
+        let current = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let several = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        for (name, runtime) in [("current", current), ("several", several)] {
+            let id = |part: &str| format!("{name} {part}");
+            let (outside, spawned, blocking) = (id("outside"), id("spawned"), id("blocking"));
+            let urls = [url, &unlimited].map(ToOwned::to_owned);
+            runtime.block_on(async {
+                use_a_connection(url, &id("main"));
+                let [url, unlimited] = urls.clone();
+                tokio::spawn(async move { use_a_connection(&unlimited, &spawned) }).await.unwrap();
+                let on_a_blocking_thread = move || {
+                    use_a_connection(&url, &blocking);
+                    let mut connection = Database::from_url(&url).unwrap().connect().unwrap();
+                    connection.query("SELECT 1", &[]).unwrap();
+                };
+                tokio::task::spawn_blocking(on_a_blocking_thread).await.unwrap();
+            });
+            let _entered = runtime.enter();
+            use_a_connection(url, &outside);
+        }
+    });
+}
+
+#[test]
+fn a_start_that_fails_does_no_harm_to_a_runtime() {
+    alone(|url| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let new = || builder(url, "set").projection(Ledger::named("p")).build().unwrap();
+            // There is no table yet.
+            assert!(matches!(new().start(), Err(Error::Schema { .. })));
+            new().migrate().unwrap();
+            let running = new().start().unwrap();
+            await_running(&[&running]);
+            let nobody = "postgres://u@127.0.0.1:1/d";
+            let away = builder(nobody, "set").database_wait(Duration::ZERO).projection(Ledger::named("p"));
+            assert!(matches!(away.build().unwrap().start(), Err(Error::Connect { .. })));
+        });
+    });
 }
