@@ -20,6 +20,7 @@
 
 mod connections;
 mod exchange;
+mod host;
 mod page;
 mod probe;
 mod site;
@@ -38,6 +39,7 @@ use parking_lot::RwLock;
 use socket2::SockRef;
 
 use self::connections::{Acceptor, BACKLOG, Connections, MOST_CONNECTIONS};
+use self::host::HostNames;
 pub use self::probe::HealthProbe;
 use self::site::Site;
 use crate::error::Error;
@@ -60,6 +62,17 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 ///
 /// No answer queries the database, so all of them are immediate even while it is down. GET and HEAD
 /// are served; a query string is ignored. The connection is closed after each answer.
+///
+/// # Who may see the status
+///
+/// There is no password: whoever reaches the port reads everything that is served. What a browser
+/// lets other sites read is restricted. `/status` and `/` are served only under `localhost`, an IP
+/// address, the host name given to [`bind`](Self::bind) and the names given to
+/// [`allow_hosts`](Self::allow_hosts); a request whose `Host` header has another name is refused
+/// with 421. Otherwise a page of a foreign site, opened by somebody whose browser reaches this
+/// port, could read the status under a name of its own (DNS rebinding). Probes and `/metrics` are
+/// served under every name: the kubelet, load balancers and Prometheus use names that cannot be
+/// known here.
 ///
 /// Dropping the server shuts it down.
 ///
@@ -89,7 +102,12 @@ impl MetricsServer {
             log::debug!("metrics server keeps the system's backlog: error={error}");
         }
         let bound = listener.local_addr().map_err(|error| refused(error.into()))?;
-        let site = Arc::new(Site { metrics, has_status: true.into(), watched: RwLock::default() });
+        let site = Arc::new(Site {
+            metrics,
+            has_status: true.into(),
+            status_hosts: RwLock::new(HostNames::of_address(address)),
+            watched: RwLock::default(),
+        });
         let connections = Arc::new(Connections::default());
         let stop = Stop::new();
         let (alive, ended) = bounded(0);
@@ -119,6 +137,15 @@ impl MetricsServer {
     /// for them. Defaults to true.
     pub fn status_page(self, served: bool) -> Self {
         self.site.has_status.store(served, Ordering::Relaxed);
+        self
+    }
+
+    /// Serves `/status` and the page at `/` also under these host names, such as that of an ingress:
+    /// see [above](Self#who-may-see-the-status). A port is ignored.
+    pub fn allow_hosts(self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        for name in names {
+            self.site.status_hosts.write().add(name.as_ref());
+        }
         self
     }
 

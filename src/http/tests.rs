@@ -45,7 +45,7 @@ fn send_to(address: SocketAddr, request: &[u8]) -> io::Result<String> {
 }
 
 fn get(server: &MetricsServer, path: &str) -> (String, String) {
-    let answer = send(server, format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes());
+    let answer = send(server, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer to {path}: {answer:?}"));
     (head.to_owned(), body.to_owned())
 }
@@ -247,6 +247,37 @@ fn status_page_turned_off_serves_and_looks_up_nothing() {
     }
     assert!(switches.looked.try_recv().is_err());
     assert_eq!(code(&get(&server, "/livez").0), 200);
+}
+
+#[test]
+fn the_status_is_served_only_under_known_host_names() {
+    let server = MetricsServer::bind("localhost:0", Metrics::new().unwrap()).unwrap().allow_hosts(["ops.example"]);
+    let asked =
+        |path: &str, headers: &str| code(&send(&server, format!("GET {path} HTTP/1.1\r\n{headers}\r\n").as_bytes()));
+    for path in ["/", "/status", "/status?now"] {
+        for headers in ["", "Host: localhost:1\r\n", "hOsT:127.0.0.1\r\n", "X: y\r\nHost: OPS.example\r\n"] {
+            assert_eq!(asked(path, headers), 200, "{path} {headers:?}");
+        }
+        for headers in [
+            "Host: evil.example\r\n",
+            "Host : evil.example:9090\r\n",
+            "X: y\r\n host: evil.example\r\n",
+            "Host: localhost\r\nHost: evil.example\r\n",
+        ] {
+            assert_eq!(asked(path, headers), 421, "{path} {headers:?}");
+        }
+    }
+    for (path, expected) in [("/livez", 200), ("/readyz", 503), ("/metrics", 200), ("/nowhere", 404)] {
+        assert_eq!(asked(path, "Host: evil.example\r\n"), expected, "{path}");
+    }
+    let answer = send(&server, b"HEAD /status HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    assert_eq!(code(&answer), 421);
+    let answer = send(&server, b"GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    assert!(answer.contains("\"evil.example\"") && answer.contains("allow_hosts"), "{answer}");
+    let answer = send(&server, b"GET /status HTTP/1.1\r\n\r\nHost: evil.example\r\n\r\n");
+    assert_eq!(code(&answer), 200, "what follows the head is no header");
+    let off = MetricsServer::bind("127.0.0.1:0", Metrics::new().unwrap()).unwrap().status_page(false);
+    assert_eq!(code(&send(&off, b"GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n")), 404);
 }
 
 #[test]

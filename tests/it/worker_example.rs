@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use postgres::Client;
 
-use crate::support::http::get;
+use crate::support::http::{get, get_as};
 use crate::support::insert::insert;
 use crate::support::ledger::append_plainly;
 use crate::support::worker_process::{Signal, WorkerProcess};
@@ -89,6 +89,17 @@ fn the_status_page_is_served_unless_turned_off() {
         let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", database.url()), ("STATUS_PAGE", setting)]);
         let address = worker.await_ready();
         assert_eq!([get(&address, "/").0, get(&address, "/status").0], [code; 2], "STATUS_PAGE={setting}");
+    }
+}
+
+#[test]
+fn the_status_is_served_under_the_names_that_are_set() {
+    let database = database();
+    for (setting, code) in [("", 421), ("ops.example, status.example", 200)] {
+        let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", database.url()), ("STATUS_HOSTS", setting)]);
+        let address = worker.await_ready();
+        assert_eq!(get_as("status.example:80", &address, "/status").0, code, "STATUS_HOSTS={setting}");
+        assert_eq!(get_as("status.example:80", &address, "/readyz").0, 200);
     }
 }
 
