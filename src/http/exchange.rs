@@ -3,10 +3,12 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::str::FromStr;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tiny_http::{HTTPVersion, Header, Method, Response};
 
+use super::clients::{Client, ends_head};
 use super::page::POLICY;
 use super::site::{Page, Site};
 
@@ -32,13 +34,16 @@ pub(super) struct Request {
     hosts: Vec<String>,
 }
 
-pub(super) fn answer(site: &Site, stream: &TcpStream) -> io::Result<()> {
-    let mut client = Timed { stream, until: Instant::now() + HEAD_TIME };
+pub(super) fn answer(site: &Site, from: &Client) -> io::Result<()> {
+    let mut client = Timed { stream: &from.stream, until: Instant::now() + HEAD_TIME };
     let (method, page, allow) = match read_head(&mut client)? {
-        Some(head) => match parse(&head) {
-            Ok(request) => respond_to(site, request),
-            Err(refusal) => refused(&refusal),
-        },
+        Some(head) => {
+            from.has_asked.store(true, Ordering::Relaxed);
+            match parse(&head) {
+                Ok(request) => respond_to(site, request),
+                Err(refusal) => refused(&refusal),
+            }
+        }
         None => return Ok(()),
     };
     let refused = page.code >= 400 && page.code < 500;
@@ -87,10 +92,6 @@ pub(super) fn read_head(client: &mut Timed<'_>) -> io::Result<Option<Vec<u8>>> {
         }
     }
     Ok(Some(head))
-}
-
-pub(super) fn ends_head(bytes: &[u8]) -> bool {
-    bytes.windows(4).any(|end| end == b"\r\n\r\n") || bytes.windows(2).any(|end| end == b"\n\n")
 }
 
 /// Understands the first line and the `Host` headers. No answer depends on another header.

@@ -9,15 +9,17 @@
 //!
 //! `pup-http` accepts. Each connection is answered by a short-lived thread `pup-http-N` of its own:
 //! one request and one response, in HTTP/1.0, which scrapers and probes understand and which keeps
-//! no connection alive. When all seats are taken the oldest connection is closed for the newest, so
-//! that idle or slow clients cannot delay a scrape. Shutdown closes every socket, so that a thread
-//! that reads or writes one ends at once.
+//! no connection alive. When all seats are taken, a connection is closed for the newest: one of the
+//! peer that has the most, and rather one that has sent no request. So neither idle or slow clients
+//! nor one that opens connections without end can delay a scrape. Shutdown closes every socket, so
+//! that a thread that reads or writes one ends at once.
 //!
 //! It uses the requests and responses of `tiny_http`, but not its `Server`. That has a thread for
 //! each idle connection, no timeout, no bound for a request line, ends for good when the process is
 //! out of file descriptors, and aborts the process over a body that is announced as larger than
 //! memory.
 
+mod clients;
 mod connections;
 mod exchange;
 mod host;

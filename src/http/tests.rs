@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use crossbeam_channel::TryRecvError;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
 
 use super::exchange::{DRAIN_BYTES, HEAD_TIME, LONGEST_HEAD, Timed, read_head};
 use super::*;
@@ -451,6 +453,79 @@ fn all_kinds_of_abuse_at_once_delay_no_other_client() {
         shut_down_at_once(server);
         drop(stop);
     });
+}
+
+/// Connects from another address of this host.
+fn connect_from(from: Ipv4Addr, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((from, 0)).into())?;
+    socket.connect_timeout(&address.into(), Duration::from_secs(1))?;
+    Ok(socket.into())
+}
+
+/// Opens connections as fast as it can and sends the same bytes on each; keeps a few hundred.
+fn flood(from: Ipv4Addr, address: SocketAddr, bytes: &[u8], begun: &Barrier, stopped: &Receiver<()>) -> usize {
+    let (mut clients, mut opened) = (VecDeque::new(), 0);
+    begun.wait();
+    while stopped.try_recv() == Err(TryRecvError::Empty) {
+        if let Ok(mut client) = connect_from(from, address) {
+            _ = client.write_all(bytes);
+            clients.push_back(client);
+            opened += 1;
+        }
+        if clients.len() > 300 {
+            clients.pop_front();
+        }
+    }
+    opened
+}
+
+/// The kubelet's timeout, if it is set to twice the default of one second.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Asks as the kubelet does.
+fn probe(address: SocketAddr) -> io::Result<Duration> {
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect_timeout(&address, PROBE_TIMEOUT)?;
+    stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+    stream.write_all(b"GET /livez HTTP/1.1\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let took = begun.elapsed();
+    let is_good = answer.starts_with("HTTP/1.0 200 ") && took < PROBE_TIMEOUT;
+    if is_good { Ok(took) } else { Err(io::Error::other(format!("after {took:?}: {answer:?}"))) }
+}
+
+/// A client that opens connections without end delays no probe beyond the kubelet's usual timeout.
+#[test]
+fn a_flood_of_connections_starves_no_probe() {
+    const FLOODERS: usize = 2;
+    many();
+    let (here, elsewhere) = (Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2));
+    let request = b"GET /metrics HTTP/1.1\r\n\r\n";
+    for (from, bytes) in [(elsewhere, &b""[..]), (elsewhere, b"G"), (elsewhere, request), (here, b""), (here, b"G")] {
+        let server = server();
+        let address = server.address();
+        let begun = Barrier::new(FLOODERS + 1);
+        let (stop, stopped) = bounded::<()>(0);
+        thread::scope(|scope| {
+            // Dropped also when an assertion fails.
+            let stop = stop;
+            let (begun, stopped) = (&begun, &stopped);
+            let floods: Vec<_> =
+                (0..FLOODERS).map(|_| scope.spawn(move || flood(from, address, bytes, begun, stopped))).collect();
+            begun.wait();
+            let took: io::Result<Vec<Duration>> = (1..=50).map(|_| probe(address)).collect();
+            drop(stop);
+            let opened: usize = floods.into_iter().map(|flood| flood.join().unwrap()).sum();
+            let slowest = took.as_ref().map(|took| took.iter().max());
+            println!(
+                "{opened} connections from {from} that send {} bytes: the slowest probe took {slowest:?}",
+                bytes.len()
+            );
+            assert!(took.is_ok(), "a probe has no answer within {PROBE_TIMEOUT:?}: {took:?}");
+        });
+    }
 }
 
 #[test]
