@@ -90,7 +90,10 @@ fn migrate_only() -> Result<bool, app::Wrong> {
     match arguments.as_slice() {
         [] => Ok(false),
         [only] if only == "migrate" => Ok(true),
-        _ => Err(app::Wrong(format!("the arguments are {arguments:?}: none is needed, or migrate"))),
+        _ => {
+            let shown: Vec<String> = arguments.iter().map(|argument| app::shown(&argument.to_string_lossy())).collect();
+            Err(app::Wrong(format!("the arguments are [{}]: none is needed, or migrate", shown.join(", "))))
+        }
     }
 }
 

@@ -3,9 +3,13 @@
 //! Every message names the thing that is wrong and its value, and where there is one, the remedy. No message ever holds a
 //! password: connection targets are printed as host, port, database and user only.
 
+mod redaction;
+
 use std::time::Duration;
 
 use postgres::error::SqlState;
+
+pub(crate) use self::redaction::{has_password, redacted};
 
 /// A boxed error of any kind, as handlers return it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -178,7 +182,7 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn config(field: impl Into<String>, value: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::InvalidConfig { field: field.into(), value: value.into(), problem: problem.into() }
+        Self::InvalidConfig { field: field.into(), value: redacted(&value.into()), problem: problem.into() }
     }
 
     pub(crate) fn database(doing: &'static str) -> impl FnOnce(postgres::Error) -> Self {

@@ -44,7 +44,7 @@ use self::connections::{Acceptor, BACKLOG, Connections, MOST_CONNECTIONS};
 use self::host::HostNames;
 pub use self::probe::HealthProbe;
 use self::site::Site;
-use crate::error::Error;
+use crate::error::{Error, redacted};
 use crate::metrics::Metrics;
 use crate::plan::WorkerId;
 use crate::threads::{Never, Stop};
@@ -95,7 +95,7 @@ impl MetricsServer {
     ///
     /// [`Error::Http`] if the address is malformed, in use or not this host's.
     pub fn bind(address: &str, metrics: Metrics) -> Result<Self, Error> {
-        let refused = |source| Error::Http { address: address.to_owned(), source };
+        let refused = |source| Error::Http { address: redacted(address), source };
         let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable | ErrorKind::PermissionDenied => refused(error.into()),
             _ => refused(format!("{error} (expected a host or IP address and a port, such as 0.0.0.0:9090)").into()),

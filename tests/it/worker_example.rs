@@ -36,6 +36,11 @@ fn a_worker_exits_and_names_a_wrong_setting() {
             &["the database is away, waited for: at_most=", "cannot connect to 127.0.0.1:1/none as user", "refused"],
         ),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_DATABASE_WAIT", "25h")], 2, &["database_wait is 90000s", "24 h"]),
+        (&[("DATABASE_URL", url), ("REPLICA_SET", url)], 2, &["replica_set is \"postgres://user:***@", "password"]),
+        (&[("DATABASE_URL", url), ("REPLICA_SET", "dbname=d password=hidden")], 2, &["replica_set is", "password"]),
+        (&[("DATABASE_URL", url), ("METRICS_ADDR", url)], 2, &["postgres://user:***@", "0.0.0.0:9090"]),
+        (&[("DATABASE_URL", url), ("STATUS_PAGE", url)], 2, &["STATUS_PAGE is", "on or off"]),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_LANES", url)], 2, &["LANES is \"postgres://user:***@", "number"]),
         (&[("DATABASE_URL", url), ("REPLICA_SET", "a\tb")], 2, &["replica_set is \"a\\tb\""]),
         (&[("DATABASE_URL", url), ("METRICS_ADDR", "nonsense")], 2, &["\"nonsense\"", "0.0.0.0:9090"]),
         (&[("DATABASE_URL", url), ("METRICS_ADDR", &taken)], 2, &[&taken, "in use"]),
@@ -299,6 +304,10 @@ fn a_worker_exits_and_names_an_unknown_argument() {
         assert_eq!(worker.exit_code(), Some(2));
         assert!(text_of(&mut worker).contains(&format!("the arguments are {arguments:?}")), "{}", text_of(&mut worker));
     }
+    let mut worker = WorkerProcess::start_with(&["postgres://u:hidden@h/d"], &[("DATABASE_URL", "postgres://u@h/d")]);
+    assert_eq!(worker.exit_code(), Some(2));
+    let log = text_of(&mut worker);
+    assert!(log.contains("the arguments are [") && !log.contains("hidden"), "{log}");
 }
 
 /// Waits until somebody waits for a lock.
