@@ -7,6 +7,7 @@
 //! | `REPLICA_SET` | `main-projections` | the workers that share the work |
 //! | `METRICS_ADDR` | `0.0.0.0:9090` | port 0 takes any free one; the bound address is logged |
 //! | `STATUS_PAGE` | `on` | `off`: the status page and `/status` are not served beside the metrics |
+//! | `STATUS_HOSTS` | none | host names under which both are served, besides `localhost` and IP addresses: `ops.example,status.example` |
 //! | `RUST_LOG` | `info` | |
 //!
 //! The options of the library, which `Builder` documents:
@@ -75,7 +76,8 @@ fn run() -> Result<(), BoxError> {
         return migrated.ok_or_else(|| "stopped before the tables were up to date".into());
     }
     let status_page = settings::switch("STATUS_PAGE")?.unwrap_or(true);
-    let server = MetricsServer::bind(&address, metrics)?.status_page(status_page);
+    let hosts = app::setting("STATUS_HOSTS")?.unwrap_or_default();
+    let server = MetricsServer::bind(&address, metrics)?.status_page(status_page).allow_hosts(hosts.split(','));
     server.watch(orchestrator.health());
 
     let start = move || migrate(&database, &orchestrator).and_then(|()| orchestrator.start());
@@ -90,7 +92,10 @@ fn migrate_only() -> Result<bool, app::Wrong> {
     match arguments.as_slice() {
         [] => Ok(false),
         [only] if only == "migrate" => Ok(true),
-        _ => Err(app::Wrong(format!("the arguments are {arguments:?}: none is needed, or migrate"))),
+        _ => {
+            let shown: Vec<String> = arguments.iter().map(|argument| app::shown(&argument.to_string_lossy())).collect();
+            Err(app::Wrong(format!("the arguments are [{}]: none is needed, or migrate", shown.join(", "))))
+        }
     }
 }
 

@@ -3,9 +3,13 @@
 //! Every message names the thing that is wrong and its value, and where there is one, the remedy. No message ever holds a
 //! password: connection targets are printed as host, port, database and user only.
 
+mod redaction;
+
 use std::time::Duration;
 
 use postgres::error::SqlState;
+
+pub(crate) use self::redaction::{has_password, redacted};
 
 /// A boxed error of any kind, as handlers return it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -197,7 +201,7 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn config(field: impl Into<String>, value: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::InvalidConfig { field: field.into(), value: value.into(), problem: problem.into() }
+        Self::InvalidConfig { field: field.into(), value: redacted(&value.into()), problem: problem.into() }
     }
 
     pub(crate) fn database(doing: &'static str) -> impl FnOnce(postgres::Error) -> Self {
@@ -247,20 +251,47 @@ fn is_away(error: &postgres::Error) -> bool {
     error.is_closed()
 }
 
-/// A database error as a person wants to read it: the server's own words with its code, or the client's with its cause.
+/// The most characters of the server's DETAIL, which may quote whole rows.
+const LONGEST_DETAIL: usize = 300;
+/// The most characters of an error in a line of the log or in `/status`.
+const LONGEST_TEXT: usize = 2000;
+
+/// A database error as a person wants to read it in a log: the server's own words with its code, or
+/// the client's with its cause. The detail comes last, where [`without_rows`] cuts it off.
 pub(crate) fn describe(error: &postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
         let mut text = format!("{} ({})", db.message(), db.code().code());
-        for (label, extra) in [("detail", db.detail()), ("hint", db.hint())] {
-            if let Some(extra) = extra {
-                for part in ["; ", label, ": ", extra] {
-                    text.push_str(part);
-                }
-            }
+        if let Some(hint) = db.hint() {
+            text = format!("{text}; hint: {hint}");
+        }
+        if let Some(detail) = db.detail() {
+            text = format!("{text}; detail: {}", one_line(&shortened(detail, LONGEST_DETAIL)));
         }
         return text;
     }
     with_causes(error)
+}
+
+/// An error's text as it may be shown to every client that reaches the status page: without what
+/// the server says about the rows concerned.
+///
+/// Handlers wrap errors in whatever way they like, so the text is what there is to go by. It is cut
+/// where a detail or a context begins: as [`describe`] writes it, as the client's `Display` does,
+/// and as its `Debug` does, in which an `unwrap` reports it. The server's message stays, although
+/// it may quote a single value.
+pub(crate) fn without_rows(text: &str) -> String {
+    const BEGIN: [&str; 5] = ["; detail: ", "DETAIL:", "CONTEXT:", ", detail: Some(", ", where_: Some("];
+    match BEGIN.iter().filter_map(|begin| text.find(begin)).min() {
+        Some(end) => format!("{} (the log has the detail)", shortened(text[..end].trim_end(), LONGEST_TEXT)),
+        None => shortened(text, LONGEST_TEXT),
+    }
+}
+
+fn shortened(text: &str, characters: usize) -> String {
+    match text.char_indices().nth(characters) {
+        Some((end, _)) => format!("{} …", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// Any error as a person wants to read it: what it is and why, a database error in the server's own words.
@@ -286,9 +317,9 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// For the log, where a line is a line whatever a handler's error or panic has to say.
+/// For the log, where a line is a line, of bounded length, whatever a handler's error or panic says.
 pub(crate) fn one_line(text: &impl ToString) -> String {
-    text.to_string().replace(char::is_control, " ")
+    shortened(&text.to_string(), LONGEST_TEXT).replace(char::is_control, " ")
 }
 
 /// The payload of a caught panic as text.
@@ -298,4 +329,51 @@ pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
         .map(ToString::to_string)
         .or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the customer cannot be saved")]
+    struct Wrapped(#[source] postgres::Error);
+
+    fn refused() -> postgres::Error {
+        let mut client = testing::connect();
+        let statements = "CREATE TEMP TABLE t (name text PRIMARY KEY); INSERT INTO t VALUES ('secret'), ('secret')";
+        client.batch_execute(statements).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_shown_holds_no_row_however_an_error_was_wrapped() {
+        let displayed = refused().as_db_error().unwrap().to_string();
+        let panicked = format!("called `Result::unwrap()` on an `Err` value: {:?}", refused());
+        let wrapped: [BoxError; 5] = [
+            Box::new(refused()),
+            Box::new(Wrapped(refused())),
+            Box::new(Error::database("saving the customer")(refused())),
+            displayed.into(),
+            panicked.into(),
+        ];
+        for error in wrapped {
+            let (logged, shown) = (describe_any(&*error), without_rows(&describe_any(&*error)));
+            assert!(logged.contains("secret") && logged.contains("duplicate key"), "{logged}");
+            assert!(!shown.contains("secret") && shown.contains("duplicate key"), "{shown}");
+            assert!(shown.ends_with("(the log has the detail)"), "{shown}");
+        }
+        assert_eq!(without_rows("no such\ncustomer"), "no such\ncustomer");
+    }
+
+    #[test]
+    fn a_long_detail_is_cut_and_stays_on_its_line() {
+        let mut client = testing::connect();
+        let statement = "DO $$ BEGIN RAISE 'refused' USING DETAIL = E'a\n' || repeat('ä', 5000), HINT = 'less'; END $$";
+        let text = describe(&client.batch_execute(statement).unwrap_err());
+        assert!(text.starts_with("refused (P0001); hint: less; detail: a ää"), "{text}");
+        assert!(text.ends_with("ä …") && text.chars().count() < LONGEST_DETAIL + 50, "{text}");
+        let line = one_line(&"ä\n".repeat(5000));
+        assert!(line.ends_with(" …") && line.chars().count() == LONGEST_TEXT + 2 && !line.contains('\n'), "{line}");
+    }
 }

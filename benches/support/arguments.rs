@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::app::shown;
+
 /// The arguments of a bench.
 #[derive(Debug)]
 pub(crate) struct Arguments {
@@ -26,8 +28,9 @@ impl Arguments {
 /// A list of numbers in the environment: `1,2,4`.
 pub(crate) fn numbers(variable: &str) -> Option<Vec<usize>> {
     let text = std::env::var(variable).ok().filter(|text| !text.is_empty())?;
-    let parse =
-        |number: &str| number.trim().parse().unwrap_or_else(|_| panic!("{variable}={text}: numbers, such as 2,8"));
+    let parse = |number: &str| {
+        number.trim().parse().unwrap_or_else(|_| panic!("{variable} is {}: numbers, such as 2,8", shown(&text)))
+    };
     Some(text.split(',').map(parse).collect())
 }
 

@@ -62,6 +62,12 @@ pub(crate) fn setting(name: &str) -> Result<Option<String>, Wrong> {
     }
 }
 
+/// A wrong value as an error shows it: not at all if it is a connection string, which may hold a password.
+pub(crate) fn shown(value: &str) -> String {
+    let is_connection = value.contains("://") || value.to_lowercase().contains("password");
+    if is_connection { "a connection string, which is not repeated here".to_owned() } else { format!("{value:?}") }
+}
+
 /// The setting without which no worker can do anything.
 pub(crate) fn database_url() -> Result<String, Wrong> {
     setting("DATABASE_URL")?.ok_or_else(|| {

@@ -1,7 +1,7 @@
 //! Settings from the environment: each error names the variable, its value and what would be accepted.
 #![allow(dead_code, reason = "several programs compile this file, and not each of them reads every kind of setting")]
 
-use crate::app::{Wrong, setting};
+use crate::app::{Wrong, setting, shown};
 
 /// A whole number.
 pub(crate) fn number<N: std::str::FromStr>(name: &str) -> Result<Option<N>, Wrong> {
@@ -18,5 +18,7 @@ pub(crate) fn switch(name: &str) -> Result<Option<bool>, Wrong> {
 }
 
 fn parsed<T>(name: &str, needed: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, Wrong> {
-    setting(name)?.map(|text| parse(&text).ok_or_else(|| Wrong(format!("{name} is {text:?}: {needed}")))).transpose()
+    setting(name)?
+        .map(|text| parse(&text).ok_or_else(|| Wrong(format!("{name} is {}: {needed}", shown(&text)))))
+        .transpose()
 }

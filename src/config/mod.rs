@@ -13,7 +13,7 @@ pub(crate) use self::options::with_options;
 pub use self::retry::Retry;
 pub(crate) use self::value::Bytes;
 use self::value::{Bounds, Connections, Count, DurationOrOff, DurationRange, Switch, Value};
-use crate::error::Error;
+use crate::error::{Error, has_password, redacted};
 use crate::health::Limits;
 use crate::plan::Policy;
 use crate::store::Names;
@@ -157,10 +157,13 @@ pub(crate) fn variable(prefix: &str, option: &str) -> String {
 }
 
 fn name(field: &str, name: &str) -> Result<(), Error> {
-    let shown: String = name.chars().take(40).collect();
+    let shown: String = redacted(name).chars().take(40).collect();
     let refuse = |problem: String| Err(Error::config(field, format!("{shown:?}"), problem));
     if name.trim().is_empty() {
         return refuse("it must not be empty".into());
+    }
+    if has_password(name) {
+        return refuse("it contains a password, as of a database URL, and names are shown and stored".into());
     }
     if name.len() > MAX_NAME_BYTES {
         return refuse(format!("it has {} bytes, {MAX_NAME_BYTES} are allowed", name.len()));

@@ -234,3 +234,18 @@ fn a_rollout_waits_for_a_version_that_halts() {
     let to_join = Config::new("set".into()).registration_wait * 2;
     assert!(to_join + halted_after + noticed_after < Duration::from_secs(number("minReadySeconds")));
 }
+
+#[test]
+fn no_error_repeats_the_password_of_a_misplaced_url() {
+    let url = "postgres://u:hidden@a-host-with-a-name-longer-than-what-is-shown.example/d";
+    let mut config = Config::new(url.to_owned());
+    let replica_set = config.validate(&["p"]).unwrap_err();
+    config.replica_set = "main".to_owned();
+    let projection = config.validate(&[url]).unwrap_err();
+    let value = config.set("lanes", "LANES", url).unwrap_err();
+    let option = config.set(url, url, "1").unwrap_err();
+    for error in [replica_set, projection, value, option] {
+        let shown = format!("{error} {error:?}");
+        assert!(shown.contains("u:***@") && !shown.contains("hidden"), "{shown}");
+    }
+}

@@ -1,15 +1,15 @@
-//! Accepts connections and gives each a seat. When seats are short, the newest connections are
-//! preferred.
+//! Accepts connections and gives each a seat. When seats are short, [`Clients`] chooses who gets
+//! them.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, select};
 use parking_lot::Mutex;
 
+use super::clients::{Client, Clients};
 use super::exchange::answer;
 use super::site::Site;
 use crate::backoff::Mentions;
@@ -18,55 +18,40 @@ use crate::threads::{Never, Stop};
 /// The most connections answered at the same time: many more than scrapers and probes make, few
 /// enough to do no harm.
 pub(super) const MOST_CONNECTIONS: usize = 64;
-/// How many connections the system may queue for the acceptor. With std's 128, a burst of idle
-/// clients makes the system drop the first packet of a scrape, and the scraper sends it again only
-/// after a second.
-pub(super) const BACKLOG: i32 = 1024;
+/// How many connections the system may queue for the acceptor; Linux allows as many by default.
+/// With std's 128, a burst of idle clients makes the system drop the first packet of a scrape, and
+/// the scraper sends it again only after a second.
+pub(super) const BACKLOG: i32 = 4096;
+/// How many connections are accepted before one of them is answered.
+const BURST: usize = 256;
 /// The pause after an accept that failed because file descriptors or memory were exhausted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
-/// The open connections, the oldest first.
+/// The open connections.
 #[derive(Default)]
 pub(super) struct Connections {
-    pub(super) open: Mutex<BTreeMap<u64, Arc<TcpStream>>>,
+    pub(super) open: Mutex<Clients>,
 }
 
 impl Connections {
-    /// Adds a connection, and closes the oldest one if there are too many. Returns whether the
-    /// added one is open.
-    fn open(&self, number: u64, stream: Arc<TcpStream>) -> bool {
+    /// Adds a connection, and closes one if there are too many. Returns whether the added one is
+    /// open.
+    fn open(&self, number: u64, client: Arc<Client>) -> bool {
         let mut open = self.open.lock();
-        open.insert(number, stream);
-        if open.len() > MOST_CONNECTIONS
-            && let Some((oldest, stream)) = open.pop_first()
-        {
-            close(&stream);
-            return oldest != number;
-        }
-        true
+        open.insert(number, client);
+        open.close_down_to(MOST_CONNECTIONS, Client::has_asked) != Some(number)
     }
 
-    /// Closes the older half of the connections, when file descriptors or memory are short.
-    fn close_older_half(&self) {
+    /// Closes half of the connections, when file descriptors or memory are short.
+    fn close_half(&self) {
         let mut open = self.open.lock();
-        for _ in 0..open.len().div_ceil(2) {
-            if let Some((_, stream)) = open.pop_first() {
-                close(&stream);
-            }
-        }
+        let half = open.len() / 2;
+        open.close_down_to(half, Client::has_asked);
     }
 
     pub(super) fn close_all(&self) {
-        for stream in std::mem::take(&mut *self.open.lock()).values() {
-            close(stream);
-        }
+        self.open.lock().close_all();
     }
-}
-
-/// Ends any read or write on the connection, in whichever thread.
-pub(super) fn close(stream: &TcpStream) {
-    // Fails only if the client has already gone.
-    _ = stream.shutdown(Shutdown::Both);
 }
 
 pub(super) struct Acceptor {
@@ -81,7 +66,7 @@ pub(super) struct Acceptor {
 
 impl Acceptor {
     pub(super) fn run(self) {
-        let mut waiting = VecDeque::new();
+        let mut waiting = Clients::default();
         let mut last = 0;
         let (mut refused, mut threadless) = (Mentions::default(), Mentions::default());
         loop {
@@ -89,9 +74,10 @@ impl Acceptor {
             if self.stop.is_raised() {
                 break;
             }
-            // The newest first, because it is most likely to be still waiting for an answer.
-            if let Some((number, stream)) = waiting.pop_back()
-                && let Err(error) = self.answer_in_a_thread(number, stream)
+            // Silent clients get a thread only if no others are waiting to be accepted.
+            let are_all_accepted = *accepted.as_ref().unwrap_or(&true);
+            if let Some((number, client)) = waiting.take_next(Client::is_asking, are_all_accepted)
+                && let Err(error) = self.answer_in_a_thread(number, client)
                 && threadless.is_due()
             {
                 log::warn!("metrics server cannot start a thread, drops the connection: error={error}");
@@ -102,8 +88,9 @@ impl Acceptor {
                 if refused.is_due() {
                     log::warn!("metrics server cannot accept a connection, will retry: error={error}");
                 }
-                waiting.drain(..waiting.len().div_ceil(2));
-                self.connections.close_older_half();
+                let half = waiting.len() / 2;
+                waiting.close_down_to(half, Client::is_asking);
+                self.connections.close_half();
                 self.stop.wait(ACCEPT_PAUSE);
             }
         }
@@ -113,36 +100,35 @@ impl Acceptor {
 
     /// Takes the waiting connections, numbered by age; waits for one if there is none. Of a burst,
     /// only as many are kept as there are seats, so that the rest cost one accept each and no
-    /// thread.
-    fn accept_into(&self, waiting: &mut VecDeque<(u64, TcpStream)>, last: &mut u64) -> io::Result<()> {
-        let mut wait = waiting.is_empty();
+    /// thread. Returns whether it has taken all.
+    fn accept_into(&self, waiting: &mut Clients, last: &mut u64) -> io::Result<bool> {
+        let mut is_blocking = waiting.is_empty();
+        self.listener.set_nonblocking(!is_blocking)?;
         // Bounded, because clients may come as fast as they are taken.
-        for _ in 0..BACKLOG {
-            self.listener.set_nonblocking(!wait)?;
+        for _ in 0..BURST {
             match self.listener.accept() {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     *last += 1;
-                    waiting.push_back((*last, stream));
-                    if waiting.len() > MOST_CONNECTIONS {
-                        waiting.pop_front();
+                    // If it fails, the client has gone.
+                    if stream.set_nonblocking(true).is_ok() {
+                        waiting.insert(*last, Arc::new(Client::new(stream, peer.ip())));
+                        waiting.close_down_to(MOST_CONNECTIONS, Client::is_asking);
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
                 Err(error) => return Err(error),
             }
-            wait = false;
+            if std::mem::take(&mut is_blocking) {
+                self.listener.set_nonblocking(true)?;
+            }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The error is that of starting the thread.
-    fn answer_in_a_thread(&self, number: u64, stream: TcpStream) -> io::Result<()> {
-        // Some systems apply the listener's mode to the connections that it accepts.
-        if stream.set_nonblocking(false).is_err() {
-            return Ok(());
-        }
-        let stream = Arc::new(stream);
-        if !self.connections.open(number, stream.clone()) {
+    fn answer_in_a_thread(&self, number: u64, client: Arc<Client>) -> io::Result<()> {
+        let is_gone = client.stream.set_nonblocking(false).is_err();
+        if is_gone || !self.connections.open(number, client.clone()) {
             return Ok(());
         }
         // The thread of a closed connection gives its seat back within microseconds.
@@ -152,6 +138,7 @@ impl Acceptor {
         }
         let seat = Seat {
             number,
+            peer: client.peer,
             connections: self.connections.clone(),
             seats: self.seats.1.clone(),
             _alive: self.alive.clone(),
@@ -161,7 +148,7 @@ impl Acceptor {
         let spawned = thread.spawn(move || {
             // Kept until the end, also if the answer panics.
             let _seat = seat;
-            if let Err(error) = answer(&site, &stream) {
+            if let Err(error) = answer(&site, &client) {
                 log::debug!("metrics server could not answer: error={error}");
             }
         });
@@ -172,6 +159,7 @@ impl Acceptor {
 /// A connection's place among the open ones. It is given back when the connection's thread ends.
 pub(super) struct Seat {
     number: u64,
+    peer: IpAddr,
     connections: Arc<Connections>,
     seats: Receiver<()>,
     _alive: Sender<Never>,
@@ -179,7 +167,7 @@ pub(super) struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.connections.open.lock().remove(&self.number);
+        self.connections.open.lock().remove(self.peer, self.number);
         // Never empty: this seat's own message is in it.
         _ = self.seats.try_recv();
     }

@@ -3,10 +3,12 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::str::FromStr;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tiny_http::{HTTPVersion, Header, Method, Response};
 
+use super::clients::{Client, ends_head};
 use super::page::POLICY;
 use super::site::{Page, Site};
 
@@ -24,13 +26,24 @@ pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
 /// Why a request is not understood.
 pub(super) struct Refusal(u16, &'static str);
 
-pub(super) fn answer(site: &Site, stream: &TcpStream) -> io::Result<()> {
-    let mut client = Timed { stream, until: Instant::now() + HEAD_TIME };
+/// What is understood of a request.
+pub(super) struct Request {
+    method: Method,
+    path: String,
+    /// Its `Host` headers; more than one is wrong, and none is usual in HTTP/1.0.
+    hosts: Vec<String>,
+}
+
+pub(super) fn answer(site: &Site, from: &Client) -> io::Result<()> {
+    let mut client = Timed { stream: &from.stream, until: Instant::now() + HEAD_TIME };
     let (method, page, allow) = match read_head(&mut client)? {
-        Some(head) => match parse(&head) {
-            Ok((method, path)) => respond_to(site, method, &path),
-            Err(refusal) => refused(&refusal),
-        },
+        Some(head) => {
+            from.has_asked.store(true, Ordering::Relaxed);
+            match parse(&head) {
+                Ok(request) => respond_to(site, request),
+                Err(refusal) => refused(&refusal),
+            }
+        }
         None => return Ok(()),
     };
     let refused = page.code >= 400 && page.code < 500;
@@ -42,8 +55,9 @@ pub(super) fn answer(site: &Site, stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn respond_to(site: &Site, method: Method, path: &str) -> (Method, Page, bool) {
-    match site.page(path) {
+pub(super) fn respond_to(site: &Site, request: Request) -> (Method, Page, bool) {
+    let Request { method, path, hosts } = request;
+    match site.page(&path, &hosts) {
         None => (method, site.missing(), false),
         Some(page) if matches!(method, Method::Get | Method::Head) => (method, page, false),
         Some(_) => (method, Page::text(405, "only GET and HEAD are served"), true),
@@ -80,14 +94,10 @@ pub(super) fn read_head(client: &mut Timed<'_>) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(head))
 }
 
-pub(super) fn ends_head(bytes: &[u8]) -> bool {
-    bytes.windows(4).any(|end| end == b"\r\n\r\n") || bytes.windows(2).any(|end| end == b"\n\n")
-}
-
-/// Returns method and path. Headers are ignored: no answer depends on one.
-pub(super) fn parse(head: &[u8]) -> Result<(Method, String), Refusal> {
-    let Some(line) = head.split(|&byte| byte == b'\n').next().filter(|line| line.len() < head.len().min(LONGEST_HEAD))
-    else {
+/// Understands the first line and the `Host` headers. No answer depends on another header.
+pub(super) fn parse(head: &[u8]) -> Result<Request, Refusal> {
+    let mut lines = head.split(|&byte| byte == b'\n');
+    let Some(line) = lines.next().filter(|line| line.len() < head.len().min(LONGEST_HEAD)) else {
         return Err(Refusal(414, "the request line is too long"));
     };
     if head.len() > LONGEST_HEAD {
@@ -109,7 +119,18 @@ pub(super) fn parse(head: &[u8]) -> Result<(Method, String), Refusal> {
         return Err(Refusal(505, "only HTTP/1.0 and HTTP/1.1 are served"));
     }
     let path = target.split(['?', '#']).next().unwrap_or_default();
-    Ok((method, path.to_owned()))
+    Ok(Request { method, path: path.to_owned(), hosts: lines.map_while(header_line).filter_map(host).collect() })
+}
+
+/// A line of the headers; `None` for the empty line that ends them.
+fn header_line(line: &[u8]) -> Option<&[u8]> {
+    Some(line.trim_ascii()).filter(|line| !line.is_empty())
+}
+
+fn host(line: &[u8]) -> Option<String> {
+    let line = String::from_utf8_lossy(line);
+    let (field, value) = line.split_once(':')?;
+    field.trim_end().eq_ignore_ascii_case("host").then(|| value.trim().to_owned())
 }
 
 /// Formats the response as HTTP/1.0, so that the client knows that the connection ends with it.

@@ -9,17 +9,20 @@
 //!
 //! `pup-http` accepts. Each connection is answered by a short-lived thread `pup-http-N` of its own:
 //! one request and one response, in HTTP/1.0, which scrapers and probes understand and which keeps
-//! no connection alive. When all seats are taken the oldest connection is closed for the newest, so
-//! that idle or slow clients cannot delay a scrape. Shutdown closes every socket, so that a thread
-//! that reads or writes one ends at once.
+//! no connection alive. When all seats are taken, a connection is closed for the newest: one of the
+//! peer that has the most, and rather one that has sent no request. So neither idle or slow clients
+//! nor one that opens connections without end can delay a scrape. Shutdown closes every socket, so
+//! that a thread that reads or writes one ends at once.
 //!
 //! It uses the requests and responses of `tiny_http`, but not its `Server`. That has a thread for
 //! each idle connection, no timeout, no bound for a request line, ends for good when the process is
 //! out of file descriptors, and aborts the process over a body that is announced as larger than
 //! memory.
 
+mod clients;
 mod connections;
 mod exchange;
+mod host;
 mod page;
 mod probe;
 mod site;
@@ -38,9 +41,10 @@ use parking_lot::RwLock;
 use socket2::SockRef;
 
 use self::connections::{Acceptor, BACKLOG, Connections, MOST_CONNECTIONS};
+use self::host::HostNames;
 pub use self::probe::HealthProbe;
 use self::site::Site;
-use crate::error::Error;
+use crate::error::{Error, redacted};
 use crate::metrics::Metrics;
 use crate::plan::WorkerId;
 use crate::threads::{Never, Stop};
@@ -60,6 +64,17 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 ///
 /// No answer queries the database, so all of them are immediate even while it is down. GET and HEAD
 /// are served; a query string is ignored. The connection is closed after each answer.
+///
+/// # Who may see the status
+///
+/// There is no password: whoever reaches the port reads everything that is served. What a browser
+/// lets other sites read is restricted. `/status` and `/` are served only under `localhost`, an IP
+/// address, the host name given to [`bind`](Self::bind) and the names given to
+/// [`allow_hosts`](Self::allow_hosts); a request whose `Host` header has another name is refused
+/// with 421. Otherwise a page of a foreign site, opened by somebody whose browser reaches this
+/// port, could read the status under a name of its own (DNS rebinding). Probes and `/metrics` are
+/// served under every name: the kubelet, load balancers and Prometheus use names that cannot be
+/// known here.
 ///
 /// Dropping the server shuts it down.
 ///
@@ -81,7 +96,7 @@ impl MetricsServer {
     ///
     /// [`Error::Http`] if the address is malformed, in use or not this host's.
     pub fn bind(address: &str, metrics: Metrics) -> Result<Self, Error> {
-        let refused = |source| Error::Http { address: address.to_owned(), source };
+        let refused = |source| Error::Http { address: redacted(address), source };
         let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable | ErrorKind::PermissionDenied => refused(error.into()),
             _ => refused(format!("{error} (expected a host or IP address and a port, such as 0.0.0.0:9090)").into()),
@@ -90,7 +105,12 @@ impl MetricsServer {
             log::debug!("metrics server keeps the system's backlog: error={error}");
         }
         let bound = listener.local_addr().map_err(|error| refused(error.into()))?;
-        let site = Arc::new(Site { metrics, has_status: true.into(), watched: RwLock::default() });
+        let site = Arc::new(Site {
+            metrics,
+            has_status: true.into(),
+            status_hosts: RwLock::new(HostNames::of_address(address)),
+            watched: RwLock::default(),
+        });
         let connections = Arc::new(Connections::default());
         let stop = Stop::new();
         let (alive, ended) = bounded(0);
@@ -120,6 +140,15 @@ impl MetricsServer {
     /// for them. Defaults to true.
     pub fn status_page(self, served: bool) -> Self {
         self.site.has_status.store(served, Ordering::Relaxed);
+        self
+    }
+
+    /// Serves `/status` and the page at `/` also under these host names, such as that of an ingress:
+    /// see [above](Self#who-may-see-the-status). A port is ignored.
+    pub fn allow_hosts(self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        for name in names {
+            self.site.status_hosts.write().add(name.as_ref());
+        }
         self
     }
 

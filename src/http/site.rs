@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
+use super::host::HostNames;
 use super::page::PAGE;
 use super::probe::{Check, HealthProbe};
 use super::status;
@@ -27,6 +28,8 @@ pub(super) struct Site {
     pub(super) metrics: Metrics,
     /// Whether `/status` and its page are served.
     pub(super) has_status: AtomicBool,
+    /// Under which host names they are served.
+    pub(super) status_hosts: RwLock<HostNames>,
     pub(super) watched: RwLock<BTreeMap<WorkerId, HealthProbe>>,
 }
 
@@ -48,7 +51,14 @@ impl Page {
 }
 
 impl Site {
-    pub(super) fn page(&self, path: &str) -> Option<Page> {
+    /// Returns the page of a path, for a request with these `Host` headers.
+    pub(super) fn page(&self, path: &str, hosts: &[String]) -> Option<Page> {
+        if ["/", "/status"].contains(&path)
+            && self.has_status()
+            && let Some(host) = self.status_hosts.read().stranger(hosts)
+        {
+            return Some(misdirected(host));
+        }
         Some(match path {
             "/" if self.has_status() => {
                 Page { code: 200, content_type: "text/html; charset=utf-8", body: PAGE.to_owned() }
@@ -103,6 +113,15 @@ impl Site {
         }
         if reasons.is_empty() { Page::text(200, "ok") } else { Page::text(503, reasons.join("\n")) }
     }
+}
+
+fn misdirected(host: &str) -> Page {
+    let shown: String = host.chars().take(100).collect();
+    let problem = format!(
+        "the status is not served under the host name {shown:?}: use localhost or an IP address, or allow the name \
+         (MetricsServer::allow_hosts)"
+    );
+    Page::text(421, problem)
 }
 
 pub(super) fn unhealthy(probe: &HealthProbe, check: &Check) -> Option<String> {

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use crossbeam_channel::TryRecvError;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
 
 use super::exchange::{DRAIN_BYTES, HEAD_TIME, LONGEST_HEAD, Timed, read_head};
 use super::*;
@@ -44,7 +46,7 @@ fn send_to(address: SocketAddr, request: &[u8]) -> io::Result<String> {
 }
 
 fn get(server: &MetricsServer, path: &str) -> (String, String) {
-    let answer = send(server, format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes());
+    let answer = send(server, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer to {path}: {answer:?}"));
     (head.to_owned(), body.to_owned())
 }
@@ -252,6 +254,37 @@ fn status_page_turned_off_serves_and_looks_up_nothing() {
 }
 
 #[test]
+fn the_status_is_served_only_under_known_host_names() {
+    let server = MetricsServer::bind("localhost:0", Metrics::new().unwrap()).unwrap().allow_hosts(["ops.example"]);
+    let asked =
+        |path: &str, headers: &str| code(&send(&server, format!("GET {path} HTTP/1.1\r\n{headers}\r\n").as_bytes()));
+    for path in ["/", "/status", "/status?now"] {
+        for headers in ["", "Host: localhost:1\r\n", "hOsT:127.0.0.1\r\n", "X: y\r\nHost: OPS.example\r\n"] {
+            assert_eq!(asked(path, headers), 200, "{path} {headers:?}");
+        }
+        for headers in [
+            "Host: evil.example\r\n",
+            "Host : evil.example:9090\r\n",
+            "X: y\r\n host: evil.example\r\n",
+            "Host: localhost\r\nHost: evil.example\r\n",
+        ] {
+            assert_eq!(asked(path, headers), 421, "{path} {headers:?}");
+        }
+    }
+    for (path, expected) in [("/livez", 200), ("/readyz", 503), ("/metrics", 200), ("/nowhere", 404)] {
+        assert_eq!(asked(path, "Host: evil.example\r\n"), expected, "{path}");
+    }
+    let answer = send(&server, b"HEAD /status HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    assert_eq!(code(&answer), 421);
+    let answer = send(&server, b"GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    assert!(answer.contains("\"evil.example\"") && answer.contains("allow_hosts"), "{answer}");
+    let answer = send(&server, b"GET /status HTTP/1.1\r\n\r\nHost: evil.example\r\n\r\n");
+    assert_eq!(code(&answer), 200, "what follows the head is no header");
+    let off = MetricsServer::bind("127.0.0.1:0", Metrics::new().unwrap()).unwrap().status_page(false);
+    assert_eq!(code(&send(&off, b"GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n")), 404);
+}
+
+#[test]
 fn an_address_in_use_and_a_bad_one_are_errors_that_name_it() {
     let server = server();
     let used = server.address().to_string();
@@ -422,6 +455,79 @@ fn all_kinds_of_abuse_at_once_delay_no_other_client() {
         shut_down_at_once(server);
         drop(stop);
     });
+}
+
+/// Connects from another address of this host.
+fn connect_from(from: Ipv4Addr, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((from, 0)).into())?;
+    socket.connect_timeout(&address.into(), Duration::from_secs(1))?;
+    Ok(socket.into())
+}
+
+/// Opens connections as fast as it can and sends the same bytes on each; keeps a few hundred.
+fn flood(from: Ipv4Addr, address: SocketAddr, bytes: &[u8], begun: &Barrier, stopped: &Receiver<()>) -> usize {
+    let (mut clients, mut opened) = (VecDeque::new(), 0);
+    begun.wait();
+    while stopped.try_recv() == Err(TryRecvError::Empty) {
+        if let Ok(mut client) = connect_from(from, address) {
+            _ = client.write_all(bytes);
+            clients.push_back(client);
+            opened += 1;
+        }
+        if clients.len() > 300 {
+            clients.pop_front();
+        }
+    }
+    opened
+}
+
+/// The kubelet's timeout, if it is set to twice the default of one second.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Asks as the kubelet does.
+fn probe(address: SocketAddr) -> io::Result<Duration> {
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect_timeout(&address, PROBE_TIMEOUT)?;
+    stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+    stream.write_all(b"GET /livez HTTP/1.1\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let took = begun.elapsed();
+    let is_good = answer.starts_with("HTTP/1.0 200 ") && took < PROBE_TIMEOUT;
+    if is_good { Ok(took) } else { Err(io::Error::other(format!("after {took:?}: {answer:?}"))) }
+}
+
+/// A client that opens connections without end delays no probe beyond the kubelet's usual timeout.
+#[test]
+fn a_flood_of_connections_starves_no_probe() {
+    const FLOODERS: usize = 2;
+    many();
+    let (here, elsewhere) = (Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2));
+    let request = b"GET /metrics HTTP/1.1\r\n\r\n";
+    for (from, bytes) in [(elsewhere, &b""[..]), (elsewhere, b"G"), (elsewhere, request), (here, b""), (here, b"G")] {
+        let server = server();
+        let address = server.address();
+        let begun = Barrier::new(FLOODERS + 1);
+        let (stop, stopped) = bounded::<()>(0);
+        thread::scope(|scope| {
+            // Dropped also when an assertion fails.
+            let stop = stop;
+            let (begun, stopped) = (&begun, &stopped);
+            let floods: Vec<_> =
+                (0..FLOODERS).map(|_| scope.spawn(move || flood(from, address, bytes, begun, stopped))).collect();
+            begun.wait();
+            let took: io::Result<Vec<Duration>> = (1..=50).map(|_| probe(address)).collect();
+            drop(stop);
+            let opened: usize = floods.into_iter().map(|flood| flood.join().unwrap()).sum();
+            let slowest = took.as_ref().map(|took| took.iter().max());
+            println!(
+                "{opened} connections from {from} that send {} bytes: the slowest probe took {slowest:?}",
+                bytes.len()
+            );
+            assert!(took.is_ok(), "a probe has no answer within {PROBE_TIMEOUT:?}: {took:?}");
+        });
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::failure::Failure;
 use super::rows::Rows;
 use super::verdict::Verdict;
 use crate::backoff::Mentions;
-use crate::error::one_line;
+use crate::error::{one_line, without_rows};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
 use crate::plan::KeySet;
 use crate::status::{Board, LaneStatus, ProjectionState};
@@ -94,7 +94,7 @@ impl<'a> Journal<'a> {
                         one_line(&error)
                     );
                 }
-                self.show(ProjectionState::Retrying, Some(error));
+                self.show(ProjectionState::Retrying, Some(&error));
             }
             Verdict::CommitFirst(_) => {}
             Verdict::Retry => {
@@ -109,7 +109,7 @@ impl<'a> Journal<'a> {
                         one_line(&error)
                     );
                 }
-                self.show(ProjectionState::Retrying, Some(error));
+                self.show(ProjectionState::Retrying, Some(&error));
             }
             Verdict::Halt => {
                 self.metrics.errors.inc();
@@ -119,7 +119,7 @@ impl<'a> Journal<'a> {
                      error={}",
                     one_line(&error)
                 );
-                self.show(ProjectionState::Halted, Some(error));
+                self.show(ProjectionState::Halted, Some(&error));
             }
         }
     }
@@ -138,10 +138,10 @@ impl<'a> Journal<'a> {
         });
     }
 
-    fn show(&self, state: ProjectionState, error: Option<String>) {
+    fn show(&self, state: ProjectionState, error: Option<&str>) {
         self.tell(|status| {
             status.state = state;
-            status.error = error;
+            status.error = error.map(without_rows);
         });
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
 use postgres::{Client, GenericClient, NoTls};
-use pupsourcing_orchestrator::{Builder, Handle, Metrics, MetricsServer, Projection, Retry};
+use pupsourcing_orchestrator::{BoxError, Builder, Handle, Metrics, MetricsServer, Projection, Retry};
 use serde_json::Value;
 
 use crate::support::browser::{chromium, rendered};
@@ -140,6 +140,39 @@ fn the_documented_fields_are_the_ones_that_are_there() {
     // The first event is the one that is refused; eleven were committed, and the open transaction holds a position between them.
     assert_eq!((&projection["lag_events"], &overview["newest_position"]), (&12.into(), &12.into()));
     assert!(projection["lag_seconds"].as_f64().unwrap() > 0.0);
+}
+
+/// A handler that fails in three ways to insert a row twice.
+#[test]
+fn the_status_shows_no_row_that_the_server_quotes() {
+    let database = database();
+    let mut client = prepared(&database);
+    client.batch_execute("CREATE TABLE customers (email text PRIMARY KEY)").unwrap();
+    let inserting = |name, fail: fn(postgres::Error) -> Result<(), BoxError>| {
+        meddled(name, move |tx, _| {
+            let twice = "INSERT INTO customers VALUES ('jane@secret.example'), ('jane@secret.example')";
+            tx.batch_execute(twice).or_else(fail)
+        })
+    };
+    let projections = vec![
+        inserting("returned", |error| Err(error.into())),
+        inserting("worded", |error| Err(format!("no customer: {}", error.as_db_error().unwrap()).into())),
+        inserting("unwrapped", |error| panic!("an `Err` value: {error:?}")),
+    ];
+    let worker = start(hasty(builder(database.url(), "set")), projections);
+    await_running(&[&worker]);
+    append_plainly(&mut client, 1, 1);
+    let server = serve(&[&worker]);
+    let all = eventually("all three are halted", SOON, || {
+        let all = status(&server)["workers"][0]["projections"].take();
+        all.as_array().unwrap().iter().all(|projection| projection["state"] == "halted").then_some(all)
+    });
+    for projection in all.as_array().unwrap() {
+        let error = projection["error"].as_str().unwrap();
+        assert!(error.contains("from global position 1") && error.contains("customers_pkey"), "{error}");
+        assert!(!error.contains("jane"), "{error}");
+    }
+    assert!(!format!("{:?}", worker.status()).contains("jane"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use postgres::Client;
 
-use crate::support::http::get;
+use crate::support::http::{get, get_as};
 use crate::support::insert::insert;
 use crate::support::ledger::append_plainly;
 use crate::support::worker_process::{Signal, WorkerProcess};
@@ -36,6 +36,11 @@ fn a_worker_exits_and_names_a_wrong_setting() {
             &["the database is away, waited for: at_most=", "cannot connect to 127.0.0.1:1/none as user", "refused"],
         ),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_DATABASE_WAIT", "25h")], 2, &["database_wait is 90000s", "24 h"]),
+        (&[("DATABASE_URL", url), ("REPLICA_SET", url)], 2, &["replica_set is \"postgres://user:***@", "password"]),
+        (&[("DATABASE_URL", url), ("REPLICA_SET", "dbname=d password=hidden")], 2, &["replica_set is", "password"]),
+        (&[("DATABASE_URL", url), ("METRICS_ADDR", url)], 2, &["postgres://user:***@", "0.0.0.0:9090"]),
+        (&[("DATABASE_URL", url), ("STATUS_PAGE", url)], 2, &["STATUS_PAGE is", "on or off"]),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_LANES", url)], 2, &["LANES is \"postgres://user:***@", "number"]),
         (&[("DATABASE_URL", url), ("REPLICA_SET", "a\tb")], 2, &["replica_set is \"a\\tb\""]),
         (&[("DATABASE_URL", url), ("METRICS_ADDR", "nonsense")], 2, &["\"nonsense\"", "0.0.0.0:9090"]),
         (&[("DATABASE_URL", url), ("METRICS_ADDR", &taken)], 2, &[&taken, "in use"]),
@@ -89,6 +94,17 @@ fn the_status_page_is_served_unless_turned_off() {
         let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", database.url()), ("STATUS_PAGE", setting)]);
         let address = worker.await_ready();
         assert_eq!([get(&address, "/").0, get(&address, "/status").0], [code; 2], "STATUS_PAGE={setting}");
+    }
+}
+
+#[test]
+fn the_status_is_served_under_the_names_that_are_set() {
+    let database = database();
+    for (setting, code) in [("", 421), ("ops.example, status.example", 200)] {
+        let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", database.url()), ("STATUS_HOSTS", setting)]);
+        let address = worker.await_ready();
+        assert_eq!(get_as("status.example:80", &address, "/status").0, code, "STATUS_HOSTS={setting}");
+        assert_eq!(get_as("status.example:80", &address, "/readyz").0, 200);
     }
 }
 
@@ -288,6 +304,10 @@ fn a_worker_exits_and_names_an_unknown_argument() {
         assert_eq!(worker.exit_code(), Some(2));
         assert!(text_of(&mut worker).contains(&format!("the arguments are {arguments:?}")), "{}", text_of(&mut worker));
     }
+    let mut worker = WorkerProcess::start_with(&["postgres://u:hidden@h/d"], &[("DATABASE_URL", "postgres://u@h/d")]);
+    assert_eq!(worker.exit_code(), Some(2));
+    let log = text_of(&mut worker);
+    assert!(log.contains("the arguments are [") && !log.contains("hidden"), "{log}");
 }
 
 /// Waits until somebody waits for a lock.

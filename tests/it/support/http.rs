@@ -10,20 +10,26 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Status and body.
 #[track_caller]
 pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
-    ask(address, path, "HTTP/1.1")
+    ask(address, address, path, "HTTP/1.1")
+}
+
+/// The same, under a host name.
+#[track_caller]
+pub(crate) fn get_as(host: &str, address: &str, path: &str) -> (u16, String) {
+    ask(host, address, path, "HTTP/1.1")
 }
 
 /// The same, from a server that sends long answers in chunks unless it is asked in the old way.
 #[track_caller]
 pub(crate) fn get_in_one_piece(address: &str, path: &str) -> (u16, String) {
-    ask(address, path, "HTTP/1.0")
+    ask(address, address, path, "HTTP/1.0")
 }
 
 #[track_caller]
-fn ask(address: &str, path: &str, version: &str) -> (u16, String) {
+fn ask(host: &str, address: &str, path: &str, version: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} {version}\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} {version}\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
