@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, after, select};
 use super::handle::{DROP_PATIENCE, Handle, probe};
 use super::reach::once_reached;
 use super::start::Start;
+use crate::backoff::Mentions;
 use crate::config::Config;
 use crate::context::Context;
 use crate::database::Database;
@@ -18,7 +19,7 @@ use crate::overview::Overview;
 use crate::projection::Projection;
 use crate::status::Board;
 use crate::store::session::{Session, Sessions};
-use crate::store::{Known, Registration, coordination, migrations, preflight};
+use crate::store::{Known, Registration, coordination, migrations, notifications, preflight};
 use crate::threads::{Crew, Waker};
 
 /// A worker that can be started: it runs its projections as a member of a replica set.
@@ -53,7 +54,7 @@ pub struct Orchestrator {
 /// A worker that has been registered.
 struct Registered {
     registration: Registration,
-    /// The session that holds the "alive" lock.
+    /// The session whose lock means that the worker is alive.
     session: Session,
     /// When the registration began.
     begun: Instant,
@@ -70,7 +71,8 @@ impl std::fmt::Debug for Orchestrator {
 
 impl Orchestrator {
     /// Creates the tables that do not exist yet, or brings them up to date. Any number of processes
-    /// may do it at once.
+    /// may do it at once: they wait for one another, for up to
+    /// [`database_wait`](crate::Builder::database_wait).
     ///
     /// # Errors
     ///
@@ -78,10 +80,11 @@ impl Orchestrator {
     /// than the library; [`Error::MissingPrivilege`] if the user may not create them. Then nothing
     /// has been changed.
     pub fn migrate(&self) -> Result<(), Error> {
+        let mut waits = Mentions::default();
         once_reached("pup-migrate", self.config.database_wait, pause, || {
             let mut client = self.database.connect()?;
             preflight::server(&mut client)?;
-            migrations::migrate(client, &self.config.names)
+            migrations::migrate(client, &self.config.names, &mut waits)
         })
     }
 
@@ -186,9 +189,15 @@ impl Orchestrator {
             preflight::server(&mut client)?;
             let path = preflight::path(&mut client)?;
             let session = Session::of(client, registration.sessions)?;
-            let mut session = session.hold_alive()?;
+            let mut session = session.with_generic_plans()?;
             let warnings = preflight::schema(&mut session, names, &path)?;
             coordination::register(&mut session, names, &registration)?;
+            notifications::notify_coordination(
+                &mut session,
+                names,
+                &registration.replica_set,
+                &mut Mentions::default(),
+            );
             for warning in warnings {
                 warning.log(&self.config.replica_set);
             }

@@ -38,6 +38,7 @@ mod sessions;
 mod settings;
 mod status_page;
 mod storm;
+mod strangers;
 mod support;
 mod tls;
 mod worker_example;
