@@ -21,6 +21,7 @@ mod feed;
 mod handles;
 mod joins_and_leaves;
 mod lanes;
+mod logins;
 mod logs;
 mod many_at_once;
 mod payloads;

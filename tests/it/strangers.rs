@@ -66,7 +66,7 @@ fn locks_of_a_stranger_keep_no_connection_waiting() {
 
     let stranger = new_role(&mut client, database.url());
     let strangers = wait_for_every_lock(&stranger);
-    assert!(strangers.len() >= 4, "coordinator, listener, tailer, runner: {strangers:?}");
+    assert!(strangers.len() >= 2, "the worker has several connections: {strangers:?}");
     eventually("the stranger waits for every lock", SOON, || {
         let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND pid = ANY ($1)";
         let waiting: i64 = client.query_one(sql, &[&strangers]).unwrap().get(0);
