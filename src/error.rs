@@ -227,10 +227,21 @@ fn is_away(error: &postgres::Error) -> bool {
     error.is_closed()
 }
 
+/// Whether it says that a prepared statement is missing, or is there already. The client gives each
+/// a name of its own, so its connection does not have a session of its own.
+pub(crate) fn is_of_pooler(error: &postgres::Error) -> bool {
+    error
+        .code()
+        .is_some_and(|state| [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(state))
+}
+
 /// A database error as a person wants to read it: the server's own words with its code, or the client's with its cause.
 pub(crate) fn describe(error: &postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
         let mut text = format!("{} ({})", db.message(), db.code().code());
+        if is_of_pooler(error) {
+            text.push_str("; hint: most likely a pooler in transaction mode does not support prepared statements");
+        }
         for (label, extra) in [("detail", db.detail()), ("hint", db.hint())] {
             if let Some(extra) = extra {
                 for part in ["; ", label, ": ", extra] {

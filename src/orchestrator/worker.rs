@@ -187,6 +187,7 @@ impl Orchestrator {
             // Read before the library sets its own path: handlers will have this one.
             let mut client = self.database.connect()?;
             preflight::server(&mut client)?;
+            preflight::pooler(&mut client, &mut self.database.connect()?, registration.sessions)?;
             let path = preflight::path(&mut client)?;
             let session = Session::of(client, registration.sessions)?;
             let mut session = session.with_generic_plans()?;

@@ -25,6 +25,7 @@ mod logins;
 mod logs;
 mod many_at_once;
 mod payloads;
+mod poolers;
 mod positions;
 mod private_postgres;
 mod prometheus;
