@@ -12,6 +12,7 @@ mod event;
 mod event_store;
 mod feed;
 mod http;
+mod idle;
 mod listener;
 mod metrics;
 mod orchestrator;

@@ -23,7 +23,7 @@ const FLOORS: [(u32, &[&str]); 6] = [
     (4, &["runner"]),
     (3, &["config", "event_store", "feed", "http", "listener"]),
     (2, &["context", "database", "overview", "projection", "reconnect", "status", "store", "threads"]),
-    (1, &["backoff", "error", "event", "metrics", "plan", "trust"]),
+    (1, &["backoff", "error", "event", "idle", "metrics", "plan", "trust"]),
 ];
 
 const STATEMENTS: &str = "prepared statements are made in store/, each with a method of its own";

@@ -6,8 +6,11 @@ use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Builder, Error, Names};
 
 use crate::support::cluster::assert_keys_are_covered;
+use crate::support::http::get;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
-use crate::support::proxies::{PgBouncer, Proxy, pgbouncers};
+use crate::support::metrics::series::values;
+use crate::support::proxies::{PgBouncer, Proxy, haproxy, pgbouncers};
+use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder};
 use crate::support::{Options, PrivatePostgres, eventually};
 
@@ -79,4 +82,44 @@ fn workers_process_behind_poolers_that_are_capable() {
         assert_keys_are_covered(&mut client);
         one.shutdown(SOON).unwrap();
     }
+}
+
+#[test]
+fn a_listener_keeps_its_connection_through_a_load_balancer() {
+    const IDLE: Duration = Duration::from_secs(2);
+    let (server, mut client) = server();
+    let Some(proxy) = haproxy(server.port(), IDLE) else { return };
+    let mut worker = WorkerProcess::start(&proxy.url("pooled"), &[]);
+    let address = worker.await_ready();
+    eventually("its session is older than several idle times", SOON, || {
+        let sql = "SELECT FROM pg_stat_activity WHERE datname = 'pooled' AND pid <> pg_backend_pid() AND query = ''
+                   AND backend_start < clock_timestamp() - interval '1 second' * $1::float8";
+        client.query_opt(sql, &[&(4 * IDLE).as_secs_f64()]).unwrap()
+    });
+    let (_, metrics) = get(&address, "/metrics");
+    let lost: Vec<i64> = values(&metrics, "reconnects_total", &[("connection", "listener")]);
+    assert_eq!(lost, [1], "it was lost once");
+    let log = worker.log();
+    assert_eq!(log.iter().filter(|line| line.contains("connection lost")).count(), 1, "{}", log.join("\n"));
+    assert_eq!(log.iter().filter(|line| line.contains("connection regained")).count(), 1, "{}", log.join("\n"));
+}
+
+#[test]
+fn losses_that_follow_one_another_are_logged_once() {
+    let (server, mut client) = server();
+    let mut worker = WorkerProcess::start(&server.url("pooled"), &[]);
+    let address = worker.await_ready();
+    let losses = || {
+        let (_, metrics) = get(&address, "/metrics");
+        values(&metrics, "reconnects_total", &[("connection", "listener")]).first().copied().unwrap_or(0_i64)
+    };
+    for loss in 1..=4 {
+        let sql =
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'pooled' AND query LIKE 'LISTEN%'";
+        eventually("it listens", SOON, || (!client.query(sql, &[]).unwrap().is_empty()).then_some(()));
+        eventually("it has lost its connection", SOON, || (losses() == loss).then_some(()));
+    }
+    let log = worker.log();
+    let logged = |text: &str| log.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((logged("connection lost"), logged("connection regained")), (1, 1), "{}", log.join("\n"));
 }
