@@ -1,5 +1,5 @@
-//! Growing delays with jitter, so that many workers that lost the same server do not reconnect at
-//! the same time.
+//! How often to retry, to log and to react. Delays grow with jitter, so that many workers that lost
+//! the same server do not reconnect at the same time.
 
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,33 @@ impl Mentions {
     }
 }
 
+/// How often to react to something that others can cause at will: a few times at once, and then at
+/// a steady rate.
+#[derive(Debug, Clone)]
+pub(crate) struct Allowance {
+    every: Duration,
+    at_once: u32,
+    /// When everything that was used is available again.
+    full_at: Option<Instant>,
+}
+
+impl Allowance {
+    pub(crate) fn new(every: Duration, at_once: u32) -> Self {
+        Self { every, at_once, full_at: None }
+    }
+
+    /// How long to wait before the next reaction.
+    pub(crate) fn wait(&self, now: Instant) -> Duration {
+        let in_advance = self.every.saturating_mul(self.at_once.saturating_sub(1));
+        self.full_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now).saturating_sub(in_advance))
+    }
+
+    /// Takes note of a reaction.
+    pub(crate) fn take(&mut self, now: Instant) {
+        self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + self.every);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +112,26 @@ mod tests {
         for _ in 0..100 {
             assert!(backoff.next_delay() <= Duration::from_millis(100), "no overflow");
         }
+    }
+
+    #[test]
+    fn a_few_reactions_are_immediate_and_the_others_spaced() {
+        let (every, begun) = (Duration::from_millis(50), Instant::now());
+        let mut allowance = Allowance::new(every, 3);
+        for _ in 0..3 {
+            assert_eq!(allowance.wait(begun), Duration::ZERO);
+            allowance.take(begun);
+        }
+        assert_eq!(allowance.wait(begun), every);
+        assert_eq!(allowance.wait(begun + every), Duration::ZERO);
+        allowance.take(begun + every);
+        assert_eq!(allowance.wait(begun + every), every);
+        let rested = begun + Duration::from_secs(60);
+        for _ in 0..3 {
+            assert_eq!(allowance.wait(rested), Duration::ZERO);
+            allowance.take(rested);
+        }
+        assert_eq!(allowance.wait(rested), every, "a rest allows no more than before");
     }
 
     #[test]

@@ -256,11 +256,22 @@ const LONGEST_DETAIL: usize = 300;
 /// The most characters of an error in a line of the log or in `/status`.
 const LONGEST_TEXT: usize = 2000;
 
+/// Whether it says that a prepared statement is missing, or is there already. The client gives each
+/// a name of its own, so its connection does not have a session of its own.
+pub(crate) fn is_of_pooler(error: &postgres::Error) -> bool {
+    error
+        .code()
+        .is_some_and(|state| [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(state))
+}
+
 /// A database error as a person wants to read it in a log: the server's own words with its code, or
 /// the client's with its cause. The detail comes last, where [`without_rows`] cuts it off.
 pub(crate) fn describe(error: &postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
         let mut text = format!("{} ({})", db.message(), db.code().code());
+        if is_of_pooler(error) {
+            text.push_str("; hint: most likely a pooler in transaction mode does not support prepared statements");
+        }
         if let Some(hint) = db.hint() {
             text = format!("{text}; hint: {hint}");
         }

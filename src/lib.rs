@@ -14,6 +14,7 @@ mod event_store;
 mod feed;
 mod health;
 mod http;
+mod idle;
 mod leave;
 mod listener;
 mod measure;

@@ -15,6 +15,7 @@ use postgres::{Client, Notification};
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::idle::IdleProbe;
 use crate::measure::Measuring;
 use crate::reconnect::Reconnect;
 use crate::store::notifications;
@@ -40,15 +41,27 @@ impl Listener {
     pub(crate) fn run(self, mut measuring: Measuring, pulse: &Pulse) -> Result<(), Error> {
         let stop = || self.context.stop.is_raised();
         let mut connection = Reconnect::new(&self.context, "listener");
+        let mut probe = IdleProbe::default();
+        let serve = |connection: &mut Reconnect<'_>| {
+            let served = self.listen(&mut measuring, pulse, connection, &mut probe);
+            probe.lost(Instant::now());
+            served
+        };
         let lost = |connection: &mut Reconnect<'_>, error| {
             connection.lost(&error);
             Ok(())
         };
-        connection.run(stop, |connection| self.listen(&mut measuring, pulse, connection), lost).map(drop)
+        connection.run(stop, serve, lost).map(drop)
     }
 
     /// Listens on one connection until it fails or the worker stops.
-    fn listen(&self, measuring: &mut Measuring, pulse: &Pulse, connection: &mut Reconnect<'_>) -> Result<(), Error> {
+    fn listen(
+        &self,
+        measuring: &mut Measuring,
+        pulse: &Pulse,
+        connection: &mut Reconnect<'_>,
+        probe: &mut IdleProbe,
+    ) -> Result<(), Error> {
         let coordination = notifications::coordination_payload(&self.context.names, self.context.replica_set());
         let events = notifications::events_payload(&self.context.names);
         let pass_on = |notification: &Notification| match (notification.channel(), notification.payload()) {
@@ -59,13 +72,19 @@ impl Listener {
         let mut session = self.first.try_recv().map_or_else(|_| self.context.open(), Ok)?;
         notifications::listen(session.client()).map_err(Error::database(LISTENING))?;
         connection.works();
+        probe.used(Instant::now());
         self.coordinator.wake();
         self.tailer.wake();
         while !self.context.stop.is_raised() {
             measuring.measure(&mut session)?;
             let until = Instant::now() + TURN.min(measuring.due_in());
             while let Some(notification) = next(session.client(), until)? {
+                probe.used(Instant::now());
                 pulse.judged(|| pass_on(&notification));
+            }
+            if probe.is_due(Instant::now()) {
+                session.client().simple_query("").map_err(Error::database(LISTENING))?;
+                probe.used(Instant::now());
             }
         }
         Ok(())

@@ -1,13 +1,13 @@
 //! Keeps a connection: when it is lost, the thread opens another, after growing delays.
 //!
-//! The first failure of a series is logged, and then one every 30 s. When the connection works
-//! again, that is logged as well.
+//! A loss is logged, and then at most one every 30 s, also if the connection was regained in
+//! between. When it works again after a loss that was logged, that is logged as well.
 
 use std::time::Duration;
 
 use crossbeam_channel::after;
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Mentions};
 use crate::context::Context;
 use crate::error::Error;
 
@@ -17,6 +17,7 @@ pub(crate) struct Reconnect<'a> {
     /// Its name in the log and the metrics.
     connection: &'static str,
     backoff: Backoff,
+    losses: Mentions,
     /// Whether the last log line about this connection is that it failed.
     is_failure_logged: bool,
 }
@@ -32,7 +33,13 @@ pub(crate) enum End {
 
 impl<'a> Reconnect<'a> {
     pub(crate) fn new(context: &'a Context, connection: &'static str) -> Self {
-        Self { context, connection, backoff: Backoff::for_connections(), is_failure_logged: false }
+        Self {
+            context,
+            connection,
+            backoff: Backoff::for_connections(),
+            losses: Mentions::default(),
+            is_failure_logged: false,
+        }
     }
 
     /// Serves on one connection after another until `serve` is done, or until it fails and
@@ -64,7 +71,8 @@ impl<'a> Reconnect<'a> {
 
     /// Reports that the connection is lost, or that none can be opened.
     pub(crate) fn lost(&mut self, error: &Error) {
-        if self.is_worth_logging() {
+        if self.losses.is_due() {
+            self.is_failure_logged = true;
             log::warn!(
                 "connection lost: replica_set={} worker={} connection={} error={error}",
                 self.context.replica_set(),
@@ -75,7 +83,7 @@ impl<'a> Reconnect<'a> {
         self.context.metrics.reconnects(self.connection).inc();
     }
 
-    /// Whether a failure is to be logged now. If so, the recovery of the connection will be logged
+    /// Whether a failure of another kind is to be logged now. If so, the recovery of the connection will be logged
     /// as well.
     pub(crate) fn is_worth_logging(&mut self) -> bool {
         let is_worth_it = self.backoff.is_worth_logging();

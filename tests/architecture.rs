@@ -23,7 +23,7 @@ const FLOORS: [(u32, &[&str]); 6] = [
     (4, &["leave", "runner"]),
     (3, &["config", "event_store", "feed", "http", "listener", "measure", "watch"]),
     (2, &["context", "database", "overview", "projection", "reconnect", "status", "store", "threads"]),
-    (1, &["backoff", "blocking", "error", "event", "health", "metrics", "plan", "shortage", "trust"]),
+    (1, &["backoff", "blocking", "error", "event", "health", "idle", "metrics", "plan", "shortage", "trust"]),
 ];
 
 const STATEMENTS: &str = "prepared statements are made in store/, each with a method of its own";

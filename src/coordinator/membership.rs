@@ -6,6 +6,7 @@
 
 use postgres::Transaction;
 
+use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::Error;
 use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Standing, plan};
@@ -24,6 +25,16 @@ pub(super) struct Membership<'a> {
     pulse: &'a Pulse,
     pub(super) session: Session,
     statements: Statements,
+    complaints: Complaints,
+}
+
+/// Limits how often what does not fail is logged.
+#[derive(Default)]
+struct Complaints {
+    /// Sessions of evicted workers cannot be ended.
+    unended: Mentions,
+    /// The other workers cannot be notified.
+    unheard: Mentions,
 }
 
 /// The result of a look at the whole replica set: what it showed, and what was planned.
@@ -42,9 +53,14 @@ impl<'a> Membership<'a> {
         pulse: &'a Pulse,
         mut session: Session,
     ) -> Result<Self, Error> {
+        if let Some(worker) = registration.sessions.member() {
+            session
+                .run(|client| coordination::take_over_session(client, &context.names, worker))
+                .map_err(Error::database("taking the session over"))?;
+        }
         let statements =
             session.run(|client| Statements::prepare(client, &context.names)).map_err(Error::database(LOOKING))?;
-        Ok(Self { context, policy, registration, pulse, session, statements })
+        Ok(Self { context, policy, registration, pulse, session, statements, complaints: Complaints::default() })
     }
 
     /// Sends a heartbeat. Returns false if the worker has been evicted.
@@ -72,7 +88,8 @@ impl<'a> Membership<'a> {
             return Ok(Looked { view, plan: decided, is_others_turn: true });
         };
         let (context, policy) = (self.context, self.policy);
-        let view = change(tx, context, policy, &self.statements)?;
+        let (view, actions) = change(tx, context, policy, &self.statements, &mut self.complaints.unended)?;
+        self.announce(&actions);
         let plan = plan(&view, policy);
         Ok(Looked { view, plan, is_others_turn: false })
     }
@@ -107,7 +124,9 @@ impl<'a> Membership<'a> {
 
     /// Registers the worker again after it has been evicted.
     pub(super) fn rejoin(&mut self) -> Result<(), Error> {
-        coordination::register(&mut self.session, &self.context.names, self.registration)
+        coordination::register(&mut self.session, &self.context.names, self.registration)?;
+        self.notify();
+        Ok(())
     }
 
     /// Records that the worker was asked to leave: it gets no partition of a new generation.
@@ -125,34 +144,49 @@ impl<'a> Membership<'a> {
         let mut tx = coordination::lock(&mut self.session, names, &self.registration.replica_set)
             .map_err(Error::database(CHANGING))?;
         coordination::mark_left(&mut tx, names, worker).map_err(Error::database(CHANGING))?;
-        change(tx, self.context, self.policy, &self.statements).map(drop)
+        let (_, actions) = change(tx, self.context, self.policy, &self.statements, &mut self.complaints.unended)?;
+        self.announce(&actions);
+        Ok(())
+    }
+
+    /// Tells people and the other workers what was changed.
+    fn announce(&mut self, actions: &[Action]) {
+        for action in actions {
+            applied(self.context, action);
+        }
+        if !actions.is_empty() {
+            self.notify();
+        }
+    }
+
+    fn notify(&mut self) {
+        let Self { context, registration, session, complaints, .. } = self;
+        let failures = &mut complaints.unheard;
+        notifications::notify_coordination(session, &context.names, &registration.replica_set, failures);
     }
 }
 
 /// Makes the changes that `plan` asks for, in a transaction that holds the replica set's lock, and
-/// commits. Returns the resulting view.
+/// commits. Returns the resulting view, and the changes.
 fn change(
     mut tx: Transaction<'_>,
     context: &Context,
     policy: &Policy,
     statements: &Statements,
-) -> Result<ClusterView, Error> {
+    unended: &mut Mentions,
+) -> Result<(ClusterView, Vec<Action>), Error> {
     let replica_set = context.replica_set();
     // The lock was not held before, so anything may have changed.
     let mut view = statements.view(&mut tx, replica_set)?;
     let actions = plan(&view, policy).actions;
     for action in &actions {
-        coordination::apply(&mut tx, &context.names, replica_set, action)?;
+        coordination::apply(&mut tx, &context.names, replica_set, action, unended)?;
     }
     if !actions.is_empty() {
         view = statements.view(&mut tx, replica_set)?;
-        notifications::notify_coordination(&mut tx, &context.names, replica_set).map_err(Error::database(CHANGING))?;
     }
     tx.commit().map_err(Error::database(CHANGING))?;
-    for action in &actions {
-        applied(context, action);
-    }
-    Ok(view)
+    Ok((view, actions))
 }
 
 fn applied(context: &Context, action: &Action) {

@@ -18,9 +18,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, never, select};
 
-use crate::backoff::Mentions;
+use crate::backoff::{Allowance, Mentions};
 use crate::context::Context;
 use crate::database::Pool;
 use crate::error::Error;
@@ -54,6 +54,10 @@ const SPREAD: Duration = Duration::from_millis(20);
 /// How long to wait for the runners to pause. Most runners are between two events, or soon will be.
 /// Waiting for them here saves a look at the replica set for each report.
 const SOON: Duration = Duration::from_millis(20);
+
+/// How often the coordinator lets itself be woken: so many times at once, and then this far apart.
+const WAKES_AT_ONCE: u32 = 20;
+const WAKE_SPACING: Duration = Duration::from_millis(50);
 
 /// Everything a coordinator works with.
 pub(crate) struct Parts {
@@ -103,7 +107,7 @@ impl Coordinator {
         let is_given_up =
             || context.stop.is_raised() && leaving_since.get_or_insert_with(Instant::now).elapsed() > LEAVE_PATIENCE;
         let serve = |connection: &mut Reconnect<'_>| {
-            let session = first.take().map_or_else(|| context.open().and_then(Session::hold_alive), Ok)?;
+            let session = first.take().map_or_else(|| context.open().and_then(Session::with_generic_plans), Ok)?;
             Serving {
                 membership: Membership::new(context, &parts.policy, &parts.registration, pulse, session)?,
                 parts: &parts,
@@ -160,6 +164,7 @@ impl Serving<'_, '_> {
         let Parts { context, woken, missing, heartbeat_interval, poll_interval, .. } = self.parts;
         let mut heartbeat_due = Instant::now();
         let mut look_due = Instant::now();
+        let mut wakes = Allowance::new(WAKE_SPACING, WAKES_AT_ONCE);
         while !context.stop.is_raised() {
             if heartbeat_due <= Instant::now() {
                 heartbeat_due = Instant::now() + *heartbeat_interval;
@@ -184,11 +189,16 @@ impl Serving<'_, '_> {
                 look_due = look_due.min(Instant::now() + delay);
             }
             let wait = look_due.min(heartbeat_due).saturating_duration_since(Instant::now());
+            // Any role may notify, as often as it likes.
+            let hold = wakes.wait(Instant::now());
+            let deaf = never();
+            let (woken, wait) = if hold.is_zero() { (woken, wait) } else { (&deaf, wait.min(hold)) };
             select! {
                 recv(context.stop.heard()) -> _ => {}
                 recv(woken) -> _ => {
                     // The change has most likely settled what was about to become due.
                     let now = Instant::now();
+                    wakes.take(now);
                     if look_due > now {
                         look_due = look_due.max(now + WHILE_OTHERS_CHANGE);
                     }

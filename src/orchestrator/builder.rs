@@ -62,8 +62,9 @@ impl Builder {
     /// For a pooler in transaction mode, where sessions mean nothing. A killed process is then
     /// detected after `stale_worker_timeout`, notifications do not arrive (polling serves), and a
     /// handler that leaves its transaction idle for longer than that timeout loses it. The pooler
-    /// must support prepared statements (`PgBouncer` does from 1.21 on). Defaults to using session
-    /// locks.
+    /// must support prepared statements (PgBouncer does from 1.21 on, with
+    /// `max_prepared_statements` above 0); a worker refuses to start otherwise, and behind any
+    /// pooler in transaction mode without this option. Defaults to using session locks.
     pub fn heartbeats_only(mut self) -> Self {
         self.config.session_loss_grace = None;
         self

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::database::Pool;
 use crate::error::Error;
 use crate::store::preflight::{self, Warning};
 use crate::store::session::Session;
-use crate::store::{Registration, coordination};
+use crate::store::{Registration, coordination, notifications};
 
 /// How long the pool has to open all connections.
 const POOL_PATIENCE: Duration = Duration::from_secs(5);
@@ -38,15 +39,24 @@ pub(super) fn register(
     // Read before the library sets its own path: handlers will have this one.
     let mut client = context.database.open()?;
     preflight::server(&mut client)?;
+    let mut other = context.database.open()?;
+    preflight::pooler(&mut client, &mut other, registration.sessions)?;
     let path = preflight::path(&mut client)?;
-    let session = Session::new(client, registration.sessions).map_err(Error::database("setting the session up"))?;
-    let mut session = session.hold_alive()?;
+    let session =
+        |client| Session::new(client, registration.sessions).map_err(Error::database("setting the session up"));
+    let (mut session, for_tailer) = (session(client)?.with_generic_plans()?, session(other)?);
     let warnings = preflight::schema(&mut session, &context.names, &path)?;
-    let (for_tailer, for_listener) = (context.open()?, context.open()?);
+    let for_listener = context.open()?;
     pool.fill(POOL_PATIENCE)?;
     if context.stop.is_raised() {
         return Ok(None);
     }
     coordination::register(&mut session, &context.names, registration)?;
+    notifications::notify_coordination(
+        &mut session,
+        &context.names,
+        &registration.replica_set,
+        &mut Mentions::default(),
+    );
     Ok(Some(Registered { session, for_tailer, for_listener, begun, warnings }))
 }

@@ -25,7 +25,7 @@ use crate::overview::Overview;
 use crate::projection::Scope;
 use crate::runner::Runner;
 use crate::store::Registration;
-use crate::store::session::Session;
+use crate::store::session::{Session, Sessions};
 use crate::threads::{Crew, Gate, Waker, safely};
 use crate::trust::Trust;
 use crate::watch::Watch;
@@ -181,7 +181,11 @@ impl Start {
                 follower: feed.follow(),
                 requests: reader.spawn(&self.crew, format!("pup-read-{index:02}"))?,
                 retry: config.retry.clone(),
-                idle_limit: config.stale_worker_timeout,
+                // Workers that cannot end its session wait for it at most as long as for a handler.
+                idle_limit: match context.sessions {
+                    Sessions::Own(_) => config.coordination_timeout,
+                    Sessions::Shared => config.stale_worker_timeout,
+                },
                 trust: trust.clone(),
                 metrics: context.metrics.projection(hosted.name()),
                 own_metrics: metrics.projection(hosted.name()),

@@ -7,6 +7,7 @@ use super::hosted::Hosted;
 use super::reach::{Outcome, elsewhere, once_reached, settled};
 use super::register::register;
 use super::start::Start;
+use crate::backoff::Mentions;
 use crate::config::Config;
 use crate::context::Context;
 use crate::database::Database;
@@ -61,7 +62,8 @@ impl std::fmt::Debug for Orchestrator {
 
 impl Orchestrator {
     /// Creates the tables that do not exist yet, or brings them up to date. Any number of processes
-    /// may do it at once.
+    /// may do it at once: they wait for one another, for up to
+    /// [`database_wait`](crate::Builder::database_wait).
     ///
     /// # Errors
     ///
@@ -72,10 +74,11 @@ impl Orchestrator {
         let (database, names, wait) = (self.database.clone(), self.config.names.clone(), self.config.database_wait);
         let stop = self.crew.stop().clone();
         let outcome = elsewhere("pup-migrate", move || {
+            let mut waits = Mentions::default();
             once_reached(wait, &stop, || {
                 let mut client = database.client()?;
                 preflight::server(&mut client)?;
-                migrations::migrate(client, &names)
+                migrations::migrate(client, &names, &mut waits)
             })
         })?;
         settled(&outcome)

@@ -38,7 +38,7 @@ pub(super) struct Job<'a> {
     /// How many events from the front of the batch to handle.
     pub(super) count: usize,
     pub(super) sessions: Sessions,
-    /// How long a transaction may be idle if other workers cannot end its session.
+    /// How long a transaction may be idle before the server ends it.
     pub(super) idle_limit: Duration,
     pub(super) metrics: &'a ProjectionMetrics,
 }

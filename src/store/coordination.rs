@@ -5,15 +5,18 @@
 //! lock, on a view loaded under that lock. So workers take turns, and two can never create the same
 //! generation.
 
+use std::collections::BTreeMap;
+
 use postgres::types::Type;
 use postgres::{Client, Transaction};
 use uuid::Uuid;
 
-use super::locks::{self, IS_ADVISORY, LOCK_KEY};
+use super::locks::{self, IS_ADVISORY, IS_OF_WORKER};
 use super::names::Names;
 use super::registration::{Known, Registration};
 use super::session::Session;
-use super::{checkpoints, deal, notifications};
+use super::{checkpoints, deal};
+use crate::backoff::Mentions;
 use crate::error::Error;
 use crate::plan::{Action, Cause, Deal, Death, WorkerId};
 
@@ -21,6 +24,10 @@ use crate::plan::{Action, Cause, Deal, Death, WorkerId};
 /// time: for operators who investigate what happened.
 const KEPT_GENERATIONS: i64 = 200;
 const KEPT_STOPPED: &str = "1 hour";
+
+/// Whether this user may end the session of the role `r`, in SQL. `me` is the current role.
+const MAY_END: &str = "(me.rolsuper OR NOT r.rolsuper
+     AND (pg_has_role(r.oid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE')))";
 
 /// Begins a transaction that holds the replica set's lock. The worker that holds it may change the
 /// state that its workers share.
@@ -61,7 +68,8 @@ fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) 
 }
 
 /// Registers the worker as pending, claims its projections for the replica set, and creates the
-/// checkpoints of new ones. An evicted worker comes back by registering again under the same id.
+/// checkpoints of new ones. The session is the one whose lock means that the worker is alive. An
+/// evicted worker comes back by registering again under the same id.
 pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "registering the worker";
     let mut tx = lock(session, names, &worker.replica_set).map_err(Error::database(doing))?;
@@ -75,12 +83,13 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
     .map_err(Error::database(doing))?;
     checkpoints::claim(&mut tx, names, worker)?;
     let projections = Known::names(&worker.projections);
-    let session_key = worker.sessions.member().map(locks::alive_key);
+    let session_class = worker.sessions.member().map(locks::class);
     let sql = names.sql(
-        "INSERT INTO {workers} AS w (id, replica_set, state, host, pid, version, projections, session_key, lanes)
-         VALUES ($1, $2, 'pending', $3, $4, $5, $6, $7, $8)
+        "INSERT INTO {workers} AS w (id, replica_set, state, host, pid, version, projections, lanes, session_class, session_pid)
+         VALUES ($1, $2, 'pending', $3, $4, $5, $6, $7, $8, CASE WHEN $8 IS NOT NULL THEN pg_backend_pid() END)
          ON CONFLICT (id) DO UPDATE SET state = 'pending', generation = 0, partition_key = -1, session_lost_at = NULL,
-             started_at = now(), last_heartbeat = now(), stopped_at = NULL, stop_reason = NULL",
+             session_class = excluded.session_class, session_pid = excluded.session_pid, started_at = now(),
+             last_heartbeat = now(), stopped_at = NULL, stop_reason = NULL",
     );
     tx.execute_typed(
         &sql,
@@ -91,13 +100,31 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
             (&worker.pid, Type::INT4),
             (&env!("CARGO_PKG_VERSION"), Type::TEXT),
             (&projections, Type::TEXT_ARRAY),
-            (&session_key, Type::INT8),
             (&i32::try_from(worker.lanes).unwrap_or(1), Type::INT4),
+            (&session_class, Type::INT4),
         ],
     )
-    .and_then(|_| notifications::notify_coordination(&mut tx, names, &worker.replica_set))
-    .and_then(|()| tx.commit())
+    .and_then(|_| tx.commit())
     .map_err(Error::database(doing))
+}
+
+/// Makes this session the one whose lock means that the worker is alive. The former one has broken,
+/// but the server may not have detected that yet, so it is ended.
+pub(crate) fn take_over_session(client: &mut Client, names: &Names, worker: WorkerId) -> Result<(), postgres::Error> {
+    let sql = names.sql_with(
+        "WITH former AS MATERIALIZED (
+             SELECT * FROM {workers} WHERE id = $1 AND session_pid <> pg_backend_pid()
+         ), taken AS (
+             UPDATE {workers} w SET session_pid = pg_backend_pid() FROM former WHERE w.id = former.id
+         )
+         SELECT pg_terminate_backend(l.pid) FROM former w
+         JOIN pg_locks l ON {is_of_worker} AND {is_advisory} AND l.pid = w.session_pid
+         JOIN pg_stat_activity a ON a.pid = l.pid JOIN pg_roles r ON r.oid = a.usesysid
+         JOIN pg_roles me ON me.rolname = current_user AND {may_end}",
+        &[("is_of_worker", &IS_OF_WORKER), ("is_advisory", &IS_ADVISORY), ("may_end", &MAY_END)],
+    );
+    client.query_typed(&sql, &[(&worker.0, Type::UUID)])?;
+    Ok(())
 }
 
 /// Writes the worker's heartbeat. Returns false if the worker has been evicted.
@@ -143,16 +170,23 @@ fn stop(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, reason: &str)
     Ok(())
 }
 
-/// Applies an action of `plan`, under the replica set's lock.
-pub(crate) fn apply(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, action: &Action) -> Result<(), Error> {
+/// Applies an action of `plan`, under the replica set's lock. Logs sessions that had to be ended and
+/// could not, when that is due.
+pub(crate) fn apply(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    replica_set: &str,
+    action: &Action,
+    unended: &mut Mentions,
+) -> Result<(), Error> {
     match action {
         Action::NoteSessionLost(worker) => note_session(tx, names, *worker, "clock_timestamp()"),
         Action::NoteSessionRegained(worker) => note_session(tx, names, *worker, "NULL"),
-        Action::Evict(worker, death) => evict(tx, names, replica_set, *worker, *death),
+        Action::Evict(worker, death) => evict(tx, names, replica_set, *worker, *death, unended),
         Action::CreateGeneration { number, cause, members } => {
             create_generation(tx, names, replica_set, *number, *cause, members)
         }
-        Action::Activate { number, deals } => return activate(tx, names, replica_set, *number, deals),
+        Action::Activate { number, deals } => return activate(tx, names, replica_set, *number, deals, unended),
         Action::Deal { generation, deal } => {
             return deal::apply(tx, names, replica_set, *generation, std::slice::from_ref(deal));
         }
@@ -172,24 +206,44 @@ fn evict(
     replica_set: &str,
     worker: WorkerId,
     death: Death,
+    unended: &mut Mentions,
 ) -> Result<(), postgres::Error> {
     stop(tx, names, worker, death.as_str())?;
-    end_sessions_of_evicted(tx, names, replica_set)
+    end_sessions_of_evicted(tx, names, replica_set, unended)
 }
 
 /// Ends the database sessions of evicted workers, if this user has the privilege. Otherwise a
-/// frozen process would keep its row locks, and with them the checkpoints, for as long as it is
-/// frozen. A worker that is not frozen finds that it was evicted, and opens its connections again.
-fn end_sessions_of_evicted(tx: &mut Transaction<'_>, names: &Names, replica_set: &str) -> Result<(), postgres::Error> {
+/// frozen process keeps its row locks, and with them the checkpoints, until the server finds that
+/// its transaction has been idle for too long. A worker that is not frozen finds that it was
+/// evicted, and opens its connections again.
+fn end_sessions_of_evicted(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    replica_set: &str,
+    unended: &mut Mentions,
+) -> Result<(), postgres::Error> {
     let sql = names.sql_with(
-        "SELECT pg_terminate_backend(l.pid) FROM pg_locks l
-         JOIN {workers} w ON {lock_key} IN (w.session_key, w.session_key | 1)
-         JOIN pg_stat_activity a ON a.pid = l.pid AND pg_has_role(a.usesysid, 'USAGE')
+        "SELECT w.id, l.pid, r.rolname::text, CASE WHEN {may_end} THEN pg_terminate_backend(l.pid) END
+         FROM pg_locks l JOIN {workers} w ON {is_of_worker}
+         JOIN pg_stat_activity a ON a.pid = l.pid JOIN pg_roles r ON r.oid = a.usesysid
+         JOIN pg_roles me ON me.rolname = current_user
          WHERE {is_advisory} AND w.replica_set = $1 AND w.state = 'stopped' AND w.stop_reason <> 'left'
          AND l.pid <> pg_backend_pid()",
-        &[("lock_key", &LOCK_KEY), ("is_advisory", &IS_ADVISORY)],
+        &[("is_of_worker", &IS_OF_WORKER), ("is_advisory", &IS_ADVISORY), ("may_end", &MAY_END)],
     );
-    tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
+    let rows = tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
+    let kept: BTreeMap<i32, (Uuid, &str)> = rows
+        .iter()
+        .filter(|row| row.get::<_, Option<bool>>(3).is_none())
+        .map(|row| (row.get(1), (row.get(0), row.get(2))))
+        .collect();
+    if !kept.is_empty() && unended.is_due() {
+        for (pid, (worker, user)) in kept {
+            log::warn!(
+                "session of an evicted worker cannot be ended: replica_set={replica_set} worker={worker} pid={pid} user={user:?}"
+            );
+        }
+    }
     Ok(())
 }
 
@@ -245,11 +299,12 @@ fn activate(
     replica_set: &str,
     number: i64,
     deals: &[Deal],
+    unended: &mut Mentions,
 ) -> Result<(), Error> {
     let doing = "activating the generation";
     // Repeated here, because an evicted process may have resumed for a moment, begun a batch, and
     // been frozen again.
-    end_sessions_of_evicted(tx, names, replica_set).map_err(Error::database(doing))?;
+    end_sessions_of_evicted(tx, names, replica_set, unended).map_err(Error::database(doing))?;
     deal::apply(tx, names, replica_set, number, deals)?;
     let params: [(&(dyn postgres::types::ToSql + Sync), Type); 2] = [(&replica_set, Type::TEXT), (&number, Type::INT8)];
     let generations = names.sql(

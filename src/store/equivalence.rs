@@ -15,6 +15,7 @@ use super::names::Names;
 use super::registration::{Known, Registration};
 use super::session::{Session as Connection, Sessions};
 use super::{locks, testing, view};
+use crate::backoff::Mentions;
 use crate::plan::model::database::{Clock, Database, Owner, POLICY, Row, projection_name, worker_id};
 use crate::plan::model::sabotage::Sabotage;
 use crate::plan::{
@@ -125,7 +126,7 @@ impl Both<'_> {
     fn apply(&mut self, actions: &[Action]) {
         let mut tx = coordination::lock(self.session, &self.names, SET).unwrap();
         for action in actions {
-            coordination::apply(&mut tx, &self.names, SET, action).unwrap();
+            coordination::apply(&mut tx, &self.names, SET, action, &mut Mentions::default()).unwrap();
             assert!(self.memory.apply(action));
         }
         tx.commit().unwrap();
@@ -147,13 +148,14 @@ impl Both<'_> {
             }
             Op::Hold(worker) => {
                 if self.held.insert(*worker) {
-                    assert!(locks::try_hold_alive(self.session.client(), worker_id(*worker)).unwrap());
+                    let class = locks::class(worker_id(*worker));
+                    self.session.client().query("SELECT pg_advisory_lock_shared($1, 0)", &[&class]).unwrap();
                 }
             }
             Op::LetGo(worker) => {
                 if self.held.remove(worker) {
-                    let key = locks::alive_key(worker_id(*worker));
-                    self.session.client().query("SELECT pg_advisory_unlock($1)", &[&key]).unwrap();
+                    let class = locks::class(worker_id(*worker));
+                    self.session.client().query("SELECT pg_advisory_unlock_shared($1, 0)", &[&class]).unwrap();
                 }
             }
             Op::Ready(worker, ago) => {

@@ -173,22 +173,26 @@ impl Statements {
     }
 }
 
-/// Marks the transaction, so that [`advance`](Statements::advance) recognises it. Other workers
-/// find a session that is the worker's own by a lock. A handler may release that lock by mistake,
-/// so the transaction holds it once more. Where sessions are shared, the server ends a transaction
-/// that is idle for `idle_limit`. In either case a frozen process does not keep its row locks.
+/// Marks the transaction, so that [`advance`](Statements::advance) recognises it. A frozen process
+/// must not keep its row locks, so the server ends the transaction if it is idle for `idle_limit`.
+/// Other workers end it sooner if they may: they find a session that is the worker's own by a lock.
+/// A handler may release that lock by mistake, so the transaction holds one as well.
 pub(crate) fn mark(
     tx: &mut Transaction<'_>,
     sessions: Sessions,
     idle_limit: Duration,
 ) -> Result<Mark, postgres::Error> {
     let mark = Mark(format!("{:016x}", fastrand::u64(..)));
-    let bound = match sessions.member() {
-        Some(worker) => format!("SELECT pg_catalog.pg_advisory_xact_lock_shared({})", locks::member_key(worker)),
-        None => format!("SET LOCAL idle_in_transaction_session_timeout = {}", idle_limit.as_millis()),
+    let findable = match sessions.member() {
+        Some(worker) => format!("; SELECT pg_catalog.pg_try_advisory_xact_lock_shared({})", locks::own(worker)),
+        None => String::new(),
     };
     // Not a prepared statement: the transaction would keep its snapshot until the next statement.
-    tx.batch_execute(&format!("SET LOCAL {MARK} = '{}'; {bound}", mark.0))?;
+    tx.batch_execute(&format!(
+        "SET LOCAL {MARK} = '{}'; SET LOCAL idle_in_transaction_session_timeout = {}{findable}",
+        mark.0,
+        idle_limit.as_millis()
+    ))?;
     Ok(mark)
 }
 

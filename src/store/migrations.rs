@@ -7,6 +7,7 @@ use postgres::{Client, Transaction};
 use super::names::{Names, Own};
 use super::session::{Session, Sessions};
 use super::{event_tables, privileges};
+use crate::backoff::Mentions;
 use crate::error::Error;
 
 /// One step of the schema. A published one is never changed; a new one is added at the end.
@@ -45,26 +46,34 @@ impl Names {
     }
 }
 
-/// Brings the schema up to date. Any number of processes may do it at once: they take turns.
-pub(crate) fn migrate(client: Client, names: &Names) -> Result<(), Error> {
+/// Brings the schema up to date. Any number of processes may do it at once: they take turns. A
+/// process whose turn does not come within the time to wait for locks fails, and logs who holds the
+/// lock, if that is due. A schema that is up to date needs no turn, so that nobody can keep workers
+/// from starting.
+pub(crate) fn migrate(client: Client, names: &Names, waits: &mut Mentions) -> Result<(), Error> {
     // Each transaction states the settings on which it relies, whatever the connection was used
     // for.
     let doing = "beginning the migration";
     let mut session = Session::of(client, Sessions::Shared)?;
     let mut tx = session.transaction().map_err(Error::database(doing))?;
-    // Another process may be migrating, which may take a while.
-    tx.batch_execute("SET LOCAL lock_timeout = 0").map_err(Error::database(doing))?;
-    // The lock's key is derived from the table's name, so that schemas do not wait for one another.
-    tx.execute_typed(
-        "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))",
-        &[(&names.migrations().to_string(), Type::TEXT)],
-    )
-    .map_err(Error::database("waiting for the migration lock"))?;
-    let applied = applied(&mut tx, names)?;
-    if let Some(applied) = applied.filter(|applied| applied.version >= VERSION) {
-        applied.verify_works()?;
-        return event_tables::shape(&mut tx, names);
+    if is_up_to_date(&mut tx, names)? {
+        return Ok(());
     }
+    // The lock's key is derived from the table's name, so that schemas do not wait for one another.
+    let table = names.migrations().to_string();
+    let locked = tx.execute_typed("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", &[(&table, Type::TEXT)]);
+    if let Err(error) = locked {
+        drop(tx);
+        if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) && waits.is_due() {
+            log_holder(&mut session, names);
+        }
+        return Err(Error::Database { doing: "waiting for the migration lock", source: error });
+    }
+    // Another process may have migrated meanwhile.
+    if is_up_to_date(&mut tx, names)? {
+        return Ok(());
+    }
+    let applied = applied(&mut tx, names)?;
     privileges::to_create(&mut tx, names)?;
     tx.batch_execute(&preamble(names)).map_err(|error| refused("creating the schema", error))?;
     let from = applied.map_or(0, |applied| applied.version);
@@ -76,6 +85,30 @@ pub(crate) fn migrate(client: Client, names: &Names) -> Result<(), Error> {
     tx.commit().map_err(Error::database("committing the migration"))?;
     log::info!("migrated: schema={} from={from} to={VERSION}", names.schema_name());
     Ok(())
+}
+
+/// Whether the schema has this library's version or a later one with which it works, and the tables
+/// are acceptable. If not acceptable, that is the error.
+fn is_up_to_date(tx: &mut Transaction<'_>, names: &Names) -> Result<bool, Error> {
+    let Some(applied) = applied(tx, names)?.filter(|applied| applied.version >= VERSION) else { return Ok(false) };
+    applied.verify_works()?;
+    event_tables::shape(tx, names)?;
+    Ok(true)
+}
+
+/// Logs which session holds the migration lock, if it still does.
+fn log_holder(session: &mut Session, names: &Names) {
+    let sql =
+        "SELECT l.pid, coalesce(a.usename::text, '') FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+               WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+               AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended($1, 0)";
+    let table = names.migrations().to_string();
+    let holders = session.run(|client| client.query_typed(sql, &[(&table, Type::TEXT)]));
+    for holder in holders.iter().flatten() {
+        let (pid, user): (i32, &str) = (holder.get(0), holder.get(1));
+        log::warn!("migration waits for another session: schema={} pid={pid} user={user:?}", names.schema_name());
+    }
 }
 
 /// If the preamble has refused something, its message is the error.

@@ -5,6 +5,9 @@ use postgres::types::Type;
 use postgres::{Client, GenericClient};
 
 use super::names::Names;
+use super::session::Session;
+use crate::backoff::Mentions;
+use crate::error::describe;
 
 /// The channel for changes of membership and generations. Its payload names the replica set.
 pub(crate) const COORDINATION_CHANNEL: &str = "pupsourcing_coordination";
@@ -12,14 +15,18 @@ pub(crate) const COORDINATION_CHANNEL: &str = "pupsourcing_coordination";
 /// The channel for hints that events were appended. Its payload names the events table.
 pub(crate) const EVENTS_CHANNEL: &str = "pupsourcing_events";
 
-/// Notifies the workers of a replica set that something has changed. Within a transaction, the
-/// server sends it at the commit.
-pub(crate) fn notify_coordination(
-    client: &mut impl GenericClient,
-    names: &Names,
-    replica_set: &str,
-) -> Result<(), postgres::Error> {
-    notify(client, COORDINATION_CHANNEL, &coordination_payload(names, replica_set))
+/// Notifies the workers of a replica set that something has changed: after the commit, because a
+/// queue of notifications that another role has filled must not undo the change. A failure is only
+/// logged, when that is due: the workers poll as well.
+pub(crate) fn notify_coordination(session: &mut Session, names: &Names, replica_set: &str, failures: &mut Mentions) {
+    let payload = coordination_payload(names, replica_set);
+    let notified = session.run(|client| notify(client, COORDINATION_CHANNEL, &payload));
+    if let Err(error) = notified
+        && failures.is_due()
+    {
+        let error = describe(&error);
+        log::warn!("workers are not notified of a change: replica_set={replica_set} error={error}");
+    }
 }
 
 /// Notifies the workers that events were appended. The client may be an application's.

@@ -4,9 +4,9 @@ use postgres::types::Type;
 use postgres::{Client, Transaction};
 
 use super::names::{Names, Own};
-use super::session::Session;
+use super::session::{Session, Sessions};
 use super::{event_tables, migrations, privileges, sequence};
-use crate::error::Error;
+use crate::error::{Error, describe, is_of_pooler};
 
 /// The first version with multiranges is PostgreSQL 14.
 const OLDEST_SERVER: i32 = 140_000;
@@ -38,6 +38,44 @@ fn usable(number: i32, version: &str, in_recovery: bool) -> Result<(), Error> {
         });
     }
     Ok(())
+}
+
+/// What to do about a pooler that gives each transaction another session.
+const POOLER: &str = "a pooler needs session mode; or transaction mode with heartbeats_only(), if it supports prepared \
+                      statements (PgBouncer does since 1.21, with max_prepared_statements above 0)";
+
+/// How long the second connection occupies its session: the pooler may have no other one for the
+/// first, which then waits for it.
+const OCCUPATION: &str = "2s";
+
+/// Refuses a pooler that does not support what the library needs of it: two connections of this
+/// worker must not share a session where it relies on sessions of its own; and a statement that was
+/// prepared in one session has to work in another where it does not. `other` occupies the session
+/// that `one` has just used, if it can get it.
+pub(crate) fn pooler(one: &mut Client, other: &mut Client, sessions: Sessions) -> Result<(), Error> {
+    match share_a_session(one, other) {
+        Ok(false) => Ok(()),
+        Ok(true) if sessions == Sessions::Shared => Ok(()),
+        Ok(true) => Err(Error::UnsupportedServer {
+            problem: format!("behind a pooler, it gives transactions of one connection different sessions: {POOLER}"),
+        }),
+        Err(error) if is_of_pooler(&error) => Err(Error::UnsupportedServer {
+            problem: format!("behind a pooler, it loses prepared statements ({}): {POOLER}", describe(&error)),
+        }),
+        Err(error) => Err(Error::Database { doing: "examining how sessions are pooled", source: error }),
+    }
+}
+
+/// Whether these two connections have the same session by turns, or one of them has several.
+fn share_a_session(one: &mut Client, other: &mut Client) -> Result<bool, postgres::Error> {
+    let own_session = one.prepare("SELECT pg_catalog.pg_backend_pid()")?;
+    let first: i32 = one.query_one(&own_session, &[])?.get(0);
+    other.batch_execute(&format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = '{OCCUPATION}'"))?;
+    let occupied: i32 = other.query_typed_one("SELECT pg_catalog.pg_backend_pid()", &[])?.get(0);
+    let second: i32 = one.query_one(&own_session, &[])?.get(0);
+    // It may have ended by itself.
+    _ = other.batch_execute("ROLLBACK");
+    Ok(first != second || first == occupied)
 }
 
 /// The schemas in which handlers look for tables, functions and operators: those of the
@@ -149,7 +187,6 @@ mod tests {
     use postgres::NoTls;
 
     use super::*;
-    use crate::store::session::Sessions;
     use crate::store::testing;
 
     #[test]

@@ -7,11 +7,9 @@
 
 use std::fmt::Write as _;
 
-use crossbeam_channel::after;
 use postgres::{Client, IsolationLevel, Transaction};
 
 use super::locks;
-use crate::backoff::Backoff;
 use crate::database::{Database, PooledClient};
 use crate::error::Error;
 use crate::plan::WorkerId;
@@ -89,8 +87,8 @@ impl Sessions {
         Some(format!(
             "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; \
              DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all(); \
-             SELECT pg_catalog.pg_advisory_lock_shared({key}); {settings}",
-            key = locks::member_key(worker),
+             SELECT pg_catalog.pg_try_advisory_lock_shared({own}); {settings}",
+            own = locks::own(worker),
             settings = statements("SET", HANDLERS)
         ))
     }
@@ -114,21 +112,12 @@ impl Session {
         Self::new(Box::new(Box::new(client)), sessions).map_err(Error::database("setting the session up"))
     }
 
-    /// Holds the lock that means that the worker is alive, if sessions are the worker's own. The
-    /// lock is held as long as the connection is open.
-    pub(crate) fn hold_alive(mut self) -> Result<Self, Error> {
-        let doing = "taking the session lock";
-        if let Some(worker) = self.sessions.member() {
-            // Planning costs more than executing, and all plans are equally good. No other worker
-            // uses the connection.
-            self.client.batch_execute("SET plan_cache_mode = force_generic_plan").map_err(Error::database(doing))?;
-            let mut backoff = Backoff::for_connections();
-            while !locks::try_hold_alive(&mut self.client, worker).map_err(Error::database(doing))? {
-                // The server has not detected yet that this worker's former connection is gone. It
-                // belongs to this worker, so end it.
-                locks::end_former(&mut self.client, worker).map_err(Error::database(doing))?;
-                _ = after(backoff.next_delay()).recv();
-            }
+    /// Plans each prepared statement once, if sessions are the worker's own: planning costs more
+    /// than executing, and all plans are equally good.
+    pub(crate) fn with_generic_plans(mut self) -> Result<Self, Error> {
+        if self.sessions.member().is_some() {
+            let sql = "SET plan_cache_mode = force_generic_plan";
+            self.client.batch_execute(sql).map_err(Error::database("setting the session up"))?;
         }
         Ok(self)
     }
@@ -136,11 +125,13 @@ impl Session {
     /// Takes a connection that may come from a pool.
     pub(crate) fn new(mut client: PooledClient, sessions: Sessions) -> Result<Self, postgres::Error> {
         if let Some(worker) = sessions.member() {
+            // A lock that a stranger has taken, which takes luck, is an error after the time to
+            // wait for locks.
             client.batch_execute(&format!(
-                "SELECT pg_catalog.pg_advisory_lock_shared({key}); {settings}; {without_timeout}",
-                key = locks::member_key(worker),
+                "{settings}; {without_timeout}; SELECT pg_catalog.pg_advisory_lock_shared({own})",
                 settings = statements("SET", LIBRARY),
-                without_timeout = without_transaction_timeout(false)
+                without_timeout = without_transaction_timeout(false),
+                own = locks::own(worker)
             ))?;
         }
         Ok(Self { client, sessions, settings: LIBRARY })
@@ -205,7 +196,8 @@ impl Session {
     /// is an error, and the time to wait for a lock is limited as elsewhere.
     pub(crate) fn transaction_without_policies(&mut self) -> Result<Transaction<'_>, postgres::Error> {
         let mut tx = self.transaction()?;
-        tx.batch_execute(&format!("SET LOCAL row_security = off; SET LOCAL lock_timeout = '{PATIENCE}'"))?;
+        let settings = [("row_security", "off"), ("lock_timeout", PATIENCE), SILENCE];
+        tx.batch_execute(&statements("SET LOCAL", &settings))?;
         Ok(tx)
     }
 

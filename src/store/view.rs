@@ -5,7 +5,7 @@ use std::sync::Arc;
 use postgres::{Client, GenericClient, Row};
 use uuid::Uuid;
 
-use super::locks::{IS_ADVISORY, LOCK_KEY};
+use super::locks::IS_ADVISORY;
 use super::micros;
 use super::names::Names;
 use super::prepared::Prepared;
@@ -98,13 +98,15 @@ impl Statements {
 fn view_sql(names: &Names) -> String {
     names.sql_with(
         "WITH held AS MATERIALIZED (
-             SELECT {lock_key} AS key FROM pg_locks l WHERE {is_advisory} AND l.mode = 'ExclusiveLock'
+             SELECT l.classid, l.pid FROM pg_locks l WHERE {is_advisory}
          ), worker AS (
              SELECT *, row_number() OVER () AS number_in_view FROM {workers} WHERE replica_set = $1 AND state <> 'stopped'
          )
          SELECT {now} AS now, g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at,
-                w.id, w.state, w.generation, w.partition_key, w.session_key, {lost} AS session_lost_at, w.lanes,
-                w.projections AS known, w.session_key IN (SELECT key FROM held) AS held, {started} AS started_at,
+                w.id, w.state, w.generation, w.partition_key, {lost} AS session_lost_at, w.lanes,
+                w.projections AS known,
+                CASE WHEN w.session_class IS NOT NULL THEN (w.session_class::oid, w.session_pid) IN (SELECT * FROM held) END AS held,
+                {started} AS started_at,
                 {heartbeat} AS last_heartbeat, p.names, p.desired, p.dealt, p.deals
          FROM (SELECT) AS always
          LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
@@ -114,7 +116,6 @@ fn view_sql(names: &Names) -> String {
                     FROM {projections} WHERE replica_set = $1) p ON coalesce(w.number_in_view, 1) = 1
          ORDER BY w.number_in_view",
         &[
-            ("lock_key", &LOCK_KEY),
             ("is_advisory", &IS_ADVISORY),
             ("now", &micros("clock_timestamp()")),
             ("created", &micros("g.created_at")),

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use postgres::Client;
+use pupsourcing_orchestrator::WorkerId;
+
 use crate::support::cluster::{
     assert_keys_are_covered, assert_read_models_become_right, await_gone, backends_of, state_of, worker_of,
 };
@@ -47,6 +50,38 @@ const GATE: &str = "
     CREATE TRIGGER gate BEFORE INSERT ON aggregate_activity FOR EACH ROW EXECUTE FUNCTION gate();
     SELECT pg_advisory_lock(42);";
 
+/// A worker that was frozen in the middle of a batch.
+pub(crate) struct Frozen {
+    pub(crate) begun: Instant,
+    pub(crate) worker: WorkerId,
+    /// The server processes of all its sessions, and that of the batch.
+    pub(crate) sessions: Vec<i32>,
+    pub(crate) batch: i32,
+}
+
+/// Appends events, and freezes the worker when its transaction holds row locks.
+pub(crate) fn freeze_in_a_batch(client: &mut Client, process: &mut WorkerProcess) -> Frozen {
+    client.batch_execute(GATE).unwrap();
+    append_plainly(client, 400, 50);
+    let worker = worker_of(client, process.pid());
+    let batch = eventually("it is in the middle of a batch", Duration::from_secs(10), || {
+        let backends = backends_of(client, worker, false);
+        let sql =
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted AND pid = ANY ($1)";
+        client.query_opt(sql, &[&backends]).unwrap().map(|row| row.get::<_, i32>(0))
+    });
+    let sessions = backends_of(client, worker, false);
+    assert!(sessions.contains(&batch), "{batch} in {sessions:?}");
+    let begun = Instant::now();
+    process.signal(Signal::STOP);
+    client.batch_execute("SELECT pg_advisory_unlock(42)").unwrap();
+    eventually("its transaction stays open, holding row locks", Duration::from_secs(1), || {
+        let sql = "SELECT FROM pg_stat_activity WHERE pid = $1 AND state = 'idle in transaction'";
+        client.query_opt(sql, &[&batch]).unwrap()
+    });
+    Frozen { begun, worker, sessions, batch }
+}
+
 #[test]
 fn a_process_frozen_in_a_transaction_is_replaced_and_comes_back() {
     let database = database();
@@ -61,25 +96,7 @@ fn a_process_frozen_in_a_transaction_is_replaced_and_comes_back() {
     append_plainly(&mut client, 200, 50);
     assert_read_models_become_right(&mut client);
 
-    client.batch_execute(GATE).unwrap();
-    append_plainly(&mut client, 400, 50);
-    let frozen_id = worker_of(&mut client, frozen.pid());
-    let batch = eventually("it is in the middle of a batch", Duration::from_secs(10), || {
-        let backends = backends_of(&mut client, frozen_id, false);
-        let sql =
-            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted AND pid = ANY ($1)";
-        client.query_opt(sql, &[&backends]).unwrap().map(|row| row.get::<_, i32>(0))
-    });
-    let sessions = backends_of(&mut client, frozen_id, false);
-    assert!(sessions.contains(&batch), "{batch} in {sessions:?}");
-    let begun = Instant::now();
-    frozen.signal(Signal::STOP);
-    client.batch_execute("SELECT pg_advisory_unlock(42)").unwrap();
-    eventually("its transaction stays open, holding row locks", Duration::from_secs(1), || {
-        let sql = "SELECT FROM pg_stat_activity WHERE pid = $1 AND state = 'idle in transaction'";
-        client.query_opt(sql, &[&batch]).unwrap()
-    });
-
+    let Frozen { begun, worker: frozen_id, sessions, .. } = freeze_in_a_batch(&mut client, &mut frozen);
     let took = other.await_processing(1) - begun;
     println!("SIGSTOP to resumed: {took:?}, with a stale_worker_timeout of 2 s");
     assert!(took < STALE + RESUMED_WITHIN, "{took:?}");

@@ -28,7 +28,10 @@ CREATE TABLE IF NOT EXISTS {workers} (
     projections TEXT[] NOT NULL,
     -- The parts into which the worker cuts what it owns of each projection.
     lanes INT NOT NULL DEFAULT 1 CHECK (lanes > 0),
-    session_key BIGINT,
+    -- The class of the locks that its sessions hold, and the session whose lock means that it is
+    -- alive. NULL if liveness relies on heartbeats alone.
+    session_class INT,
+    session_pid INT,
     session_lost_at TIMESTAMPTZ,
     -- For people only: no worker relies on what another one has written here.
     safe_head BIGINT NOT NULL DEFAULT 0,

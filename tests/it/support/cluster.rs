@@ -26,13 +26,13 @@ pub(crate) fn worker_of(client: &mut impl GenericClient, pid: i32) -> WorkerId {
     WorkerId(client.query_one("SELECT id FROM orchestrator_workers WHERE pid = $1", &[&pid]).unwrap().get(0))
 }
 
-/// The server processes that hold a session lock of the worker: all, or only the one that holds the lock which says "alive".
+/// The server processes that hold a session lock of the worker: all, or only the one whose lock says "alive".
 pub(crate) fn backends_of(client: &mut impl GenericClient, worker: WorkerId, alive_only: bool) -> Vec<i32> {
     let sql =
         "SELECT DISTINCT l.pid FROM orchestrator_workers w JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted
                    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                   AND (l.classid::bigint << 32) | l.objid::bigint IN (w.session_key, w.session_key | 1)
-               WHERE w.id = $1 AND (l.mode = 'ExclusiveLock' OR NOT $2) ORDER BY 1";
+                   AND l.objsubid = 2 AND l.classid = w.session_class::oid
+               WHERE w.id = $1 AND (l.pid = w.session_pid OR NOT $2) ORDER BY 1";
     client.query(sql, &[&worker.0, &alive_only]).unwrap().iter().map(|row| row.get(0)).collect()
 }
 

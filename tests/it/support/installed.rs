@@ -23,7 +23,7 @@ pub(crate) fn installed(names: &[&str]) -> Option<PathBuf> {
 
 /// Writes a line to the error output when this process has ended, so below the result of the run.
 /// The harness does not show what a passing test prints.
-fn say_at_the_end(line: &str) {
+pub(crate) fn say_at_the_end(line: &str) {
     /// The input of a process that ends with this one, and prints then what it was told.
     static NOTES: Mutex<Option<ChildStdin>> = Mutex::new(None);
     let mut notes = NOTES.lock().unwrap();

@@ -20,6 +20,7 @@ pub(crate) mod installed;
 pub(crate) mod ledger;
 pub(crate) mod metrics;
 pub(crate) mod prometheus;
+pub(crate) mod proxies;
 pub(crate) mod standby;
 pub(crate) mod statements;
 pub(crate) mod worker_process;

@@ -1,0 +1,201 @@
+//! A role that may only connect sees the advisory locks and the channels of the workers. What it
+//! does with them keeps no worker from its work.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use postgres::{Client, NoTls};
+use pupsourcing_orchestrator::Names;
+
+use crate::support::cluster::{backends_of, state_of, terminate, worker_of};
+use crate::support::handlers::prepared;
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
+use crate::support::statements::{start_logging_server, statements};
+use crate::support::worker_process::{Signal, WorkerProcess};
+use crate::support::workers::{await_running, builder, start};
+use crate::support::{database, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// The URL of a new role, which may log in.
+fn new_role(admin: &mut Client, url: &str) -> String {
+    static ROLES: AtomicU32 = AtomicU32::new(0);
+    let name = format!("stranger_{}_{}", std::process::id(), ROLES.fetch_add(1, Ordering::Relaxed));
+    admin.batch_execute(&format!("CREATE ROLE {name} LOGIN")).unwrap();
+    url.replace("postgres@", &format!("{name}@"))
+}
+
+/// Waits for every advisory lock of this database as a stranger who sees it, on a connection each.
+/// Returns the stranger's server processes.
+fn wait_for_every_lock(url: &str) -> Vec<i32> {
+    let connect = || Client::connect(url, NoTls).unwrap();
+    let locks = connect()
+        .query(
+            "SELECT DISTINCT CASE objsubid
+                 WHEN 1 THEN format('SELECT pg_advisory_lock(%s)', (classid::bigint << 32) | objid::bigint)
+                 ELSE format('SELECT pg_advisory_lock(%s, %s)', (classid::bit(32))::int, (objid::bit(32))::int) END
+             FROM (SELECT classid::bigint, objid::bigint, objsubid FROM pg_locks WHERE locktype = 'advisory'
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) l",
+            &[],
+        )
+        .unwrap();
+    let wait_for_one = |lock: String| {
+        let mut client = connect();
+        let pid = client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+        thread::spawn(move || {
+            // It has the lock, or waits for it, until the database is dropped.
+            _ = client.batch_execute(&lock);
+            _ = client.batch_execute("SELECT pg_sleep(600)");
+        });
+        pid
+    };
+    locks.iter().map(|lock| wait_for_one(lock.get(0))).collect()
+}
+
+#[test]
+fn locks_of_a_stranger_keep_no_connection_waiting() {
+    let database = database();
+    let mut client = database.client();
+    Ledger::create_table(&mut client);
+    let grace = || builder(database.url(), "set").session_loss_grace(Duration::from_secs(2));
+    let worker = start(grace(), vec![Box::new(Ledger::named("p"))]);
+    await_running(&[&worker]);
+    append_plainly(&mut client, 100, 10);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+
+    let stranger = new_role(&mut client, database.url());
+    let strangers = wait_for_every_lock(&stranger);
+    assert!(strangers.len() >= 2, "the worker has several connections: {strangers:?}");
+    eventually("the stranger waits for every lock", SOON, || {
+        let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND pid = ANY ($1)";
+        let waiting: i64 = client.query_one(sql, &[&strangers]).unwrap().get(0);
+        (usize::try_from(waiting).unwrap() == strangers.len()).then_some(())
+    });
+    let lost = backends_of(&mut client, worker.worker_id(), false);
+    terminate(&mut client, &lost);
+    eventually("the stranger has every lock", SOON, || {
+        let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = ANY ($1)";
+        let held: i64 = client.query_one(sql, &[&strangers]).unwrap().get(0);
+        (usize::try_from(held).unwrap() == strangers.len()).then_some(())
+    });
+    append_plainly(&mut client, 100, 10);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    assert_exactly_once(&mut client, "p");
+    eventually("its coordinator is back", SOON, || {
+        let alive = backends_of(&mut client, worker.worker_id(), true);
+        (alive.len() == 1 && !lost.contains(&alive[0])).then_some(())
+    });
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_strangers_lock_does_not_keep_a_dead_worker_alive() {
+    let database = database();
+    let mut client = database.client();
+    let patient = [("HEARTBEAT_INTERVAL", "10s"), ("STALE_WORKER_TIMEOUT", "60s"), ("SESSION_LOSS_GRACE", "200ms")];
+    let mut survivor = WorkerProcess::start(database.url(), &patient);
+    survivor.await_processing(1);
+    let mut victim = WorkerProcess::start(database.url(), &patient);
+    survivor.await_processing(2);
+    let id = worker_of(&mut client, victim.pid());
+    let stranger = new_role(&mut client, database.url());
+    assert!(!wait_for_every_lock(&stranger).is_empty());
+    victim.signal(Signal::KILL);
+    survivor.await_processing(1);
+    assert_eq!(state_of(&mut client, id), ("stopped".into(), Some("session lost".into())));
+}
+
+#[test]
+fn a_stranger_with_the_migration_lock_is_named() {
+    let database = database();
+    let mut client = database.client();
+    let stranger = new_role(&mut client, database.url());
+    let with_lock = |url: &str| {
+        let mut client = Client::connect(url, NoTls).unwrap();
+        let lock =
+            "SELECT pg_advisory_lock(hashtextextended('\"public\".\"orchestrator_migrations\"', 0)), pg_backend_pid()";
+        let pid: i32 = client.query_one(lock, &[]).unwrap().get(1);
+        (client, pid)
+    };
+    let (holder, pid) = with_lock(&stranger);
+    let mut worker = WorkerProcess::start(database.url(), &[]);
+    worker.await_line(&["migration waits for another session: schema=public", &format!(" pid={pid} "), "stranger_"]);
+    let begun = Instant::now();
+    let orchestrator = || builder(database.url(), "set").projection(Ledger::named("p")).database_wait(Duration::ZERO);
+    let refused = orchestrator().build().unwrap().migrate().unwrap_err().to_string();
+    assert!(refused.contains("waiting for the migration lock"), "{refused}");
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    drop(holder);
+    worker.await_processing(1);
+    // With the schema there is nothing to wait for.
+    let _holder = with_lock(&stranger);
+    orchestrator().build().unwrap().migrate().unwrap();
+}
+
+#[test]
+fn workers_that_cannot_notify_register_all_the_same() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = new_role(&mut client, database.url());
+    let role = worker.split_once("://").unwrap().1.split_once('@').unwrap().0;
+    // Notifications fail for other reasons as well: an old transaction of a session that listens
+    // fills their queue.
+    client
+        .batch_execute(&format!(
+            "GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role};
+             REVOKE EXECUTE ON FUNCTION pg_notify FROM PUBLIC"
+        ))
+        .unwrap();
+    let one = || builder(&worker, "set").projection(Ledger::named("p")).build().unwrap().start().unwrap();
+    let (first, second) = (one(), one());
+    await_running(&[&first, &second]);
+    append_plainly(&mut client, 100, 10);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    second.shutdown(SOON).unwrap();
+    await_running(&[&first]);
+    append_plainly(&mut client, 100, 10);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    first.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_flood_of_notifications_makes_few_statements() {
+    let server = start_logging_server();
+    let url = server.create_database("flooded").unwrap();
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    client.batch_execute(&Names::default().schema_sql()).unwrap();
+    Ledger::create_table(&mut client);
+    let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
+    await_running(&[&worker]);
+    let coordinator = backends_of(&mut client, worker.worker_id(), true)[0];
+    let executed = || statements(&server).iter().filter(|statement| statement.backend == coordinator).count();
+
+    let over = AtomicBool::new(false);
+    let stranger = new_role(&mut client, &url);
+    let (before, begun) = (executed(), Instant::now());
+    let notify = "NOTIFY pupsourcing_coordination, '\"public\".\"orchestrator_workers\" set'";
+    let sent = thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let mut stranger = Client::connect(&stranger, NoTls).unwrap();
+            let mut sent = 0;
+            while !over.load(Ordering::Relaxed) {
+                stranger.batch_execute(notify).unwrap();
+                sent += 1;
+            }
+            sent
+        });
+        _ = crossbeam_channel::after(Duration::from_secs(3)).recv();
+        over.store(true, Ordering::Relaxed);
+        flood.join().unwrap()
+    });
+    let (made, took) = (executed() - before, begun.elapsed());
+    assert!(sent > 1000, "{sent} notifications are no flood");
+    // Twenty at once and twenty a second, beside its own looks, ten a second, and its heartbeats.
+    let most = 20 + usize::try_from(took.as_millis()).unwrap() * 60 / 1000;
+    assert!(made < most, "{made} statements for {sent} notifications in {took:?}");
+    assert!(made > 30, "it hears nothing any more: {made}");
+    // It still hears what matters.
+    let second = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
+    await_running(&[&worker, &second]);
+}

@@ -1,0 +1,137 @@
+//! Real programs between a worker and its server, where they are installed.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, unbounded};
+use tempfile::TempDir;
+
+use super::eventually;
+use super::installed::{installed, say_at_the_end};
+use super::process::{Line, Process, Stream};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running proxy. Dropping it kills it.
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    process: Process,
+    log: Receiver<Line>,
+    _folder: TempDir,
+}
+
+impl Proxy {
+    fn start(mut command: Command, port: u16, folder: TempDir) -> Self {
+        let (sender, log) = unbounded();
+        command.stdout(Stdio::null());
+        let process = Process::start(command, Stream::Stderr, sender).unwrap();
+        let mut proxy = Self { port, process, log, _folder: folder };
+        eventually("the proxy listens", PATIENCE, || {
+            proxy.assert_runs();
+            TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+        proxy
+    }
+
+    fn assert_runs(&mut self) {
+        let ended = self.process.ended().unwrap();
+        let log = || self.log.try_iter().map(|line| line.text).collect::<Vec<_>>();
+        assert!(ended.is_none(), "the proxy ended: {:#?}", log());
+    }
+
+    /// The URL of a database behind it.
+    pub(crate) fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+/// A port that is free at the moment.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A PgBouncer, and what it is capable of.
+#[derive(Debug, Clone)]
+pub(crate) struct PgBouncer {
+    program: PathBuf,
+    /// Whether it supports prepared statements in transaction mode.
+    pub(crate) is_capable: bool,
+}
+
+/// Every PgBouncer on this machine: the system's, and those in `/opt/pgbouncer*/bin`.
+pub(crate) fn pgbouncers() -> Vec<PgBouncer> {
+    let optional = fs::read_dir("/opt").into_iter().flatten().filter_map(Result::ok);
+    let optional = optional
+        .filter(|folder| folder.file_name().to_string_lossy().starts_with("pgbouncer"))
+        .map(|folder| folder.path().join("bin/pgbouncer"))
+        .filter(|program| program.is_file());
+    let system = installed(&["pgbouncer", "../sbin/pgbouncer"]);
+    let all: Vec<PgBouncer> = system.into_iter().chain(optional).map(PgBouncer::examine).collect();
+    println!("{all:#?}");
+    if !all.iter().any(|one| one.is_capable) {
+        say_at_the_end(
+            "LEFT OUT: a pooler in transaction mode, for no PgBouncer from 1.21 on is in PATH or /opt/pgbouncer*/bin",
+        );
+    }
+    all
+}
+
+impl PgBouncer {
+    fn examine(program: PathBuf) -> Self {
+        let said = Command::new(&program).arg("--version").output().unwrap().stdout;
+        let said = String::from_utf8(said).unwrap();
+        let version = said.split_whitespace().nth(1).unwrap_or_default();
+        let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
+        let is_capable = (numbers.next(), numbers.next()) >= (Some(1), Some(21));
+        Self { program, is_capable }
+    }
+
+    /// Starts it in front of a server on this machine, with lines for its configuration.
+    pub(crate) fn start(&self, server_port: u16, settings: &[&str]) -> Proxy {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let within = |name: &str| folder.path().join(name);
+        let users = within("users.txt");
+        fs::write(&users, "\"postgres\" \"\"\n").unwrap();
+        let configuration = format!(
+            "[databases]\n* = host=127.0.0.1 port={server_port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             unix_socket_dir =\nauth_type = trust\nauth_file = {}\n{}\n",
+            users.display(),
+            settings.join("\n")
+        );
+        fs::write(within("pgbouncer.ini"), configuration).unwrap();
+        let mut command = Command::new(&self.program);
+        if fs::metadata(folder.path()).unwrap().uid() == 0 {
+            // It refuses to run as root.
+            allow_reading(folder.path());
+            command.args(["--user", "nobody"]);
+        }
+        command.arg(within("pgbouncer.ini"));
+        Proxy::start(command, port, folder)
+    }
+}
+
+fn allow_reading(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Starts an HAProxy in front of a server on this machine that closes what is idle for this time.
+/// `None` if it is not installed.
+pub(crate) fn haproxy(server_port: u16, idle: Duration) -> Option<Proxy> {
+    let program = installed(&["haproxy", "../sbin/haproxy"])?;
+    let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+    let idle = idle.as_millis();
+    let configuration = format!(
+        "defaults\n mode tcp\n timeout connect 5s\n timeout client {idle}ms\n timeout server {idle}ms\n\
+         listen postgres\n bind 127.0.0.1:{port}\n server one 127.0.0.1:{server_port}\n"
+    );
+    let file = folder.path().join("haproxy.cfg");
+    fs::write(&file, configuration).unwrap();
+    let mut command = Command::new(program);
+    command.arg("-db").arg("-f").arg(file);
+    Some(Proxy::start(command, port, folder))
+}
