@@ -4,18 +4,26 @@
 //! Any worker may change the shared state. It does so in a transaction that holds the replica set's
 //! lock, on a view loaded under that lock, exactly as [`plan`] asks for.
 
+use std::time::Duration;
+
 use postgres::Transaction;
 
+use super::faults::Faults;
 use crate::context::Context;
 use crate::error::Error;
 use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Standing, plan};
-use crate::store::checkpoints::{self, Lag};
+use crate::store::checkpoints;
+use crate::store::lags::{self, Lags};
 use crate::store::session::Session;
 use crate::store::view::Statements;
 use crate::store::{Registration, coordination, notifications};
 
 const LOOKING: &str = "looking at the replica set";
 const CHANGING: &str = "changing the generation";
+/// How many workers of a replica set inspect the checkpoints in each round of polls, on average. So
+/// a change by hand is detected within about one poll, and its cost does not grow with the number
+/// of workers.
+const INSPECTIONS: usize = 4;
 
 pub(super) struct Membership<'a> {
     context: &'a Context,
@@ -23,6 +31,9 @@ pub(super) struct Membership<'a> {
     registration: &'a Registration,
     pub(super) session: Session,
     statements: Statements,
+    faults: Faults,
+    /// The number of living workers in the last view.
+    workers: usize,
 }
 
 /// The result of a look at the whole replica set: what it showed, and what was planned.
@@ -42,7 +53,7 @@ impl<'a> Membership<'a> {
     ) -> Result<Self, Error> {
         let statements =
             session.run(|client| Statements::prepare(client, &context.names)).map_err(Error::database(LOOKING))?;
-        Ok(Self { context, policy, registration, session, statements })
+        Ok(Self { context, policy, registration, session, statements, faults: Faults::default(), workers: 1 })
     }
 
     /// Sends a heartbeat. Returns false if the worker has been evicted.
@@ -53,20 +64,27 @@ impl<'a> Membership<'a> {
             .map_err(Error::database("sending the heartbeat"))
     }
 
-    /// Reads how far each projection of the replica set is behind, including projections that no
-    /// worker processes.
-    pub(super) fn lags(&mut self) -> Result<Vec<Lag>, Error> {
+    /// Reads how far each projection of the replica set is behind.
+    pub(super) fn lags(&mut self) -> Result<Lags, Error> {
         let Self { context, registration, .. } = self;
         self.session
-            .run(|client| checkpoints::lags(client, &context.names, &registration.replica_set))
+            .run(|client| lags::load(client, &context.names, &registration.replica_set))
             .map_err(Error::database("reading the lag"))
     }
 
     /// Looks at the whole replica set, and makes the changes that are due.
     pub(super) fn look(&mut self) -> Result<Looked, Error> {
+        let looked = self.look_and_change()?;
+        self.workers = looked.view.workers.len();
+        self.faults.report(self.context, &looked.view);
+        Ok(looked)
+    }
+
+    fn look_and_change(&mut self) -> Result<Looked, Error> {
         let replica_set = &self.registration.replica_set;
-        let view = self.session.check(LOOKING, |client| self.statements.view(client, replica_set))?;
-        let decided = plan(&view, self.policy);
+        let inspects = fastrand::usize(..self.workers.max(INSPECTIONS)) < INSPECTIONS;
+        let view = self.session.check(LOOKING, |client| self.statements.view(client, replica_set, inspects))?;
+        let decided = decide(&view, self.policy, self.registration);
         // A worker that has been evicted must not change anything until it has registered again.
         let is_member = view.worker(self.registration.worker).is_some();
         if !is_member || decided.actions.is_empty() {
@@ -78,9 +96,11 @@ impl<'a> Membership<'a> {
         let Some(tx) = locked.map_err(Error::database(CHANGING))? else {
             return Ok(Looked { view, plan: decided, is_others_turn: true });
         };
-        let (context, policy) = (self.context, self.policy);
-        let view = change(tx, context, policy, &self.statements)?;
-        let plan = plan(&view, policy);
+        let view = change(tx, self.context, self.policy, self.registration, &self.statements)?;
+        let mut plan = decide(&view, self.policy, self.registration);
+        if !plan.actions.is_empty() {
+            plan.recheck_within(Duration::ZERO);
+        }
         Ok(Looked { view, plan, is_others_turn: false })
     }
 
@@ -132,8 +152,17 @@ impl<'a> Membership<'a> {
         let mut tx = coordination::lock(&mut self.session, names, &self.registration.replica_set)
             .map_err(Error::database(CHANGING))?;
         coordination::mark_left(&mut tx, names, worker).map_err(Error::database(CHANGING))?;
-        change(tx, self.context, self.policy, &self.statements).map(drop)
+        change(tx, self.context, self.policy, self.registration, &self.statements).map(drop)
     }
+}
+
+/// What [`plan`] asks for, without what this worker cannot do.
+fn decide(view: &ClusterView, policy: &Policy, worker: &Registration) -> Plan {
+    let mut plan = plan(view, policy);
+    // Only a worker that knows the projection knows where it starts.
+    let knows = |name: &str| worker.projections.iter().any(|known| known.name == name);
+    plan.actions.retain(|action| !matches!(action, Action::Begin(projection) if !knows(projection)));
+    plan
 }
 
 /// Makes the changes that `plan` asks for, in a transaction that holds the replica set's lock, and
@@ -142,17 +171,18 @@ fn change(
     mut tx: Transaction<'_>,
     context: &Context,
     policy: &Policy,
+    worker: &Registration,
     statements: &Statements,
 ) -> Result<ClusterView, Error> {
     let replica_set = context.replica_set();
     // The lock was not held before, so anything may have changed.
-    let mut view = statements.view(&mut tx, replica_set)?;
-    let actions = plan(&view, policy).actions;
+    let mut view = statements.view(&mut tx, replica_set, true)?;
+    let actions = decide(&view, policy, worker).actions;
     for action in &actions {
-        coordination::apply(&mut tx, &context.names, replica_set, action)?;
+        coordination::apply(&mut tx, &context.names, worker, action)?;
     }
     if !actions.is_empty() {
-        view = statements.view(&mut tx, replica_set)?;
+        view = statements.view(&mut tx, replica_set, true)?;
         notifications::notify_coordination(&mut tx, &context.names, replica_set).map_err(Error::database(CHANGING))?;
     }
     tx.commit().map_err(Error::database(CHANGING))?;
@@ -192,5 +222,12 @@ fn applied(context: &Context, action: &Action) {
                 desired.as_str()
             );
         }
+        Action::Begin(projection) => {
+            log::warn!(
+                "projection begins again, its rows were deleted: replica_set={replica_set} projection={projection}"
+            );
+        }
+        // Every worker reports the fault.
+        Action::Withdraw(..) => {}
     }
 }

@@ -11,6 +11,7 @@
 //! stop, the coordinator pauses the runners, records that the worker has left, and redistributes
 //! the partitions in the same transaction: no worker has to wait for a timeout to detect it.
 
+mod faults;
 mod membership;
 mod runners;
 
@@ -231,12 +232,7 @@ impl Serving<'_, '_> {
     }
 
     fn measure_lag(&mut self) -> Result<(), Error> {
-        for lag in self.membership.lags()? {
-            let metrics = self.parts.context.metrics.projection(&lag.projection);
-            metrics.checkpoint_position.set(lag.position);
-            metrics.lag_events.set(lag.events);
-            metrics.lag_seconds.set(lag.seconds);
-        }
+        self.membership.lags()?.show(&self.parts.context.metrics);
         Ok(())
     }
 

@@ -143,8 +143,14 @@ fn stop(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, reason: &str)
     Ok(())
 }
 
-/// Applies an action of `plan`, under the replica set's lock.
-pub(crate) fn apply(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, action: &Action) -> Result<(), Error> {
+/// Applies an action of `plan` for this worker, under the replica set's lock.
+pub(crate) fn apply(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    worker: &Registration,
+    action: &Action,
+) -> Result<(), Error> {
+    let replica_set = worker.replica_set.as_str();
     match action {
         Action::NoteSessionLost(worker) => note_session(tx, names, *worker, "clock_timestamp()"),
         Action::NoteSessionRegained(worker) => note_session(tx, names, *worker, "NULL"),
@@ -156,6 +162,8 @@ pub(crate) fn apply(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, 
         Action::Deal { generation, deal } => {
             return deal::apply(tx, names, replica_set, *generation, std::slice::from_ref(deal));
         }
+        Action::Begin(projection) => checkpoints::begin_again(tx, names, worker, projection),
+        Action::Withdraw(projection, fault) => deal::withdraw(tx, names, replica_set, projection, *fault),
     }
     .map_err(Error::database("changing the generation"))
 }
