@@ -17,7 +17,7 @@ use crate::error::{Error, one_line};
 use crate::metrics::ReplicaSetMetrics;
 use crate::overview::Overview;
 use crate::store::session::Session;
-use crate::store::{checkpoints, overview};
+use crate::store::{lags, overview};
 
 /// For how many intervals a lag is shown.
 const INTERVALS: u32 = 3;
@@ -40,11 +40,11 @@ impl Lags {
     fn measure(&self, context: &Context, session: &mut Session) -> Result<(), Error> {
         let at = Instant::now();
         let lags = session
-            .run(|client| checkpoints::lags(client, &context.names, context.replica_set()))
+            .run(|client| lags::load(client, &context.names, context.replica_set()))
             .map_err(Error::database("reading the lag"))?;
         let mut measured = self.measured.lock();
         *measured = Some(at);
-        self.metrics.set_lags(&lags);
+        lags.show(&self.metrics);
         Ok(())
     }
 
@@ -53,7 +53,7 @@ impl Lags {
         let mut measured = self.measured.lock();
         if measured.is_some_and(|at| at.elapsed() > self.every.saturating_mul(INTERVALS)) {
             *measured = None;
-            self.metrics.set_lags(&[]);
+            self.metrics.set_lags(std::iter::empty());
         }
     }
 }

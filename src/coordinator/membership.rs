@@ -4,8 +4,11 @@
 //! Any worker may change the shared state. It does so in a transaction that holds the replica set's
 //! lock, on a view loaded under that lock, exactly as [`plan`] asks for.
 
+use std::time::Duration;
+
 use postgres::Transaction;
 
+use super::faults::Faults;
 use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::Error;
@@ -17,6 +20,10 @@ use crate::threads::Pulse;
 
 const LOOKING: &str = "looking at the replica set";
 const CHANGING: &str = "changing the generation";
+/// How many workers of a replica set inspect the checkpoints in each round of polls, on average. So
+/// a change by hand is detected within about one poll, and its cost does not grow with the number
+/// of workers.
+const INSPECTIONS: usize = 4;
 
 pub(super) struct Membership<'a> {
     context: &'a Context,
@@ -26,6 +33,9 @@ pub(super) struct Membership<'a> {
     pub(super) session: Session,
     statements: Statements,
     complaints: Complaints,
+    faults: Faults,
+    /// The number of living workers in the last view.
+    workers: usize,
 }
 
 /// Limits how often what does not fail is logged.
@@ -60,7 +70,8 @@ impl<'a> Membership<'a> {
         }
         let statements =
             session.run(|client| Statements::prepare(client, &context.names)).map_err(Error::database(LOOKING))?;
-        Ok(Self { context, policy, registration, pulse, session, statements, complaints: Complaints::default() })
+        let (complaints, faults) = (Complaints::default(), Faults::default());
+        Ok(Self { context, policy, registration, pulse, session, statements, complaints, faults, workers: 1 })
     }
 
     /// Sends a heartbeat. Returns false if the worker has been evicted.
@@ -73,9 +84,17 @@ impl<'a> Membership<'a> {
 
     /// Looks at the whole replica set, and makes the changes that are due.
     pub(super) fn look(&mut self) -> Result<Looked, Error> {
+        let looked = self.look_and_change()?;
+        self.workers = looked.view.workers.len();
+        self.faults.report(self.context, &looked.view);
+        Ok(looked)
+    }
+
+    fn look_and_change(&mut self) -> Result<Looked, Error> {
         let replica_set = &self.registration.replica_set;
-        let view = self.session.check(LOOKING, |client| self.statements.view(client, replica_set))?;
-        let decided = self.pulse.judged(|| plan(&view, self.policy));
+        let inspects = fastrand::usize(..self.workers.max(INSPECTIONS)) < INSPECTIONS;
+        let view = self.session.check(LOOKING, |client| self.statements.view(client, replica_set, inspects))?;
+        let decided = self.pulse.judged(|| decide(&view, self.policy, self.registration));
         // A worker that has been evicted must not change anything until it has registered again.
         let is_member = view.worker(self.registration.worker).is_some();
         if !is_member || decided.actions.is_empty() {
@@ -87,10 +106,13 @@ impl<'a> Membership<'a> {
         let Some(tx) = locked.map_err(Error::database(CHANGING))? else {
             return Ok(Looked { view, plan: decided, is_others_turn: true });
         };
-        let (context, policy) = (self.context, self.policy);
-        let (view, actions) = change(tx, context, policy, &self.statements, &mut self.complaints.unended)?;
+        let unended = &mut self.complaints.unended;
+        let (view, actions) = change(tx, self.context, self.policy, self.registration, &self.statements, unended)?;
         self.announce(&actions);
-        let plan = plan(&view, policy);
+        let mut plan = decide(&view, self.policy, self.registration);
+        if !plan.actions.is_empty() {
+            plan.recheck_within(Duration::ZERO);
+        }
         Ok(Looked { view, plan, is_others_turn: false })
     }
 
@@ -144,7 +166,8 @@ impl<'a> Membership<'a> {
         let mut tx = coordination::lock(&mut self.session, names, &self.registration.replica_set)
             .map_err(Error::database(CHANGING))?;
         coordination::mark_left(&mut tx, names, worker).map_err(Error::database(CHANGING))?;
-        let (_, actions) = change(tx, self.context, self.policy, &self.statements, &mut self.complaints.unended)?;
+        let unended = &mut self.complaints.unended;
+        let (_, actions) = change(tx, self.context, self.policy, self.registration, &self.statements, unended)?;
         self.announce(&actions);
         Ok(())
     }
@@ -166,24 +189,34 @@ impl<'a> Membership<'a> {
     }
 }
 
+/// What [`plan`] asks for, without what this worker cannot do.
+fn decide(view: &ClusterView, policy: &Policy, worker: &Registration) -> Plan {
+    let mut plan = plan(view, policy);
+    // Only a worker that knows the projection knows where it starts.
+    let knows = |name: &str| worker.projections.iter().any(|known| known.name == name);
+    plan.actions.retain(|action| !matches!(action, Action::Begin(projection) if !knows(projection)));
+    plan
+}
+
 /// Makes the changes that `plan` asks for, in a transaction that holds the replica set's lock, and
 /// commits. Returns the resulting view, and the changes.
 fn change(
     mut tx: Transaction<'_>,
     context: &Context,
     policy: &Policy,
+    worker: &Registration,
     statements: &Statements,
     unended: &mut Mentions,
 ) -> Result<(ClusterView, Vec<Action>), Error> {
     let replica_set = context.replica_set();
     // The lock was not held before, so anything may have changed.
-    let mut view = statements.view(&mut tx, replica_set)?;
-    let actions = plan(&view, policy).actions;
+    let mut view = statements.view(&mut tx, replica_set, true)?;
+    let actions = decide(&view, policy, worker).actions;
     for action in &actions {
-        coordination::apply(&mut tx, &context.names, replica_set, action, unended)?;
+        coordination::apply(&mut tx, &context.names, worker, action, unended)?;
     }
     if !actions.is_empty() {
-        view = statements.view(&mut tx, replica_set)?;
+        view = statements.view(&mut tx, replica_set, true)?;
     }
     tx.commit().map_err(Error::database(CHANGING))?;
     Ok((view, actions))
@@ -219,5 +252,12 @@ fn applied(context: &Context, action: &Action) {
                 desired.as_str()
             );
         }
+        Action::Begin(projection) => {
+            log::warn!(
+                "projection begins again, its rows were deleted: replica_set={replica_set} projection={projection}"
+            );
+        }
+        // Every worker reports the fault.
+        Action::Withdraw(..) => {}
     }
 }

@@ -11,6 +11,7 @@
 //! stop, the coordinator pauses the runners, records that the worker has left, and redistributes
 //! the partitions in the same transaction: no worker has to wait for a timeout to detect it.
 
+mod faults;
 mod membership;
 mod runners;
 

@@ -13,6 +13,9 @@ use crate::store::session::Session;
 /// all the time. It is also how often the blockers are looked up again.
 const NOTICE: Duration = Duration::from_secs(1);
 
+/// The most blockers that are named, the oldest ones: an operator acts on no more than these.
+const MOST_BLOCKERS: usize = 10;
+
 /// Reports what blocks the head: on the board, in the metrics and in the log.
 pub(super) struct Blocked<'a> {
     board: &'a Board,
@@ -51,7 +54,8 @@ impl<'a> Blocked<'a> {
             return Ok(());
         }
         if let Some(since) = self.standstill.take_due(head.safe(), now) {
-            let blockers = session.run(|client| safe_head::describe_holders(client, &holders))?;
+            let mut blockers = session.run(|client| safe_head::describe_holders(client, &holders))?;
+            blockers.truncate(MOST_BLOCKERS);
             self.show_blocked(since, head.safe(), blockers);
         }
         Ok(())
@@ -60,12 +64,13 @@ impl<'a> Blocked<'a> {
     fn show_moving(&self) {
         self.board.set_head_blocked(None);
         self.metrics.head_blocked.set(0.0);
-        self.metrics.head_blockers([] as [(Option<i32>, &str, Duration); 0]);
+        self.metrics.head_blocker_age.set(0.0);
     }
 
     fn show_blocked(&mut self, since: Instant, head: i64, blockers: Vec<HeadBlocker>) {
         self.metrics.head_blocked.set(since.elapsed().as_secs_f64());
-        self.metrics.head_blockers(blockers.iter().map(|blocker| (blocker.pid, blocker.name.as_str(), blocker.age)));
+        let oldest = blockers.iter().map(|blocker| blocker.age).max().unwrap_or_default();
+        self.metrics.head_blocker_age.set(oldest.as_secs_f64());
         if self.mentions.is_due() {
             self.is_logged = true;
             for blocker in &blockers {

@@ -50,9 +50,9 @@ declare! {
             "Every event that will ever exist up to this global position is visible.";
         head_blocked: Reading<Gauge> = "head_blocked_seconds",
             "Seconds for which an open transaction has blocked the safe head; 0 when nothing blocks it.";
-        head_blocker_age: Series<Gauge> [pid, application_name] = "head_blocker_age_seconds",
-            "Age in seconds of each transaction that blocks the safe head, the oldest ones; pid is empty for a \
-             prepared transaction.";
+        head_blocker_age: Reading<Gauge> = "head_blocker_age_seconds",
+            "Age in seconds of the oldest transaction that blocks the safe head; 0 when nothing blocks it. The log and \
+             the status name it.";
         lag_events: Series<IntGauge> [projection] = "lag_events",
             "Events that the whole replica set has yet to process. Each worker reports the same figure: use \
              max by (projection), not sum.";
@@ -61,6 +61,11 @@ declare! {
              same figure.";
         checkpoint_position: Series<IntGauge> [projection] = "checkpoint_position",
             "Lowest checkpoint of the projection: all events up to this global position are processed.";
+        orphaned_projections: Reading<IntGauge> = "orphaned_projections",
+            "Projections of the replica set that no living worker knows. They have no lag.";
+        broken_projections: Reading<IntGauge> = "broken_projections",
+            "Projections that are not processed because their rows were changed by hand, or because they belong to \
+             another replica set. They have no lag.";
         reconnects: Series<IntCounter> [connection] = "reconnects_total",
             "Connections opened again after a loss, by what they serve: coordinator, listener or tailer.";
     }

@@ -62,6 +62,11 @@ impl<M: Child> Family<M> {
         children.entry(values).or_insert_with_key(|values| self.build(values)).clone()
     }
 
+    /// Removes every series whose label values begin with these.
+    pub(super) fn remove(&self, prefix: &[impl AsRef<str>]) {
+        self.0.children.write().retain(|values, _| !begins_with(values, prefix));
+    }
+
     fn build(&self, values: &[String]) -> M {
         let FamilyInner { declared: Declared { labels, help, buckets, .. }, name, .. } = &*self.0;
         debug_assert_eq!(labels.len(), values.len(), "labels of {name}");
@@ -105,7 +110,7 @@ impl<M: Child> AnyFamily for Family<M> {
     }
 
     fn remove(&self, prefix: &[&str]) {
-        self.0.children.write().retain(|values, _| !begins_with(values, prefix));
+        Self::remove(self, prefix);
     }
 
     #[cfg(test)]

@@ -1,7 +1,6 @@
 //! The handles by which a part of the library reports a metric: the series of its own labels.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 
 use prometheus::core::{Atomic, Collector, GenericGauge};
 
@@ -24,25 +23,29 @@ impl<M: Child> Handle for M {
     }
 }
 
-/// A gauge that shows itself with its first value.
+/// A gauge that shows itself with its first value, until it is cleared.
 #[derive(Clone)]
 pub(crate) struct Reading<M> {
     family: Family<M>,
     values: Vec<String>,
-    child: Arc<OnceLock<M>>,
 }
 
 impl<M: Child> Handle for Reading<M> {
     type Child = M;
 
     fn new(family: &Family<M>, values: &[&str]) -> Self {
-        Self { family: family.clone(), values: owned(values), child: Arc::default() }
+        Self { family: family.clone(), values: owned(values) }
     }
 }
 
 impl<P: Atomic + 'static> Reading<GenericGauge<P>> {
     pub(crate) fn set(&self, value: P::T) {
-        self.child.get_or_init(|| self.family.child(&self.values)).set(value);
+        self.family.child(&self.values).set(value);
+    }
+
+    /// Shows it no longer: its value is not known any more.
+    pub(crate) fn clear(&self) {
+        self.family.remove(&self.values);
     }
 }
 

@@ -13,16 +13,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::{IntCounter, Registry, TextEncoder};
 
 use self::families::{Families, ProjectionSeries, Registered, ReplicaSetSeries, WorkerProjectionSeries, WorkerSeries};
 use crate::error::Error;
-
-/// The most blockers that are shown: each is a series, and an operator acts on no more than these.
-const MOST_BLOCKERS: usize = 10;
 
 /// The metrics of all orchestrators that share one registry. Clones are the same metrics.
 ///
@@ -164,40 +160,23 @@ impl ReplicaSetMetrics {
         self.reconnects.child(connection)
     }
 
-    /// Sets how far the projections are behind, in place of what was shown before. Empty: unknown.
-    pub(crate) fn set_lags(&self, lags: &[Lag]) {
-        let name = |lag: &Lag| [lag.projection.clone()];
-        self.lag_events.replace(lags.iter().map(|lag| (name(lag), lag.events)));
-        self.lag_seconds.replace(lags.iter().map(|lag| (name(lag), lag.seconds)));
-        self.checkpoint_position.replace(lags.iter().map(|lag| (name(lag), lag.position)));
-    }
-
-    /// Sets the transactions that block the safe head, with their ages, in place of the former
-    /// ones.
-    pub(crate) fn head_blockers<N: Into<String>>(
-        &self,
-        blockers: impl IntoIterator<Item = (Option<i32>, N, Duration)>,
-    ) {
-        let mut oldest: Vec<_> = blockers.into_iter().collect();
-        oldest.sort_by_key(|(_, _, age)| std::cmp::Reverse(*age));
-        oldest.truncate(MOST_BLOCKERS);
-        self.head_blocker_age.replace(oldest.into_iter().map(|(pid, name, age)| {
-            let pid = pid.map_or_else(String::new, |pid| pid.to_string());
-            ([pid, name.into()], age.as_secs_f64())
-        }));
+    /// Shows how far these projections are behind, and no others: a figure that is no longer
+    /// measured would mislead.
+    pub(crate) fn set_lags<'a>(&self, lags: impl Iterator<Item = Lag<'a>> + Clone) {
+        let of = |lag: &Lag<'_>| [lag.projection.to_owned()];
+        self.checkpoint_position.replace(lags.clone().map(|lag| (of(&lag), lag.position)));
+        self.lag_events.replace(lags.clone().map(|lag| (of(&lag), lag.events)));
+        self.lag_seconds.replace(lags.map(|lag| (of(&lag), lag.seconds)));
     }
 }
 
-/// How far a projection of a replica set is behind, over all its workers.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Lag {
-    pub(crate) projection: String,
+/// How far a projection is behind.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lag<'a> {
+    pub(crate) projection: &'a str,
     /// Its lowest checkpoint.
     pub(crate) position: i64,
-    /// The newest visible position minus the lowest checkpoint.
     pub(crate) events: i64,
-    /// The age of the first event above the lowest checkpoint, by the server's clock; 0 if there is
-    /// none, or if it has no time.
     pub(crate) seconds: f64,
 }
 

@@ -68,11 +68,11 @@ fn touch_everything(
     set.partitions.set(3);
     set.safe_head.set(41);
     set.head_blocked.set(0.5);
-    set.head_blockers([(Some(7), "importer", Duration::from_secs(2))]);
+    set.head_blocker_age.set(2.0);
+    set.set_lags([Lag { projection: "orders", position: 36, events: 5, seconds: 0.25 }].into_iter());
     set.reconnects("listener").inc();
     set.coordination_duration.observe(0.02);
     let projection = set.projection("orders");
-    set.set_lags(&[Lag { projection: "orders".into(), position: 36, events: 5, seconds: 0.25 }]);
     let worker = set.worker("w-1");
     worker.set_state("pending");
     worker.set_state("running");
@@ -116,7 +116,7 @@ fn values_stand_beside_their_labels() {
     let _held = touch_everything(&metrics);
     let text = metrics.render().unwrap();
     for series in [
-        "head_blocker_age_seconds{application_name=\"importer\",pid=\"7\",replica_set=\"main\"} 2",
+        "head_blocker_age_seconds{replica_set=\"main\"} 2",
         "reconnects_total{connection=\"listener\",replica_set=\"main\"} 1",
         "lag_seconds{projection=\"orders\",replica_set=\"main\"} 0.25",
         "pool_connections{replica_set=\"main\",state=\"idle\",worker_id=\"w-1\"} 1",
@@ -213,23 +213,38 @@ fn label_values_that_run_together_alike_stay_apart() {
 }
 
 #[test]
-fn blockers_are_replaced_bounded_and_escaped() {
+fn lags_that_are_not_measured_any_more_are_not_shown() {
     let metrics = Metrics::new().unwrap();
-    let set = metrics.for_replica_set("main", "here").unwrap();
-    set.head_blockers((0..50_u8).map(|n| (Some(n.into()), format!("app {n}"), Duration::from_secs(n.into()))));
-    let count = |text: &str| text.lines().filter(|line| line.contains("head_blocker_age_seconds{")).count();
-    let text = metrics.render().unwrap();
-    assert_eq!(count(&text), MOST_BLOCKERS);
-    assert!(text.contains("pid=\"49\"") && !text.contains("pid=\"1\""), "{text}");
+    let (set, other) =
+        (metrics.for_replica_set("main", "here").unwrap(), metrics.for_replica_set("other", "here").unwrap());
+    let lag = |projection| Lag { projection, position: 3, events: 5, seconds: 0.5 };
+    set.set_lags(["kept", "a \"quoted\"\nname\\"].map(lag).into_iter());
+    other.set_lags(["theirs"].map(lag).into_iter());
+    let escaped = r#"lag_events{projection="a \"quoted\"\nname\\",replica_set="main"} 5"#;
+    assert!(metrics.render().unwrap().contains(escaped));
 
-    set.head_blockers([(None, "a \"quoted\"\nname\\", Duration::from_millis(1500))]);
+    set.set_lags(["kept"].map(lag).into_iter());
     let text = metrics.render().unwrap();
-    assert_eq!(count(&text), 1);
-    let labels = r#"{application_name="a \"quoted\"\nname\\",pid="",replica_set="main"} 1.5"#;
-    assert!(text.contains(labels), "{text}");
+    for name in ["lag_events", "lag_seconds", "checkpoint_position"] {
+        let of = |line: &&str| line.contains(&format!("{PREFIX}{name}{{"));
+        let series: Vec<&str> = text.lines().filter(of).collect();
+        assert!(
+            matches!(series[..], [kept, theirs] if kept.contains("kept") && theirs.contains("theirs")),
+            "{series:?}"
+        );
+    }
+}
 
-    set.head_blockers::<&str>([]);
-    assert_eq!(count(&metrics.render().unwrap()), 0);
+#[test]
+fn a_reading_is_shown_until_it_is_cleared() {
+    let metrics = Metrics::new().unwrap();
+    let (_set, _projection, _worker, own) = touch_everything(&metrics);
+    let is_shown = || metrics.render().unwrap().contains("projection_position{");
+    assert!(is_shown());
+    own.position.clear();
+    assert!(!is_shown());
+    own.position.set(37);
+    assert!(is_shown());
 }
 
 #[test]

@@ -64,7 +64,7 @@ mod tests {
 
     use super::*;
     use crate::plan::tests::worker;
-    use crate::plan::{KEY_SPACE, WorkerState};
+    use crate::plan::{KEY_SPACE, Rows, WorkerState};
 
     const KNOWN: [&str; 3] = ["orders", "invoices", "customers"];
 
@@ -77,7 +77,8 @@ mod tests {
     }
 
     fn projection(name: &str, desired: DesiredState) -> ProjectionView {
-        ProjectionView { name: name.into(), desired, dealt: DesiredState::Running, deal: 7 }
+        let (dealt, rows) = (DesiredState::Running, Rows::AsDealt);
+        ProjectionView { name: name.into(), desired, dealt, deal: 7, rows, withdrawn: None }
     }
 
     fn shares(name: &str, desired: DesiredState, members: &[WorkerView]) -> Vec<(u128, usize, String)> {

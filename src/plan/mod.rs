@@ -20,6 +20,7 @@ mod deal;
 mod keys;
 mod view;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use deal::Deal;
@@ -27,8 +28,8 @@ pub(crate) use deal::Deal;
 pub(crate) use deal::Share;
 pub(crate) use keys::{KEY_SPACE, KeySet};
 pub(crate) use view::{
-    ClusterView, DesiredState, GenerationState, GenerationView, Member, ProjectionView, ServerTime, Session, Standing,
-    WorkerView,
+    ClusterView, DesiredState, Fault, GenerationState, GenerationView, Member, ProjectionView, Rows, ServerTime,
+    Session, Standing, Unclaimed, WorkerView,
 };
 pub use view::{WorkerId, WorkerState};
 
@@ -100,11 +101,17 @@ pub(crate) enum Action {
     /// Create this generation as pending, superseding the one before. Partition k goes to the k-th
     /// member.
     CreateGeneration { number: i64, cause: Cause, members: Vec<WorkerId> },
-    /// Distribute all projections among the members of this generation and make it active.
+    /// Distribute the projections among the members of this generation and make it active.
     Activate { number: i64, deals: Vec<Deal> },
     /// Redistribute one projection within this generation, which is active. No other projection
     /// is touched.
     Deal { generation: i64, deal: Deal },
+    /// Claim this projection again and create its checkpoint, as when a worker registers: an
+    /// operator has deleted both. Only a worker that knows the projection can do this.
+    Begin(Arc<str>),
+    /// Take this projection from all workers, and record why. It is dealt again once its
+    /// checkpoints are whole.
+    Withdraw(Arc<str>, Fault),
 }
 
 /// What [`plan`] decided.
@@ -157,7 +164,9 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
         GenerationState::Pending => {
             let late: Vec<WorkerId> = assigned.iter().filter(|w| w.state != WorkerState::Ready).map(|w| w.id).collect();
             if late.is_empty() {
-                let deals = view.projections.iter().map(|projection| Deal::of(projection, &assigned)).collect();
+                // One projection that cannot be distributed does not hold up the others.
+                let usable = view.projections.iter().filter(|projection| !matches!(projection.rows, Rows::Unusable(_)));
+                let deals = usable.map(|projection| Deal::of(projection, &assigned)).collect();
                 plan.actions.push(Action::Activate { number: generation.number, deals });
             } else if plan.is_due_or_recheck(generation.created_at, policy.coordination_timeout, view.now) {
                 plan.actions.extend(late.iter().map(|id| Action::Evict(*id, Death::NotReady)));
@@ -174,18 +183,14 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
                 plan.create(generation.number, Cause::Joined, &alive);
                 return plan;
             }
-            let changed: Vec<&ProjectionView> =
-                view.projections.iter().filter(|projection| projection.desired != projection.dealt).collect();
+            // A worker that is leaving gets no share: nothing would process it until the next
+            // generation.
+            let running: Vec<&WorkerView> =
+                assigned.iter().copied().filter(|worker| worker.state == WorkerState::Running).collect();
+            let upkeep = upkeep(view, generation.number, &running);
             if plan.actions.is_empty() {
-                // A worker that is leaving gets no share: nothing would process it until the next
-                // generation.
-                let running: Vec<&WorkerView> =
-                    assigned.iter().copied().filter(|worker| worker.state == WorkerState::Running).collect();
-                plan.actions.extend(changed.into_iter().map(|projection| Action::Deal {
-                    generation: generation.number,
-                    deal: Deal::of(projection, &running),
-                }));
-            } else if !changed.is_empty() {
+                plan.actions = upkeep;
+            } else if !upkeep.is_empty() {
                 // In a transaction of their own: a deal that fails must not undo changes that
                 // concern the workers.
                 plan.recheck_within(Duration::ZERO);
@@ -193,6 +198,29 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
         }
     }
     plan
+}
+
+/// Decides what to change in single projections within an active generation: what an operator wants
+/// of them has changed, or somebody has changed their rows by hand.
+fn upkeep(view: &ClusterView, generation: i64, running: &[&WorkerView]) -> Vec<Action> {
+    let is_known = |name: &str| running.iter().any(|worker| worker.knows(name));
+    let deleted = view.unclaimed.iter().filter(|unclaimed| unclaimed.owner.is_none() && is_known(&unclaimed.name));
+    let begin = deleted.map(|unclaimed| Action::Begin(unclaimed.name.clone()));
+    let due = view.projections.iter().filter_map(|projection| {
+        let ProjectionView { name, desired, dealt, rows, withdrawn, .. } = projection;
+        let is_due = match rows {
+            Rows::Unusable(fault) => {
+                return (*withdrawn != Some(*fault)).then(|| Action::Withdraw(name.clone(), *fault));
+            }
+            // A projection that no running worker knows is dealt in the generation of the worker
+            // that has registered it.
+            Rows::Whole => desired != dealt || *desired == DesiredState::Paused || is_known(name),
+            Rows::AsDealt => desired != dealt,
+            Rows::NotInspected => desired != dealt && withdrawn.is_none(),
+        };
+        is_due.then(|| Action::Deal { generation, deal: Deal::of(projection, running) })
+    });
+    begin.chain(due).collect()
 }
 
 /// Decides whether the worker is dead. Adds to the plan changes of its session, and when to look

@@ -53,11 +53,12 @@ fn view(state: GenerationState, total_partitions: usize, workers: Vec<WorkerView
         generation: Some(GenerationView { number: 5, state, total_partitions, created_at: at(90) }),
         workers,
         projections: vec![projection("orders", DesiredState::Running, DesiredState::Running)],
+        unclaimed: vec![],
     }
 }
 
 fn projection(name: &str, desired: DesiredState, dealt: DesiredState) -> ProjectionView {
-    ProjectionView { name: name.into(), desired, dealt, deal: 1 }
+    ProjectionView { name: name.into(), desired, dealt, deal: 1, rows: Rows::AsDealt, withdrawn: None }
 }
 
 fn share(worker: u128, k: usize, total: usize) -> Share {
@@ -241,6 +242,76 @@ fn a_projection_is_dealt_alone_when_its_desired_state_changes() {
     assert_eq!(plan(&joins, &POLICY).actions, [create(Cause::Joined, &[1, 2, 3, 4])], "then with all the others");
 }
 
+#[test]
+fn rows_changed_by_hand_are_repaired_or_withdrawn_alone() {
+    use DesiredState::{Paused, Running};
+    let dealt = |desired, shares| {
+        let deal = Deal { projection: "orders".into(), desired, shares };
+        vec![Action::Deal { generation: 5, deal }]
+    };
+    let both = || vec![share(1, 0, 2), share(2, 1, 2)];
+    let withdrawn = |fault| vec![Action::Withdraw("orders".into(), fault)];
+    let (missing, torn) = (Rows::Unusable(Fault::Missing), Rows::Unusable(Fault::Torn));
+    for (desired, before, rows, fault, expected) in [
+        (Running, Running, Rows::AsDealt, None, vec![]),
+        (Running, Running, Rows::NotInspected, None, vec![]),
+        (Running, Running, Rows::Whole, None, dealt(Running, both())),
+        (Paused, Paused, Rows::AsDealt, None, vec![]),
+        (Paused, Paused, Rows::Whole, None, dealt(Paused, vec![])),
+        (Running, Running, missing, None, withdrawn(Fault::Missing)),
+        (Running, Running, torn, None, withdrawn(Fault::Torn)),
+        (Running, Running, torn, Some(Fault::Missing), withdrawn(Fault::Torn)),
+        (Running, Running, torn, Some(Fault::Torn), vec![]),
+        // Nothing is done about it until it is known to be repaired.
+        (Paused, Running, torn, Some(Fault::Torn), vec![]),
+        (Paused, Running, Rows::NotInspected, Some(Fault::Torn), vec![]),
+        (Running, Running, Rows::NotInspected, Some(Fault::Torn), vec![]),
+        (Running, Running, Rows::Whole, Some(Fault::Torn), dealt(Running, both())),
+    ] {
+        let edited = ProjectionView { rows, withdrawn: fault, ..projection("orders", desired, before) };
+        let sound = projection("invoices", Running, Running);
+        let view =
+            ClusterView { projections: vec![edited, sound], ..view(Active, 2, vec![running(1, 0), running(2, 1)]) };
+        assert_eq!(plan(&view, &POLICY).actions, expected, "{desired:?} {before:?} {rows:?} {fault:?}");
+    }
+}
+
+#[test]
+fn projection_that_nobody_runs_is_not_dealt() {
+    let new =
+        ProjectionView { rows: Rows::Whole, ..projection("customers", DesiredState::Running, DesiredState::Running) };
+    let known = ["customers"].map(Arc::from).into();
+    let joiner = WorkerView { projections: known, ..joined(2, 100) };
+    let view = ClusterView { projections: vec![new], ..view(Active, 1, vec![running(1, 0), joiner]) };
+    assert_eq!(plan(&view, &POLICY).actions, [], "it is dealt in the joiner's generation");
+}
+
+#[test]
+fn deleted_projection_begins_again_if_a_worker_runs_it() {
+    let unclaimed = |name: &str, owner: Option<&str>| Unclaimed { name: name.into(), owner: owner.map(Arc::from) };
+    let all = vec![unclaimed("customers", None), unclaimed("invoices", Some("another")), unclaimed("orders", None)];
+    let with = |generation| ClusterView {
+        unclaimed: all.clone(),
+        projections: vec![],
+        ..view(generation, 1, vec![running(1, 0)])
+    };
+    assert_eq!(plan(&with(Active), &POLICY).actions, [Action::Begin("orders".into())]);
+    assert_eq!(plan(&with(Pending), &POLICY).actions, [], "then after the activation");
+}
+
+#[test]
+fn generation_is_activated_without_what_cannot_be_dealt() {
+    let torn = ProjectionView {
+        rows: Rows::Unusable(Fault::Torn),
+        ..projection("invoices", DesiredState::Running, DesiredState::Running)
+    };
+    let sound = projection("orders", DesiredState::Running, DesiredState::Running);
+    let ready = worker(1, WorkerState::Ready, 5, Some(0));
+    let view = ClusterView { projections: vec![torn, sound], ..view(Pending, 1, vec![ready]) };
+    let deal = Deal { projection: "orders".into(), desired: DesiredState::Running, shares: vec![share(1, 0, 1)] };
+    assert_eq!(plan(&view, &POLICY).actions, [Action::Activate { number: 5, deals: vec![deal] }]);
+}
+
 /// The names are used in the database, the metrics and the log.
 #[test]
 fn states_and_reasons_have_names() {
@@ -253,6 +324,9 @@ fn states_and_reasons_have_names() {
         assert_eq!((state.as_str(), DesiredState::parse(name)), (name, Some(state)));
     }
     assert_eq!(DesiredState::parse("pending"), None);
+    for (fault, name) in [(Fault::Missing, "missing"), (Fault::Torn, "torn")] {
+        assert_eq!((fault.as_str(), Fault::parse(name)), (name, Some(fault)));
+    }
     assert_eq!([Cause::Started, Cause::Joined, Cause::Departed].map(Cause::as_str), ["started", "joined", "departed"]);
     assert_eq!(
         [Death::SessionLost, Death::Stale, Death::NotReady].map(Death::as_str),

@@ -167,6 +167,46 @@ impl DesiredState {
     }
 }
 
+/// Why a projection cannot be distributed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Fault {
+    /// It has no checkpoints.
+    Missing,
+    /// Its checkpoints overlap or leave keys out.
+    Torn,
+}
+
+impl Fault {
+    const ALL: [Self; 2] = [Self::Missing, Self::Torn];
+
+    /// The fault's name in the database.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Torn => "torn",
+        }
+    }
+
+    /// The fault with this name.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fault| fault.as_str() == name)
+    }
+}
+
+/// What was found when the checkpoints of a projection were inspected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Rows {
+    /// They were not inspected, to save time.
+    NotInspected,
+    /// They are owned as the last deal says.
+    AsDealt,
+    /// They are disjoint and cover the key space, but are not owned as the last deal says: they
+    /// were changed by hand, or never dealt.
+    Whole,
+    /// They were changed by hand in a way that nobody can repair without knowing why.
+    Unusable(Fault),
+}
+
 /// One projection of the replica set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct ProjectionView {
@@ -174,9 +214,20 @@ pub(crate) struct ProjectionView {
     pub(crate) desired: DesiredState,
     /// What was desired when it was last distributed.
     pub(crate) dealt: DesiredState,
-    /// How often it has been distributed. A runner that was told another number has to reload its
-    /// checkpoints.
+    /// The number of its last distribution; no number is used twice. A runner that was told another
+    /// number has to reload its checkpoints.
     pub(crate) deal: i64,
+    pub(crate) rows: Rows,
+    /// The fault for which it was withdrawn from all workers.
+    pub(crate) withdrawn: Option<Fault>,
+}
+
+/// A projection that workers of the replica set know, but that does not belong to it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Unclaimed {
+    pub(crate) name: Arc<str>,
+    /// The replica set to which it belongs. If there is none, its rows were deleted.
+    pub(crate) owner: Option<Arc<str>>,
 }
 
 /// A replica set as one snapshot shows it, without the workers that have stopped.
@@ -190,6 +241,7 @@ pub(crate) struct ClusterView {
     pub(crate) generation: Option<GenerationView>,
     pub(crate) workers: Vec<WorkerView>,
     pub(crate) projections: Vec<ProjectionView>,
+    pub(crate) unclaimed: Vec<Unclaimed>,
 }
 
 impl ClusterView {
@@ -215,7 +267,7 @@ pub(crate) struct Standing {
     pub(crate) generation: Option<GenerationView>,
     /// None if it is not registered, or stopped.
     pub(crate) member: Option<Member>,
-    /// How often each projection of the replica set has been distributed.
+    /// The number of the last distribution of each projection of the replica set.
     pub(crate) deals: BTreeMap<Arc<str>, i64>,
 }
 

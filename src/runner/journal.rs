@@ -51,7 +51,9 @@ impl<'a> Journal<'a> {
             status.keys = rows.keys();
             status.position = rows.first().map(|row| row.reached);
             if !is_failing {
-                status.state = ProjectionState::Running;
+                // Without checkpoints there is nothing to process.
+                let is_owner = rows.first().is_some();
+                status.state = if is_owner { ProjectionState::Running } else { ProjectionState::Paused };
                 status.error = None;
             }
         });
@@ -149,8 +151,9 @@ impl<'a> Journal<'a> {
     fn tell(&self, change: impl FnOnce(&mut LaneStatus)) {
         let all = self.board.update_lane(self.projection, self.lane, change);
         self.own_metrics.halted.set(i64::from(all.state == ProjectionState::Halted));
-        if let Some(position) = all.position {
-            self.own_metrics.position.set(position);
+        match all.position {
+            Some(position) => self.own_metrics.position.set(position),
+            None => self.own_metrics.position.clear(),
         }
     }
 }

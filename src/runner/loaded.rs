@@ -57,6 +57,11 @@ impl Loaded {
         Ok(Self { owner, connection, rows, mark, unread: None, reading: None, noted_at: Instant::now() })
     }
 
+    /// Whether this was loaded, or moved, longer ago.
+    pub(super) fn is_older_than(&self, time: Duration) -> bool {
+        self.noted_at.elapsed() > time
+    }
+
     /// Up to which position these rows may be advanced, if they still may.
     pub(super) fn standing(&self, feed: &Feed) -> Standing {
         feed.standing_of(self.mark)

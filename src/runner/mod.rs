@@ -268,7 +268,15 @@ impl Runner {
                 return Ok(Step::Again);
             }
         };
-        let Some(first) = loaded.rows.first() else { return Ok(Step::Idle(None)) };
+        let Some(first) = loaded.rows.first() else {
+            // An operator may have taken its checkpoints, and given them back before a coordinator
+            // saw it.
+            if loaded.is_older_than(IDLE) {
+                *in_hand = None;
+                return Ok(Step::Again);
+            }
+            return Ok(Step::Idle(None));
+        };
         self.follower.set_position(first.reached);
         if loaded.merge_first_two(&self.context.names)? {
             journal.running(&loaded.rows, trouble.is_failing());

@@ -10,11 +10,10 @@
 use postgres::types::Type;
 use postgres::{Client, Transaction};
 
-use super::continuity;
 use super::names::Names;
 use super::registration::{Known, Registration};
+use super::{continuity, deal};
 use crate::error::Error;
-use crate::metrics::Lag;
 use crate::plan::{KeySet, WorkerId};
 use crate::projection::StartAt;
 
@@ -46,6 +45,22 @@ pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registrati
         }
     }
     continuity::verify(tx, names, &worker.projections)
+}
+
+/// Claims a projection again whose rows were deleted, and creates its checkpoint, as when the worker
+/// registered. Does nothing if it is claimed, or if this worker does not know it.
+pub(crate) fn begin_again(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    worker: &Registration,
+    projection: &str,
+) -> Result<(), postgres::Error> {
+    let known = worker.projections.iter().find(|known| known.name == projection);
+    let Some(Known { name, start_at }) = known else { return Ok(()) };
+    match owner_of(tx, names, name, worker)? {
+        None => begin(tx, names, name, *start_at),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Returns the replica set to which a projection belongs, and whether a living worker of it knows
@@ -101,14 +116,10 @@ fn begin(tx: &mut Transaction<'_>, names: &Names, projection: &str, start: Start
 
 fn take_over(tx: &mut Transaction<'_>, names: &Names, projection: &str, by: &str) -> Result<(), postgres::Error> {
     tx.execute_typed(
-        &names.sql("UPDATE {projections} SET replica_set = $2 WHERE name = $1"),
+        &names.sql("UPDATE {projections} SET replica_set = $2, deal = DEFAULT, dealt_as = NULL WHERE name = $1"),
         &[(&projection, Type::TEXT), (&by, Type::TEXT)],
     )?;
-    tx.execute_typed(
-        &names.sql("UPDATE {checkpoints} SET token = DEFAULT, worker_id = NULL, generation = 0 WHERE projection = $1"),
-        &[(&projection, Type::TEXT)],
-    )?;
-    Ok(())
+    deal::disown(tx, names, projection)
 }
 
 /// Returns all keys that a worker owns of any of these projections, in a generation.
@@ -125,28 +136,6 @@ pub(crate) fn keys_of(
     let rows = client
         .query_typed(&sql, &[(&projections, Type::TEXT_ARRAY), (&generation, Type::INT8), (&worker.0, Type::UUID)])?;
     Ok(rows.iter().fold(KeySet::default(), |all, row| all.union(&row.get(0))))
-}
-
-/// Reads how far each projection of the replica set is behind.
-pub(crate) fn lags(client: &mut Client, names: &Names, replica_set: &str) -> Result<Vec<Lag>, postgres::Error> {
-    let rows = client.query_typed(&lags_sql(names), &[(&replica_set, Type::TEXT)])?;
-    Ok(rows
-        .iter()
-        .map(|row| Lag { projection: row.get(0), position: row.get(1), events: row.get(2), seconds: row.get(3) })
-        .collect())
-}
-
-/// The columns of [`Lag`] for each projection of the replica set `$1`, in SQL.
-pub(super) fn lags_sql(names: &Names) -> String {
-    names.sql(
-        "SELECT c.projection, c.position, greatest(newest.position - c.position, 0),
-                coalesce(extract(epoch FROM clock_timestamp() - next.created_at), 0)::float8
-         FROM (SELECT projection, min(position) AS position FROM {checkpoints} GROUP BY projection) c
-         JOIN {projections} p ON p.name = c.projection AND p.replica_set = $1
-         CROSS JOIN (SELECT coalesce(max(global_position), 0) AS position FROM {events}) newest
-         LEFT JOIN LATERAL (SELECT created_at FROM {events} e WHERE e.global_position > c.position
-                            ORDER BY e.global_position LIMIT 1) next ON isfinite(next.created_at)",
-    )
 }
 
 /// Returns the lowest checkpoint of these projections; `None` if they have no checkpoint.

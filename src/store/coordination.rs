@@ -170,15 +170,16 @@ fn stop(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, reason: &str)
     Ok(())
 }
 
-/// Applies an action of `plan`, under the replica set's lock. Logs sessions that had to be ended and
-/// could not, when that is due.
+/// Applies an action of `plan` for this worker, under the replica set's lock. Logs sessions that
+/// had to be ended and could not, when that is due.
 pub(crate) fn apply(
     tx: &mut Transaction<'_>,
     names: &Names,
-    replica_set: &str,
+    worker: &Registration,
     action: &Action,
     unended: &mut Mentions,
 ) -> Result<(), Error> {
+    let replica_set = worker.replica_set.as_str();
     match action {
         Action::NoteSessionLost(worker) => note_session(tx, names, *worker, "clock_timestamp()"),
         Action::NoteSessionRegained(worker) => note_session(tx, names, *worker, "NULL"),
@@ -190,6 +191,8 @@ pub(crate) fn apply(
         Action::Deal { generation, deal } => {
             return deal::apply(tx, names, replica_set, *generation, std::slice::from_ref(deal));
         }
+        Action::Begin(projection) => checkpoints::begin_again(tx, names, worker, projection),
+        Action::Withdraw(projection, fault) => deal::withdraw(tx, names, replica_set, projection, *fault),
     }
     .map_err(Error::database("changing the generation"))
 }

@@ -6,9 +6,10 @@ use postgres::Transaction;
 use postgres::types::Type;
 use uuid::Uuid;
 
+use super::inspection;
 use super::names::Names;
 use crate::error::Error;
-use crate::plan::{Deal, KeySet};
+use crate::plan::{Deal, Fault, KeySet};
 
 /// Gives the checkpoints of some of a replica set's projections to new owners, in a generation:
 /// each row is intersected with each share, and the pieces get new tokens. A projection without
@@ -79,9 +80,10 @@ pub(crate) fn apply(
     )
     .and_then(|_| {
         tx.execute_typed(
-            &names.sql(
-                "UPDATE {projections} p SET deal = deal + 1, dealt_state = dealt.state
+            &names.sql_with(
+                "UPDATE {projections} p SET deal = DEFAULT, dealt_state = dealt.state, dealt_as = {digest}, fault = NULL
                  FROM unnest($1::text[], $2::text[]) AS dealt (name, state) WHERE p.name = dealt.name",
+                &[("digest", &inspection::digest_sql(names))],
             ),
             &[(&affected, Type::TEXT_ARRAY), (&desired, Type::TEXT_ARRAY)],
         )
@@ -90,8 +92,39 @@ pub(crate) fn apply(
     verify_cover(tx, names, &affected)
 }
 
+/// Takes a projection from all workers: its checkpoints have this fault, so nothing of it may be
+/// processed. What was changed by hand stays as it is, for those who repair it.
+pub(crate) fn withdraw(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    replica_set: &str,
+    projection: &str,
+    fault: Fault,
+) -> Result<(), postgres::Error> {
+    let sql = names.sql(
+        "UPDATE {projections} SET deal = DEFAULT, dealt_as = NULL, fault = $3 WHERE name = $1 AND replica_set = $2",
+    );
+    let values = [(&projection as _, Type::TEXT), (&replica_set as _, Type::TEXT), (&fault.as_str() as _, Type::TEXT)];
+    if tx.execute_typed(&sql, &values)? == 1 {
+        disown(tx, names, projection)?;
+    }
+    Ok(())
+}
+
+/// Makes the checkpoints of a projection nobody's. The caller has locked the projection's row.
+pub(super) fn disown(tx: &mut Transaction<'_>, names: &Names, projection: &str) -> Result<(), postgres::Error> {
+    // Locked in the same order as everywhere.
+    let lock = names.sql("SELECT FROM {checkpoints} WHERE projection = $1 ORDER BY token FOR UPDATE");
+    tx.query_typed(&lock, &[(&projection, Type::TEXT)])?;
+    let sql = names.sql(
+        "UPDATE {checkpoints} SET token = DEFAULT, worker_id = NULL, generation = 0, lane = 0 WHERE projection = $1",
+    );
+    tx.execute_typed(&sql, &[(&projection, Type::TEXT)])?;
+    Ok(())
+}
+
 /// Refuses to continue with checkpoints that overlap or leave keys out (I5), because events would
-/// be processed twice or lost: the table was changed by hand, or the shares are wrong.
+/// be processed twice or lost: the shares are wrong, or the table was changed by hand a moment ago.
 fn verify_cover(tx: &mut Transaction<'_>, names: &Names, projections: &[&str]) -> Result<(), Error> {
     let sql = names.sql(
         "SELECT p.name FROM unnest($1::text[]) AS p (name)
@@ -106,8 +139,7 @@ fn verify_cover(tx: &mut Transaction<'_>, names: &Names, projections: &[&str]) -
         None => Ok(()),
         Some(row) => Err(Error::Schema {
             problem: format!(
-                "the checkpoints of projection {:?} in {} overlap or leave keys out, which only a change by hand can bring \
-                 about: restore them from a backup, or rebuild the projection",
+                "projection {:?} was not reassigned: its checkpoints in {} overlap or leave keys out",
                 row.get::<_, String>(0),
                 names.checkpoints()
             ),

@@ -3,7 +3,8 @@
 //! checkpoints, and both fences give the same answer.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -16,11 +17,11 @@ use super::registration::{Known, Registration};
 use super::session::{Session as Connection, Sessions};
 use super::{locks, testing, view};
 use crate::backoff::Mentions;
-use crate::plan::model::database::{Clock, Database, Owner, POLICY, Row, projection_name, worker_id};
+use crate::plan::model::database::{Clock, Database, Edit, Owner, POLICY, Row, projection_name, worker_id};
 use crate::plan::model::sabotage::Sabotage;
 use crate::plan::{
-    Action, Cause, ClusterView, Deal, Death, DesiredState, KeySet, ServerTime, Session, WorkerId, WorkerState,
-    WorkerView, plan,
+    Action, Cause, ClusterView, Deal, Death, DesiredState, KeySet, ProjectionView, Rows, ServerTime, Session, WorkerId,
+    WorkerState, WorkerView, plan,
 };
 
 use crate::projection::StartAt;
@@ -51,6 +52,8 @@ enum Op {
     Desire(usize, DesiredState),
     /// Distributes one projection among the running workers, whether or not `plan` would.
     Deal(usize),
+    /// An operator changes its rows by hand.
+    Edit(usize, Edit),
     /// Every worker reports that it is ready, and one of them plans.
     Settle,
     /// The owner of one of the rows loads what it owns of that projection.
@@ -79,10 +82,20 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..PROJECTIONS, prop_oneof![Just(DesiredState::Running), Just(DesiredState::Paused)])
             .prop_map(|(projection, desired)| Op::Desire(projection, desired)),
         1 => (0..PROJECTIONS).prop_map(Op::Deal),
+        2 => (0..PROJECTIONS, edit()).prop_map(|(projection, edit)| Op::Edit(projection, edit)),
         6 => Just(Op::Settle),
         6 => any::<prop::sample::Index>().prop_map(Op::Load),
         8 => (any::<prop::sample::Index>(), 1..3_i64).prop_map(|(row, by)| Op::Advance(row, by)),
         8 => (any::<prop::sample::Index>(), any::<prop::sample::Index>()).prop_map(|(into, from)| Op::Merge(into, from)),
+    ]
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    prop_oneof![
+        Just(Edit::Forget),
+        Just(Edit::DropRows),
+        (0..4_usize).prop_map(Edit::Disown),
+        (0..4_usize, 0..WORKERS).prop_map(|(at, worker)| Edit::GiveTo(at, worker)),
     ]
 }
 
@@ -103,30 +116,37 @@ struct Both<'c> {
     /// The projections that each worker knows, by bit, and the number of its lanes.
     workers: Vec<(u8, usize)>,
     loaded: Vec<Loaded>,
+    /// The number of each deal in SQL, by projection and its number in memory. No number is used
+    /// twice.
+    deals: BTreeMap<(Arc<str>, i64), i64>,
+}
+
+fn registration(worker: usize, bits: u8, lanes: usize) -> Registration {
+    let known = (0..PROJECTIONS).filter(|projection| bits & 1 << projection != 0);
+    Registration {
+        worker: worker_id(worker),
+        replica_set: SET.into(),
+        host: "here".into(),
+        pid: 1,
+        projections: known
+            .map(|number| Known { name: projection_name(number).to_string(), start_at: StartAt::Beginning })
+            .collect(),
+        lanes,
+        sessions: Sessions::Own(worker_id(worker)),
+        stale_worker_timeout: Duration::from_secs(30),
+    }
+}
+
+/// A worker that knows every projection, and so can apply every action.
+fn everybody() -> Registration {
+    registration(0, u8::MAX, 1)
 }
 
 impl Both<'_> {
-    fn registration(&self, worker: usize) -> Registration {
-        let (bits, lanes) = self.workers[worker];
-        let known = (0..PROJECTIONS).filter(|projection| bits & 1 << projection != 0);
-        Registration {
-            worker: worker_id(worker),
-            replica_set: SET.into(),
-            host: "here".into(),
-            pid: 1,
-            projections: known
-                .map(|number| Known { name: projection_name(number).to_string(), start_at: StartAt::Beginning })
-                .collect(),
-            lanes,
-            sessions: Sessions::Own(worker_id(worker)),
-            stale_worker_timeout: Duration::from_secs(30),
-        }
-    }
-
     fn apply(&mut self, actions: &[Action]) {
         let mut tx = coordination::lock(self.session, &self.names, SET).unwrap();
         for action in actions {
-            coordination::apply(&mut tx, &self.names, SET, action, &mut Mentions::default()).unwrap();
+            coordination::apply(&mut tx, &self.names, &everybody(), action, &mut Mentions::default()).unwrap();
             assert!(self.memory.apply(action));
         }
         tx.commit().unwrap();
@@ -142,8 +162,8 @@ impl Both<'_> {
         let newest = self.memory.generation.map_or(0, |generation| generation.number);
         match op {
             Op::Register(worker) => {
-                coordination::register(self.session, &self.names, &self.registration(*worker)).unwrap();
                 let (knows, lanes) = self.workers[*worker];
+                coordination::register(self.session, &self.names, &registration(*worker, knows, lanes)).unwrap();
                 self.memory.register(*worker, knows, lanes);
             }
             Op::Hold(worker) => {
@@ -188,7 +208,8 @@ impl Both<'_> {
                 if newest > 0 {
                     let view = self.memory.view(Clock::default(), |_| true);
                     let ready = members(&view, newest, WorkerState::Ready);
-                    let deals = view.projections.iter().map(|projection| Deal::of(projection, &ready)).collect();
+                    let usable = view.projections.iter().filter(|projection| is_usable(projection));
+                    let deals = usable.map(|projection| Deal::of(projection, &ready)).collect();
                     self.apply(&[Action::Activate { number: newest, deals }]);
                 }
             }
@@ -202,8 +223,14 @@ impl Both<'_> {
                 let view = self.memory.view(Clock::default(), |_| true);
                 let running = members(&view, newest, WorkerState::Running);
                 let name = projection_name(*projection);
-                if let Some(projection) = view.projections.iter().find(|projection| projection.name == *name) {
+                let is_meant = |projection: &&ProjectionView| projection.name == *name && is_usable(projection);
+                if let Some(projection) = view.projections.iter().find(is_meant) {
                     self.apply(&[Action::Deal { generation: newest, deal: Deal::of(projection, &running) }]);
+                }
+            }
+            Op::Edit(projection, edit) => {
+                if self.memory.edit(*projection, *edit) {
+                    self.edit(projection_name(*projection), *edit);
                 }
             }
             Op::Settle => {
@@ -223,22 +250,45 @@ impl Both<'_> {
                     self.advance(&row, *by)?;
                 }
             }
-            Op::Merge(into, from) => {
-                let Some(into) = pick(&self.loaded, *into) else { return Ok(()) };
-                // A runner merges rows at one position that it loaded together; each of them may
-                // have moved since.
-                let is_partner = |(row, stored, _): &&Loaded| {
-                    (row.projection, row.generation, row.position, row.lane)
-                        == (into.0.projection, into.0.generation, into.0.position, into.0.lane)
-                        && stored.token != into.1.token
-                };
-                let partners: Vec<_> = self.loaded.iter().filter(is_partner).cloned().collect();
-                if let Some(from) = pick(&partners, *from) {
-                    self.merge(&into, &from)?;
-                }
-            }
+            Op::Merge(into, from) => self.merge_some(*into, *from)?,
         }
         Ok(())
+    }
+
+    fn merge_some(&mut self, into: prop::sample::Index, from: prop::sample::Index) -> TestCaseResult {
+        let Some(into) = pick(&self.loaded, into) else { return Ok(()) };
+        // A runner merges rows at one position that it loaded together; each of them may
+        // have moved since.
+        let is_partner = |(row, stored, _): &&Loaded| {
+            (row.projection, row.generation, row.position, row.lane)
+                == (into.0.projection, into.0.generation, into.0.position, into.0.lane)
+                && stored.token != into.1.token
+        };
+        let partners: Vec<_> = self.loaded.iter().filter(is_partner).cloned().collect();
+        if let Some(from) = pick(&partners, from) {
+            self.merge(&into, &from)?;
+        }
+        Ok(())
+    }
+
+    fn edit(&mut self, name: &str, edit: Edit) {
+        let (worker, at) = match edit {
+            Edit::Forget | Edit::DropRows => {
+                let and_claim =
+                    if edit == Edit::Forget { "DELETE FROM {projections} WHERE name = '{name}'" } else { "" };
+                let sql = format!("DELETE FROM {{checkpoints}} WHERE projection = '{{name}}'; {and_claim}");
+                self.session.client().batch_execute(&self.names.sql_with(&sql, &[("name", &name)])).unwrap();
+                return;
+            }
+            Edit::Disown(at) => (None, at),
+            Edit::GiveTo(at, worker) => (Some(worker_id(worker).0), at),
+        };
+        let sql = self.names.sql(
+            "UPDATE {checkpoints} SET worker_id = $1 WHERE token =
+             (SELECT token FROM {checkpoints} WHERE projection = $2 ORDER BY lower(keys), token OFFSET $3 LIMIT 1)",
+        );
+        let at = i64::try_from(at).unwrap();
+        assert_eq!(self.session.client().execute(&sql, &[&worker, &name, &at]).unwrap(), 1);
     }
 
     fn advance(&mut self, (row, stored, owner): &Loaded, by: i64) -> TestCaseResult {
@@ -280,12 +330,22 @@ impl Both<'_> {
     }
 
     fn compare(&mut self) -> TestCaseResult {
-        let real = self.views.view(self.session.client(), SET).unwrap();
+        let mut real = self.views.view(self.session.client(), SET, true).unwrap();
         for worker in (0..WORKERS).map(worker_id) {
             let standing = self.views.standing(self.session.client(), SET, worker).unwrap();
             prop_assert_eq!(standing, real.standing(worker));
         }
         let memory = self.memory.view(Clock::default(), |worker| self.held.contains(&worker));
+        for (real, memory) in real.projections.iter_mut().zip(&memory.projections) {
+            let number = *self.deals.entry((memory.name.clone(), memory.deal)).or_insert(real.deal);
+            prop_assert_eq!(real.deal, number);
+            real.deal = memory.deal;
+        }
+        prop_assert_eq!(
+            self.deals.values().collect::<BTreeSet<_>>().len(),
+            self.deals.len(),
+            "a number was used twice"
+        );
         prop_assert_eq!(without_times(real), without_times(memory));
         let sql = self.names.sql("SELECT projection, keys, position, generation, worker_id, lane FROM {checkpoints}");
         let rows = self.session.client().query(&sql, &[]).unwrap();
@@ -321,6 +381,11 @@ fn pick<T: Clone>(all: &[T], which: prop::sample::Index) -> Option<T> {
     all.get(recent..).filter(|some| !some.is_empty()).map(|some| which.get(some).clone())
 }
 
+/// The SQL refuses to deal others.
+fn is_usable(projection: &ProjectionView) -> bool {
+    !matches!(projection.rows, Rows::Unusable(_))
+}
+
 fn members(view: &ClusterView, generation: i64, state: WorkerState) -> Vec<&WorkerView> {
     view.workers.iter().filter(|worker| (worker.generation, worker.state) == (generation, state)).collect()
 }
@@ -353,7 +418,17 @@ impl<'c> Both<'c> {
         let statements = Statements::prepare(client, &names).unwrap();
         let memory = Database::new(WORKERS, Sabotage::None);
         let views = view::Statements::prepare(client, &names).unwrap();
-        Self { session, names, statements, views, memory, held: BTreeSet::new(), workers, loaded: Vec::new() }
+        Self {
+            session,
+            names,
+            statements,
+            views,
+            memory,
+            held: BTreeSet::new(),
+            workers,
+            loaded: Vec::new(),
+            deals: BTreeMap::new(),
+        }
     }
 
     fn run(&mut self, ops: impl IntoIterator<Item = Op>) -> TestCaseResult {

@@ -5,7 +5,7 @@ use postgres::Client;
 use postgres::types::{Json, Type};
 use serde_json::value::RawValue;
 
-use super::checkpoints;
+use super::lags;
 use super::names::Names;
 
 /// How many of the last generations are shown.
@@ -19,7 +19,7 @@ pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Res
     let sql = names.sql_with(
         include_str!("sql/overview.sql"),
         &[
-            ("lags", &checkpoints::lags_sql(names)),
+            ("lags", &lags::sql(names)),
             ("most_generations", &MOST_GENERATIONS),
             ("stopped_shown", &STOPPED_SHOWN),
             ("created_age", &age("g.created_at")),

@@ -72,6 +72,7 @@ macro_rules! parameter {
 }
 
 parameter! {
+    bool as bool: BOOL,
     i32 as i32: INT4,
     i64 as i64: INT8,
     Uuid as Uuid: UUID,

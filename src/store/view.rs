@@ -6,20 +6,20 @@ use postgres::{Client, GenericClient, Row};
 use uuid::Uuid;
 
 use super::locks::IS_ADVISORY;
-use super::micros;
 use super::names::Names;
 use super::prepared::Prepared;
+use super::{inspection, micros};
 use crate::error::Error;
 use crate::plan::{
-    ClusterView, DesiredState, GenerationState, GenerationView, Member, ProjectionView, ServerTime, Session, Standing,
-    WorkerId, WorkerState, WorkerView,
+    ClusterView, DesiredState, Fault, GenerationState, GenerationView, Member, ProjectionView, Rows, ServerTime,
+    Session, Standing, Unclaimed, WorkerId, WorkerState, WorkerView,
 };
 
 const LOOKING: &str = "looking at the replica set";
 
 /// The statements of a worker's coordinator, prepared on one connection.
 pub(crate) struct Statements {
-    view: Prepared<(String,)>,
+    view: Prepared<(String, bool)>,
     standing: Prepared<(String, Uuid)>,
     ready: Prepared<(Uuid, i64)>,
     others_pending: Prepared<(Uuid, i64)>,
@@ -39,9 +39,15 @@ impl Statements {
         })
     }
 
-    /// Loads the replica set as one snapshot shows it.
-    pub(crate) fn view(&self, client: &mut impl GenericClient, replica_set: &str) -> Result<ClusterView, Error> {
-        let rows = self.view.query(client, (replica_set,)).map_err(Error::database(LOOKING))?;
+    /// Loads the replica set as one snapshot shows it. Only if `inspects` are the checkpoints of its
+    /// projections read.
+    pub(crate) fn view(
+        &self,
+        client: &mut impl GenericClient,
+        replica_set: &str,
+        inspects: bool,
+    ) -> Result<ClusterView, Error> {
+        let rows = self.view.query(client, (replica_set, inspects)).map_err(Error::database(LOOKING))?;
         // The joins are outer joins, so there is always a row.
         let first = rows.first();
         Ok(ClusterView {
@@ -50,6 +56,7 @@ impl Statements {
             generation: first.map(generation_of).transpose()?.flatten(),
             workers: rows.iter().map(worker_of).filter_map(Result::transpose).collect::<Result<_, _>>()?,
             projections: first.map(projections_of).transpose()?.unwrap_or_default(),
+            unclaimed: first.map(unclaimed_of).unwrap_or_default(),
         })
     }
 
@@ -107,16 +114,23 @@ fn view_sql(names: &Names) -> String {
                 w.projections AS known,
                 CASE WHEN w.session_class IS NOT NULL THEN (w.session_class::oid, w.session_pid) IN (SELECT * FROM held) END AS held,
                 {started} AS started_at,
-                {heartbeat} AS last_heartbeat, p.names, p.desired, p.dealt, p.deals
+                {heartbeat} AS last_heartbeat, p.names, p.desired, p.dealt, p.deals, p.faults, p.found, u.unclaimed, u.owners
          FROM (SELECT) AS always
          LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
          LEFT JOIN worker w ON true
          LEFT JOIN (SELECT array_agg(name ORDER BY name) AS names, array_agg(desired_state ORDER BY name) AS desired,
-                           array_agg(dealt_state ORDER BY name) AS dealt, array_agg(deal ORDER BY name) AS deals
-                    FROM {projections} WHERE replica_set = $1) p ON coalesce(w.number_in_view, 1) = 1
+                           array_agg(dealt_state ORDER BY name) AS dealt, array_agg(deal ORDER BY name) AS deals,
+                           array_agg(fault ORDER BY name) AS faults,
+                           array_agg(CASE WHEN $2 THEN {found} END ORDER BY name) AS found
+                    FROM {projections} p WHERE replica_set = $1) p ON coalesce(w.number_in_view, 1) = 1
+         LEFT JOIN (SELECT array_agg(known.name ORDER BY known.name) AS unclaimed,
+                           array_agg(p.replica_set ORDER BY known.name) AS owners
+                    FROM (SELECT DISTINCT unnest(projections) AS name FROM worker) known LEFT JOIN {projections} p USING (name)
+                    WHERE p.replica_set IS DISTINCT FROM $1) u ON coalesce(w.number_in_view, 1) = 1
          ORDER BY w.number_in_view",
         &[
             ("is_advisory", &IS_ADVISORY),
+            ("found", &inspection::found_sql(names)),
             ("now", &micros("clock_timestamp()")),
             ("created", &micros("g.created_at")),
             ("lost", &micros("w.session_lost_at")),
@@ -204,15 +218,31 @@ fn projections_of(row: &Row) -> Result<Vec<ProjectionView>, Error> {
     let Some(names) = row.get::<_, Option<Vec<&str>>>("names") else { return Ok(Vec::new()) };
     let (desired, dealt): (Vec<&str>, Vec<&str>) = (row.get("desired"), row.get("dealt"));
     let numbers: Vec<i64> = row.get("deals");
+    let (faults, found): (Vec<Option<&str>>, Vec<Option<&str>>) = (row.get("faults"), row.get("found"));
     let parse = |name: &str, state: &str| {
         DesiredState::parse(state).ok_or_else(|| unknown(&format!("projection {name:?}"), state))
     };
-    let rows = names.into_iter().zip(desired).zip(dealt).zip(numbers);
-    rows.map(|(((name, desired), dealt), deal)| {
+    let rows = names.into_iter().zip(desired).zip(dealt).zip(numbers).zip(faults.into_iter().zip(found));
+    rows.map(|((((name, desired), dealt), deal), (fault, found))| {
         let (desired, dealt) = (parse(name, desired)?, parse(name, dealt)?);
-        Ok(ProjectionView { name: name.into(), desired, dealt, deal })
+        let rows = match found {
+            None => Rows::NotInspected,
+            Some("as dealt") => Rows::AsDealt,
+            Some("whole") => Rows::Whole,
+            Some(found) => Rows::Unusable(Fault::parse(found).unwrap_or(Fault::Torn)),
+        };
+        // A fault that is not one of this version's still keeps the projection withdrawn.
+        let withdrawn = fault.map(|fault| Fault::parse(fault).unwrap_or(Fault::Torn));
+        Ok(ProjectionView { name: name.into(), desired, dealt, deal, rows, withdrawn })
     })
     .collect()
+}
+
+fn unclaimed_of(row: &Row) -> Vec<Unclaimed> {
+    let Some(names) = row.get::<_, Option<Vec<&str>>>("unclaimed") else { return Vec::new() };
+    let owners: Vec<Option<&str>> = row.get("owners");
+    let of = |(name, owner): (&str, Option<&str>)| Unclaimed { name: name.into(), owner: owner.map(Arc::from) };
+    names.into_iter().zip(owners).map(of).collect()
 }
 
 /// A state that another version of the library or an operator has written. To interpret it as any
@@ -249,7 +279,7 @@ mod tests {
             .unwrap();
         let statements = Statements::prepare(&mut client, &names).unwrap();
         let worker = WorkerId(Uuid::from_u128(7));
-        assert_eq!(statements.view(&mut client, "set").unwrap().workers.len(), 1);
+        assert_eq!(statements.view(&mut client, "set", true).unwrap().workers.len(), 1);
         for (table, column, whose, is_of_a_standing) in [
             ("generations", "state", "generation 1", true),
             ("workers", "state", "worker 00000000-0000-0000-0000-000000000007", true),
@@ -259,7 +289,7 @@ mod tests {
             let mut tx = client.transaction().unwrap();
             tx.batch_execute(&format!("UPDATE orchestrator_{table} SET {column} = 'dormant'")).unwrap();
             let says_so = |error: Error| error.to_string().contains(&format!("{whose} has the state \"dormant\""));
-            assert!(statements.view(&mut tx, "set").is_err_and(says_so), "{table}.{column}");
+            assert!(statements.view(&mut tx, "set", true).is_err_and(says_so), "{table}.{column}");
             let standing = statements.standing(&mut tx, "set", worker);
             assert_eq!(standing.is_err_and(says_so), is_of_a_standing, "{table}.{column}");
         }

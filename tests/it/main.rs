@@ -10,6 +10,7 @@
 mod bad_input;
 mod bad_schema;
 mod batches;
+mod broken_rows;
 mod crashes;
 mod deals;
 mod embedding;

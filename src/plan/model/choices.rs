@@ -1,6 +1,6 @@
 //! Which steps may happen next, which moments are tried, and which steps count as faults.
 
-use super::database::Clock;
+use super::database::{Clock, Edit};
 use super::world::{Life, Meanwhile, Runner, Step, World};
 
 impl World {
@@ -39,6 +39,7 @@ impl World {
                 match runner {
                     Runner::Paused => continue,
                     Runner::Running(_, None) => steps.push(Step::Load(worker, index)),
+                    Runner::Running(_, Some(rows)) if rows.is_empty() => steps.push(Step::Load(worker, index)),
                     Runner::Running(_, Some(_)) => steps.push(Step::Work(worker, index)),
                     Runner::Finishing(..) => {
                         steps.extend([Step::Work(worker, index), Step::Drop(worker, index)]);
@@ -62,8 +63,12 @@ impl World {
             );
             steps.extend((self.faults > 0).then_some(Step::Restart));
         }
-        let wishes = (0..self.handled.len()).filter(|_| self.wishes > 0);
-        steps.extend(wishes.filter(|projection| self.database.projections[*projection].is_some()).map(Step::Wish));
+        let claimed = || (0..self.handled.len()).filter(|projection| self.database.projections[*projection].is_some());
+        steps.extend(claimed().filter(|_| self.wishes > 0).map(Step::Wish));
+        for projection in claimed().filter(|_| self.edits > 0) {
+            let edits = [Edit::Forget, Edit::DropRows, Edit::Disown(0), Edit::GiveTo(0, 0), Edit::GiveTo(1, 0)];
+            steps.extend(edits.map(|edit| Step::Edit(projection, edit)));
+        }
     }
 
     fn is_drained(&self, worker: usize) -> bool {

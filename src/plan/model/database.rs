@@ -4,7 +4,7 @@
 //! Where the SQL is more forgiving, this model is not: it reuses a checkpoint's id as soon as the
 //! id is free, so that the fence must not rely on ids that are unique forever.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::sabotage::{self, Cut, Fenced, Sabotage};
 use crate::plan::{
-    Action, ClusterView, Deal, DesiredState, GenerationState, GenerationView, KeySet, Policy, ProjectionView,
-    ServerTime, Session, WorkerId, WorkerState, WorkerView,
+    Action, ClusterView, Deal, DesiredState, Fault, GenerationState, GenerationView, KeySet, Policy, ProjectionView,
+    Rows, ServerTime, Session, Unclaimed, WorkerId, WorkerState, WorkerView,
 };
 
 pub(crate) const POLICY: Policy = Policy {
@@ -60,6 +60,8 @@ pub(crate) fn lowest_keys(lanes: &[usize]) -> Vec<i32> {
         desired: DesiredState::Running,
         dealt: DesiredState::Running,
         deal: 0,
+        rows: Rows::AsDealt,
+        withdrawn: None,
     };
     let mut lowest = BTreeSet::new();
     let mut orders: Vec<Vec<usize>> = vec![vec![]];
@@ -121,13 +123,33 @@ pub(crate) struct Worker {
     pub(crate) noted: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Projection {
     pub(crate) desired: DesiredState,
     /// What was desired when it was last distributed.
     pub(crate) dealt: DesiredState,
     /// The number of its last deal.
     pub(crate) deal: i64,
+    /// Who owned which keys right after it.
+    pub(crate) dealt_as: Option<Owners>,
+    pub(crate) fault: Option<Fault>,
+}
+
+/// The keys of each lane of each worker, and the number of keys, which is larger if rows overlap;
+/// by generation, worker and lane.
+pub(crate) type Owners = BTreeMap<(i64, Option<usize>, usize), (KeySet, i32)>;
+
+/// What an operator does to the rows of a projection by hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Edit {
+    /// Deletes its checkpoints and its claim, and empties its read model.
+    Forget,
+    /// Deletes its checkpoints.
+    DropRows,
+    /// Takes a checkpoint from its owner: the one at this index.
+    Disown(usize),
+    /// Gives it to another worker: the one at this index.
+    GiveTo(usize, usize),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -162,13 +184,14 @@ pub(crate) struct Database {
     /// Sorted by id.
     pub(crate) rows: Vec<Row>,
     pub(crate) next_token: i64,
+    pub(crate) next_deal: i64,
     pub(crate) sabotage: Sabotage,
 }
 
 impl Database {
     pub(crate) fn new(workers: usize, sabotage: Sabotage) -> Self {
-        let (workers, projections) = (vec![None; workers], [None; MOST_PROJECTIONS]);
-        Self { generation: None, workers, projections, rows: Vec::new(), next_token: 1, sabotage }
+        let (workers, projections) = (vec![None; workers], [const { None }; MOST_PROJECTIONS]);
+        Self { generation: None, workers, projections, rows: Vec::new(), next_token: 1, next_deal: 1, sabotage }
     }
 
     /// As `store::view` does; `held` tells whether a worker's session lock is held.
@@ -203,32 +226,100 @@ impl Database {
                     projections: KNOWN[usize::from(row.projections)].clone(),
                 })
                 .collect(),
-            projections: (NAMES.iter().zip(&self.projections))
-                .filter_map(|(name, row)| Some((name, (*row)?)))
-                .map(|(name, Projection { desired, dealt, deal })| ProjectionView {
-                    name: name.clone(),
-                    desired,
-                    dealt,
-                    deal,
+            projections: (NAMES.iter().enumerate())
+                .filter_map(|(projection, name)| {
+                    let Projection { desired, dealt, deal, fault, .. } = self.projections[projection].as_ref()?;
+                    Some(ProjectionView {
+                        name: name.clone(),
+                        desired: *desired,
+                        dealt: *dealt,
+                        deal: *deal,
+                        rows: self.inspect(projection),
+                        withdrawn: *fault,
+                    })
                 })
                 .collect(),
+            unclaimed: (NAMES.iter().enumerate())
+                .filter(|(projection, _)| {
+                    let knows =
+                        |row: &Worker| row.state != WorkerState::Stopped && row.projections & 1 << projection != 0;
+                    self.projections[*projection].is_none() && self.workers.iter().flatten().any(knows)
+                })
+                .map(|(_, name)| Unclaimed { name: name.clone(), owner: None })
+                .collect(),
+        }
+    }
+
+    fn owners(&self, projection: usize) -> Owners {
+        let mut owners = Owners::new();
+        for row in self.rows.iter().filter(|row| row.projection == projection) {
+            let (keys, size) = owners.entry((row.generation, row.worker, row.lane)).or_default();
+            (*keys, *size) = (keys.union(&row.keys), *size + row.keys.len());
+        }
+        owners
+    }
+
+    fn inspect(&self, projection: usize) -> Rows {
+        let owners = self.owners(projection);
+        if self.projections[projection].as_ref().is_some_and(|row| row.dealt_as.as_ref() == Some(&owners)) {
+            return Rows::AsDealt;
+        }
+        let size: i32 = owners.values().map(|(_, size)| size).sum();
+        let all = owners.values().fold(KeySet::default(), |all, (keys, _)| all.union(keys));
+        match (owners.is_empty(), size == KeySet::all().len() && all == KeySet::all()) {
+            (true, _) => Rows::Unusable(Fault::Missing),
+            (false, true) => Rows::Whole,
+            (false, false) => Rows::Unusable(Fault::Torn),
         }
     }
 
     pub(crate) fn register(&mut self, worker: usize, projections: u8, lanes: usize) {
         for projection in (0..MOST_PROJECTIONS).filter(|projection| projections & 1 << projection != 0) {
-            if self.projections[projection].is_none() {
-                let state = DesiredState::Running;
-                self.projections[projection] = Some(Projection { desired: state, dealt: state, deal: 0 });
-                let cut = [((projection, 0, None, 0), KeySet::all())].into();
-                self.insert(cut, 0, |_| None);
-            }
+            self.begin(projection);
         }
         let state = WorkerState::Pending;
         // A worker that registers again knows the same projections as before.
         let (projections, lanes) =
             self.workers[worker].map_or((projections, lanes), |before| (before.projections, before.lanes));
         self.workers[worker] = Some(Worker { state, generation: 0, partition: None, projections, lanes, noted: false });
+    }
+
+    /// Claims the projection and creates its checkpoint, unless it is claimed.
+    fn begin(&mut self, projection: usize) {
+        if self.projections[projection].is_none() {
+            let (desired, dealt) = (DesiredState::Running, DesiredState::Running);
+            let deal = self.take_deal();
+            self.projections[projection] = Some(Projection { desired, dealt, deal, dealt_as: None, fault: None });
+            let cut = [((projection, 0, None, 0), KeySet::all())].into();
+            self.insert(cut, 0, |_| None);
+        }
+    }
+
+    /// What an operator does by hand. Returns false if it changes nothing.
+    pub(crate) fn edit(&mut self, projection: usize, edit: Edit) -> bool {
+        let before = self.rows.len();
+        let set = |row: Option<&mut Row>, worker: Option<usize>| {
+            row.is_some_and(|row| std::mem::replace(&mut row.worker, worker) != worker)
+        };
+        match edit {
+            Edit::Forget => {
+                self.rows.retain(|row| row.projection != projection);
+                self.projections[projection].take().is_some()
+            }
+            Edit::DropRows => {
+                self.rows.retain(|row| row.projection != projection);
+                self.rows.len() < before
+            }
+            Edit::Disown(at) => set(self.nth(projection, at), None),
+            Edit::GiveTo(at, worker) => set(self.nth(projection, at), Some(worker)),
+        }
+    }
+
+    /// The row of a projection with this index, by its keys.
+    fn nth(&mut self, projection: usize, at: usize) -> Option<&mut Row> {
+        let mut rows: Vec<&mut Row> = self.rows.iter_mut().filter(|row| row.projection == projection).collect();
+        rows.sort_by_key(|row| row.keys.ranges().to_vec());
+        rows.into_iter().nth(at)
     }
 
     /// Sets what an operator wants from now on.
@@ -295,6 +386,8 @@ impl Database {
                 }
             }
             Action::Deal { generation, deal } => return self.deal(*generation, deal),
+            Action::Begin(name) => self.begin(projection_of(name)),
+            Action::Withdraw(name, fault) => self.withdraw(projection_of(name), *fault),
         }
         true
     }
@@ -303,8 +396,14 @@ impl Database {
     /// keys out.
     fn deal(&mut self, generation: i64, Deal { projection, desired, shares }: &Deal) -> bool {
         let projection = projection_of(projection);
+        let mut number = self.take_deal();
+        let is_sabotaged = self.sabotage == Sabotage::DealNumberReused;
         let Some(row) = &mut self.projections[projection] else { return false };
-        (row.dealt, row.deal) = (*desired, row.deal + 1);
+        if is_sabotaged && row.dealt_as.is_none() {
+            // Runners that have not heard of the last deals know this number.
+            number = 0;
+        }
+        (row.dealt, row.deal, row.fault) = (*desired, number, None);
         let mut dealt: Vec<(Option<usize>, usize, &KeySet)> =
             shares.iter().map(|share| (Some(worker_of(share.worker)), share.lane, &share.keys)).collect();
         let all = KeySet::all();
@@ -340,7 +439,26 @@ impl Database {
             let whole = old.iter().find(|row| keeps_token && row.keys == *keys);
             whole.map(|row| row.token)
         });
+        let owners = self.owners(projection);
+        if let Some(row) = &mut self.projections[projection] {
+            row.dealt_as = Some(owners);
+        }
         true
+    }
+
+    fn take_deal(&mut self) -> i64 {
+        self.next_deal += 1;
+        self.next_deal - 1
+    }
+
+    fn withdraw(&mut self, projection: usize, fault: Fault) {
+        let deal = self.take_deal();
+        let Some(claim) = &mut self.projections[projection] else { return };
+        (claim.deal, claim.dealt_as, claim.fault) = (deal, None, Some(fault));
+        for row in self.rows.iter_mut().filter(|row| row.projection == projection) {
+            (row.token, row.deal, row.worker, row.generation, row.lane) = (self.next_token, deal, None, 0, 0);
+            self.next_token += 1;
+        }
     }
 
     /// Makes a row of each piece, with a new token unless `token` gives one.
@@ -351,7 +469,7 @@ impl Database {
                 self.next_token += 1;
                 self.next_token - 1
             });
-            let deal = self.projections[projection].map_or(0, |row| row.deal);
+            let deal = self.projections[projection].as_ref().map_or(0, |row| row.deal);
             self.rows.push(Row { projection, id, token, deal, keys, position, generation, worker, lane });
             self.rows.sort_by_key(|row| row.id);
         }

@@ -61,11 +61,11 @@ impl World {
         };
         let known = living.iter().fold(0, |all, worker| all | bounds.knows[*worker]);
         let is_owned = |row: &Row| {
-            let Some(projection) = self.database.projections[row.projection] else { return false };
+            let Some(projection) = &self.database.projections[row.projection] else { return false };
             if known & 1 << row.projection == 0 {
                 return true;
             }
-            if projection.desired == DesiredState::Paused {
+            if projection.desired == DesiredState::Paused || projection.fault.is_some() {
                 return row.worker.is_none();
             }
             let told = Told { generation: generation.number, deal: projection.deal };
@@ -76,10 +76,18 @@ impl World {
                         && self.processes[worker].runners[runner] == Runner::Running(told, Some(vec![row.clone()]))
                 })
         };
+        // Without checkpoints, the fault has to be recorded.
+        let is_there = |projection: &usize| {
+            let claim = self.database.projections[*projection].as_ref();
+            claim.is_some_and(|claim| claim.fault.is_some())
+                || claim.is_some() && self.database.rows.iter().any(|row| row.projection == *projection)
+        };
+        let mut wanted = (0..self.handled.len()).filter(|projection| known & 1 << projection != 0);
         living.is_empty()
             || generation.state == GenerationState::Active
                 && generation.total == living.len()
                 && living.iter().all(runs)
+                && wanted.all(|projection| is_there(&projection))
                 && self.database.rows.iter().all(is_owned)
                 && self.decide(self.fair_clock()).is_empty()
     }

@@ -84,7 +84,8 @@ impl Model for Cluster {
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
         let faults = world.faults.checked_sub(world.cost(step))?;
         let wishes = world.wishes - u8::from(matches!(step, Step::Wish(_)));
-        world.after(step, &self.bounds).map(|next| World { faults, wishes, ..next })
+        let edits = world.edits - u8::from(matches!(step, Step::Edit(..)));
+        world.after(step, &self.bounds).map(|next| World { faults, wishes, edits, ..next })
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
@@ -105,7 +106,8 @@ impl Model for Cluster {
                 world.rows_agree_with_the_log(&cluster.bounds)
             }),
             Property::always("a batch begun before a deal cannot commit after it", |_, world: &World| {
-                let current = |row: &database::Row| world.database.projections[row.projection].map(|now| now.deal);
+                let current =
+                    |row: &database::Row| world.database.projections[row.projection].as_ref().map(|now| now.deal);
                 world.could_commit().iter().all(|(row, _)| current(row) == Some(row.deal))
             }),
             Property::always("it gets well by itself", |cluster: &Self, world| cluster.recovers(world)),
@@ -119,13 +121,20 @@ impl Model for Cluster {
                 let total = world.processes.len();
                 world.database.generation.is_some_and(|g| g.state == GenerationState::Active && g.total == total)
             }),
-            Property::sometimes("one who lives has been evicted", |_, world: &World| {
+        ];
+        if self.bounds.faults > 0 {
+            properties.push(Property::sometimes("one who lives has been evicted", |_, world: &World| {
                 let mut all = world.processes.iter().zip(&world.database.workers);
                 all.any(|(process, row)| {
                     process.life == Life::Up && row.is_some_and(|row| row.state == WorkerState::Stopped)
                 })
-            }),
-        ];
+            }));
+        }
+        if self.bounds.edits > 0 {
+            properties.push(Property::sometimes("a projection begins again", |_, world: &World| {
+                world.edits == 0 && world.database.projections[0].as_ref().is_some_and(|row| row.dealt_as.is_none())
+            }));
+        }
         if self.bounds.last > 0 {
             properties.extend([
                 Property::sometimes("two rows are about to be merged", |_, world: &World| {
@@ -133,10 +142,6 @@ impl Model for Cluster {
                 }),
                 Property::sometimes("one row catches up with another", |_, world: &World| {
                     running_rows(world).any(|rows| rows.len() > 1 && rows[0].position < rows[1].position)
-                }),
-                Property::sometimes("a commit is under way that its worker has given up on", |_, world: &World| {
-                    world.could_commit().iter().any(|(row, _)| running_rows(world).any(|rows| rows.contains(row)))
-                        && !world.adrift.is_empty()
                 }),
             ]);
         }
@@ -149,11 +154,20 @@ impl Model for Cluster {
                 }),
                 Property::sometimes("a runner has to hear of a deal", |_, world: &World| {
                     told(world).any(|(projection, told)| {
-                        world.database.projections[projection].is_some_and(|row| row.deal != told.deal)
+                        world.database.projections[projection].as_ref().is_some_and(|row| row.deal != told.deal)
                             && world.database.generation.is_some_and(|now| now.number == told.generation)
                     })
                 }),
             ]);
+        }
+        if self.bounds.last > 0 && self.bounds.faults > 0 {
+            properties.push(Property::sometimes(
+                "a commit is under way that its worker has given up on",
+                |_, world: &World| {
+                    world.could_commit().iter().any(|(row, _)| running_rows(world).any(|rows| rows.contains(row)))
+                        && !world.adrift.is_empty()
+                },
+            ));
         }
         if usize::from(self.bounds.faults) >= self.bounds.knows.len() {
             properties.push(Property::sometimes("nobody is left", |_, world: &World| {
@@ -196,7 +210,7 @@ fn bounds_with_lanes(knows: &[u8], lanes: &[usize], already: usize, faults: u8, 
     let projections = knows.iter().fold(0, |all, knows| all | knows).count_ones() as usize;
     let probes = database::lowest_keys(lanes);
     let (knows, lanes) = (knows.to_vec(), lanes.to_vec());
-    Bounds { knows, lanes, projections, faults, wishes: 0, already, last, probes }
+    Bounds { knows, lanes, projections, faults, wishes: 0, edits: 0, already, last, probes }
 }
 
 fn check(bounds: Bounds) {
@@ -253,6 +267,18 @@ fn a_projection_is_paused_and_resumed_under_two_workers() {
 }
 
 #[test]
+fn rows_are_changed_by_hand_under_two_workers() {
+    check(Bounds { edits: 2, ..bounds(&[1, 1], 2, 0, 1) });
+    check(Bounds { edits: 1, ..bounds(&[1, 1], 2, 1, 1) });
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn rows_of_one_of_two_projections_are_changed_by_hand() {
+    check(Bounds { edits: 2, ..bounds_with_lanes(&[1, 3], &[1, 2], 1, 1, 1) });
+}
+
+#[test]
 #[ignore = "takes minutes"]
 fn one_of_two_projections_is_paused_and_resumed() {
     check(Bounds { wishes: 2, ..bounds_with_lanes(&[1, 3], &[1, 2], 2, 1, 1) });
@@ -289,6 +315,7 @@ fn model_notices_each_sabotage() {
     const AT_END: &str = "positions are where handling ended";
     const STALE: &str = "a batch begun before a deal cannot commit after it";
     let two = || bounds(&[1, 1], 0, 2, 2);
+    let edits = || Bounds { edits: 1, ..bounds(&[1, 1], 2, 0, 1) };
     let wishes = || Bounds { wishes: 2, ..bounds(&[1, 1], 2, 1, 2) };
     for (sabotage, bounds, expected) in [
         (S::FenceWithout(Fenced::Position), two(), ONCE),
@@ -298,6 +325,10 @@ fn model_notices_each_sabotage() {
         (S::TokenNotRenewed, wishes(), STALE),
         (S::DealDropsShare, two(), RECOVERS),
         (S::DealNotTold, wishes(), RECOVERS),
+        (S::NeverBegins, edits(), RECOVERS),
+        (S::DealNumberReused, edits(), RECOVERS),
+        (S::EditNotSeen, edits(), RECOVERS),
+        (S::FaultBlocksAll, Bounds { edits: 1, ..bounds(&[1, 3], 1, 1, 1) }, RECOVERS),
         (S::CutDropsPiece, bounds(&[1, 1, 1], 3, 1, 2), "checkpoints partition the key space"),
         (S::CutJumps, two(), AT_END),
         (S::CutGoesBack, two(), AT_END),

@@ -26,6 +26,15 @@ impl World {
         for row in &mut self.database.rows {
             shift(&mut row.generation);
         }
+        for claim in self.database.projections.iter_mut().flatten() {
+            if let Some(owners) = claim.dealt_as.take() {
+                let shifted = owners.into_iter().map(|((mut generation, worker, lane), keys)| {
+                    shift(&mut generation);
+                    ((generation, worker, lane), keys)
+                });
+                claim.dealt_as = Some(shifted.collect());
+            }
+        }
         for (row, owner) in &mut self.adrift {
             shift(&mut row.generation);
             shift(&mut owner.generation);
@@ -56,7 +65,7 @@ impl World {
     /// differ from those will always differ: they become 0.
     fn renew_tokens_and_deals(&mut self) {
         let tokens: BTreeMap<i64, i64> = self.database.rows.iter().map(|row| row.token).zip(1..).collect();
-        let current = self.database.projections.map(|row| row.map(|row| row.deal));
+        let current = self.database.projections.each_ref().map(|row| row.as_ref().map(|row| row.deal));
         let deal = |projection: usize, deal: i64| i64::from(current[projection] == Some(deal));
         let renew = |row: &mut Row| {
             row.token = tokens.get(&row.token).copied().unwrap_or(0);
@@ -79,5 +88,6 @@ impl World {
         self.database.rows.iter_mut().for_each(renew);
         self.database.projections.iter_mut().flatten().for_each(|row| row.deal = 1);
         self.database.next_token = i64::try_from(tokens.len()).unwrap() + 1;
+        self.database.next_deal = 2;
     }
 }

@@ -34,6 +34,14 @@ pub(crate) enum Sabotage {
     RunnerNotRestarted,
     /// A runner is not told that its projection has been redistributed.
     DealNotTold,
+    /// A projection whose rows were deleted does not begin again.
+    NeverBegins,
+    /// When it does, its deals get the numbers that they had before.
+    DealNumberReused,
+    /// No worker sees that rows are not owned as they were dealt.
+    EditNotSeen,
+    /// A generation is not activated while a projection has no checkpoints.
+    FaultBlocksAll,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

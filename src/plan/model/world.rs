@@ -4,9 +4,9 @@
 //! saw ([`Step::Ready`]). A runner that has loaded its rows may be in the middle of a batch on the
 //! first of them: it commits, through the fence, at any later time ([`Step::Work`]).
 
-use super::database::{Clock, Database, Owner, POLICY, Row, worker_id};
+use super::database::{Clock, Database, Edit, Owner, POLICY, Row, worker_id};
 use super::sabotage::Sabotage;
-use crate::plan::{Action, ClusterView, Deal, DesiredState, GenerationState, Stance, WorkerState, plan, stance};
+use crate::plan::{Action, ClusterView, Deal, DesiredState, GenerationState, Rows, Stance, WorkerState, plan, stance};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Life {
@@ -61,9 +61,10 @@ pub(crate) struct World {
     /// The position up to which the events of each probed key have been handled, by projection.
     pub(crate) handled: Vec<Vec<i64>>,
     pub(crate) damage: Option<Damage>,
-    /// How many more faults, and wishes of an operator, there may be.
+    /// How many more faults, and wishes and edits of an operator, there may be.
     pub(crate) faults: u8,
     pub(crate) wishes: u8,
+    pub(crate) edits: u8,
 }
 
 /// One thing that happens.
@@ -99,6 +100,8 @@ pub(crate) enum Step {
     Restart,
     /// An operator wants the projection to be paused, or to run again.
     Wish(usize),
+    /// An operator changes its rows by hand.
+    Edit(usize, Edit),
 }
 
 /// What a worker reports between a plan and its application, without the replica set's lock.
@@ -119,6 +122,7 @@ pub(crate) struct Bounds {
     pub(crate) projections: usize,
     pub(crate) faults: u8,
     pub(crate) wishes: u8,
+    pub(crate) edits: u8,
     /// How many workers already run at the beginning.
     pub(crate) already: usize,
     /// The position of the last event. Every position has an event of every key.
@@ -157,6 +161,7 @@ impl World {
             damage: None,
             faults: bounds.faults,
             wishes: bounds.wishes,
+            edits: bounds.edits,
         };
         for worker in 0..bounds.already {
             world.step(Step::Join(worker), bounds);
@@ -183,7 +188,20 @@ impl World {
             let number = generation.number;
             view.workers.retain(|worker| worker.generation == number);
         }
+        if sabotage == Sabotage::EditNotSeen {
+            for projection in view.projections.iter_mut().filter(|projection| projection.rows == Rows::Whole) {
+                projection.rows = Rows::AsDealt;
+            }
+        }
         let mut actions = plan(&view, &POLICY).actions;
+        if sabotage == Sabotage::NeverBegins {
+            actions.retain(|action| !matches!(action, Action::Begin(_)));
+        }
+        if sabotage == Sabotage::FaultBlocksAll
+            && view.projections.iter().any(|projection| matches!(projection.rows, Rows::Unusable(_)))
+        {
+            actions.retain(|action| !matches!(action, Action::Activate { .. }));
+        }
         if sabotage == Sabotage::NeverEvicts {
             actions.retain(|action| !matches!(action, Action::Evict(..)));
         }
@@ -271,9 +289,15 @@ impl World {
             Step::Ready(worker) => return self.ready(worker),
             Step::Change(clock, meanwhile) => return self.change(clock, meanwhile),
             Step::Load(worker, runner) => {
-                let Runner::Running(told, None) = self.processes[worker].runners[runner] else { return false };
-                let rows = self.load(worker, runner, told, bounds);
-                self.processes[worker].runners[runner] = Runner::Running(told, Some(rows));
+                let before = self.processes[worker].runners[runner].clone();
+                let Runner::Running(told, loaded) = &before else { return false };
+                // A runner that found nothing looks again from time to time.
+                if loaded.as_ref().is_some_and(|rows| !rows.is_empty()) {
+                    return false;
+                }
+                let rows = self.load(worker, runner, *told, bounds);
+                self.processes[worker].runners[runner] = Runner::Running(*told, Some(rows));
+                return self.processes[worker].runners[runner] != before;
             }
             Step::Work(worker, runner) => return self.work(worker, runner, bounds),
             Step::Drop(worker, runner) => self.processes[worker].runners[runner] = Runner::Paused,
@@ -283,14 +307,18 @@ impl World {
                 self.commit(&row, owner, bounds);
             }
             Step::Wish(projection) => {
-                let Some(row) = self.database.projections[projection] else { return false };
-                self.database.desire(
-                    projection,
-                    match row.desired {
-                        DesiredState::Running => DesiredState::Paused,
-                        DesiredState::Paused => DesiredState::Running,
-                    },
-                );
+                let Some(row) = &self.database.projections[projection] else { return false };
+                let desired = match row.desired {
+                    DesiredState::Running => DesiredState::Paused,
+                    DesiredState::Paused => DesiredState::Running,
+                };
+                self.database.desire(projection, desired);
+            }
+            Step::Edit(projection, edit) => {
+                if edit == Edit::Forget {
+                    self.handled[projection].fill(0);
+                }
+                return self.database.edit(projection, edit);
             }
             Step::Vanish(at) => {
                 self.adrift.remove(at);
@@ -347,7 +375,7 @@ impl World {
     fn run(&mut self, worker: usize, generation: i64, bounds: &Bounds) {
         let may_run = self.database.sabotage != Sabotage::RunnerNotRestarted || self.is_paused(worker);
         for (index, (projection, _)) in bounds.runners(worker).enumerate() {
-            let Some(row) = self.database.projections[projection] else { continue };
+            let Some(row) = &self.database.projections[projection] else { continue };
             if !may_run || bounds.knows[worker] & 1 << projection == 0 {
                 continue;
             }

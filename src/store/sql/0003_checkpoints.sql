@@ -6,9 +6,13 @@ CREATE TABLE IF NOT EXISTS {projections} (
     -- The desired state, and the one when its keys were last distributed to workers.
     desired_state TEXT NOT NULL DEFAULT 'running' CHECK (desired_state IN ('running', 'paused')),
     dealt_state TEXT NOT NULL DEFAULT 'running' CHECK (dealt_state IN ('running', 'paused')),
-    -- How often they have been distributed. A runner that knows another number has to reload its
-    -- checkpoints.
-    deal BIGINT NOT NULL DEFAULT 0
+    -- The number of their last distribution; none is used twice. A runner that knows another one has
+    -- to reload its checkpoints.
+    deal BIGINT GENERATED ALWAYS AS IDENTITY,
+    -- A digest of who owned which keys right after it: a difference was made by hand.
+    dealt_as BIGINT,
+    -- Why they are distributed to no worker: the checkpoints were changed by hand.
+    fault TEXT
 );
 
 CREATE TABLE IF NOT EXISTS {checkpoints} (

@@ -1,0 +1,86 @@
+//! How far the projections of a replica set are behind.
+
+use postgres::Client;
+use postgres::types::Type;
+
+use super::names::Names;
+use crate::metrics::{Lag as Shown, ReplicaSetMetrics};
+
+/// How far a projection is behind, over all workers of its replica set.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Lag {
+    pub(crate) projection: String,
+    /// Its lowest checkpoint.
+    pub(crate) position: i64,
+    /// The newest visible position minus the lowest checkpoint.
+    pub(crate) events: i64,
+    /// The age of the first event above the lowest checkpoint, by the server's clock; 0 if there is
+    /// none, or if it has no time.
+    pub(crate) seconds: f64,
+}
+
+/// The lags of a replica set's projections.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Lags {
+    /// Of those that its workers process, or should.
+    pub(crate) measured: Vec<Lag>,
+    /// How many projections no living worker knows. They are not behind: nobody wants them to be
+    /// processed.
+    pub(crate) orphans: i64,
+}
+
+impl Lags {
+    /// Shows them in the metrics, in place of those that were shown before.
+    pub(crate) fn show(&self, metrics: &ReplicaSetMetrics) {
+        metrics.set_lags(self.measured.iter().map(|lag| Shown {
+            projection: &lag.projection,
+            position: lag.position,
+            events: lag.events,
+            seconds: lag.seconds,
+        }));
+        metrics.orphaned_projections.set(self.orphans);
+    }
+}
+
+/// Reads how far each projection of the replica set is behind. A projection with a fault has no
+/// lag: its positions mean nothing.
+pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Result<Lags, postgres::Error> {
+    let sql = names.sql_with(
+        "SELECT p.name, lag.position, lag.events, lag.seconds, {is_orphan} FROM {projections} p
+         LEFT JOIN ({lags}) AS lag (projection, position, events, seconds) ON lag.projection = p.name
+         WHERE p.replica_set = $1 AND p.fault IS NULL",
+        &[("lags", &sql(names)), ("is_orphan", &is_orphan_sql(names))],
+    );
+    let mut lags = Lags::default();
+    for row in client.query_typed(&sql, &[(&replica_set, Type::TEXT)])? {
+        if row.get(4) {
+            lags.orphans += 1;
+        // Without checkpoints there is no position.
+        } else if let Some(position) = row.get(1) {
+            lags.measured.push(Lag { projection: row.get(0), position, events: row.get(2), seconds: row.get(3) });
+        }
+    }
+    Ok(lags)
+}
+
+/// Projection, position, lag in events and in seconds for each projection of the replica set `$1`
+/// that has checkpoints, in SQL.
+pub(super) fn sql(names: &Names) -> String {
+    names.sql(
+        "SELECT c.projection, c.position, greatest(newest.position - c.position, 0),
+                coalesce(extract(epoch FROM clock_timestamp() - next.created_at), 0)::float8
+         FROM (SELECT projection, min(position) AS position FROM {checkpoints} GROUP BY projection) c
+         JOIN {projections} p ON p.name = c.projection AND p.replica_set = $1
+         CROSS JOIN (SELECT coalesce(max(global_position), 0) AS position FROM {events}) newest
+         LEFT JOIN LATERAL (SELECT created_at FROM {events} e WHERE e.global_position > c.position
+                            ORDER BY e.global_position LIMIT 1) next ON isfinite(next.created_at)",
+    )
+}
+
+/// Whether no living worker of its replica set knows projection `p`, in SQL.
+pub(super) fn is_orphan_sql(names: &Names) -> String {
+    names.sql(
+        "NOT EXISTS (SELECT FROM {workers} w WHERE w.replica_set = p.replica_set AND w.state <> 'stopped'
+                     AND p.name = ANY (w.projections))",
+    )
+}
