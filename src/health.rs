@@ -72,7 +72,7 @@ impl Limits {
         heartbeat.is_some_and(|age| age <= self.heartbeat)
     }
 
-    /// Returns the reason why the worker is not ready. Of several, the one that explains the others.
+    /// Returns why the worker is not ready. Of several reasons, the one that explains the others.
     pub(crate) fn judge(&self, vitals: &Vitals<'_>) -> Result<(), NotReady> {
         let owned = |error: Option<&str>| error.map(str::to_owned);
         if vitals.is_asked_to_stop || vitals.state == WorkerState::Stopping {

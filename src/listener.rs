@@ -81,6 +81,9 @@ impl Listener {
             while let Some(notification) = next(session.client(), until)? {
                 probe.used(Instant::now());
                 pulse.judged(|| pass_on(&notification));
+                if self.context.stop.is_raised() {
+                    return Ok(());
+                }
             }
             if probe.is_due(Instant::now()) {
                 session.client().simple_query("").map_err(Error::database(LISTENING))?;

@@ -3,8 +3,9 @@
 //! Both read the table of events, which another session may lock for long. So the thread that
 //! listens measures, on its connection, on which nothing relies: heartbeats go on meanwhile.
 //!
-//! *Invariant:* no lag is shown that is older than [`INTERVALS`] intervals. The thread that measures
-//! may be waiting for the server by then, so another one drops it: [`watch`](crate::watch).
+//! *Invariant:* no lag is shown that is older than [`INTERVALS`] intervals. The thread that
+//! measures may be waiting for the server by then, so another one drops it:
+//! [`watch`](crate::watch).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

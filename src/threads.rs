@@ -67,9 +67,9 @@ pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(90);
 /// Shows whether a thread is stuck in the library's own code.
 ///
 /// Only what runs within [`judged`](Self::judged) is judged. All else may take any time: a wait for
-/// the server, for one of its locks or for a channel, and a user's handler. A restart of the process
-/// would end none of these sooner. So code that was forgotten here can hide a defect, but cannot
-/// get a healthy process killed.
+/// the server, for one of its locks or for a channel, and a user's handler. A restart of the
+/// process would end none of these sooner. So code that was forgotten here can hide a defect, but
+/// cannot get a healthy process killed.
 #[derive(Debug, Clone)]
 pub(crate) struct Pulse {
     origin: Instant,
