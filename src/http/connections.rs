@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::exchange::answer;
 use super::site::Site;
 use crate::backoff::Mentions;
-use crate::threads::{Never, Stop};
+use crate::threads::{Never, Stop, safely};
 
 /// The most connections answered at the same time: many more than scrapers and probes make, few
 /// enough to do no harm.
@@ -94,13 +94,13 @@ impl Acceptor {
                 && let Err(error) = self.answer_in_a_thread(number, stream)
                 && threadless.is_due()
             {
-                log::warn!("metrics server cannot start a thread, drops the connection: error={error}");
+                safely(|| log::warn!("metrics server cannot start a thread, drops the connection: error={error}"));
             }
             if let Err(error) = &accepted {
                 // Most likely file descriptors or memory are exhausted. That is temporary, so it is
                 // no reason to end.
                 if refused.is_due() {
-                    log::warn!("metrics server cannot accept a connection, will retry: error={error}");
+                    safely(|| log::warn!("metrics server cannot accept a connection, will retry: error={error}"));
                 }
                 waiting.drain(..waiting.len().div_ceil(2));
                 self.connections.close_older_half();
