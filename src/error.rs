@@ -169,7 +169,8 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// A thread of the orchestrator panicked. This is a bug of the library; the worker has stopped.
+    /// A thread of the orchestrator panicked. This is a bug of the library, or of the application's
+    /// logger; the worker has stopped.
     #[error("thread {thread} panicked: {message}")]
     ThreadPanicked {
         /// The thread's name.

@@ -15,6 +15,7 @@ use crate::error::{Error, describe};
 use crate::event::{Event, NewEvent};
 use crate::store::event_store::{Appended, append, read_stream};
 use crate::store::{Names, notifications};
+use crate::threads::safely;
 
 /// What the caller of [`EventStore::append`] knows of the aggregate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +169,7 @@ impl EventStore {
             Ok(Err(error)) => describe(&error),
             Err(error) => error.to_string(),
         };
-        log::debug!("no hint sent: error={error}");
+        safely(|| log::debug!("no hint sent: error={error}"));
     }
 
     /// Reads the events of one aggregate, ascending by version. Both bounds are included and may be

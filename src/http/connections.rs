@@ -13,7 +13,7 @@ use super::clients::{Client, Clients};
 use super::exchange::answer;
 use super::site::Site;
 use crate::backoff::Mentions;
-use crate::threads::{Never, Stop};
+use crate::threads::{Never, Stop, safely};
 
 /// The most connections answered at the same time: many more than scrapers and probes make, few
 /// enough to do no harm.
@@ -80,13 +80,13 @@ impl Acceptor {
                 && let Err(error) = self.answer_in_a_thread(number, client)
                 && threadless.is_due()
             {
-                log::warn!("metrics server cannot start a thread, drops the connection: error={error}");
+                safely(|| log::warn!("metrics server cannot start a thread, drops the connection: error={error}"));
             }
             if let Err(error) = &accepted {
                 // Most likely file descriptors or memory are exhausted. That is temporary, so it is
                 // no reason to end.
                 if refused.is_due() {
-                    log::warn!("metrics server cannot accept a connection, will retry: error={error}");
+                    safely(|| log::warn!("metrics server cannot accept a connection, will retry: error={error}"));
                 }
                 let half = waiting.len() / 2;
                 waiting.close_down_to(half, Client::is_asking);

@@ -47,7 +47,7 @@ use self::site::Site;
 use crate::error::{Error, redacted};
 use crate::metrics::Metrics;
 use crate::plan::WorkerId;
-use crate::threads::{Never, Stop};
+use crate::threads::{Never, Stop, safely};
 
 /// How long the server waits for its threads to end, once their sockets are closed.
 const JOIN_TIME: Duration = Duration::from_millis(100);
@@ -102,7 +102,7 @@ impl MetricsServer {
             _ => refused(format!("{error} (expected a host or IP address and a port, such as 0.0.0.0:9090)").into()),
         })?;
         if let Err(error) = SockRef::from(&listener).listen(BACKLOG) {
-            log::debug!("metrics server keeps the system's backlog: error={error}");
+            safely(|| log::debug!("metrics server keeps the system's backlog: error={error}"));
         }
         let bound = listener.local_addr().map_err(|error| refused(error.into()))?;
         let site = Arc::new(Site {
@@ -126,7 +126,7 @@ impl MetricsServer {
             .name("pup-http".to_owned())
             .spawn(move || acceptor.run())
             .map_err(|source| Error::Spawn { thread: "pup-http".to_owned(), source })?;
-        log::info!("metrics server listens: address={bound}");
+        safely(|| log::info!("metrics server listens: address={bound}"));
         Ok(Self { address: bound, site, connections, stop, acceptor: Some(acceptor), ended })
     }
 
@@ -178,7 +178,7 @@ impl Drop for MetricsServer {
         // Only a connection ends the acceptor's wait. If none can be made, it ends at the next
         // client's.
         if let Err(error) = TcpStream::connect_timeout(&reachable(self.address), JOIN_TIME) {
-            log::debug!("metrics server cannot wake its acceptor: error={error}");
+            safely(|| log::debug!("metrics server cannot wake its acceptor: error={error}"));
         }
         self.connections.close_all();
         match self.ended.recv_timeout(JOIN_TIME) {
@@ -186,7 +186,9 @@ impl Drop for MetricsServer {
                 // The panic hook has printed the panic; a drop cannot report more.
                 _ = self.acceptor.take().map(JoinHandle::join);
             }
-            Err(RecvTimeoutError::Timeout) => log::warn!("metrics server has not ended: after={JOIN_TIME:?}"),
+            Err(RecvTimeoutError::Timeout) => {
+                safely(|| log::warn!("metrics server has not ended: after={JOIN_TIME:?}"));
+            }
             Ok(never) => match never {},
         }
     }

@@ -74,21 +74,3 @@ fn connections_are_used_and_dropped_on_a_runtimes_threads() {
         }
     });
 }
-
-#[test]
-fn a_start_that_fails_does_no_harm_to_a_runtime() {
-    alone(|url| {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async {
-            let new = || builder(url, "set").projection(Ledger::named("p")).build().unwrap();
-            // There is no table yet.
-            assert!(matches!(new().start(), Err(Error::Schema { .. })));
-            new().migrate().unwrap();
-            let running = new().start().unwrap();
-            await_running(&[&running]);
-            let nobody = "postgres://u@127.0.0.1:1/d";
-            let away = builder(nobody, "set").database_wait(Duration::ZERO).projection(Ledger::named("p"));
-            assert!(matches!(away.build().unwrap().start(), Err(Error::Connect { .. })));
-        });
-    });
-}
