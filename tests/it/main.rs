@@ -27,6 +27,7 @@ mod payloads;
 mod positions;
 mod private_postgres;
 mod prometheus;
+mod readme;
 mod recutting;
 mod restarts;
 mod roles;
