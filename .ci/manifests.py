@@ -18,6 +18,7 @@ OWN_KINDS = {
     "serviceaccount": ("v1", "ServiceAccount"),
     "deployment": ("apps/v1", "Deployment"),
     "pdb": ("policy/v1", "PodDisruptionBudget"),
+    "networkpolicy": ("networking.k8s.io/v1", "NetworkPolicy"),
     "hpa": ("autoscaling/v2", "HorizontalPodAutoscaler"),
     "hpa-lag": ("autoscaling/v2", "HorizontalPodAutoscaler"),
     "migration-job": ("batch/v1", "Job"),
@@ -63,6 +64,8 @@ template = deployment["template"]
 pod, job_pod = template["spec"], files["migration-job"]["spec"]["template"]["spec"]
 [container], [job] = pod["containers"], job_pod["containers"]
 selectors = [files["pdb"]["spec"]["selector"], files["podmonitor"]["spec"]["selector"], deployment["selector"]]
+network = files["networkpolicy"]["spec"]
+selectors.append(network["podSelector"])
 selectors += [constraint["labelSelector"] for constraint in pod["topologySpreadConstraints"]]
 for selector in selectors:
     same("who is selected", selector["matchLabels"], template["metadata"]["labels"])
@@ -83,6 +86,10 @@ settings = {setting["name"]: setting.get("value") for one in [container, job] fo
 annotations = template["metadata"]["annotations"]
 same("port", f"0.0.0.0:{port['containerPort']}", f"0.0.0.0:{annotations['prometheus.io/port']}", settings["METRICS_ADDR"])
 true("another default port", f'"{settings["METRICS_ADDR"]}"' in worker and f"\nEXPOSE {port['containerPort']}\n" in dockerfile)
+[ingress] = network["ingress"]
+same("the only way in", ingress["ports"], [{"port": port["name"]}])
+true("the way in is open to everybody", ingress["from"])
+same("ways out", [[way["port"] for way in rule["ports"]] for rule in network["egress"]], [[53, 53], [5432]])
 paths = [annotations["prometheus.io/path"], endpoint["path"]]
 for probe in ["startupProbe", "livenessProbe", "readinessProbe"]:
     same(f"port of {probe}", container[probe]["httpGet"]["port"], port["name"], endpoint["port"])

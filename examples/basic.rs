@@ -1,46 +1,39 @@
-//! The smallest program: one projection, run until Ctrl-C. Start it as often as you like: the workers share the work.
-//!
-//! `DATABASE_URL` says where the events are.
+//! Counts how often each order was placed, exactly once, until Enter is pressed.
 
-use std::process::ExitCode;
+use std::time::Duration;
 
 use postgres::Transaction;
 use pupsourcing_orchestrator::{BoxError, Database, Event, Orchestrator, Projection};
 
-#[path = "support/app.rs"]
-mod app;
+struct OrdersPlaced;
 
-/// Counts the events of each aggregate.
-struct EventCounts;
-
-impl Projection for EventCounts {
-    fn name(&self) -> &'static str {
-        "event_counts"
+impl Projection for OrdersPlaced {
+    fn name(&self) -> &str {
+        "orders_placed"
     }
 
     fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
-        // Committed together with the checkpoint, so each event is counted exactly once.
-        tx.execute(
-            "INSERT INTO event_counts AS c VALUES ($1, $2, 1)
-             ON CONFLICT (aggregate_type, aggregate_id) DO UPDATE SET events = c.events + 1",
-            &[&event.aggregate_type(), &event.aggregate_id()],
-        )?;
+        if event.event_type() == "OrderPlaced" {
+            // Committed together with the checkpoint.
+            tx.execute(
+                "INSERT INTO orders_placed AS o VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET times = o.times + 1",
+                &[&event.aggregate_id()],
+            )?;
+        }
         Ok(())
     }
 }
 
-fn main() -> ExitCode {
-    app::main(run)
-}
+fn main() -> Result<(), BoxError> {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let database = Database::from_url(&std::env::var("DATABASE_URL")?)?;
+    let table = "CREATE TABLE IF NOT EXISTS orders_placed (id text PRIMARY KEY, times bigint NOT NULL)";
+    database.connect()?.batch_execute(table)?;
 
-fn run() -> Result<(), BoxError> {
-    let database = Database::from_url(&app::database_url()?)?;
-    database.connect()?.batch_execute(
-        "CREATE TABLE IF NOT EXISTS event_counts (aggregate_type text, aggregate_id text, events bigint NOT NULL,
-             PRIMARY KEY (aggregate_type, aggregate_id))",
-    )?;
-    let orchestrator = Orchestrator::builder(database, "basic").projection(EventCounts).build()?;
+    let orchestrator = Orchestrator::builder(database, "main-projections").projection(OrdersPlaced).build()?;
     orchestrator.migrate()?;
-    orchestrator.run(&app::shutdown_signal()?)?;
+    let handle = orchestrator.start()?;
+    std::io::stdin().read_line(&mut String::new())?;
+    handle.shutdown(Duration::from_secs(30))?;
     Ok(())
 }

@@ -135,6 +135,11 @@ pub trait Projection: Send + Sync {
     ///
     /// Override it to write many events with one statement, and return `Ok(events.len())`. Defaults to handling the first event
     /// with [`handle`](Self::handle).
+    ///
+    /// Write the rows in the order of their key: sort them, and combine the events of each row. Workers and lanes write at the
+    /// same time. If two of them lock the same rows in different orders, they wait for each other (a deadlock); PostgreSQL
+    /// then ends one of the transactions, and its batch is retried. Nothing is lost, but the work is done twice. Rows that
+    /// belong to one aggregate are written by one worker only.
     fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
         match events.first() {
             Some(event) => self.handle(tx, event).map(|()| 1),

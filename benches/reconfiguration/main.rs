@@ -31,6 +31,7 @@
     clippy::cast_sign_loss,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stderr,
     clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a benchmark fails by panicking, and its figures need no more than 50 bits"
@@ -45,6 +46,8 @@ mod worker;
 mod writer;
 
 use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Instant;
 
 use bench::Bench;
 use fault::{Fault, Round, median_pause};
@@ -52,27 +55,31 @@ use support::arguments::{Arguments, number, numbers, report_directory};
 use support::plot::{self, Curve, Frame};
 use support::worker_process::as_worker;
 
-fn main() {
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match as_worker(&arguments) {
-        Some([url]) => worker::work(url),
-        _ => run(&Arguments::new(&arguments)),
+    if let Some([url]) = as_worker(&arguments) {
+        worker::work(url);
+        return ExitCode::SUCCESS;
     }
+    match Arguments::new(&arguments, "reconfiguration", &Fault::ALL.map(Fault::name)) {
+        Ok(arguments) => run(&arguments),
+        Err(ends) => return ends.say(),
+    }
+    ExitCode::SUCCESS
 }
 
 fn run(arguments: &Arguments) {
     let quick = arguments.quick;
     let faults: Vec<Fault> = Fault::ALL.into_iter().filter(|fault| arguments.wants(fault.name())).collect();
-    if faults.is_empty() {
-        return;
-    }
     let sizes = numbers("BENCH_WORKERS").unwrap_or_else(|| if quick { vec![2] } else { vec![1, 2, 4, 8, 16, 32] });
     let rounds = number("BENCH_ROUNDS").unwrap_or(if quick { 1 } else { 5 });
     let frozen = numbers("BENCH_SIGSTOP").unwrap_or_else(|| if quick { Vec::new() } else { vec![2] });
 
     let mut bench = Bench::new();
     let mut medians: BTreeMap<Fault, Vec<(f64, f64)>> = BTreeMap::new();
-    for workers in sizes {
+    let (begun, of) = (Instant::now(), sizes.len());
+    for (number, workers) in (1..).zip(sizes) {
+        println!("{workers} workers ({number} of {of} sizes), after {:.0?}", begun.elapsed());
         bench.resize(workers);
         bench.print_quiet();
         let mut found: BTreeMap<Fault, Vec<Round>> = BTreeMap::new();

@@ -24,6 +24,7 @@
     clippy::cast_sign_loss,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stderr,
     clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a benchmark fails by panicking, and its figures need no more than 50 bits"
@@ -56,6 +57,8 @@ mod worker;
 mod workers;
 mod writer;
 
+use std::process::ExitCode;
+
 use lab::Lab;
 use support::arguments::Arguments;
 use support::worker_process::as_worker;
@@ -80,23 +83,26 @@ const SECTIONS: [Section; 14] = [
     ("scaling", scaling::measure),
 ];
 
-fn main() {
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match as_worker(&arguments) {
-        Some(order) => worker::work(order),
-        None => run(Arguments::new(&arguments)),
+    if let Some(order) = as_worker(&arguments) {
+        worker::work(order);
+        return ExitCode::SUCCESS;
     }
+    match Arguments::new(&arguments, "report", &SECTIONS.map(|(name, _)| name)) {
+        Ok(arguments) => run(arguments),
+        Err(ends) => return ends.say(),
+    }
+    ExitCode::SUCCESS
 }
 
 fn run(arguments: Arguments) {
     let mut sections = SECTIONS.to_vec();
     sections.retain(|(name, _)| arguments.wants(name));
-    if sections.is_empty() {
-        return;
-    }
     let mut lab = Lab::new(arguments);
-    for (name, measure) in sections {
-        lab.report.begin(name);
+    let of = sections.len();
+    for (number, (name, measure)) in (1..).zip(sections) {
+        lab.report.begin(name, number, of);
         measure(&mut lab);
     }
     lab.report.finish();

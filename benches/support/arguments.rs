@@ -1,6 +1,7 @@
 //! What the command line and the environment ask for.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use super::app::shown;
 
@@ -12,16 +13,62 @@ pub(crate) struct Arguments {
     filters: Vec<String>,
 }
 
+/// Why a bench does not begin.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ends {
+    /// It was asked how it is used.
+    Help(String),
+    /// An argument is wrong.
+    Wrong(String),
+}
+
 impl Arguments {
-    pub(crate) fn new(arguments: &[String]) -> Self {
+    /// Understands the arguments of the bench of this name, which has these sections.
+    pub(crate) fn new(arguments: &[String], bench: &str, sections: &[&str]) -> Result<Self, Ends> {
+        let usage = format!(
+            "usage: cargo bench --bench {bench} -- [--test] [SECTION…]\n\n\
+             Measures all sections, or only those with one of these in their name:\n  {}\n\
+             With --test everything once, as little as possible of it. More at the top of benches/{bench}/main.rs.",
+            sections.join(" ")
+        );
+        let has = |option: &str| arguments.iter().any(|argument| argument == option);
+        if has("--help") || has("-h") {
+            return Err(Ends::Help(usage));
+        }
+        let (options, filters): (Vec<&String>, Vec<&String>) =
+            arguments.iter().partition(|argument| argument.starts_with('-'));
+        let is_known = |option: &&String| ["--test", "--bench"].contains(&option.as_str());
+        let is_section = |filter: &&String| sections.iter().any(|section| section.contains(filter.as_str()));
+        let wrong = options.into_iter().find(|option| !is_known(option)).map(|option| ("option", option));
+        let wrong =
+            wrong.or_else(|| filters.iter().find(|filter| !is_section(filter)).map(|filter| ("section", *filter)));
+        if let Some((kind, argument)) = wrong {
+            return Err(Ends::Wrong(format!("{bench} has no such {kind}: {}\n\n{usage}", shown(argument))));
+        }
         // `cargo test --benches` says neither.
-        let quick = arguments.iter().any(|a| a == "--test") || !arguments.iter().any(|a| a == "--bench");
-        Self { quick, filters: arguments.iter().filter(|argument| !argument.starts_with('-')).cloned().collect() }
+        let quick = has("--test") || !has("--bench");
+        Ok(Self { quick, filters: filters.into_iter().cloned().collect() })
     }
 
     /// Whether something of this name is to be measured.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
+    }
+}
+
+impl Ends {
+    /// Says it, and returns the exit code.
+    pub(crate) fn say(&self) -> ExitCode {
+        match self {
+            Self::Help(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Self::Wrong(text) => {
+                eprintln!("{text}");
+                ExitCode::from(2)
+            }
+        }
     }
 }
 

@@ -81,9 +81,16 @@ impl Database {
     ///
     /// `sslrootcert` is the PEM file with the trusted CAs, `~/.postgresql/root.crt` if not given,
     /// or `system`: the CAs that the operating system trusts, for which `verify-full` is the
-    /// default and the only mode. `sslcert` and `sslkey` (PEM) are the client's own certificate.
+    /// default and the only mode. `sslcert` and `sslkey` (PEM) are the client's own certificate. As
+    /// in libpq, a key that the group or others can read is refused (0640 is allowed if root owns
+    /// it).
     /// Connections through a Unix socket never use TLS. Unlike libpq, neither environment variables
     /// nor password and service files are read.
+    ///
+    /// Use `sslmode=require` or more wherever a network is between worker and server. With
+    /// `prefer`, somebody on the way can say that the server has no TLS and then ask for the
+    /// password in clear text, and the database client answers; it does not offer to refuse that,
+    /// so libpq's `require_auth` is not supported. `channel_binding=require` does refuse it.
     ///
     /// # Errors
     ///

@@ -66,6 +66,7 @@ impl Tls {
         let mut config = match &self.identity {
             Some((certificate, key)) => {
                 let chain = read_certificates("sslcert", certificate)?;
+                check_access(key)?;
                 let pem = read("sslkey", key)?;
                 let key_der = PrivateKeyDer::from_pem_slice(&pem)
                     .map_err(|error| refuse(format!("sslkey {} holds no unencrypted PEM key", key.display()), error))?;
@@ -123,6 +124,39 @@ fn refuse(problem: impl Into<String>, source: impl Into<BoxError>) -> Error {
 
 fn read(parameter: &str, path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(|error| refuse(format!("{parameter} {} cannot be read", path.display()), error))
+}
+
+/// Refuses a key that others can read or change, by libpq's rule.
+#[cfg(unix)]
+fn check_access(key: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let metadata =
+        std::fs::metadata(key).map_err(|error| refuse(format!("sslkey {} cannot be read", key.display()), error))?;
+    if metadata.is_file() && is_too_open(metadata.uid(), metadata.mode()) {
+        return Err(Error::Tls {
+            problem: format!(
+                "sslkey {} has mode {:04o}, so others have access to it: it must be 0600 or less, or 0640 or less if root \
+                 owns it (chmod 600; in Kubernetes the secret volume's defaultMode: 0400, or 0440 with a fsGroup)",
+                key.display(),
+                metadata.mode() & 0o7777
+            ),
+            source: None,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn check_access(_key: &Path) -> Result<(), Error> {
+    Ok(())
+}
+
+/// The group may read a key that is root's: so do services whose group was given a certificate of
+/// the system.
+#[cfg(unix)]
+fn is_too_open(owner: u32, mode: u32) -> bool {
+    mode & if owner == 0 { 0o037 } else { 0o077 } != 0
 }
 
 fn read_certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
@@ -278,6 +312,9 @@ impl Verifier {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn problem(tls: &Tls, default_roots: Option<PathBuf>) -> String {
@@ -324,9 +361,37 @@ mod tests {
             identity: Some((certificate.into(), key)),
             direct: false,
         };
-        identity(&certificate, write("good.key", &issued.signing_key.serialize_pem())).connector(None).unwrap();
-        assert!(problem(&identity(&certificate, certificate.clone()), None).contains("no unencrypted PEM key"));
+        let private = |name: &str, content: &str, mode| {
+            let path = write(name, content);
+            std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let good = private("good.key", &issued.signing_key.serialize_pem(), 0o600);
+        identity(&certificate, good).connector(None).unwrap();
+        let open = private("open.key", &issued.signing_key.serialize_pem(), 0o604);
+        let shown = problem(&identity(&certificate, open.clone()), None);
+        assert!(shown.contains(&format!("{} has mode 0604", open.display())) && shown.contains("0600"), "{shown}");
+        private("key.pem", &other.serialize_pem(), 0o400);
+        let no_key = private("no.key", &issued.cert.pem(), 0o600);
+        assert!(problem(&identity(&certificate, no_key), None).contains("no unencrypted PEM key"));
         assert!(problem(&identity(&certificate, dir.path().join("key.pem")), None).contains("do not fit"));
+    }
+
+    #[test]
+    fn a_key_is_too_open_by_the_rule_of_libpq() {
+        for (owner, mode, too_open) in [
+            (1000, 0o100_600, false),
+            (1000, 0o100_400, false),
+            (1000, 0o100_640, true),
+            (1000, 0o100_604, true),
+            (0, 0o100_640, false),
+            (0, 0o100_440, false),
+            (0, 0o100_660, true),
+            (0, 0o100_650, true),
+            (0, 0o100_644, true),
+        ] {
+            assert_eq!(is_too_open(owner, mode), too_open, "{owner} {mode:o}");
+        }
     }
 
     #[test]

@@ -6,7 +6,6 @@
 //! CHAOS_SECONDS=3600 cargo test --release exactly_once_whatever_happens -- --nocapture
 //! ```
 //!
-//! (By its name, since `cargo test --test chaos` would not build the example `chaos_worker`, the worker.)
 //! It prints its seed. `CHAOS_SEED` repeats a schedule of faults, though not what the operating system makes of it. The short run always
 //! has the same one, a longer one another each time.
 #![allow(

@@ -33,6 +33,7 @@ mod positions;
 mod private_postgres;
 mod probes;
 mod prometheus;
+mod readme;
 mod recutting;
 mod restarts;
 mod roles;

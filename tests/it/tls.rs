@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, also outside the functions marked so")]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -223,6 +225,11 @@ fn each_sslmode_against_each_server() {
     present(&server, Some("right"));
     let path = dir.path().display();
     let url = format!("{}?sslmode=require&sslcert={path}/client.crt&sslkey={path}/client.key", server.url("postgres"));
+    let set_mode =
+        |mode| std::fs::set_permissions(dir.path().join("client.key"), Permissions::from_mode(mode)).unwrap();
+    set_mode(0o644);
+    assert_says(&Database::from_url(&url).unwrap_err(), &["client.key has mode 0644", "0600"]);
+    set_mode(0o600);
     let mut client = Database::from_url(&url).unwrap().connect().unwrap();
     let row = client.query_one("SELECT client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).unwrap();
     assert!(row.get::<_, String>(0).contains("client"), "the server did not see the client's certificate");
@@ -232,4 +239,21 @@ fn each_sslmode_against_each_server() {
     let url = format!("{}?sslmode=verify-ca&sslrootcert={path}/ca.crt", server.url("postgres"));
     assert_says(&orchestrator(&url).start().unwrap_err(), &["TLS"]);
     assert!(begun.elapsed() < SOON, "a certificate that is not trusted is not waited for");
+}
+
+/// What the documentation of `Database::from_url` says of `prefer`, and what it recommends instead.
+#[test]
+fn a_request_for_a_clear_text_password_is_refused_where_asked() {
+    let hba = "host all postgres all trust\nhost all all all password\n".to_owned();
+    let server = PrivatePostgres::start(Options { hba: Some(hba), ..Options::default() }).unwrap();
+    let mut admin = postgres::Client::connect(&server.url("postgres"), postgres::NoTls).unwrap();
+    admin.batch_execute("CREATE ROLE app LOGIN PASSWORD 'hidden'").unwrap();
+    let outcome =
+        |query: &str| try_connect(&format!("postgres://app:hidden@127.0.0.1:{}/postgres?{query}", server.port()));
+    assert_eq!(outcome("sslmode=prefer"), Ok(false), "the client answers");
+    for query in ["sslmode=prefer&channel_binding=require", "sslmode=require", "sslmode=verify-full&sslrootcert=system"]
+    {
+        let error = outcome(query).unwrap_err();
+        assert!(!error.contains("hidden"), "{query}: {error}");
+    }
 }

@@ -1,8 +1,10 @@
-//! Workers in processes of their own, for what can happen to a process: an example, which
-//! `cargo test` builds.
+//! Workers in processes of their own, for what can happen to a process: examples.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
@@ -142,14 +144,49 @@ impl Drop for WorkerProcess {
 
 /// An example, with nothing in its environment but a free port for its metrics.
 fn command(name: &str) -> Command {
-    let test = std::env::current_exe().unwrap();
-    let program: PathBuf = test.ancestors().nth(2).unwrap().join("examples").join(name);
-    assert!(
-        program.is_file(),
-        "{} is missing: `cargo test` builds it, `cargo test --test it` does not; `cargo build --examples` does",
-        program.display()
-    );
-    let mut command = Command::new(program);
+    let mut command = Command::new(example(name));
     command.env_clear().env("METRICS_ADDR", "127.0.0.1:0").stdout(Stdio::null());
     command
+}
+
+/// The path of an example, which is built if it is missing or outdated: `cargo test NAME` builds no
+/// examples.
+pub(crate) fn example(name: &str) -> PathBuf {
+    // One build for each example and process; the other tests wait for it.
+    static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let test = std::env::current_exe().unwrap();
+    let profile = test.ancestors().nth(2).unwrap();
+    let program = profile.join("examples").join(name);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !program.is_file() || built.insert(name.to_owned()) {
+        build(name, profile);
+    }
+    assert!(program.is_file(), "{} is missing although cargo has built it", program.display());
+    program
+}
+
+/// Builds an example as this test was built, where this test was built.
+fn build(name: &str, profile: &Path) {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let target = profile.parent().unwrap();
+    let profile = match profile.file_name().unwrap().to_str().unwrap() {
+        "debug" => "dev",
+        other => other,
+    };
+    // Cargo sets variables for this test on which the build scripts of dependencies depend: with
+    // them, it would build everything again, and once more after the test.
+    let is_of_this_test = |name: &OsStr| {
+        let name = name.to_string_lossy();
+        ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_"].iter().any(|prefix| name.starts_with(prefix))
+    };
+    let variables = std::env::vars_os().filter(|(name, _)| !is_of_this_test(name));
+    let output = Command::new(cargo)
+        .env_clear()
+        .envs(variables)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["build", "--quiet", "--example", name, "--profile", profile, "--target-dir"])
+        .arg(target)
+        .output()
+        .unwrap_or_else(|e| panic!("the example {name} cannot be built, is cargo on the PATH? {e}"));
+    assert!(output.status.success(), "the example {name} cannot be built: {}", String::from_utf8_lossy(&output.stderr));
 }
