@@ -63,7 +63,7 @@ impl Database {
     /// Reads a [libpq
     /// URL](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING)
     /// (`postgres://` or `postgresql://`) or `name=value` string. Connects to nothing, but reads
-    /// the certificate files.
+    /// the certificate files. They are read again for each connection, so they may be replaced.
     ///
     /// Parameters: `host`, `hostaddr`, `port` (lists too), `user`, `password`, `dbname`, `options`,
     /// `application_name`, `fallback_application_name`, `connect_timeout`, `tcp_user_timeout`,

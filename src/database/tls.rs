@@ -8,6 +8,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use postgres::Socket;
+use postgres::tls::MakeTlsConnect;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
@@ -53,10 +55,15 @@ pub(super) fn default_roots() -> Option<PathBuf> {
 
 impl Tls {
     /// The connector, or `None` where TLS is not to be used. Reads the files now, so that a wrong one is an error now.
-    pub(super) fn connector(&self, default_roots: Option<PathBuf>) -> Result<Option<MakeRustlsConnect>, Error> {
+    pub(super) fn connector(self, default_roots: Option<PathBuf>) -> Result<Option<Connector>, Error> {
         if self.mode == Mode::Disable {
             return Ok(None);
         }
+        self.config(default_roots.clone())?;
+        Ok(Some(Connector { tls: self, default_roots }))
+    }
+
+    fn config(&self, default_roots: Option<PathBuf>) -> Result<ClientConfig, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -79,7 +86,7 @@ impl Tls {
         if self.direct {
             config.alpn_protocols = vec![b"postgresql".to_vec()];
         }
-        Ok(Some(MakeRustlsConnect::new(config)))
+        Ok(config)
     }
 
     fn verifier(&self, provider: &Arc<CryptoProvider>, default_roots: Option<PathBuf>) -> Result<Arc<Verifier>, Error> {
@@ -114,6 +121,25 @@ impl Tls {
         };
         let algorithms = provider.signature_verification_algorithms;
         Ok(Arc::new(Verifier { chain, name: self.mode == Mode::VerifyFull, algorithms }))
+    }
+}
+
+/// Makes the TLS of each connection from the files as they are at that moment: certificates that live for hours or minutes are
+/// replaced while the worker runs. An error, which names the file, fails that connection only.
+#[derive(Debug, Clone)]
+pub(super) struct Connector {
+    tls: Tls,
+    default_roots: Option<PathBuf>,
+}
+
+impl MakeTlsConnect<Socket> for Connector {
+    type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+    type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
+    type Error = BoxError;
+
+    fn make_tls_connect(&mut self, domain: &str) -> Result<Self::TlsConnect, BoxError> {
+        let config = self.tls.config(self.default_roots.clone())?;
+        Ok(MakeTlsConnect::<Socket>::make_tls_connect(&mut MakeRustlsConnect::new(config), domain)?)
     }
 }
 
@@ -318,7 +344,7 @@ mod tests {
     use super::*;
 
     fn problem(tls: &Tls, default_roots: Option<PathBuf>) -> String {
-        match tls.connector(default_roots) {
+        match tls.clone().connector(default_roots) {
             Err(error @ Error::Tls { .. }) => error.to_string(),
             Err(other) => panic!("{other:?}"),
             Ok(_) => panic!("{tls:?} was accepted"),

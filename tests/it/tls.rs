@@ -13,7 +13,10 @@ use rcgen::{
 };
 
 use crate::bad_input::{SOON, assert_says, orchestrator};
-use crate::support::{Options, PrivatePostgres};
+use crate::support::cluster::{backends_of, terminate};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
+use crate::support::workers::{await_running, builder, start};
+use crate::support::{Options, PrivatePostgres, eventually};
 
 /// Writes what the table below needs, each certificate `x.crt` with its key `x.key`: `ca`, `other_ca`; issued by `ca`: `right`
 /// (for this host), `elsewhere` (for another one), `expired` and `client`; and `itself` and `itself_expired`, self-signed and
@@ -190,15 +193,17 @@ fn present(server: &PrivatePostgres, certificate: Option<&str>) {
     }
 }
 
+fn files_of(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let file =
+        |entry: std::fs::DirEntry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap());
+    std::fs::read_dir(dir).unwrap().map(|entry| file(entry.unwrap())).collect()
+}
+
 #[test]
 fn each_sslmode_against_each_server() {
     let dir = tempfile::tempdir().unwrap();
     write_certificates(dir.path());
-    let files = std::fs::read_dir(dir.path()).unwrap().map(|entry| {
-        let entry = entry.unwrap();
-        (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())
-    });
-    let server = PrivatePostgres::start(Options { files: files.collect(), ..Options::default() }).unwrap();
+    let server = PrivatePostgres::start(Options { files: files_of(dir.path()), ..Options::default() }).unwrap();
 
     let mut wrong = Vec::new();
     for (certificate, rows) in TABLE {
@@ -256,4 +261,52 @@ fn a_request_for_a_clear_text_password_is_refused_where_asked() {
         let error = outcome(query).unwrap_err();
         assert!(!error.contains("hidden"), "{query}: {error}");
     }
+}
+
+#[test]
+fn certificates_are_replaced_while_a_worker_runs() {
+    // Two authorities, and what each has issued; the client has the files of one of them at a time.
+    let [old, new, client] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    for dir in [&old, &new] {
+        write_certificates(dir.path());
+    }
+    let give = |dir: &Path| {
+        for name in ["ca.crt", "client.crt", "client.key"] {
+            std::fs::copy(dir.join(name), client.path().join(name)).unwrap();
+        }
+    };
+    give(old.path());
+    let hba = "hostssl all all all trust clientcert=verify-ca\nhostnossl all all all trust\n";
+    let options = Options { files: files_of(old.path()), hba: Some(hba.into()), ..Options::default() };
+    let server = PrivatePostgres::start(options).unwrap();
+    let plain = server.create_database("rotated").unwrap();
+    present(&server, Some("right"));
+    let mut admin = postgres::Client::connect(&plain, postgres::NoTls).unwrap();
+    let at = client.path().display();
+    let url =
+        format!("{plain}?sslmode=verify-full&sslrootcert={at}/ca.crt&sslcert={at}/client.crt&sslkey={at}/client.key");
+    let database = Database::from_url(&url).unwrap();
+    Ledger::create_table(&mut admin);
+    let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
+    await_running(&[&worker]);
+    append_plainly(&mut admin, 100, 10);
+    eventually("all events are handled", SOON, || is_complete(&mut admin, "p").then_some(()));
+
+    for (name, content) in files_of(new.path()) {
+        std::fs::write(server.data_dir().join(name), content).unwrap();
+    }
+    admin.batch_execute("SELECT pg_reload_conf()").unwrap();
+    eventually("the server has the new certificates", SOON, || {
+        database.connect().err().filter(|error| error.to_string().contains("certificate"))
+    });
+    std::fs::remove_file(client.path().join("client.crt")).unwrap();
+    let lost = backends_of(&mut admin, worker.worker_id(), false);
+    terminate(&mut admin, &lost);
+    let error = database.connect().err().unwrap().to_string();
+    assert!(error.contains(&format!("sslcert {at}/client.crt cannot be read")), "{error}");
+    append_plainly(&mut admin, 100, 10);
+    give(new.path());
+    eventually("all events are handled", SOON, || is_complete(&mut admin, "p").then_some(()));
+    assert_exactly_once(&mut admin, "p");
+    worker.shutdown(SOON).unwrap();
 }
