@@ -21,8 +21,8 @@ const FLOORS: [(u32, &[&str]); 6] = [
     (6, &["orchestrator"]),
     (5, &["coordinator"]),
     (4, &["runner"]),
-    (3, &["config", "event_store", "feed", "http", "listener"]),
-    (2, &["context", "database", "overview", "projection", "reconnect", "status", "store", "threads"]),
+    (3, &["config", "event_store", "feed", "http", "listener", "projection"]),
+    (2, &["context", "database", "overview", "reconnect", "scope", "status", "store", "threads"]),
     (1, &["backoff", "error", "event", "metrics", "plan", "trust"]),
 ];
 

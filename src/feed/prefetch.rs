@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, neve
 
 use crate::database::Pool;
 use crate::error::Error;
-use crate::projection::Scope;
+use crate::scope::Scope;
 use crate::store::Names;
 use crate::store::events::{Batch, Bounds, EventReader, Range, ReadError};
 use crate::store::session::{Session, Sessions};

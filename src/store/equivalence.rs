@@ -22,7 +22,7 @@ use crate::plan::{
     WorkerView, plan,
 };
 
-use crate::projection::StartAt;
+use crate::scope::StartAt;
 
 const WORKERS: usize = 4;
 const PROJECTIONS: usize = 2;
