@@ -35,7 +35,7 @@ pub use http::{HealthProbe, MetricsServer};
 pub use metrics::Metrics;
 pub use orchestrator::{Builder, Handle, Orchestrator};
 pub use plan::{WorkerId, WorkerState};
-pub use projection::Projection;
+pub use projection::{Passing, Projection};
 pub use scope::{Scope, StartAt};
 pub use status::{Assignment, HeadBlocker, ProjectionState, ProjectionStatus, Status};
 pub use store::Names;

@@ -1,7 +1,10 @@
-//! What a user of the library writes: a projection.
+//! What a user of the library writes: a projection, and what its handler may return.
+
+use std::fmt;
 
 use postgres::Transaction;
 
+use crate::config::Retry;
 use crate::error::BoxError;
 use crate::event::Event;
 use crate::scope::{Scope, StartAt};
@@ -22,9 +25,15 @@ use crate::scope::{Scope, StartAt};
 ///
 /// # Errors and panics
 ///
-/// An error or a panic rolls the whole batch back. Deadlocks, serialisation failures and lost connections are retried at once;
-/// anything else is retried with growing delays, and when the attempts are used up ([`Retry`](crate::Retry)) this projection halts
-/// on this worker while all others continue. No event is ever skipped.
+/// An error or a panic rolls the whole batch back; then the events before the failing one are committed, and that one is tried
+/// again with growing delays. When its attempts are used up ([`Retry`]), this projection halts on this worker while all others
+/// continue, and tries again now and then. No event is ever skipped.
+///
+/// What is not the handler's failure does not count: deadlocks, serialisation failures, lost connections, a full disk, a
+/// statement or a lock that took too long, and what the handler itself calls [`Passing`].
+///
+/// An event that ends the process, the server or its connection counts as well, across restarts and workers: the worker records
+/// which event it is about to handle, finds it among the others, and halts before it.
 ///
 /// ```
 /// use postgres::Transaction;
@@ -63,6 +72,12 @@ pub trait Projection: Send + Sync {
         StartAt::Beginning
     }
 
+    /// How it is retried when it fails. Read at start. Defaults to the settings of the
+    /// [builder](crate::Builder::retry).
+    fn retry(&self) -> Option<Retry> {
+        None
+    }
+
     /// Handles one event. The transaction is READ COMMITTED and read-write; its other settings are
     /// those of the role and the database. Do not end it: the orchestrator commits it, together
     /// with the checkpoint, and halts the projection if it finds another transaction, or none. What
@@ -82,5 +97,54 @@ pub trait Projection: Send + Sync {
             Some(event) => self.handle(tx, event).map(|()| 1),
             None => Ok(0),
         }
+    }
+}
+
+/// A failure that passes by itself: a service that the handler needs is away. A handler returns it,
+/// or an error whose [source](std::error::Error::source) it is. The event is retried without limit,
+/// after the delays of [`Retry`], and no attempt is counted.
+///
+/// ```
+/// use postgres::Transaction;
+/// use pupsourcing_orchestrator::{BoxError, Event, Passing, Projection};
+///
+/// struct Mails;
+///
+/// impl Projection for Mails {
+///     fn name(&self) -> &str {
+///         "mails"
+///     }
+///
+///     fn handle(&self, _: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+///         let address = std::str::from_utf8(event.payload())?; // counts: no attempt will make it an address
+///         send(address).map_err(Passing::new)?;
+///         Ok(())
+///     }
+/// }
+///
+/// fn send(address: &str) -> std::io::Result<()> {
+///     // ...
+/// #   Ok(())
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Passing(BoxError);
+
+impl Passing {
+    /// Says that this failure passes by itself.
+    pub fn new(error: impl Into<BoxError>) -> Self {
+        Self(error.into())
+    }
+}
+
+impl fmt::Display for Passing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Passing {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.0)
     }
 }

@@ -114,7 +114,7 @@ impl Start {
                 feed: feed.clone(),
                 follower: feed.follow(),
                 requests: reader.spawn(&self.crew, format!("pup-read-{index:02}"))?,
-                retry: config.retry.clone(),
+                retry: projection.retry().unwrap_or_else(|| config.retry.clone()),
                 idle_limit: config.stale_worker_timeout,
                 trust: trust.clone(),
                 metrics: context.metrics.projection(projection.name()),
