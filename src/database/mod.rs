@@ -20,6 +20,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{Client, Config, NoTls, Socket};
 
+use self::pool::Notices;
 #[allow(unused_imports, reason = "PooledClient names what Pool::get returns")]
 pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};
 use crate::error::Error;
@@ -86,9 +87,10 @@ impl Database {
     /// supported; [`Error::Tls`] the file that cannot be used. Neither repeats the password.
     pub fn from_url(url: &str) -> Result<Self, Error> {
         let parsed = url::parse(url)?;
+        let (config, notices) = (parsed.config, Notices::Ours);
         Ok(match parsed.tls.connector(tls::default_roots())? {
-            Some(tls) => Self::new(Connector { config: parsed.config, tls }),
-            None => Self::new(Connector { config: parsed.config, tls: NoTls }),
+            Some(tls) => Self::new(Connector { config, tls, notices }),
+            None => Self::new(Connector { config, tls: NoTls, notices }),
         })
     }
 
@@ -112,7 +114,7 @@ impl Database {
             "keepalives_interval" => was.get_keepalives_interval().is_some(),
             _ => was.get_keepalives_retries().is_some(),
         });
-        Self::new(Connector { config, tls })
+        Self::new(Connector { config, tls, notices: Notices::TheApplications })
     }
 
     fn new(connector: impl Connect + 'static) -> Self {
@@ -221,6 +223,7 @@ trait Connect: Send + Sync {
 struct Connector<T> {
     config: Config,
     tls: T,
+    notices: Notices,
 }
 
 impl<T> Connect for Connector<T>
@@ -245,7 +248,7 @@ where
     }
 
     fn pool(&self, options: PoolOptions, target: Arc<str>) -> Pool {
-        pool::open(self.config.clone(), self.tls.clone(), options, target)
+        pool::open(self.config.clone(), self.tls.clone(), self.notices, options, target)
     }
 }
 

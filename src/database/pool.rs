@@ -7,15 +7,50 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use postgres::error::SqlState;
 use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{Client, Config, Socket};
 use r2d2::{CustomizeConnection, HandleError, ManageConnection, PooledConnection, State};
-use r2d2_postgres::PostgresConnectionManager;
 
-use crate::error::{Error, describe};
+use crate::error::{Error, describe, one_line};
 
-/// A connection from a [`Pool`]; dropping it gives it back, or closes it if it is broken.
-pub(crate) type PooledClient = Box<dyn DerefMut<Target = Client> + Send>;
+/// A connection from a [`Pool`], or one that belongs to no pool. Dropping it gives it back, or
+/// closes it if it is broken or condemned.
+pub(crate) struct PooledClient(Box<dyn DerefMut<Target = Pooled> + Send>);
+
+impl PooledClient {
+    /// Has the connection closed instead of given back. It may be open and yet of no use to anyone:
+    /// it leads to a server that has become a standby, for example.
+    pub(crate) fn condemn(&mut self) {
+        self.0.is_condemned = true;
+    }
+
+    /// Why the server has ended the session, if it has told so in a notice. It does so to sessions
+    /// that it ends because another backend has crashed.
+    pub(crate) fn farewell(&self) -> Option<SqlState> {
+        self.0.farewell.lock().clone()
+    }
+}
+
+impl From<Client> for PooledClient {
+    fn from(client: Client) -> Self {
+        Self(Box::new(Box::new(Pooled::new(client, Farewell::default()))))
+    }
+}
+
+impl Deref for PooledClient {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.0.client
+    }
+}
+
+impl DerefMut for PooledClient {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.0.client
+    }
+}
 
 /// r2d2 waits at most half of this between two attempts to connect, so a server that comes back is found within half a second.
 /// It limits nothing else here: the time that [`Pool::get`] waits is its caller's choice.
@@ -28,6 +63,9 @@ const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 const TRY_AFTER: Duration = Duration::from_secs(1);
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// With these the server ends a session for reasons that have nothing to do with what it did.
+const FAREWELLS: [SqlState; 2] = [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN];
+
 /// The same complaint is logged again after this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
 
@@ -38,6 +76,15 @@ pub(crate) struct PoolOptions {
     /// Resets a connection: executed whenever one is handed out, in one round
     /// trip. An error closes the connection, and another attempt follows.
     pub(crate) reset: Option<String>,
+}
+
+/// Who receives the server's notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Notices {
+    /// The pool, which writes them to the log.
+    Ours,
+    /// The callback of the application's `Config`.
+    TheApplications,
 }
 
 /// Connections that are opened when needed and used again.
@@ -88,7 +135,7 @@ impl fmt::Debug for Pool {
     }
 }
 
-pub(super) fn open<T>(config: Config, tls: T, options: PoolOptions, target: Arc<str>) -> Pool
+pub(super) fn open<T>(config: Config, tls: T, notices: Notices, options: PoolOptions, target: Arc<str>) -> Pool
 where
     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
     T::TlsConnect: Send,
@@ -107,7 +154,7 @@ where
         .connection_customizer(Box::new(Customizer { trouble: trouble.clone() }))
         .error_handler(Box::new(Handler(trouble.clone())))
         // Unlike build(), does not wait for a connection.
-        .build_unchecked(Manager { inner: PostgresConnectionManager::new(config, tls), reset: options.reset });
+        .build_unchecked(Manager { config, tls, notices, reset: options.reset });
     Pool { connections: Arc::new(pool), trouble, size: options.size }
 }
 
@@ -116,12 +163,23 @@ struct Pooled {
     client: Client,
     /// Since when it has been idle.
     idle_since: Instant,
+    is_condemned: bool,
+    farewell: Farewell,
 }
 
-/// The manager of `r2d2_postgres`, which would make a round trip each time that a connection is taken, or never.
-#[derive(Debug)]
+/// Why the server has ended a session, if it has told so in a notice.
+type Farewell = Arc<Mutex<Option<SqlState>>>;
+
+impl Pooled {
+    fn new(client: Client, farewell: Farewell) -> Self {
+        Self { client, idle_since: Instant::now(), is_condemned: false, farewell }
+    }
+}
+
 struct Manager<T> {
-    inner: PostgresConnectionManager<T>,
+    config: Config,
+    tls: T,
+    notices: Notices,
     reset: Option<String>,
 }
 
@@ -136,7 +194,18 @@ where
     type Error = postgres::Error;
 
     fn connect(&self) -> Result<Pooled, postgres::Error> {
-        self.inner.connect().map(|client| Pooled { client, idle_since: Instant::now() })
+        let farewell = Farewell::default();
+        let mut config = self.config.clone();
+        if self.notices == Notices::Ours {
+            let farewell = farewell.clone();
+            config.notice_callback(move |notice| {
+                log::debug!("notice of the server: {}: {}", notice.severity(), one_line(&notice.message()));
+                if FAREWELLS.contains(notice.code()) {
+                    *farewell.lock() = Some(notice.code().clone());
+                }
+            });
+        }
+        config.connect(self.tls.clone()).map(|client| Pooled::new(client, farewell))
     }
 
     /// Called before a connection is handed out.
@@ -150,7 +219,7 @@ where
     /// Called when a connection comes back.
     fn has_broken(&self, pooled: &mut Pooled) -> bool {
         pooled.idle_since = Instant::now();
-        self.inner.has_broken(&mut pooled.client)
+        pooled.is_condemned || pooled.client.is_closed()
     }
 }
 
@@ -163,10 +232,10 @@ impl<T> Deref for Lent<T>
 where
     Manager<T>: ManageConnection<Connection = Pooled>,
 {
-    type Target = Client;
+    type Target = Pooled;
 
-    fn deref(&self) -> &Client {
-        &self.0.client
+    fn deref(&self) -> &Pooled {
+        &self.0
     }
 }
 
@@ -174,8 +243,8 @@ impl<T> DerefMut for Lent<T>
 where
     Manager<T>: ManageConnection<Connection = Pooled>,
 {
-    fn deref_mut(&mut self) -> &mut Client {
-        &mut self.0.client
+    fn deref_mut(&mut self) -> &mut Pooled {
+        &mut self.0
     }
 }
 
@@ -194,7 +263,7 @@ where
 {
     fn get(&self, timeout: Duration) -> Option<PooledClient> {
         // The error holds less than what Trouble has kept.
-        self.get_timeout(timeout).ok().map(|client| Box::new(Lent(client)) as PooledClient)
+        self.get_timeout(timeout).ok().map(|client| PooledClient(Box::new(Lent(client))))
     }
 
     fn state(&self) -> State {
