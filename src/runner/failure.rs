@@ -23,7 +23,12 @@ pub(super) enum Failure {
     Lost(BoxError),
     /// Something that the events need is missing, and will be back: disk space, memory, a lock, an
     /// external service. Nothing was committed.
-    Environment(BoxError),
+    Environment {
+        error: BoxError,
+        /// How many events from the front of the batch to commit first: what they have done
+        /// elsewhere is not to be repeated until it passes.
+        handled: usize,
+    },
     /// The handler failed, or the server refused what it did. Nothing was committed.
     Handler {
         error: BoxError,
@@ -91,7 +96,7 @@ impl Failure {
         let error = error.into();
         match postgres_cause(&*error).map(|cause| (cause, cause.code().map(Subject::of))) {
             Some((_, Some(Subject::Conflict | Subject::Patience | Subject::Request))) | None => Self::Transient(error),
-            Some((_, Some(Subject::Shortage))) => Self::Environment(error),
+            Some((_, Some(Subject::Shortage))) => Self::Environment { error, handled: 0 },
             Some((cause, None)) if !cause.is_closed() && !has_io_cause(cause) => Self::Transient(error),
             Some(_) => Self::Connection(error),
         }
@@ -111,9 +116,9 @@ impl Failure {
         let named = naming(error, events.get(handled));
         let state = postgres_cause(error).and_then(postgres::Error::code);
         match state.map(Subject::of) {
-            _ if is_passing(error) => Self::Environment(named),
+            _ if is_passing(error) => Self::Environment { error: named, handled },
             Some(Subject::Conflict) => Self::Transient(named),
-            Some(Subject::Shortage | Subject::Patience) => Self::Environment(named),
+            Some(Subject::Shortage | Subject::Patience) => Self::Environment { error: named, handled },
             // What the server says of a connection is said of another one, which the handler has
             // opened itself.
             _ => Self::Handler { error: named, handled },
@@ -165,10 +170,10 @@ impl Failure {
             Self::Transient(error)
             | Self::Connection(error)
             | Self::Lost(error)
-            | Self::Environment(error)
             | Self::Unreadable(error)
             | Self::Suspected(error)
             | Self::Final(error)
+            | Self::Environment { error, .. }
             | Self::Handler { error, .. } => describe_any(&**error),
         }
     }
@@ -242,7 +247,7 @@ mod tests {
             Failure::Transient(_) => "transient",
             Failure::Connection(_) => "connection",
             Failure::Lost(_) => "lost",
-            Failure::Environment(_) => "environment",
+            Failure::Environment { .. } => "environment",
             Failure::Handler { .. } => "handler",
             Failure::Unreadable(_) => "unreadable",
             Failure::Suspected(_) => "suspected",

@@ -12,7 +12,7 @@ use super::rows::{Row, Rows};
 use crate::feed::prefetch::{Answer, Reading};
 use crate::feed::{Feed, Mark, Standing};
 use crate::store::attempts::{self, Report};
-use crate::store::fence::{self, Attempt, Owner};
+use crate::store::fence::{self, Attempt, EventMark, Owner};
 use crate::store::{Names, continuity};
 
 /// How often a position that moved without any event of the projection is written to the database.
@@ -86,6 +86,15 @@ impl Loaded {
         }
         self.rows.set_attempt(Some(attempt));
         Ok(())
+    }
+
+    /// Records this number of attempts at the event that is to be handled next, if it has been read.
+    pub(super) fn record_next(&mut self, names: &Names, number: u32) {
+        let next = self.unread.as_ref().and_then(|read| read.as_ref().ok()?.events.first());
+        let event = next.map(|next| EventMark { position: next.global_position(), id: next.event_id() });
+        if let Some(event) = event {
+            _ = self.record(names, Attempt { event, number }, None);
+        }
     }
 
     /// Reports a failure at the first row's events. It is not retried if it cannot be reported:

@@ -54,6 +54,12 @@ impl Suspicion {
         self.suspect.map_or(0, |suspect| suspect.attempts)
     }
 
+    /// The number to record when this owner stops while events are being tried one by one, so that
+    /// the next owner goes on with that.
+    pub(super) fn unfinished(&self) -> Option<u32> {
+        self.suspect.filter(|suspect| suspect.until.is_some()).map(|suspect| suspect.attempts)
+    }
+
     /// Takes the attempt that a row had when this owner loaded it for the first time.
     pub(super) fn found(&mut self, attempt: Attempt) {
         if attempt.number > self.attempts() {
@@ -203,13 +209,13 @@ mod tests {
         let mut suspicion = found(3, 2);
         assert_eq!(suspicion.approach(&events(&[3, 5, 7]), 1, 8, 8, false), handle(1, 3));
         suspicion.committed(3);
-        assert_eq!(suspicion.attempts(), 2);
+        assert_eq!((suspicion.attempts(), suspicion.unfinished()), (2, Some(2)));
         // By now there are more.
         assert_eq!(suspicion.approach(&events(&[5, 7, 9]), 3, 10, 8, false), handle(1, 3));
         suspicion.committed(5);
         assert_eq!(suspicion.approach(&events(&[7, 9]), 5, 10, 8, false), handle(1, 3));
         suspicion.committed(8);
-        assert_eq!(suspicion.attempts(), 0);
+        assert_eq!((suspicion.attempts(), suspicion.unfinished()), (0, None));
         assert_eq!(suspicion.approach(&events(&[9]), 8, 10, 8, false), handle(1, None));
     }
 

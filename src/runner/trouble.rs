@@ -77,6 +77,11 @@ impl Trouble {
         self.suspicion.attempts()
     }
 
+    /// See [`Suspicion::unfinished`].
+    pub(super) fn unfinished(&self) -> Option<u32> {
+        self.suspicion.unfinished()
+    }
+
     /// Decides how to handle a batch, all events up to `reached` being handled.
     pub(super) fn approach(&mut self, batch: &Batch, reached: i64) -> Approach {
         let is_due = self.halted == Some(Halted::Trying);
@@ -115,7 +120,7 @@ impl Trouble {
     pub(super) fn attempts_to_report(&self, failure: &Failure) -> Option<u32> {
         let is_kept = match failure {
             Failure::Suspected(_) => true,
-            Failure::Environment(_) => self.suspicion.attempts() > 0,
+            Failure::Environment { .. } => self.suspicion.attempts() > 0,
             _ => false,
         };
         (!is_kept).then_some(self.attempts.failed())

@@ -56,7 +56,7 @@ impl Attempts {
             Failure::Fenced => Verdict::Fenced,
             Failure::Transient(_) | Failure::Connection(_) => Verdict::Reload,
             // Attempts that end with their connection are counted by the suspicion.
-            Failure::Environment(_) | Failure::Lost(_) => Verdict::ReloadLater,
+            Failure::Environment { handled: 0, .. } | Failure::Lost(_) => Verdict::ReloadLater,
             Failure::Suspected(_) => Verdict::Halt,
             Failure::Unreadable(_) => {
                 self.failed += 1;
@@ -70,7 +70,7 @@ impl Attempts {
                 self.failed += 1;
                 if self.failed < self.allowed { Verdict::Retry } else { Verdict::Halt }
             }
-            Failure::Handler { handled, .. } => Verdict::CommitFirst(*handled),
+            Failure::Environment { handled, .. } | Failure::Handler { handled, .. } => Verdict::CommitFirst(*handled),
         }
     }
 }
@@ -88,7 +88,7 @@ mod tests {
         let transient = || Failure::Transient("a deadlock".into());
         let connection = || Failure::Connection("it is closed".into());
         let lost = || Failure::Lost("it is closed".into());
-        let environment = || Failure::Environment("the disk is full".into());
+        let environment = |handled| Failure::Environment { error: "the disk is full".into(), handled };
         let unreadable = || Failure::Unreadable("it is too large".into());
         let suspected = || Failure::Suspected("it ended eight times".into());
         let for_good = || Failure::Final("the handler has ended the transaction".into());
@@ -101,8 +101,9 @@ mod tests {
             (1, 0, transient(), Verdict::Reload, 0),
             (1, 0, connection(), Verdict::Reload, 0),
             (1, 0, lost(), Verdict::ReloadLater, 0),
-            (3, 2, environment(), Verdict::ReloadLater, 2),
-            (1, 0, environment(), Verdict::ReloadLater, 0),
+            (3, 2, environment(0), Verdict::ReloadLater, 2),
+            (1, 0, environment(0), Verdict::ReloadLater, 0),
+            (1, 0, environment(4), Verdict::CommitFirst(4), 0),
             (3, 0, unreadable(), Verdict::Halt, 1),
             (3, 1, unreadable(), Verdict::Halt, 2),
             (3, 1, suspected(), Verdict::Halt, 1),

@@ -272,6 +272,9 @@ impl Work<'_> {
         if !self.trouble.is_failing() {
             _ = loaded.note_position();
         }
+        if let Some(number) = self.trouble.unfinished() {
+            loaded.record_next(self.names, number);
+        }
         Some(loaded.into_kept())
     }
 

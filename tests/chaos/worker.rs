@@ -1,5 +1,6 @@
 //! The worker that the chaos is about: the example `worker` with handlers that panic now and then, as often as
-//! `ORCHESTRATOR_PANIC_PROBABILITY` says.
+//! `ORCHESTRATOR_PANIC_PROBABILITY` says. Its `event_type_counts` ends the process at events of the type that
+//! `ORCHESTRATOR_ABORT_ON` names.
 
 use std::process::ExitCode;
 
@@ -19,12 +20,20 @@ use read_models::{AggregateActivity, EventTypeCounts};
 struct Panicking<P> {
     projection: P,
     probability: f64,
+    /// The type of the events that end the process.
+    aborts_on: Option<String>,
 }
 
 impl<P: Projection> Panicking<P> {
     /// When the handler has done its work, so that there is something to undo.
     fn panic_perhaps(&self) {
         assert!(fastrand::f64() >= self.probability, "it panics now and then");
+    }
+
+    fn abort_perhaps(&self, events: &[Event]) {
+        if self.aborts_on.as_deref().is_some_and(|poison| events.iter().any(|event| event.event_type() == poison)) {
+            std::process::abort();
+        }
     }
 }
 
@@ -43,6 +52,7 @@ impl<P: Projection> Projection for Panicking<P> {
 
     fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
         self.projection.handle(tx, event)?;
+        self.abort_perhaps(std::slice::from_ref(event));
         self.panic_perhaps();
         Ok(())
     }
@@ -52,6 +62,7 @@ impl<P: Projection> Projection for Panicking<P> {
         // that would have succeeded, and each counts as an attempt. A handler that takes longer than its role allows has to say so.
         tx.batch_execute("SET LOCAL statement_timeout = 0")?;
         let handled = self.projection.handle_batch(tx, events)?;
+        self.abort_perhaps(events);
         self.panic_perhaps();
         Ok(handled)
     }
@@ -64,10 +75,11 @@ fn main() -> ExitCode {
 fn run() -> Result<(), BoxError> {
     let database = Database::from_url(&app::database_url()?)?;
     let probability = settings::number("ORCHESTRATOR_PANIC_PROBABILITY")?.unwrap_or(0.0);
+    let aborts_on = app::setting("ORCHESTRATOR_ABORT_ON")?;
     let builder = Orchestrator::builder(database.clone(), "chaos")
         .options_from_env("ORCHESTRATOR_")?
-        .projection(Panicking { projection: EventTypeCounts, probability })
-        .projection(Panicking { projection: AggregateActivity, probability });
+        .projection(Panicking { projection: EventTypeCounts, probability, aborts_on })
+        .projection(Panicking { projection: AggregateActivity, probability, aborts_on: None });
     let orchestrator = builder.build()?;
     let shutdown = app::shutdown_signal()?;
     orchestrator.migrate()?;

@@ -1,0 +1,1 @@
+//! Failures of the environment, which pass by themselves.
