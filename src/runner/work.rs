@@ -292,11 +292,14 @@ impl Work<'_> {
                 Verdict::ReloadLater if !failure.condemns() && !was_halted => Some(State::Retrying),
                 _ => None,
             };
-            if failure.condemns() {
-                loaded.connection.session.condemn();
-            } else if let Some(state) = state {
+            // A connection that is lost reports nothing.
+            if let Some(state) = state {
                 let error = one_line(&failure.describe()).chars().take(ERROR_CHARS).collect::<String>();
                 loaded.report(names, Report { state, error: &error, attempts: trouble.attempts_to_report(failure) });
+            }
+            // Another session may have other settings: those that an operator has changed since.
+            if failure.condemns() || verdict == Verdict::ReloadLater {
+                loaded.connection.session.condemn();
             }
         }
         match verdict {

@@ -181,24 +181,21 @@ fn a_session_ended_by_the_crash_of_another_is_a_bystander() {
     client.batch_execute(&pupsourcing_orchestrator::Names::default().schema_sql()).unwrap();
     Ledger::create_table(&mut client);
     append_plainly(&mut client, 10, 2);
-    let (enter, entered) = crossbeam_channel::bounded(0);
-    let (release, released) = crossbeam_channel::bounded::<()>(0);
     let is_first = AtomicBool::new(true);
-    let waiting = meddled("p", move |_, event| {
+    let waiting = meddled("p", move |tx, event| {
         if event.global_position() == 5 && is_first.swap(false, Ordering::Relaxed) {
-            enter.send_timeout((), SOON)?;
-            released.recv_timeout(SOON)?;
+            tx.execute("SELECT pg_sleep(60)", &[])?;
         }
         Ok(())
     });
     // One that counts would halt.
     let worker = start(builder(&url, "set").retry(impatient().attempts(1)), vec![waiting]);
-    entered.recv_timeout(SOON).unwrap();
+    let sleeps = "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    eventually("the handler's statement runs", SOON, || client.query_opt(sleeps, &[]).unwrap());
     let mut witness = Client::connect(&url, NoTls).unwrap();
     kill_backend(&client.query_one("SELECT pg_backend_pid()", &[]).unwrap()).unwrap();
     eventually("the other sessions are ended", SOON, || witness.batch_execute("").err());
     let mut client = eventually("the server is back", SOON, || Client::connect(&url, NoTls).ok());
-    release.send_timeout((), SOON).unwrap();
     await_complete(&mut client, "p");
     assert_eq!(projection_metric(&worker, "projection_errors_total", "p"), Some(0.0));
     worker.shutdown(SOON).unwrap();
