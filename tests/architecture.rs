@@ -101,7 +101,7 @@ fn arrows_are_seen() {
     for arrow in [
         ("orchestrator/start.rs", "coordinator/mod.rs"),
         ("orchestrator/start.rs", "feed/tailer.rs"),
-        ("runner/mod.rs", "runner/batch.rs"),
+        ("runner/work.rs", "runner/batch.rs"),
         ("runner/batch.rs", "runner/failure.rs"),
         ("store/coordination.rs", "plan/mod.rs"),
         ("store/mod.rs", "store/names.rs"),

@@ -108,6 +108,10 @@ impl Reader {
                 continue;
             };
             if let Err(error) = self.read_on(&mut connection, range, &mut handover) {
+                // It may be of no use to anyone, and failures are rare.
+                if let Some((session, _)) = &mut connection {
+                    session.condemn();
+                }
                 connection = None;
                 handover.give(Err(error), None);
             }

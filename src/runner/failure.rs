@@ -52,7 +52,7 @@ enum Subject {
     /// This connection is of no use any more.
     Connection,
     /// A prepared statement is gone: a pooler has given the transaction another session.
-    Statement,
+    Prepared,
     /// The server does not accept writes, on this connection.
     ReadOnly,
     /// Another transaction was in the way.
@@ -71,7 +71,7 @@ impl Subject {
             "57P01" | "57P02" | "57P03" | "57P04" => Self::Shutdown,
             // The last two: a transaction that was idle, or took, too long.
             "57P05" | "25P03" | "25P04" => Self::Connection,
-            "26000" => Self::Statement,
+            "26000" => Self::Prepared,
             // The second one: a standby refuses to begin a transaction that writes.
             "25006" | "0A000" => Self::ReadOnly,
             "40001" | "40P01" => Self::Conflict,
@@ -144,7 +144,7 @@ impl Failure {
             return Self::of_lost_handler(error, events, 0);
         }
         match subject {
-            Some(Subject::Statement) => Self::Connection(naming(error, events.first())),
+            Some(Subject::Prepared) => Self::Connection(naming(error, events.first())),
             _ => Self::of_handler(error, events, events.len() / 2),
         }
     }

@@ -14,7 +14,7 @@ use pupsourcing_orchestrator::{Handle, Names, ProjectionState, Retry};
 
 use crate::support::handlers::{meddled, prepared};
 use crate::support::installed::leave_out;
-use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::metrics::projection_metric;
 use crate::support::standby::{primary, standby_of};
 use crate::support::workers::{await_running, builder, start};
@@ -219,6 +219,12 @@ impl Switch {
 
 #[test]
 fn sessions_on_a_standby_are_replaced_after_a_switchover() {
+    for heartbeats_only in [false, true] {
+        switch_over(heartbeats_only);
+    }
+}
+
+fn switch_over(heartbeats_only: bool) {
     let primary = primary();
     let standby = standby_of(&primary);
     let mut client = Client::connect(&primary.create_database("switched").unwrap(), NoTls).unwrap();
@@ -226,23 +232,20 @@ fn sessions_on_a_standby_are_replaced_after_a_switchover() {
     Ledger::create_table(&mut client);
     let switch = Switch::start(primary.port());
     let url = format!("postgres://postgres@127.0.0.1:{}/switched", switch.port);
-    let worker = start(builder(&url, "set").retry(impatient()), vec![Box::new(Ledger::named("p"))]);
+    let configured = builder(&url, "set").retry(impatient());
+    let configured = if heartbeats_only { configured.heartbeats_only() } else { configured };
+    let ledger = Ledger { takes: Duration::from_millis(10), ..Ledger::named("p") };
+    let worker = start(configured, vec![Box::new(ledger)]);
     await_running(&[&worker]);
-    append_plainly(&mut client, 10, 2);
-    await_complete(&mut client, "p");
-
-    let mut watcher = Client::connect(&standby.url("switched"), NoTls).unwrap();
-    let mut await_sessions = |enough: i64| {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pupsourcing-orchestrator%'";
-        eventually("it has sessions on the standby", SOON, || {
-            (watcher.query_one(sql, &[]).unwrap().get::<_, i64>(0) >= enough).then_some(())
-        });
-    };
+    append_plainly(&mut client, 300, 2);
+    eventually("it is at work", SOON, || (handled(&mut client, "p") > 0).then_some(()));
     switch.lead_to(&standby);
     switch.cut();
-    append_plainly(&mut client, 100, 2);
-    // Its coordinator, and at least one of the pool.
-    await_sessions(2);
+    let mut errors = Vec::new();
+    eventually("its handlers' session is on the standby", SOON, || {
+        errors.extend(worker.status().projections["p"].error.clone());
+        errors.iter().any(|error| error.contains("recovery")).then_some(())
+    });
     switch.lead_to(&primary);
     let begun = Instant::now();
     await_complete(&mut client, "p");
