@@ -32,6 +32,7 @@
 //! | `ORCHESTRATOR_RETRY_ATTEMPTS` | 8 | a whole number such as 1000 |
 //! | `ORCHESTRATOR_RETRY_FIRST_DELAY` | 100 ms | a duration such as 500ms, 10s or 2m |
 //! | `ORCHESTRATOR_RETRY_LONGEST_DELAY` | 30 s | a duration such as 500ms, 10s or 2m |
+//! | `ORCHESTRATOR_RETRY_HALTED_INTERVAL` | 1 min | a duration such as 500ms, 10s or 2m, or off |
 //!
 //! With the argument `migrate` it only creates the tables, or brings them up to date, and exits: as
 //! a user who may, for workers whose user may not.

@@ -25,6 +25,7 @@ mod plan;
 mod projection;
 mod reconnect;
 mod runner;
+mod scope;
 mod shortage;
 mod status;
 mod store;
@@ -41,7 +42,8 @@ pub use http::{HealthProbe, MetricsServer};
 pub use metrics::Metrics;
 pub use orchestrator::{Builder, Handle, Orchestrator};
 pub use plan::{WorkerId, WorkerState};
-pub use projection::{Projection, Scope, StartAt};
+pub use projection::{Passing, Projection};
+pub use scope::{Scope, StartAt};
 pub use status::{Assignment, HeadBlocker, ProjectionState, ProjectionStatus, Status};
 pub use store::Names;
 

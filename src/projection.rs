@@ -1,63 +1,13 @@
-//! What a user of the library writes: a projection.
+//! What a user of the library writes: a projection, and what its handler may return.
+
+use std::fmt;
 
 use postgres::Transaction;
 
+use crate::config::Retry;
 use crate::error::BoxError;
 use crate::event::Event;
-
-/// Which events a projection wants. The server filters; what is out of scope never leaves it.
-///
-/// ```
-/// use pupsourcing_orchestrator::Scope;
-///
-/// let scope = Scope::all().aggregate_types(["Order", "Invoice"]).bounded_contexts(["shop"]);
-/// assert!(scope.contains("shop", "Order"));
-/// assert!(!scope.contains("shop", "Customer"));
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Scope {
-    pub(crate) aggregate_types: Option<Vec<String>>,
-    pub(crate) bounded_contexts: Option<Vec<String>>,
-}
-
-impl Scope {
-    /// Every event.
-    pub fn all() -> Self {
-        Self::default()
-    }
-
-    /// Only events of these aggregate types. Defaults to every type.
-    pub fn aggregate_types(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.aggregate_types = Some(types.into_iter().map(Into::into).collect());
-        self
-    }
-
-    /// Only events of these bounded contexts. Defaults to every context.
-    pub fn bounded_contexts(mut self, contexts: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.bounded_contexts = Some(contexts.into_iter().map(Into::into).collect());
-        self
-    }
-
-    /// Whether an event of this context and aggregate type is wanted.
-    pub fn contains(&self, bounded_context: &str, aggregate_type: &str) -> bool {
-        let among = |list: &Option<Vec<String>>, name: &str| list.as_ref().is_none_or(|l| l.iter().any(|x| x == name));
-        among(&self.aggregate_types, aggregate_type) && among(&self.bounded_contexts, bounded_context)
-    }
-}
-
-/// Where a projection begins that no replica set has run yet. Later starts continue from the
-/// checkpoints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum StartAt {
-    /// With the first event there is.
-    #[default]
-    Beginning,
-    /// With the first event whose global position is above the highest visible when the projection is first registered.
-    End,
-    /// With the first event whose global position is above this one, which may be yet to come.
-    Position(i64),
-}
+use crate::scope::{Scope, StartAt};
 
 /// Builds a read model from events.
 ///
@@ -75,9 +25,15 @@ pub enum StartAt {
 ///
 /// # Errors and panics
 ///
-/// An error or a panic rolls the whole batch back. Deadlocks, serialisation failures and lost connections are retried at once;
-/// anything else is retried with growing delays, and when the attempts are used up ([`Retry`](crate::Retry)) this projection halts
-/// on this worker while all others continue. No event is ever skipped.
+/// An error or a panic rolls the whole batch back; then the events before the failing one are committed, and that one is tried
+/// again with growing delays. When its attempts are used up ([`Retry`]), this projection halts on this worker while all others
+/// continue, and tries again now and then. No event is ever skipped.
+///
+/// What is not the handler's failure does not count: deadlocks, serialisation failures, lost connections, a full disk, a
+/// statement or a lock that took too long, and what the handler itself calls [`Passing`].
+///
+/// An event that ends the process, the server or its connection counts as well, across restarts and workers: the worker records
+/// which event it is about to handle, finds it among the others, and halts before it.
 ///
 /// A program that is compiled with `panic = "abort"` ends at the first panic of a handler, as does
 /// one whose handler overflows its stack or panics in a destructor while it unwinds. Other workers
@@ -121,6 +77,12 @@ pub trait Projection: Send + Sync {
         StartAt::Beginning
     }
 
+    /// How it is retried when it fails. Read at start. Defaults to the settings of the
+    /// [builder](crate::Builder::retry).
+    fn retry(&self) -> Option<Retry> {
+        None
+    }
+
     /// Handles one event. The transaction is READ COMMITTED and read-write; its other settings are
     /// those of the role and the database. Do not end it: the orchestrator commits it, together
     /// with the checkpoint, and halts the projection if it finds another transaction, or none. What
@@ -145,5 +107,54 @@ pub trait Projection: Send + Sync {
             Some(event) => self.handle(tx, event).map(|()| 1),
             None => Ok(0),
         }
+    }
+}
+
+/// A failure that passes by itself: a service that the handler needs is away. A handler returns it,
+/// or an error whose [source](std::error::Error::source) it is. The event is retried without limit,
+/// after the delays of [`Retry`], and no attempt is counted.
+///
+/// ```
+/// use postgres::Transaction;
+/// use pupsourcing_orchestrator::{BoxError, Event, Passing, Projection};
+///
+/// struct Mails;
+///
+/// impl Projection for Mails {
+///     fn name(&self) -> &str {
+///         "mails"
+///     }
+///
+///     fn handle(&self, _: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+///         let address = std::str::from_utf8(event.payload())?; // counts: no attempt will make it an address
+///         send(address).map_err(Passing::new)?;
+///         Ok(())
+///     }
+/// }
+///
+/// fn send(address: &str) -> std::io::Result<()> {
+///     // ...
+/// #   Ok(())
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Passing(BoxError);
+
+impl Passing {
+    /// Says that this failure passes by itself.
+    pub fn new(error: impl Into<BoxError>) -> Self {
+        Self(error.into())
+    }
+}
+
+impl fmt::Display for Passing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Passing {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.0)
     }
 }

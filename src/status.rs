@@ -28,8 +28,9 @@ pub enum ProjectionState {
     Running,
     /// The last batch failed and will be retried.
     Retrying,
-    /// The attempts are used up: the projection stands still on this worker until the worker is
-    /// restarted or the partitions are redistributed.
+    /// The attempts are used up: the projection stands still on this worker, and tries again with
+    /// one event now and then ([`Retry::halted_interval`](crate::Retry::halted_interval)), when the
+    /// worker is restarted and when the partitions are redistributed.
     Halted,
 }
 

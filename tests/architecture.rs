@@ -21,8 +21,8 @@ const FLOORS: [(u32, &[&str]); 6] = [
     (6, &["orchestrator"]),
     (5, &["coordinator"]),
     (4, &["leave", "runner"]),
-    (3, &["config", "event_store", "feed", "http", "listener", "measure", "watch"]),
-    (2, &["context", "database", "overview", "projection", "reconnect", "status", "store", "threads"]),
+    (3, &["config", "event_store", "feed", "http", "listener", "measure", "projection", "watch"]),
+    (2, &["context", "database", "overview", "reconnect", "scope", "status", "store", "threads"]),
     (1, &["backoff", "blocking", "error", "event", "health", "idle", "metrics", "plan", "shortage", "trust"]),
 ];
 
@@ -101,7 +101,7 @@ fn arrows_are_seen() {
     for arrow in [
         ("orchestrator/start.rs", "coordinator/mod.rs"),
         ("orchestrator/start.rs", "feed/tailer.rs"),
-        ("runner/mod.rs", "runner/batch.rs"),
+        ("runner/work.rs", "runner/batch.rs"),
         ("runner/batch.rs", "runner/failure.rs"),
         ("store/coordination.rs", "plan/mod.rs"),
         ("store/mod.rs", "store/names.rs"),

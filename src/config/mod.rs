@@ -92,9 +92,7 @@ impl Config {
         for option in Self::OPTIONS {
             (option.check)(self)?;
         }
-        for option in Retry::OPTIONS {
-            (option.check)(&self.retry)?;
-        }
+        self.retry.validate()?;
         self.validate_relations(projections.len())?;
         self.names.validate()
     }
@@ -138,13 +136,6 @@ impl Config {
                 "event_poll",
                 format!("{:?} to {:?}", self.event_poll.0, self.event_poll.1),
                 "the minimum must not exceed the maximum",
-            ));
-        }
-        if self.retry.first_delay > self.retry.longest_delay {
-            return Err(Error::config(
-                "retry.longest_delay",
-                format!("{:?}", self.retry.longest_delay),
-                format!("it must be at least first_delay ({:?})", self.retry.first_delay),
             ));
         }
         Ok(())

@@ -122,9 +122,11 @@ macro_rules! with_retry_options {
         $then! {
             $($given)*
 
-            /// How many times a failing batch is tried before the projection halts.
+            /// How many times a failing event is tried before the projection halts.
             ///
-            /// Deadlocks, serialisation failures and lost connections do not count.
+            /// What does not count is in [`Retry`](crate::Retry). An event that ends the process or
+            /// its connection is tried at least three times, because it first has to be found in
+            /// its batch.
             attempts: Attempts = (8), (at least 1);
 
             /// The delay after the first failure; it doubles with each further one.
@@ -134,6 +136,12 @@ macro_rules! with_retry_options {
             ///
             /// At least `first_delay`.
             longest_delay: Duration = (30 s), (at least 1 ms);
+
+            /// How often a halted projection tries again, with one event.
+            ///
+            /// If that succeeds, the projection goes on by itself.
+            /// See also [`stay_halted`](crate::Retry::stay_halted).
+            halted_interval: DurationOrOff = (1 min), (10 ms to 24 h);
         }
     };
 }

@@ -4,13 +4,21 @@ use std::time::Duration;
 
 use super::declare::{Declared, OptionOf, bounds, declare, quantity, setter, setters};
 use super::options::with_retry_options;
-use super::value::{Attempts, Bounds, Value};
+use super::value::{Attempts, Bounds, DurationOrOff, Value};
+use crate::error::Error;
 
 with_retry_options! { declare! {
     /// How a failing projection is retried.
     ///
-    /// Deadlocks, serialisation failures and lost connections do not count: they are always
-    /// retried, at once.
+    /// What counts as an attempt is what comes from the handler: its errors, its panics, values that
+    /// cannot be decoded, and the end of its connection or of the whole process while it is at
+    /// work. When the attempts are used up, the projection halts, and tries again with one event
+    /// after each [`halted_interval`](Self::halted_interval).
+    ///
+    /// What other transactions, the network or the server cause does not count and is always
+    /// retried: deadlocks, serialisation failures and lost connections at once; a full disk, a lock
+    /// or a statement that took too long, and what a handler calls [`Passing`](crate::Passing),
+    /// after the delays of this setting.
     ///
     /// ```
     /// use std::time::Duration;
@@ -23,3 +31,28 @@ with_retry_options! { declare! {
 } }
 
 with_retry_options! { setters! { Retry () } }
+
+impl Retry {
+    /// Never tries again by itself after it has halted: only when the worker is restarted or the
+    /// partitions are redistributed. An event that ended the process is not tried then either,
+    /// until `attempts` and `attempt_position` of the projection's checkpoint are set to 0 and NULL.
+    pub fn stay_halted(mut self) -> Self {
+        self.halted_interval = None;
+        self
+    }
+
+    /// Refuses settings that are out of bounds or contradict each other.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        for option in Self::OPTIONS {
+            (option.check)(self)?;
+        }
+        if self.first_delay > self.longest_delay {
+            return Err(Error::config(
+                "retry.longest_delay",
+                format!("{:?}", self.longest_delay),
+                format!("it must be at least first_delay ({:?})", self.first_delay),
+            ));
+        }
+        Ok(())
+    }
+}

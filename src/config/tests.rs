@@ -18,7 +18,9 @@ fn defaults_are_valid() {
 fn retry_keeps_the_values_of_its_setters() {
     let (first_delay, longest_delay) = (Duration::from_secs(1), Duration::from_secs(2));
     let retry = Retry::default().attempts(3).first_delay(first_delay).longest_delay(longest_delay);
-    assert_eq!(retry, Retry { attempts: 3, first_delay, longest_delay });
+    let retry = retry.halted_interval(Duration::from_secs(7));
+    assert_eq!(retry, Retry { attempts: 3, first_delay, longest_delay, halted_interval: Some(Duration::from_secs(7)) });
+    assert_eq!(retry.stay_halted().halted_interval, None);
 }
 
 #[test]
@@ -159,6 +161,7 @@ fn every_option_is_set_from_text() {
         ("retry.attempts", "2"),
         ("retry.first_delay", "1s"),
         ("retry.longest_delay", "2s"),
+        ("retry.halted_interval", "off"),
     ];
     assert_eq!(texts.map(|(name, _)| name).to_vec(), Config::declared().map(|option| option.name).collect::<Vec<_>>());
     for (name, text) in texts {
@@ -176,7 +179,7 @@ fn every_option_is_set_from_text() {
     assert_eq!(config.event_poll, (millis(2), millis(50)));
     assert_eq!((config.batch_size, config.batch_bytes, config.max_event_bytes), (100, Bytes(64 << 10), Bytes(1 << 30)));
     assert_eq!((config.lanes, config.pool_size), (3, Some(12)));
-    assert_eq!(config.retry, Retry::default().attempts(2).first_delay(secs(1)).longest_delay(secs(2)));
+    assert_eq!(config.retry, Retry::default().attempts(2).first_delay(secs(1)).longest_delay(secs(2)).stay_halted());
     config.set("session_loss_grace", "", "2s").unwrap();
     assert_eq!(config.session_loss_grace, Some(secs(2)));
     config.validate(&["a", "b"]).unwrap();
@@ -224,7 +227,7 @@ fn a_rollout_waits_for_a_version_that_halts() {
         let line = deployment.lines().filter_map(|line| line.trim().strip_prefix(name)).next_back();
         line.and_then(|line| line.strip_prefix(": ")?.parse().ok()).unwrap()
     };
-    let Retry { attempts, first_delay, longest_delay } = Retry::default();
+    let Retry { attempts, first_delay, longest_delay, .. } = Retry::default();
     let delays = (0..attempts - 1).map(|failures| (first_delay * (1 << failures)).min(longest_delay));
     let halted_after: Duration = delays.sum();
     assert_eq!(halted_after, Duration::from_millis(12_700), "the comment says 13 s");

@@ -1,15 +1,10 @@
 //! The connections in use, so that a worker that has to leave can cancel what they wait for.
 
 use std::collections::BTreeMap;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use postgres::{CancelToken, Client};
-
-/// A connection, which goes back to where it came from when it is dropped: to a pool, or it is
-/// closed.
-pub(crate) type PooledClient = Box<dyn DerefMut<Target = Client> + Send>;
+use postgres::CancelToken;
 
 /// The connections that a worker uses. Clones are the same.
 #[derive(Clone, Default)]
@@ -23,15 +18,19 @@ struct Cells {
     next: u64,
 }
 
+/// A connection counts as in use until this is dropped.
+pub(super) struct Use {
+    number: u64,
+    in_use: InUse,
+}
+
 impl InUse {
-    /// Counts a connection as in use until it is dropped.
-    pub(super) fn watch(&self, client: PooledClient) -> PooledClient {
+    pub(super) fn add(&self, token: CancelToken) -> Use {
         let mut cells = self.cells.lock();
         let number = cells.next;
         cells.next += 1;
-        cells.tokens.insert(number, client.cancel_token());
-        drop(cells);
-        Box::new(Watched { client, number, in_use: self.clone() })
+        cells.tokens.insert(number, token);
+        Use { number, in_use: self.clone() }
     }
 
     pub(super) fn tokens(&self) -> Vec<CancelToken> {
@@ -39,27 +38,7 @@ impl InUse {
     }
 }
 
-struct Watched {
-    client: PooledClient,
-    number: u64,
-    in_use: InUse,
-}
-
-impl Deref for Watched {
-    type Target = Client;
-
-    fn deref(&self) -> &Client {
-        &self.client
-    }
-}
-
-impl DerefMut for Watched {
-    fn deref_mut(&mut self) -> &mut Client {
-        &mut self.client
-    }
-}
-
-impl Drop for Watched {
+impl Drop for Use {
     fn drop(&mut self) {
         self.in_use.cells.lock().tokens.remove(&self.number);
     }

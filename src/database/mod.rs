@@ -24,8 +24,8 @@ use postgres::{CancelToken, Client, Config, NoTls, Socket};
 
 pub use self::connection::{AsClient, Connection};
 use self::in_use::InUse;
-pub(crate) use self::in_use::PooledClient;
-pub(crate) use self::pool::{Pool, PoolOptions};
+use self::pool::Notices;
+pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};
 use crate::error::Error;
 
 /// The idle time that the `postgres` crate uses if none was set. Its getter does not distinguish
@@ -98,9 +98,10 @@ impl Database {
     /// supported; [`Error::Tls`] the file that cannot be used. Neither repeats the password.
     pub fn from_url(url: &str) -> Result<Self, Error> {
         let parsed = url::parse(url)?;
+        let (config, notices) = (parsed.config, Notices::Ours);
         Ok(match parsed.tls.connector(tls::default_roots())? {
-            Some(tls) => Self::new(Connector { config: parsed.config, tls }),
-            None => Self::new(Connector { config: parsed.config, tls: NoTls }),
+            Some(tls) => Self::new(Connector { config, tls, notices }),
+            None => Self::new(Connector { config, tls: NoTls, notices }),
         })
     }
 
@@ -124,7 +125,7 @@ impl Database {
             "keepalives_interval" => was.get_keepalives_interval().is_some(),
             _ => was.get_keepalives_retries().is_some(),
         });
-        Self::new(Connector { config, tls })
+        Self::new(Connector { config, tls, notices: Notices::TheApplications })
     }
 
     fn new(connector: impl Connect + 'static) -> Self {
@@ -181,7 +182,7 @@ impl Database {
 
     /// Opens a connection whose statements [`cancel_all`](Self::cancel_all) cancels.
     pub(crate) fn open(&self) -> Result<PooledClient, Error> {
-        Ok(self.in_use.watch(Box::new(Box::new(self.client()?))))
+        Ok(PooledClient::from(self.client()?).used_in(&self.in_use))
     }
 
     /// Asks the server to cancel what all connections wait for that were [opened](Self::open) here
@@ -260,6 +261,7 @@ trait Connect: Send + Sync {
 struct Connector<T> {
     config: Config,
     tls: T,
+    notices: Notices,
 }
 
 impl<T> Connect for Connector<T>
@@ -284,7 +286,7 @@ where
     }
 
     fn pool(&self, options: PoolOptions, target: Arc<str>, in_use: InUse) -> Result<Pool, Error> {
-        pool::open(self.config.clone(), self.tls.clone(), options, target, in_use)
+        pool::open(self.config.clone(), self.tls.clone(), self.notices, options, target, in_use)
     }
 
     fn cancel(&self, token: &CancelToken) -> Result<(), postgres::Error> {

@@ -7,15 +7,67 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use postgres::error::SqlState;
 use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{Client, Config, Socket};
 use r2d2::{CustomizeConnection, HandleError, ManageConnection, PooledConnection, State};
-use r2d2_postgres::PostgresConnectionManager;
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
-use super::in_use::{InUse, PooledClient};
-use crate::error::{Error, describe};
+use super::in_use::{InUse, Use};
+use crate::error::{Error, describe, one_line};
 use crate::threads::caught;
+
+/// A connection from a [`Pool`], or one that belongs to no pool. Dropping it gives it back, or
+/// closes it if it is broken or condemned.
+pub(crate) struct PooledClient {
+    pooled: Box<dyn DerefMut<Target = Pooled> + Send>,
+    /// Until it is dropped, what the connection waits for can be cancelled.
+    in_use: Option<Use>,
+}
+
+impl PooledClient {
+    fn new(pooled: Box<dyn DerefMut<Target = Pooled> + Send>) -> Self {
+        Self { pooled, in_use: None }
+    }
+
+    /// Lets what it waits for be cancelled together with all else that is in use there.
+    pub(super) fn used_in(mut self, in_use: &InUse) -> Self {
+        self.in_use = Some(in_use.add(self.cancel_token()));
+        self
+    }
+
+    /// Has the connection closed instead of given back. It may be open and yet of no use to anyone:
+    /// it leads to a server that has become a standby, for example.
+    pub(crate) fn condemn(&mut self) {
+        self.pooled.is_condemned = true;
+    }
+
+    /// Why the server has ended the session, if it has told so in a notice. It does so to sessions
+    /// that it ends because another backend has crashed.
+    pub(crate) fn farewell(&self) -> Option<SqlState> {
+        self.pooled.farewell.lock().clone()
+    }
+}
+
+impl From<Client> for PooledClient {
+    fn from(client: Client) -> Self {
+        Self::new(Box::new(Box::new(Pooled::new(client, Farewell::default()))))
+    }
+}
+
+impl Deref for PooledClient {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.pooled.client
+    }
+}
+
+impl DerefMut for PooledClient {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.pooled.client
+    }
+}
 
 /// r2d2 waits at most half of this between two attempts to connect, so a server that comes back is found within half a second.
 /// It limits nothing else here: the time that [`Pool::get`] waits is its caller's choice.
@@ -30,6 +82,8 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How many threads open the pool's connections.
 const THREADS: usize = 3;
+/// With these the server ends a session for reasons that have nothing to do with what it did.
+const FAREWELLS: [SqlState; 2] = [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN];
 
 /// The same complaint is logged again after this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
@@ -41,6 +95,15 @@ pub(crate) struct PoolOptions {
     /// Resets a connection: executed whenever one is handed out, in one round
     /// trip. An error closes the connection, and another attempt follows.
     pub(crate) reset: Option<String>,
+}
+
+/// Who receives the server's notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Notices {
+    /// The pool, which writes them to the log.
+    Ours,
+    /// The callback of the application's `Config`.
+    TheApplications,
 }
 
 /// Connections that are opened when needed and used again.
@@ -58,7 +121,7 @@ impl Pool {
     pub(crate) fn get(&self, timeout: Duration) -> Result<PooledClient, Error> {
         let begun = Instant::now();
         if let Some(client) = self.connections.get(timeout) {
-            return Ok(self.in_use.watch(client));
+            return Ok(client.used_in(&self.in_use));
         }
         Err(self.failed(begun))
     }
@@ -113,6 +176,7 @@ impl fmt::Debug for Pool {
 pub(super) fn open<T>(
     config: Config,
     tls: T,
+    notices: Notices,
     options: PoolOptions,
     target: Arc<str>,
     in_use: InUse,
@@ -136,7 +200,7 @@ where
         .connection_customizer(Box::new(Customizer { trouble: trouble.clone() }))
         .error_handler(Box::new(Handler(trouble.clone())))
         // Unlike build(), does not wait for a connection.
-        .build_unchecked(Manager { inner: PostgresConnectionManager::new(config, tls), reset: options.reset });
+        .build_unchecked(Manager { config, tls, notices, reset: options.reset });
     Ok(Pool { connections: Arc::new(pool), trouble, size: options.size, in_use })
 }
 
@@ -157,14 +221,23 @@ struct Pooled {
     client: Client,
     /// Since when it has been idle.
     idle_since: Instant,
-    /// It is to be closed instead of kept.
     is_condemned: bool,
+    farewell: Farewell,
 }
 
-/// The manager of `r2d2_postgres`, which would make a round trip each time that a connection is taken, or never.
-#[derive(Debug)]
+/// Why the server has ended a session, if it has told so in a notice.
+type Farewell = Arc<Mutex<Option<SqlState>>>;
+
+impl Pooled {
+    fn new(client: Client, farewell: Farewell) -> Self {
+        Self { client, idle_since: Instant::now(), is_condemned: false, farewell }
+    }
+}
+
 struct Manager<T> {
-    inner: PostgresConnectionManager<T>,
+    config: Config,
+    tls: T,
+    notices: Notices,
     reset: Option<String>,
 }
 
@@ -179,7 +252,18 @@ where
     type Error = postgres::Error;
 
     fn connect(&self) -> Result<Pooled, postgres::Error> {
-        self.inner.connect().map(|client| Pooled { client, idle_since: Instant::now(), is_condemned: false })
+        let farewell = Farewell::default();
+        let mut config = self.config.clone();
+        if self.notices == Notices::Ours {
+            let farewell = farewell.clone();
+            config.notice_callback(move |notice| {
+                log::debug!("notice of the server: {}: {}", notice.severity(), one_line(&notice.message()));
+                if FAREWELLS.contains(notice.code()) {
+                    *farewell.lock() = Some(notice.code().clone());
+                }
+            });
+        }
+        config.connect(self.tls.clone()).map(|client| Pooled::new(client, farewell))
     }
 
     /// Called before a connection is handed out.
@@ -193,7 +277,7 @@ where
     /// Called when a connection comes back.
     fn has_broken(&self, pooled: &mut Pooled) -> bool {
         pooled.idle_since = Instant::now();
-        pooled.is_condemned || self.inner.has_broken(&mut pooled.client)
+        pooled.is_condemned || pooled.client.is_closed()
     }
 }
 
@@ -206,10 +290,10 @@ impl<T> Deref for Lent<T>
 where
     Manager<T>: ManageConnection<Connection = Pooled>,
 {
-    type Target = Client;
+    type Target = Pooled;
 
-    fn deref(&self) -> &Client {
-        &self.0.client
+    fn deref(&self) -> &Pooled {
+        &self.0
     }
 }
 
@@ -217,8 +301,8 @@ impl<T> DerefMut for Lent<T>
 where
     Manager<T>: ManageConnection<Connection = Pooled>,
 {
-    fn deref_mut(&mut self) -> &mut Client {
-        &mut self.0.client
+    fn deref_mut(&mut self) -> &mut Pooled {
+        &mut self.0
     }
 }
 
@@ -239,7 +323,7 @@ where
 {
     fn get(&self, timeout: Duration) -> Option<PooledClient> {
         // The error holds less than what Trouble has kept.
-        self.get_timeout(timeout).ok().map(|client| Box::new(Lent(client)) as PooledClient)
+        self.get_timeout(timeout).ok().map(|client| PooledClient::new(Box::new(Lent(client))))
     }
 
     fn fill(&self, count: u32, deadline: Instant) -> bool {

@@ -25,7 +25,7 @@ use crossbeam_channel::Receiver;
 use parking_lot::{Mutex, RwLock};
 
 use crate::plan::KeySet;
-use crate::projection::Scope;
+use crate::scope::Scope;
 use crate::store::events::{Batch, Bounds, Range};
 use crate::threads::Waker;
 use tail::Tail;

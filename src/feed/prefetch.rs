@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, neve
 
 use crate::database::Pool;
 use crate::error::Error;
-use crate::projection::Scope;
+use crate::scope::Scope;
 use crate::store::Names;
 use crate::store::events::{Batch, Bounds, EventReader, Range, ReadError};
 use crate::store::session::{Session, Sessions};
@@ -107,6 +107,10 @@ impl Reader {
                 continue;
             };
             if let Err(error) = self.read_on(&mut connection, range, &mut handover) {
+                // It may be of no use to anyone, and failures are rare.
+                if let Some((session, _)) = &mut connection {
+                    session.condemn();
+                }
                 connection = None;
                 handover.give(Err(error), None);
             }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::event::Event;
 use crate::plan::KeySet;
-use crate::projection::Scope;
+use crate::scope::Scope;
 use crate::store::events::{Batch, Bounds, Range};
 
 /// Every event of `keys` above `start` and at or below `end` that any projection of the worker

@@ -83,8 +83,9 @@ impl Builder {
     ///
     /// A duration is `500ms`, `10s`, `2m` or `1h`; a size is `8388608`, `64KiB`, `8MiB` or `1GiB`.
     /// `session_loss_grace` may be `off`, which means [`heartbeats_only`](Self::heartbeats_only);
-    /// `event_poll` is `5ms..250ms`; those of [`Retry`] are `retry.attempts`, `retry.first_delay`
-    /// and `retry.longest_delay`.
+    /// `event_poll` is `5ms..250ms`; those of [`Retry`] are `retry.attempts`, `retry.first_delay`,
+    /// `retry.longest_delay` and `retry.halted_interval`, which may be `off`
+    /// ([`stay_halted`](Retry::stay_halted)).
     ///
     /// # Errors
     ///
@@ -116,7 +117,8 @@ impl Builder {
         Ok(self)
     }
 
-    /// Sets how failing projections are retried. See [`Retry`] for the defaults.
+    /// Sets how failing projections are retried that have no settings of their own
+    /// ([`Projection::retry`]). See [`Retry`] for the defaults.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.config.retry = retry;
         self

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use crate::config::Retry;
 use crate::error::Error;
-use crate::projection::{Projection, Scope, StartAt};
+use crate::projection::Projection;
+use crate::scope::{Scope, StartAt};
 use crate::store::Known;
 use crate::threads::caught;
 
@@ -13,6 +15,8 @@ pub(super) struct Hosted {
     pub(super) projection: Arc<dyn Projection>,
     pub(super) known: Known,
     pub(super) scope: Scope,
+    /// Its own settings, if it has any.
+    pub(super) retry: Option<Retry>,
 }
 
 impl Hosted {
@@ -20,12 +24,21 @@ impl Hosted {
         let name = asked("name() of a projection", || projection.name().to_owned())?;
         let start_at = asked(&format!("start_at() of projection {name:?}"), || projection.start_at())?;
         let scope = asked(&format!("scope() of projection {name:?}"), || projection.scope())?;
+        let retry = asked(&format!("retry() of projection {name:?}"), || projection.retry())?;
+        if let Some(retry) = &retry {
+            retry.validate().map_err(|error| match error {
+                Error::InvalidConfig { field, value, problem } => {
+                    Error::config(format!("{field} of projection {name:?}"), value, problem)
+                }
+                error => error,
+            })?;
+        }
         if let StartAt::Position(position @ ..0) = start_at {
             let problem =
                 format!("projection {name:?} cannot start there: positions begin with 1, and 0 is before the first");
             return Err(Error::config("start_at", position.to_string(), problem));
         }
-        Ok(Self { projection, known: Known { name, start_at }, scope })
+        Ok(Self { projection, known: Known { name, start_at }, scope, retry })
     }
 
     pub(super) fn name(&self) -> &str {

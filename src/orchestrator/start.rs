@@ -22,8 +22,8 @@ use crate::listener::Listener;
 use crate::measure::{Lags, Measuring};
 use crate::metrics::WorkerMetrics;
 use crate::overview::Overview;
-use crate::projection::Scope;
 use crate::runner::Runner;
+use crate::scope::Scope;
 use crate::store::Registration;
 use crate::store::session::{Session, Sessions};
 use crate::threads::{Crew, Gate, Waker, safely};
@@ -180,7 +180,7 @@ impl Start {
                 feed: feed.clone(),
                 follower: feed.follow(),
                 requests: reader.spawn(&self.crew, format!("pup-read-{index:02}"))?,
-                retry: config.retry.clone(),
+                retry: hosted.retry.clone().unwrap_or_else(|| config.retry.clone()),
                 // Workers that cannot end its session wait for it at most as long as for a handler.
                 idle_limit: match context.sessions {
                     Sessions::Own(_) => config.coordination_timeout,

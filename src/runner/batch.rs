@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use postgres::Transaction;
 
-use super::failure::Failure;
+use super::failure::{self, Failure};
+use crate::error::BoxError;
 use crate::event::Event;
 use crate::metrics::ProjectionMetrics;
 use crate::projection::Projection;
@@ -51,27 +52,38 @@ pub(super) fn commit(
     job: &Job<'_>,
     interrupted: impl Fn() -> bool,
 ) -> Result<Committed, Failure> {
+    let outcome = handle_and_commit(session, job, interrupted);
+    outcome.map_err(|failure| if session.farewell().is_some() { failure.of_bystander() } else { failure })
+}
+
+fn handle_and_commit(
+    session: &mut Session,
+    job: &Job<'_>,
+    interrupted: impl Fn() -> bool,
+) -> Result<Committed, Failure> {
     let Job { batch, metrics, .. } = job;
-    let mut tx = session.transaction().map_err(Failure::transient)?;
-    let mark = fence::mark(&mut tx, job.sessions, job.idle_limit).map_err(Failure::transient)?;
+    let mut tx = session.transaction().map_err(Failure::outside)?;
+    let mark = fence::mark(&mut tx, job.sessions, job.idle_limit).map_err(Failure::outside)?;
     let events = batch.events.get(..job.count).unwrap_or(&batch.events);
     let handled = match handle(&mut tx, job.projection, events, metrics, interrupted) {
         Ok(handled) => handled,
-        // Anything that the handler committed by itself would be repeated with each attempt.
-        Err(failure) => {
-            let is_ended = matches!(fence::is_marked(&mut tx, &mark), Ok(false));
-            return Err(if is_ended { transaction_ended(events) } else { failure });
+        Err((error, handled)) => {
+            return Err(match fence::is_marked(&mut tx, &mark) {
+                // Anything that the handler committed by itself would be repeated with each attempt.
+                Ok(false) => transaction_ended(events),
+                Err(probe) if failure::is_connection_lost(&probe) => Failure::of_lost_handler(&*error, events, handled),
+                _ => Failure::of_handler(&*error, events, handled),
+            });
         }
     };
-    let Some(last) = batch.events.get(..handled).and_then(<[Event]>::last) else { return Err(Failure::Fenced) };
+    let done = events.get(..handled).unwrap_or(events);
+    let Some(last) = done.last() else { return Err(Failure::Fenced) };
     let last = EventMark { position: last.global_position(), id: last.event_id() };
     // Every matching event up to the batch's end was in it, so handling all of them brings the
     // projection up to that end.
     let position = if handled < batch.events.len() { last.position } else { batch.end };
     let begun = Instant::now();
-    // An error that the server raises only now, by a deferred constraint for example, does not tell
-    // which event caused it. So half of the events are tried next.
-    let refused = |error: postgres::Error| Failure::of_handler(error.into(), handled / 2);
+    let refused = |error: postgres::Error| Failure::of_commit(&error, done);
     match job.statements.advance(&mut tx, job.row, job.owner, position, last, &mark) {
         Ok(Advanced::Moved) => {}
         // Dropping the transaction rolls it back.
@@ -85,14 +97,14 @@ pub(super) fn commit(
 }
 
 /// Calls the handler until all events are handled, it is interrupted, or it has taken long enough.
-/// Returns how many events are handled.
+/// Returns how many events are handled, with the error if it failed at the next.
 fn handle(
     tx: &mut Transaction<'_>,
     projection: &dyn Projection,
     events: &[Event],
     metrics: &ProjectionMetrics,
     interrupted: impl Fn() -> bool,
-) -> Result<usize, Failure> {
+) -> Result<usize, (BoxError, usize)> {
     let begun = Instant::now();
     let mut called = begun;
     let mut handled = 0;
@@ -105,7 +117,7 @@ fn handle(
                 1.. if count <= rest.len() => Ok(count),
                 _ => Err(format!("handle_batch() says it handled {count} of {} events", rest.len()).into()),
             })
-            .map_err(|error| Failure::of_handler(error, handled))?;
+            .map_err(|error| (error, handled))?;
         // If the handler takes many events at once, the mean per event.
         let returned = Instant::now();
         let seconds = (returned - called).as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
@@ -121,7 +133,7 @@ fn handle(
 
 fn transaction_ended(events: &[Event]) -> Failure {
     let position = |event: Option<&Event>| event.map_or(0, Event::global_position);
-    Failure::Refused(
+    Failure::Final(
         format!(
             "the handler has ended the transaction it was given (COMMIT, ROLLBACK, PREPARE TRANSACTION, or RESET ALL), at one of \
              the events at global positions {} to {}, so what it wrote is not committed together with the checkpoint: correct it, \

@@ -27,11 +27,19 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn open(context: &Context, feed: &Feed, pool: &Pool) -> Result<Self, Failure> {
         let opened = feed.mark();
-        let client = context.board.shortage.note(|| pool.get(POOL_PATIENCE)).map_err(Failure::transient)?;
+        let client = context.board.shortage.note(|| pool.get(POOL_PATIENCE)).map_err(Failure::outside)?;
         let mut session = Session::for_handlers(client, context.sessions);
-        let mut tx = session.transaction_without_policies().map_err(Failure::transient)?;
-        let statements = Statements::prepare(&mut tx, &context.names).map_err(Failure::transient)?;
-        tx.commit().map_err(Failure::transient)?;
+        let prepared = session.transaction_without_policies().and_then(|mut tx| {
+            let statements = Statements::prepare(&mut tx, &context.names)?;
+            tx.commit().map(|()| statements)
+        });
+        let statements = prepared.map_err(|error| {
+            let failure = Failure::outside(error);
+            if failure.condemns() {
+                session.condemn();
+            }
+            failure
+        })?;
         Ok(Self { session, statements, opened })
     }
 }

@@ -1,4 +1,4 @@
-//! Why a batch did not commit. Pure.
+//! Why a batch did not commit: whose failure it is, by SQLSTATE and by where it happened. Pure.
 
 use std::error::Error as StdError;
 
@@ -6,17 +6,29 @@ use postgres::error::SqlState;
 
 use crate::error::{BoxError, Error, describe_any};
 use crate::event::Event;
+use crate::projection::Passing;
 
 /// Why a batch did not commit. The [verdict](super::verdict) decides what to do about it.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The row is no longer this worker's, or not at the expected position. Nothing was committed.
     Fenced,
-    /// A deadlock, a serialisation failure, or a connection that was lost or not available. Nothing
-    /// was committed, or it is not known whether the commit succeeded.
+    /// Another transaction was in the way, or it happened outside a handler and says nothing of the
+    /// connection. Nothing was committed.
     Transient(BoxError),
-    /// No attempt will succeed: an operator must fix it. Nothing was committed.
-    Refused(BoxError),
+    /// The connection is lost or of no use, for a reason that is not the events'. It may be unknown
+    /// whether the last commit succeeded.
+    Connection(BoxError),
+    /// The connection was lost while events were being handled: one of them may be the reason.
+    Lost(BoxError),
+    /// Something that the events need is missing, and will be back: disk space, memory, a lock, an
+    /// external service. Nothing was committed.
+    Environment {
+        error: BoxError,
+        /// How many events from the front of the batch to commit first: what they have done
+        /// elsewhere is not to be repeated until it passes.
+        handled: usize,
+    },
     /// The handler failed, or the server refused what it did. Nothing was committed.
     Handler {
         error: BoxError,
@@ -24,146 +36,329 @@ pub(super) enum Failure {
         /// is alone.
         handled: usize,
     },
+    /// An event cannot be read. Nothing was committed.
+    Unreadable(BoxError),
+    /// The attempts at the next event have ended uncleanly too often. It was not tried.
+    Suspected(BoxError),
+    /// Another attempt would do harm: an operator must act. Nothing was committed.
+    Final(BoxError),
+}
+
+/// What a state that the server reports says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    /// The server ends all sessions, or this one on someone's order.
+    Shutdown,
+    /// This connection is of no use any more.
+    Connection,
+    /// A prepared statement is gone: a pooler has given the transaction another session.
+    Prepared,
+    /// The server does not accept writes, on this connection.
+    ReadOnly,
+    /// Another transaction was in the way.
+    Conflict,
+    /// The server lacks something.
+    Shortage,
+    /// It took too long.
+    Patience,
+    /// The statement was wrong.
+    Request,
+}
+
+impl Subject {
+    fn of(state: &SqlState) -> Self {
+        match state.code() {
+            "57P01" | "57P02" | "57P03" | "57P04" => Self::Shutdown,
+            // The last two: a transaction that was idle, or took, too long.
+            "57P05" | "25P03" | "25P04" => Self::Connection,
+            "26000" => Self::Prepared,
+            // The second one: a standby refuses to begin a transaction that writes.
+            "25006" | "0A000" => Self::ReadOnly,
+            "40001" | "40P01" => Self::Conflict,
+            "57014" | "55P03" => Self::Patience,
+            code => match code.get(..2) {
+                Some("08") => Self::Connection,
+                Some("53" | "58") => Self::Shortage,
+                _ => Self::Request,
+            },
+        }
+    }
+
+    /// Whether the session has ended, or is about to.
+    fn is_end_of_session(self) -> bool {
+        matches!(self, Self::Shutdown | Self::Connection)
+    }
 }
 
 impl Failure {
-    pub(super) fn transient(error: impl Into<BoxError>) -> Self {
-        Self::Transient(error.into())
+    /// A failure of a statement of the library before or after events are handled.
+    pub(super) fn outside(error: impl Into<BoxError>) -> Self {
+        let error = error.into();
+        match postgres_cause(&*error).map(|cause| (cause, cause.code().map(Subject::of))) {
+            Some((_, Some(Subject::Conflict | Subject::Patience | Subject::Request))) | None => Self::Transient(error),
+            Some((_, Some(Subject::Shortage))) => Self::Environment { error, handled: 0 },
+            Some((cause, None)) if !cause.is_closed() && !has_io_cause(cause) => Self::Transient(error),
+            Some(_) => Self::Connection(error),
+        }
     }
 
     /// A failure to read the events.
     pub(super) fn of_reading(error: Error) -> Self {
         match error {
-            Error::UnreadableEvent { .. } => Self::Refused(error.into()),
-            error => Self::Transient(error.into()),
+            Error::UnreadableEvent { .. } => Self::Unreadable(error.into()),
+            error => Self::outside(error),
         }
     }
 
-    /// A failure of the handler's statements or of its own code, after it has handled this many
-    /// events.
-    pub(super) fn of_handler(error: BoxError, handled: usize) -> Self {
-        if is_transient(&*error) { Self::Transient(error) } else { Self::Handler { error, handled } }
+    /// A failure of the handler, after it has handled this many of these events, on a connection
+    /// that is still open.
+    pub(super) fn of_handler(error: &(dyn StdError + 'static), events: &[Event], handled: usize) -> Self {
+        let named = naming(error, events.get(handled));
+        let state = postgres_cause(error).and_then(postgres::Error::code);
+        match state.map(Subject::of) {
+            _ if is_passing(error) => Self::Environment { error: named, handled },
+            Some(Subject::Conflict) => Self::Transient(named),
+            Some(Subject::Shortage | Subject::Patience) => Self::Environment { error: named, handled },
+            // What the server says of a connection is said of another one, which the handler has
+            // opened itself.
+            _ => Self::Handler { error: named, handled },
+        }
     }
 
-    /// The same failure, naming the first of the events that it concerns.
-    pub(super) fn naming(self, events: &[Event]) -> Self {
+    /// The loss of the connection while the handler was at work.
+    pub(super) fn of_lost_handler(error: &(dyn StdError + 'static), events: &[Event], handled: usize) -> Self {
+        let named = naming(error, events.get(handled));
+        let state = postgres_cause(error).and_then(postgres::Error::code);
+        match state.map(Subject::of) {
+            Some(Subject::Shutdown) => Self::Connection(named),
+            _ => Self::Lost(named),
+        }
+    }
+
+    /// A failure to move the checkpoint or to commit, after these events were handled. An error
+    /// that the server raises only now, by a deferred constraint for example, does not tell which
+    /// event caused it. So half of the events are tried next.
+    pub(super) fn of_commit(error: &postgres::Error, events: &[Event]) -> Self {
+        let subject = error.code().map(Subject::of);
+        if error.is_closed() || has_io_cause(error) || subject.is_some_and(Subject::is_end_of_session) {
+            return Self::of_lost_handler(error, events, 0);
+        }
+        match subject {
+            Some(Subject::Prepared) => Self::Connection(naming(error, events.first())),
+            _ => Self::of_handler(error, events, events.len() / 2),
+        }
+    }
+
+    /// The same failure, if the server has said in a notice why it ended the session: because it
+    /// shuts down, or because another backend has crashed.
+    pub(super) fn of_bystander(self) -> Self {
         match self {
-            Self::Handler { error, handled } => match events.get(handled) {
-                Some(event) => {
-                    let (position, id) = (event.global_position(), event.event_id());
-                    let error = describe_any(&*error);
-                    let error = format!("from global position {position} (event {id}) on: {error}").into();
-                    Self::Handler { error, handled }
-                }
-                None => Self::Handler { error, handled },
-            },
+            Self::Lost(error) => Self::Connection(error),
             failure => failure,
         }
+    }
+
+    /// Whether the connection on which it happened must not be used again.
+    pub(super) fn condemns(&self) -> bool {
+        matches!(self, Self::Connection(_) | Self::Lost(_))
     }
 
     /// Describes what went wrong.
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Fenced => "the checkpoint is another worker's".to_owned(),
-            Self::Transient(error) | Self::Refused(error) | Self::Handler { error, .. } => describe_any(&**error),
+            Self::Transient(error)
+            | Self::Connection(error)
+            | Self::Lost(error)
+            | Self::Unreadable(error)
+            | Self::Suspected(error)
+            | Self::Final(error)
+            | Self::Environment { error, .. }
+            | Self::Handler { error, .. } => describe_any(&**error),
         }
     }
 }
 
-/// Whether an error is independent of the event that was being handled.
-fn is_transient(error: &(dyn StdError + 'static)) -> bool {
-    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<postgres::Error>() {
-            return match error.code() {
-                Some(code) => is_transient_state(code),
-                // The error did not come from the server: the connection failed, or the client
-                // refused a value or a column.
-                None => error.is_closed() || has_io_cause(error),
-            };
-        }
-        cause = error.source();
+/// Whether the error of a statement means that its connection is lost.
+pub(super) fn is_connection_lost(error: &postgres::Error) -> bool {
+    error.is_closed() || has_io_cause(error) || error.code().is_some_and(|state| Subject::of(state).is_end_of_session())
+}
+
+/// An event, as messages name it.
+fn name(event: &Event) -> String {
+    format!(
+        "{} of {}/{}/{} at global position {} (event {})",
+        event.event_type(),
+        event.bounded_context(),
+        event.aggregate_type(),
+        event.aggregate_id(),
+        event.global_position(),
+        event.event_id()
+    )
+}
+
+/// Says that so many attempts from an event on have ended uncleanly.
+pub(super) fn ended_uncleanly(attempts: u32, event: &Event) -> String {
+    format!(
+        "{attempts} attempts from {} on have ended together with their connection, their process or the server",
+        name(event)
+    )
+}
+
+/// The error, with the first of the events that it concerns.
+fn naming(error: &(dyn StdError + 'static), event: Option<&Event>) -> BoxError {
+    let error = describe_any(error);
+    match event {
+        Some(event) => format!("from {} on: {error}", name(event)).into(),
+        None => error.into(),
     }
-    false
 }
 
-fn is_transient_state(code: &SqlState) -> bool {
-    const TRANSIENT: [SqlState; 11] = [
-        SqlState::T_R_DEADLOCK_DETECTED,
-        SqlState::T_R_SERIALIZATION_FAILURE,
-        SqlState::ADMIN_SHUTDOWN,
-        SqlState::CRASH_SHUTDOWN,
-        SqlState::CANNOT_CONNECT_NOW,
-        SqlState::TOO_MANY_CONNECTIONS,
-        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
-        // After a failover the connection may still lead to the old primary, now a standby.
-        SqlState::READ_ONLY_SQL_TRANSACTION,
-        SqlState::LOCK_NOT_AVAILABLE,
-        SqlState::DATABASE_DROPPED,
-        SqlState::SYSTEM_ERROR,
-    ];
-    const CONNECTION_EXCEPTIONS: &str = "08";
-    TRANSIENT.contains(code) || code.code().starts_with(CONNECTION_EXCEPTIONS)
+/// The error itself and its sources.
+fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| (*error).source())
 }
 
+fn postgres_cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a postgres::Error> {
+    chain(error).find_map(|cause| cause.downcast_ref())
+}
+
+fn is_passing(error: &(dyn StdError + 'static)) -> bool {
+    chain(error).any(<dyn StdError>::is::<Passing>)
+}
+
+/// Whether the network failed. What cannot be decoded is an `io::Error` as well.
 fn has_io_cause(error: &postgres::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if error.is::<std::io::Error>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    use std::io::ErrorKind::{InvalidData, InvalidInput};
+    let io = chain(error).find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(|io| !matches!(io.kind(), InvalidData | InvalidInput))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::EventParts;
     use crate::store::testing;
 
+    /// The kind of a failure, without what it contains.
+    fn kind(failure: &Failure) -> &'static str {
+        match failure {
+            Failure::Fenced => "fenced",
+            Failure::Transient(_) => "transient",
+            Failure::Connection(_) => "connection",
+            Failure::Lost(_) => "lost",
+            Failure::Environment { .. } => "environment",
+            Failure::Handler { .. } => "handler",
+            Failure::Unreadable(_) => "unreadable",
+            Failure::Suspected(_) => "suspected",
+            Failure::Final(_) => "final",
+        }
+    }
+
+    fn events() -> Vec<Event> {
+        let event = |position| EventParts {
+            global_position: position,
+            bounded_context: "shop".into(),
+            aggregate_type: "Order".into(),
+            aggregate_id: "order-7".into(),
+            event_type: "OrderPlaced".into(),
+            ..EventParts::default()
+        };
+        [7, 9].map(|position| Event::from(event(position))).to_vec()
+    }
+
     #[test]
-    fn states_that_say_nothing_about_the_event_are_transient() {
-        for (code, transient) in [
-            ("40001", true),
-            ("40P01", true),
-            ("57P01", true),
-            ("08006", true),
-            ("23505", false),
-            ("22P02", false),
-            ("42P01", false),
-            ("25P02", false),
+    fn failures_are_told_apart_by_state_and_place() {
+        let mut client = testing::connect();
+        // The state; the failure outside a handler, in a handler while the connection is open, in a
+        // handler if the connection is lost, and with the commit.
+        for (code, outside, open, lost, commit) in [
+            ("08006", "connection", "handler", "lost", "lost"),
+            ("57P01", "connection", "handler", "connection", "connection"),
+            ("57P02", "connection", "handler", "connection", "connection"),
+            ("57P03", "connection", "handler", "connection", "connection"),
+            ("25P03", "connection", "handler", "lost", "lost"),
+            ("25P04", "connection", "handler", "lost", "lost"),
+            ("25006", "connection", "handler", "lost", "handler"),
+            ("0A000", "connection", "handler", "lost", "handler"),
+            ("26000", "connection", "handler", "lost", "connection"),
+            ("40001", "transient", "transient", "lost", "transient"),
+            ("40P01", "transient", "transient", "lost", "transient"),
+            ("57014", "transient", "environment", "lost", "environment"),
+            ("55P03", "transient", "environment", "lost", "environment"),
+            ("53100", "environment", "environment", "lost", "environment"),
+            ("53200", "environment", "environment", "lost", "environment"),
+            ("53300", "environment", "environment", "lost", "environment"),
+            ("58030", "environment", "environment", "lost", "environment"),
+            ("23505", "transient", "handler", "lost", "handler"),
+            ("22P02", "transient", "handler", "lost", "handler"),
+            ("42P01", "transient", "handler", "lost", "handler"),
+            ("25P02", "transient", "handler", "lost", "handler"),
+            ("XX000", "transient", "handler", "lost", "handler"),
         ] {
-            assert_eq!(is_transient_state(&SqlState::from_code(code)), transient, "{code}");
+            let raise = format!("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END $$");
+            let error = client.batch_execute(&raise).unwrap_err();
+            let events = events();
+            assert_eq!(kind(&Failure::of_handler(&error, &events, 0)), open, "{code} in a handler");
+            assert_eq!(kind(&Failure::of_lost_handler(&error, &events, 0)), lost, "{code} with the connection");
+            assert_eq!(kind(&Failure::of_commit(&error, &events)), commit, "{code} with the commit");
+            assert_eq!(kind(&Failure::outside(error)), outside, "{code} outside");
         }
     }
 
     #[test]
-    fn lost_connections_are_transient_and_refused_values_are_not() {
+    fn lost_connections_are_told_from_values_that_are_refused() {
         let mut client = testing::connect();
         let row = client.query_one("SELECT 'seven'", &[]).unwrap();
-        assert!(!is_transient(&row.try_get::<_, i32>(0).unwrap_err()), "no attempt will make it a number");
+        let mistaken = row.try_get::<_, i32>(0).unwrap_err();
+        let events = events();
+        assert_eq!(kind(&Failure::of_commit(&mistaken, &events)), "handler", "no attempt will make it a number");
+        assert_eq!(kind(&Failure::outside(mistaken)), "transient");
+        // A text with a NUL is refused by the client, with an `io::Error`.
+        let refused = client.batch_execute("SELECT '\0'").unwrap_err();
+        assert!(!is_connection_lost(&refused), "{refused:?}");
+        assert_eq!(kind(&Failure::of_handler(&refused, &events, 0)), "handler");
 
         // The server may report it first, then the network does, and from then on the client.
         let mut lost = client.execute("SELECT pg_terminate_backend(pg_backend_pid())", &[]).unwrap_err();
         for _ in 0..3 {
-            assert!(is_transient(&lost), "{lost:?}");
+            assert!(is_connection_lost(&lost), "{lost:?}");
             lost = client.execute("SELECT", &[]).unwrap_err();
         }
-        assert!(lost.is_closed() && is_transient(&lost), "{lost:?}");
+        assert!(lost.is_closed() && is_connection_lost(&lost), "{lost:?}");
+        assert_eq!(kind(&Failure::of_commit(&lost, &events)), "lost");
+        assert_eq!(kind(&Failure::of_commit(&lost, &events).of_bystander()), "connection");
 
         let nowhere = postgres::Config::new().host("/nobody/listens/here").user("app").connect(postgres::NoTls);
         let refused = nowhere.map(drop).unwrap_err();
-        assert!(is_transient(&refused), "{refused:?}");
-        let wrapped: BoxError = Box::new(Error::database("reading events")(refused));
-        assert!(is_transient(&*wrapped), "also inside another error");
+        assert!(is_connection_lost(&refused), "{refused:?}");
+        let wrapped = Error::database("reading events")(refused);
+        assert_eq!(kind(&Failure::of_reading(wrapped)), "connection", "also inside another error");
     }
 
     #[test]
-    fn errors_of_a_handlers_own_code_are_not_transient() {
+    fn errors_of_a_handlers_own_code_are_its_own_unless_it_calls_them_passing() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("the mail cannot be sent")]
+        struct Mail(#[source] Passing);
+
+        let events = events();
+        let away = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let of = |error: &(dyn StdError + 'static)| kind(&Failure::of_handler(error, &events, 1));
+        assert_eq!(of(&away()), "handler", "an effect outside PostgreSQL counts as the handler's");
+        assert_eq!(of(&Passing::new(away())), "environment");
+        assert_eq!(of(&Mail(Passing::new(away()))), "environment");
+    }
+
+    #[test]
+    fn messages_name_the_event() {
         let error: BoxError = "no such customer".into();
-        assert!(!is_transient(&*error));
-        let error: BoxError = Box::new(std::io::Error::other("the mail server is away"));
-        assert!(!is_transient(&*error), "an effect outside PostgreSQL counts as the handler's");
+        let failure = Failure::of_handler(&*error, &events(), 1);
+        let id = uuid::Uuid::nil();
+        assert_eq!(
+            failure.describe(),
+            format!("from OrderPlaced of shop/Order/order-7 at global position 9 (event {id}) on: no such customer")
+        );
+        assert!(matches!(failure, Failure::Handler { handled: 1, .. }));
     }
 }

@@ -1,10 +1,11 @@
 //! What a runner does, as others see it: on the board, in the metrics and in the log.
 
-use super::failure::Failure;
+use super::failure::{self, Failure};
 use super::rows::Rows;
 use super::verdict::Verdict;
 use crate::backoff::Mentions;
 use crate::error::{one_line, without_rows};
+use crate::event::Event;
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
 use crate::plan::KeySet;
 use crate::status::{Board, LaneStatus, ProjectionState};
@@ -21,7 +22,10 @@ pub(super) struct Journal<'a> {
     reload_mentions: Mentions,
     /// A handler may fail at every other event and succeed when it is retried.
     retry_mentions: Mentions,
+    halt_mentions: Mentions,
     is_failure_logged: bool,
+    /// It stays so until it has succeeded, also while it tries again.
+    is_halted: bool,
 }
 
 impl<'a> Journal<'a> {
@@ -41,7 +45,9 @@ impl<'a> Journal<'a> {
             owner,
             reload_mentions: Mentions::default(),
             retry_mentions: Mentions::default(),
+            halt_mentions: Mentions::default(),
             is_failure_logged: false,
+            is_halted: false,
         }
     }
 
@@ -61,6 +67,8 @@ impl<'a> Journal<'a> {
 
     /// It has committed so many events, after some failed attempts.
     pub(super) fn committed(&mut self, events: usize, failed_attempts: u32) {
+        self.is_halted = false;
+        self.halt_mentions = Mentions::default();
         if std::mem::take(&mut self.is_failure_logged) {
             log::info!(
                 "handler succeeded again: replica_set={} worker={} projection={} attempts={}",
@@ -76,6 +84,19 @@ impl<'a> Journal<'a> {
         self.tell(|status| status.events += count);
     }
 
+    /// Attempts from this event on have ended uncleanly, of this owner or of earlier ones.
+    pub(super) fn suspects(&self, attempts: u32, event: &Event) {
+        let error = failure::ended_uncleanly(attempts, event);
+        log::warn!(
+            "attempts have not ended, will retry: replica_set={} worker={} projection={} attempts={attempts} error={}",
+            self.board.replica_set(),
+            self.owner.worker,
+            self.projection,
+            one_line(&error)
+        );
+        self.show(ProjectionState::Retrying, Some(&error));
+    }
+
     /// A batch has failed, which leads to this verdict; so many attempts have failed now.
     pub(super) fn failed(&mut self, failure: &Failure, verdict: Verdict, attempts: u32) {
         let (replica_set, worker, name) = (self.board.replica_set(), self.owner.worker, self.projection);
@@ -87,8 +108,11 @@ impl<'a> Journal<'a> {
                     self.owner.generation
                 );
             }
-            Verdict::Reload => {
+            Verdict::Reload | Verdict::ReloadLater => {
                 self.metrics.retries.inc();
+                if matches!(failure, Failure::Lost(_)) {
+                    self.metrics.errors.inc();
+                }
                 let error = failure.describe();
                 if self.reload_mentions.is_due() {
                     log::warn!(
@@ -113,14 +137,18 @@ impl<'a> Journal<'a> {
                 }
                 self.show(ProjectionState::Retrying, Some(&error));
             }
-            Verdict::Halt => {
+            Verdict::Halt | Verdict::HaltForGood => {
                 self.metrics.errors.inc();
                 let error = failure.describe();
-                log::error!(
-                    "projection halted: replica_set={replica_set} worker={worker} projection={name} attempts={attempts} \
-                     error={}",
-                    one_line(&error)
-                );
+                if self.halt_mentions.is_due() {
+                    self.is_failure_logged = true;
+                    log::error!(
+                        "projection halted: replica_set={replica_set} worker={worker} projection={name} \
+                         attempts={attempts} error={}",
+                        one_line(&error)
+                    );
+                }
+                self.is_halted = true;
                 self.show(ProjectionState::Halted, Some(&error));
             }
         }
@@ -141,6 +169,9 @@ impl<'a> Journal<'a> {
     }
 
     fn show(&self, state: ProjectionState, error: Option<&str>) {
+        if self.is_halted && state == ProjectionState::Retrying {
+            return;
+        }
         self.tell(|status| {
             status.state = state;
             status.error = error.map(without_rows);

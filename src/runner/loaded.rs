@@ -11,7 +11,8 @@ use super::failure::Failure;
 use super::rows::{Row, Rows};
 use crate::feed::prefetch::{Answer, Reading};
 use crate::feed::{Feed, Mark, Standing};
-use crate::store::fence::{self, Owner};
+use crate::store::attempts::{self, Report};
+use crate::store::fence::{self, Attempt, EventMark, Owner};
 use crate::store::{Names, continuity};
 
 /// How often a position that moved without any event of the projection is written to the database.
@@ -45,13 +46,13 @@ impl Loaded {
         let Connection { session, statements, .. } = &mut connection;
         // A policy may hide the rows, and moving a hidden row looks like being fenced. So a policy
         // must be an error here, or the runner would consider itself the owner of nothing.
-        let mut tx = session.transaction_without_policies().map_err(Failure::transient)?;
-        let found = statements.owned(&mut tx, projection, owner, lane).map_err(Failure::transient)?;
-        tx.commit().map_err(Failure::transient)?;
+        let mut tx = session.transaction_without_policies().map_err(Failure::outside)?;
+        let found = statements.owned(&mut tx, projection, owner, lane);
+        let found = found.and_then(|found| tx.commit().map(|()| found)).map_err(Failure::outside)?;
         log::debug!("checkpoints loaded: projection={projection} {found:?}");
         if let Some(position) = found.other_event_at {
             let error = continuity::other_event(names, position, &format!("projection {projection:?}"));
-            return Err(Failure::Refused(error.into()));
+            return Err(Failure::Final(error.into()));
         }
         let rows = Rows::new(found.rows);
         Ok(Self { owner, connection, rows, mark, unread: None, reading: None, noted_at: Instant::now() })
@@ -79,6 +80,39 @@ impl Loaded {
         self.noted_at = Instant::now();
     }
 
+    /// Records the attempt at the first row's events that is about to be made, unless the row has it
+    /// already.
+    pub(super) fn record(&mut self, names: &Names, attempt: Attempt, why: Option<&str>) -> Result<(), Failure> {
+        let Some(row) = self.rows.first().filter(|row| row.stored.attempt != Some(attempt)) else { return Ok(()) };
+        let session = &mut self.connection.session;
+        let recorded = session.run(|client| attempts::record(client, names, &row.stored, self.owner, attempt, why));
+        if !recorded.map_err(Failure::outside)? {
+            return Err(Failure::Fenced);
+        }
+        self.rows.set_attempt(Some(attempt));
+        Ok(())
+    }
+
+    /// Records this number of attempts at the event that is to be handled next, if it has been read.
+    pub(super) fn record_next(&mut self, names: &Names, number: u32) {
+        let next = self.unread.as_ref().and_then(|read| read.as_ref().ok()?.events.first());
+        let event = next.map(|next| EventMark { position: next.global_position(), id: next.event_id() });
+        if let Some(event) = event {
+            _ = self.record(names, Attempt { event, number }, None);
+        }
+    }
+
+    /// Reports a failure at the first row's events. It is not retried if it cannot be reported:
+    /// what the runner does about the failure does not depend on it.
+    pub(super) fn report(&mut self, names: &Names, report: Report<'_>) {
+        let Some(row) = self.rows.first() else { return };
+        let session = &mut self.connection.session;
+        let reported = session.run(|client| attempts::report(client, names, &row.stored, self.owner, report));
+        if reported.is_ok_and(|is_owner| is_owner) && report.attempts.is_some() {
+            self.rows.set_attempt(None);
+        }
+    }
+
     /// Merges the first row into the second, if they are at one position. Returns whether they
     /// were.
     pub(super) fn merge_first_two(&mut self, names: &Names) -> Result<bool, Failure> {
@@ -89,7 +123,7 @@ impl Loaded {
         if let Some((from, into)) = self.rows.met() {
             let session = &mut self.connection.session;
             let merged = session.run(|client| fence::merge(client, names, &into.stored, &from.stored, self.owner));
-            if !merged.map_err(Failure::transient)? {
+            if !merged.map_err(Failure::outside)? {
                 return Err(Failure::Fenced);
             }
             self.rows.merge();
@@ -108,7 +142,7 @@ impl Loaded {
         if let Some(Row { stored, reached }) = self.rows.first().filter(|row| row.is_ahead()) {
             let (to, Connection { session, statements, .. }) = (*reached, &mut self.connection);
             let noted = session.run(|client| statements.note(client, stored, self.owner, to));
-            if !noted.map_err(Failure::transient)? {
+            if !noted.map_err(Failure::outside)? {
                 return Err(Failure::Fenced);
             }
             self.rows.store(to);

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use crate::plan::KeySet;
 use crate::store::events::Range;
-use crate::store::fence::Checkpoint;
+use crate::store::fence::{Attempt, Checkpoint};
 
 /// A checkpoint that is being advanced.
 #[derive(Debug)]
@@ -57,7 +57,12 @@ impl Rows {
         if let Some(merged) = self.0.pop_front()
             && let Some(first) = self.0.front_mut()
         {
-            first.stored.keys = first.stored.keys.union(&merged.stored.keys);
+            let (kept, gone) = (&mut first.stored, merged.stored);
+            kept.keys = kept.keys.union(&gone.keys);
+            let number = |attempt: Option<Attempt>| attempt.map_or(0, |attempt| attempt.number);
+            if number(gone.attempt) > number(kept.attempt) {
+                kept.attempt = gone.attempt;
+            }
         }
     }
 
@@ -72,7 +77,15 @@ impl Rows {
     pub(super) fn store(&mut self, position: i64) {
         if let Some(first) = self.0.front_mut() {
             first.stored.position = position;
+            first.stored.attempt = first.stored.attempt.filter(|attempt| attempt.event.position > position);
             first.reached = position;
+        }
+    }
+
+    /// Takes note of the attempt that is recorded in the first.
+    pub(super) fn set_attempt(&mut self, attempt: Option<Attempt>) {
+        if let Some(first) = self.0.front_mut() {
+            first.stored.attempt = attempt;
         }
     }
 
@@ -87,7 +100,7 @@ mod tests {
     use super::*;
 
     fn row(token: i64, k: usize, position: i64) -> Checkpoint {
-        Checkpoint { token, keys: KeySet::partition(k, 4), position }
+        Checkpoint { token, keys: KeySet::partition(k, 4), position, attempt: None }
     }
 
     fn bounds(rows: &Rows, head: i64) -> Option<(i64, i64)> {
@@ -112,7 +125,7 @@ mod tests {
         rows.merge();
         assert_eq!(
             rows.first().unwrap().stored,
-            Checkpoint { token: 3, keys: KeySet::from_ranges([(16_384, 49_152)]), position: 20 }
+            Checkpoint { token: 3, keys: KeySet::from_ranges([(16_384, 49_152)]), position: 20, attempt: None }
         );
         assert_eq!(bounds(&rows, 99), Some((20, 30)));
         assert_eq!(rows.keys(), KeySet::from_ranges([(0, 49_152)]));

@@ -3,61 +3,160 @@
 use std::time::Duration;
 
 use super::failure::Failure;
+use super::suspicion::{Approach, Suspicion};
 use super::verdict::{Attempts, Verdict};
 use crate::backoff::Backoff;
 use crate::config::Retry;
+use crate::store::events::Batch;
+use crate::store::fence::Checkpoint;
 
-/// The first and the longest delay before a runner reloads.
+/// The first and the longest delay before a runner reloads at once.
 const RELOAD: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
 pub(super) struct Trouble {
     attempts: Attempts,
-    /// The delays between attempts that count.
+    suspicion: Suspicion,
+    /// The tokens of the rows whose recorded attempts have been taken into account. What becomes of
+    /// later ones is known without the record.
+    met: Vec<i64>,
+    /// The delays between attempts that count, and those at what may take long to pass.
     pub(super) retries: Backoff,
-    /// The delays between attempts that do not count.
+    /// The delays before a reload at once.
     pub(super) reloads: Backoff,
+    pub(super) halted_interval: Option<Duration>,
     /// How many events to commit first, if not the whole batch.
     pub(super) commit_first: Option<usize>,
     /// The next events must be read from the database and not from memory: they may have been
     /// repaired or erased since.
     pub(super) is_read_again: bool,
+    is_failing: bool,
+    halted: Option<Halted>,
+}
+
+/// What a halted runner does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Halted {
+    /// It waits.
+    Waiting,
+    /// It tries one event.
+    Trying,
 }
 
 impl Trouble {
     pub(super) fn new(retry: &Retry) -> Self {
         Self {
             attempts: Attempts::new(retry.attempts),
+            suspicion: Suspicion::new(),
+            met: Vec::new(),
             retries: Backoff::new(retry.first_delay, retry.longest_delay),
             reloads: Backoff::new(RELOAD.0, RELOAD.1),
+            halted_interval: retry.halted_interval,
             commit_first: None,
             is_read_again: false,
+            is_failing: false,
+            halted: None,
+        }
+    }
+
+    /// Takes the attempt that is recorded in a row, if this is the first time that the row's events
+    /// are to be handled. Returns whether there was one.
+    pub(super) fn meets(&mut self, row: &Checkpoint) -> bool {
+        if self.met.contains(&row.token) {
+            return false;
+        }
+        self.met.push(row.token);
+        if let Some(attempt) = row.attempt {
+            self.suspicion.found(attempt);
+            self.is_failing = true;
+        }
+        row.attempt.is_some()
+    }
+
+    /// How many attempts at the next events have ended uncleanly.
+    pub(super) fn unclean_ends(&self) -> u32 {
+        self.suspicion.attempts()
+    }
+
+    /// See [`Suspicion::unfinished`].
+    pub(super) fn unfinished(&self) -> Option<u32> {
+        self.suspicion.unfinished()
+    }
+
+    /// Decides how to handle a batch, all events up to `reached` being handled.
+    pub(super) fn approach(&mut self, batch: &Batch, reached: i64) -> Approach {
+        let is_due = self.halted == Some(Halted::Trying);
+        match self.suspicion.approach(&batch.events, reached, batch.end, self.attempts.allowed(), is_due) {
+            Approach::Handle { record, .. } if self.halted.is_some() => Approach::Handle { count: 1, record },
+            approach => approach,
         }
     }
 
     /// Takes a failure, and returns what the runner is to do about it.
     pub(super) fn judge(&mut self, failure: &Failure) -> Verdict {
         self.is_read_again = true;
-        self.attempts.judge(failure)
+        match failure {
+            Failure::Lost(_) => self.suspicion.ended_uncleanly(),
+            Failure::Connection(_) => self.suspicion.interrupted(),
+            _ => {}
+        }
+        let verdict = self.attempts.judge(failure);
+        self.is_failing |= !matches!(verdict, Verdict::Reload | Verdict::CommitFirst(_) | Verdict::Fenced);
+        if matches!(verdict, Verdict::Halt | Verdict::HaltForGood) {
+            self.halted = Some(Halted::Waiting);
+        }
+        verdict
+    }
+
+    /// How many attempts have ended as this one did.
+    pub(super) fn attempts_at(&self, failure: &Failure) -> u32 {
+        match failure {
+            Failure::Suspected(_) | Failure::Lost(_) => self.suspicion.attempts(),
+            _ => self.attempts.failed(),
+        }
+    }
+
+    /// How many attempts to report to the database after a failure. `None` keeps the recorded
+    /// attempt: it tells of unclean ends.
+    pub(super) fn attempts_to_report(&self, failure: &Failure) -> Option<u32> {
+        let is_kept = match failure {
+            Failure::Suspected(_) => true,
+            Failure::Environment { .. } => self.suspicion.attempts() > 0,
+            _ => false,
+        };
+        (!is_kept).then_some(self.attempts.failed())
     }
 
     pub(super) fn failed_attempts(&self) -> u32 {
         self.attempts.failed()
     }
 
-    /// Whether the handler has failed at the current batch.
+    /// Whether the current batch has failed, and not only for a moment.
     pub(super) fn is_failing(&self) -> bool {
-        self.failed_attempts() > 0
+        self.is_failing
     }
 
-    /// Resets the delays before a reload: the database answers, and there is nothing to handle.
-    pub(super) fn reset_reloads(&mut self) {
-        self.reloads.reset();
+    pub(super) fn is_halted(&self) -> bool {
+        self.halted.is_some()
     }
 
-    /// Resets everything that the failures have changed: a batch has been committed.
+    /// Lets a halted runner try one event.
+    pub(super) fn try_again(&mut self) {
+        self.halted = Some(Halted::Trying);
+    }
+
+    /// Takes note that everything up to this position is committed.
+    pub(super) fn committed(&mut self, position: i64) {
+        self.suspicion.committed(position);
+        self.overcome();
+    }
+
+    /// Resets everything that the failures have changed: a batch has been committed, or there is
+    /// nothing to handle.
     pub(super) fn overcome(&mut self) {
         self.attempts.succeeded();
         self.retries.reset();
         self.reloads.reset();
+        self.is_failing = false;
+        self.halted = None;
     }
 }

@@ -1,28 +1,31 @@
 //! What a failure leads to. Pure.
 //!
-//! An attempt counts only if the failure is the handler's. Failures of the connection, and those
-//! that other transactions cause, are retried without a limit.
+//! An attempt counts only if the failure is the events'. Failures of the connection and of the
+//! environment, and those that other transactions cause, are retried without a limit.
 
 use super::failure::Failure;
 
 /// What the runner is to do about a failure. Nothing of the batch was committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Reload on another connection, and retry. It may be unknown whether the last commit
-    /// succeeded: the checkpoint tells.
+    /// Reload at once. It may be unknown whether the last commit succeeded: the checkpoint tells.
     Reload,
+    /// Reload after a delay that grows.
+    ReloadLater,
     /// Commit this many events from the front of the batch first, so that the failing event is
     /// alone.
     CommitFirst(usize),
     /// Retry the batch.
     Retry,
-    /// Stop: the attempts are used up, or no attempt will succeed.
+    /// Stop: the attempts are used up. Try again with one event after a long time.
     Halt,
+    /// Stop until an operator has acted.
+    HaltForGood,
     /// Stop: the rows are no longer this worker's.
     Fenced,
 }
 
-/// The failed attempts at the current batch.
+/// The failed attempts at the current batch that ended by themselves.
 #[derive(Debug)]
 pub(super) struct Attempts {
     failed: u32,
@@ -38,6 +41,10 @@ impl Attempts {
         self.failed
     }
 
+    pub(super) fn allowed(&self) -> u32 {
+        self.allowed
+    }
+
     /// Takes note that the batch has been committed.
     pub(super) fn succeeded(&mut self) {
         self.failed = 0;
@@ -47,16 +54,23 @@ impl Attempts {
     pub(super) fn judge(&mut self, failure: &Failure) -> Verdict {
         match failure {
             Failure::Fenced => Verdict::Fenced,
-            Failure::Transient(_) => Verdict::Reload,
-            Failure::Refused(_) => {
+            Failure::Transient(_) | Failure::Connection(_) => Verdict::Reload,
+            // Attempts that end with their connection are counted by the suspicion.
+            Failure::Environment { handled: 0, .. } | Failure::Lost(_) => Verdict::ReloadLater,
+            Failure::Suspected(_) => Verdict::Halt,
+            Failure::Unreadable(_) => {
                 self.failed += 1;
                 Verdict::Halt
+            }
+            Failure::Final(_) => {
+                self.failed += 1;
+                Verdict::HaltForGood
             }
             Failure::Handler { handled: 0, .. } => {
                 self.failed += 1;
                 if self.failed < self.allowed { Verdict::Retry } else { Verdict::Halt }
             }
-            Failure::Handler { handled, .. } => Verdict::CommitFirst(*handled),
+            Failure::Environment { handled, .. } | Failure::Handler { handled, .. } => Verdict::CommitFirst(*handled),
         }
     }
 }
@@ -69,29 +83,35 @@ mod tests {
         Failure::Handler { error: "no such customer".into(), handled }
     }
 
-    fn transient() -> Failure {
-        Failure::Transient("the connection is lost".into())
-    }
-
-    fn refused() -> Failure {
-        Failure::Refused("an event cannot be read".into())
-    }
-
     #[test]
-    fn failures_have_verdicts_and_only_the_handlers_count() {
+    fn failures_have_verdicts_and_only_the_events_count() {
+        let transient = || Failure::Transient("a deadlock".into());
+        let connection = || Failure::Connection("it is closed".into());
+        let lost = || Failure::Lost("it is closed".into());
+        let environment = |handled| Failure::Environment { error: "the disk is full".into(), handled };
+        let unreadable = || Failure::Unreadable("it is too large".into());
+        let suspected = || Failure::Suspected("it ended eight times".into());
+        let for_good = || Failure::Final("the handler has ended the transaction".into());
         // The attempts allowed, and those that have failed before; the failure, the verdict, and
         // the attempts that have failed afterwards.
         for (allowed, before, failure, verdict, after) in [
             (3, 0, Failure::Fenced, Verdict::Fenced, 0),
             (3, 2, Failure::Fenced, Verdict::Fenced, 2),
-            (3, 0, transient(), Verdict::Reload, 0),
             (3, 2, transient(), Verdict::Reload, 2),
             (1, 0, transient(), Verdict::Reload, 0),
-            (3, 0, refused(), Verdict::Halt, 1),
-            (3, 1, refused(), Verdict::Halt, 2),
+            (1, 0, connection(), Verdict::Reload, 0),
+            (1, 0, lost(), Verdict::ReloadLater, 0),
+            (3, 2, environment(0), Verdict::ReloadLater, 2),
+            (1, 0, environment(0), Verdict::ReloadLater, 0),
+            (1, 0, environment(4), Verdict::CommitFirst(4), 0),
+            (3, 0, unreadable(), Verdict::Halt, 1),
+            (3, 1, unreadable(), Verdict::Halt, 2),
+            (3, 1, suspected(), Verdict::Halt, 1),
+            (3, 0, for_good(), Verdict::HaltForGood, 1),
             (3, 0, handler(0), Verdict::Retry, 1),
             (3, 1, handler(0), Verdict::Retry, 2),
             (3, 2, handler(0), Verdict::Halt, 3),
+            (3, 3, handler(0), Verdict::Halt, 4),
             (1, 0, handler(0), Verdict::Halt, 1),
             (3, 0, handler(1), Verdict::CommitFirst(1), 0),
             (3, 2, handler(7), Verdict::CommitFirst(7), 2),

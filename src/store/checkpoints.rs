@@ -15,7 +15,7 @@ use super::registration::{Known, Registration};
 use super::{continuity, deal};
 use crate::error::Error;
 use crate::plan::{KeySet, WorkerId};
-use crate::projection::StartAt;
+use crate::scope::StartAt;
 
 /// Claims the worker's projections for its replica set, and creates the checkpoint of each new one.
 /// Takes over projections of a replica set that has no living worker. Refuses checkpoints above the

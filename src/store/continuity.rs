@@ -13,7 +13,7 @@ use super::names::Names;
 use super::registration::Known;
 use super::sequence;
 use crate::error::Error;
-use crate::projection::StartAt;
+use crate::scope::StartAt;
 
 /// Refuses events that are not those which these projections have processed.
 pub(crate) fn verify(client: &mut impl GenericClient, names: &Names, projections: &[Known]) -> Result<(), Error> {

@@ -6,6 +6,7 @@ use postgres::Transaction;
 use postgres::types::Type;
 use uuid::Uuid;
 
+use super::fence::REPORTED;
 use super::inspection;
 use super::names::Names;
 use crate::error::Error;
@@ -14,7 +15,8 @@ use crate::plan::{Deal, Fault, KeySet};
 /// Gives the checkpoints of some of a replica set's projections to new owners, in a generation:
 /// each row is intersected with each share, and the pieces get new tokens. A projection without
 /// shares belongs to no worker. No position is changed: rows of one lane at one position become one
-/// row, other rows stay separate. A merged row keeps the latest of the last events.
+/// row, other rows stay separate. A merged row keeps the latest of the last events. What the former
+/// owner reported goes with every piece; a merged row keeps the report with the most attempts.
 pub(crate) fn apply(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -45,7 +47,9 @@ pub(crate) fn apply(
         &[(&affected, Type::TEXT_ARRAY)],
     )
     .map_err(Error::database(doing))?;
-    let sql = names.sql(
+    let of_worst = REPORTED
+        .map(|column| format!("(array_agg(old.{column} ORDER BY old.attempt_position IS NULL, old.attempts DESC))[1]"));
+    let sql = names.sql_with(
         "WITH share AS (
              SELECT * FROM unnest($2::text[], $3::uuid[], $4::int4[], $5::int4multirange[])
                  AS share (projection, worker_id, lane, keys)
@@ -54,13 +58,16 @@ pub(crate) fn apply(
              WHERE projection <> ALL ($2)
          ), old AS (
              DELETE FROM {checkpoints} WHERE projection = ANY ($1)
-             RETURNING projection, keys, position, last_event_position, last_event_id
+             RETURNING projection, keys, position, last_event_position, last_event_id, {reported}
          )
-         INSERT INTO {checkpoints} (projection, keys, position, last_event_position, last_event_id, generation, worker_id, lane)
+         INSERT INTO {checkpoints} (projection, keys, position, last_event_position, last_event_id, generation, worker_id, lane,
+                                    {reported})
          SELECT old.projection, range_agg(piece), old.position, max(old.last_event_position),
-                (array_agg(old.last_event_id ORDER BY old.last_event_position DESC NULLS LAST))[1], $6, share.worker_id, share.lane
+                (array_agg(old.last_event_id ORDER BY old.last_event_position DESC NULLS LAST))[1], $6, share.worker_id, share.lane,
+                {of_worst}
          FROM old JOIN share USING (projection), unnest(old.keys * share.keys) AS piece
          GROUP BY old.projection, old.position, share.worker_id, share.lane",
+        &[("reported", &REPORTED.join(", ")), ("of_worst", &of_worst.join(", "))],
     );
     let shares = || deals().flat_map(|deal| deal.shares.iter().map(move |share| (&*deal.projection, share)));
     let of: Vec<&str> = shares().map(|(projection, _)| projection).collect();
@@ -239,7 +246,7 @@ mod tests {
             )
             .unwrap();
         let owner = Owner { worker: WorkerId(Uuid::from_u128(1)), generation: 1 };
-        let row = |token, keys| Checkpoint { token, keys: KeySet::from_ranges([keys]), position: 7 };
+        let row = |token, keys| Checkpoint { token, keys: KeySet::from_ranges([keys]), position: 7, attempt: None };
         let (from, into) = (row(1, (0, 100)), row(2, (100, 65_536)));
         let mut tx = dealer.transaction().unwrap();
         // The state of a deal that has locked its first row.

@@ -24,7 +24,7 @@ use crate::plan::{
     WorkerState, WorkerView, plan,
 };
 
-use crate::projection::StartAt;
+use crate::scope::StartAt;
 
 const WORKERS: usize = 4;
 const PROJECTIONS: usize = 2;

@@ -32,6 +32,17 @@ pub(crate) struct Checkpoint {
     pub(crate) token: i64,
     pub(crate) keys: KeySet,
     pub(crate) position: i64,
+    /// The attempt that is recorded in it, if there is one.
+    pub(crate) attempt: Option<Attempt>,
+}
+
+/// An attempt at an event, recorded before it was made. If it is still there when a row is loaded,
+/// the attempt ended together with its session, its process or the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attempt {
+    pub(crate) event: EventMark,
+    /// How many attempts there have been, this one included.
+    pub(crate) number: u32,
 }
 
 /// Identifies an event by its position and its id.
@@ -76,11 +87,25 @@ pub(crate) struct Owned {
 
 /// The condition of the fence. It is on the row that is written, because READ COMMITTED rechecks
 /// only that row after waiting for a lock.
-const FENCE: &str = "token OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.=) $2 AND generation OPERATOR(pg_catalog.=) $3 \
+pub(super) const FENCE: &str = "token OPERATOR(pg_catalog.=) $1 AND position OPERATOR(pg_catalog.=) $2 AND generation OPERATOR(pg_catalog.=) $3 \
      AND worker_id OPERATOR(pg_catalog.=) $4";
+
+/// The columns in which an owner reports its work.
+pub(super) const REPORTED: [&str; 6] =
+    ["state", "error", "attempts", "attempt_position", "attempt_event_id", "attempted_at"];
 
 /// The setting by which a transaction is marked.
 const MARK: &str = "pupsourcing_orchestrator.batch";
+
+/// What a row reports of its owner's work says nothing any more once the row is beyond the recorded
+/// attempt.
+const NOTHING_REPORTED: &str =
+    "state = CASE WHEN attempt_position OPERATOR(pg_catalog.>) $5 THEN state ELSE 'running' END,
+     error = CASE WHEN attempt_position OPERATOR(pg_catalog.>) $5 THEN error END,
+     attempts = CASE WHEN attempt_position OPERATOR(pg_catalog.>) $5 THEN attempts ELSE 0 END,
+     attempt_event_id = CASE WHEN attempt_position OPERATOR(pg_catalog.>) $5 THEN attempt_event_id END,
+     attempted_at = CASE WHEN attempt_position OPERATOR(pg_catalog.>) $5 THEN attempted_at END,
+     attempt_position = CASE WHEN attempt_position OPERATOR(pg_catalog.>) $5 THEN attempt_position END";
 
 /// Token, position, generation and worker; the new position, the last event and its id; the mark.
 type Advance = (i64, i64, i64, Uuid, i64, i64, Uuid, String);
@@ -97,21 +122,24 @@ impl Statements {
         let owned = names.sql(
             "SELECT token, keys, position, last_event_position,
                     (SELECT event.event_id OPERATOR(pg_catalog.<>) last_event_id FROM {events} AS event
-                     WHERE event.global_position OPERATOR(pg_catalog.=) last_event_position)
+                     WHERE event.global_position OPERATOR(pg_catalog.=) last_event_position),
+                    attempt_position, attempt_event_id, attempts
              FROM {checkpoints}
              WHERE projection OPERATOR(pg_catalog.=) $1 AND generation OPERATOR(pg_catalog.=) $2
                AND worker_id OPERATOR(pg_catalog.=) $3 AND lane OPERATOR(pg_catalog.=) $4 ORDER BY position, token",
         );
         let fence: (&str, &dyn Display) = ("fence", &FENCE);
+        let nothing_reported: (&str, &dyn Display) = ("nothing_reported", &NOTHING_REPORTED);
         let advance = names.sql_with(
             "UPDATE {checkpoints} SET position = $5, last_event_position = $6, last_event_id = $7,
-                    updated_at = pg_catalog.clock_timestamp()
+                    {nothing_reported}, updated_at = pg_catalog.clock_timestamp()
              WHERE {fence} AND pg_catalog.current_setting('{mark}', true) OPERATOR(pg_catalog.=) $8",
-            &[fence, ("mark", &MARK)],
+            &[fence, nothing_reported, ("mark", &MARK)],
         );
         let note = names.sql_with(
-            "UPDATE {checkpoints} SET position = $5, updated_at = pg_catalog.clock_timestamp() WHERE {fence}",
-            &[fence],
+            "UPDATE {checkpoints} SET position = $5, {nothing_reported}, updated_at = pg_catalog.clock_timestamp()
+             WHERE {fence}",
+            &[fence, nothing_reported],
         );
         Ok(Self {
             owned: Prepared::on(client, &owned)?,
@@ -135,7 +163,15 @@ impl Statements {
             other_event_at: other_event.map(|row| row.get(3)),
             rows: rows
                 .iter()
-                .map(|row| Checkpoint { token: row.get(0), keys: row.get(1), position: row.get(2) })
+                .map(|row| Checkpoint {
+                    token: row.get(0),
+                    keys: row.get(1),
+                    position: row.get(2),
+                    attempt: row.get::<_, Option<i64>>(5).zip(row.get(6)).map(|(position, id)| Attempt {
+                        event: EventMark { position, id },
+                        number: u32::try_from(row.get::<_, i32>(7)).unwrap_or(0),
+                    }),
+                })
                 .collect(),
         })
     }
@@ -207,8 +243,8 @@ pub(crate) fn is_marked(client: &mut impl GenericClient, mark: &Mark) -> Result<
     }
 }
 
-/// Merges a row into another at the same position. Returns false if either is no longer this
-/// worker's. Locks them in the order of their tokens, as a deal does.
+/// Merges a row into another at the same position. What is reported of the one with more attempts is
+/// kept. Returns false if either is no longer this worker's. Locks them in the order of their tokens, as a deal does.
 pub(crate) fn merge(
     client: &mut impl GenericClient,
     names: &Names,
@@ -218,6 +254,9 @@ pub(crate) fn merge(
 ) -> Result<bool, postgres::Error> {
     let gone_is_later =
         "coalesce(gone.last_event_position OPERATOR(pg_catalog.>) coalesce(kept.last_event_position, 0), false)";
+    let reported = REPORTED.map(|column| {
+        format!("{column} = CASE WHEN gone.attempts OPERATOR(pg_catalog.>) kept.attempts THEN gone.{column} ELSE kept.{column} END")
+    });
     let sql = names.sql_with(
         "WITH pair AS MATERIALIZED (
              SELECT FROM {checkpoints}
@@ -228,15 +267,20 @@ pub(crate) fn merge(
              DELETE FROM {checkpoints} WHERE token OPERATOR(pg_catalog.=) $5 AND position OPERATOR(pg_catalog.=) $2
              AND generation OPERATOR(pg_catalog.=) $3 AND worker_id OPERATOR(pg_catalog.=) $4
              AND (SELECT pg_catalog.count(*) FROM pair) OPERATOR(pg_catalog.=) 2
-             RETURNING keys, last_event_position, last_event_id
+             RETURNING keys, last_event_position, last_event_id, {reported}
          )
          UPDATE {checkpoints} AS kept
          SET keys = kept.keys OPERATOR(pg_catalog.+) gone.keys,
              last_event_position = CASE WHEN {gone_is_later} THEN gone.last_event_position ELSE kept.last_event_position END,
              last_event_id = CASE WHEN {gone_is_later} THEN gone.last_event_id ELSE kept.last_event_id END,
-             updated_at = pg_catalog.clock_timestamp()
+             {report_of_worse}, updated_at = pg_catalog.clock_timestamp()
          FROM gone WHERE {fence}",
-        &[("fence", &FENCE), ("gone_is_later", &gone_is_later)],
+        &[
+            ("fence", &FENCE),
+            ("gone_is_later", &gone_is_later),
+            ("reported", &REPORTED.join(", ")),
+            ("report_of_worse", &reported.join(", ")),
+        ],
     );
     let updated = client.execute_typed(
         &sql,

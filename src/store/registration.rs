@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::session::Sessions;
 use crate::plan::WorkerId;
-use crate::projection::StartAt;
+use crate::scope::StartAt;
 
 /// What a worker states when it registers.
 #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@
 
 use std::fmt::Write as _;
 
+use postgres::error::SqlState;
 use postgres::{Client, IsolationLevel, Transaction};
 
 use super::locks;
@@ -109,7 +110,7 @@ impl Session {
 
     /// Takes a connection that has no other user.
     pub(crate) fn of(client: Client, sessions: Sessions) -> Result<Self, Error> {
-        Self::new(Box::new(Box::new(client)), sessions).map_err(Error::database("setting the session up"))
+        Self::new(client.into(), sessions).map_err(Error::database("setting the session up"))
     }
 
     /// Plans each prepared statement once, if sessions are the worker's own: planning costs more
@@ -211,6 +212,16 @@ impl Session {
         self.client.is_closed()
     }
 
+    /// Has the connection closed when it is dropped, so that the pool does not hand it out again.
+    pub(crate) fn condemn(&mut self) {
+        self.client.condemn();
+    }
+
+    /// Why the server has ended the session, if it has told so in a notice.
+    pub(crate) fn farewell(&self) -> Option<SqlState> {
+        self.client.farewell()
+    }
+
     fn local_settings(&self) -> String {
         // The transaction states its isolation level itself. Other workers cannot find its session
         // to end it, so it must not be idle for long; a batch allows its handler more time.
@@ -241,8 +252,6 @@ fn without_transaction_timeout(is_local: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use postgres::error::SqlState;
-
     use super::*;
     use crate::store::testing;
 
@@ -303,7 +312,7 @@ mod tests {
         let mut other = connect();
         other.batch_execute("CREATE TABLE public.locked (); SET lock_timeout = '8s'").unwrap();
         let sound = Session::of(connect(), Sessions::Shared).unwrap();
-        let beside_handlers = Session::for_handlers(Box::new(Box::new(connect())), Sessions::Shared);
+        let beside_handlers = Session::for_handlers(connect().into(), Sessions::Shared);
         for mut frozen in [sound, beside_handlers] {
             let mut silent = frozen.transaction().unwrap();
             silent.batch_execute("LOCK TABLE public.locked").unwrap();

@@ -1,5 +1,6 @@
 //! The worker that the chaos is about: the example `worker` with handlers that panic or abort the process now and then, as often as
-//! `ORCHESTRATOR_PANIC_PROBABILITY` and `ORCHESTRATOR_ABORT_PROBABILITY` say.
+//! `ORCHESTRATOR_PANIC_PROBABILITY` and `ORCHESTRATOR_ABORT_PROBABILITY` say. Its `event_type_counts` also aborts at events of the type
+//! that `ORCHESTRATOR_ABORT_ON` names.
 
 use std::process::ExitCode;
 
@@ -22,6 +23,8 @@ struct Panicking<P> {
     projection: P,
     panics: f64,
     aborts: f64,
+    /// The type of the events that end the process.
+    aborts_on: Option<String>,
 }
 
 impl<P: Projection> Panicking<P> {
@@ -31,6 +34,12 @@ impl<P: Projection> Panicking<P> {
             std::process::abort();
         }
         assert!(fastrand::f64() >= self.panics, "it panics now and then");
+    }
+
+    fn abort_perhaps(&self, events: &[Event]) {
+        if self.aborts_on.as_deref().is_some_and(|poison| events.iter().any(|event| event.event_type() == poison)) {
+            std::process::abort();
+        }
     }
 }
 
@@ -49,6 +58,7 @@ impl<P: Projection> Projection for Panicking<P> {
 
     fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
         self.projection.handle(tx, event)?;
+        self.abort_perhaps(std::slice::from_ref(event));
         self.panic_perhaps();
         Ok(())
     }
@@ -58,6 +68,7 @@ impl<P: Projection> Projection for Panicking<P> {
         // that would have succeeded, and each counts as an attempt. A handler that takes longer than its role allows has to say so.
         tx.batch_execute("SET LOCAL statement_timeout = 0")?;
         let handled = self.projection.handle_batch(tx, events)?;
+        self.abort_perhaps(events);
         self.panic_perhaps();
         Ok(handled)
     }
@@ -71,11 +82,12 @@ fn run() -> Result<(), BoxError> {
     let database = Database::from_url(&app::database_url()?)?;
     let panics = settings::number("ORCHESTRATOR_PANIC_PROBABILITY")?.unwrap_or(0.0);
     let aborts = settings::number("ORCHESTRATOR_ABORT_PROBABILITY")?.unwrap_or(0.0);
+    let aborts_on = app::setting("ORCHESTRATOR_ABORT_ON")?;
     let metrics = Metrics::new()?;
     let builder = Orchestrator::builder(database.clone(), "chaos")
         .options_from_env("ORCHESTRATOR_")?
-        .projection(Panicking { projection: EventTypeCounts, panics, aborts })
-        .projection(Panicking { projection: AggregateActivity, panics, aborts })
+        .projection(Panicking { projection: EventTypeCounts, panics, aborts, aborts_on })
+        .projection(Panicking { projection: AggregateActivity, panics, aborts, aborts_on: None })
         .metrics(metrics.clone());
     let orchestrator = builder.build()?;
     let shutdown = app::shutdown_signal()?;

@@ -15,7 +15,7 @@ use super::prepared::{Parameters, Prepared};
 use crate::error::describe;
 use crate::event::{Event, EventBuffer, Room};
 use crate::plan::KeySet;
-use crate::projection::Scope;
+use crate::scope::Scope;
 
 pub(crate) use batch::{Batch, Bounds, Range, ReadError, UnreadableEvent};
 

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
     use crate::event::Event;
     use crate::plan::KeySet;
-    use crate::projection::Scope;
+    use crate::scope::Scope;
     use crate::store::events::Bounds;
     use crate::store::session::Sessions;
     use crate::store::{Names, testing};

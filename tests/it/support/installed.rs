@@ -15,10 +15,15 @@ pub(crate) fn installed(names: &[&str]) -> Option<PathBuf> {
     if found.is_none() {
         let name = names[0];
         assert!(std::env::var_os("CI").is_none(), "{name} is missing");
-        let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        say_at_the_end(&format!("LEFT OUT: {test}, for {name} is not installed"));
+        leave_out(&format!("{name} is not installed"));
     }
     found
+}
+
+/// Says that the test leaves something out on this machine.
+pub(crate) fn leave_out(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    say_at_the_end(&format!("LEFT OUT: {test}, for {why}"));
 }
 
 /// Writes a line to the error output when this process has ended, so below the result of the run.

@@ -1,0 +1,329 @@
+//! The work of a runner, step by step.
+
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+
+use super::IDLE;
+use super::batch::{self, Committed, Job};
+use super::connection::{Connection, Kept};
+use super::failure::{self, Failure};
+use super::journal::Journal;
+use super::loaded::Loaded;
+use super::parts::Runner;
+use super::permit::{self, Permit};
+use super::suspicion::Approach;
+use super::trouble::Trouble;
+use super::verdict::Verdict;
+use crate::context::Context;
+use crate::error::{one_line, without_rows};
+use crate::feed::Standing;
+use crate::feed::prefetch::{Answer, Reading, Request, ask};
+use crate::store::Names;
+use crate::store::attempts::{Report, State};
+use crate::store::events::{Batch, Range};
+use crate::store::fence::{Attempt, EventMark, Owner};
+use crate::threads::Pulse;
+
+/// How often a runner that waits for a look of the tailer checks again. It is woken when the head
+/// moves.
+const AWAIT_LOOK: Duration = Duration::from_millis(2);
+
+/// How much of an error is written to the database.
+const ERROR_CHARS: usize = 1_000;
+
+/// The state of a runner between a command to run and the next command.
+pub(super) struct Work<'a> {
+    names: &'a Names,
+    owner: Owner,
+    /// `None` if the checkpoints are not loaded yet, or have to be reloaded.
+    loaded: Option<Loaded>,
+    trouble: Trouble,
+    journal: Journal<'a>,
+}
+
+/// How a step of work ended.
+pub(super) enum Step {
+    /// There may be more to do at once.
+    Again,
+    /// There is nothing to do until the feed moves, or this time has passed.
+    Idle(Option<Duration>),
+    /// The reader has to be asked.
+    Ask(Request),
+    /// The reader has been asked, and its answer is awaited.
+    Read(Reading),
+    /// Continue after this delay.
+    Delay(Duration),
+    /// Continue with the permit to handle events that may end the process.
+    AwaitPermit(Receiver<Permit>),
+    /// Stop until the next command, or try again after this time.
+    Halt(Option<Duration>),
+    /// Stop until the next command: the worker is no longer the owner.
+    Fenced,
+}
+
+impl Runner {
+    fn name_and_lane(&self) -> (&str, usize) {
+        (self.projection.name(), self.lane)
+    }
+
+    pub(super) fn begin(&self, owner: Owner) -> Work<'_> {
+        let Context { board, names, .. } = &self.context;
+        Work {
+            names,
+            owner,
+            loaded: None,
+            trouble: Trouble::new(&self.retry),
+            journal: Journal::new(board, &self.metrics, &self.own_metrics, self.name_and_lane(), owner),
+        }
+    }
+
+    /// Does the next piece of work, if there is one.
+    pub(super) fn step(
+        &self,
+        work: &mut Work<'_>,
+        kept: &mut Option<Kept>,
+        permit: Option<&Permit>,
+        pulse: &Pulse,
+    ) -> Step {
+        self.try_step(work, kept, permit, pulse).unwrap_or_else(|failure| work.failed(&failure))
+    }
+
+    fn try_step(
+        &self,
+        work: &mut Work<'_>,
+        kept: &mut Option<Kept>,
+        permit: Option<&Permit>,
+        pulse: &Pulse,
+    ) -> Result<Step, Failure> {
+        let Work { owner, loaded: in_hand, trouble, journal, .. } = work;
+        let loaded = match in_hand {
+            Some(loaded) => loaded,
+            None => in_hand.insert(self.load(*owner, kept, trouble, journal)?),
+        };
+        let head = match loaded.standing(&self.feed) {
+            Standing::Current(head) => head,
+            Standing::AwaitLook => return Ok(Step::Idle(Some(AWAIT_LOOK))),
+            Standing::Stale => {
+                *in_hand = None;
+                return Ok(Step::Again);
+            }
+        };
+        let Some(first) = loaded.rows.first() else {
+            // An operator may have taken its checkpoints, and given them back before a coordinator
+            // saw it.
+            if loaded.is_older_than(IDLE) {
+                *in_hand = None;
+                return Ok(Step::Again);
+            }
+            return Ok(Step::Idle(None));
+        };
+        self.follower.set_position(first.reached);
+        if loaded.merge_first_two(&self.context.names)? {
+            journal.running(&loaded.rows, trouble.is_failing());
+            return Ok(Step::Again);
+        }
+        let Some(range) = loaded.rows.range(head) else {
+            // Nor is the event still there at which it failed, if it did.
+            trouble.overcome();
+            journal.running(&loaded.rows, trouble.is_failing());
+            return idle(loaded);
+        };
+        let batch = match loaded.unread.take() {
+            Some(read) => read.map_err(Failure::of_reading)?,
+            None => match pulse.judged(|| self.in_memory(&range, trouble)) {
+                Some(batch) => {
+                    loaded.reading = None;
+                    batch
+                }
+                None => return Ok(read_on(loaded, range)),
+            },
+        };
+        let step = if batch.events.is_empty() {
+            loaded.rows.reach(batch.end);
+            Step::Again
+        } else {
+            self.handle(loaded, batch, trouble, journal, permit)?
+        };
+        journal.running(&loaded.rows, trouble.is_failing());
+        Ok(step)
+    }
+
+    fn load(
+        &self,
+        owner: Owner,
+        kept: &mut Option<Kept>,
+        trouble: &Trouble,
+        journal: &Journal<'_>,
+    ) -> Result<Loaded, Failure> {
+        let connection = match kept.take().and_then(Kept::taken_again) {
+            Some(connection) => connection,
+            None => Connection::open(&self.context, &self.feed, &self.pool)?,
+        };
+        let loaded = Loaded::load(connection, &self.feed, &self.context.names, self.name_and_lane(), owner)?;
+        journal.running(&loaded.rows, trouble.is_failing());
+        Ok(loaded)
+    }
+
+    /// Reads the first events of a range from the shared tail, if it has them and may be used.
+    fn in_memory(&self, range: &Range, trouble: &Trouble) -> Option<Batch> {
+        if trouble.is_read_again { None } else { self.feed.read_tail(range, &self.scope) }
+    }
+
+    /// Handles events that follow on the first row's position, and commits them.
+    fn handle(
+        &self,
+        loaded: &mut Loaded,
+        mut batch: Batch,
+        trouble: &mut Trouble,
+        journal: &mut Journal<'_>,
+        permit: Option<&Permit>,
+    ) -> Result<Step, Failure> {
+        let (Some(row), Some(first)) = (loaded.rows.first(), batch.events.first()) else { return Ok(Step::Again) };
+        if trouble.meets(&row.stored) {
+            journal.suspects(trouble.unclean_ends(), first);
+        }
+        let suspected = (trouble.unclean_ends() > 0).then(|| failure::ended_uncleanly(trouble.unclean_ends(), first));
+        let (count, record) = match trouble.approach(&batch, row.reached) {
+            Approach::Handle { count, record } => (count, record),
+            Approach::Halt(_) => return Err(Failure::Suspected(suspected.unwrap_or_default().into())),
+        };
+        if suspected.is_some() && permit.is_none() {
+            loaded.unread = Some(Ok(batch));
+            return Ok(Step::AwaitPermit(permit::request(trouble.unclean_ends())));
+        }
+        if let Some(number) = record {
+            let event = EventMark { position: first.global_position(), id: first.event_id() };
+            loaded.record(&self.context.names, Attempt { event, number }, suspected.as_deref())?;
+        }
+        let count = trouble.commit_first.take().unwrap_or(count).min(count);
+        let Committed { position, events } = self.commit(loaded, &batch, count)?;
+        loaded.committed(position);
+        batch.events.drain(..events);
+        loaded.unread = Some(batch).filter(|rest| !rest.events.is_empty()).map(Ok);
+        journal.committed(events, trouble.failed_attempts());
+        trouble.committed(position);
+        Ok(Step::Again)
+    }
+
+    fn commit(&self, loaded: &mut Loaded, batch: &Batch, count: usize) -> Result<Committed, Failure> {
+        let Loaded { owner, connection: Connection { session, statements, .. }, rows, .. } = loaded;
+        let Some(row) = rows.first() else { return Err(Failure::Fenced) };
+        let job = Job {
+            projection: &*self.projection,
+            statements,
+            owner: *owner,
+            row: &row.stored,
+            batch,
+            count,
+            sessions: self.context.sessions,
+            idle_limit: self.idle_limit,
+            metrics: &self.metrics,
+        };
+        batch::commit(session, &job, || !self.commands.is_empty() || self.context.stop.is_raised())
+    }
+}
+
+/// Writes to the database from time to time how far the projection has come without events of its
+/// own.
+fn idle(loaded: &mut Loaded) -> Result<Step, Failure> {
+    match loaded.note_due_in() {
+        Some(Duration::ZERO) => {
+            loaded.note_position()?;
+            Ok(Step::Again)
+        }
+        wait => Ok(Step::Idle(wait)),
+    }
+}
+
+/// Waits for the reader, or sends it a request if it reads something else.
+fn read_on(loaded: &mut Loaded, range: Range) -> Step {
+    if let Some(reading) = loaded.reading.take().filter(|reading| reading.goes_on_with(&range)) {
+        return Step::Read(reading);
+    }
+    let (request, reading) = ask(range);
+    loaded.reading = Some(reading);
+    Step::Ask(request)
+}
+
+impl Work<'_> {
+    /// Takes the reader's answer.
+    pub(super) fn found(&mut self, mut reading: Reading, answer: Answer) {
+        self.trouble.is_read_again = false;
+        if let Some(loaded) = &mut self.loaded {
+            reading.take_note(&answer);
+            loaded.reading = Some(reading);
+            loaded.unread = Some(answer);
+        }
+    }
+
+    /// Shows that the runner waits until its worker is trusted again.
+    pub(super) fn waiting_for_trust(&self) {
+        self.journal.waiting_for_trust();
+    }
+
+    /// Tries one event, although the attempts are used up.
+    pub(super) fn try_again(&mut self) {
+        self.trouble.try_again();
+    }
+
+    /// Stops, and returns the connection if it is still in hand.
+    pub(super) fn end(self) -> Option<Kept> {
+        self.journal.stopped();
+        let mut loaded = self.loaded?;
+        // So that rows of one partition are at the same position when the keys are redistributed,
+        // and can be merged. But a row that reports a failure would report it no more.
+        if !self.trouble.is_failing() {
+            _ = loaded.note_position();
+        }
+        if let Some(number) = self.trouble.unfinished() {
+            loaded.record_next(self.names, number);
+        }
+        Some(loaded.into_kept())
+    }
+
+    /// Acts on the verdict about a failure.
+    fn failed(&mut self, failure: &Failure) -> Step {
+        let Self { names, loaded, trouble, journal, .. } = self;
+        let was_halted = trouble.is_halted();
+        let verdict = trouble.judge(failure);
+        journal.failed(failure, verdict, trouble.attempts_at(failure));
+        if let Some(loaded) = loaded {
+            loaded.discard_unread();
+            let state = match verdict {
+                Verdict::Halt | Verdict::HaltForGood => Some(State::Halted),
+                Verdict::Retry => Some(State::Retrying),
+                Verdict::ReloadLater if !failure.condemns() && !was_halted => Some(State::Retrying),
+                _ => None,
+            };
+            // A connection that is lost reports nothing.
+            if let Some(state) = state {
+                let shown = one_line(&without_rows(&failure.describe()));
+                let error: String = shown.chars().take(ERROR_CHARS).collect();
+                loaded.report(names, Report { state, error: &error, attempts: trouble.attempts_to_report(failure) });
+            }
+            // Another session may have other settings: those that an operator has changed since.
+            if failure.condemns() || verdict == Verdict::ReloadLater {
+                loaded.connection.session.condemn();
+            }
+        }
+        match verdict {
+            Verdict::Reload => {
+                *loaded = None;
+                Step::Delay(trouble.reloads.next_delay())
+            }
+            Verdict::ReloadLater => {
+                *loaded = None;
+                Step::Delay(trouble.retries.next_delay())
+            }
+            Verdict::CommitFirst(events) => {
+                trouble.commit_first = Some(events);
+                Step::Again
+            }
+            Verdict::Retry => Step::Delay(trouble.retries.next_delay()),
+            Verdict::Halt => Step::Halt(trouble.halted_interval),
+            Verdict::HaltForGood => Step::Halt(None),
+            Verdict::Fenced => Step::Fenced,
+        }
+    }
+}
