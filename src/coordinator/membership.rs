@@ -9,7 +9,7 @@ use postgres::Transaction;
 use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::Error;
-use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Standing, plan};
+use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Sightings, Standing, plan};
 use crate::store::checkpoints::{self, Lag};
 use crate::store::session::Session;
 use crate::store::view::Statements;
@@ -24,12 +24,13 @@ pub(super) struct Membership<'a> {
     registration: &'a Registration,
     pub(super) session: Session,
     statements: Statements,
-    complaints: Complaints,
+    memory: Memory,
 }
 
-/// Limits how often what does not fail is logged.
+/// What is remembered from one look to the next. The mentions limit how often something is logged.
 #[derive(Default)]
-struct Complaints {
+struct Memory {
+    sightings: Sightings,
     /// Sessions of evicted workers cannot be ended.
     unended: Mentions,
     /// The other workers cannot be notified.
@@ -58,7 +59,7 @@ impl<'a> Membership<'a> {
         }
         let statements =
             session.run(|client| Statements::prepare(client, &context.names)).map_err(Error::database(LOOKING))?;
-        Ok(Self { context, policy, registration, session, statements, complaints: Complaints::default() })
+        Ok(Self { context, policy, registration, session, statements, memory: Memory::default() })
     }
 
     /// Sends a heartbeat. Returns false if the worker has been evicted.
@@ -82,6 +83,7 @@ impl<'a> Membership<'a> {
     pub(super) fn look(&mut self) -> Result<Looked, Error> {
         let replica_set = &self.registration.replica_set;
         let view = self.session.check(LOOKING, |client| self.statements.view(client, replica_set))?;
+        let view = self.memory.sightings.settle(view);
         let decided = plan(&view, self.policy);
         // A worker that has been evicted must not change anything until it has registered again.
         let is_member = view.worker(self.registration.worker).is_some();
@@ -95,7 +97,7 @@ impl<'a> Membership<'a> {
             return Ok(Looked { view, plan: decided, is_others_turn: true });
         };
         let (context, policy) = (self.context, self.policy);
-        let (view, actions) = change(tx, context, policy, &self.statements, &mut self.complaints.unended)?;
+        let (view, actions) = change(tx, context, policy, &self.statements, &mut self.memory)?;
         self.announce(&actions);
         let plan = plan(&view, policy);
         Ok(Looked { view, plan, is_others_turn: false })
@@ -151,7 +153,7 @@ impl<'a> Membership<'a> {
         let mut tx = coordination::lock(&mut self.session, names, &self.registration.replica_set)
             .map_err(Error::database(CHANGING))?;
         coordination::mark_left(&mut tx, names, worker).map_err(Error::database(CHANGING))?;
-        let (_, actions) = change(tx, self.context, self.policy, &self.statements, &mut self.complaints.unended)?;
+        let (_, actions) = change(tx, self.context, self.policy, &self.statements, &mut self.memory)?;
         self.announce(&actions);
         Ok(())
     }
@@ -167,8 +169,8 @@ impl<'a> Membership<'a> {
     }
 
     fn notify(&mut self) {
-        let Self { context, registration, session, complaints, .. } = self;
-        let failures = &mut complaints.unheard;
+        let Self { context, registration, session, memory, .. } = self;
+        let failures = &mut memory.unheard;
         notifications::notify_coordination(session, &context.names, &registration.replica_set, failures);
     }
 }
@@ -180,17 +182,17 @@ fn change(
     context: &Context,
     policy: &Policy,
     statements: &Statements,
-    unended: &mut Mentions,
+    memory: &mut Memory,
 ) -> Result<(ClusterView, Vec<Action>), Error> {
     let replica_set = context.replica_set();
     // The lock was not held before, so anything may have changed.
-    let mut view = statements.view(&mut tx, replica_set)?;
+    let mut view = memory.sightings.settle(statements.view(&mut tx, replica_set)?);
     let actions = plan(&view, policy).actions;
     for action in &actions {
-        coordination::apply(&mut tx, &context.names, replica_set, action, unended)?;
+        coordination::apply(&mut tx, &context.names, replica_set, action, &mut memory.unended)?;
     }
     if !actions.is_empty() {
-        view = statements.view(&mut tx, replica_set)?;
+        view = memory.sightings.settle(statements.view(&mut tx, replica_set)?);
     }
     tx.commit().map_err(Error::database(CHANGING))?;
     Ok((view, actions))

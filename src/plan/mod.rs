@@ -18,6 +18,7 @@
 
 mod deal;
 mod keys;
+mod sightings;
 mod view;
 
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub(crate) use deal::Deal;
 #[cfg(test)]
 pub(crate) use deal::Share;
 pub(crate) use keys::{KEY_SPACE, KeySet};
+pub(crate) use sightings::Sightings;
 pub(crate) use view::{
     ClusterView, DesiredState, GenerationState, GenerationView, Member, ProjectionView, ServerTime, Session, Standing,
     WorkerView,
