@@ -12,7 +12,7 @@ use super::faults::Faults;
 use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::Error;
-use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Standing, plan};
+use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Sightings, Standing, plan};
 use crate::store::session::Session;
 use crate::store::view::Statements;
 use crate::store::{Registration, checkpoints, coordination, notifications};
@@ -32,15 +32,16 @@ pub(super) struct Membership<'a> {
     pulse: &'a Pulse,
     pub(super) session: Session,
     statements: Statements,
-    complaints: Complaints,
+    memory: Memory,
     faults: Faults,
     /// The number of living workers in the last view.
     workers: usize,
 }
 
-/// Limits how often what does not fail is logged.
+/// What is remembered from one look to the next. The mentions limit how often something is logged.
 #[derive(Default)]
-struct Complaints {
+struct Memory {
+    sightings: Sightings,
     /// Sessions of evicted workers cannot be ended.
     unended: Mentions,
     /// The other workers cannot be notified.
@@ -70,8 +71,8 @@ impl<'a> Membership<'a> {
         }
         let statements =
             session.run(|client| Statements::prepare(client, &context.names)).map_err(Error::database(LOOKING))?;
-        let (complaints, faults) = (Complaints::default(), Faults::default());
-        Ok(Self { context, policy, registration, pulse, session, statements, complaints, faults, workers: 1 })
+        let (memory, faults) = (Memory::default(), Faults::default());
+        Ok(Self { context, policy, registration, pulse, session, statements, memory, faults, workers: 1 })
     }
 
     /// Sends a heartbeat. Returns false if the worker has been evicted.
@@ -94,6 +95,7 @@ impl<'a> Membership<'a> {
         let replica_set = &self.registration.replica_set;
         let inspects = fastrand::usize(..self.workers.max(INSPECTIONS)) < INSPECTIONS;
         let view = self.session.check(LOOKING, |client| self.statements.view(client, replica_set, inspects))?;
+        let view = self.memory.sightings.settle(view);
         let decided = self.pulse.judged(|| decide(&view, self.policy, self.registration));
         // A worker that has been evicted must not change anything until it has registered again.
         let is_member = view.worker(self.registration.worker).is_some();
@@ -106,8 +108,8 @@ impl<'a> Membership<'a> {
         let Some(tx) = locked.map_err(Error::database(CHANGING))? else {
             return Ok(Looked { view, plan: decided, is_others_turn: true });
         };
-        let unended = &mut self.complaints.unended;
-        let (view, actions) = change(tx, self.context, self.policy, self.registration, &self.statements, unended)?;
+        let memory = &mut self.memory;
+        let (view, actions) = change(tx, self.context, self.policy, self.registration, &self.statements, memory)?;
         self.announce(&actions);
         let mut plan = decide(&view, self.policy, self.registration);
         if !plan.actions.is_empty() {
@@ -166,8 +168,8 @@ impl<'a> Membership<'a> {
         let mut tx = coordination::lock(&mut self.session, names, &self.registration.replica_set)
             .map_err(Error::database(CHANGING))?;
         coordination::mark_left(&mut tx, names, worker).map_err(Error::database(CHANGING))?;
-        let unended = &mut self.complaints.unended;
-        let (_, actions) = change(tx, self.context, self.policy, self.registration, &self.statements, unended)?;
+        let memory = &mut self.memory;
+        let (_, actions) = change(tx, self.context, self.policy, self.registration, &self.statements, memory)?;
         self.announce(&actions);
         Ok(())
     }
@@ -183,8 +185,8 @@ impl<'a> Membership<'a> {
     }
 
     fn notify(&mut self) {
-        let Self { context, registration, session, complaints, .. } = self;
-        let failures = &mut complaints.unheard;
+        let Self { context, registration, session, memory, .. } = self;
+        let failures = &mut memory.unheard;
         notifications::notify_coordination(session, &context.names, &registration.replica_set, failures);
     }
 }
@@ -206,17 +208,17 @@ fn change(
     policy: &Policy,
     worker: &Registration,
     statements: &Statements,
-    unended: &mut Mentions,
+    memory: &mut Memory,
 ) -> Result<(ClusterView, Vec<Action>), Error> {
     let replica_set = context.replica_set();
     // The lock was not held before, so anything may have changed.
-    let mut view = statements.view(&mut tx, replica_set, true)?;
+    let mut view = memory.sightings.settle(statements.view(&mut tx, replica_set, true)?);
     let actions = decide(&view, policy, worker).actions;
     for action in &actions {
-        coordination::apply(&mut tx, &context.names, worker, action, unended)?;
+        coordination::apply(&mut tx, &context.names, worker, action, &mut memory.unended)?;
     }
     if !actions.is_empty() {
-        view = statements.view(&mut tx, replica_set, true)?;
+        view = memory.sightings.settle(statements.view(&mut tx, replica_set, true)?);
     }
     tx.commit().map_err(Error::database(CHANGING))?;
     Ok((view, actions))

@@ -18,6 +18,7 @@
 
 mod deal;
 mod keys;
+mod sightings;
 mod view;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub(crate) use deal::Deal;
 #[cfg(test)]
 pub(crate) use deal::Share;
 pub(crate) use keys::{KEY_SPACE, KeySet};
+pub(crate) use sightings::Sightings;
 pub(crate) use view::{
     ClusterView, DesiredState, Fault, GenerationState, GenerationView, Member, ProjectionView, Rows, ServerTime,
     Session, Standing, Unclaimed, WorkerView,

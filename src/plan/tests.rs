@@ -353,3 +353,55 @@ fn stance_follows_generation_and_worker_state() {
         assert_eq!(stance(&view.standing(id(2))), Stance::Rejoin);
     }
 }
+
+#[test]
+fn a_moment_in_the_future_counts_from_when_it_was_seen() {
+    let hour_ahead = at(3_700);
+    let frozen = || WorkerView { last_heartbeat: hour_ahead, ..running(1, 0) };
+    let cut_off = || WorkerView { session: Session::LostSince(hour_ahead), ..running(1, 0) };
+    let late = || WorkerView { state: WorkerState::Pending, ..running(1, 0) };
+    let pending = |worker| ClusterView {
+        generation: Some(GenerationView { number: 5, state: Pending, total_partitions: 1, created_at: hour_ahead }),
+        ..view(Pending, 1, vec![worker])
+    };
+    // What the observer sees, how long it waits from then on, and what it does at last.
+    for (seen, wait, death) in [
+        (view(Active, 1, vec![frozen()]), 30, Death::Stale),
+        (ClusterView { observing_since: hour_ahead, ..view(Active, 1, vec![frozen()]) }, 30, Death::Stale),
+        (ClusterView { observing_since: hour_ahead, ..view(Active, 1, vec![cut_off()]) }, 1, Death::SessionLost),
+        (pending(late()), 60, Death::NotReady),
+    ] {
+        let mut sightings = Sightings::default();
+        let mut decide = |now| {
+            let mut seen = ClusterView { now: at(now), ..seen.clone() };
+            // The other limits are met.
+            for worker in seen.workers.iter_mut().filter(|worker| worker.last_heartbeat < hour_ahead) {
+                worker.last_heartbeat = at(now);
+            }
+            plan(&sightings.settle(seen), &POLICY)
+        };
+        assert_eq!(decide(100).actions, [], "{death:?}");
+        assert_eq!(decide(100 + wait - 1).actions, [], "{death:?}");
+        assert_eq!(decide(99 + wait).recheck_after, Some(Duration::from_secs(1)), "{death:?}");
+        assert_eq!(decide(100 + wait).actions[0], Action::Evict(id(1), death));
+        // Set back once more: it is seen anew.
+        assert_eq!(decide(40).actions, [], "{death:?}");
+        assert_eq!(decide(40 + wait).actions[0], Action::Evict(id(1), death));
+    }
+}
+
+#[test]
+fn a_heartbeat_that_comes_after_all_is_a_sign_of_life() {
+    let mut sightings = Sightings::default();
+    let with_heartbeat = |now, heartbeat| ClusterView {
+        now: at(now),
+        ..view(Active, 1, vec![WorkerView { last_heartbeat: at(heartbeat), ..running(1, 0) }])
+    };
+    let mut settled = |now, heartbeat| sightings.settle(with_heartbeat(now, heartbeat)).workers[0].last_heartbeat;
+    assert_eq!(settled(100, 3_700), at(100));
+    assert_eq!(settled(120, 3_700), at(100));
+    assert_eq!(settled(121, 121), at(121));
+    // Forgotten in between.
+    assert_eq!(settled(125, 3_700), at(125));
+    assert_eq!(settled(3_700, 3_700), at(3_700));
+}

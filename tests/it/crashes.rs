@@ -113,3 +113,32 @@ fn a_process_frozen_in_a_transaction_is_replaced_and_comes_back() {
     assert_read_models_become_right(&mut client);
     assert_keys_are_covered(&mut client);
 }
+
+#[test]
+fn a_frozen_process_is_replaced_when_the_clock_was_set_back() {
+    let database = database();
+    let mut client = database.client();
+    let stale = format!("{}s", STALE.as_secs());
+    let short = [("HEARTBEAT_INTERVAL", "500ms"), ("STALE_WORKER_TIMEOUT", &stale)];
+    let mut frozen = WorkerProcess::start(database.url(), &short);
+    frozen.await_processing(1);
+    let mut other = WorkerProcess::start(database.url(), &short);
+    frozen.await_processing(2);
+    other.await_processing(2);
+    frozen.signal(Signal::STOP);
+    let frozen_id = worker_of(&mut client, frozen.pid());
+    // As if an hour was set back: every moment that was recorded before is in the future.
+    client
+        .batch_execute(&format!(
+            "UPDATE orchestrator_workers SET last_heartbeat = last_heartbeat + interval '1 hour',
+                 started_at = started_at + interval '1 hour' WHERE id = '{frozen_id}';
+             UPDATE orchestrator_generations SET created_at = created_at + interval '1 hour'"
+        ))
+        .unwrap();
+    let begun = Instant::now();
+    let took = other.await_processing(1) - begun;
+    assert!(took < STALE + RESUMED_WITHIN, "{took:?}");
+    assert_eq!(state_of(&mut client, frozen_id), ("stopped".into(), Some("heartbeats stopped".into())));
+    frozen.signal(Signal::CONT);
+    frozen.await_processing(2);
+}
