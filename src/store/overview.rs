@@ -29,6 +29,8 @@ pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Res
             ("heartbeat_age", &age("w.last_heartbeat")),
             ("stopped_age", &age("w.stopped_at")),
             ("moved_age", &age("c.updated_at")),
+            ("attempted_age", &age("c.attempted_at")),
+            ("is_orphan", &lags::is_orphan_sql(names)),
         ],
     );
     let row = client.query_typed_one(&sql, &[(&replica_set, Type::TEXT)])?;

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use postgres::{Client, NoTls};
-use pupsourcing_orchestrator::{Handle, ProjectionState};
+use postgres::{Client, NoTls, Transaction};
+use pupsourcing_orchestrator::{BoxError, Event, Handle, Projection, ProjectionState};
 
 use crate::support::cluster::{assert_keys_are_covered, generation};
 use crate::support::handlers::prepared;
+use crate::support::insert::insert;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::metrics::{metric, projection_metric};
 use crate::support::statements::{start_logging_server, statements};
@@ -263,4 +264,69 @@ fn looking_at_the_rows_costs_no_statement_of_its_own() {
         .iter()
         .filter(|statement| !["AS found", "CREATE TABLE"].iter().any(|part| statement.text.contains(part)));
     assert_eq!(others.filter(|statement| statement.text.contains("dealt_as")).count(), 1);
+}
+
+/// The SQL that README gives for this, beginning with the first block after the text.
+fn documented(after: &str) -> String {
+    let text = include_str!("../../README.md").split_once(after).unwrap().1;
+    text.split_once("```sql\n").unwrap().1.split_once("```").unwrap().0.to_owned()
+}
+
+/// README's smallest program.
+struct OrdersPlaced;
+
+impl Projection for OrdersPlaced {
+    fn name(&self) -> &str {
+        "orders_placed"
+    }
+
+    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+        if event.event_type() == "OrderPlaced" {
+            tx.execute(
+                "INSERT INTO orders_placed AS o VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET times = o.times + 1",
+                &[&event.aggregate_id()],
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The recipe is executed as it is printed, while events arrive and workers process them.
+#[test]
+fn projection_is_rebuilt_in_place_as_documented() {
+    let recipe = documented("**To rebuild a projection**");
+    let database = database();
+    let mut client = prepared(&database);
+    client.batch_execute("CREATE TABLE orders_placed (id text PRIMARY KEY, times bigint NOT NULL)").unwrap();
+    let start = || start(builder(database.url(), "set").batch_size(5), vec![Box::new(OrdersPlaced)]);
+    let append = |client: &mut Client| {
+        client.execute(&insert("generate_series(1, 40) n", &[("event_type", "'OrderPlaced'")]), &[]).unwrap();
+    };
+    let await_counted = |client: &mut Client| {
+        eventually("every order is counted once", SOON, || {
+            let sql = "SELECT coalesce(sum(times), 0)::bigint, (SELECT count(*) FROM events), (SELECT min(position) >= (SELECT max(global_position) FROM events)
+                              FROM orchestrator_checkpoints) FROM orders_placed";
+            let row = client.query_one(sql, &[]).unwrap();
+            let (counted, events): (i64, i64) = (row.get(0), row.get(1));
+            assert!(counted <= events, "{counted} of {events}");
+            let is_done = counted == events && row.get::<_, Option<bool>>(2) == Some(true);
+            is_done.then_some(())
+        });
+    };
+    let (one, two) = (start(), start());
+    await_running(&[&one, &two]);
+    for _ in 0..10 {
+        append(&mut client);
+        client.batch_execute(&recipe).unwrap();
+        append(&mut client);
+    }
+    await_counted(&mut client);
+    client.batch_execute(&recipe).unwrap();
+    await_counted(&mut client);
+    // While no worker runs, too.
+    one.shutdown(SOON).unwrap();
+    two.shutdown(SOON).unwrap();
+    client.batch_execute(&recipe).unwrap();
+    let _again = start();
+    await_counted(&mut client);
 }

@@ -89,7 +89,13 @@ fn documented() -> BTreeSet<String> {
     lines.filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect()
 }
 
-/// Whatever can be null is something at some time here: a halted projection, a held head, one worker that has left.
+/// What the owner of a checkpoint reports.
+const HALTED: &str =
+    "UPDATE orchestrator_checkpoints SET state = 'halted', error = 'the <i>other</i> one failed', attempts = 8,
+    attempt_position = 1, attempt_event_id = '00000000-0000-0000-0000-000000000009', attempted_at = now()";
+
+/// Whatever can be null is something at some time here: a halted projection, a held head, one worker that has left, one projection
+/// that has lost its checkpoints.
 #[test]
 fn the_documented_fields_are_the_ones_that_are_there() {
     let database = database();
@@ -105,6 +111,13 @@ fn the_documented_fields_are_the_ones_that_are_there() {
     let mut open = writer.transaction().unwrap();
     append_elsewhere(&mut open);
     append_plainly(&mut client, 1, 1);
+
+    eventually("the projection is halted", SOON, || {
+        stays.status().projections[HOSTILE_PROJECTION].error.as_ref().map(drop)
+    });
+    client.execute(HALTED, &[]).unwrap();
+    let lost = "INSERT INTO orchestrator_projections (name, replica_set) VALUES ('lost', $1)";
+    client.execute(lost, &[&HOSTILE_SET]).unwrap();
 
     let server = serve(&[&stays]);
     let (mut seen, documented) = (BTreeSet::new(), documented());
@@ -140,6 +153,98 @@ fn the_documented_fields_are_the_ones_that_are_there() {
     // The first event is the one that is refused; eleven were committed, and the open transaction holds a position between them.
     assert_eq!((&projection["lag_events"], &overview["newest_position"]), (&12.into(), &12.into()));
     assert!(projection["lag_seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!((&projection["state"], &projection["desired_state"]), (&"halted".into(), &"running".into()));
+    let lost = &overview["projections"][1];
+    assert_eq!(
+        (&lost["name"], &lost["state"], &lost["fault"]),
+        (&"lost".into(), &"orphaned".into(), &"missing".into())
+    );
+    assert_eq!((&lost["lag_events"], &lost["checkpoints"]), (&Value::Null, &Value::Array(vec![])));
+}
+
+/// The worst state counts, whichever worker reports it.
+#[test]
+fn each_projection_has_one_state() {
+    let database = database();
+    let mut client = prepared(&database);
+    let names = ["p", "q"];
+    let start = || start(builder(database.url(), "set"), names.map(|name| Box::new(Ledger::named(name)) as _).into());
+    let (one, two) = (start(), start());
+    await_running(&[&one, &two]);
+    let server = serve(&[&one]);
+    let theirs = format!("projection = 'p' AND worker_id = '{}'", two.worker_id());
+    for (change, state, fault) in [
+        ("SELECT".to_owned(), "running", Value::Null),
+        (format!("UPDATE orchestrator_checkpoints SET state = 'retrying' WHERE {theirs}"), "retrying", Value::Null),
+        (format!("UPDATE orchestrator_checkpoints SET state = 'halted' WHERE {theirs}"), "halted", Value::Null),
+        ("UPDATE orchestrator_projections SET desired_state = 'paused' WHERE name = 'p'".into(), "paused", Value::Null),
+        (
+            "UPDATE orchestrator_projections SET desired_state = 'running' WHERE name = 'p'".into(),
+            "running",
+            Value::Null,
+        ),
+        ("UPDATE orchestrator_checkpoints SET keys = '{[7,9)}' WHERE projection = 'p'".into(), "broken", "torn".into()),
+        ("DELETE FROM orchestrator_checkpoints WHERE projection = 'p'".into(), "broken", "missing".into()),
+        ("DELETE FROM orchestrator_projections WHERE name = 'p'".into(), "running", Value::Null),
+        (
+            "INSERT INTO orchestrator_replica_sets (name) VALUES ('another');
+             UPDATE orchestrator_projections SET replica_set = 'another' WHERE name = 'p'"
+                .into(),
+            "broken",
+            "belongs to another".into(),
+        ),
+    ] {
+        client.batch_execute(&change).unwrap();
+        let overview = await_overview(&server, |overview| {
+            overview["projections"][0]["state"] == state && overview["projections"][0]["fault"] == fault
+        });
+        assert_eq!(overview["projections"][0]["name"], "p", "{change}");
+        assert_eq!(overview["projections"][1]["state"], "running", "{change}");
+        assert_eq!(overview["projections"][0]["lag_events"].is_null(), state == "broken", "{change}");
+    }
+}
+
+#[test]
+fn a_browser_shows_what_is_wrong_on_other_workers() {
+    let Some(chromium) = chromium() else { return };
+    let database = database();
+    let mut client = prepared(&database);
+    let names = ["halts", "paused", "sound", "torn"];
+    let start = || start(builder(database.url(), "set"), names.map(|name| Box::new(Ledger::named(name)) as _).into());
+    let (one, two) = (start(), start());
+    await_running(&[&one, &two]);
+    append_plainly(&mut client, 20, 20);
+    client
+        .batch_execute(&format!(
+            "{HALTED} WHERE projection = 'halts' AND worker_id = '{}';
+             UPDATE orchestrator_checkpoints SET keys = '{{[7,9)}}' WHERE projection = 'torn';
+             UPDATE orchestrator_projections SET desired_state = 'paused' WHERE name = 'paused';
+             INSERT INTO orchestrator_projections (name, replica_set) VALUES ('gone', 'set')",
+            two.worker_id()
+        ))
+        .unwrap();
+    let server = serve(&[&one]);
+    let states = ["orphaned", "halted", "paused", "running", "broken"];
+    await_overview(&server, |overview| {
+        let all = overview["projections"].as_array().unwrap();
+        all.iter().map(|projection| &projection["state"]).eq(states)
+    });
+    let url = format!("http://{}/", server.address());
+    let page = rendered(&chromium, &url);
+    assert_eq!(between(&page, "<title>", "</title>"), "■ set");
+    let main = between(&page, "<main", "</main>");
+    assert!(between(main, "<div class=\"title\">", "<dl>").contains("badge broken"), "the worst state: {main}");
+    assert!(main.contains("Halted: ") && main.contains("Broken: ") && main.contains("Orphaned: "), "{main}");
+    let projections = between(main, "<table class=\"projections\">", "</section>");
+    for state in states {
+        assert!(projections.contains(&format!("badge {state}")), "{state}: {projections}");
+    }
+    let error = between(projections, "<pre class=\"error\" dir=\"auto\">", "</pre>");
+    assert_eq!(error, "the &lt;i&gt;other&lt;/i&gt; one failed");
+    assert!(
+        projections.contains("8 failed attempts at position 1 (00000000-0000-0000-0000-000000000009)"),
+        "{projections}"
+    );
 }
 
 /// A handler that fails in three ways to insert a row twice.

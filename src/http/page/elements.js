@@ -19,7 +19,7 @@ function name(text) {
 
 const MARKS = {
   running: '●', active: '●', ready: '◐', pending: '◐', stopping: '◐', paused: '◐', retrying: '▲', halted: '■', stopped: '○',
-  superseded: '○', unreachable: '■',
+  superseded: '○', unreachable: '■', broken: '■', orphaned: '○',
 };
 
 function badge(state) {

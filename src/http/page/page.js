@@ -34,7 +34,8 @@ function replicaSet(set, silent) {
   const people = new Map((overview?.workers ?? []).map((worker) => [worker.worker_id, worker]));
   return h('article', {},
     heading(set, past),
-    ...own.flatMap((worker) => troubles(worker, silent)),
+    ...own.flatMap((worker) => troubles(worker, overview, silent)),
+    ...(overview ? overview.projections.map((projection) => trouble(projection, people)) : []),
     overview && set.age > OLD && own.every((worker) => worker.database_reachable)
       && banner('notice', `The overview of the replica set is ${age(past)} old.`),
     ...(overview
@@ -56,12 +57,12 @@ function heading(set, past) {
     ['as of', overview ? `${age(past)} ago` : '–'],
   ];
   return h('header', {},
-    h('div', { class: 'title' }, h('h1', {}, name(set.name)), newest && badge(newest.state)),
+    h('div', { class: 'title' }, h('h1', {}, name(set.name)), newest && badge(worst(overview) ?? newest.state)),
     h('dl', {}, facts.map(([label, value]) => h('div', {}, h('dt', {}, label), h('dd', {}, value)))));
 }
 
 /** What is wrong with a worker of this process. */
-function troubles(worker, silent) {
+function troubles(worker, overview, silent) {
   const found = [];
   if (!worker.database_reachable) {
     const heard = worker.heartbeat_age_seconds;
@@ -69,7 +70,9 @@ function troubles(worker, silent) {
       ` The last heartbeat got through ${heard == null ? 'never' : `${age(heard + silent)} ago`}. What is shown of the replica set is from before.`));
   }
   if (worker.head_blocked && worker.database_reachable) found.push(headBlocked(worker.head_blocked, silent));
-  for (const projection of worker.projections.filter((projection) => projection.state === 'halted')) {
+  // Unless the overview, which may be older, says so of it.
+  const isSaid = (projection) => overview?.projections.some((other) => other.name === projection.name && other.state === 'halted');
+  for (const projection of worker.projections.filter((projection) => projection.state === 'halted' && !isSaid(projection))) {
     found.push(banner('alarm', h('strong', {}, 'Halted: '), name(projection.name),
       ' processes nothing on this worker until it is restarted or the partitions are redistributed.'));
   }
@@ -83,6 +86,33 @@ function headBlocked(blocked, silent) {
     ` (${blocker.pid == null ? 'prepared transaction' : `pid ${blocker.pid}`}${blocker.age_seconds > 0 ? `, open for ${age(blocker.age_seconds + silent)}` : ''})`,
   ]);
   return banner('notice', h('strong', {}, 'Safe head held back'), ` for ${age(blocked.seconds + silent)} by an open transaction: `, ...by);
+}
+
+const FAULTS = {
+  missing: 'its checkpoints were deleted',
+  torn: 'its checkpoints overlap or leave keys out',
+  deleted: 'its rows were deleted',
+};
+
+/** What is wrong with a projection, whichever worker it concerns. */
+function trouble(projection, people) {
+  const { state, fault } = projection;
+  if (state === 'broken') {
+    const why = Object.hasOwn(FAULTS, fault) ? FAULTS[fault] : fault;
+    return banner('alarm', h('strong', {}, 'Broken: '), name(projection.name), ` is not processed, ${why}. The log says what to do.`);
+  }
+  if (state === 'halted') {
+    const halted = projection.checkpoints.filter((checkpoint) => checkpoint.state === 'halted');
+    const where = halted.flatMap(({ worker_id: id }, i) => [i ? ', ' : '', people.has(id) ? place(people.get(id)) : id ?? 'nobody']);
+    return banner('alarm', h('strong', {}, 'Halted: '), name(projection.name), ' stands still on ', ...where, '.');
+  }
+  if (state === 'orphaned') return banner('notice', h('strong', {}, 'Orphaned: '), name(projection.name), ' belongs to this replica set, and none of its workers knows it.');
+  return null;
+}
+
+/** The state that needs most attention, if any does. */
+function worst(overview) {
+  return ['broken', 'halted', 'retrying'].find((state) => overview.projections.some((projection) => projection.state === state));
 }
 
 function forming(overview, past) {

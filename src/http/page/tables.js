@@ -25,7 +25,7 @@ function place(worker) {
 
 function keySpace(overview, people) {
   const strips = new Map();
-  for (const projection of overview.projections) {
+  for (const projection of overview.projections.filter((projection) => projection.checkpoints.length)) {
     const parts = ownership(projection);
     const key = JSON.stringify(parts);
     strips.set(key, { parts, names: [...(strips.get(key)?.names ?? []), projection.name] });
@@ -44,14 +44,15 @@ function projections(set, people, past) {
     const here = set.own.flatMap((worker) => worker.projections.filter((own) => own.name === projection.name));
     return [
       h('tr', {},
-        cell('projection', 'lead', name(projection.name), still(projection, newest)),
+        cell('projection', 'lead', name(projection.name), ' ', badge(projection.state), still(projection, newest)),
         cell('position', 'number', count(projection.position)),
-        cell('lag', 'number', plural(projection.lag_events, 'event'), projection.lag_events ? h('small', {}, ` ${span(projection.lag_seconds)}`) : null),
+        cell('lag', 'number', projection.lag_events == null ? '–' : plural(projection.lag_events, 'event'), projection.lag_events ? h('small', {}, ` ${span(projection.lag_seconds)}`) : null),
         cell('events/s', 'number', points.length ? perSecond(points.at(-1).rate) : '–'),
         cell('last two minutes', 'plot', plot(points)),
         cell('on this worker', 'here', here.map((own) => h('div', {}, badge(own.state), h('small', {}, ` ${plural(own.events, 'event')}`))))),
       h('tr', { class: 'more' }, h('td', { colspan: 6 },
         here.filter((own) => own.error).map((own) => h('pre', { class: 'error', dir: 'auto' }, own.error)),
+        failures(projection, people, here, past),
         checkpoints(projection, people, past))),
     ];
   });
@@ -61,9 +62,22 @@ function projections(set, people, past) {
 
 /** Says so when a projection is behind and makes no progress. */
 function still(projection, newest) {
+  if (projection.lag_events == null || projection.state === 'paused') return null;
   const behind = projection.checkpoints.filter((checkpoint) => checkpoint.position < newest);
   const since = Math.min(projection.lag_seconds, Math.max(0, ...behind.map((checkpoint) => checkpoint.moved_age_seconds)));
   return since > STILL ? h('small', { class: 'still' }, `no progress for ${age(since)}`) : null;
+}
+
+/** What the owners of its checkpoints report, without the errors that this worker shows already. */
+function failures(projection, people, here, past) {
+  const isShown = ({ error }) => here.some((own) => own.error === error);
+  return projection.checkpoints.filter((checkpoint) => checkpoint.error && !isShown(checkpoint)).map((checkpoint) => {
+    const owner = people.get(checkpoint.worker_id);
+    const attempts = checkpoint.attempts ? [`, ${plural(checkpoint.attempts, 'failed attempt')}`] : [];
+    const event = checkpoint.attempt_position == null ? [] : [` at position ${count(checkpoint.attempt_position)} (${checkpoint.attempt_event_id ?? 'unknown event'}), ${age(checkpoint.attempted_age_seconds + past)} ago`];
+    return h('div', {}, badge(checkpoint.state), h('small', {}, ' ', owner ? place(owner) : 'nobody', ...attempts, ...event),
+      h('pre', { class: 'error', dir: 'auto' }, checkpoint.error));
+  });
 }
 
 function checkpoints(projection, people, past) {

@@ -35,18 +35,39 @@ SELECT json_build_object(
         AND (w.state <> 'stopped' OR w.stopped_at > clock_timestamp() - interval '{stopped_shown}')),
     'projections', (
         SELECT coalesce(json_agg(json_build_object(
-            'name', lag.projection,
+            'name', p.name,
+            'state', p.state,
+            'desired_state', p.desired_state,
+            'fault', p.fault,
             'position', lag.position,
-            'lag_events', lag.events,
-            'lag_seconds', round(lag.seconds::numeric, 3),
+            'lag_events', CASE WHEN p.is_measured THEN lag.events END,
+            'lag_seconds', CASE WHEN p.is_measured THEN round(lag.seconds::numeric, 3) END,
             'checkpoints', (
-                SELECT json_agg(json_build_object(
+                SELECT coalesce(json_agg(json_build_object(
                     'keys', c.keys::text,
                     'position', c.position,
                     'generation', c.generation,
                     'worker_id', c.worker_id,
-                    'moved_age_seconds', {moved_age}
-                ) ORDER BY lower(c.keys))
-                FROM {checkpoints} c WHERE c.projection = lag.projection)
-        ) ORDER BY lag.projection), '[]')
-        FROM ({lags}) AS lag (projection, position, events, seconds)))
+                    'moved_age_seconds', {moved_age},
+                    'state', c.state,
+                    'error', c.error,
+                    'attempts', c.attempts,
+                    'attempt_position', c.attempt_position,
+                    'attempt_event_id', c.attempt_event_id,
+                    'attempted_age_seconds', {attempted_age}
+                ) ORDER BY lower(c.keys)), '[]')
+                FROM {checkpoints} c WHERE c.projection = p.name AND p.is_own)
+        ) ORDER BY p.name), '[]')
+        FROM (
+            SELECT p.name, p.desired_state, p.fault, true AS is_own, p.fault IS NULL AND NOT {is_orphan} AS is_measured,
+                   CASE WHEN {is_orphan} THEN 'orphaned'
+                        WHEN p.fault IS NOT NULL THEN 'broken'
+                        ELSE coalesce((SELECT CASE max(CASE c.state WHEN 'halted' THEN 2 WHEN 'retrying' THEN 1 END)
+                                                   WHEN 2 THEN 'halted' WHEN 1 THEN 'retrying' END
+                                       FROM {checkpoints} c WHERE c.projection = p.name), p.dealt_state) END AS state
+            FROM {projections} p WHERE p.replica_set = $1
+            UNION ALL
+            SELECT known.name, NULL, coalesce('belongs to ' || p.replica_set, 'deleted'), false, false, 'broken'
+            FROM (SELECT DISTINCT unnest(w.projections) AS name FROM {workers} w WHERE w.replica_set = $1 AND w.state <> 'stopped') known
+            LEFT JOIN {projections} p USING (name) WHERE p.replica_set IS DISTINCT FROM $1
+        ) p LEFT JOIN ({lags}) AS lag (projection, position, events, seconds) ON lag.projection = p.name))
