@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_a_handlers_own_code_are_its_own_unless_it_calls_them_passing() {
+    fn errors_of_handlers_are_their_own_unless_called_passing() {
         #[derive(Debug, thiserror::Error)]
         #[error("the mail cannot be sent")]
         struct Mail(#[source] Passing);

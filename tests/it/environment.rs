@@ -153,7 +153,7 @@ fn a_full_disk_does_not_count() {
 }
 
 #[test]
-fn a_database_that_was_read_only_for_a_while_is_written_to_again() {
+fn a_database_that_was_read_only_is_written_to_again() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start(builder(database.url(), "set").retry(impatient()), vec![Box::new(Ledger::named("p"))]);
