@@ -330,8 +330,16 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// For the log, where a line is a line, of bounded length, whatever a handler's error or panic says.
-pub(crate) fn one_line(text: &impl ToString) -> String {
+pub(crate) fn one_line(text: &(impl ToString + ?Sized)) -> String {
     shortened(&text.to_string(), LONGEST_TEXT).replace(char::is_control, " ")
+}
+
+/// A value as a line of the log has it after `key=`: in quotes if the line could not be taken apart
+/// without them.
+pub(crate) fn field(value: &(impl ToString + ?Sized)) -> String {
+    let text = one_line(value);
+    let is_plain = |c: char| !c.is_whitespace() && !['=', '"', '\\'].contains(&c);
+    if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("{text:?}") }
 }
 
 /// The payload of a caught panic as text.
@@ -376,6 +384,22 @@ mod tests {
             assert!(shown.ends_with("(the log has the detail)"), "{shown}");
         }
         assert_eq!(without_rows("no such\ncustomer"), "no such\ncustomer");
+    }
+
+    #[test]
+    fn a_field_has_quotes_where_it_needs_them() {
+        for (value, written) in [
+            ("main-projections", "main-projections"),
+            ("joined", "joined"),
+            ("größe", "größe"),
+            ("my set", "\"my set\""),
+            ("a=b", "\"a=b\""),
+            ("say \"hi\"", "\"say \\\"hi\\\"\""),
+            ("two\nlines", "\"two lines\""),
+            ("", "\"\""),
+        ] {
+            assert_eq!(field(value), written);
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use postgres::error::{DbError, SqlState};
 
 use crate::blocking::blocking;
 use crate::database::AsClient;
-use crate::error::{Error, describe};
+use crate::error::{Error, describe, field};
 use crate::event::{Event, NewEvent};
 use crate::store::event_store::{Appended, append, read_stream};
 use crate::store::{Names, notifications};
@@ -169,7 +169,7 @@ impl EventStore {
             Ok(Err(error)) => describe(&error),
             Err(error) => error.to_string(),
         };
-        safely(|| log::debug!("no hint sent: error={error}"));
+        safely(|| log::debug!("no hint sent: error={error}", error = field(&error)));
     }
 
     /// Reads the events of one aggregate, ascending by version. Both bounds are included and may be

@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, field};
 use crate::threads::{Crew, safely, spawn_apart};
 
 /// How long the threads have to end after their statements have been cancelled.
@@ -29,21 +29,21 @@ pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Resul
         safely(|| {
             log::warn!(
                 "leaving takes too long, cancelling statements: replica_set={} worker={} waited={patience:?} threads={running:?}",
-                context.replica_set(),
+                field(&context.replica_set()),
                 context.worker()
             );
         });
         let database = context.database.clone();
         // On a thread of its own: a frozen server does not answer this either.
         if let Err(error) = spawn_apart("pup-cancel", move || database.cancel_all()) {
-            safely(|| log::warn!("statements cannot be cancelled: error={error}"));
+            safely(|| log::warn!("statements cannot be cancelled: error={error}", error = field(&error)));
         }
         let running = crew.running_after(Some(AFTER_CANCEL));
         if !running.is_empty() {
             safely(|| {
                 log::error!(
                     "threads left behind: replica_set={} worker={} threads={running:?}",
-                    context.replica_set(),
+                    field(&context.replica_set()),
                     context.worker()
                 );
             });

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::backoff::Mentions;
 use crate::context::Context;
-use crate::error::{Error, one_line};
+use crate::error::{Error, field};
 use crate::metrics::ReplicaSetMetrics;
 use crate::overview::Overview;
 use crate::store::session::Session;
@@ -105,9 +105,9 @@ impl Measuring {
         if self.complaints.is_due() {
             log::warn!(
                 "not measured, will retry: replica_set={} worker={} error={}",
-                self.context.replica_set(),
+                field(&self.context.replica_set()),
                 self.context.worker(),
-                one_line(&error)
+                field(&error)
             );
         }
         Ok(())

@@ -9,7 +9,7 @@ use crossbeam_channel::after;
 
 use crate::backoff::{Backoff, Mentions};
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, field};
 
 /// The connection of one thread.
 pub(crate) struct Reconnect<'a> {
@@ -75,9 +75,10 @@ impl<'a> Reconnect<'a> {
             self.is_failure_logged = true;
             log::warn!(
                 "connection lost: replica_set={} worker={} connection={} error={error}",
-                self.context.replica_set(),
+                field(&self.context.replica_set()),
                 self.context.worker(),
-                self.connection
+                field(&self.connection),
+                error = field(&error)
             );
         }
         self.context.metrics.reconnects(self.connection).inc();
@@ -97,9 +98,9 @@ impl<'a> Reconnect<'a> {
         if std::mem::take(&mut self.is_failure_logged) {
             log::info!(
                 "connection regained: replica_set={} worker={} connection={}",
-                self.context.replica_set(),
+                field(&self.context.replica_set()),
                 self.context.worker(),
-                self.connection
+                field(&self.connection)
             );
         }
     }

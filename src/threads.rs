@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select};
 use parking_lot::Mutex;
 
-use crate::error::{Error, one_line};
+use crate::error::{Error, field, one_line};
 pub(crate) use caught::{caught, safely};
 use gate::Entry;
 pub(crate) use gate::Gate;
@@ -186,7 +186,13 @@ impl Crew {
             roll.first_error.get_or_insert(error);
         }
         self.stop.raise();
-        safely(|| log::error!("thread ended, worker stops: thread={thread} error={shown}"));
+        safely(|| {
+            log::error!(
+                "thread ended, worker stops: thread={thread} error={shown}",
+                thread = field(&thread),
+                shown = field(&shown)
+            );
+        });
     }
 
     /// Waits until every thread has ended or is [left behind](Self::leave_behind), at most

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Mentions;
 use crate::context::Context;
+use crate::error::field;
 use crate::health::NotReady;
 use crate::measure::Lags;
 use crate::metrics::WorkerMetrics;
@@ -47,10 +48,17 @@ impl Watch {
         let (replica_set, worker) = (self.context.replica_set(), self.context.worker());
         match spell.see(reason, Instant::now()) {
             Some(News::NotReady(reason)) => {
-                log::warn!("not ready: replica_set={replica_set} worker={worker} reason={:?}", reason.to_string());
+                log::warn!(
+                    "not ready: replica_set={replica_set} worker={worker} reason={}",
+                    field(&reason.to_string()),
+                    replica_set = field(&replica_set)
+                );
             }
             Some(News::ReadyAgain(after)) => {
-                log::info!("ready again: replica_set={replica_set} worker={worker} after={after:?}");
+                log::info!(
+                    "ready again: replica_set={replica_set} worker={worker} after={after:?}",
+                    replica_set = field(&replica_set)
+                );
             }
             None => {}
         }

@@ -13,6 +13,35 @@ use std::path::Path;
 /// The levels an operator sees by default.
 const DOCUMENTED: [&str; 3] = ["error", "warn", "info"];
 
+/// Fields whose values are numbers, ids or durations, which never need quotes.
+const PLAIN: [&str; 25] = [
+    "worker",
+    "generation",
+    "attempt",
+    "attempts",
+    "partition",
+    "partitions",
+    "of",
+    "pause",
+    "head",
+    "last",
+    "newest",
+    "for",
+    "pid",
+    "transaction_age",
+    "address",
+    "after",
+    "at_most",
+    "to",
+    "thread_id",
+    "positions",
+    "events",
+    "lane",
+    "position",
+    "lag",
+    "pool_size",
+];
+
 /// Level, text and the names of the fields.
 type Line = (String, String, Vec<String>);
 
@@ -65,5 +94,20 @@ fn written(call: &str, path: &Path) -> Option<Line> {
         Some((name, _)) => name.to_owned(),
         None => panic!("{}: {field} is not key=value: {format}", path.display()),
     });
-    Some((level.to_owned(), text.to_owned(), names.collect()))
+    let names: Vec<String> = names.collect();
+    let quoted = within(arguments).matches("field(").count();
+    let needed = names.iter().filter(|name| !PLAIN.contains(&name.as_str())).count();
+    let is_migrated = text == "migrated";
+    assert_eq!(quoted, needed - usize::from(is_migrated), "{}: texts go through field(): {format}", path.display());
+    Some((level.to_owned(), text.to_owned(), names))
+}
+
+/// What comes before the parenthesis that ends the call.
+fn within(arguments: &str) -> &str {
+    let mut depth = 1;
+    let end = arguments.find(|c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        depth == 0
+    });
+    &arguments[..end.unwrap_or(arguments.len())]
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::backoff::Mentions;
 use crate::context::Context;
+use crate::error::field;
 use crate::plan::{ClusterView, Fault};
 
 /// The faults of the last view, and when each was last logged.
@@ -20,8 +21,10 @@ impl Faults {
             if mentions.is_due() {
                 log::error!(
                     "projection is not processed: replica_set={} worker={} projection={projection} error={error}",
-                    context.replica_set(),
-                    context.worker()
+                    field(&context.replica_set()),
+                    context.worker(),
+                    projection = field(&projection),
+                    error = field(&error)
                 );
             }
             found.insert(projection, mentions);

@@ -11,7 +11,7 @@ use postgres::Transaction;
 use super::faults::Faults;
 use crate::backoff::Mentions;
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, field};
 use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Sightings, Standing, plan};
 use crate::store::session::Session;
 use crate::store::view::Statements;
@@ -228,35 +228,50 @@ fn applied(context: &Context, action: &Action) {
     let replica_set = context.replica_set();
     match action {
         Action::NoteSessionLost(worker) => {
-            log::info!("session lost: replica_set={replica_set} worker={worker}");
+            log::info!("session lost: replica_set={replica_set} worker={worker}", replica_set = field(&replica_set));
         }
         Action::NoteSessionRegained(worker) => {
-            log::info!("session regained: replica_set={replica_set} worker={worker}");
+            log::info!(
+                "session regained: replica_set={replica_set} worker={worker}",
+                replica_set = field(&replica_set)
+            );
         }
         Action::Evict(worker, death) => {
             context.metrics.stale_workers_cleaned.inc();
-            log::warn!("worker evicted: replica_set={replica_set} worker={worker} reason={:?}", death.as_str());
+            log::warn!(
+                "worker evicted: replica_set={replica_set} worker={worker} reason={}",
+                field(&death.as_str()),
+                replica_set = field(&replica_set)
+            );
         }
         Action::CreateGeneration { number, cause, members } => {
             context.metrics.generations.inc();
             log::info!(
                 "generation created: replica_set={replica_set} generation={number} reason={} partitions={}",
-                cause.as_str(),
-                members.len()
+                field(&cause.as_str()),
+                members.len(),
+                replica_set = field(&replica_set)
             );
         }
         Action::Activate { number, .. } => {
-            log::info!("generation activated: replica_set={replica_set} generation={number}");
+            log::info!(
+                "generation activated: replica_set={replica_set} generation={number}",
+                replica_set = field(&replica_set)
+            );
         }
         Action::Deal { generation, deal: Deal { projection, desired, .. } } => {
             log::info!(
                 "projection reassigned: replica_set={replica_set} generation={generation} projection={projection} state={}",
-                desired.as_str()
+                field(&desired.as_str()),
+                replica_set = field(&replica_set),
+                projection = field(&projection)
             );
         }
         Action::Begin(projection) => {
             log::warn!(
-                "projection begins again, its rows were deleted: replica_set={replica_set} projection={projection}"
+                "projection begins again, its rows were deleted: replica_set={replica_set} projection={projection}",
+                replica_set = field(&replica_set),
+                projection = field(&projection)
             );
         }
         // Every worker reports the fault.

@@ -24,7 +24,7 @@ use crossbeam_channel::{Receiver, never, select};
 use crate::backoff::{Allowance, Mentions};
 use crate::context::Context;
 use crate::database::Pool;
-use crate::error::Error;
+use crate::error::{Error, field};
 use crate::feed::Feed;
 use crate::metrics::WorkerMetrics;
 use crate::plan::{Policy, Stance, Standing, WorkerState, stance};
@@ -129,7 +129,7 @@ impl Coordinator {
         if Reconnect::new(context, "coordinator").run(is_given_up, serve, lost)? == End::GivenUp {
             log::warn!(
                 "left without saying so, the database is out of reach: replica_set={} worker={}",
-                context.replica_set(),
+                field(&context.replica_set()),
                 context.worker()
             );
         }
@@ -224,8 +224,9 @@ impl Serving<'_, '_> {
             let context = &self.parts.context;
             log::error!(
                 "coordination failed, will retry: replica_set={} worker={} error={error}",
-                context.replica_set(),
-                context.worker()
+                field(&context.replica_set()),
+                context.worker(),
+                error = field(&error)
             );
         }
         Ok(self.connection.next_delay())
@@ -323,7 +324,7 @@ impl Serving<'_, '_> {
             context.metrics.partition_assignments.inc();
             log::info!(
                 "processing: replica_set={} worker={worker} generation={generation} partition={} of={total_partitions} pause={pause:?}",
-                context.replica_set(),
+                field(&context.replica_set()),
                 partition.map_or(-1, |k| i64::try_from(k).unwrap_or(-1))
             );
         }
@@ -367,8 +368,9 @@ impl Serving<'_, '_> {
             let context = &self.parts.context;
             log::error!(
                 "partition given back, connections are lacking: replica_set={} worker={} error={problem}",
-                context.replica_set(),
-                context.worker()
+                field(&context.replica_set()),
+                context.worker(),
+                problem = field(&problem)
             );
             self.membership.leave()?;
             self.show_state(WorkerState::Stopped);
@@ -387,13 +389,14 @@ impl Serving<'_, '_> {
             if self.complaints.is_due() {
                 log::error!(
                     "connections are lacking, registering later: replica_set={} worker={} error={error}",
-                    context.replica_set(),
-                    context.worker()
+                    field(&context.replica_set()),
+                    context.worker(),
+                    error = field(&error)
                 );
             }
             return Ok(BEFORE_REJOIN);
         }
-        log::warn!("registering again: replica_set={} worker={}", context.replica_set(), context.worker());
+        log::warn!("registering again: replica_set={} worker={}", field(&context.replica_set()), context.worker());
         let sent = Instant::now();
         self.membership.rejoin()?;
         trust.renew(sent);
@@ -419,7 +422,7 @@ impl Serving<'_, '_> {
         }
         self.membership.leave()?;
         let context = &self.parts.context;
-        log::info!("left: replica_set={} worker={}", context.replica_set(), context.worker());
+        log::info!("left: replica_set={} worker={}", field(&context.replica_set()), context.worker());
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use r2d2::{CustomizeConnection, HandleError, ManageConnection, PooledConnection,
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
 use super::in_use::{InUse, Use};
-use crate::error::{Error, describe, one_line};
+use crate::error::{Error, describe, field, one_line};
 use crate::threads::caught;
 
 /// A connection from a [`Pool`], or one that belongs to no pool. Dropping it gives it back, or
@@ -368,7 +368,7 @@ impl Trouble {
         let mut last = self.last.lock();
         // Attempts follow each other by fractions of a second, on behalf of every connection that is missing.
         if last.as_ref().is_none_or(|last| last.text != text || last.logged.elapsed() >= REPEAT_AFTER) {
-            log::warn!("pool has no connection: database={} error={}", self.target, describe(error));
+            log::warn!("pool has no connection: database={} error={}", field(&self.target), field(&describe(error)));
             *last = Some(Complaint { text, logged: Instant::now() });
         }
     }

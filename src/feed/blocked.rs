@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::head::Head;
 use crate::backoff::Mentions;
+use crate::error::field;
 use crate::metrics::ReplicaSetMetrics;
 use crate::status::{Board, HeadBlocker};
 use crate::store::safe_head;
@@ -44,7 +45,7 @@ impl<'a> Blocked<'a> {
             if std::mem::take(&mut self.is_logged) {
                 log::info!(
                     "safe head moves again: replica_set={} worker={} head={}",
-                    self.board.replica_set(),
+                    field(&self.board.replica_set()),
                     self.board.worker_id(),
                     head.safe()
                 );
@@ -76,12 +77,12 @@ impl<'a> Blocked<'a> {
             for blocker in &blockers {
                 log::warn!(
                     "safe head blocked by an open transaction: replica_set={} worker={} head={head} for={:?} pid={} \
-                     application_name={:?} transaction_age={:?}",
-                    self.board.replica_set(),
+                     application_name={} transaction_age={:?}",
+                    field(&self.board.replica_set()),
                     self.board.worker_id(),
                     since.elapsed(),
                     blocker.pid.map_or_else(|| "prepared".to_owned(), |pid| pid.to_string()),
-                    blocker.name,
+                    field(&blocker.name),
                     blocker.age
                 );
             }

@@ -11,7 +11,7 @@ use postgres::error::SqlState;
 
 use super::head::Head;
 use crate::backoff::Mentions;
-use crate::error::Error;
+use crate::error::{Error, field};
 use crate::status::Board;
 use crate::store::fence::EventMark;
 use crate::store::safe_head::{Holders, Probe, Probes};
@@ -213,7 +213,7 @@ impl<'a> Sight<'a> {
         {
             log::error!(
                 "positions were not handed out by the sequence: replica_set={} worker={} newest={} head={at} last={last}",
-                self.board.replica_set(),
+                field(&self.board.replica_set()),
                 self.board.worker_id(),
                 probe.newest
             );
@@ -231,8 +231,9 @@ impl<'a> Sight<'a> {
 pub(super) fn log_locked(board: &Board, error: &Error) {
     log::warn!(
         "events are locked, will look again: replica_set={} worker={} error={error}",
-        board.replica_set(),
-        board.worker_id()
+        field(&board.replica_set()),
+        board.worker_id(),
+        error = field(&error)
     );
 }
 

@@ -17,7 +17,7 @@ use super::blocked::Blocked;
 use super::cadence::Cadence;
 use super::sight::{Failure, Sight, log_locked};
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, field};
 use crate::reconnect::Reconnect;
 use crate::scope::Scope;
 use crate::store::events::{Bounds, EventReader, ReadError};
@@ -63,8 +63,9 @@ impl Tailer {
                 if connection.is_worth_logging() {
                     log::error!(
                         "events cannot be followed, will retry: replica_set={} worker={} error={error}",
-                        self.context.replica_set(),
-                        self.context.worker()
+                        field(&self.context.replica_set()),
+                        self.context.worker(),
+                        error = field(&error)
                     );
                 }
             }

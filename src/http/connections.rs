@@ -13,6 +13,7 @@ use super::clients::{Client, Clients};
 use super::exchange::answer;
 use super::site::Site;
 use crate::backoff::Mentions;
+use crate::error::field;
 use crate::threads::{Never, Stop, safely};
 
 /// The most connections answered at the same time: many more than scrapers and probes make, few
@@ -80,13 +81,23 @@ impl Acceptor {
                 && let Err(error) = self.answer_in_a_thread(number, client)
                 && threadless.is_due()
             {
-                safely(|| log::warn!("metrics server cannot start a thread, drops the connection: error={error}"));
+                safely(|| {
+                    log::warn!(
+                        "metrics server cannot start a thread, drops the connection: error={error}",
+                        error = field(&error)
+                    );
+                });
             }
             if let Err(error) = &accepted {
                 // Most likely file descriptors or memory are exhausted. That is temporary, so it is
                 // no reason to end.
                 if refused.is_due() {
-                    safely(|| log::warn!("metrics server cannot accept a connection, will retry: error={error}"));
+                    safely(|| {
+                        log::warn!(
+                            "metrics server cannot accept a connection, will retry: error={error}",
+                            error = field(&error)
+                        );
+                    });
                 }
                 let half = waiting.len() / 2;
                 waiting.close_down_to(half, Client::is_asking);
@@ -149,7 +160,7 @@ impl Acceptor {
             // Kept until the end, also if the answer panics.
             let _seat = seat;
             if let Err(error) = answer(&site, &client) {
-                log::debug!("metrics server could not answer: error={error}");
+                log::debug!("metrics server could not answer: error={error}", error = field(&error));
             }
         });
         spawned.map(drop)

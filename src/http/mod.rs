@@ -44,7 +44,7 @@ use self::connections::{Acceptor, BACKLOG, Connections, MOST_CONNECTIONS};
 use self::host::HostNames;
 pub use self::probe::HealthProbe;
 use self::site::Site;
-use crate::error::{Error, redacted};
+use crate::error::{Error, field, redacted};
 use crate::metrics::Metrics;
 use crate::plan::WorkerId;
 use crate::threads::{Never, Stop, safely};
@@ -102,7 +102,7 @@ impl MetricsServer {
             _ => refused(format!("{error} (expected a host or IP address and a port, such as 0.0.0.0:9090)").into()),
         })?;
         if let Err(error) = SockRef::from(&listener).listen(BACKLOG) {
-            safely(|| log::debug!("metrics server keeps the system's backlog: error={error}"));
+            safely(|| log::debug!("metrics server keeps the system's backlog: error={error}", error = field(&error)));
         }
         let bound = listener.local_addr().map_err(|error| refused(error.into()))?;
         let site = Arc::new(Site {
@@ -178,7 +178,7 @@ impl Drop for MetricsServer {
         // Only a connection ends the acceptor's wait. If none can be made, it ends at the next
         // client's.
         if let Err(error) = TcpStream::connect_timeout(&reachable(self.address), JOIN_TIME) {
-            safely(|| log::debug!("metrics server cannot wake its acceptor: error={error}"));
+            safely(|| log::debug!("metrics server cannot wake its acceptor: error={error}", error = field(&error)));
         }
         self.connections.close_all();
         match self.ended.recv_timeout(JOIN_TIME) {

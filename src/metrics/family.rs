@@ -1,5 +1,6 @@
 //! A metric and its children by label values.
 
+use crate::error::field;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -72,7 +73,7 @@ impl<M: Child> Family<M> {
         debug_assert_eq!(labels.len(), values.len(), "labels of {name}");
         let labels = labels.iter().map(|&label| label.to_owned()).zip(values.iter().cloned()).collect();
         M::build(name, help, labels, buckets).unwrap_or_else(|error| {
-            log::error!("a metric is not shown: name={name} error={error}");
+            log::error!("a metric is not shown: name={name} error={error}", name = field(&name), error = field(&error));
             self.0.spare.clone()
         })
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::reach::Outcome;
-use crate::error::Error;
+use crate::error::{Error, field};
 use crate::http::HealthProbe;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
@@ -131,7 +131,13 @@ impl Drop for Handle {
         }
         if let Err(error) = self.crew.join(Some(DROP_PATIENCE)) {
             let (replica_set, worker) = (self.board.replica_set(), self.board.worker_id());
-            safely(|| log::warn!("worker dropped: replica_set={replica_set} worker={worker} error={error}"));
+            safely(|| {
+                log::warn!(
+                    "worker dropped: replica_set={replica_set} worker={worker} error={error}",
+                    replica_set = field(&replica_set),
+                    error = field(&error)
+                );
+            });
         }
     }
 }

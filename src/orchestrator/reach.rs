@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 
 use crate::backoff::Backoff;
-use crate::error::Error;
+use crate::error::{Error, field};
 use crate::threads::{Stop, caught};
 
 /// The outcome of work on another thread, to be received once.
@@ -58,7 +58,10 @@ pub(super) fn once_reached<T>(
         match outcome {
             Err(error) if error.is_away() && !left.is_zero() => {
                 if backoff.is_worth_logging() {
-                    log::warn!("the database is away, waited for: at_most={left:?} error={error}");
+                    log::warn!(
+                        "the database is away, waited for: at_most={left:?} error={error}",
+                        error = field(&error)
+                    );
                 }
                 if stop.wait(backoff.next_delay().min(left)) {
                     return Err(error);

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::context::Context;
 use crate::coordinator::{Coordinator, Parts, Runners};
 use crate::database::{Pool, PoolOptions};
-use crate::error::Error;
+use crate::error::{Error, field};
 use crate::feed::Feed;
 use crate::feed::prefetch::Reader;
 use crate::feed::tailer::Tailer;
@@ -73,7 +73,10 @@ impl Prepared {
                 warning.log(replica_set);
             }
             log::info!(
-                "registered: replica_set={replica_set} worker={worker} projections={projections} database={database}"
+                "registered: replica_set={replica_set} worker={worker} projections={projections} database={database}",
+                replica_set = field(&replica_set),
+                projections = field(&projections),
+                database = field(&database)
             );
         });
     }

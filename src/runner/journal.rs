@@ -4,7 +4,7 @@ use super::failure::{self, Failure};
 use super::rows::Rows;
 use super::verdict::Verdict;
 use crate::backoff::Mentions;
-use crate::error::{one_line, without_rows};
+use crate::error::{field, without_rows};
 use crate::event::Event;
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
 use crate::plan::KeySet;
@@ -72,9 +72,9 @@ impl<'a> Journal<'a> {
         if std::mem::take(&mut self.is_failure_logged) {
             log::info!(
                 "handler succeeded again: replica_set={} worker={} projection={} attempts={}",
-                self.board.replica_set(),
+                field(&self.board.replica_set()),
                 self.owner.worker,
-                self.projection,
+                field(&self.projection),
                 failed_attempts + 1
             );
         }
@@ -89,10 +89,10 @@ impl<'a> Journal<'a> {
         let error = failure::ended_uncleanly(attempts, event);
         log::warn!(
             "attempts have not ended, will retry: replica_set={} worker={} projection={} attempts={attempts} error={}",
-            self.board.replica_set(),
+            field(&self.board.replica_set()),
             self.owner.worker,
-            self.projection,
-            one_line(&error)
+            field(&self.projection),
+            field(&error)
         );
         self.show(ProjectionState::Retrying, Some(&error));
     }
@@ -105,7 +105,9 @@ impl<'a> Journal<'a> {
                 self.metrics.fenced.inc();
                 log::info!(
                     "fenced: replica_set={replica_set} worker={worker} projection={name} generation={}",
-                    self.owner.generation
+                    self.owner.generation,
+                    replica_set = field(&replica_set),
+                    name = field(&name)
                 );
             }
             Verdict::Reload | Verdict::ReloadLater => {
@@ -117,7 +119,9 @@ impl<'a> Journal<'a> {
                 if self.reload_mentions.is_due() {
                     log::warn!(
                         "batch failed, will retry: replica_set={replica_set} worker={worker} projection={name} error={}",
-                        one_line(&error)
+                        field(&error),
+                        replica_set = field(&replica_set),
+                        name = field(&name)
                     );
                 }
                 self.show(ProjectionState::Retrying, Some(&error));
@@ -132,7 +136,9 @@ impl<'a> Journal<'a> {
                     log::warn!(
                         "handler failed, will retry: replica_set={replica_set} worker={worker} projection={name} \
                          attempt={attempts} error={}",
-                        one_line(&error)
+                        field(&error),
+                        replica_set = field(&replica_set),
+                        name = field(&name)
                     );
                 }
                 self.show(ProjectionState::Retrying, Some(&error));
@@ -145,7 +151,9 @@ impl<'a> Journal<'a> {
                     log::error!(
                         "projection halted: replica_set={replica_set} worker={worker} projection={name} \
                          attempts={attempts} error={}",
-                        one_line(&error)
+                        field(&error),
+                        replica_set = field(&replica_set),
+                        name = field(&name)
                     );
                 }
                 self.is_halted = true;

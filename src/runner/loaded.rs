@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::connection::{Connection, Kept};
 use super::failure::Failure;
 use super::rows::{Row, Rows};
+use crate::error::field;
 use crate::feed::prefetch::{Answer, Reading};
 use crate::feed::{Feed, Mark, Standing};
 use crate::store::attempts::{self, Report};
@@ -49,7 +50,7 @@ impl Loaded {
         let mut tx = session.transaction_without_policies().map_err(Failure::outside)?;
         let found = statements.owned(&mut tx, projection, owner, lane);
         let found = found.and_then(|found| tx.commit().map(|()| found)).map_err(Failure::outside)?;
-        log::debug!("checkpoints loaded: projection={projection} {found:?}");
+        log::debug!("checkpoints loaded: projection={projection} {found:?}", projection = field(&projection));
         if let Some(position) = found.other_event_at {
             let error = continuity::other_event(names, position, &format!("projection {projection:?}"));
             return Err(Failure::Final(error.into()));

@@ -34,12 +34,10 @@ use crossbeam_channel::{Sender, select};
 use crate::threads::Pulse;
 use connection::Kept;
 pub(crate) use parts::{Command, Report, Runner, Task};
-use work::Step;
+use work::{IDLE, Step};
 
 /// How often a runner whose worker is cut off checks whether it may continue.
 const TRUST_CHECK: Duration = Duration::from_millis(100);
-/// How long a runner with nothing to do waits at most. It is woken when there is something to do.
-const IDLE: Duration = Duration::from_secs(10);
 
 /// Reports that the runner has stopped processing when its thread ends, also by a panic: the
 /// coordinator may be waiting for it to pause.

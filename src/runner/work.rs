@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
-use super::IDLE;
 use super::batch::{self, Committed, Job};
 use super::connection::{Connection, Kept};
 use super::failure::{self, Failure};
@@ -28,6 +27,9 @@ use crate::threads::Pulse;
 /// How often a runner that waits for a look of the tailer checks again. It is woken when the head
 /// moves.
 const AWAIT_LOOK: Duration = Duration::from_millis(2);
+
+/// How long a runner with nothing to do waits at most. It is woken when there is something to do.
+pub(super) const IDLE: Duration = Duration::from_secs(10);
 
 /// How much of an error is written to the database.
 const ERROR_CHARS: usize = 1_000;

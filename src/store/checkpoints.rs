@@ -13,7 +13,7 @@ use postgres::{Client, Transaction};
 use super::names::Names;
 use super::registration::{Known, Registration};
 use super::{continuity, deal};
-use crate::error::Error;
+use crate::error::{Error, field};
 use crate::plan::{KeySet, WorkerId};
 use crate::scope::StartAt;
 
@@ -39,7 +39,12 @@ pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registrati
                 });
             }
             Some((owner, false)) => {
-                log::info!("projection taken over: projection={name} from={owner} by={}", worker.replica_set);
+                log::info!(
+                    "projection taken over: projection={name} from={owner} by={}",
+                    field(&worker.replica_set),
+                    name = field(&name),
+                    owner = field(&owner)
+                );
                 take_over(tx, names, name, &worker.replica_set).map_err(Error::database(doing))?;
             }
         }

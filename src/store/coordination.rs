@@ -17,7 +17,7 @@ use super::registration::{Known, Registration};
 use super::session::Session;
 use super::{checkpoints, deal};
 use crate::backoff::Mentions;
-use crate::error::Error;
+use crate::error::{Error, field};
 use crate::plan::{Action, Cause, Deal, Death, WorkerId};
 
 /// How long superseded generations are kept, as a number of generations, and stopped workers, as a
@@ -243,7 +243,9 @@ fn end_sessions_of_evicted(
     if !kept.is_empty() && unended.is_due() {
         for (pid, (worker, user)) in kept {
             log::warn!(
-                "session of an evicted worker cannot be ended: replica_set={replica_set} worker={worker} pid={pid} user={user:?}"
+                "session of an evicted worker cannot be ended: replica_set={replica_set} worker={worker} pid={pid} user={user}",
+                replica_set = field(&replica_set),
+                user = field(&user)
             );
         }
     }

@@ -8,7 +8,7 @@ use super::names::{Names, Own};
 use super::session::{Session, Sessions};
 use super::{event_tables, privileges};
 use crate::backoff::Mentions;
-use crate::error::Error;
+use crate::error::{Error, field};
 
 /// One step of the schema. A published one is never changed; a new one is added at the end.
 struct Migration {
@@ -83,7 +83,7 @@ pub(crate) fn migrate(client: Client, names: &Names, waits: &mut Mentions) -> Re
     // Tables that existed before are not changed, so they may be unacceptable.
     event_tables::shape(&mut tx, names)?;
     tx.commit().map_err(Error::database("committing the migration"))?;
-    log::info!("migrated: schema={} from={from} to={VERSION}", names.schema_name());
+    log::info!("migrated: schema={} from={from} to={VERSION}", field(&names.schema_name()));
     Ok(())
 }
 
@@ -107,7 +107,11 @@ fn log_holder(session: &mut Session, names: &Names) {
     let holders = session.run(|client| client.query_typed(sql, &[(&table, Type::TEXT)]));
     for holder in holders.iter().flatten() {
         let (pid, user): (i32, &str) = (holder.get(0), holder.get(1));
-        log::warn!("migration waits for another session: schema={} pid={pid} user={user:?}", names.schema_name());
+        log::warn!(
+            "migration waits for another session: schema={} pid={pid} user={user}",
+            field(&names.schema_name()),
+            user = field(&user)
+        );
     }
 }
 

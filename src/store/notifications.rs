@@ -7,7 +7,7 @@ use postgres::{Client, GenericClient};
 use super::names::Names;
 use super::session::Session;
 use crate::backoff::Mentions;
-use crate::error::describe;
+use crate::error::{describe, field};
 
 /// The channel for changes of membership and generations. Its payload names the replica set.
 pub(crate) const COORDINATION_CHANNEL: &str = "pupsourcing_coordination";
@@ -25,7 +25,11 @@ pub(crate) fn notify_coordination(session: &mut Session, names: &Names, replica_
         && failures.is_due()
     {
         let error = describe(&error);
-        log::warn!("workers are not notified of a change: replica_set={replica_set} error={error}");
+        log::warn!(
+            "workers are not notified of a change: replica_set={replica_set} error={error}",
+            replica_set = field(&replica_set),
+            error = field(&error)
+        );
     }
 }
 

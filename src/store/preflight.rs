@@ -6,7 +6,7 @@ use postgres::{Client, Transaction};
 use super::names::{Names, Own};
 use super::session::{Session, Sessions};
 use super::{event_tables, migrations, privileges, sequence};
-use crate::error::{Error, describe, is_of_pooler};
+use crate::error::{Error, describe, field, is_of_pooler};
 
 /// The first version with multiranges is PostgreSQL 14.
 const OLDEST_SERVER: i32 = 140_000;
@@ -102,13 +102,25 @@ impl Warning {
     pub(crate) fn log(&self, replica_set: &str) {
         match self {
             Self::WritableSchema { schema, roles } => log::warn!(
-                "schema on the search path is writable by others: replica_set={replica_set} schema={schema:?} roles={roles:?}"
+                "schema on the search path is writable by others: replica_set={replica_set} schema={schema} roles={roles}",
+                replica_set = field(&replica_set),
+                schema = field(&schema),
+                roles = field(&roles)
             ),
             Self::UnreadableSequence { sequence, user } => {
-                log::warn!("last position cannot be read: replica_set={replica_set} sequence={sequence} user={user:?}");
+                log::warn!(
+                    "last position cannot be read: replica_set={replica_set} sequence={sequence} user={user}",
+                    replica_set = field(&replica_set),
+                    sequence = field(&sequence),
+                    user = field(&user)
+                );
             }
             Self::NoSequence { table } => {
-                log::warn!("positions come from no sequence: replica_set={replica_set} table={table}");
+                log::warn!(
+                    "positions come from no sequence: replica_set={replica_set} table={table}",
+                    replica_set = field(&replica_set),
+                    table = field(&table)
+                );
             }
         }
     }
