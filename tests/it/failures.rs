@@ -287,8 +287,8 @@ fn gated() -> (Box<dyn Projection>, Receiver<()>, Sender<()>) {
     (projection, entered, release)
 }
 
-/// Takes the checkpoint away from a handler in the midst of a batch.
-fn fenced_by(sql: &str) {
+/// Takes the checkpoint away from a handler in the midst of a batch. `repaired` tells whether the coordinators can give it back.
+fn fenced_by(sql: &str, repaired: bool) {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);
@@ -299,6 +299,13 @@ fn fenced_by(sql: &str) {
     release.send_timeout((), SOON).unwrap();
     let fenced = || projection_metric(&worker, "fenced_batches_total", "gated");
     eventually("the batch is fenced", SOON, || (fenced() == Some(1.0)).then_some(()));
+    if repaired {
+        eventually("it is given back", SOON, || is_complete(&mut client, "gated").then_some(()));
+        assert_exactly_once(&mut client, "gated");
+        assert_eq!(fenced(), Some(1.0));
+        worker.shutdown(SOON).unwrap();
+        return;
+    }
     // The worker goes on with what is its own, and leaves alone what is not, for some looks of its coordinator.
     for _ in 0..3 {
         append_plainly(&mut client, 10, 2);
@@ -314,17 +321,17 @@ fn fenced_by(sql: &str) {
 
 #[test]
 fn a_batch_whose_checkpoint_has_a_new_generation_is_fenced() {
-    fenced_by("UPDATE orchestrator_checkpoints SET generation = generation + 1 WHERE projection = 'gated'");
+    fenced_by("UPDATE orchestrator_checkpoints SET generation = generation + 1 WHERE projection = 'gated'", true);
 }
 
 #[test]
 fn a_batch_whose_checkpoint_has_another_worker_commits_nothing() {
-    fenced_by("UPDATE orchestrator_checkpoints SET worker_id = gen_random_uuid() WHERE projection = 'gated'");
+    fenced_by("UPDATE orchestrator_checkpoints SET worker_id = gen_random_uuid() WHERE projection = 'gated'", true);
 }
 
 #[test]
 fn a_batch_whose_checkpoint_is_gone_commits_nothing() {
-    fenced_by("DELETE FROM orchestrator_checkpoints WHERE projection = 'gated'");
+    fenced_by("DELETE FROM orchestrator_checkpoints WHERE projection = 'gated'", false);
 }
 
 #[test]
