@@ -28,9 +28,10 @@ pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Resul
         // The application's logger may panic.
         safely(|| {
             log::warn!(
-                "leaving takes too long, cancelling statements: replica_set={} worker={} waited={patience:?} threads={running:?}",
+                "leaving takes too long, cancelling statements: replica_set={} worker={} waited={patience:?} threads={threads}",
                 field(&context.replica_set()),
-                context.worker()
+                context.worker(),
+                threads = field(&running.join(", "))
             );
         });
         let database = context.database.clone();
@@ -42,9 +43,10 @@ pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Resul
         if !running.is_empty() {
             safely(|| {
                 log::error!(
-                    "threads left behind: replica_set={} worker={} threads={running:?}",
+                    "threads left behind: replica_set={} worker={} threads={threads}",
                     field(&context.replica_set()),
-                    context.worker()
+                    context.worker(),
+                    threads = field(&running.join(", "))
                 );
             });
             crew.leave_behind();

@@ -14,8 +14,9 @@ use std::path::Path;
 const DOCUMENTED: [&str; 3] = ["error", "warn", "info"];
 
 /// Fields whose values are numbers, ids or durations, which never need quotes.
-const PLAIN: [&str; 25] = [
+const PLAIN: [&str; 26] = [
     "worker",
+    "waited",
     "generation",
     "attempt",
     "attempts",
