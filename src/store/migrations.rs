@@ -59,6 +59,8 @@ pub(crate) fn migrate(client: Client, names: &Names, waits: &mut Mentions) -> Re
     if is_up_to_date(&mut tx, names)? {
         return Ok(());
     }
+    drop(tx);
+    let mut tx = session.transaction().map_err(Error::database(doing))?;
     // The lock's key is derived from the table's name, so that schemas do not wait for one another.
     let table = names.migrations().to_string();
     let locked = tx.execute_typed("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", &[(&table, Type::TEXT)]);
@@ -69,7 +71,9 @@ pub(crate) fn migrate(client: Client, names: &Names, waits: &mut Mentions) -> Re
         }
         return Err(Error::Database { doing: "waiting for the migration lock", source: error });
     }
-    // Another process may have migrated meanwhile.
+    // Another process may have migrated meanwhile. The session remembers that there was no table
+    // until a lock on a relation, the first of its kind in this transaction, lets it hear the news.
+    tx.batch_execute("SELECT FROM pg_class LIMIT 1").map_err(Error::database(doing))?;
     if is_up_to_date(&mut tx, names)? {
         return Ok(());
     }

@@ -9,6 +9,7 @@ use pupsourcing_orchestrator::{Error, Names};
 
 use crate::support::cluster::{assert_keys_are_covered, generation};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
+use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start, start_ledger};
 use crate::support::{database, eventually};
 
@@ -151,4 +152,15 @@ fn old_generations_and_stopped_workers_are_pruned() {
     };
     assert_eq!(left("set"), (200, 52, 1), "generations, the first of them, stopped workers");
     assert_eq!(left("another"), (250, 1, 3), "another set's are its own business");
+}
+
+#[test]
+fn of_processes_that_start_at_once_one_migrates() {
+    let database = database();
+    let mut workers: Vec<_> = (0..5).map(|_| WorkerProcess::start(database.url(), &[])).collect();
+    let migrated = |worker: &mut WorkerProcess| {
+        worker.await_line(&["registered: "]);
+        worker.log().iter().filter(|line| line.contains("migrated: ")).count()
+    };
+    assert_eq!(workers.iter_mut().map(migrated).sum::<usize>(), 1);
 }

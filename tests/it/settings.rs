@@ -184,7 +184,8 @@ const SHADOWS: &str = r"
         FOR f IN SELECT p.oid, p.proname, pg_get_function_identity_arguments(p.oid) AS arguments, pg_get_function_result(p.oid) AS result
                  FROM pg_proc p WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.prokind = 'f' AND NOT p.proretset
                  AND p.proname IN ('hashtextextended', 'cardinality', 'clock_timestamp', 'now', 'pg_notify', 'current_setting', 'set_config',
-                     'pg_advisory_lock_shared', 'pg_advisory_xact_lock_shared', 'pg_advisory_xact_lock', 'pg_try_advisory_lock',
+                     'pg_advisory_lock_shared', 'pg_advisory_xact_lock_shared', 'pg_advisory_xact_lock', 'pg_try_advisory_lock_shared',
+                     'pg_try_advisory_xact_lock_shared', 'uuid_hash', 'gen_random_uuid',
                      'pg_advisory_unlock_all', 'octet_length', 'concat', 'format', 'isempty', 'to_regclass', 'to_regnamespace', 'lower',
                      'upper', 'convert_to', 'current_schemas', 'pg_terminate_backend', 'has_table_privilege', 'has_schema_privilege',
                      'pg_is_in_recovery', 'current_database', 'pg_backend_pid', 'isfinite', 'round', 'extract', 'date_part', 'pg_has_role')
@@ -354,7 +355,8 @@ const LEFT_BEHIND: [&str; 8] = [
     "SET default_transaction_isolation = 'serializable'; LISTEN something",
 ];
 
-/// A session as the application's role gets it, holding the lock by which it is found.
+/// A session as the application's role gets it, holding the locks by which it is found: its own, and
+/// that of the transaction.
 const UNTOUCHED: &str = "
     SELECT concat_ws(', ', current_user, session_user, current_setting('search_path'), current_setting('default_transaction_read_only'),
         current_setting('statement_timeout'), current_setting('row_security'), current_setting('session_replication_role'),
@@ -400,7 +402,7 @@ fn nothing_a_handler_sets_meets_another_projection() {
         let worker = start(builder(database.url(), "set").batch_size(1), vec![meddling, bystander]);
         eventually("the other one handles all", SOON, || is_complete(&mut client, "bystander").then_some(()));
         assert_exactly_once(&mut client, "bystander");
-        let untouched = "postgres, postgres, \"$user\", public, off, 0, on, origin, 0, 0, 1";
+        let untouched = "postgres, postgres, \"$user\", public, off, 0, on, origin, 0, 0, 2";
         assert_eq!(seen.lock().iter().collect::<Vec<_>>(), [untouched], "{left_behind}");
         worker.shutdown(SOON).unwrap();
         let again = "DELETE FROM orchestrator_checkpoints; DELETE FROM orchestrator_projections; TRUNCATE ledger, elsewhere.ledger";
