@@ -112,9 +112,6 @@ impl<'a> Journal<'a> {
             }
             Verdict::Reload | Verdict::ReloadLater => {
                 self.metrics.retries.inc();
-                if matches!(failure, Failure::Lost(_)) {
-                    self.metrics.errors.inc();
-                }
                 let error = failure.describe();
                 if self.reload_mentions.is_due() {
                     log::warn!(
