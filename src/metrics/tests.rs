@@ -283,7 +283,7 @@ fn registry_takes_other_metrics_when_the_first_are_gone() {
 
 #[test]
 fn registry_whose_labels_would_occur_twice_is_refused() {
-    for (label, is_refused) in [("replica_set", true), ("pid", true), ("le", true), ("service", false)] {
+    for (label, is_refused) in [("replica_set", true), ("worker_id", true), ("le", true), ("service", false)] {
         let labels = [(label.to_owned(), "x".to_owned())].into();
         let registry = Registry::new_custom(Some("app".into()), Some(labels)).unwrap();
         let made = Metrics::in_registry(&registry);

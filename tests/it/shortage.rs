@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use postgres::Client;
-use pupsourcing_orchestrator::{Builder, Handle, Projection};
+use pupsourcing_orchestrator::{Builder, Handle, Projection, WorkerState};
 
-use crate::support::cluster::{assert_keys_are_covered, generation};
+use crate::support::cluster::{assert_keys_are_covered, backends_of, generation, state_of, terminate};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
@@ -95,5 +95,34 @@ fn newcomer_without_all_its_connections_takes_no_partition() {
     let second = limited.start();
     await_running(&[&first, &second]);
     append_plainly(&mut limited.client, 100, 10);
+    limited.await_all_handled();
+}
+
+#[test]
+fn worker_that_loses_its_connections_gives_its_partition_back() {
+    let mut limited = Limited::new();
+    limited.migrate();
+    // The limit concerns the second one alone.
+    let first =
+        start(builder(limited.database.url(), "set"), vec![Box::new(Ledger::named("p")) as Box<dyn Projection>]);
+    let second = limited.start();
+    await_running(&[&first, &second]);
+    let worker = second.worker_id();
+    let coordinator = backends_of(&mut limited.client, worker, true);
+    let others = backends_of(&mut limited.client, worker, false);
+    let others: Vec<i32> = others.into_iter().filter(|pid| !coordinator.contains(pid)).collect();
+    assert!(!others.is_empty());
+    limited.limit(1);
+    terminate(&mut limited.client, &others);
+    append_plainly(&mut limited.client, 200, 20);
+    eventually("it gives its partition back", SOON, || {
+        (state_of(&mut limited.client, worker) == ("stopped".into(), Some("left".into()))).then_some(())
+    });
+    limited.await_all_handled();
+    assert_eq!(second.status().state, WorkerState::Stopped);
+
+    limited.limit(-1);
+    await_running(&[&first, &second]);
+    append_plainly(&mut limited.client, 200, 20);
     limited.await_all_handled();
 }
