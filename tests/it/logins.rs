@@ -59,7 +59,7 @@ fn the_server_frees_what_a_frozen_worker_of_another_login_holds() {
     assert_read_models_become_right(&mut client);
 
     frozen.signal(Signal::CONT);
-    frozen.await_line(&["evicted, registering again"]);
+    frozen.await_line(&["registering again"]);
     frozen.await_processing(2);
     append_plainly(&mut client, 400, 50);
     assert_read_models_become_right(&mut client);
