@@ -48,7 +48,7 @@ fn the_server_frees_what_a_frozen_worker_of_another_login_holds() {
     let Frozen { begun, worker: frozen_id, batch, .. } = freeze_in_a_batch(&mut client, &mut frozen);
     let (_, line) = other.await_line(&[
         "session of an evicted worker cannot be ended: ",
-        &format!(" worker={frozen_id} pid={batch} user=\"{lease}_1\""),
+        &format!(" worker={frozen_id} pid={batch} user={lease}_1"),
     ]);
     println!("{line}");
     let took = other.await_processing(1) - begun;

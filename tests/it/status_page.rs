@@ -14,7 +14,7 @@ use crate::support::browser::{chromium, rendered};
 use crate::support::handlers::{meddled, prepared};
 use crate::support::http::get;
 use crate::support::insert::{ONE, insert};
-use crate::support::ledger::{Ledger, append_plainly};
+use crate::support::ledger::{Ledger, append_plainly, is_complete};
 use crate::support::statements::{start_logging_server, statements};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
@@ -214,6 +214,10 @@ fn a_browser_shows_what_is_wrong_on_other_workers() {
     let (one, two) = (start(), start());
     await_running(&[&one, &two]);
     append_plainly(&mut client, 20, 20);
+    // What a runner commits clears what its row reports.
+    eventually("all events are handled", SOON, || {
+        names.iter().all(|name| is_complete(&mut client, name)).then_some(())
+    });
     client
         .batch_execute(&format!(
             "{HALTED} WHERE projection = 'halts' AND worker_id = '{}';
@@ -274,7 +278,7 @@ fn the_status_shows_no_row_that_the_server_quotes() {
     });
     for projection in all.as_array().unwrap() {
         let error = projection["error"].as_str().unwrap();
-        assert!(error.contains("from global position 1") && error.contains("customers_pkey"), "{error}");
+        assert!(error.contains(" at global position 1 ") && error.contains("customers_pkey"), "{error}");
         assert!(!error.contains("jane"), "{error}");
     }
     assert!(!format!("{:?}", worker.status()).contains("jane"));

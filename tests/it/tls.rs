@@ -274,6 +274,8 @@ fn certificates_are_replaced_while_a_worker_runs() {
         for name in ["ca.crt", "client.crt", "client.key"] {
             std::fs::copy(dir.join(name), client.path().join(name)).unwrap();
         }
+        let key = Permissions::from_mode(0o600);
+        std::fs::set_permissions(client.path().join("client.key"), key).unwrap();
     };
     give(old.path());
     let hba = "hostssl all all all trust clientcert=verify-ca\nhostnossl all all all trust\n";
