@@ -6,6 +6,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use postgres::{Client, NoTls, Transaction};
 use pupsourcing_orchestrator::{BoxError, Error, Event, Projection};
 
+use crate::probes::{assert_alive, await_unready};
 use crate::support::cluster::state_of;
 use crate::support::frozen::Frozen;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
@@ -53,8 +54,14 @@ fn worker_leaves_while_a_table_is_locked() {
 fn worker_leaves_while_the_server_is_frozen() {
     let server = PrivatePostgres::start(Options::default()).unwrap();
     let mut worker = process(&server.create_database("frozen").unwrap());
+    let address = worker.await_ready();
     let frozen = Frozen::freeze(&server);
-    assert_goes(&mut worker);
+    let asked = Instant::now();
+    worker.signal(Signal::TERM);
+    await_unready(&address, "the worker is stopping");
+    assert_alive(&address);
+    worker.await_end();
+    assert!(asked.elapsed() < BOUND, "gone after {:?}", asked.elapsed());
     let log = worker.log().join("\n");
     assert!(log.contains("cancelling statements") && log.contains("threads left behind"), "{log}");
     drop(frozen);

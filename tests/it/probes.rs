@@ -1,17 +1,16 @@
 //! What `/livez` and `/readyz` say: alive is a worker that a restart would not help, ready is one
 //! that can process events.
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{EventStore, Handle, Metrics, MetricsServer, ProjectionState, Retry};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::cluster::{generation, state_of};
+use crate::support::frozen::Frozen;
 use crate::support::handlers::{meddled, prepared};
 use crate::support::http::get;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
@@ -28,7 +27,7 @@ const STALE: Duration = Duration::from_secs(2);
 const SLACK: Duration = Duration::from_secs(2);
 
 /// A server that answers for one worker, and its address.
-fn probed(worker: &Handle) -> (MetricsServer, String) {
+pub(crate) fn probed(worker: &Handle) -> (MetricsServer, String) {
     let server = MetricsServer::bind("127.0.0.1:0", Metrics::disabled().unwrap()).unwrap();
     server.watch(worker.health());
     let address = server.address().to_string();
@@ -36,7 +35,7 @@ fn probed(worker: &Handle) -> (MetricsServer, String) {
 }
 
 #[track_caller]
-fn await_unready(address: &str, reason: &str) -> String {
+pub(crate) fn await_unready(address: &str, reason: &str) -> String {
     eventually(reason, SOON, || {
         let (status, body) = get(address, "/readyz");
         (status == 503 && body.contains(reason)).then_some(body)
@@ -49,7 +48,7 @@ fn await_ready(address: &str) {
 }
 
 #[track_caller]
-fn assert_alive(address: &str) {
+pub(crate) fn assert_alive(address: &str) {
     assert_eq!(get(address, "/livez"), (200, "ok\n".into()));
 }
 
@@ -92,46 +91,6 @@ fn a_flood_of_notifications_keeps_nothing_from_being_done() {
     println!("{sent} hints");
     assert!(sent > 30 * 2 * STALE.as_secs(), "only {sent} hints");
     worker.shutdown(SOON).unwrap();
-}
-
-/// All processes of a server, stopped while this exists.
-struct Frozen(Vec<Pid>);
-
-impl Frozen {
-    fn freeze(server: &PrivatePostgres) -> Self {
-        let postmaster = i32::try_from(server.pid()).unwrap();
-        let mut frozen = Self(Vec::new());
-        // The parent first: from then on there is no other child.
-        frozen.stop(postmaster);
-        let processes =
-            fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
-        for child in processes.filter(|pid: &i32| parent_of(*pid) == Some(postmaster)) {
-            frozen.stop(child);
-        }
-        assert!(frozen.0.len() > 4, "a server and its sessions are more processes than {:?}", frozen.0);
-        frozen
-    }
-
-    fn stop(&mut self, pid: i32) {
-        let pid = Pid::from_raw(pid).unwrap();
-        // A child may have ended.
-        if kill_process(pid, Signal::STOP).is_ok() {
-            self.0.push(pid);
-        }
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        for pid in self.0.iter().rev() {
-            _ = kill_process(*pid, Signal::CONT);
-        }
-    }
-}
-
-fn parent_of(pid: i32) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 /// The value of a gauge that a worker process shows; none if it has no such series.

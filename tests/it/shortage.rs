@@ -5,6 +5,7 @@ use std::time::Duration;
 use postgres::Client;
 use pupsourcing_orchestrator::{Builder, Handle, Projection, WorkerState};
 
+use crate::probes::{assert_alive, await_unready, probed};
 use crate::support::cluster::{assert_keys_are_covered, backends_of, generation, state_of, terminate};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
 use crate::support::workers::{await_running, builder, start};
@@ -107,7 +108,7 @@ fn worker_that_loses_its_connections_gives_its_partition_back() {
         start(builder(limited.database.url(), "set"), vec![Box::new(Ledger::named("p")) as Box<dyn Projection>]);
     let second = limited.start();
     await_running(&[&first, &second]);
-    let worker = second.worker_id();
+    let (worker, (_server, address)) = (second.worker_id(), probed(&second));
     let coordinator = backends_of(&mut limited.client, worker, true);
     let others = backends_of(&mut limited.client, worker, false);
     let others: Vec<i32> = others.into_iter().filter(|pid| !coordinator.contains(pid)).collect();
@@ -120,6 +121,8 @@ fn worker_that_loses_its_connections_gives_its_partition_back() {
     });
     limited.await_all_handled();
     assert_eq!(second.status().state, WorkerState::Stopped);
+    await_unready(&address, "it cannot get its connections since ");
+    assert_alive(&address);
 
     limited.limit(-1);
     await_running(&[&first, &second]);

@@ -19,6 +19,7 @@ impl Frozen {
         for child in children_of(postmaster) {
             frozen.stop(child);
         }
+        assert!(frozen.0.len() > 4, "a server and its sessions are more processes than {:?}", frozen.0);
         frozen
     }
 
@@ -32,7 +33,7 @@ impl Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        for pid in &self.0 {
+        for pid in self.0.iter().rev() {
             _ = kill_process(*pid, Signal::CONT);
         }
     }
