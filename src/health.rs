@@ -17,6 +17,8 @@ pub(crate) struct Vitals<'a> {
     pub(crate) heartbeat: Option<Duration>,
     /// What has failed in coordination since then.
     pub(crate) coordination_error: Option<&'a str>,
+    /// Since the worker last did its part in its replica set, or registered.
+    pub(crate) coordinated: Option<Duration>,
     /// Of the tailer's last completed look, or of the registration before the first.
     pub(crate) look: Option<Duration>,
     /// What has failed in looking since then.
@@ -43,6 +45,10 @@ pub(crate) enum NotReady {
     NotRegistered,
     NoHeartbeat {
         silent: Duration,
+        error: Option<String>,
+    },
+    CannotCoordinate {
+        idle: Duration,
         error: Option<String>,
     },
     Evicted,
@@ -82,6 +88,9 @@ impl Limits {
         if silent > self.heartbeat {
             return Err(NotReady::NoHeartbeat { silent, error: owned(vitals.coordination_error) });
         }
+        if let Some(idle) = vitals.coordinated.filter(|age| *age > self.heartbeat) {
+            return Err(NotReady::CannotCoordinate { idle, error: owned(vitals.coordination_error) });
+        }
         // A worker that is no member has perhaps given its partition back for this reason.
         let is_member = vitals.state != WorkerState::Stopped;
         if let Some((lacking, error)) = vitals.shortage.clone().filter(|(time, _)| *time > self.heartbeat || !is_member)
@@ -116,6 +125,9 @@ impl fmt::Display for NotReady {
             Self::NoHeartbeat { silent, error } => {
                 write!(f, "no heartbeat was answered for {}", since(*silent, error.as_deref()))
             }
+            Self::CannotCoordinate { idle, error } => {
+                write!(f, "the replica set cannot be coordinated since {}", since(*idle, error.as_deref()))
+            }
             Self::Evicted => {
                 f.write_str("the other workers have evicted this one, and it has not registered again yet")
             }
@@ -148,6 +160,7 @@ mod tests {
             state: WorkerState::Running,
             heartbeat: Some(Duration::from_secs(5)),
             coordination_error: None,
+            coordinated: Some(Duration::from_secs(1)),
             look: Some(Duration::from_secs(1)),
             look_error: None,
             shortage: None,
@@ -188,6 +201,10 @@ mod tests {
             (
                 reason(|v| v.state = WorkerState::Stopped),
                 Some("the other workers have evicted this one, and it has not registered again yet".into()),
+            ),
+            (
+                reason(|v| (v.coordinated, v.coordination_error) = (after(16), Some("permission denied"))),
+                Some("the replica set cannot be coordinated since 16 s: permission denied".into()),
             ),
             (reason(|v| v.shortage = Some((Duration::from_secs(15), "full".into()))), None),
             (

@@ -25,27 +25,36 @@ pub(crate) struct Shortage {
 #[derive(Debug)]
 struct Failing {
     since: Instant,
-    last: Instant,
+    /// When the last attempt ended; `None` while one is made. It may last long: a pooler may accept
+    /// a connection and let its first statement wait.
+    ended: Option<Instant>,
     problem: String,
 }
 
 impl Shortage {
     /// Makes an attempt of this thread to get a connection, and takes note of its outcome.
     pub(crate) fn note<T>(&self, attempt: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-        let begun = Instant::now();
-        let outcome = attempt();
         let thread = thread::current().name().unwrap_or_default().to_owned();
+        self.begin(&thread);
+        let outcome = attempt();
         let mut threads = self.threads.lock();
         match &outcome {
             Ok(_) => _ = threads.remove(&thread),
             Err(error) => {
-                let (problem, now) = (error.to_string(), Instant::now());
-                let earlier = threads.remove(&thread).filter(|failing| !failing.is_forgotten(begun));
-                let since = earlier.map_or(begun, |failing| failing.since);
-                threads.insert(thread, Failing { since, last: now, problem });
+                if let Some(failing) = threads.get_mut(&thread) {
+                    (failing.ended, failing.problem) = (Some(Instant::now()), error.to_string());
+                }
             }
         }
         outcome
+    }
+
+    fn begin(&self, thread: &str) {
+        let now = Instant::now();
+        let mut threads = self.threads.lock();
+        threads.retain(|name, failing| name != thread || !failing.is_forgotten(now));
+        let first = || Failing { since: now, ended: None, problem: "the server has not answered yet".to_owned() };
+        threads.entry(thread.to_owned()).or_insert_with(first).ended = None;
     }
 
     /// For how long the thread that has waited longest has been without a connection, and why.
@@ -60,7 +69,7 @@ impl Shortage {
 
 impl Failing {
     fn is_forgotten(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.last) > FORGOTTEN_AFTER
+        self.ended.is_some_and(|ended| now.saturating_duration_since(ended) > FORGOTTEN_AFTER)
     }
 }
 
@@ -98,10 +107,26 @@ mod tests {
         shortage.note(|| failed("it")).unwrap_err();
         let long_ago = Instant::now().checked_sub(FORGOTTEN_AFTER + Duration::from_secs(1)).unwrap();
         for failing in shortage.threads.lock().values_mut() {
-            (failing.since, failing.last) = (long_ago, long_ago);
+            (failing.since, failing.ended) = (long_ago, Some(long_ago));
         }
         assert!(shortage.longest().is_none());
         shortage.note(|| failed("it")).unwrap_err();
         assert!(shortage.longest().unwrap().0 < FORGOTTEN_AFTER, "another shortage begins");
+    }
+
+    #[test]
+    fn attempt_that_lasts_is_a_shortage() {
+        let shortage = Shortage::default();
+        shortage.note(|| failed("it")).unwrap_err();
+        let long_ago = Instant::now().checked_sub(2 * FORGOTTEN_AFTER).unwrap();
+        let since = |shortage: &Shortage| shortage.longest().map(|(lasts, _)| lasts >= 2 * FORGOTTEN_AFTER);
+        shortage
+            .note(|| {
+                shortage.threads.lock().values_mut().for_each(|failing| failing.since = long_ago);
+                assert_eq!(since(&shortage), Some(true), "it is not forgotten meanwhile");
+                Ok(())
+            })
+            .unwrap();
+        assert!(shortage.longest().is_none());
     }
 }

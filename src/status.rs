@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
-use crate::error::{Error, one_line};
+use crate::error::{Error, one_line, without_rows};
 use crate::health::{Limits, NotReady, Vitals};
 use crate::plan::{KeySet, WorkerId, WorkerState};
 use crate::shortage::Shortage;
@@ -172,6 +172,8 @@ struct Cells {
     last_heartbeat: Option<Instant>,
     /// The last error of coordination since then.
     coordination_error: Option<String>,
+    /// When the worker last did its part in its replica set, or registered.
+    coordinated: Option<Instant>,
     /// When the tailer's last completed look began; before the first, when the worker registered.
     last_look: Option<Instant>,
     /// The last error of the tailer since then.
@@ -207,6 +209,7 @@ impl Board {
             head_blocked: None,
             last_heartbeat: None,
             coordination_error: None,
+            coordinated: None,
             last_look: None,
             look_error: None,
             projections,
@@ -248,13 +251,20 @@ impl Board {
     pub(crate) fn heartbeat_answered(&self, sent: Instant) {
         let mut cells = self.cells.write();
         cells.last_heartbeat = Some(sent);
-        cells.coordination_error = None;
+        cells.coordinated.get_or_insert(sent);
         cells.last_look.get_or_insert(sent);
+    }
+
+    /// Notes that the worker has done its part in its replica set.
+    pub(crate) fn coordinated(&self) {
+        let mut cells = self.cells.write();
+        cells.coordinated = Some(Instant::now());
+        cells.coordination_error = None;
     }
 
     /// Notes why coordination failed, or why there is no connection for it.
     pub(crate) fn coordination_failed(&self, error: &Error) {
-        self.cells.write().coordination_error = Some(one_line(error));
+        self.cells.write().coordination_error = Some(shown(error));
     }
 
     /// Notes that the tailer has completed a look that it began at `begun`.
@@ -266,7 +276,7 @@ impl Board {
 
     /// Notes why the tailer could not complete a look.
     pub(crate) fn look_failed(&self, error: &Error) {
-        self.cells.write().look_error = Some(one_line(error));
+        self.cells.write().look_error = Some(shown(error));
     }
 
     /// Returns why the worker is not ready, if it is not.
@@ -279,9 +289,10 @@ impl Board {
             state: cells.state,
             heartbeat: cells.last_heartbeat.map(|at| at.elapsed()),
             coordination_error: cells.coordination_error.as_deref(),
+            coordinated: cells.coordinated.map(|at| at.elapsed()),
             look: cells.last_look.map(|at| at.elapsed()),
             look_error: cells.look_error.as_deref(),
-            shortage: self.shortage.longest(),
+            shortage: self.shortage.longest().map(|(lasts, error)| (lasts, shown(&error))),
             halted: halted.map(|(name, _)| name.as_str()).collect(),
         })
     }
@@ -320,4 +331,9 @@ impl Board {
             projections,
         }
     }
+}
+
+/// An error in one line, without the rows that the server may quote.
+fn shown(error: &impl ToString) -> String {
+    one_line(&without_rows(&error.to_string()))
 }

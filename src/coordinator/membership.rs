@@ -12,7 +12,7 @@ use super::faults::Faults;
 use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::{Error, field};
-use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Sightings, Standing, plan};
+use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Sightings, Standing, WorkerState, plan};
 use crate::store::session::Session;
 use crate::store::view::Statements;
 use crate::store::{Registration, checkpoints, coordination, notifications};
@@ -174,6 +174,28 @@ impl<'a> Membership<'a> {
         Ok(())
     }
 
+    /// Whether no other worker could process what this one holds.
+    pub(super) fn is_alone(&mut self) -> Result<bool, Error> {
+        let Self { session, statements, registration, .. } = self;
+        let view = session.check(LOOKING, |client| statements.view(client, &registration.replica_set, false))?;
+        Ok(is_alone(&view, registration))
+    }
+
+    /// Leaves the replica set unless this worker is alone there. Returns whether it has left. The
+    /// replica set's lock decides: of workers that want to leave at once, one stays.
+    pub(super) fn leave_to_others(&mut self) -> Result<bool, Error> {
+        let (names, registration) = (&self.context.names, self.registration);
+        let mut tx = coordination::lock(&mut self.session, names, &registration.replica_set)
+            .map_err(Error::database(CHANGING))?;
+        if is_alone(&self.statements.view(&mut tx, &registration.replica_set, false)?, registration) {
+            return Ok(false);
+        }
+        coordination::mark_left(&mut tx, names, registration.worker).map_err(Error::database(CHANGING))?;
+        let (_, actions) = change(tx, self.context, self.policy, registration, &self.statements, &mut self.memory)?;
+        self.announce(&actions);
+        Ok(true)
+    }
+
     /// Tells people and the other workers what was changed.
     fn announce(&mut self, actions: &[Action]) {
         for action in actions {
@@ -189,6 +211,10 @@ impl<'a> Membership<'a> {
         let failures = &mut memory.unheard;
         notifications::notify_coordination(session, &context.names, &registration.replica_set, failures);
     }
+}
+
+fn is_alone(view: &ClusterView, own: &Registration) -> bool {
+    !view.workers.iter().any(|worker| worker.id != own.worker && worker.state != WorkerState::Stopping)
 }
 
 /// What [`plan`] asks for, without what this worker cannot do.

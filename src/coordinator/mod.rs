@@ -165,14 +165,19 @@ impl Serving<'_, '_> {
         let Parts { context, woken, missing, heartbeat_interval, poll_interval, .. } = self.parts;
         let mut heartbeat_due = Instant::now();
         let mut look_due = Instant::now();
+        let mut looked_at = look_due;
         let mut wakes = Allowance::new(WAKE_SPACING, WAKES_AT_ONCE);
         while !context.stop.is_raised() {
             if heartbeat_due <= Instant::now() {
                 heartbeat_due = Instant::now() + *heartbeat_interval;
-                self.heartbeat()?;
+                // Its connection may be sound, as below.
+                if let Err(error) = self.heartbeat() {
+                    self.complain(error)?;
+                }
             }
             let looked = if look_due <= Instant::now() {
-                look_due = Instant::now() + *poll_interval;
+                looked_at = Instant::now();
+                look_due = looked_at + *poll_interval;
                 self.look()
             } else {
                 self.glance()
@@ -180,6 +185,7 @@ impl Serving<'_, '_> {
             let again = match looked {
                 Ok(again) => {
                     self.connection.works();
+                    context.board.coordinated();
                     again
                 }
                 // The connection may be sound and its session lock held. A statement that waited
@@ -201,7 +207,8 @@ impl Serving<'_, '_> {
                     let now = Instant::now();
                     wakes.take(now);
                     if look_due > now {
-                        look_due = look_due.max(now + WHILE_OTHERS_CHANGE);
+                        let latest = looked_at + *poll_interval + WHILE_OTHERS_CHANGE;
+                        look_due = look_due.max((now + WHILE_OTHERS_CHANGE).min(latest));
                     }
                 }
                 recv(missing) -> _ => look_due = Instant::now(),
@@ -275,8 +282,8 @@ impl Serving<'_, '_> {
         self.parts.context.metrics.partitions.set(i64::try_from(partitions).unwrap_or(0));
         // A worker that is alone keeps its partition: some of its projections may still go on.
         if standing.member.is_some()
-            && partitions > 1
             && let Some(problem) = self.shortage()
+            && !self.membership.is_alone()?
         {
             return self.give_back(&problem);
         }
@@ -365,6 +372,9 @@ impl Serving<'_, '_> {
     /// its partition. Returns when to look again.
     fn give_back(&mut self, problem: &str) -> Result<Option<Duration>, Error> {
         if self.pause() || self.paused_soon() {
+            if !self.membership.leave_to_others()? {
+                return Ok(Some(Duration::ZERO));
+            }
             let context = &self.parts.context;
             log::error!(
                 "partition given back, connections are lacking: replica_set={} worker={} error={problem}",
@@ -372,7 +382,6 @@ impl Serving<'_, '_> {
                 context.worker(),
                 problem = field(&problem)
             );
-            self.membership.leave()?;
             self.show_state(WorkerState::Stopped);
             return Ok(Some(BEFORE_REJOIN));
         }
@@ -380,12 +389,14 @@ impl Serving<'_, '_> {
     }
 
     /// Registers the worker again after it has been evicted or has given its partition back, if it
-    /// can get all its connections. Returns when to look again.
+    /// can get all its connections or no other worker is left. Returns when to look again.
     fn rejoin(&mut self) -> Result<Duration, Error> {
         let Parts { context, trust, pool, .. } = self.parts;
         // Not a member, so no worker waits for this thread.
         _ = context.board.shortage.note(|| pool.fill(POOL_PATIENCE));
-        if let Some((_, error)) = context.board.shortage.longest() {
+        if let Some((_, error)) = context.board.shortage.longest()
+            && !self.membership.is_alone()?
+        {
             if self.complaints.is_due() {
                 log::error!(
                     "connections are lacking, registering later: replica_set={} worker={} error={error}",

@@ -16,6 +16,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, neve
 use crate::database::Pool;
 use crate::error::Error;
 use crate::scope::Scope;
+use crate::shortage::Shortage;
 use crate::store::Names;
 use crate::store::events::{Batch, Bounds, EventReader, Range, ReadError};
 use crate::store::session::{Session, Sessions};
@@ -81,6 +82,7 @@ pub(crate) struct Reader {
     pub(crate) names: Names,
     pub(crate) scope: Scope,
     pub(crate) bounds: Bounds,
+    pub(crate) shortage: Shortage,
 }
 
 impl Reader {
@@ -154,7 +156,8 @@ impl Reader {
 
     fn connect(&self) -> Result<(Session, EventReader), Error> {
         let preparing = || Error::database("preparing to read events");
-        let mut session = Session::new(self.pool.get(POOL_PATIENCE)?, self.sessions).map_err(preparing())?;
+        let mut session =
+            Session::new(self.shortage.note(|| self.pool.get(POOL_PATIENCE))?, self.sessions).map_err(preparing())?;
         let events = session
             .run(|client| EventReader::prepare(client, &self.names, self.scope.clone(), self.bounds, false))
             .map_err(preparing())?;
@@ -324,7 +327,14 @@ mod tests {
         let pool = database.pool(PoolOptions { size: 1, reset: None }).unwrap();
         let bounds = Bounds { events: 10, bytes: 1_000_000, event_bytes: 1_000_000 };
         let sessions = Sessions::Shared;
-        let reader = Reader { pool, sessions, names: Names::default(), scope: Scope::all(), bounds };
+        let reader = Reader {
+            pool,
+            sessions,
+            names: Names::default(),
+            scope: Scope::all(),
+            bounds,
+            shortage: Shortage::default(),
+        };
         let requests = reader.spawn(&Crew::begun(), "reader".into()).unwrap();
         for after in [0, 500, 3, 777, 250, 16, 900] {
             let (request, reading) = ask(Range { keys: KeySet::all(), after, upto: 1_000 });

@@ -172,6 +172,7 @@ impl Start {
                 names: context.names.clone(),
                 scope: hosted.scope.clone(),
                 bounds: config.bounds(),
+                shortage: context.board.shortage.clone(),
             };
             let runner = Runner {
                 context: context.clone(),

@@ -11,7 +11,7 @@ use crate::store::fence::Statements;
 use crate::store::session::Session;
 
 /// A runner that is paused for longer takes another connection, which the pool has tested.
-const KEEP_CONNECTION: Duration = Duration::from_secs(1);
+pub(super) const KEEP_CONNECTION: Duration = Duration::from_secs(1);
 /// How long a runner waits for a connection before it checks for commands again.
 const POOL_PATIENCE: Duration = Duration::from_secs(1);
 

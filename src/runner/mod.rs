@@ -29,10 +29,10 @@ mod work;
 
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, select};
+use crossbeam_channel::{RecvTimeoutError, Sender, select};
 
 use crate::threads::Pulse;
-use connection::Kept;
+use connection::{KEEP_CONNECTION, Kept};
 pub(crate) use parts::{Command, Report, Runner, Task};
 use work::{IDLE, Step};
 
@@ -59,7 +59,7 @@ impl Runner {
         let mut kept = None;
         let mut command = None;
         loop {
-            let Some(next) = command.take().or_else(|| self.await_command()) else { return };
+            let Some(next) = command.take().or_else(|| self.await_command_with(&mut kept)) else { return };
             command = match next {
                 Command::Run(task) => self.process(task, &mut kept, pulse),
                 Command::Pause => {
@@ -67,6 +67,17 @@ impl Runner {
                     None
                 }
             };
+        }
+    }
+
+    /// Waits for a command, and gives a connection that is kept for it back if that takes long.
+    fn await_command_with(&self, kept: &mut Option<Kept>) -> Option<Command> {
+        match self.commands.recv_timeout(KEEP_CONNECTION) {
+            Err(RecvTimeoutError::Timeout) => {
+                *kept = None;
+                self.await_command()
+            }
+            command => command.ok(),
         }
     }
 

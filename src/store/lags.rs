@@ -68,7 +68,7 @@ pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Res
 pub(super) fn sql(names: &Names) -> String {
     names.sql(
         "SELECT c.projection, c.position, greatest(newest.position - c.position, 0),
-                coalesce(extract(epoch FROM clock_timestamp() - next.created_at), 0)::float8
+                greatest(coalesce(extract(epoch FROM clock_timestamp() - next.created_at), 0), 0)::float8
          FROM (SELECT projection, min(position) AS position FROM {checkpoints} GROUP BY projection) c
          JOIN {projections} p ON p.name = c.projection AND p.replica_set = $1
          CROSS JOIN (SELECT coalesce(max(global_position), 0) AS position FROM {events}) newest

@@ -25,8 +25,9 @@ pub(crate) fn own(worker: WorkerId) -> String {
     format!("{}, pg_catalog.uuid_hash(pg_catalog.gen_random_uuid())", class(worker))
 }
 
-/// Which rows of `pg_locks l` are granted advisory locks with a class in this database, in SQL.
-pub(crate) const IS_ADVISORY: &str = "l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted \
+/// Which rows of `pg_locks l` are granted advisory locks with a class in this database, in SQL. A
+/// prepared transaction may hold one, too, but it is no session.
+pub(crate) const IS_ADVISORY: &str = "l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.pid IS NOT NULL \
      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 /// Whether a lock `l` belongs to a session of the worker `w`, in SQL.
