@@ -114,6 +114,19 @@ impl Loaded {
         }
     }
 
+    /// Takes the recorded attempt back, because it has ended by itself and does not count: so many
+    /// attempts are left that did not end by themselves. Otherwise the next owner would take it for
+    /// one of these.
+    pub(super) fn take_back(&mut self, names: &Names, left: u32) {
+        let Some(row) = self.rows.first() else { return };
+        let Some(attempt) = row.stored.attempt.filter(|attempt| attempt.number > left) else { return };
+        let session = &mut self.connection.session;
+        let taken = session.run(|client| attempts::take_back(client, names, &row.stored, self.owner, left));
+        if taken.is_ok_and(|is_owner| is_owner) {
+            self.rows.set_attempt((left > 0).then_some(Attempt { number: left, ..attempt }));
+        }
+    }
+
     /// Merges the first row into the second, if they are at one position. Returns whether they
     /// were.
     pub(super) fn merge_first_two(&mut self, names: &Names) -> Result<bool, Failure> {

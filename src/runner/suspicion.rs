@@ -100,7 +100,8 @@ impl Suspicion {
         // It was alone.
         let before = events.partition_point(|event| event.global_position() < suspect.first);
         if before > 0 {
-            return Approach::Handle { count: before, record: None };
+            // Events of another row that was joined to this one. They may be a reason as well.
+            return Approach::Handle { count: before, record: self.is_uncertain.then_some(1) };
         }
         if first > suspect.first {
             // It is not among the events of this row: the row was cut.
@@ -191,7 +192,7 @@ mod tests {
             (3, 9, 8, false, Approach::Halt(9)),
             (3, 9, 8, true, handle(1, 10)),
             // Others come first.
-            (7, 8, 8, false, handle(2, None)),
+            (7, 8, 8, false, handle(2, 1)),
             (7, 2, 8, false, handle(1, 3)),
             // The events of another row, which was cut from the same one.
             (2, 8, 8, false, handle(3, 1)),

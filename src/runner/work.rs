@@ -304,6 +304,9 @@ impl Work<'_> {
                 let error: String = shown.chars().take(ERROR_CHARS).collect();
                 loaded.report(names, Report { state, error: &error, attempts: trouble.attempts_to_report(failure) });
             }
+            if matches!(failure, Failure::Transient(_) | Failure::Environment { .. }) {
+                loaded.take_back(names, trouble.unclean_ends());
+            }
             // Another session may have other settings: those that an operator has changed since.
             if failure.condemns() || verdict == Verdict::ReloadLater {
                 loaded.connection.session.condemn();

@@ -79,6 +79,25 @@ pub(crate) fn report(
     fenced(client, &sql, row, owner, &values)
 }
 
+/// Takes a recorded attempt back that has ended by itself: so many attempts are left that did not,
+/// or none. Returns false if the row is no longer this worker's.
+pub(crate) fn take_back(
+    client: &mut impl GenericClient,
+    names: &Names,
+    row: &Checkpoint,
+    owner: Owner,
+    left: u32,
+) -> Result<bool, postgres::Error> {
+    let sql = names.sql_with(
+        "UPDATE {checkpoints} SET attempts = $5,
+                attempt_position = CASE WHEN $5 OPERATOR(pg_catalog.>) 0 THEN attempt_position END,
+                attempt_event_id = CASE WHEN $5 OPERATOR(pg_catalog.>) 0 THEN attempt_event_id END
+         WHERE {fence}",
+        &[("fence", &FENCE)],
+    );
+    fenced(client, &sql, row, owner, &[(&whole(left), Type::INT4)])
+}
+
 /// Executes a statement on one row, with the values of the fence and these. Returns whether the row
 /// is still this worker's.
 fn fenced(

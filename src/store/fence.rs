@@ -254,9 +254,11 @@ pub(crate) fn merge(
 ) -> Result<bool, postgres::Error> {
     let gone_is_later =
         "coalesce(gone.last_event_position OPERATOR(pg_catalog.>) coalesce(kept.last_event_position, 0), false)";
-    let reported = REPORTED.map(|column| {
-        format!("{column} = CASE WHEN gone.attempts OPERATOR(pg_catalog.>) kept.attempts THEN gone.{column} ELSE kept.{column} END")
-    });
+    // A recorded attempt first, as a deal and a runner's memory have it.
+    let gone_is_worse = "ROW(gone.attempt_position IS NOT NULL, gone.attempts)
+        OPERATOR(pg_catalog.>) ROW(kept.attempt_position IS NOT NULL, kept.attempts)";
+    let reported = REPORTED
+        .map(|column| format!("{column} = CASE WHEN {gone_is_worse} THEN gone.{column} ELSE kept.{column} END"));
     let sql = names.sql_with(
         "WITH pair AS MATERIALIZED (
              SELECT FROM {checkpoints}

@@ -462,3 +462,22 @@ fn attempts_are_recorded_once_and_steady_batches_cost_nothing() {
     };
     assert_eq!(batch.len(), 3, "begin, mark, the handler's own; then the checkpoint: {batch:#?}");
 }
+
+/// Only attempts that did not end by themselves count for the next owner.
+#[test]
+fn attempt_that_ends_by_itself_is_taken_back() {
+    let database = database();
+    let mut client = prepared(&database);
+    let in_the_way = meddled("p", |tx, _| {
+        Ok(tx.batch_execute("DO $$ BEGIN RAISE 'another was in the way' USING ERRCODE = '40001'; END $$")?)
+    });
+    let worker = start(builder(database.url(), "set"), vec![in_the_way]);
+    await_running(&[&worker]);
+    append_plainly(&mut client, 3, 1);
+    eventually("it retries", SOON, || (status(&worker, "p").state == ProjectionState::Retrying).then_some(()));
+    eventually("nothing is recorded between two attempts", SOON, || {
+        let sql = "SELECT attempts, attempt_position FROM orchestrator_checkpoints WHERE projection = 'p'";
+        let row = client.query_one(sql, &[]).unwrap();
+        ((row.get(0), row.get(1)) == (0_i32, None::<i64>)).then_some(())
+    });
+}
