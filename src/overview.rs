@@ -109,7 +109,7 @@ mod tests {
             })
         };
         refresh(Ok("1")).unwrap();
-        assert!(overview.look().is_none(), "it is not loaded before somebody looks");
+        assert!(overview.look().is_none(), "it is not loaded before it is requested");
         assert_eq!(refresh(Err("locked")), Err("locked"));
         refresh(Ok("2")).unwrap();
         assert_eq!(loads, 1);

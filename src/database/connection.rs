@@ -40,7 +40,7 @@ impl DerefMut for Connection {
 }
 
 fn taken() -> ! {
-    unreachable!("the client is taken only from a connection that nobody uses any more")
+    unreachable!("the client is taken only from a connection that is no longer used")
 }
 
 impl Drop for Connection {

@@ -88,7 +88,7 @@ impl Database {
     /// nor password and service files are read.
     ///
     /// Use `sslmode=require` or more wherever a network is between worker and server. With
-    /// `prefer`, somebody on the way can say that the server has no TLS and then ask for the
+    /// `prefer`, an attacker on the way can claim that the server has no TLS and then ask for the
     /// password in clear text, and the database client answers; it does not offer to refuse that,
     /// so libpq's `require_auth` is not supported. `channel_binding=require` does refuse it.
     ///
@@ -155,7 +155,7 @@ impl Database {
         if limit.is_some() && self.abandoned.load(Ordering::Relaxed) >= ABANDONED_ATTEMPTS {
             return Err(timed_out());
         }
-        // Without room: a connection that nobody takes is closed by the thread that opened it.
+        // Without room: a connection that is not taken is closed by the thread that opened it.
         let (sender, receiver) = bounded(0);
         let (connector, abandoned) = (self.connector.clone(), self.abandoned.clone());
         abandoned.fetch_add(1, Ordering::Relaxed);

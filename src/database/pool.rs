@@ -127,7 +127,7 @@ impl Pool {
     }
 
     /// Opens all connections that are not open yet, and keeps them for later. If it does not get
-    /// all of them, it closes those that nobody uses: another worker may need just these.
+    /// all of them, it closes the idle ones: another worker may need just these.
     pub(crate) fn fill(&self, timeout: Duration) -> Result<(), Error> {
         let begun = Instant::now();
         let in_use = self.open().saturating_sub(self.idle());

@@ -67,11 +67,11 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 ///
 /// # Who may see the status
 ///
-/// There is no password: whoever reaches the port reads everything that is served. What a browser
+/// There is no password: any client that reaches the port can read everything that is served. What a browser
 /// lets other sites read is restricted. `/status` and `/` are served only under `localhost`, an IP
 /// address, the host name given to [`bind`](Self::bind) and the names given to
 /// [`allow_hosts`](Self::allow_hosts); a request whose `Host` header has another name is refused
-/// with 421. Otherwise a page of a foreign site, opened by somebody whose browser reaches this
+/// with 421. Otherwise a page of a foreign site, opened in a browser that reaches this
 /// port, could read the status under a name of its own (DNS rebinding). Probes and `/metrics` are
 /// served under every name: the kubelet, load balancers and Prometheus use names that cannot be
 /// known here.

@@ -203,7 +203,7 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
 }
 
 /// Decides what to change in single projections within an active generation: what an operator wants
-/// of them has changed, or somebody has changed their rows by hand.
+/// of them has changed, or their rows were changed by hand.
 fn upkeep(view: &ClusterView, generation: i64, running: &[&WorkerView]) -> Vec<Action> {
     let is_known = |name: &str| running.iter().any(|worker| worker.knows(name));
     let deleted = view.unclaimed.iter().filter(|unclaimed| unclaimed.owner.is_none() && is_known(&unclaimed.name));

@@ -203,7 +203,7 @@ pub(crate) enum Rows {
     /// They are disjoint and cover the key space, but are not owned as the last deal says: they
     /// were changed by hand, or never dealt.
     Whole,
-    /// They were changed by hand in a way that nobody can repair without knowing why.
+    /// They were changed by hand in a way that cannot be repaired without knowing why.
     Unusable(Fault),
 }
 

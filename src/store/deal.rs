@@ -118,7 +118,7 @@ pub(crate) fn withdraw(
     Ok(())
 }
 
-/// Makes the checkpoints of a projection nobody's. The caller has locked the projection's row.
+/// Takes the checkpoints of a projection from their owners. The caller has locked the projection's row.
 pub(super) fn disown(tx: &mut Transaction<'_>, names: &Names, projection: &str) -> Result<(), postgres::Error> {
     // Locked in the same order as everywhere.
     let lock = names.sql("SELECT FROM {checkpoints} WHERE projection = $1 ORDER BY token FOR UPDATE");

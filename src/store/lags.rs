@@ -24,8 +24,8 @@ pub(crate) struct Lag {
 pub(crate) struct Lags {
     /// Of those that its workers process, or should.
     pub(crate) measured: Vec<Lag>,
-    /// How many projections no living worker knows. They are not behind: nobody wants them to be
-    /// processed.
+    /// How many projections no living worker knows. They are not behind: no worker wants to
+    /// process them.
     pub(crate) orphans: i64,
 }
 

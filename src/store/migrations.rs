@@ -48,7 +48,7 @@ impl Names {
 
 /// Brings the schema up to date. Any number of processes may do it at once: they take turns. A
 /// process whose turn does not come within the time to wait for locks fails, and logs who holds the
-/// lock, if that is due. A schema that is up to date needs no turn, so that nobody can keep workers
+/// lock, if that is due. A schema that is up to date needs no turn, so that no session can keep workers
 /// from starting.
 pub(crate) fn migrate(client: Client, names: &Names, waits: &mut Mentions) -> Result<(), Error> {
     // Each transaction states the settings on which it relies, whatever the connection was used
