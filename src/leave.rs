@@ -18,7 +18,9 @@ const AFTER_CANCEL: Duration = Duration::from_secs(3);
 /// Starts the thread that waits for the stop signal and then bounds the time that the crew takes to
 /// end. It is not one of the crew itself.
 pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Result<(), Error> {
-    let (crew, context) = (crew.clone(), context.clone());
+    // Not the whole context: this thread may end after the worker, and what the worker holds, such as
+    // its metrics, must be free by then.
+    let (crew, board, database) = (crew.clone(), context.board.clone(), context.database.clone());
     spawn_apart("pup-leave", move || {
         _ = crew.stop().heard().recv();
         let running = crew.running_after(Some(patience));
@@ -29,12 +31,11 @@ pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Resul
         safely(|| {
             log::warn!(
                 "leaving takes too long, cancelling statements: replica_set={} worker={} waited={patience:?} threads={threads}",
-                field(&context.replica_set()),
-                context.worker(),
+                field(&board.replica_set()),
+                board.worker_id(),
                 threads = field(&running.join(", "))
             );
         });
-        let database = context.database.clone();
         // On a thread of its own: a frozen server does not answer this either.
         if let Err(error) = spawn_apart("pup-cancel", move || database.cancel_all()) {
             safely(|| log::warn!("statements cannot be cancelled: error={error}", error = field(&error)));
@@ -44,8 +45,8 @@ pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Resul
             safely(|| {
                 log::error!(
                     "threads left behind: replica_set={} worker={} threads={threads}",
-                    field(&context.replica_set()),
-                    context.worker(),
+                    field(&board.replica_set()),
+                    board.worker_id(),
                     threads = field(&running.join(", "))
                 );
             });
