@@ -49,6 +49,11 @@ impl Shortage {
         outcome
     }
 
+    /// Forgets the failed attempts of threads that are making none: connections can be had now.
+    pub(crate) fn end(&self) {
+        self.threads.lock().retain(|_, failing| failing.ended.is_none());
+    }
+
     fn begin(&self, thread: &str) {
         let now = Instant::now();
         let mut threads = self.threads.lock();

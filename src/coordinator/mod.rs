@@ -393,8 +393,9 @@ impl Serving<'_, '_> {
     fn rejoin(&mut self) -> Result<Duration, Error> {
         let Parts { context, trust, pool, .. } = self.parts;
         // Not a member, so no worker waits for this thread.
-        _ = context.board.shortage.note(|| pool.fill(POOL_PATIENCE));
-        if let Some((_, error)) = context.board.shortage.longest()
+        // One more than the pool's stands for the tailer's.
+        let opened = context.board.shortage.note(|| pool.fill(POOL_PATIENCE).and_then(|()| context.open().map(drop)));
+        if let Err(error) = opened
             && !self.membership.is_alone()?
         {
             if self.complaints.is_due() {
@@ -407,6 +408,8 @@ impl Serving<'_, '_> {
             }
             return Ok(BEFORE_REJOIN);
         }
+        // The runners have failed to get one before they were paused.
+        context.board.shortage.end();
         log::warn!("registering again: replica_set={} worker={}", field(&context.replica_set()), context.worker());
         let sent = Instant::now();
         self.membership.rejoin()?;
