@@ -76,7 +76,9 @@ impl Listener {
         self.coordinator.wake();
         self.tailer.wake();
         while !self.context.stop.is_raised() {
-            measuring.measure(&mut session)?;
+            if measuring.measure(&mut session)? {
+                probe.used(Instant::now());
+            }
             let until = Instant::now() + TURN.min(measuring.due_in());
             while let Some(notification) = next(session.client(), until)? {
                 probe.used(Instant::now());

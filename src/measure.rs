@@ -80,20 +80,24 @@ impl Measuring {
         self.overview.due_in().map_or(lag, |overview| overview.min(lag))
     }
 
-    /// Measures what is due. Returns an error only if the connection is lost.
-    pub(crate) fn measure(&mut self, session: &mut Session) -> Result<(), Error> {
-        if self.lag_due <= Instant::now() {
+    /// Measures what is due. Returns whether anything was, and an error only if the connection is
+    /// lost.
+    pub(crate) fn measure(&mut self, session: &mut Session) -> Result<bool, Error> {
+        let mut was_due = self.lag_due <= Instant::now();
+        if was_due {
             self.lag_due = Instant::now() + self.lags.every;
             let measured = self.lags.measure(&self.context, session);
             self.complain(session, measured)?;
         }
         let Self { context, overview, .. } = self;
         let refreshed = overview.refresh(|| {
+            was_due = true;
             session
                 .run(|client| overview::load(client, &context.names, context.replica_set()))
                 .map_err(Error::database("loading the overview"))
         });
-        self.complain(session, refreshed)
+        self.complain(session, refreshed)?;
+        Ok(was_due)
     }
 
     /// Reports a failure, and passes it on if the connection is lost.

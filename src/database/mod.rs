@@ -27,6 +27,7 @@ use self::in_use::InUse;
 use self::pool::Notices;
 pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};
 use crate::error::Error;
+use crate::threads::caught;
 
 /// The idle time that the `postgres` crate uses if none was set. Its getter does not distinguish
 /// the two.
@@ -158,25 +159,27 @@ impl Database {
         // Without room: a connection that is not taken is closed by the thread that opened it.
         let (sender, receiver) = bounded(0);
         let (connector, abandoned) = (self.connector.clone(), self.abandoned.clone());
-        abandoned.fetch_add(1, Ordering::Relaxed);
-        let attempt = Attempt(abandoned);
         let name = "pup-connect";
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let _attempt = attempt;
-                // If the caller has given up, the connection is closed.
-                _ = sender.send(connector.connect());
+                if sender.send(caught(|| connector.connect())).is_err() {
+                    abandoned.fetch_sub(1, Ordering::Relaxed);
+                }
             })
             .map_err(|source| Error::Spawn { thread: name.to_owned(), source })?;
         match receiver.recv_timeout(limit.unwrap_or(Duration::MAX)) {
-            Ok(outcome) => outcome.map_err(|source| Error::Connect { target: self.target.to_string(), source }),
-            Err(RecvTimeoutError::Timeout) => Err(timed_out()),
-            Err(RecvTimeoutError::Disconnected) => Err(Error::ThreadPanicked {
+            Ok(Ok(outcome)) => outcome.map_err(|source| Error::Connect { target: self.target.to_string(), source }),
+            Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => Err(Error::ThreadPanicked {
                 thread: name.to_owned(),
                 message: "the database client could not set up a connection (are there file descriptors left?)"
                     .to_owned(),
             }),
+            Err(RecvTimeoutError::Timeout) => {
+                // Before the thread can find that nothing waits for it.
+                self.abandoned.fetch_add(1, Ordering::Relaxed);
+                Err(timed_out())
+            }
         }
     }
 
@@ -236,15 +239,6 @@ impl Database {
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Database").field("target", &self.target).finish_non_exhaustive()
-    }
-}
-
-/// A running attempt to connect, counted until it ends.
-struct Attempt(Arc<AtomicU32>);
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -117,6 +117,7 @@ impl Handle {
         self.waited_for = true;
         match started.recv_timeout(GIVE_UP_PATIENCE) {
             Ok(Ok(())) => self.crew.join(None),
+            Ok(Err(panicked @ Error::ThreadPanicked { .. })) => Err(panicked),
             // What it failed for does not matter any more.
             Ok(Err(_)) | Err(_) => Ok(()),
         }
