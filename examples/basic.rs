@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use postgres::Transaction;
-use pupsourcing_orchestrator::{BoxError, Database, Event, Orchestrator, Projection};
+use pupsourcing_orchestrator::{BoxError, Database, Event, Orchestrator, Projection, Tx};
 
 struct OrdersPlaced;
 
@@ -12,7 +11,7 @@ impl Projection for OrdersPlaced {
         "orders_placed"
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         if event.event_type() == "OrderPlaced" {
             // Committed together with the checkpoint.
             tx.execute(

@@ -6,9 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
-use postgres::Transaction;
 use prometheus::{IntCounterVec, Opts, Registry, TextEncoder};
-use pupsourcing_orchestrator::{BoxError, Database, Event, Metrics, Orchestrator, Projection};
+use pupsourcing_orchestrator::{BoxError, Database, Event, Metrics, Orchestrator, Projection, Tx};
 use tiny_http::{Response, Server};
 
 #[path = "support/app.rs"]
@@ -24,7 +23,7 @@ impl Projection for Happenings {
         "happenings"
     }
 
-    fn handle(&self, _: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, _: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         // Outside the transaction: after a rollback the event is handled, and counted, again.
         self.seen.with_label_values(&[event.event_type()]).inc();
         Ok(())

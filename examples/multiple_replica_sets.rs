@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crossbeam_channel::{select, tick};
-use postgres::Transaction;
-use pupsourcing_orchestrator::{BoxError, Database, Event, Handle, Orchestrator, Projection};
+use pupsourcing_orchestrator::{
+    BatchProjection, BoxError, Builder, Database, Event, Handle, Orchestrator, Projection, Tx,
+};
 
 #[path = "support/app.rs"]
 mod app;
@@ -21,7 +22,7 @@ impl Projection for Journal {
         "journal"
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         let (id, kind, text) = (event.event_id(), event.event_type(), String::from_utf8_lossy(event.payload()));
         tx.execute("INSERT INTO journal (event_id, event_type, text) VALUES ($1, $2, $3)", &[&id, &kind, &text])?;
         Ok(())
@@ -31,16 +32,12 @@ impl Projection for Journal {
 /// Counts with one statement for a whole batch: one worker is plenty.
 struct Total;
 
-impl Projection for Total {
+impl BatchProjection for Total {
     fn name(&self) -> &'static str {
         "total"
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
-        self.handle_batch(tx, std::slice::from_ref(event)).map(|_| ())
-    }
-
-    fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         tx.execute("UPDATE total SET events = events + $1", &[&i64::try_from(events.len())?])?;
         Ok(events.len())
     }
@@ -59,9 +56,10 @@ fn run() -> Result<(), BoxError> {
     )?;
     let shutdown = app::shutdown_signal()?;
 
-    let mut workers = vec![start(&database, "counting", Total)?];
+    let worker = |replica_set| Orchestrator::builder(database.clone(), replica_set);
+    let mut workers = vec![start(worker("counting").batch_projection(Total))?];
     for _ in 0..3 {
-        workers.push(start(&database, "writing", Journal)?);
+        workers.push(start(worker("writing").projection(Journal))?);
     }
     let every_two_seconds = tick(Duration::from_secs(2));
     loop {
@@ -76,12 +74,8 @@ fn run() -> Result<(), BoxError> {
     Ok(())
 }
 
-fn start(
-    database: &Database,
-    replica_set: &str,
-    projection: impl Projection + 'static,
-) -> Result<Handle, pupsourcing_orchestrator::Error> {
-    let orchestrator = Orchestrator::builder(database.clone(), replica_set).projection(projection).build()?;
+fn start(builder: Builder) -> Result<Handle, pupsourcing_orchestrator::Error> {
+    let orchestrator = builder.build()?;
     orchestrator.migrate()?;
     orchestrator.start()
 }

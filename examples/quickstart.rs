@@ -186,9 +186,9 @@ fn all_well(workers: &mut [Worker]) -> Result<(), BoxError> {
 
 fn orchestrator(url: &str, metrics: Metrics) -> Result<Orchestrator, Error> {
     Orchestrator::builder(Database::from_url(url)?, "shop")
-        .projection(shop::RevenuePerDay)
+        .batch_projection(shop::RevenuePerDay)
         .projection(shop::Customers)
-        .projection(shop::Timeline)
+        .batch_projection(shop::Timeline)
         .metrics(metrics)
         .build()
 }

@@ -67,7 +67,7 @@ fn run() -> Result<(), BoxError> {
     let address = app::setting("METRICS_ADDR")?.unwrap_or_else(|| "0.0.0.0:9090".into());
     let metrics = Metrics::new()?;
     let builder = Orchestrator::builder(database.clone(), replica_set)
-        .projection(EventTypeCounts)
+        .batch_projection(EventTypeCounts)
         .projection(AggregateActivity)
         .metrics(metrics.clone());
     let orchestrator = builder.options_from_env("ORCHESTRATOR_")?.build()?;

@@ -31,6 +31,7 @@ mod status;
 mod store;
 mod threads;
 mod trust;
+mod tx;
 mod watch;
 
 pub use config::Retry;
@@ -42,10 +43,11 @@ pub use http::{HealthProbe, MetricsServer};
 pub use metrics::Metrics;
 pub use orchestrator::{Builder, Handle, Orchestrator};
 pub use plan::{WorkerId, WorkerState};
-pub use projection::{Passing, Projection};
+pub use projection::{BatchProjection, Passing, Projection};
 pub use scope::{Scope, StartAt};
 pub use status::{Assignment, HeadBlocker, ProjectionState, ProjectionStatus, Status};
 pub use store::Names;
+pub use tx::{Sql, Tx};
 
 /// The database client whose types appear in this library's interface.
 pub use postgres;

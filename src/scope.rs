@@ -1,18 +1,31 @@
 //! Which events a projection wants, and where it begins.
 
-/// Which events a projection wants. The server filters; what is out of scope never leaves it.
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::event::Event;
+
+/// Which events a projection wants: those that match all of its conditions. The server filters;
+/// what is out of scope never leaves it.
 ///
 /// ```
-/// use pupsourcing_orchestrator::Scope;
+/// use pupsourcing_orchestrator::{Event, EventParts, Scope};
 ///
 /// let scope = Scope::all().aggregate_types(["Order", "Invoice"]).bounded_contexts(["shop"]);
-/// assert!(scope.contains("shop", "Order"));
-/// assert!(!scope.contains("shop", "Customer"));
+/// let of = |aggregate_type: &str| {
+///     let parts = EventParts { bounded_context: "shop".into(), aggregate_type: aggregate_type.into(), ..EventParts::default() };
+///     Event::from(parts)
+/// };
+/// assert!(scope.contains(&of("Order")));
+/// assert!(!scope.contains(&of("Customer")));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scope {
-    pub(crate) aggregate_types: Option<Vec<String>>,
     pub(crate) bounded_contexts: Option<Vec<String>>,
+    pub(crate) aggregate_types: Option<Vec<String>>,
+    pub(crate) event_types: Option<Vec<String>>,
+    pub(crate) metadata: BTreeMap<String, String>,
 }
 
 impl Scope {
@@ -21,22 +34,98 @@ impl Scope {
         Self::default()
     }
 
-    /// Only events of these aggregate types. Defaults to every type.
-    pub fn aggregate_types(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.aggregate_types = Some(types.into_iter().map(Into::into).collect());
-        self
-    }
-
     /// Only events of these bounded contexts. Defaults to every context.
     pub fn bounded_contexts(mut self, contexts: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.bounded_contexts = Some(contexts.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Whether an event of this context and aggregate type is wanted.
-    pub fn contains(&self, bounded_context: &str, aggregate_type: &str) -> bool {
+    /// Only events of these aggregate types. Defaults to every type.
+    pub fn aggregate_types(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.aggregate_types = Some(types.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Only events of these types. Defaults to every type.
+    pub fn event_types(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.event_types = Some(types.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Only events whose metadata is a JSON object with this string under this key. Further calls
+    /// add conditions: all have to hold. Defaults to any metadata, and to none.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Whether an event is wanted.
+    pub fn contains(&self, event: &Event) -> bool {
         let among = |list: &Option<Vec<String>>, name: &str| list.as_ref().is_none_or(|l| l.iter().any(|x| x == name));
-        among(&self.aggregate_types, aggregate_type) && among(&self.bounded_contexts, bounded_context)
+        among(&self.bounded_contexts, event.bounded_context())
+            && among(&self.aggregate_types, event.aggregate_type())
+            && among(&self.event_types, event.event_type())
+            && self.has_metadata(event)
+    }
+
+    fn has_metadata(&self, event: &Event) -> bool {
+        if self.metadata.is_empty() {
+            return true;
+        }
+        let metadata = event.metadata();
+        let value = |key| metadata.as_ref().and_then(|metadata| metadata.get(key)).and_then(Value::as_str);
+        self.metadata.iter().all(|(key, wanted)| value(key) == Some(wanted))
+    }
+
+    /// What the metadata has to contain, as a JSON object; `None` if it may be anything.
+    pub(crate) fn metadata_object(&self) -> Option<String> {
+        if self.metadata.is_empty() {
+            return None;
+        }
+        let object = self.metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str())));
+        Some(Value::Object(object.collect()).to_string())
+    }
+
+    /// Returns a scope that contains everything that any of these contains, and possibly more.
+    pub(crate) fn union(scopes: impl Iterator<Item = Self>) -> Self {
+        let join = |a: Option<Vec<String>>, b: Option<Vec<String>>| {
+            a.zip(b).map(|(a, b)| {
+                let mut all = [a, b].concat();
+                all.sort();
+                all.dedup();
+                all
+            })
+        };
+        scopes
+            .reduce(|a, b| Self {
+                bounded_contexts: join(a.bounded_contexts, b.bounded_contexts),
+                aggregate_types: join(a.aggregate_types, b.aggregate_types),
+                event_types: join(a.event_types, b.event_types),
+                metadata: a.metadata.into_iter().filter(|(key, value)| b.metadata.get(key) == Some(value)).collect(),
+            })
+            .unwrap_or_default()
+    }
+
+    /// What is wrong with it, if anything is.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let lists = [
+            ("bounded_contexts", &self.bounded_contexts),
+            ("aggregate_types", &self.aggregate_types),
+            ("event_types", &self.event_types),
+        ];
+        for (list, names) in lists {
+            let names = names.iter().flatten();
+            for name in names {
+                if name.is_empty() || name.contains('\0') {
+                    return Some(format!(
+                        "{list} has {name:?}: no event has a name that is empty or has a NUL character"
+                    ));
+                }
+            }
+        }
+        let has_nul = |(key, value): (&String, &String)| key.contains('\0') || value.contains('\0');
+        let pair = self.metadata.iter().find(|pair| has_nul(*pair))?;
+        Some(format!("metadata has {pair:?}: PostgreSQL stores no NUL character"))
     }
 }
 
@@ -52,4 +141,73 @@ pub enum StartAt {
     End,
     /// With the first event whose global position is above this one, which may be yet to come.
     Position(i64),
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::event::EventParts;
+
+    fn event(metadata: Option<Value>) -> Event {
+        Event::from(EventParts {
+            bounded_context: "shop".into(),
+            aggregate_type: "Order".into(),
+            event_type: "OrderPlaced".into(),
+            metadata: metadata.map(|value| serde_json::value::to_raw_value(&value).unwrap()),
+            ..EventParts::default()
+        })
+    }
+
+    #[test]
+    fn all_conditions_have_to_hold() {
+        let event = event(Some(json!({"tenant": "a", "user": "u", "retries": 2})));
+        for (scope, is_wanted) in [
+            (Scope::all(), true),
+            (Scope::all().bounded_contexts(["other", "shop"]), true),
+            (Scope::all().bounded_contexts(["other"]), false),
+            (Scope::all().aggregate_types(["Invoice"]), false),
+            (Scope::all().event_types(["OrderPlaced"]), true),
+            (Scope::all().event_types(["OrderPaid"]), false),
+            (Scope::all().event_types([""; 0]), false),
+            (Scope::all().aggregate_types(["Order"]).event_types(["OrderPaid"]), false),
+            (Scope::all().metadata("tenant", "a"), true),
+            (Scope::all().metadata("tenant", "b"), false),
+            (Scope::all().metadata("tenant", "a").metadata("user", "v"), false),
+            (Scope::all().metadata("retries", "2"), false),
+            (Scope::all().metadata("region", ""), false),
+        ] {
+            assert_eq!(scope.contains(&event), is_wanted, "{scope:?}");
+        }
+    }
+
+    #[test]
+    fn metadata_that_is_no_object_matches_nothing() {
+        for metadata in [None, Some(json!("tenant")), Some(json!([{"tenant": "a"}])), Some(Value::Null)] {
+            assert!(!Scope::all().metadata("tenant", "a").contains(&event(metadata.clone())), "{metadata:?}");
+        }
+    }
+
+    #[test]
+    fn a_union_contains_what_any_of_them_contains() {
+        let a = Scope::all().aggregate_types(["A"]).event_types(["X"]).metadata("k", "v").metadata("l", "w");
+        let b = Scope::all().aggregate_types(["B", "A"]).metadata("k", "v").metadata("l", "x");
+        let union = Scope::all().aggregate_types(["A", "B"]).metadata("k", "v");
+        assert_eq!(Scope::union([a, b].into_iter()), union);
+        assert_eq!(Scope::union(std::iter::empty()), Scope::all());
+    }
+
+    #[test]
+    fn names_that_no_event_has_are_named() {
+        for (scope, part) in [
+            (Scope::all().event_types(["a", ""]), "event_types has \"\""),
+            (Scope::all().bounded_contexts(["a\0"]), "bounded_contexts has \"a\\0\""),
+            (Scope::all().metadata("k", "\0"), "metadata has (\"k\", \"\\0\")"),
+        ] {
+            let problem = scope.problem().unwrap();
+            assert!(problem.contains(part), "{problem}");
+        }
+        assert_eq!(Scope::all().event_types([""; 0]).metadata("", "").problem(), None);
+    }
 }

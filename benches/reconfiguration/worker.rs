@@ -1,7 +1,6 @@
 //! The worker process, from inside.
 
-use postgres::Transaction;
-use pupsourcing_orchestrator::{BoxError, Database, Event, Metrics, Orchestrator, Projection};
+use pupsourcing_orchestrator::{BatchProjection, BoxError, Database, Event, Metrics, Orchestrator, Tx};
 
 use crate::support::app::shutdown_signal;
 use crate::support::series;
@@ -58,22 +57,18 @@ impl Reporter {
 
 pub(crate) fn orchestrator(url: &str, metrics: Metrics) -> Orchestrator {
     let builder = Orchestrator::builder(Database::from_url(url).unwrap(), REPLICA_SET).metrics(metrics);
-    PROJECTIONS.into_iter().fold(builder, |builder, name| builder.projection(Arrivals(name))).build().unwrap()
+    PROJECTIONS.into_iter().fold(builder, |builder, name| builder.batch_projection(Arrivals(name))).build().unwrap()
 }
 
 /// Notes, for the first event of each transaction, when it was appended and when it arrived.
 struct Arrivals(&'static str);
 
-impl Projection for Arrivals {
+impl BatchProjection for Arrivals {
     fn name(&self) -> &str {
         self.0
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
-        self.handle_batch(tx, std::slice::from_ref(event)).map(|_| ())
-    }
-
-    fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         let pid = i32::try_from(std::process::id())?;
         tx.execute(
             "INSERT INTO handled VALUES ($1, $2, $3, clock_timestamp())",

@@ -47,7 +47,7 @@ impl Run {
         let start_at = if self.last == self.filling.events { 0 } else { head - self.last };
         let gate = Gate::shut(&url);
         let handle = builder(&url, &name)
-            .projection(Measured::new(name, start_at, self.handler))
+            .batch_projection(Measured::new(name, start_at, self.handler))
             .batch_size(self.batch_size as usize)
             .lanes(self.lanes)
             .build()

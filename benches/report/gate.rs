@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use postgres::{Client, Transaction};
-use pupsourcing_orchestrator::{BoxError, Retry};
+use postgres::Client;
+use pupsourcing_orchestrator::{BoxError, Retry, Tx};
 
 use crate::support::server::connect;
 
@@ -44,7 +44,7 @@ pub(crate) struct Passage {
 
 impl Passage {
     /// An error while the gate is shut. Once it was open it is not looked at again.
-    pub(crate) fn pass(&self, tx: &mut Transaction<'_>) -> Result<(), BoxError> {
+    pub(crate) fn pass(&self, tx: &mut Tx<'_>) -> Result<(), BoxError> {
         if self.is_open.load(Ordering::Relaxed) {
             return Ok(());
         }

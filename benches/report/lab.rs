@@ -86,7 +86,12 @@ impl Lab {
         self.databases += 1;
         let name = format!("bench_{}", self.databases);
         let url = self.server.create_database(&name);
-        builder(&url, "nobody").projection(Measured::new("none", 0, Handler::NoOp)).build().unwrap().migrate().unwrap();
+        builder(&url, "nobody")
+            .batch_projection(Measured::new("none", 0, Handler::NoOp))
+            .build()
+            .unwrap()
+            .migrate()
+            .unwrap();
         connect(&url).batch_execute(Handler::TABLES).unwrap();
         (name, url)
     }

@@ -3,8 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use postgres::Transaction;
-use pupsourcing_orchestrator::{BoxError, Event, Projection, StartAt};
+use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, StartAt, Tx};
 
 use crate::gate::Passage;
 use crate::support::pause;
@@ -52,7 +51,7 @@ impl Handler {
         Self::NAMES.iter().find(|(_, handler)| *handler == self).map_or("", |(name, _)| name)
     }
 
-    fn handle(self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+    fn handle(self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         match self {
             Self::NoOp => Ok(1),
             Self::NoOpBatches => Ok(events.len()),
@@ -101,7 +100,7 @@ impl Measured {
     }
 }
 
-impl Projection for Measured {
+impl BatchProjection for Measured {
     fn name(&self) -> &str {
         &self.name
     }
@@ -110,11 +109,7 @@ impl Projection for Measured {
         StartAt::Position(self.start_at)
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
-        self.handle_batch(tx, std::slice::from_ref(event)).map(|_| ())
-    }
-
-    fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         self.gate.pass(tx)?;
         self.handler.handle(tx, events)
     }

@@ -4,8 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
-use postgres::Transaction;
-use pupsourcing_orchestrator::{BoxError, Event, Projection};
+use pupsourcing_orchestrator::{BoxError, Event, Projection, Tx};
 
 use crate::lab::{Filling, Lab, builder};
 use crate::line::{Line, Target};
@@ -40,7 +39,7 @@ impl Projection for Heard {
         &self.name
     }
 
-    fn handle(&self, _: &mut Transaction<'_>, _: &Event) -> Result<(), BoxError> {
+    fn handle(&self, _: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {
         // Full after the first.
         _ = self.sender.try_send(Instant::now());
         Ok(())

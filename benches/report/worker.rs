@@ -84,7 +84,7 @@ pub(crate) fn work(arguments: &[String]) {
     let mut builder = builder(&order.url, &order.replica_set);
     for index in 0..order.projections {
         let name = format!("{}-{index}", order.replica_set);
-        builder = builder.projection(Measured::new(name, order.start_at, order.handler));
+        builder = builder.batch_projection(Measured::new(name, order.start_at, order.handler));
     }
     if let Some(interval) = order.event_poll {
         builder = builder.event_poll(interval, interval);

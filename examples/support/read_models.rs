@@ -1,21 +1,16 @@
 //! Two read models of any events, and their tables.
 
-use postgres::Transaction;
-use pupsourcing_orchestrator::{BoxError, Database, Error, Event, Projection};
+use pupsourcing_orchestrator::{BatchProjection, BoxError, Database, Error, Event, Projection, Tx};
 
 /// Counts events by type.
 pub(crate) struct EventTypeCounts;
 
-impl Projection for EventTypeCounts {
+impl BatchProjection for EventTypeCounts {
     fn name(&self) -> &'static str {
         "event_type_counts"
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
-        self.handle_batch(tx, std::slice::from_ref(event)).map(|_| ())
-    }
-
-    fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         let types: Vec<&str> = events.iter().map(Event::event_type).collect();
         // Sorted, so that workers which count the same types at once take the row locks in one order.
         tx.execute(
@@ -36,7 +31,7 @@ impl Projection for AggregateActivity {
         "aggregate_activity"
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         tx.execute(
             "INSERT INTO aggregate_activity AS a (bounded_context, aggregate_type, aggregate_id, events, last_version, out_of_order)
              VALUES ($1, $2, $3, 1, $4, CASE WHEN $4::bigint = 1 THEN 0 ELSE 1 END)

@@ -1,7 +1,7 @@
 //! A shop: what happens in it, three read models of that, and what tells whether they are right.
 
-use postgres::{Client, Transaction};
-use pupsourcing_orchestrator::{BoxError, Event, NewEvent, Projection, Scope};
+use postgres::Client;
+use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, NewEvent, Projection, Scope, Tx};
 use serde_json::{Value, json};
 
 /// What somebody does next: events of one aggregate, some new, some well known.
@@ -52,7 +52,7 @@ pub(crate) const PROJECTIONS: [&str; 3] = ["revenue_per_day", "customers", "time
 /// How much was sold on each day: one statement for a whole batch.
 pub(crate) struct RevenuePerDay;
 
-impl Projection for RevenuePerDay {
+impl BatchProjection for RevenuePerDay {
     fn name(&self) -> &'static str {
         "revenue_per_day"
     }
@@ -61,11 +61,7 @@ impl Projection for RevenuePerDay {
         Scope::all().aggregate_types(["Order"])
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
-        self.handle_batch(tx, std::slice::from_ref(event)).map(|_| ())
-    }
-
-    fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         let placed = events.iter().filter(|event| event.event_type() == "OrderPlaced");
         let orders: Vec<Value> =
             placed.map(|event| serde_json::from_slice(event.payload())).collect::<Result<_, _>>()?;
@@ -93,7 +89,7 @@ impl Projection for Customers {
         Scope::all().aggregate_types(["Customer"])
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         let payload: Value = serde_json::from_slice(event.payload())?;
         tx.execute(
             "INSERT INTO customers AS c (id, city, moves) VALUES ($1, $2, 1)
@@ -107,16 +103,12 @@ impl Projection for Customers {
 /// A line for every event: nothing hides one that was handled twice or not at all.
 pub(crate) struct Timeline;
 
-impl Projection for Timeline {
+impl BatchProjection for Timeline {
     fn name(&self) -> &'static str {
         "timeline"
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
-        self.handle_batch(tx, std::slice::from_ref(event)).map(|_| ())
-    }
-
-    fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         let positions: Vec<i64> = events.iter().map(Event::global_position).collect();
         let aggregates: Vec<&str> = events.iter().map(Event::aggregate_id).collect();
         let versions: Vec<i64> = events.iter().map(Event::aggregate_version).collect();

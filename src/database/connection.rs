@@ -91,7 +91,7 @@ impl<'a> AsClient for Transaction<'a> {
     }
 }
 
-mod sealed {
+pub(crate) mod sealed {
     pub trait Sealed {}
 }
 

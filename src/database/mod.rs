@@ -22,6 +22,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{CancelToken, Client, Config, NoTls, Socket};
 
+pub(crate) use self::connection::sealed;
 pub use self::connection::{AsClient, Connection};
 use self::in_use::InUse;
 use self::pool::Notices;

@@ -72,7 +72,7 @@ impl Tail {
         let mut batch = Batch { end: upto, ..Batch::default() };
         let mut weight = 0;
         for (key, event) in self.events.range(first..).take_while(|(_, event)| event.global_position() <= upto) {
-            if range.keys.contains(*key) && scope.contains(event.bounded_context(), event.aggregate_type()) {
+            if range.keys.contains(*key) && scope.contains(event) {
                 weight += event.weight();
                 // At least one event is returned, whatever its size.
                 if let Some(last) = batch.events.last()

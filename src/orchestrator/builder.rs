@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
 use crate::plan::WorkerId;
-use crate::projection::Projection;
+use crate::projection::{BatchProjection, Batches, Each, Handler, Projection};
 use crate::status::Board;
 use crate::store::Names;
 use crate::threads::{Crew, Waker};
@@ -22,7 +22,7 @@ use crate::threads::{Crew, Waker};
 pub struct Builder {
     pub(super) database: Database,
     pub(super) config: Config,
-    pub(super) projections: Vec<Arc<dyn Projection>>,
+    pub(super) projections: Vec<Arc<dyn Handler>>,
     pub(super) metrics: Option<Metrics>,
 }
 
@@ -46,14 +46,19 @@ impl Orchestrator {
 }
 
 impl Builder {
-    /// Adds a projection. At least one is needed, and each name may occur once.
+    /// Adds a projection. At least one of any kind is needed, and each name may occur once. An
+    /// application that keeps a reference to it gives an [`Arc`].
     pub fn projection(self, projection: impl Projection + 'static) -> Self {
-        self.shared_projection(Arc::new(projection))
+        self.handler(Arc::new(Each(projection)))
     }
 
-    /// Adds a projection of which the application keeps a reference.
-    pub fn shared_projection(mut self, projection: Arc<dyn Projection>) -> Self {
-        self.projections.push(projection);
+    /// Adds a projection that takes many events at once.
+    pub fn batch_projection(self, projection: impl BatchProjection + 'static) -> Self {
+        self.handler(Arc::new(Batches(projection)))
+    }
+
+    fn handler(mut self, handler: Arc<dyn Handler>) -> Self {
+        self.projections.push(handler);
         self
     }
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use crate::config::Retry;
 use crate::error::Error;
-use crate::projection::Projection;
+use crate::projection::Handler;
 use crate::scope::{Scope, StartAt};
 use crate::store::Known;
 use crate::threads::caught;
 
 /// A projection, and what it says of itself.
 pub(super) struct Hosted {
-    pub(super) projection: Arc<dyn Projection>,
+    pub(super) handler: Arc<dyn Handler>,
     pub(super) known: Known,
     pub(super) scope: Scope,
     /// Its own settings, if it has any.
@@ -20,11 +20,14 @@ pub(super) struct Hosted {
 }
 
 impl Hosted {
-    pub(super) fn new(projection: Arc<dyn Projection>) -> Result<Self, Error> {
-        let name = asked("name() of a projection", || projection.name().to_owned())?;
-        let start_at = asked(&format!("start_at() of projection {name:?}"), || projection.start_at())?;
-        let scope = asked(&format!("scope() of projection {name:?}"), || projection.scope())?;
-        let retry = asked(&format!("retry() of projection {name:?}"), || projection.retry())?;
+    pub(super) fn new(handler: Arc<dyn Handler>) -> Result<Self, Error> {
+        let name = asked("name() of a projection", || handler.name().to_owned())?;
+        let start_at = asked(&format!("start_at() of projection {name:?}"), || handler.start_at())?;
+        let scope = asked(&format!("scope() of projection {name:?}"), || handler.scope())?;
+        if let Some(problem) = scope.problem() {
+            return Err(Error::config(format!("scope of projection {name:?}"), "unusable", problem));
+        }
+        let retry = asked(&format!("retry() of projection {name:?}"), || handler.retry())?;
         if let Some(retry) = &retry {
             retry.validate().map_err(|error| match error {
                 Error::InvalidConfig { field, value, problem } => {
@@ -38,7 +41,7 @@ impl Hosted {
                 format!("projection {name:?} cannot start there: positions begin with 1, and 0 is before the first");
             return Err(Error::config("start_at", position.to_string(), problem));
         }
-        Ok(Self { projection, known: Known { name, start_at }, scope, retry })
+        Ok(Self { handler, known: Known { name, start_at }, scope, retry })
     }
 
     pub(super) fn name(&self) -> &str {

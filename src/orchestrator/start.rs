@@ -126,7 +126,7 @@ impl Start {
             first,
             projections: self.registration.projections.clone(),
             feed: feed.clone(),
-            scope: union(self.projections.iter().map(|hosted| hosted.scope.clone())),
+            scope: Scope::union(self.projections.iter().map(|hosted| hosted.scope.clone())),
             bounds: self.config.bounds(),
             poll: self.config.event_poll,
             // For operators, the report is also a sign that the worker is alive.
@@ -178,7 +178,8 @@ impl Start {
                 context: context.clone(),
                 index,
                 lane,
-                projection: hosted.projection.clone(),
+                name: hosted.name().into(),
+                handler: hosted.handler.clone(),
                 scope: hosted.scope.clone(),
                 pool: pool.clone(),
                 feed: feed.clone(),
@@ -203,22 +204,4 @@ impl Start {
         }
         Ok(runners)
     }
-}
-
-/// Returns a scope that contains everything that any of these contains, and possibly more.
-fn union(scopes: impl Iterator<Item = Scope>) -> Scope {
-    let join = |a: Option<Vec<String>>, b: Option<Vec<String>>| {
-        a.zip(b).map(|(a, b)| {
-            let mut all = [a, b].concat();
-            all.sort();
-            all.dedup();
-            all
-        })
-    };
-    scopes
-        .reduce(|a, b| Scope {
-            aggregate_types: join(a.aggregate_types, b.aggregate_types),
-            bounded_contexts: join(a.bounded_contexts, b.bounded_contexts),
-        })
-        .unwrap_or_default()
 }

@@ -3,17 +3,18 @@
 
 use std::time::{Duration, Instant};
 
-use postgres::Transaction;
+use postgres::Statement;
 
 use super::failure::{self, Failure};
 use crate::error::BoxError;
 use crate::event::Event;
 use crate::metrics::ProjectionMetrics;
-use crate::projection::Projection;
+use crate::projection::Handler;
 use crate::store::events::Batch;
 use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Owner, Statements};
 use crate::store::session::{Session, Sessions};
 use crate::threads::caught;
+use crate::tx::{About, Kept, Tx};
 
 /// A batch that has taken this long is committed with the events handled so far. This keeps read
 /// models fresh and row locks short when handlers are slow.
@@ -29,7 +30,8 @@ pub(super) struct Committed {
 
 /// What is to be committed, and for which owner.
 pub(super) struct Job<'a> {
-    pub(super) projection: &'a dyn Projection,
+    pub(super) handler: &'a dyn Handler,
+    pub(super) about: About<'a>,
     /// Prepared on the same connection.
     pub(super) statements: &'a Statements,
     pub(super) owner: Owner,
@@ -44,31 +46,27 @@ pub(super) struct Job<'a> {
     pub(super) metrics: &'a ProjectionMetrics,
 }
 
-/// Handles the first events of a batch and moves the checkpoint, in one transaction. Between events
-/// it asks `interrupted`: once that returns true, the events handled so far are committed and the
-/// rest is left for later.
-pub(super) fn commit(
-    session: &mut Session,
-    job: &Job<'_>,
-    interrupted: impl Fn() -> bool,
-) -> Result<Committed, Failure> {
-    let outcome = handle_and_commit(session, job, interrupted);
-    outcome.map_err(|failure| if session.farewell().is_some() { failure.of_bystander() } else { failure })
+/// Handles the first events of a batch and moves the checkpoint, in one transaction. Once a pause is
+/// requested, the events handled so far are committed and the rest is left for later.
+pub(super) fn commit(session: &mut Session, kept: &mut Kept<Statement>, job: &Job<'_>) -> Result<Committed, Failure> {
+    let outcome = handle_and_commit(session, kept, job);
+    outcome.map_err(|failure| match failure {
+        failure if session.farewell().is_some() => failure.of_bystander(),
+        failure if kept.was_outdated() => failure.of_outdated(),
+        failure => failure,
+    })
 }
 
-fn handle_and_commit(
-    session: &mut Session,
-    job: &Job<'_>,
-    interrupted: impl Fn() -> bool,
-) -> Result<Committed, Failure> {
+fn handle_and_commit(session: &mut Session, kept: &mut Kept<Statement>, job: &Job<'_>) -> Result<Committed, Failure> {
     let Job { batch, metrics, .. } = job;
-    let mut tx = session.transaction().map_err(Failure::outside)?;
+    let transaction = session.transaction().map_err(Failure::outside)?;
+    let mut tx = Tx::new(transaction, kept, job.about);
     let mark = fence::mark(&mut tx, job.sessions, job.idle_limit).map_err(Failure::outside)?;
     let events = batch.events.get(..job.count).unwrap_or(&batch.events);
-    let handled = match handle(&mut tx, job.projection, events, metrics, interrupted) {
+    let handled = match handle(&mut tx, job, events) {
         Ok(handled) => handled,
         Err((error, handled)) => {
-            return Err(match fence::is_marked(&mut tx, &mark) {
+            return Err(match fence::is_marked(&mut *tx, &mark) {
                 // Anything that the handler committed by itself would be repeated with each attempt.
                 Ok(false) => transaction_ended(events),
                 Err(probe) if failure::is_connection_lost(&probe) => Failure::of_lost_handler(&*error, events, handled),
@@ -84,7 +82,7 @@ fn handle_and_commit(
     let position = if handled < batch.events.len() { last.position } else { batch.end };
     let begun = Instant::now();
     let refused = |error: postgres::Error| Failure::of_commit(&error, done);
-    match job.statements.advance(&mut tx, job.row, job.owner, position, last, &mark) {
+    match job.statements.advance(&mut *tx, job.row, job.owner, position, last, &mark) {
         Ok(Advanced::Moved) => {}
         // Dropping the transaction rolls it back.
         Ok(Advanced::Fenced) => return Err(Failure::Fenced),
@@ -96,21 +94,15 @@ fn handle_and_commit(
     Ok(Committed { position, events: handled })
 }
 
-/// Calls the handler until all events are handled, it is interrupted, or it has taken long enough.
-/// Returns how many events are handled, with the error if it failed at the next.
-fn handle(
-    tx: &mut Transaction<'_>,
-    projection: &dyn Projection,
-    events: &[Event],
-    metrics: &ProjectionMetrics,
-    interrupted: impl Fn() -> bool,
-) -> Result<usize, (BoxError, usize)> {
+/// Calls the handler until all events are handled, a pause is requested, or it has taken long
+/// enough. Returns how many events are handled, with the error if it failed at the next.
+fn handle(tx: &mut Tx<'_>, job: &Job<'_>, events: &[Event]) -> Result<usize, (BoxError, usize)> {
     let begun = Instant::now();
     let mut called = begun;
     let mut handled = 0;
-    let durations = metrics.processing_duration.local();
+    let durations = job.metrics.processing_duration.local();
     while let Some(rest) = events.get(handled..).filter(|rest| !rest.is_empty()) {
-        let outcome = caught(|| projection.handle_batch(tx, rest))
+        let outcome = caught(|| job.handler.handle(tx, rest))
             .unwrap_or_else(|message| Err(format!("the handler panicked: {message}").into()));
         let count = outcome
             .and_then(|count| match count {
@@ -123,7 +115,7 @@ fn handle(
         let seconds = (returned - called).as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         durations.observe(seconds);
         handled += count;
-        if interrupted() || returned - begun >= LONG_ENOUGH {
+        if tx.is_pause_requested() || returned - begun >= LONG_ENOUGH {
             break;
         }
         called = returned;

@@ -16,6 +16,8 @@ pub(super) enum Failure {
     /// Another transaction was in the way, or it happened outside a handler and says nothing of the
     /// connection. Nothing was committed.
     Transient(BoxError),
+    /// A statement that was kept for the handler is outdated. Nothing was committed.
+    Outdated(BoxError),
     /// The connection is lost or of no use, for a reason that is not the events'. It may be unknown
     /// whether the last commit succeeded.
     Connection(BoxError),
@@ -144,7 +146,8 @@ impl Failure {
             return Self::of_lost_handler(error, events, 0);
         }
         match subject {
-            Some(Subject::Prepared) => Self::Connection(naming(error, events.first())),
+            // The handler may have dropped the library's own statements (DEALLOCATE ALL).
+            Some(Subject::Prepared) => Self::Lost(naming(error, events.first())),
             _ => Self::of_handler(error, events, events.len() / 2),
         }
     }
@@ -154,6 +157,15 @@ impl Failure {
     pub(super) fn of_bystander(self) -> Self {
         match self {
             Self::Lost(error) => Self::Connection(error),
+            failure => failure,
+        }
+    }
+
+    /// The same failure, if a statement that was kept for the handler was outdated. The next attempt
+    /// prepares it again.
+    pub(super) fn of_outdated(self) -> Self {
+        match self {
+            Self::Handler { error, .. } => Self::Outdated(error),
             failure => failure,
         }
     }
@@ -168,6 +180,7 @@ impl Failure {
         match self {
             Self::Fenced => "the checkpoint is another worker's".to_owned(),
             Self::Transient(error)
+            | Self::Outdated(error)
             | Self::Connection(error)
             | Self::Lost(error)
             | Self::Unreadable(error)
@@ -245,6 +258,7 @@ mod tests {
         match failure {
             Failure::Fenced => "fenced",
             Failure::Transient(_) => "transient",
+            Failure::Outdated(_) => "outdated",
             Failure::Connection(_) => "connection",
             Failure::Lost(_) => "lost",
             Failure::Environment { .. } => "environment",
@@ -281,7 +295,7 @@ mod tests {
             ("25P04", "connection", "handler", "lost", "lost"),
             ("25006", "connection", "handler", "lost", "handler"),
             ("0A000", "connection", "handler", "lost", "handler"),
-            ("26000", "connection", "handler", "lost", "connection"),
+            ("26000", "connection", "handler", "lost", "lost"),
             ("40001", "transient", "transient", "lost", "transient"),
             ("40P01", "transient", "transient", "lost", "transient"),
             ("57014", "transient", "environment", "lost", "environment"),

@@ -110,7 +110,7 @@ impl<'a> Journal<'a> {
                     name = field(&name)
                 );
             }
-            Verdict::Reload | Verdict::ReloadLater => {
+            Verdict::Reload | Verdict::ReloadLater | Verdict::Repeat => {
                 self.metrics.retries.inc();
                 let error = failure.describe();
                 if self.reload_mentions.is_due() {

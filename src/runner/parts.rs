@@ -11,7 +11,7 @@ use crate::database::Pool;
 use crate::feed::prefetch::Request;
 use crate::feed::{Feed, Follower};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
-use crate::projection::Projection;
+use crate::projection::Handler;
 use crate::scope::Scope;
 use crate::store::fence::Owner;
 use crate::trust::Trust;
@@ -48,7 +48,9 @@ pub(crate) struct Runner {
     pub(crate) context: Context,
     pub(crate) index: usize,
     pub(crate) lane: usize,
-    pub(crate) projection: Arc<dyn Projection>,
+    /// The projection's name.
+    pub(crate) name: Box<str>,
+    pub(crate) handler: Arc<dyn Handler>,
     pub(crate) scope: Scope,
     pub(crate) pool: Pool,
     pub(crate) feed: Feed,

@@ -100,7 +100,8 @@ impl Trouble {
             _ => {}
         }
         let verdict = self.attempts.judge(failure);
-        self.is_failing |= !matches!(verdict, Verdict::Reload | Verdict::CommitFirst(_) | Verdict::Fenced);
+        self.is_failing |=
+            !matches!(verdict, Verdict::Reload | Verdict::Repeat | Verdict::CommitFirst(_) | Verdict::Fenced);
         if matches!(verdict, Verdict::Halt | Verdict::HaltForGood) {
             self.halted = Some(Halted::Waiting);
         }

@@ -17,6 +17,8 @@ pub(super) enum Verdict {
     CommitFirst(usize),
     /// Retry the batch.
     Retry,
+    /// Retry the batch at once, on the same connection. It does not count.
+    Repeat,
     /// Stop: the attempts are used up. Try again with one event after a long time.
     Halt,
     /// Stop until an operator has acted.
@@ -55,6 +57,7 @@ impl Attempts {
         match failure {
             Failure::Fenced => Verdict::Fenced,
             Failure::Transient(_) | Failure::Connection(_) => Verdict::Reload,
+            Failure::Outdated(_) => Verdict::Repeat,
             // Attempts that end with their connection are counted by the suspicion.
             Failure::Environment { handled: 0, .. } | Failure::Lost(_) => Verdict::ReloadLater,
             Failure::Suspected(_) => Verdict::Halt,
@@ -86,6 +89,7 @@ mod tests {
     #[test]
     fn failures_have_verdicts_and_only_the_events_count() {
         let transient = || Failure::Transient("a deadlock".into());
+        let outdated = || Failure::Outdated("the table was altered".into());
         let connection = || Failure::Connection("it is closed".into());
         let lost = || Failure::Lost("it is closed".into());
         let environment = |handled| Failure::Environment { error: "the disk is full".into(), handled };
@@ -99,6 +103,7 @@ mod tests {
             (3, 2, Failure::Fenced, Verdict::Fenced, 2),
             (3, 2, transient(), Verdict::Reload, 2),
             (1, 0, transient(), Verdict::Reload, 0),
+            (1, 0, outdated(), Verdict::Repeat, 0),
             (1, 0, connection(), Verdict::Reload, 0),
             (1, 0, lost(), Verdict::ReloadLater, 0),
             (3, 2, environment(0), Verdict::ReloadLater, 2),

@@ -23,6 +23,7 @@ use crate::store::attempts::{Report, State};
 use crate::store::events::{Batch, Range};
 use crate::store::fence::{Attempt, EventMark, Owner};
 use crate::threads::Pulse;
+use crate::tx::About;
 
 /// How often a runner that waits for a look of the tailer checks again. It is woken when the head
 /// moves.
@@ -66,7 +67,7 @@ pub(super) enum Step {
 
 impl Runner {
     fn name_and_lane(&self) -> (&str, usize) {
-        (self.projection.name(), self.lane)
+        (&self.name, self.lane)
     }
 
     pub(super) fn begin(&self, owner: Owner) -> Work<'_> {
@@ -209,10 +210,16 @@ impl Runner {
     }
 
     fn commit(&self, loaded: &mut Loaded, batch: &Batch, count: usize) -> Result<Committed, Failure> {
-        let Loaded { owner, connection: Connection { session, statements, .. }, rows, .. } = loaded;
+        let Loaded { owner, connection: Connection { session, statements, kept, .. }, rows, .. } = loaded;
         let Some(row) = rows.first() else { return Err(Failure::Fenced) };
+        let is_pause_requested = || !self.commands.is_empty() || self.context.stop.is_raised();
         let job = Job {
-            projection: &*self.projection,
+            handler: &*self.handler,
+            about: About {
+                projection: &self.name,
+                generation: owner.generation,
+                is_pause_requested: &is_pause_requested,
+            },
             statements,
             owner: *owner,
             row: &row.stored,
@@ -222,7 +229,7 @@ impl Runner {
             idle_limit: self.idle_limit,
             metrics: &self.metrics,
         };
-        batch::commit(session, &job, || !self.commands.is_empty() || self.context.stop.is_raised())
+        batch::commit(session, kept, &job)
     }
 }
 
@@ -304,7 +311,7 @@ impl Work<'_> {
                 let error: String = shown.chars().take(ERROR_CHARS).collect();
                 loaded.report(names, Report { state, error: &error, attempts: trouble.attempts_to_report(failure) });
             }
-            if matches!(failure, Failure::Transient(_) | Failure::Environment { .. }) {
+            if matches!(failure, Failure::Transient(_) | Failure::Outdated(_) | Failure::Environment { .. }) {
                 loaded.take_back(names, trouble.unclean_ends());
             }
             // Another session may have other settings: those that an operator has changed since.
@@ -326,6 +333,7 @@ impl Work<'_> {
                 Step::Again
             }
             Verdict::Retry => Step::Delay(trouble.retries.next_delay()),
+            Verdict::Repeat => Step::Delay(trouble.reloads.next_delay()),
             Verdict::Halt => Step::Halt(trouble.halted_interval),
             Verdict::HaltForGood => Step::Halt(None),
             Verdict::Fenced => Step::Fenced,

@@ -4,9 +4,8 @@
 
 use std::process::ExitCode;
 
-use postgres::Transaction;
 use pupsourcing_orchestrator::{
-    BoxError, Database, Event, Metrics, MetricsServer, Orchestrator, Projection, Scope, StartAt,
+    BatchProjection, BoxError, Database, Event, Metrics, MetricsServer, Orchestrator, Projection, Scope, StartAt, Tx,
 };
 
 #[path = "../../examples/support/app.rs"]
@@ -27,7 +26,7 @@ struct Panicking<P> {
     aborts_on: Option<String>,
 }
 
-impl<P: Projection> Panicking<P> {
+impl<P> Panicking<P> {
     /// When the handler has done its work, so that there is something to undo.
     fn panic_perhaps(&self) {
         if fastrand::f64() < self.aborts {
@@ -43,6 +42,13 @@ impl<P: Projection> Panicking<P> {
     }
 }
 
+/// The neighbour gives the role a time that is shorter than the locks and pauses of these handlers;
+/// the server then cancels statements that would have succeeded, and each counts as an attempt. A
+/// handler that takes longer than its role allows has to say so.
+fn allow_time(tx: &mut Tx<'_>) -> Result<(), BoxError> {
+    Ok(tx.batch_execute("SET LOCAL statement_timeout = 0")?)
+}
+
 impl<P: Projection> Projection for Panicking<P> {
     fn name(&self) -> &str {
         self.projection.name()
@@ -56,17 +62,30 @@ impl<P: Projection> Projection for Panicking<P> {
         self.projection.start_at()
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
+        allow_time(tx)?;
         self.projection.handle(tx, event)?;
         self.abort_perhaps(std::slice::from_ref(event));
         self.panic_perhaps();
         Ok(())
     }
+}
 
-    fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
-        // The neighbour gives the role one that is shorter than the locks and pauses of these handlers; the server then cancels statements
-        // that would have succeeded, and each counts as an attempt. A handler that takes longer than its role allows has to say so.
-        tx.batch_execute("SET LOCAL statement_timeout = 0")?;
+impl<P: BatchProjection> BatchProjection for Panicking<P> {
+    fn name(&self) -> &str {
+        self.projection.name()
+    }
+
+    fn scope(&self) -> Scope {
+        self.projection.scope()
+    }
+
+    fn start_at(&self) -> StartAt {
+        self.projection.start_at()
+    }
+
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        allow_time(tx)?;
         let handled = self.projection.handle_batch(tx, events)?;
         self.abort_perhaps(events);
         self.panic_perhaps();
@@ -86,7 +105,7 @@ fn run() -> Result<(), BoxError> {
     let metrics = Metrics::new()?;
     let builder = Orchestrator::builder(database.clone(), "chaos")
         .options_from_env("ORCHESTRATOR_")?
-        .projection(Panicking { projection: EventTypeCounts, panics, aborts, aborts_on })
+        .batch_projection(Panicking { projection: EventTypeCounts, panics, aborts, aborts_on })
         .projection(Panicking { projection: AggregateActivity, panics, aborts, aborts_on: None })
         .metrics(metrics.clone());
     let orchestrator = builder.build()?;

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use postgres::{Client, Transaction};
-use pupsourcing_orchestrator::{BoxError, Builder, Database, Error, Event, Names, Orchestrator, Projection, Retry};
+use postgres::Client;
+use pupsourcing_orchestrator::{BoxError, Builder, Database, Error, Event, Names, Orchestrator, Projection, Retry, Tx};
 
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{Options, PrivatePostgres, TestDatabase, database, eventually};
@@ -18,7 +18,7 @@ impl Projection for Named {
         &self.0
     }
 
-    fn handle(&self, _: &mut Transaction<'_>, _: &Event) -> Result<(), BoxError> {
+    fn handle(&self, _: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {
         Err("nothing is ever handled here".into())
     }
 }

@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded, never, unbounded};
-use postgres::Transaction;
-use pupsourcing_orchestrator::{BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection, Scope};
+use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, EventStore, ExpectedVersion, NewEvent, Scope, Tx};
 
 use crate::support::handlers::{meddled, prepared};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
@@ -75,16 +74,12 @@ struct InBulk {
     took: Sender<Duration>,
 }
 
-impl Projection for InBulk {
+impl BatchProjection for InBulk {
     fn name(&self) -> &str {
         "in_bulk"
     }
 
-    fn handle(&self, _: &mut Transaction<'_>, _: &Event) -> Result<(), BoxError> {
-        Err("only batches are handled".into())
-    }
-
-    fn handle_batch(&self, _: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+    fn handle_batch(&self, _: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         let begun = Instant::now();
         _ = never::<()>().recv_timeout(Duration::from_millis(100));
         self.took.send(begun.elapsed())?;
@@ -98,7 +93,7 @@ fn events_handled_in_bulk_are_measured_by_their_mean() {
     let mut client = prepared(&database);
     append_plainly(&mut client, 100, 10);
     let (took, calls) = unbounded();
-    let worker = start(builder(database.url(), "set"), vec![Box::new(InBulk { took })]);
+    let worker = start(builder(database.url(), "set").batch_projection(InBulk { took }), vec![]);
     eventually("all events are handled", SOON, || {
         (projection_metric(&worker, "events_processed_total", "in_bulk") == Some(100.0)).then_some(())
     });

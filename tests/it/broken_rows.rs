@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use postgres::{Client, NoTls, Transaction};
-use pupsourcing_orchestrator::{BoxError, Event, Handle, Projection, ProjectionState};
+use postgres::{Client, NoTls};
+use pupsourcing_orchestrator::{BoxError, Event, Handle, Projection, ProjectionState, Tx};
 
 use crate::support::cluster::{assert_keys_are_covered, generation};
 use crate::support::handlers::prepared;
@@ -280,7 +280,7 @@ impl Projection for OrdersPlaced {
         "orders_placed"
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         if event.event_type() == "OrderPlaced" {
             tx.execute(
                 "INSERT INTO orders_placed AS o VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET times = o.times + 1",

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
-use postgres::{Client, NoTls, Transaction};
+use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{
-    BoxError, Error, Event, Handle, Metrics, MetricsServer, Names, Orchestrator, Projection, Scope, StartAt,
+    BoxError, Error, Event, Handle, Metrics, MetricsServer, Names, Orchestrator, Projection, Scope, StartAt, Tx,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -108,7 +108,7 @@ impl Projection for Panics {
         StartAt::Beginning
     }
 
-    fn handle(&self, _: &mut Transaction<'_>, _: &Event) -> Result<(), BoxError> {
+    fn handle(&self, _: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {
         Ok(())
     }
 }
@@ -220,7 +220,7 @@ impl Projection for EndsItself {
         self.ledger.name
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         if let Some(handle) = self.handle.lock().unwrap().take() {
             self.ended.send((self.end)(handle)).unwrap();
         }

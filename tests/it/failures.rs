@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
-use postgres::{Client, Transaction};
-use pupsourcing_orchestrator::{BoxError, Event, Handle, Projection, ProjectionState, ProjectionStatus, Retry};
+use postgres::Client;
+use pupsourcing_orchestrator::{
+    BatchProjection, BoxError, Builder, Event, Handle, Projection, ProjectionState, ProjectionStatus, Retry, Tx,
+};
 
 use crate::support::handlers::{meddled, prepared};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
@@ -20,8 +22,12 @@ const FIRST_DELAY: Duration = Duration::from_millis(40);
 
 /// A worker whose projections are tried three times.
 fn start_impatient(database: &TestDatabase, projections: Vec<Box<dyn Projection>>) -> Handle {
+    start(impatient(database), projections)
+}
+
+fn impatient(database: &TestDatabase) -> Builder {
     let retry = Retry::default().attempts(3).first_delay(FIRST_DELAY);
-    start(builder(database.url(), "set").retry(retry), projections)
+    builder(database.url(), "set").retry(retry)
 }
 
 /// Counts the calls for one event, and notes when they were.
@@ -240,16 +246,12 @@ fn an_error_that_comes_with_the_commit_halts_as_well() {
 /// Says that it handled this many more events than it did, or none.
 struct Miscounts(fn(usize) -> usize);
 
-impl Projection for Miscounts {
+impl BatchProjection for Miscounts {
     fn name(&self) -> &str {
         "miscounts"
     }
 
-    fn handle(&self, _: &mut Transaction<'_>, _: &Event) -> Result<(), BoxError> {
-        Ok(())
-    }
-
-    fn handle_batch(&self, tx: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         tx.execute("INSERT INTO ledger (projection, global_position, aggregate_id, aggregate_version) VALUES ('miscounts', 0, '', 0)", &[])?;
         Ok(self.0(events.len()))
     }
@@ -264,7 +266,7 @@ fn a_count_that_cannot_be_is_refused_by_name() {
         let database = database();
         let mut client = prepared(&database);
         append_plainly(&mut client, 10, 2);
-        let worker = start_impatient(&database, vec![Box::new(Miscounts(count))]);
+        let worker = start(impatient(&database).batch_projection(Miscounts(count)), vec![]);
         let error = await_halted(&worker, "miscounts").error.unwrap();
         assert!(error.contains(message), "{error}");
         assert_eq!(handled(&mut client, "miscounts"), 0);

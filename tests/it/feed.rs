@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
-use postgres::{Client, NoTls, Transaction};
+use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{
-    BoxError, Database, Event, EventStore, ExpectedVersion, NewEvent, Orchestrator, Projection, Scope, StartAt,
+    BatchProjection, BoxError, Database, Event, EventStore, ExpectedVersion, NewEvent, Orchestrator, Projection, Scope,
+    StartAt, Tx,
 };
 
 use crate::support::handlers::{Meddled, meddled, prepared};
@@ -177,7 +178,7 @@ fn a_handler_that_stands_still_holds_no_snapshot() {
     // It is quick until nobody takes what it sends, so that the reader is what is waited for.
     let (slices, seen) = bounded(10);
     let builder = builder(database.url(), "set").batch_size(20).batch_bytes(16 << 20);
-    let worker = start(builder, vec![Box::new(Recorder { slices })]);
+    let worker = start(builder.batch_projection(Recorder { slices }), vec![]);
     eventually("the handler stands still", SOON, || seen.is_full().then_some(()));
     // What comes next is being read meanwhile.
     let snapshots = "SELECT count(*) FROM pg_stat_activity
@@ -209,16 +210,12 @@ struct Recorder {
     slices: Sender<(usize, usize)>,
 }
 
-impl Projection for Recorder {
+impl BatchProjection for Recorder {
     fn name(&self) -> &str {
         "recorder"
     }
 
-    fn handle(&self, _: &mut Transaction<'_>, _: &Event) -> Result<(), BoxError> {
-        Err("only batches are handled".into())
-    }
-
-    fn handle_batch(&self, _: &mut Transaction<'_>, events: &[Event]) -> Result<usize, BoxError> {
+    fn handle_batch(&self, _: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         self.slices.send((events.len(), events.iter().map(weight).sum()))?;
         Ok(events.len())
     }
@@ -254,7 +251,7 @@ fn batches_keep_within_their_bounds() {
     append(&[MIB; 5]);
     append(&[20 * MIB]);
     let configured = builder(database.url(), "set").batch_size(10).batch_bytes(2 * MIB);
-    let worker = start(configured, vec![Box::new(Recorder { slices })]);
+    let worker = start(configured.batch_projection(Recorder { slices }), vec![]);
     let got = await_events(40);
     check(&got, "read ahead");
     assert_eq!(got.iter().filter(|(events, _)| *events == 10).count(), 2, "full batches: {got:?}");
@@ -384,7 +381,7 @@ fn a_projection_can_be_shared_with_the_application() {
     let database = database();
     let mut client = prepared(&database);
     let shared: Arc<dyn Projection> = Arc::new(Ledger::named("p"));
-    let orchestrator = builder(database.url(), "set").shared_projection(shared.clone()).build().unwrap();
+    let orchestrator = builder(database.url(), "set").projection(shared.clone()).build().unwrap();
     let worker = orchestrator.start().unwrap();
     append_plainly(&mut client, 10, 2);
     eventually("all events are handled", SOON, || is_complete(&mut client, shared.name()).then_some(()));

@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use postgres::Transaction;
-use pupsourcing_orchestrator::{BoxError, Error, Event, Projection};
+use pupsourcing_orchestrator::{BoxError, Error, Event, Projection, Tx};
 
 use crate::support::cluster::{assert_keys_are_covered, state_of};
 use crate::support::handlers::{meddled, prepared};
@@ -51,7 +50,7 @@ impl Projection for Stuck {
         "p"
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         _ = self.0.try_send(());
         _ = self.1.recv();
         Ledger::named("p").handle(tx, event)

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use postgres::{Client, NoTls, Transaction};
-use pupsourcing_orchestrator::{BoxError, Error, Event, Projection};
+use postgres::{Client, NoTls};
+use pupsourcing_orchestrator::{BoxError, Error, Event, Projection, Tx};
 
 use crate::probes::{assert_alive, await_unready};
 use crate::support::cluster::state_of;
@@ -94,7 +94,7 @@ impl Projection for Waiting {
         self.ledger.name
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         _ = self.begun.try_send(());
         tx.batch_execute("LOCK TABLE wanted")?;
         self.ledger.handle(tx, event)

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use postgres::{Client, Transaction};
-use pupsourcing_orchestrator::{BoxError, Event, Handle, Projection, ProjectionState, Retry};
+use postgres::Client;
+use pupsourcing_orchestrator::{BoxError, Event, Handle, Projection, ProjectionState, Retry, Tx};
 
 use crate::support::cluster::{assert_keys_are_covered, newest, positions};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, await_progress, is_complete};
@@ -70,7 +70,7 @@ impl Projection for Meets {
         "p"
     }
 
-    fn handle(&self, _: &mut Transaction<'_>, _: &Event) -> Result<(), BoxError> {
+    fn handle(&self, _: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {
         self.0.send(std::thread::current().name().unwrap_or_default().to_owned())?;
         Ok(self.1.recv()?)
     }
@@ -99,7 +99,7 @@ impl Projection for Hates {
         "p"
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         if event.aggregate_id() == self.0 {
             return Err("not that one".into());
         }

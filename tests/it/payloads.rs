@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use postgres::{Client, Transaction};
+use postgres::Client;
 use pupsourcing_orchestrator::{
-    AppendError, BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection, ProjectionState, Scope,
+    AppendError, BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection, ProjectionState, Scope, Tx,
 };
 
 use crate::support::cluster::assert_read_models_become_right;
@@ -31,7 +31,7 @@ impl Projection for Copies {
         "copies"
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         tx.execute(
             "INSERT INTO copies VALUES ($1, $2, $3, $4, $5, $6, $7, $8, octet_length($9::bytea), sha256($9), $10, $11, $12, $13)",
             &[

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use postgres::{Client, NoTls, Transaction};
+use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{
-    BoxError, Event, Handle, Passing, Projection, ProjectionState, ProjectionStatus, Retry,
+    BoxError, Event, Handle, Passing, Projection, ProjectionState, ProjectionStatus, Retry, Tx,
 };
 use uuid::Uuid;
 
@@ -275,7 +275,7 @@ fn a_batch_that_ended_two_attempts_is_handled_event_by_event() {
 }
 
 /// Lets the fifth of ten events fail in this way, and returns the error with which it halts.
-fn halts(poison: impl Fn(&mut Transaction<'_>) -> Result<(), BoxError> + Send + Sync + 'static) -> String {
+fn halts(poison: impl Fn(&mut Tx<'_>) -> Result<(), BoxError> + Send + Sync + 'static) -> String {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);
@@ -407,7 +407,7 @@ impl Projection for Stubborn {
         self.1.map(|attempts| impatient().attempts(attempts))
     }
 
-    fn handle(&self, _: &mut Transaction<'_>, _: &Event) -> Result<(), BoxError> {
+    fn handle(&self, _: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {
         self.2.fetch_add(1, Ordering::Relaxed);
         Err("no".into())
     }

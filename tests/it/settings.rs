@@ -7,9 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
-use postgres::{Client, IsolationLevel, NoTls, Transaction};
+use postgres::{Client, IsolationLevel, NoTls};
 use pupsourcing_orchestrator::{
-    BoxError, Event, EventStore, ExpectedVersion, Handle, Projection, ProjectionState, Scope, StartAt,
+    BoxError, Event, EventStore, ExpectedVersion, Handle, Projection, ProjectionState, Scope, StartAt, Tx,
 };
 
 use crate::bad_input::{SOON, assert_says, orchestrator, start_refused, stranger};
@@ -234,7 +234,7 @@ impl Projection for Notes {
         "p"
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         // Slow enough to be in the middle of its events when the other worker leaves.
         crossbeam_channel::never::<()>().recv_timeout(Duration::from_micros(500)).unwrap_err();
         let values = (event.global_position(), event.aggregate_id(), event.aggregate_version());
@@ -337,7 +337,7 @@ impl Projection for Meddler {
         StartAt::Beginning
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         tx.batch_execute(self.setting)?;
         Ledger::named(self.name).handle(tx, event)
     }

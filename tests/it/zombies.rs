@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use postgres::Transaction;
-use pupsourcing_orchestrator::{BoxError, Builder, Event, Handle, Projection};
+use pupsourcing_orchestrator::{BoxError, Builder, Event, Handle, Projection, Tx};
 
 use crate::support::cluster::{assert_keys_are_covered, await_gone, backends_of, state_of};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
@@ -24,7 +23,7 @@ impl Projection for Gated {
         self.ledger.name
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         self.ledger.handle(tx, event)?;
         _ = self.entered.try_send(());
         // Its disconnection lets everybody go.

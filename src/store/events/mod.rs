@@ -24,8 +24,20 @@ pub(crate) use batch::{Batch, Bounds, Range, ReadError, UnreadableEvent};
 const LIGHT_SHARES: usize = 4;
 
 /// The bounds of the positions, the keys, the aggregate types and the contexts, the number of
-/// events, and the bytes: of light events or of all together, and of one event.
-type Wanted = (i64, i64, Option<KeySet>, Option<Vec<String>>, Option<Vec<String>>, i64, i64, i64);
+/// events, the bytes: of light events or of all together, and of one event; the event types, and what
+/// the metadata contains.
+type Wanted = (
+    i64,
+    i64,
+    Option<KeySet>,
+    Option<Vec<String>>,
+    Option<Vec<String>>,
+    i64,
+    i64,
+    i64,
+    Option<Vec<String>>,
+    Option<String>,
+);
 
 /// Reads events of a scope within bounds, on the connection on which it was prepared.
 ///
@@ -37,6 +49,7 @@ type Wanted = (i64, i64, Option<KeySet>, Option<Vec<String>>, Option<Vec<String>
 pub(crate) struct EventReader {
     light: Prepared<Wanted>,
     weighed: Prepared<Wanted>,
+    metadata: Option<String>,
     scope: Scope,
     bounds: Bounds,
     gives_keys: bool,
@@ -72,6 +85,7 @@ impl EventReader {
         Ok(Self {
             light: Prepared::on(client, &light)?,
             weighed: Prepared::on(client, &weighed)?,
+            metadata: scope.metadata_object(),
             scope,
             bounds,
             gives_keys,
@@ -158,7 +172,7 @@ impl EventReader {
 
     fn wanted<'a>(&'a self, range: &'a Range, limit: usize, bytes: usize) -> <Wanted as Parameters>::Values<'a> {
         let whole = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        let Scope { aggregate_types, bounded_contexts } = &self.scope;
+        let Scope { aggregate_types, bounded_contexts, event_types, .. } = &self.scope;
         (
             range.after,
             range.upto,
@@ -169,6 +183,8 @@ impl EventReader {
             whole(limit),
             whole(bytes),
             whole(self.bounds.event_bytes),
+            event_types.as_deref(),
+            self.metadata.as_deref(),
         )
     }
 
@@ -218,6 +234,7 @@ fn matching(names: &Names) -> String {
         "SELECT *, {weight} AS weight FROM {events} WHERE global_position > $1 AND global_position <= $2
          AND ($3::int4multirange IS NULL OR coalesce($3::int4multirange @> {event_key}, false))
          AND ($4::text[] IS NULL OR aggregate_type = ANY ($4)) AND ($5::text[] IS NULL OR bounded_context = ANY ($5))
+         AND ($9::text[] IS NULL OR event_type = ANY ($9)) AND ($10::text IS NULL OR coalesce(metadata::jsonb @> $10::jsonb, false))
          ORDER BY global_position LIMIT $6",
         &[("weight", &columns::weight_sql())],
     )

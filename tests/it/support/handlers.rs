@@ -1,13 +1,13 @@
 //! Projections that do what a test wants.
 
-use postgres::{Client, Transaction};
-use pupsourcing_orchestrator::{BoxError, Event, Names, Projection, Scope, StartAt};
+use postgres::Client;
+use pupsourcing_orchestrator::{BoxError, Event, Names, Projection, Scope, StartAt, Tx};
 
 use super::TestDatabase;
 use super::ledger::Ledger;
 
 /// What a test does with each event before it goes into the ledger.
-pub(crate) type Before = dyn Fn(&mut Transaction<'_>, &Event) -> Result<(), BoxError> + Send + Sync;
+pub(crate) type Before = dyn Fn(&mut Tx<'_>, &Event) -> Result<(), BoxError> + Send + Sync;
 
 /// A ledger whose handler first does something of the test's.
 pub(crate) struct Meddled {
@@ -18,7 +18,7 @@ pub(crate) struct Meddled {
 /// A ledger whose handler first does this.
 pub(crate) fn meddled(
     name: &'static str,
-    before: impl Fn(&mut Transaction<'_>, &Event) -> Result<(), BoxError> + Send + Sync + 'static,
+    before: impl Fn(&mut Tx<'_>, &Event) -> Result<(), BoxError> + Send + Sync + 'static,
 ) -> Box<dyn Projection> {
     Box::new(Meddled { ledger: Ledger::named(name), before: Box::new(before) })
 }
@@ -36,7 +36,7 @@ impl Projection for Meddled {
         self.ledger.start_at()
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         (self.before)(tx, event)?;
         self.ledger.handle(tx, event)
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use postgres::{Client, GenericClient, Transaction};
-use pupsourcing_orchestrator::{BoxError, Event, NewEvent, Projection, Scope, StartAt};
+use postgres::{Client, GenericClient};
+use pupsourcing_orchestrator::{BoxError, Event, NewEvent, Projection, Scope, StartAt, Tx};
 
 use super::cluster::assert_keys_are_covered;
 use super::eventually;
@@ -51,7 +51,7 @@ impl Projection for Ledger {
         self.start_at
     }
 
-    fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         if !self.takes.is_zero() {
             crossbeam_channel::never::<()>().recv_timeout(self.takes).unwrap_err();
         }

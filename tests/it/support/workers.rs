@@ -21,9 +21,7 @@ pub(crate) fn builder(url: &str, replica_set: &str) -> Builder {
 
 /// Migrates, and starts a worker with these projections.
 pub(crate) fn start(builder: Builder, projections: Vec<Box<dyn Projection>>) -> Handle {
-    let builder = projections
-        .into_iter()
-        .fold(builder, |builder, projection| builder.shared_projection(std::sync::Arc::from(projection)));
+    let builder = projections.into_iter().fold(builder, Builder::projection);
     let orchestrator = builder.build().unwrap();
     orchestrator.migrate().unwrap();
     orchestrator.start().unwrap()

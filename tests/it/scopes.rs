@@ -1,0 +1,105 @@
+//! Which events a projection is given.
+
+use std::time::Duration;
+
+use postgres::Client;
+use pupsourcing_orchestrator::{EventStore, ExpectedVersion, NewEvent, Scope};
+use serde_json::json;
+
+use crate::support::database;
+use crate::support::eventually;
+use crate::support::handlers::prepared;
+use crate::support::ledger::{Ledger, handled};
+use crate::support::workers::{builder, start};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn ledger(name: &'static str, scope: Scope) -> Ledger {
+    Ledger { scope, ..Ledger::named(name) }
+}
+
+fn positions(client: &mut Client, projection: &str) -> Vec<i64> {
+    let sql = "SELECT global_position FROM ledger WHERE projection = $1 ORDER BY seq";
+    client.query(sql, &[&projection]).unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+/// Both ways to the events: the database is read while the worker catches up, and memory later.
+#[test]
+fn event_types_and_metadata_are_filtered_alike_everywhere() {
+    let database = database();
+    let mut client = prepared(&database);
+    let store = EventStore::default();
+    let append = |client: &mut Client, id: &str| {
+        let event = |event_type: &str| NewEvent::new("test", "Thing", id, event_type, "{}");
+        let events = [
+            event("Placed").metadata(json!({"tenant": "a", "user": "u"})),
+            event("Placed").metadata(json!({"tenant": "b"})),
+            event("Paid").metadata(json!({"tenant": "a"})),
+            event("Paid").metadata(json!(["tenant", "a"])),
+            event("Sent"),
+            event("Placed").metadata(json!({"tenant": "a", "user": 1})),
+        ];
+        store.append(client, ExpectedVersion::Any, &events).unwrap();
+        store.hint(client);
+    };
+    append(&mut client, "before");
+    let (placed, tenant, both) = (
+        Scope::all().event_types(["Placed", "Never"]),
+        Scope::all().metadata("tenant", "a"),
+        Scope::all().event_types(["Placed"]).metadata("tenant", "a").metadata("user", "u"),
+    );
+    let builder = builder(database.url(), "set")
+        .projection(ledger("placed", placed))
+        .projection(ledger("tenant", tenant))
+        .projection(ledger("both", both))
+        .projection(ledger("none", Scope::all().event_types([""; 0])));
+    let worker = start(builder, vec![]);
+    let expect = |client: &mut Client, placed: &[i64], tenant: &[i64], both: &[i64]| {
+        eventually("all events are seen", SOON, || {
+            let newest: i64 = client.query_one("SELECT max(global_position) FROM events", &[]).unwrap().get(0);
+            worker.status().projections.values().all(|p| p.position == Some(newest)).then_some(())
+        });
+        assert_eq!(positions(client, "placed"), placed);
+        assert_eq!(positions(client, "tenant"), tenant);
+        assert_eq!(positions(client, "both"), both);
+        assert_eq!(handled(client, "none"), 0);
+    };
+    expect(&mut client, &[1, 2, 6], &[1, 3, 6], &[1]);
+    append(&mut client, "after");
+    expect(&mut client, &[1, 2, 6, 7, 8, 12], &[1, 3, 6, 7, 9, 12], &[1, 7]);
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_projection_of_rare_events_is_cheap_and_its_checkpoint_moves() {
+    const EVENTS: i64 = 300_000;
+    let database = database();
+    let mut client = prepared(&database);
+    let fill = |client: &mut Client, from: i64| {
+        client
+            .execute(
+                "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+                 SELECT 'test', 'Thing', 'thing-' || i % 100, i, gen_random_uuid(),
+                        CASE i WHEN $1::bigint + $2::bigint / 2 THEN 'Rare' ELSE 'Common' END, 'x' FROM generate_series($1::bigint + 1, $1::bigint + $2::bigint) AS i ORDER BY i",
+                &[&from, &EVENTS],
+            )
+            .unwrap();
+    };
+    fill(&mut client, 0);
+    let checkpoint = |client: &mut Client| -> i64 {
+        client.query_one("SELECT min(position) FROM orchestrator_checkpoints", &[]).unwrap().get(0)
+    };
+    let builder = builder(database.url(), "set").projection(ledger("rare", Scope::all().event_types(["Rare"])));
+    let worker = start(builder, vec![]);
+    for (round, from) in [(1, 0), (2, EVENTS)] {
+        if from > 0 {
+            fill(&mut client, from);
+        }
+        let newest: i64 = client.query_one("SELECT max(global_position) FROM events", &[]).unwrap().get(0);
+        eventually("the checkpoint has moved", SOON, || (checkpoint(&mut client) == newest).then_some(()));
+        assert_eq!(handled(&mut client, "rare"), round);
+    }
+    let status = &worker.status().projections["rare"];
+    assert_eq!((status.events, status.lag), (2, Some(0)));
+    worker.shutdown(SOON).unwrap();
+}
