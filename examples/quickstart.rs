@@ -291,7 +291,8 @@ fn write(mut client: Connection, hurry: &AtomicBool, stop: &Receiver<()>) -> Res
     // Nothing is ever sent.
     while stop.recv_timeout(rest()) == Err(RecvTimeoutError::Timeout) {
         let mut tx = client.transaction()?;
-        store.append(&mut tx, ExpectedVersion::Any, &shop::next_events())?;
+        let (stream, events) = shop::next_events()?;
+        store.append(&mut tx, &stream, ExpectedVersion::Any, &events)?;
         if fastrand::u8(..5) == 0 {
             thread::sleep(Duration::from_millis(fastrand::u64(1..30)));
         }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use postgres::types::{ToSql, Type};
 use postgres::{Client, Statement};
-use pupsourcing_orchestrator::{EventStore, ExpectedVersion, NewEvent};
+use pupsourcing_orchestrator::{EventStore, ExpectedVersion, NewEvent, StreamId};
 use uuid::Uuid;
 
 use crate::lab::{Filling, Lab};
@@ -140,9 +140,11 @@ impl Appender {
     fn call(&mut self, id: &str, version: i64) {
         if let Way::Append = self.way {
             let expected = if version == 0 { ExpectedVersion::NoStream } else { ExpectedVersion::Exact(version) };
-            let event = || NewEvent::new("shop", "Order", id, "OrderPlaced", PAYLOAD);
+            let event = || NewEvent::new("OrderPlaced", PAYLOAD);
             let events: Vec<NewEvent> = std::iter::repeat_with(event).take(self.events).collect();
-            EventStore::default().append(&mut self.client, expected, &events).unwrap();
+            EventStore::default()
+                .append(&mut self.client, &StreamId::new("shop", "Order", id), expected, &events)
+                .unwrap();
             return;
         }
         let ids: Vec<Uuid> = std::iter::repeat_with(Uuid::new_v4).take(self.events).collect();

@@ -4,7 +4,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use pupsourcing_orchestrator::{EventStore, ExpectedVersion, NewEvent};
+use pupsourcing_orchestrator::{EventStore, ExpectedVersion, NewEvent, StreamId};
 
 use crate::support::server::connect;
 
@@ -47,10 +47,10 @@ fn write(url: &str, pace: Pace, stop: &Receiver<()>) -> usize {
         if stop.recv_deadline(next) != Err(RecvTimeoutError::Timeout) {
             return appended;
         }
-        let id = format!("order-{}", fastrand::u16(..1_000));
-        let event = || NewEvent::new("shop", "Order", id.as_str(), "OrderPlaced", [b'x'; 200]);
+        let order = StreamId::new("shop", "Order", format!("order-{}", fastrand::u16(..1_000)));
+        let event = || NewEvent::new("OrderPlaced", [b'x'; 200]);
         let events: Vec<NewEvent> = std::iter::repeat_with(event).take(pace.events).collect();
-        store.append(&mut client, ExpectedVersion::Any, &events).unwrap();
+        store.append(&mut client, &order, ExpectedVersion::Any, &events).unwrap();
         if pace.hints {
             store.hint(&mut client);
         }

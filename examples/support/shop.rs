@@ -1,36 +1,56 @@
 //! A shop: what happens in it, three read models of that, and what tells whether they are right.
 
-use postgres::Client;
-use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, NewEvent, Projection, Scope, Tx};
-use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
-/// What somebody does next: events of one aggregate, some new, some well known.
-pub(crate) fn next_events() -> Vec<NewEvent> {
-    let new_id = fastrand::u64(..);
-    match fastrand::u8(..10) {
-        0..4 => {
-            let order = |kind, payload| event("Order", format!("order-{new_id:016x}"), kind, &payload);
-            let day = format!("2026-03-{:02}", fastrand::u8(1..=31));
-            let placed = json!({"day": day, "cents": fastrand::u32(100..50_000)});
-            vec![order("OrderPlaced", placed), order("OrderPaid", json!({})), order("OrderShipped", json!({}))]
-        }
-        4..8 => {
-            let item = || {
-                let article = fastrand::u32(..10_000);
-                event("Cart", format!("cart-{new_id:016x}"), "ItemAdded", &json!({"article": article}))
-            };
-            std::iter::repeat_with(item).take(fastrand::usize(1..=6)).collect()
-        }
-        _ => {
-            let city = ["Amsterdam", "Bogotá", "Cairo", "Dhaka", "Edinburgh"][fastrand::usize(..5)];
-            let id = format!("customer-{}", fastrand::u8(..200));
-            vec![event("Customer", id, "CustomerMoved", &json!({"city": city}))]
-        }
-    }
+use postgres::Client;
+use pupsourcing_orchestrator::{
+    BatchProjection, BoxError, EncodeError, Event, NewEvent, Projection, Scope, StreamId, Tx,
+};
+use serde::{Deserialize, Serialize};
+
+/// What happens to an order.
+#[derive(Serialize, Deserialize)]
+enum OrderEvent {
+    Placed { day: String, cents: i64 },
+    Paid,
+    Shipped,
 }
 
-fn event(aggregate_type: &str, id: String, event_type: &str, payload: &Value) -> NewEvent {
-    NewEvent::new("shop", aggregate_type, id, event_type, payload.to_string())
+/// What happens to a cart.
+#[derive(Serialize, Deserialize)]
+enum CartEvent {
+    ItemAdded { article: u32 },
+}
+
+/// What happens to a customer.
+#[derive(Serialize, Deserialize)]
+enum CustomerEvent {
+    CustomerMoved { city: String },
+}
+
+/// What happens next: events of one aggregate, which is often a new one.
+pub(crate) fn next_events() -> Result<(StreamId, Vec<NewEvent>), EncodeError> {
+    let new_id = fastrand::u64(..);
+    let stream = |aggregate_type: &str, id: String| StreamId::new("shop", aggregate_type, id);
+    Ok(match fastrand::u8(..10) {
+        0..4 => {
+            let day = format!("2026-03-{:02}", fastrand::u8(1..=31));
+            let placed = OrderEvent::Placed { day, cents: fastrand::i64(100..50_000) };
+            let events = [placed, OrderEvent::Paid, OrderEvent::Shipped];
+            let events = events.iter().map(NewEvent::encode).collect::<Result<_, _>>()?;
+            (stream("Order", format!("order-{new_id:016x}")), events)
+        }
+        4..8 => {
+            let item = || NewEvent::encode(&CartEvent::ItemAdded { article: fastrand::u32(..10_000) });
+            let events = std::iter::repeat_with(item).take(fastrand::usize(1..=6));
+            (stream("Cart", format!("cart-{new_id:016x}")), events.collect::<Result<_, _>>()?)
+        }
+        _ => {
+            let city = ["Amsterdam", "Bogotá", "Cairo", "Dhaka", "Edinburgh"][fastrand::usize(..5)].to_owned();
+            let id = format!("customer-{}", fastrand::u8(..200));
+            (stream("Customer", id), vec![NewEvent::encode(&CustomerEvent::CustomerMoved { city })?])
+        }
+    })
 }
 
 /// The tables of the read models.
@@ -62,16 +82,23 @@ impl BatchProjection for RevenuePerDay {
     }
 
     fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
-        let placed = events.iter().filter(|event| event.event_type() == "OrderPlaced");
-        let orders: Vec<Value> =
-            placed.map(|event| serde_json::from_slice(event.payload())).collect::<Result<_, _>>()?;
-        // In the order of days, so that workers which add to the same days wait for one another but never deadlock.
+        let mut sold = BTreeMap::<String, (i64, i64)>::new();
+        for event in events {
+            if let OrderEvent::Placed { day, cents } = event.decode()? {
+                let (orders, total) = sold.entry(day).or_default();
+                *orders += 1;
+                *total += cents;
+            }
+        }
+        // In the order of the days: workers that add to the same days wait for one another, but
+        // never deadlock.
+        let days: Vec<&str> = sold.keys().map(String::as_str).collect();
+        let (orders, cents): (Vec<i64>, Vec<i64>) = sold.values().copied().unzip();
         tx.execute(
             "INSERT INTO revenue_per_day AS r (day, orders, cents)
-             SELECT (o->>'day')::date, count(*), sum((o->>'cents')::bigint)
-             FROM unnest($1::jsonb[]) AS o GROUP BY 1 ORDER BY 1
+             SELECT day::date, orders, cents FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS sold (day, orders, cents)
              ON CONFLICT (day) DO UPDATE SET orders = r.orders + excluded.orders, cents = r.cents + excluded.cents",
-            &[&orders],
+            &[&days, &orders, &cents],
         )?;
         Ok(events.len())
     }
@@ -90,11 +117,11 @@ impl Projection for Customers {
     }
 
     fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
-        let payload: Value = serde_json::from_slice(event.payload())?;
+        let CustomerEvent::CustomerMoved { city } = event.decode()?;
         tx.execute(
             "INSERT INTO customers AS c (id, city, moves) VALUES ($1, $2, 1)
              ON CONFLICT (id) DO UPDATE SET city = excluded.city, moves = c.moves + 1",
-            &[&event.aggregate_id(), &payload["city"].as_str()],
+            &[&event.aggregate_id(), &city],
         )?;
         Ok(())
     }
@@ -138,7 +165,7 @@ const DIFFERENCES: [(&str, &str); 5] = [
         "days wrong in revenue_per_day",
         "SELECT count(*) FROM revenue_per_day r FULL JOIN (
              SELECT (o->>'day')::date AS day, count(*) AS orders, sum((o->>'cents')::bigint) AS cents
-             FROM (SELECT convert_from(payload, 'UTF8')::jsonb AS o FROM events WHERE event_type = 'OrderPlaced') AS placed
+             FROM (SELECT convert_from(payload, 'UTF8')::jsonb AS o FROM events WHERE event_type = 'Placed') AS placed
              GROUP BY 1) AS e USING (day)
          WHERE (r.orders, r.cents) IS DISTINCT FROM (e.orders, e.cents)",
     ),

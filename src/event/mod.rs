@@ -2,6 +2,8 @@
 
 mod buffer;
 mod new_event;
+mod stream_id;
+mod typed;
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use uuid::Uuid;
 
 pub(crate) use self::buffer::{EventBuffer, EventColumns, Room};
 pub use self::new_event::NewEvent;
+pub use self::stream_id::StreamId;
+pub use self::typed::{DecodeError, EncodeError};
 
 /// A committed event. Cloning it is cheap: it refers to where it lies in memory with those that were read together with it.
 #[derive(Clone)]
@@ -147,6 +151,12 @@ impl Event {
     /// The identifier of its aggregate.
     pub fn aggregate_id(&self) -> &str {
         self.columns().aggregate_id
+    }
+
+    /// Its aggregate.
+    pub fn stream(&self) -> StreamId {
+        let EventColumns { bounded_context, aggregate_type, aggregate_id, .. } = self.columns();
+        StreamId::new(bounded_context, aggregate_type, aggregate_id)
     }
 
     /// Its place among the events of its aggregate, from 1.

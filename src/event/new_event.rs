@@ -8,15 +8,12 @@ use uuid::Uuid;
 /// ```
 /// use pupsourcing_orchestrator::NewEvent;
 ///
-/// let event = NewEvent::new("shop", "Order", "order-7", "OrderPlaced", br#"{"total":12}"#.as_slice())
+/// let event = NewEvent::new("OrderPlaced", br#"{"total":12}"#.as_slice())
 ///     .correlation_id("checkout-55")
 ///     .metadata(serde_json::json!({"user": "u-1"}));
 /// ```
 #[derive(Debug, Clone)]
 pub struct NewEvent {
-    pub(crate) bounded_context: String,
-    pub(crate) aggregate_type: String,
-    pub(crate) aggregate_id: String,
     pub(crate) event_id: Uuid,
     pub(crate) event_type: String,
     pub(crate) event_version: i32,
@@ -28,18 +25,9 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// An event of an aggregate, with a random event id.
-    pub fn new(
-        bounded_context: impl Into<String>,
-        aggregate_type: impl Into<String>,
-        aggregate_id: impl Into<String>,
-        event_type: impl Into<String>,
-        payload: impl Into<Vec<u8>>,
-    ) -> Self {
+    /// An event with a payload in any encoding, and a random event id.
+    pub fn new(event_type: impl Into<String>, payload: impl Into<Vec<u8>>) -> Self {
         Self {
-            bounded_context: bounded_context.into(),
-            aggregate_type: aggregate_type.into(),
-            aggregate_id: aggregate_id.into(),
             event_id: Uuid::new_v4(),
             event_type: event_type.into(),
             event_version: 1,
@@ -49,6 +37,16 @@ impl NewEvent {
             causation_id: None,
             metadata: None,
         }
+    }
+
+    /// What happened.
+    pub fn event_type(&self) -> &str {
+        &self.event_type
+    }
+
+    /// The payload's bytes.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
     }
 
     /// Its own identifier. Defaults to a random one.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use postgres::error::SqlState;
 use postgres::{Client, NoTls, Transaction};
-use pupsourcing_orchestrator::{AppendError, EventStore, ExpectedVersion, NewEvent};
+use pupsourcing_orchestrator::{AppendError, EventStore, ExpectedVersion, NewEvent, StreamId};
 use uuid::Uuid;
 
 use crate::support::insert::insert;
@@ -125,7 +125,7 @@ impl Writer {
             .iter()
             .map(|event| {
                 let event_type = TYPES[self.rng.usize(..TYPES.len())];
-                NewEvent::new("chaos", "Thing", &id, event_type, b"x".as_slice()).event_id(*event)
+                NewEvent::new(event_type, b"x".as_slice()).event_id(*event)
             })
             .collect();
         for _ in 0..5 {
@@ -158,10 +158,10 @@ impl Writer {
     ) -> Result<bool, AppendError> {
         let mut tx = client.transaction().map_err(AppendError::Database)?;
         match way {
-            Way::Any => _ = self.store.append(&mut tx, ExpectedVersion::Any, events)?,
+            Way::Any => _ = self.store.append(&mut tx, &thing(aggregate), ExpectedVersion::Any, events)?,
             Way::Exact => {
                 let version = version(&mut tx, aggregate)?;
-                self.store.append(&mut tx, ExpectedVersion::Exact(version), events)?;
+                self.store.append(&mut tx, &thing(aggregate), ExpectedVersion::Exact(version), events)?;
             }
             Way::Plain => insert_next(&mut tx, aggregate, ids)?,
         }
@@ -224,11 +224,9 @@ fn version(tx: &mut Transaction<'_>, id: &str) -> Result<i64, AppendError> {
 }
 
 fn conflict_on(aggregate_id: &str) -> AppendError {
-    AppendError::Conflict {
-        bounded_context: "chaos".into(),
-        aggregate_type: "Thing".into(),
-        aggregate_id: aggregate_id.into(),
-        expected: ExpectedVersion::Any,
-        actual: None,
-    }
+    AppendError::Conflict { stream: thing(aggregate_id), expected: ExpectedVersion::Any, actual: None }
+}
+
+fn thing(id: &str) -> StreamId {
+    StreamId::new("chaos", "Thing", id)
 }

@@ -3,7 +3,7 @@
 use pupsourcing_orchestrator::{Error, EventStore, ExpectedVersion};
 
 use crate::bad_input::{SOON, assert_says, migrate_refused, orchestrator, start_refused};
-use crate::support::ledger::{append_plainly, assert_exactly_once, is_complete, thing};
+use crate::support::ledger::{append_plainly, assert_exactly_once, happened, is_complete, thing};
 use crate::support::workers::{await_running, start_ledger};
 use crate::support::{database, eventually};
 
@@ -43,8 +43,8 @@ fn a_compatible_events_table_is_used_as_it_is() {
     let worker = start_ledger(&database, "p");
     await_running(&[&worker]);
     append_plainly(&mut client, 500, 20);
-    let with_metadata = thing("thing-1").metadata(serde_json::json!({"n": 1}));
-    EventStore::default().append(&mut client, ExpectedVersion::Exact(50), &[with_metadata]).unwrap();
+    let with_metadata = happened().metadata(serde_json::json!({"n": 1}));
+    EventStore::default().append(&mut client, &thing("thing-1"), ExpectedVersion::Exact(50), &[with_metadata]).unwrap();
     eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
     assert_exactly_once(&mut client, "p");
     worker.shutdown(SOON).unwrap();

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded, never, unbounded};
-use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, EventStore, ExpectedVersion, NewEvent, Scope, Tx};
+use pupsourcing_orchestrator::{
+    BatchProjection, BoxError, Event, EventStore, ExpectedVersion, NewEvent, Scope, StreamId, Tx,
+};
 
 use crate::support::handlers::{meddled, prepared};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
@@ -56,8 +58,10 @@ fn a_commit_covers_events_that_do_not_concern_the_projection() {
     let database = database();
     let mut client = prepared(&database);
     for kind in ["Order", "Order", "Refund", "Refund"] {
-        let event = NewEvent::new("shop", kind, kind, "Happened", []);
-        EventStore::default().append(&mut client, ExpectedVersion::Any, &[event]).unwrap();
+        let stream = StreamId::new("shop", kind, kind);
+        EventStore::default()
+            .append(&mut client, &stream, ExpectedVersion::Any, &[NewEvent::new("Happened", [])])
+            .unwrap();
     }
     let orders = Ledger { scope: Scope::all().aggregate_types(["Order"]), ..Ledger::named("orders") };
     let worker = start(builder(database.url(), "set"), vec![Box::new(orders)]);

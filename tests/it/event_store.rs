@@ -1,18 +1,21 @@
 //! Appending and reading streams: versions, positions, conflicts, and whatever an event may contain.
 
+use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
 use postgres::error::SqlState;
 use postgres::{Client, GenericClient, NoTls, Transaction};
-use pupsourcing_orchestrator::{AppendError, AppendResult, Event, EventStore, ExpectedVersion, Names, NewEvent};
+use pupsourcing_orchestrator::{
+    AppendError, AppendResult, Event, EventStore, ExpectedVersion, Names, NewEvent, StreamId,
+};
 use uuid::Uuid;
 
 use crate::bad_input::stranger;
 use crate::support::handlers::prepared;
 use crate::support::insert::{ONE, insert};
-use crate::support::ledger::thing;
+use crate::support::ledger::{happened, thing};
 use crate::support::{TestDatabase, database, eventually};
 
 use ExpectedVersion::{Any, Exact, NoStream};
@@ -41,9 +44,8 @@ fn assert_conflict<T: std::fmt::Debug>(
 ) {
     let found = found.into();
     match outcome {
-        Err(AppendError::Conflict { bounded_context, aggregate_type, aggregate_id, expected, actual, .. }) => {
-            assert_eq!((bounded_context.as_str(), aggregate_type.as_str()), ("test", "Thing"));
-            assert!(!aggregate_id.is_empty());
+        Err(AppendError::Conflict { stream, expected, actual, .. }) => {
+            assert_eq!(*stream, thing(&stream.aggregate_id));
             assert_eq!((*expected, *actual), (wanted, found));
         }
         other => panic!("not a conflict: {other:?}"),
@@ -55,22 +57,22 @@ fn versions_and_positions_follow_on() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
-    let first = store.append(&mut client, NoStream, &[thing("a"), thing("a")]).unwrap();
+    let first = store.append(&mut client, &thing("a"), NoStream, &[happened(), happened()]).unwrap();
     assert_eq!((first.positions, first.versions), (vec![1, 2], 1..=2));
-    let second = store.append(&mut client, Exact(2), &[thing("a")]).unwrap();
+    let second = store.append(&mut client, &thing("a"), Exact(2), &[happened()]).unwrap();
     assert_eq!((second.positions, second.versions), (vec![3], 3..=3));
-    let third = store.append(&mut client, Any, &[thing("a"), thing("a"), thing("a")]).unwrap();
+    let third = store.append(&mut client, &thing("a"), Any, &[happened(), happened(), happened()]).unwrap();
     assert_eq!((third.positions, third.versions), (vec![4, 5, 6], 4..=6));
     assert_eq!(head_of(&mut client, "a"), Some(6));
 
     for expected in [NoStream, Exact(0), Exact(5), Exact(7)] {
-        assert_conflict(&store.append(&mut client, expected, &[thing("a")]), expected, 6);
+        assert_conflict(&store.append(&mut client, &thing("a"), expected, &[happened()]), expected, 6);
     }
-    assert_conflict(&store.append(&mut client, Exact(1), &[thing("new")]), Exact(1), 0);
+    assert_conflict(&store.append(&mut client, &thing("new"), Exact(1), &[happened()]), Exact(1), 0);
     assert_eq!((events(&mut client), head_of(&mut client, "a"), head_of(&mut client, "new")), (6, Some(6), None));
-    let fresh = store.append(&mut client, Exact(0), &[thing("new")]).unwrap();
+    let fresh = store.append(&mut client, &thing("new"), Exact(0), &[happened()]).unwrap();
     assert_eq!(fresh.versions, 1..=1, "version 0 is an aggregate without events");
-    let any = store.append(&mut client, Any, &[thing("newer")]).unwrap();
+    let any = store.append(&mut client, &thing("newer"), Any, &[happened()]).unwrap();
     assert_eq!(any.versions, 1..=1);
 }
 
@@ -80,15 +82,15 @@ fn an_append_commits_or_rolls_back_with_its_transaction() {
     let mut client = prepared(&database);
     let store = EventStore::default();
     let mut tx = client.transaction().unwrap();
-    store.append(&mut tx, NoStream, &[thing("a")]).unwrap();
-    assert_eq!(store.append(&mut tx, Exact(1), &[thing("a")]).unwrap().versions, 2..=2, "it sees its own");
+    store.append(&mut tx, &thing("a"), NoStream, &[happened()]).unwrap();
+    assert_eq!(store.append(&mut tx, &thing("a"), Exact(1), &[happened()]).unwrap().versions, 2..=2, "it sees its own");
     tx.rollback().unwrap();
     assert_eq!((events(&mut client), head_of(&mut client, "a")), (0, None));
 
     let mut tx = client.transaction().unwrap();
-    store.append(&mut tx, NoStream, &[thing("a")]).unwrap();
-    assert_conflict(&store.append(&mut tx, NoStream, &[thing("a")]), NoStream, 1);
-    store.append(&mut tx, Exact(1), &[thing("a")]).expect("the transaction is usable after a conflict");
+    store.append(&mut tx, &thing("a"), NoStream, &[happened()]).unwrap();
+    assert_conflict(&store.append(&mut tx, &thing("a"), NoStream, &[happened()]), NoStream, 1);
+    store.append(&mut tx, &thing("a"), Exact(1), &[happened()]).expect("the transaction is usable after a conflict");
     tx.commit().unwrap();
     assert_eq!((events(&mut client), head_of(&mut client, "a")), (2, Some(2)));
 }
@@ -101,9 +103,15 @@ fn a_session_that_appends_often_appends_as_at_first() {
     // More often than the server plans for the values at hand.
     for version in 0..12 {
         let expected = if version == 0 { NoStream } else { Exact(version) };
-        assert_eq!(store.append(&mut client, expected, &[thing("a")]).unwrap().versions, version + 1..=version + 1);
-        assert_conflict(&store.append(&mut client, expected, &[thing("a")]), expected, version + 1);
-        assert_eq!(store.append(&mut client, Any, &[thing("any")]).unwrap().versions, version + 1..=version + 1);
+        assert_eq!(
+            store.append(&mut client, &thing("a"), expected, &[happened()]).unwrap().versions,
+            version + 1..=version + 1
+        );
+        assert_conflict(&store.append(&mut client, &thing("a"), expected, &[happened()]), expected, version + 1);
+        assert_eq!(
+            store.append(&mut client, &thing("any"), Any, &[happened()]).unwrap().versions,
+            version + 1..=version + 1
+        );
     }
     assert_eq!((events(&mut client), head_of(&mut client, "a"), head_of(&mut client, "any")), (24, Some(12), Some(12)));
 }
@@ -113,14 +121,14 @@ fn plans_made_for_small_tables_serve_large_ones() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
-    store.append(&mut client, Any, &[thing("a")]).unwrap();
+    store.append(&mut client, &thing("a"), Any, &[happened()]).unwrap();
     client.batch_execute("ANALYZE events; ANALYZE aggregate_heads").unwrap();
     // A session that has done nothing else: its counts are reported late.
     let mut session = database.client();
     let mut tx = session.transaction().unwrap();
     for version in 1..10 {
-        store.append(&mut tx, Exact(version), &[thing("a")]).unwrap();
-        store.append(&mut tx, NoStream, &[thing(&format!("b{version}"))]).unwrap();
+        store.append(&mut tx, &thing("a"), Exact(version), &[happened()]).unwrap();
+        store.append(&mut tx, &thing(&format!("b{version}")), NoStream, &[happened()]).unwrap();
     }
     let scans = "SELECT sum(seq_scan)::bigint, sum(idx_scan)::bigint FROM pg_stat_xact_user_tables
                  WHERE relname IN ('events', 'aggregate_heads')";
@@ -143,7 +151,7 @@ fn the_function_can_be_called_from_any_language() {
     assert_eq!(append(Some(0)), [(Some(1), 1), (Some(2), 2)]);
     assert_eq!(append(Some(0)), [(None, 2)], "a conflict, and the version");
     assert_eq!(append(None), [(Some(3), 3), (Some(4), 4)]);
-    let stream = EventStore::default().read_stream(&mut client, "test", "Thing", "a", None, None).unwrap();
+    let stream = EventStore::default().read_stream(&mut client, &thing("a"), ..).unwrap();
     let told: Vec<_> = stream.iter().map(|event| (event.payload(), event.correlation_id(), event.trace_id())).collect();
     let pair = [(&[1][..], Some("c"), None), (&[2][..], Some("d"), None)];
     assert_eq!(told, [pair, pair].concat());
@@ -155,7 +163,7 @@ fn an_append_without_its_function_says_what_to_do() {
     let mut client = prepared(&database);
     client.batch_execute("CREATE TABLE others (LIKE events INCLUDING ALL)").unwrap();
     let refused = |client: &mut Client, names: Names| {
-        EventStore::new(names).unwrap().append(client, Any, &[thing("a")]).unwrap_err().to_string()
+        EventStore::new(names).unwrap().append(client, &thing("a"), Any, &[happened()]).unwrap_err().to_string()
     };
     let elsewhere = refused(&mut client, Names::default().events_table("others"));
     for part in ["\"public\".\"events\"", "not to \"public\".\"others\"", "prefix of their own"] {
@@ -187,9 +195,9 @@ fn an_appender_needs_exactly_the_documented_privileges() {
     let mut theirs = Client::connect(&url, NoTls).unwrap();
     let store = EventStore::default();
     let mut append_in_every_way = || {
-        store.append(&mut theirs, Any, &[thing("a")])?;
-        store.append(&mut theirs, Any, &[thing("a")])?;
-        store.append(&mut theirs, NoStream, &[thing(&Uuid::new_v4().to_string())])
+        store.append(&mut theirs, &thing("a"), Any, &[happened()])?;
+        store.append(&mut theirs, &thing("a"), Any, &[happened()])?;
+        store.append(&mut theirs, &thing(&Uuid::new_v4().to_string()), NoStream, &[happened()])
     };
     append_in_every_way().unwrap();
     for privilege in privileges {
@@ -212,7 +220,10 @@ fn an_append_of_which_a_trigger_holds_something_back_is_undone() {
              EXECUTE FUNCTION hold_back()",
         )
         .unwrap();
-    let error = EventStore::default().append(&mut client, NoStream, &[thing("a"), thing("a")]).unwrap_err().to_string();
+    let error = EventStore::default()
+        .append(&mut client, &thing("a"), NoStream, &[happened(), happened()])
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("1 of 2 events were stored") && error.contains("trigger"), "{error}");
     assert_eq!((events(&mut client), head_of(&mut client, "a")), (0, None));
 }
@@ -228,10 +239,11 @@ fn appends_of_many_threads_to_one_aggregate_take_turns() {
     let worker = || {
         let mut client = database.client();
         let store = EventStore::default();
-        let any: Vec<_> = (0..ROUNDS).map(|_| store.append(&mut client, Any, &[thing("any"), thing("any")])).collect();
+        let any: Vec<_> =
+            (0..ROUNDS).map(|_| store.append(&mut client, &thing("any"), Any, &[happened(), happened()])).collect();
         let exact = |round| {
             barrier.wait();
-            store.append(&mut client, Exact(round), &[thing("exact")])
+            store.append(&mut client, &thing("exact"), Exact(round), &[happened()])
         };
         (any, (0..ROUNDS).map(exact).collect::<Vec<_>>())
     };
@@ -259,7 +271,7 @@ fn appends_of_many_threads_to_one_aggregate_take_turns() {
     let store = EventStore::default();
     let total = i64::try_from(THREADS).unwrap() * ROUNDS * 2;
     for (id, total) in [("any", total), ("exact", ROUNDS)] {
-        let stream = store.read_stream(&mut client, "test", "Thing", id, None, None).unwrap();
+        let stream = store.read_stream(&mut client, &thing(id), ..).unwrap();
         let versions: Vec<i64> = stream.iter().map(Event::aggregate_version).collect();
         assert_eq!(versions, (1..=total).collect::<Vec<_>>(), "{id}: contiguous");
         assert!(stream.is_sorted_by_key(Event::global_position), "{id}: positions ascend with versions");
@@ -280,8 +292,8 @@ fn many_events_are_one_statement_and_no_notification() {
         )
         .unwrap();
     let store = EventStore::default();
-    let many: Vec<NewEvent> = (0..1_000).map(|_| thing("a")).collect();
-    let appended = store.append(&mut client, Any, &many).unwrap();
+    let many: Vec<NewEvent> = (0..1_000).map(|_| happened()).collect();
+    let appended = store.append(&mut client, &thing("a"), Any, &many).unwrap();
     assert_eq!((appended.positions.len(), appended.versions), (1_000, 1..=1_000));
     assert!(appended.positions.is_sorted());
     let statements: i64 = client.query_one("SELECT count(*) FROM statements", &[]).unwrap().get(0);
@@ -303,9 +315,9 @@ fn a_duplicate_event_id_is_not_a_conflict() {
     let mut client = prepared(&database);
     let store = EventStore::default();
     let id = Uuid::new_v4();
-    store.append(&mut client, Any, &[thing("a").event_id(id)]).unwrap();
+    store.append(&mut client, &thing("a"), Any, &[happened().event_id(id)]).unwrap();
     for expected in [Any, Exact(1)] {
-        match store.append(&mut client, expected, &[thing("a"), thing("a").event_id(id)]) {
+        match store.append(&mut client, &thing("a"), expected, &[happened(), happened().event_id(id)]) {
             Err(AppendError::Database(error)) => assert_eq!(error.code(), Some(&SqlState::UNIQUE_VIOLATION)),
             other => panic!("{other:?}"),
         }
@@ -321,15 +333,15 @@ fn writers_that_do_not_keep_the_heads_are_followed() {
     for version in 1..=3 {
         insert_plainly(&mut client, "foreign", version);
     }
-    assert_conflict(&store.append(&mut client, NoStream, &[thing("foreign")]), NoStream, 3);
-    assert_eq!(store.append(&mut client, Exact(3), &[thing("foreign")]).unwrap().versions, 4..=4);
+    assert_conflict(&store.append(&mut client, &thing("foreign"), NoStream, &[happened()]), NoStream, 3);
+    assert_eq!(store.append(&mut client, &thing("foreign"), Exact(3), &[happened()]).unwrap().versions, 4..=4);
     insert_plainly(&mut client, "foreign", 5);
     // Now the head is there, and behind.
-    assert_conflict(&store.append(&mut client, Exact(4), &[thing("foreign")]), Exact(4), 5);
-    assert_eq!(store.append(&mut client, Any, &[thing("foreign"), thing("foreign")]).unwrap().versions, 6..=7);
+    assert_conflict(&store.append(&mut client, &thing("foreign"), Exact(4), &[happened()]), Exact(4), 5);
+    assert_eq!(store.append(&mut client, &thing("foreign"), Any, &[happened(), happened()]).unwrap().versions, 6..=7);
     assert_eq!(head_of(&mut client, "foreign"), Some(7));
     insert_plainly(&mut client, "foreign", 8);
-    assert_eq!(store.append(&mut client, Exact(8), &[thing("foreign")]).unwrap().versions, 9..=9);
+    assert_eq!(store.append(&mut client, &thing("foreign"), Exact(8), &[happened()]).unwrap().versions, 9..=9);
     assert_eq!(head_of(&mut client, "foreign"), Some(9));
 }
 
@@ -338,12 +350,12 @@ fn versions_go_on_where_old_events_have_been_archived() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
-    store.append(&mut client, NoStream, &[thing("a"), thing("a"), thing("a")]).unwrap();
+    store.append(&mut client, &thing("a"), NoStream, &[happened(), happened(), happened()]).unwrap();
     client.batch_execute("DELETE FROM events").unwrap();
-    assert_conflict(&store.append(&mut client, NoStream, &[thing("a")]), NoStream, 3);
-    assert_eq!(store.append(&mut client, Exact(3), &[thing("a")]).unwrap().versions, 4..=4);
+    assert_conflict(&store.append(&mut client, &thing("a"), NoStream, &[happened()]), NoStream, 3);
+    assert_eq!(store.append(&mut client, &thing("a"), Exact(3), &[happened()]).unwrap().versions, 4..=4);
     client.batch_execute("DELETE FROM events").unwrap();
-    assert_eq!(store.append(&mut client, Any, &[thing("a")]).unwrap().versions, 5..=5);
+    assert_eq!(store.append(&mut client, &thing("a"), Any, &[happened()]).unwrap().versions, 5..=5);
     assert_eq!((events(&mut client), head_of(&mut client, "a")), (1, Some(5)));
 }
 
@@ -355,7 +367,8 @@ fn append_behind(
 ) -> Result<AppendResult, AppendError> {
     thread::scope(|scope| {
         let mut ours = database.client();
-        let appending = scope.spawn(move || EventStore::default().append(&mut ours, expected, &[thing("a")]));
+        let appending =
+            scope.spawn(move || EventStore::default().append(&mut ours, &thing("a"), expected, &[happened()]));
         let mut client = database.client();
         eventually("the append waits for the other writer", Duration::from_secs(10), || {
             let sql = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -373,10 +386,10 @@ fn a_head_that_is_made_or_moved_in_between_counts() {
             let database = database();
             let mut client = prepared(&database);
             for version in 1..=before {
-                EventStore::default().append(&mut client, Exact(version - 1), &[thing("a")]).unwrap();
+                EventStore::default().append(&mut client, &thing("a"), Exact(version - 1), &[happened()]).unwrap();
             }
             let mut theirs = client.transaction().unwrap();
-            EventStore::default().append(&mut theirs, Any, &[thing("a"), thing("a")]).unwrap();
+            EventStore::default().append(&mut theirs, &thing("a"), Any, &[happened(), happened()]).unwrap();
             let ours = append_behind(&database, theirs, expected);
             match expected {
                 Any => assert_eq!(ours.unwrap().versions, before + 3..=before + 3),
@@ -408,21 +421,21 @@ fn every_field_of_an_event_is_read_back() {
         ["order-7", "é", "漢字", "😀", "𠀀", "\u{30000}", "\u{e0001}", "\u{f0000}", "\u{10ffff}", " ", "a'b\"c\\d%s$1"];
     let payloads = [vec![], vec![0, 0xff, 0xfe, b'\\', b'x'], (0..=255).cycle().take(1 << 20).collect::<Vec<u8>>()];
     for id in ids {
-        let mut sent: Vec<NewEvent> = payloads
-            .iter()
-            .map(|payload| NewEvent::new("ctx 😀", "Typ\u{10fffd}", id, "Geschah’s", payload.clone()).event_version(-3))
-            .collect();
+        let mut sent: Vec<NewEvent> =
+            payloads.iter().map(|payload| NewEvent::new("Geschah’s", payload.clone()).event_version(-3)).collect();
         let metadata = serde_json::json!({"user": id, "n": [1, 2.5, null, {"deep": "😀"}]});
         let event_id = Uuid::new_v4();
         let full = sent.pop().unwrap().event_id(event_id);
         sent.push(full.trace_id("t 漢").correlation_id("").causation_id("c").metadata(metadata.clone()));
-        store.append(&mut client, NoStream, &sent).unwrap();
-        let stream = store.read_stream(&mut client, "ctx 😀", "Typ\u{10fffd}", id, None, None).unwrap();
+        let name = StreamId::new("ctx 😀", "Typ\u{10fffd}", id);
+        store.append(&mut client, &name, NoStream, &sent).unwrap();
+        let stream = store.read_stream(&mut client, &name, ..).unwrap();
         assert_eq!(stream.len(), 3);
         for (event, payload) in stream.iter().zip(&payloads) {
             assert!(event.payload() == payload);
             assert_eq!((event.aggregate_id(), event.event_type(), event.event_version()), (id, "Geschah’s", -3));
             assert_eq!((event.bounded_context(), event.aggregate_type()), ("ctx 😀", "Typ\u{10fffd}"));
+            assert_eq!(event.stream(), name);
         }
         let (bare, full) = (&stream[0], &stream[2]);
         assert_eq!(
@@ -441,23 +454,25 @@ fn a_stream_is_read_within_its_bounds() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
-    let five: Vec<NewEvent> = (0..5).map(|_| thing("a")).collect();
-    store.append(&mut client, Any, &five).unwrap();
+    let five: Vec<NewEvent> = (0..5).map(|_| happened()).collect();
+    store.append(&mut client, &thing("a"), Any, &five).unwrap();
     for (context, kind, id) in [("other", "Thing", "a"), ("test", "Other", "a"), ("test", "Thing", "b")] {
-        store.append(&mut client, Any, &[NewEvent::new(context, kind, id, "Happened", [])]).unwrap();
+        store.append(&mut client, &StreamId::new(context, kind, id), Any, &[happened()]).unwrap();
     }
-    let mut read = |id: &str, from, to| -> Vec<i64> {
-        let stream = store.read_stream(&mut client, "test", "Thing", id, from, to).unwrap();
-        stream.iter().map(Event::aggregate_version).collect()
-    };
-    assert_eq!(read("a", None, None), [1, 2, 3, 4, 5]);
-    assert_eq!(read("a", Some(2), None), [2, 3, 4, 5]);
-    assert_eq!(read("a", None, Some(2)), [1, 2]);
-    assert_eq!(read("a", Some(2), Some(4)), [2, 3, 4]);
-    assert_eq!(read("a", Some(4), Some(4)), [4]);
-    assert!(read("a", Some(4), Some(3)).is_empty());
-    assert!(read("a", Some(6), None).is_empty());
-    assert!(read("nobody", None, None).is_empty());
+    for (id, versions, found) in [
+        ("a", (Unbounded, Unbounded), &[1, 2, 3, 4, 5][..]),
+        ("a", (Included(2), Unbounded), &[2, 3, 4, 5]),
+        ("a", (Unbounded, Included(2)), &[1, 2]),
+        ("a", (Included(2), Included(4)), &[2, 3, 4]),
+        ("a", (Excluded(2), Excluded(4)), &[3]),
+        ("a", (Included(4), Included(4)), &[4]),
+        ("a", (Included(4), Included(3)), &[]),
+        ("a", (Included(6), Unbounded), &[]),
+        ("nobody", (Unbounded, Unbounded), &[]),
+    ] {
+        let stream = store.read_stream(&mut client, &thing(id), versions).unwrap();
+        assert_eq!(stream.iter().map(Event::aggregate_version).collect::<Vec<_>>(), found, "{id} {versions:?}");
+    }
 }
 
 #[test]
@@ -465,21 +480,18 @@ fn events_that_cannot_be_stored_are_refused_as_a_whole() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
-    for (events, part) in [
-        (vec![], "there are none"),
-        (vec![thing("a"), thing("b")], "event 1 belongs to aggregate test/Thing/b, event 0 to test/Thing/a"),
-        // The same words, cut differently.
-        (vec![NewEvent::new("a/b", "c", "d", "E", []), NewEvent::new("a", "b/c", "d", "E", [])], "event 1 belongs to"),
-        (vec![thing("a"), thing("a").causation_id("x\0y")], "event 1 has a NUL character in causation_id"),
-        (vec![thing("a\0")], "NUL character in aggregate_id"),
-        (vec![NewEvent::new("test", "Thing", "a", "", [])], "empty event_type"),
+    for (stream, events, part) in [
+        (thing("a"), vec![], "there are none"),
+        (thing("a"), vec![happened(), happened().causation_id("x\0y")], "event 1 has a NUL character in causation_id"),
+        (thing("a\0"), vec![happened()], "NUL character in aggregate_id"),
+        (thing("a"), vec![NewEvent::new("", [])], "empty event_type"),
     ] {
-        let error = store.append(&mut client, Any, &events).unwrap_err();
+        let error = store.append(&mut client, &stream, Any, &events).unwrap_err();
         assert!(matches!(error, AppendError::Invalid { .. }) && error.to_string().contains(part), "{error}: {part}");
     }
-    let nul_in_json = thing("a").metadata(serde_json::json!({"x": "\0"}));
-    let error = store.append(&mut client, Any, &[thing("a"), nul_in_json]).unwrap_err();
+    let nul_in_json = happened().metadata(serde_json::json!({"x": "\0"}));
+    let error = store.append(&mut client, &thing("a"), Any, &[happened(), nul_in_json]).unwrap_err();
     assert!(matches!(error, AppendError::Database(_)), "{error}");
     assert_eq!((events(&mut client), head_of(&mut client, "a")), (0, None));
-    assert_eq!(store.append(&mut client, Any, &[thing("a")]).unwrap().versions, 1..=1);
+    assert_eq!(store.append(&mut client, &thing("a"), Any, &[happened()]).unwrap().versions, 1..=1);
 }

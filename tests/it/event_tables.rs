@@ -2,7 +2,7 @@
 //! what to do, at the migration and at the start.
 
 use postgres::{Client, NoTls};
-use pupsourcing_orchestrator::{Database, Error, EventStore, ExpectedVersion, Names, NewEvent, Orchestrator};
+use pupsourcing_orchestrator::{Database, Error, EventStore, ExpectedVersion, Names, NewEvent, Orchestrator, StreamId};
 
 use crate::bad_input::{SOON, assert_says, migrate_refused, orchestrator, start_refused};
 use crate::support::handlers::prepared;
@@ -239,8 +239,10 @@ fn encodings_without_a_form_in_utf_8_are_refused() {
         migrated.unwrap();
         let mut client = Client::connect(&url, NoTls).unwrap();
         Ledger::create_table(&mut client);
-        let events = [NewEvent::new("test", "Thing", "\u{e4}pfel \u{ff}", "Happened", vec![0xff])];
-        EventStore::default().append(&mut client, ExpectedVersion::Any, &events).unwrap();
+        let stream = StreamId::new("test", "Thing", "\u{e4}pfel \u{ff}");
+        EventStore::default()
+            .append(&mut client, &stream, ExpectedVersion::Any, &[NewEvent::new("Happened", [0xff])])
+            .unwrap();
         let worker = builder(&url, "set").projection(Ledger::named("p")).build().unwrap().start().unwrap();
         eventually("it is handled", SOON, || is_complete(&mut client, "p").then_some(()));
         worker.shutdown(SOON).unwrap();

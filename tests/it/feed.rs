@@ -9,7 +9,7 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{
     BatchProjection, BoxError, Database, Event, EventStore, ExpectedVersion, NewEvent, Orchestrator, Projection, Scope,
-    StartAt, Tx,
+    StartAt, StreamId, Tx,
 };
 
 use crate::support::handlers::{Meddled, meddled, prepared};
@@ -27,7 +27,7 @@ fn ledger(name: &'static str, scope: Scope, start_at: StartAt) -> Box<dyn Projec
 
 fn append(client: &mut Client, context: &str, kind: &str, id: &str) {
     EventStore::default()
-        .append(client, ExpectedVersion::Any, &[NewEvent::new(context, kind, id, "Happened", [])])
+        .append(client, &StreamId::new(context, kind, id), ExpectedVersion::Any, &[NewEvent::new("Happened", [])])
         .unwrap();
 }
 
@@ -228,9 +228,10 @@ fn batches_keep_within_their_bounds() {
     let mut client = prepared(&database);
     let (slices, seen) = unbounded();
     let mut append = |payloads: &[usize]| {
-        let events: Vec<_> =
-            payloads.iter().map(|bytes| NewEvent::new("test", "Thing", "a", "Happened", vec![7; bytes - 18])).collect();
-        EventStore::default().append(&mut client, ExpectedVersion::Any, &events).unwrap();
+        let events: Vec<_> = payloads.iter().map(|bytes| NewEvent::new("Happened", vec![7; bytes - 18])).collect();
+        EventStore::default()
+            .append(&mut client, &StreamId::new("test", "Thing", "a"), ExpectedVersion::Any, &events)
+            .unwrap();
     };
     let await_events = |count: usize| {
         let mut got: Vec<(usize, usize)> = Vec::new();

@@ -7,6 +7,7 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod aggregates;
 mod bad_input;
 mod bad_schema;
 mod batches;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use postgres::Client;
 use pupsourcing_orchestrator::{
-    AppendError, BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection, ProjectionState, Scope, Tx,
+    AppendError, BoxError, Event, EventStore, ExpectedVersion, NewEvent, Projection, ProjectionState, Scope, StreamId,
+    Tx,
 };
 
 use crate::support::cluster::assert_read_models_become_right;
@@ -71,15 +72,16 @@ fn every_payload_is_handled_byte_for_byte() {
     let bytes = |count: usize| (0..=255_u8).rev().cycle().take(count).collect::<Vec<u8>>();
     let append = |client: &mut Client| {
         for payload in [vec![], vec![0], bytes(256), bytes(MIB), bytes(64 * MIB)] {
-            store.append(client, ExpectedVersion::Any, &[NewEvent::new("c", "Sized", "a", "Sized", payload)]).unwrap();
+            let stream = StreamId::new("c", "Sized", "a");
+            store.append(client, &stream, ExpectedVersion::Any, &[NewEvent::new("Sized", payload)]).unwrap();
         }
         for text in &every_plane() {
-            let event = NewEvent::new(text, text, text, text, text.as_bytes())
+            let event = NewEvent::new(text, text.as_bytes())
                 .trace_id(text)
                 .correlation_id(text)
                 .causation_id(text)
                 .metadata(serde_json::json!({text: [text, {text: null}]}));
-            store.append(client, ExpectedVersion::Any, &[event]).unwrap();
+            store.append(client, &StreamId::new(text, text, text), ExpectedVersion::Any, &[event]).unwrap();
         }
     };
     // Once read ahead, and then live.
@@ -108,16 +110,11 @@ fn a_nul_character_is_refused_by_the_name_of_its_field() {
     let mut client = prepared(&database);
     let event = |field: &str| {
         let text = |name| if name == field { "a\0b" } else { "ab" };
-        NewEvent::new(
-            text("bounded_context"),
-            text("aggregate_type"),
-            text("aggregate_id"),
-            text("event_type"),
-            b"\0".as_slice(),
-        )
-        .trace_id(text("trace_id"))
-        .correlation_id(text("correlation_id"))
-        .causation_id(text("causation_id"))
+        let event = NewEvent::new(text("event_type"), b"\0".as_slice())
+            .trace_id(text("trace_id"))
+            .correlation_id(text("correlation_id"))
+            .causation_id(text("causation_id"));
+        (StreamId::new(text("bounded_context"), text("aggregate_type"), text("aggregate_id")), event)
     };
     let fields = [
         "bounded_context",
@@ -128,7 +125,8 @@ fn a_nul_character_is_refused_by_the_name_of_its_field() {
         "correlation_id",
         "causation_id",
     ];
-    let mut append = |event| EventStore::default().append(&mut client, ExpectedVersion::Any, &[event]);
+    let mut append =
+        |(stream, event)| EventStore::default().append(&mut client, &stream, ExpectedVersion::Any, &[event]);
     for field in fields {
         let error = append(event(field)).unwrap_err();
         assert!(matches!(error, AppendError::Invalid { .. }), "{field}: {error}");
@@ -233,8 +231,8 @@ fn a_too_large_event_halts_the_projections_that_want_it() {
         Box::new(Ledger { scope: Scope::all().aggregate_types(types.to_vec()), ..Ledger::named(name) })
     };
     let append = |client: &mut Client, aggregate_type: &str, bytes: usize| {
-        let event = NewEvent::new("test", aggregate_type, "a", "Happened", vec![7; bytes]);
-        store.append(client, ExpectedVersion::Any, &[event]).unwrap()
+        let stream = StreamId::new("test", aggregate_type, "a");
+        store.append(client, &stream, ExpectedVersion::Any, &[NewEvent::new("Happened", vec![7; bytes])]).unwrap()
     };
     append(&mut client, "Small", 10);
     append(&mut client, "Large", 10);

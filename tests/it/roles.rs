@@ -7,7 +7,7 @@ use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Builder, EventStore, ExpectedVersion, Handle};
 
 use crate::bad_input::SOON;
-use crate::support::ledger::{Ledger, assert_exactly_once, is_complete, thing};
+use crate::support::ledger::{Ledger, assert_exactly_once, happened, is_complete, thing};
 use crate::support::workers::{await_running, builder};
 use crate::support::{TestDatabase, database, eventually};
 
@@ -71,9 +71,11 @@ impl Roles {
         let mut client = self.client("appender");
         let store = EventStore::default();
         let id = fastrand::u64(..).to_string();
-        store.append(&mut client, ExpectedVersion::NoStream, &[thing(&id)]).map_err(|error| error.to_string())?;
         store
-            .append(&mut client, ExpectedVersion::Exact(1), &[thing(&id), thing(&id)])
+            .append(&mut client, &thing(&id), ExpectedVersion::NoStream, &[happened()])
+            .map_err(|error| error.to_string())?;
+        store
+            .append(&mut client, &thing(&id), ExpectedVersion::Exact(1), &[happened(), happened()])
             .map_err(|error| error.to_string())?;
         store.hint(&mut client);
         Ok(())

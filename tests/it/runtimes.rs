@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pupsourcing_orchestrator::{AppendError, Database, Error, EventStore, ExpectedVersion, Names, NewEvent};
+use pupsourcing_orchestrator::{AppendError, Database, Error, EventStore, ExpectedVersion, Names, NewEvent, StreamId};
 
 use crate::support::alone::alone;
 use crate::support::cluster::state_of;
@@ -37,12 +37,12 @@ fn a_worker_starts_and_ends_on_a_runtimes_thread() {
 fn use_a_connection(url: &str, aggregate: &str) {
     let mut connection = Database::from_url(url).unwrap().connect().unwrap();
     let store = EventStore::default();
-    let event = NewEvent::new("test", "Thing", aggregate, "Happened", Vec::new());
-    store.append(&mut connection, ExpectedVersion::NoStream, std::slice::from_ref(&event)).unwrap();
+    let (stream, event) = (StreamId::new("test", "Thing", aggregate), NewEvent::new("Happened", []));
+    store.append(&mut connection, &stream, ExpectedVersion::NoStream, std::slice::from_ref(&event)).unwrap();
     store.hint(&mut connection);
-    let read = store.read_stream(&mut connection, "test", "Thing", aggregate, None, None).unwrap();
+    let read = store.read_stream(&mut connection, &stream, ..).unwrap();
     assert_eq!(read.len(), 1);
-    let taken = store.append(&mut connection, ExpectedVersion::NoStream, &[event]);
+    let taken = store.append(&mut connection, &stream, ExpectedVersion::NoStream, &[event]);
     assert!(matches!(taken, Err(AppendError::Conflict { .. })), "{taken:?}");
 }
 

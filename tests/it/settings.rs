@@ -15,7 +15,7 @@ use pupsourcing_orchestrator::{
 use crate::bad_input::{SOON, assert_says, orchestrator, start_refused, stranger};
 use crate::support::handlers::{meddled, prepared};
 use crate::support::insert::{ONE, insert};
-use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete, thing};
+use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, happened, is_complete, thing};
 use crate::support::metrics::total;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
@@ -273,12 +273,13 @@ fn no_search_path_replaces_functions_the_library_calls() {
         // Through the function that appends, and back, on a connection with that path.
         let mut application = Client::connect(database.url(), NoTls).unwrap();
         let store = EventStore::default();
-        store.append(&mut application, ExpectedVersion::NoStream, &[thing("new"), thing("new")]).unwrap();
-        let conflict = store.append(&mut application, ExpectedVersion::Exact(7), &[thing("new")]).unwrap_err();
+        store.append(&mut application, &thing("new"), ExpectedVersion::NoStream, &[happened(), happened()]).unwrap();
+        let conflict =
+            store.append(&mut application, &thing("new"), ExpectedVersion::Exact(7), &[happened()]).unwrap_err();
         assert!(conflict.to_string().contains("it is at 2"), "{conflict}");
-        store.append(&mut application, ExpectedVersion::Any, &[thing("new")]).unwrap();
+        store.append(&mut application, &thing("new"), ExpectedVersion::Any, &[happened()]).unwrap();
         store.hint(&mut application);
-        assert_eq!(store.read_stream(&mut application, "test", "Thing", "new", Some(2), None).unwrap().len(), 2);
+        assert_eq!(store.read_stream(&mut application, &thing("new"), 2..).unwrap().len(), 2);
         await_complete(&mut client, "p");
         assert_eq!(handled(&mut client, "p"), 2_003);
         // What the one that leaves has not handled, the other one takes over, and merges with its own.

@@ -7,7 +7,7 @@ use postgres::Client;
 use pupsourcing_orchestrator::{EventStore, ExpectedVersion};
 
 use crate::support::handlers::prepared;
-use crate::support::ledger::{assert_exactly_once, handled, is_complete, thing};
+use crate::support::ledger::{assert_exactly_once, handled, happened, is_complete, thing};
 use crate::support::workers::{await_running, start_ledger};
 use crate::support::{TestDatabase, database, eventually};
 
@@ -24,12 +24,12 @@ fn write(mut client: Client, rng: &mut fastrand::Rng) {
     let begun = Instant::now();
     while begun.elapsed() < LASTS {
         let id = format!("thing-{}", rng.u8(..40));
-        let events = vec![thing(&id); rng.usize(1..4)];
+        let events = vec![happened(); rng.usize(1..4)];
         // An event id is its own.
         let events: Vec<_> =
             events.into_iter().map(|event| event.event_id(uuid::Uuid::from_u128(rng.u128(..)))).collect();
         let mut tx = client.transaction().unwrap();
-        store.append(&mut tx, ExpectedVersion::Any, &events).unwrap();
+        store.append(&mut tx, &thing(&id), ExpectedVersion::Any, &events).unwrap();
         pause(rng);
         if rng.u8(..20) == 0 { tx.rollback() } else { tx.commit() }.unwrap();
         pause(rng);

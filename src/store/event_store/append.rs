@@ -9,7 +9,7 @@ use postgres::types::{ToSql, Type};
 use postgres::{GenericClient, Row};
 use uuid::Uuid;
 
-use crate::event::NewEvent;
+use crate::event::{NewEvent, StreamId};
 use crate::store::names::Names;
 
 /// The result of an append.
@@ -20,14 +20,14 @@ pub(crate) enum Appended {
     Conflict(i64),
 }
 
-/// Appends the events to the aggregate of the first one. There must be at least one.
+/// Appends the events to an aggregate. There must be at least one.
 pub(crate) fn append(
     client: &mut impl GenericClient,
     names: &Names,
+    stream: &StreamId,
     expected: Option<i64>,
     events: &[NewEvent],
 ) -> Result<Appended, postgres::Error> {
-    let aggregate = &events[0];
     let ids: Vec<Uuid> = events.iter().map(|event| event.event_id).collect();
     let types: Vec<&str> = events.iter().map(|event| event.event_type.as_str()).collect();
     let versions: Vec<i32> = events.iter().map(|event| event.event_version).collect();
@@ -37,9 +37,9 @@ pub(crate) fn append(
     let causations = if_any(events, |event| event.causation_id.as_deref());
     let metadata = if_any(events, |event| event.metadata.as_ref());
     let params: [(&(dyn ToSql + Sync), Type); 13] = [
-        (&aggregate.bounded_context, Type::TEXT),
-        (&aggregate.aggregate_type, Type::TEXT),
-        (&aggregate.aggregate_id, Type::TEXT),
+        (&stream.bounded_context, Type::TEXT),
+        (&stream.aggregate_type, Type::TEXT),
+        (&stream.aggregate_id, Type::TEXT),
         (&expected, Type::INT8),
         (&ids, Type::UUID_ARRAY),
         (&types, Type::TEXT_ARRAY),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use postgres::{Client, GenericClient};
-use pupsourcing_orchestrator::{BoxError, Event, NewEvent, Projection, Scope, StartAt, Tx};
+use pupsourcing_orchestrator::{BoxError, Event, NewEvent, Projection, Scope, StartAt, StreamId, Tx};
 
 use super::cluster::assert_keys_are_covered;
 use super::eventually;
@@ -109,7 +109,12 @@ pub(crate) fn append_plainly(client: &mut impl GenericClient, count: i64, aggreg
     client.execute(&format!("{} ORDER BY i", insert(rows, &columns)), &[&count, &aggregates]).unwrap();
 }
 
-/// An event of one aggregate, for the event store.
-pub(crate) fn thing(id: &str) -> NewEvent {
-    NewEvent::new("test", "Thing", id, "Happened", vec![1])
+/// An aggregate, for the event store.
+pub(crate) fn thing(id: &str) -> StreamId {
+    StreamId::new("test", "Thing", id)
+}
+
+/// An event, for the event store.
+pub(crate) fn happened() -> NewEvent {
+    NewEvent::new("Happened", [1])
 }

@@ -1,10 +1,6 @@
-//! Appending events and reading an aggregate's stream.
-//!
-//! The orchestrator does not need this module: it processes events that any program inserts. It is
-//! for applications that have no event store of their own, and writes what pupsourcing's own stores
-//! write.
+//! Appending events to streams, and reading them.
 
-use std::ops::RangeInclusive;
+use std::ops::{Bound, RangeBounds, RangeInclusive};
 
 use postgres::Client;
 use postgres::error::{DbError, SqlState};
@@ -12,7 +8,7 @@ use postgres::error::{DbError, SqlState};
 use crate::blocking::blocking;
 use crate::database::AsClient;
 use crate::error::{Error, describe, field};
-use crate::event::{Event, NewEvent};
+use crate::event::{Event, NewEvent, StreamId};
 use crate::store::event_store::{Appended, append, read_stream};
 use crate::store::{Names, notifications};
 use crate::threads::safely;
@@ -48,16 +44,12 @@ pub enum AppendError {
     /// If a unique constraint reported it within the caller's transaction, that transaction can
     /// only be rolled back.
     #[error(
-        "aggregate {bounded_context}/{aggregate_type}/{aggregate_id} is not at the expected version: expected {expected:?}{}",
+        "aggregate {stream} is not at the expected version: expected {expected:?}{}",
         actual.map_or(String::new(), |actual| format!(", it is at {actual}"))
     )]
     Conflict {
-        /// The aggregate's bounded context.
-        bounded_context: String,
-        /// The aggregate's type.
-        aggregate_type: String,
-        /// The aggregate's identifier.
-        aggregate_id: String,
+        /// The aggregate.
+        stream: StreamId,
         /// What the caller expected.
         expected: ExpectedVersion,
         /// Its version, 0 if it has no events; unknown where a unique constraint reported the
@@ -95,12 +87,13 @@ pub enum AppendError {
 /// they block: for a round trip, and there for starting a thread.
 ///
 /// ```no_run
-/// use pupsourcing_orchestrator::{Database, EventStore, ExpectedVersion, NewEvent};
+/// use pupsourcing_orchestrator::{Database, EventStore, ExpectedVersion, NewEvent, StreamId};
 ///
 /// let mut client = Database::from_url("postgres://app@localhost/shop")?.connect()?;
 /// let store = EventStore::default();
-/// let placed = NewEvent::new("shop", "Order", "order-7", "OrderPlaced", br#"{"total":12}"#.as_slice());
-/// let appended = store.append(&mut client, ExpectedVersion::NoStream, &[placed])?;
+/// let order = StreamId::new("shop", "Order", "order-7");
+/// let placed = NewEvent::new("OrderPlaced", br#"{"total":12}"#.as_slice());
+/// let appended = store.append(&mut client, &order, ExpectedVersion::NoStream, &[placed])?;
 /// store.hint(&mut client);
 /// assert_eq!(appended.versions, 1..=1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -129,30 +122,25 @@ impl EventStore {
     /// # Errors
     ///
     /// [`AppendError::Conflict`] if the aggregate is not at the expected version,
-    /// [`AppendError::Invalid`] if there are no events or they belong to several aggregates,
+    /// [`AppendError::Invalid`] if there are no events or a name is empty,
     /// [`AppendError::Schema`] if the migrations have not been applied, [`AppendError::Database`]
     /// for anything else.
     pub fn append(
         &self,
         client: &mut impl AsClient,
+        stream: &StreamId,
         expected: ExpectedVersion,
         events: &[NewEvent],
     ) -> Result<AppendResult, AppendError> {
-        let first = validate(expected, events)?;
+        validate(stream, expected, events)?;
         let exact = match expected {
             ExpectedVersion::Any => None,
             ExpectedVersion::NoStream => Some(0),
             ExpectedVersion::Exact(version) => Some(version),
         };
-        let conflict = |actual| AppendError::Conflict {
-            bounded_context: first.bounded_context.clone(),
-            aggregate_type: first.aggregate_type.clone(),
-            aggregate_id: first.aggregate_id.clone(),
-            expected,
-            actual,
-        };
+        let conflict = |actual| AppendError::Conflict { stream: stream.clone(), expected, actual };
         let client = client.as_client();
-        match blocking(|| append(client, &self.names, exact, events)).map_err(AppendError::Thread)? {
+        match blocking(|| append(client, &self.names, stream, exact, events)).map_err(AppendError::Thread)? {
             Ok(Appended::Stored { positions, versions }) => Ok(AppendResult { positions, versions }),
             Ok(Appended::Conflict(actual)) => Err(conflict(Some(actual))),
             Err(error) if is_version_taken(&error) => Err(conflict(None)),
@@ -172,21 +160,26 @@ impl EventStore {
         safely(|| log::debug!("no hint sent: error={error}", error = field(&error)));
     }
 
-    /// Reads the events of one aggregate, ascending by version. Both bounds are included and may be
-    /// left open.
+    /// Reads the events of one aggregate, ascending by version: those with `versions`, such as `..`
+    /// for all of them or `7..`.
     pub fn read_stream(
         &self,
         client: &mut impl AsClient,
-        bounded_context: &str,
-        aggregate_type: &str,
-        aggregate_id: &str,
-        from_version: Option<i64>,
-        to_version: Option<i64>,
+        stream: &StreamId,
+        versions: impl RangeBounds<i64>,
     ) -> Result<Vec<Event>, Error> {
-        let aggregate = (bounded_context, aggregate_type, aggregate_id);
-        let (from, to) = (from_version.unwrap_or(i64::MIN), to_version.unwrap_or(i64::MAX));
+        self.read_page(client, stream, inclusive(&versions), None)
+    }
+
+    pub(super) fn read_page(
+        &self,
+        client: &mut impl AsClient,
+        stream: &StreamId,
+        (from, to): (i64, i64),
+        limit: Option<i64>,
+    ) -> Result<Vec<Event>, Error> {
         let client = client.as_client();
-        blocking(|| read_stream(client, &self.names, aggregate, from, to))
+        blocking(|| read_stream(client, &self.names, stream, from, to, limit))
             .map_err(|source| Error::Spawn { thread: "to read the stream".to_owned(), source })?
             .map_err(Error::database("reading the stream"))
     }
@@ -216,37 +209,45 @@ fn is_version_taken(error: &postgres::Error) -> bool {
     })
 }
 
-fn validate(expected: ExpectedVersion, events: &[NewEvent]) -> Result<&NewEvent, AppendError> {
+/// The first and the last version of a range.
+fn inclusive(versions: &impl RangeBounds<i64>) -> (i64, i64) {
+    let from = match versions.start_bound() {
+        Bound::Included(from) => *from,
+        Bound::Excluded(before) => before.saturating_add(1),
+        Bound::Unbounded => i64::MIN,
+    };
+    let to = match versions.end_bound() {
+        Bound::Included(to) => *to,
+        Bound::Excluded(end) => end.saturating_sub(1),
+        Bound::Unbounded => i64::MAX,
+    };
+    (from, to)
+}
+
+fn validate(stream: &StreamId, expected: ExpectedVersion, events: &[NewEvent]) -> Result<(), AppendError> {
     let invalid = |problem: String| Err(AppendError::Invalid { problem });
-    let Some(first) = events.first() else { return invalid("there are none".into()) };
+    if events.is_empty() {
+        return invalid("there are none".into());
+    }
     if let ExpectedVersion::Exact(version @ ..0) = expected {
         return invalid(format!("the expected version {version} is negative"));
     }
-    for (i, event) in events.iter().enumerate() {
-        // Part by part: a separator between them may occur in any.
-        let aggregate =
-            |event: &NewEvent| [&event.bounded_context, &event.aggregate_type, &event.aggregate_id].map(Clone::clone);
-        if aggregate(event) != aggregate(first) {
-            return invalid(format!(
-                "event {i} belongs to aggregate {}, event 0 to {}: append to one aggregate per call",
-                aggregate(event).join("/"),
-                aggregate(first).join("/")
-            ));
+    let StreamId { bounded_context, aggregate_type, aggregate_id } = stream;
+    let names =
+        [("bounded_context", bounded_context), ("aggregate_type", aggregate_type), ("aggregate_id", aggregate_id)];
+    for (field, name) in names {
+        if name.is_empty() {
+            return invalid(format!("the stream has an empty {field}"));
         }
-        for (field, value) in [
-            ("bounded_context", &event.bounded_context),
-            ("aggregate_type", &event.aggregate_type),
-            ("aggregate_id", &event.aggregate_id),
-            ("event_type", &event.event_type),
-        ] {
-            if value.is_empty() {
-                return invalid(format!("event {i} has an empty {field}"));
-            }
+        if name.contains('\0') {
+            return invalid(format!("the stream has a NUL character in {field}, which PostgreSQL cannot store"));
+        }
+    }
+    for (i, event) in events.iter().enumerate() {
+        if event.event_type.is_empty() {
+            return invalid(format!("event {i} has an empty event_type"));
         }
         let texts = [
-            ("bounded_context", Some(&event.bounded_context)),
-            ("aggregate_type", Some(&event.aggregate_type)),
-            ("aggregate_id", Some(&event.aggregate_id)),
             ("event_type", Some(&event.event_type)),
             ("trace_id", event.trace_id.as_ref()),
             ("correlation_id", event.correlation_id.as_ref()),
@@ -256,30 +257,41 @@ fn validate(expected: ExpectedVersion, events: &[NewEvent]) -> Result<&NewEvent,
             return invalid(format!("event {i} has a NUL character in {field}, which PostgreSQL cannot store"));
         }
     }
-    Ok(first)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn event(id: &str) -> NewEvent {
-        NewEvent::new("shop", "Order", id, "OrderPlaced", Vec::new())
-    }
-
     #[test]
-    fn an_event_that_cannot_be_appended_is_named() {
+    fn what_cannot_be_appended_is_named() {
         let any = ExpectedVersion::Any;
+        let stream = |id: &str| StreamId::new("shop", "Order", id);
+        let event = || NewEvent::new("OrderPlaced", []);
         for (outcome, part) in [
-            (validate(any, &[]), "there are none"),
-            (validate(any, &[event("a"), event("b")]), "event 1 belongs to aggregate shop/Order/b"),
-            (validate(any, &[event("")]), "event 0 has an empty aggregate_id"),
-            (validate(any, &[event("a"), event("a").trace_id("x\0")]), "event 1 has a NUL character in trace_id"),
-            (validate(ExpectedVersion::Exact(-1), &[event("a")]), "-1 is negative"),
+            (validate(&stream("a"), any, &[]), "there are none"),
+            (validate(&stream(""), any, &[event()]), "the stream has an empty aggregate_id"),
+            (validate(&stream("a\0"), any, &[event()]), "the stream has a NUL character in aggregate_id"),
+            (validate(&stream("a"), any, &[event(), NewEvent::new("", [])]), "event 1 has an empty event_type"),
+            (
+                validate(&stream("a"), any, &[event(), event().trace_id("x\0")]),
+                "event 1 has a NUL character in trace_id",
+            ),
+            (validate(&stream("a"), ExpectedVersion::Exact(-1), &[event()]), "-1 is negative"),
         ] {
             let message = outcome.unwrap_err().to_string();
             assert!(message.contains(part), "{message:?} should contain {part:?}");
         }
-        validate(any, &[event("a"), event("a")]).unwrap();
+        validate(&stream("a"), any, &[event(), event()]).unwrap();
+    }
+
+    #[test]
+    fn ranges_of_versions_include_their_ends() {
+        assert_eq!(inclusive(&..), (i64::MIN, i64::MAX));
+        assert_eq!(inclusive(&(2..)), (2, i64::MAX));
+        assert_eq!(inclusive(&(2..5)), (2, 4));
+        assert_eq!(inclusive(&(2..=5)), (2, 5));
+        assert_eq!(inclusive(&(Bound::Excluded(2), Bound::Excluded(i64::MIN))), (3, i64::MIN));
     }
 }
