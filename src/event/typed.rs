@@ -11,7 +11,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use self::decode::{Failed, Payload};
-use super::{Event, NewEvent};
+use super::new_event::NewEvent;
+use super::stored::Event;
 use crate::error::BoxError;
 
 /// # Typed events
@@ -120,7 +121,10 @@ impl NewEvent {
     /// [`EncodeError`] if it is no enum in serde's default representation, or cannot be JSON: a map
     /// with keys that are no strings, for example.
     pub fn encode<T: Serialize + ?Sized>(event: &T) -> Result<Self, EncodeError> {
-        encode::variant(event).map(|(event_type, payload)| Self::new(event_type, payload))
+        match encode::variant(event) {
+            Ok((event_type, payload)) => Ok(Self::new(event_type, payload)),
+            Err(error) => Err(EncodeError::new(std::any::type_name::<T>(), error)),
+        }
     }
 
     /// An event with this payload as JSON.

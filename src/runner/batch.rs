@@ -3,8 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use postgres::Statement;
-
 use super::failure::{self, Failure};
 use crate::error::BoxError;
 use crate::event::Event;
@@ -14,7 +12,7 @@ use crate::store::events::Batch;
 use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Owner, Statements};
 use crate::store::session::{Session, Sessions};
 use crate::threads::caught;
-use crate::tx::{About, Kept, Tx};
+use crate::tx::{About, KeptStatements, Tx};
 
 /// A batch that has taken this long is committed with the events handled so far. This keeps read
 /// models fresh and row locks short when handlers are slow.
@@ -48,7 +46,7 @@ pub(super) struct Job<'a> {
 
 /// Handles the first events of a batch and moves the checkpoint, in one transaction. Once a pause is
 /// requested, the events handled so far are committed and the rest is left for later.
-pub(super) fn commit(session: &mut Session, kept: &mut Kept<Statement>, job: &Job<'_>) -> Result<Committed, Failure> {
+pub(super) fn commit(session: &mut Session, kept: &mut KeptStatements, job: &Job<'_>) -> Result<Committed, Failure> {
     let outcome = handle_and_commit(session, kept, job);
     outcome.map_err(|failure| match failure {
         failure if session.farewell().is_some() => failure.of_bystander(),
@@ -57,7 +55,7 @@ pub(super) fn commit(session: &mut Session, kept: &mut Kept<Statement>, job: &Jo
     })
 }
 
-fn handle_and_commit(session: &mut Session, kept: &mut Kept<Statement>, job: &Job<'_>) -> Result<Committed, Failure> {
+fn handle_and_commit(session: &mut Session, kept: &mut KeptStatements, job: &Job<'_>) -> Result<Committed, Failure> {
     let Job { batch, metrics, .. } = job;
     let transaction = session.transaction().map_err(Failure::outside)?;
     let mut tx = Tx::new(transaction, kept, job.about);

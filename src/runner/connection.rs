@@ -3,15 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use postgres::Statement;
-
 use super::failure::Failure;
 use crate::context::Context;
 use crate::database::Pool;
 use crate::feed::{Feed, Mark};
 use crate::store::fence::Statements;
 use crate::store::session::Session;
-use crate::tx;
+use crate::tx::KeptStatements;
 
 /// A runner that is paused for longer takes another connection, which the pool has tested.
 pub(super) const KEEP_CONNECTION: Duration = Duration::from_secs(1);
@@ -23,7 +21,7 @@ pub(super) struct Connection {
     pub(super) session: Session,
     pub(super) statements: Statements,
     /// The statements of the handler.
-    pub(super) kept: tx::Kept<Statement>,
+    pub(super) kept: KeptStatements,
     /// Taken before the connection was opened: if another epoch has begun since, the connection may
     /// lead to the former server.
     pub(super) opened: Mark,
@@ -45,7 +43,7 @@ impl Connection {
             }
             failure
         })?;
-        Ok(Self { session, statements, kept: tx::Kept::default(), opened })
+        Ok(Self { session, statements, kept: KeptStatements::default(), opened })
     }
 }
 

@@ -13,8 +13,7 @@ use postgres::error::SqlState;
 use postgres::types::{BorrowToSql, ToSql};
 use postgres::{Error, Row, RowIter, Statement, Transaction};
 
-pub(crate) use self::kept::Kept;
-use self::kept::Loss;
+use self::kept::{Kept, Loss};
 use self::sql::Form;
 pub use self::sql::Sql;
 use crate::database::{AsClient, sealed};
@@ -43,9 +42,12 @@ use crate::database::{AsClient, sealed};
 /// not kept.
 pub struct Tx<'a> {
     transaction: Transaction<'a>,
-    kept: &'a mut Kept<Statement>,
+    kept: &'a mut KeptStatements,
     about: About<'a>,
 }
+
+/// The statements that are kept on a connection.
+pub(crate) type KeptStatements = Kept<Statement>;
 
 /// What a handler may ask.
 #[derive(Clone, Copy)]
@@ -56,7 +58,7 @@ pub(crate) struct About<'a> {
 }
 
 impl<'a> Tx<'a> {
-    pub(crate) fn new(transaction: Transaction<'a>, kept: &'a mut Kept<Statement>, about: About<'a>) -> Self {
+    pub(crate) fn new(transaction: Transaction<'a>, kept: &'a mut KeptStatements, about: About<'a>) -> Self {
         kept.begin();
         Self { transaction, kept, about }
     }
@@ -168,7 +170,7 @@ impl<'a> Tx<'a> {
 }
 
 /// Forgets a kept statement if it failed because it is outdated.
-fn note<S: Sql + ?Sized>(kept: &mut Kept<Statement>, sql: &S, error: &Error) {
+fn note<S: Sql + ?Sized>(kept: &mut KeptStatements, sql: &S, error: &Error) {
     if let (Form::Text(text), Some(loss)) = (sql.form(), loss(error)) {
         kept.forget(text, loss);
     }

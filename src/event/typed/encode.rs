@@ -6,26 +6,22 @@ use serde::ser::{Impossible, Serialize, Serializer};
 use serde_json::Error;
 use serde_json::ser::to_vec;
 
-use super::EncodeError;
-
 /// The payload of a variant that holds nothing.
 const NOTHING: &[u8] = b"{}";
 
 /// Encodes the variant of an enum: its name, and what it holds.
-pub(super) fn variant<T: Serialize + ?Sized>(event: &T) -> Result<(String, Vec<u8>), EncodeError> {
-    let rust_type = std::any::type_name::<T>();
-    let failed = |error: Error| EncodeError::new(rust_type, error);
+pub(super) fn variant<T: Serialize + ?Sized>(event: &T) -> Result<(String, Vec<u8>), Error> {
     let (name, holds_nothing) = match event.serialize(Tagger) {
         Err(Tag::Variant { name, holds_nothing }) => (name, holds_nothing),
-        Err(Tag::Error(message)) => return Err(failed(serde::ser::Error::custom(message))),
+        Err(Tag::Error(message)) => return Err(serde::ser::Error::custom(message)),
         Ok(never) => match never {},
     };
     if holds_nothing {
         return Ok((name.to_owned(), NOTHING.to_vec()));
     }
     // {"name":payload}
-    let mut whole = to_vec(event).map_err(failed)?;
-    let before = to_vec(name).map_err(failed)?.len() + 2;
+    let mut whole = to_vec(event)?;
+    let before = to_vec(name)?.len() + 2;
     whole.truncate(whole.len().saturating_sub(1));
     Ok((name.to_owned(), whole.split_off(before.min(whole.len()))))
 }

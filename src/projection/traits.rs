@@ -1,0 +1,158 @@
+//! The projections that a user of the library writes.
+
+use std::sync::Arc;
+
+use super::declared::{declaration, forwarded};
+use crate::config::Retry;
+use crate::error::BoxError;
+use crate::event::Event;
+use crate::scope::{Scope, StartAt};
+use crate::tx::Tx;
+
+/// Builds a read model from events, one by one. [`BatchProjection`] takes many at once, which is
+/// faster.
+///
+/// One instance serves every partition that the worker holds. The orchestrator never calls it from
+/// two threads at once for the same keys.
+///
+/// # Guarantees
+///
+/// What a handler writes through the transaction it is given is committed together with the
+/// checkpoint: each event's effects there are committed **exactly once**, whatever crashes. Events
+/// of one aggregate come in the order of their versions.
+///
+/// Anything else a handler does (an e-mail, an HTTP call, a file, a second database connection)
+/// happens **at least once**, in order: if the batch is rolled back afterwards, its events are
+/// handled again. Make such effects idempotent, for instance with [`Event::event_id`].
+///
+/// # Errors and panics
+///
+/// An error or a panic rolls the whole batch back; then the events before the failing one are
+/// committed, and that one is retried with growing delays. When its attempts are used up
+/// ([`Retry`]), this projection halts on this worker while all others continue, and retries now and
+/// then. No event is ever skipped.
+///
+/// What is not the handler's failure does not count: deadlocks, serialisation failures, lost
+/// connections, a full disk, a statement or a lock that took too long, and what the handler itself
+/// calls [`Passing`](crate::Passing).
+///
+/// An event that ends the process, the server or its connection counts as well, across restarts and
+/// workers: the worker records which event it is about to handle, finds it among the others, and
+/// halts before it.
+///
+/// A program that is compiled with `panic = "abort"` ends at the first panic of a handler, as does
+/// one whose handler overflows its stack or panics in a destructor while it unwinds. Other workers
+/// take over and reach the same event. Leave `panic` at `"unwind"`, the default, in such a program's
+/// profile.
+///
+/// ```
+/// use pupsourcing_orchestrator::{BoxError, Event, Projection, Scope, Tx};
+///
+/// struct OrderCount;
+///
+/// impl Projection for OrderCount {
+///     fn name(&self) -> &str {
+///         "order_count"
+///     }
+///
+///     fn scope(&self) -> Scope {
+///         Scope::all().aggregate_types(["Order"]).event_types(["OrderPlaced"])
+///     }
+///
+///     fn handle(&self, tx: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {
+///         tx.execute("UPDATE order_count SET placed = placed + 1", &[])?;
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait Projection: Send + Sync {
+    declaration!();
+
+    /// Handles one event. The transaction is READ COMMITTED and read-write; its other settings are
+    /// those of the role and the database. Do not end it: the orchestrator commits it, together
+    /// with the checkpoint, and halts the projection if it finds another transaction, or none. What
+    /// is set for the session (`SET`, temporary tables, `LISTEN`) is reset before another
+    /// projection gets the connection, except with
+    /// [`heartbeats_only`](crate::Builder::heartbeats_only), where the session is the pooler's.
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError>;
+}
+
+/// Builds a read model from events, many at once: with one statement for many events it is several
+/// times as fast as a [`Projection`], which documents its guarantees and what an error does.
+///
+/// Write the rows in the order of their key: sort them, and combine the events of each row. Workers
+/// and lanes write at the same time. If two of them lock the same rows in different orders, they
+/// wait for each other (a deadlock); PostgreSQL then ends one of the transactions, and its batch is
+/// retried. Nothing is lost, but the work is done twice. Rows that belong to one aggregate are
+/// written by one worker only.
+///
+/// ```
+/// use std::collections::BTreeMap;
+///
+/// use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, Tx};
+///
+/// struct EventsPerType;
+///
+/// impl BatchProjection for EventsPerType {
+///     fn name(&self) -> &str {
+///         "events_per_type"
+///     }
+///
+///     fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
+///         // A sorted map: one row per type, in the order of the key.
+///         let mut counts = BTreeMap::<&str, i64>::new();
+///         for event in events {
+///             *counts.entry(event.event_type()).or_default() += 1;
+///         }
+///         let (types, counts): (Vec<_>, Vec<_>) = counts.into_iter().unzip();
+///         tx.execute(
+///             "INSERT INTO events_per_type (event_type, events)
+///              SELECT * FROM unnest($1::text[], $2::bigint[])
+///              ON CONFLICT (event_type) DO UPDATE SET events = events_per_type.events + excluded.events",
+///             &[&types, &counts],
+///         )?;
+///         Ok(events.len())
+///     }
+/// }
+/// ```
+pub trait BatchProjection: Send + Sync {
+    declaration!();
+
+    /// Handles events from the front of `events` (never empty), and returns how many: at least one,
+    /// like [`Write::write`](std::io::Write::write). Usually all of them. The orchestrator calls
+    /// again with the rest, in the same transaction, unless it has to pause or the batch has become
+    /// long. The transaction is that of [`Projection::handle`].
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError>;
+}
+
+impl<P: Projection + ?Sized> Projection for Arc<P> {
+    forwarded!();
+
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
+        (**self).handle(tx, event)
+    }
+}
+
+impl<P: Projection + ?Sized> Projection for Box<P> {
+    forwarded!();
+
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
+        (**self).handle(tx, event)
+    }
+}
+
+impl<P: BatchProjection + ?Sized> BatchProjection for Arc<P> {
+    forwarded!();
+
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        (**self).handle_batch(tx, events)
+    }
+}
+
+impl<P: BatchProjection + ?Sized> BatchProjection for Box<P> {
+    forwarded!();
+
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        (**self).handle_batch(tx, events)
+    }
+}
