@@ -28,11 +28,10 @@ pub struct Builder {
 
 impl std::fmt::Debug for Builder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names: Vec<&str> = self.projections.iter().map(|projection| projection.name()).collect();
         f.debug_struct("Builder")
             .field("database", &self.database)
             .field("config", &self.config)
-            .field("projections", &names)
+            .field("projections", &self.projections.len())
             .finish_non_exhaustive()
     }
 }

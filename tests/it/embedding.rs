@@ -17,7 +17,7 @@ use crate::support::cluster::state_of;
 use crate::support::handlers::prepared;
 use crate::support::http::get;
 use crate::support::ledger::{Ledger, append_plainly};
-use crate::support::workers::{await_running, builder};
+use crate::support::workers::{await_running, builder, start};
 use crate::support::{database, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -83,11 +83,12 @@ fn a_worker_whose_logger_panics_ends_and_says_so() {
     });
 }
 
-/// Panics in one of the methods that are asked before it handles anything.
-struct Panics(&'static str);
+/// Panics in one of the methods that are asked before it handles anything, and keeps what was asked.
+struct Panics(&'static str, Arc<Mutex<Vec<&'static str>>>);
 
 impl Panics {
-    fn now(&self, method: &str) {
+    fn now(&self, method: &'static str) {
+        self.1.lock().unwrap().push(method);
         assert!(self.0 != method, "the tests say so");
     }
 }
@@ -114,12 +115,27 @@ impl Projection for Panics {
 }
 
 #[test]
+fn a_projection_is_asked_once_what_it_is() {
+    let database = database();
+    let mut client = prepared(&database);
+    let asked = Arc::default();
+    let worker = start(builder(database.url(), "set").projection(Panics("", Arc::clone(&asked))), vec![]);
+    append_plainly(&mut client, 10, 2);
+    eventually("the events are handled", SOON, || (worker.status().projections["p"].events == 10).then_some(()));
+    worker.shutdown(SOON).unwrap();
+    assert_eq!(*asked.lock().unwrap(), ["name", "start_at", "scope"]);
+}
+
+#[test]
 fn a_panic_in_what_a_projection_says_is_an_error_of_build() {
     let database = database();
     let mut client = prepared(&database);
     for method in ["name", "scope", "start_at"] {
         // What fails only when the worker starts would be an error of its start.
-        let started = builder(database.url(), "set").projection(Panics(method)).build().and_then(Orchestrator::start);
+        let started = builder(database.url(), "set")
+            .projection(Panics(method, Arc::default()))
+            .build()
+            .and_then(Orchestrator::start);
         let error = started.unwrap_err();
         assert!(matches!(error, Error::InvalidConfig { .. }), "{error:?}");
         let text = error.to_string();
