@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -152,27 +152,54 @@ fn a_full_disk_does_not_count() {
     worker.shutdown(SOON).unwrap();
 }
 
+/// `default_transaction_read_only` is a default: the library's sessions and transactions say that
+/// they write, and so do those of the handlers.
 #[test]
-fn a_database_that_was_read_only_is_written_to_again() {
+fn a_database_that_is_read_only_by_default_is_written_to() {
     let database = database();
     let mut client = prepared(&database);
-    let worker = start(builder(database.url(), "set").retry(impatient()), vec![Box::new(Ledger::named("p"))]);
-    await_running(&[&worker]);
-    append_plainly(&mut client, 10, 2);
-    await_complete(&mut client, "p");
-    let name = database.name();
-    let end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
-    client
-        .batch_execute(&format!("ALTER DATABASE \"{name}\" SET default_transaction_read_only = on; {end_all}"))
-        .unwrap();
-    append_plainly(&mut client, 100, 2);
-    // What a session that begins now may do is up to its settings.
-    eventually("its connections are back", SOON, || worker.status().database_reachable.then_some(()));
-    client.batch_execute(&format!("ALTER DATABASE \"{name}\" RESET default_transaction_read_only")).unwrap();
-    let begun = Instant::now();
-    await_complete(&mut client, "p");
-    println!("complete after {:?}", begun.elapsed());
-    worker.shutdown(SOON).unwrap();
+    for heartbeats_only in [false, true] {
+        let name = if heartbeats_only { "q" } else { "p" };
+        let configured = || {
+            let configured = builder(database.url(), name).retry(impatient());
+            if heartbeats_only { configured.heartbeats_only() } else { configured }
+        };
+        let refused = Arc::new(AtomicUsize::new(0));
+        let worker = || {
+            let noted = refused.clone();
+            let ledger = meddled(name, move |tx, _| {
+                let setting: String = tx.query_one("SHOW transaction_read_only", &[])?.get(0);
+                noted.fetch_add(usize::from(setting == "on"), Ordering::Relaxed);
+                Ok(())
+            });
+            start(configured(), vec![ledger])
+        };
+        let one = worker();
+        await_running(&[&one]);
+        append_plainly(&mut client, 10, 2);
+        await_complete(&mut client, name);
+
+        let end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                       WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        let read_only = format!("ALTER DATABASE \"{}\" SET default_transaction_read_only = on", database.name());
+        client.batch_execute(&format!("{read_only}; {end_all}")).unwrap();
+        let error = database.client().batch_execute("CREATE TABLE refused ()").unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "25006", "an ordinary session may not write");
+        // It migrates and registers.
+        let other = worker();
+        await_running(&[&one, &other]);
+        append_plainly(&mut client, 100, 2);
+        await_complete(&mut client, name);
+        assert_eq!(refused.load(Ordering::Relaxed), 0, "no transaction was read-only");
+        let errors = [&one, &other].map(|worker| projection_metric(worker, "projection_errors_total", name));
+        assert_eq!(errors, [Some(0.0); 2]);
+        for worker in [one, other] {
+            worker.shutdown(SOON).unwrap();
+        }
+        client
+            .batch_execute(&format!("ALTER DATABASE \"{}\" RESET default_transaction_read_only", database.name()))
+            .unwrap();
+    }
 }
 
 /// Forwards connections to a server on this machine, which can be changed for those that follow.
