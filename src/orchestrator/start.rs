@@ -16,7 +16,7 @@ use crate::database::{Pool, PoolOptions};
 use crate::error::{Error, field};
 use crate::feed::Feed;
 use crate::feed::prefetch::Reader;
-use crate::feed::tailer::Tailer;
+use crate::feed::tailer::{self, Tailer};
 use crate::leave;
 use crate::listener::Listener;
 use crate::measure::{Lags, Measuring};
@@ -134,7 +134,7 @@ impl Start {
             hints,
             missing: says_missing,
         };
-        self.crew.spawn("pup-tail", move |pulse| tailer.run(pulse))?;
+        self.crew.spawn(tailer::THREAD, move |pulse| tailer.run(pulse))?;
 
         let parts = Parts {
             context: self.context,

@@ -162,10 +162,13 @@ impl Orchestrator {
                 coordination: self.coordination,
             };
             let prepared = start.threads(self.gate)?;
+            let attempt = || {
+                let registered = register(&context, &registration, &prepared.pool);
+                // Attempts of the pool may have succeeded since the worker gave them up.
+                registered.inspect_err(|_| prepared.pool.close_idle())
+            };
             // Nothing if the worker was asked to stop.
-            if let Some(registered) =
-                once_reached(wait, &context.stop, || register(&context, &registration, &prepared.pool))?
-            {
+            if let Some(registered) = once_reached(wait, &context.stop, attempt)? {
                 prepared.begin(registered, registration.projections.len());
             }
             Ok(())
