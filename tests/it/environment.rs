@@ -1,14 +1,12 @@
 //! What the handlers need is missing for a while: time, disk space, a server that can be written to.
 //! Nothing of it counts, and all of it passes by itself.
 
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Handle, Names, ProjectionState, Retry};
 
@@ -16,6 +14,7 @@ use crate::support::handlers::{meddled, prepared};
 use crate::support::installed::leave_out;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::metrics::projection_metric;
+use crate::support::proxies::Switch;
 use crate::support::standby::{primary, standby_of};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{Options, PrivatePostgres, TestDatabase, database, eventually};
@@ -202,48 +201,6 @@ fn a_database_that_is_read_only_by_default_is_written_to() {
     }
 }
 
-/// Forwards connections to a server on this machine, which can be changed for those that follow.
-struct Switch {
-    port: u16,
-    target: Arc<AtomicU16>,
-    streams: Arc<Mutex<Vec<TcpStream>>>,
-}
-
-impl Switch {
-    fn start(target: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (target, streams) = (Arc::new(AtomicU16::new(target)), Arc::new(Mutex::new(Vec::new())));
-        let (to, all) = (target.clone(), streams.clone());
-        std::thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = TcpStream::connect(("127.0.0.1", to.load(Ordering::Relaxed))) else { continue };
-                for (from, into) in [(&client, &server), (&server, &client)] {
-                    let (mut from, mut into) = (from.try_clone().unwrap(), into.try_clone().unwrap());
-                    std::thread::spawn(move || {
-                        _ = std::io::copy(&mut from, &mut into);
-                        _ = into.shutdown(Shutdown::Both);
-                    });
-                }
-                all.lock().extend([client, server]);
-            }
-        });
-        Self { port, target, streams }
-    }
-
-    /// Leads new connections to another server.
-    fn lead_to(&self, server: &PrivatePostgres) {
-        self.target.store(server.port(), Ordering::Relaxed);
-    }
-
-    /// Ends all connections.
-    fn cut(&self) {
-        for stream in self.streams.lock().drain(..) {
-            _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-}
-
 #[test]
 fn sessions_on_a_standby_are_replaced_after_a_switchover() {
     for heartbeats_only in [false, true] {
@@ -266,14 +223,14 @@ fn switch_over(heartbeats_only: bool) {
     await_running(&[&worker]);
     append_plainly(&mut client, 300, 2);
     eventually("it is at work", SOON, || (handled(&mut client, "p") > 0).then_some(()));
-    switch.lead_to(&standby);
+    switch.lead_to(standby.port());
     switch.cut();
     let mut errors = Vec::new();
     eventually("its handlers' session is on the standby", SOON, || {
         errors.extend(worker.status().projections["p"].error.clone());
         errors.iter().any(|error| error.contains("recovery")).then_some(())
     });
-    switch.lead_to(&primary);
+    switch.lead_to(primary.port());
     let begun = Instant::now();
     await_complete(&mut client, "p");
     println!("complete after {:?}", begun.elapsed());
