@@ -10,17 +10,29 @@ use std::time::{Duration, Instant};
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Handle, Names, ProjectionState, Retry};
 
+use crate::probes::{assert_alive, await_unready, probed};
+use crate::support::cluster::assert_read_models_become_right;
 use crate::support::handlers::{meddled, prepared};
+use crate::support::http::get;
 use crate::support::installed::leave_out;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
-use crate::support::metrics::projection_metric;
+use crate::support::metrics::series::values;
+use crate::support::metrics::{metric, projection_metric};
 use crate::support::proxies::Switch;
 use crate::support::standby::{primary, standby_of};
+use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{Options, PrivatePostgres, TestDatabase, database, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
+
+/// Ends all sessions in the database but this one: those that follow have its present settings.
+fn terminate_others(client: &mut Client) {
+    let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                  WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    client.batch_execute(others).unwrap();
+}
 
 /// Two attempts, which are used up in no time.
 fn impatient() -> Retry {
@@ -178,10 +190,9 @@ fn a_database_that_is_read_only_by_default_is_written_to() {
         append_plainly(&mut client, 10, 2);
         await_complete(&mut client, name);
 
-        let end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                       WHERE datname = current_database() AND pid <> pg_backend_pid()";
         let read_only = format!("ALTER DATABASE \"{}\" SET default_transaction_read_only = on", database.name());
-        client.batch_execute(&format!("{read_only}; {end_all}")).unwrap();
+        client.batch_execute(&read_only).unwrap();
+        terminate_others(&mut client);
         let error = database.client().batch_execute("CREATE TABLE refused ()").unwrap_err();
         assert_eq!(error.code().unwrap().code(), "25006", "an ordinary session may not write");
         // It migrates and registers.
@@ -221,6 +232,7 @@ fn switch_over(heartbeats_only: bool) {
     let ledger = Ledger { takes: Duration::from_millis(10), ..Ledger::named("p") };
     let worker = start(configured, vec![Box::new(ledger)]);
     await_running(&[&worker]);
+    let (_server, address) = probed(&worker);
     append_plainly(&mut client, 300, 2);
     eventually("it is at work", SOON, || (handled(&mut client, "p") > 0).then_some(()));
     switch.lead_to(standby.port());
@@ -230,9 +242,85 @@ fn switch_over(heartbeats_only: bool) {
         errors.extend(worker.status().projections["p"].error.clone());
         errors.iter().any(|error| error.contains("recovery")).then_some(())
     });
+    // A session of its own is told by its first UPDATE, a shared one by its BEGIN.
+    let code = if heartbeats_only { "(0A000)" } else { "(25006)" };
+    let reason = await_unready(&address, "no heartbeat was answered for");
+    assert!(reason.contains(code), "{reason}");
+    assert_alive(&address);
+    eventually("the metrics say so", SOON, || {
+        let not_ready = metric(&worker, "not_ready", &[("reason", "no_heartbeat")]);
+        (not_ready == Some(1.0) && metric(&worker, "database_up", &[]) == Some(0.0)).then_some(())
+    });
     switch.lead_to(primary.port());
     let begun = Instant::now();
     await_complete(&mut client, "p");
     println!("complete after {:?}", begun.elapsed());
+    eventually("it is ready again", SOON, || (get(&address, "/readyz").0 == 200).then_some(()));
+    assert_eq!(metric(&worker, "not_ready", &[]), None);
     worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn what_stands_still_alone_keeps_no_worker_unready() {
+    let database = database();
+    let mut client = database.client();
+    client.batch_execute(&format!("ALTER DATABASE \"{}\" SET lock_timeout = '50ms'", database.name())).unwrap();
+    let mut worker =
+        WorkerProcess::start(database.url(), &[("POLL_INTERVAL", "100ms"), ("HEARTBEAT_INTERVAL", "300ms")]);
+    worker.await_processing(1);
+    let address = worker.await_ready();
+    let shown = |name: &str, labels: &[(&str, &str)]| {
+        let values: Vec<i64> = values(&get(&address, "/metrics").1, name, labels);
+        values.first().copied().unwrap_or_default()
+    };
+    let assert_ready = || assert_eq!([get(&address, "/livez").0, get(&address, "/readyz").0], [200; 2]);
+
+    // A timeout in the handlers of one projection.
+    let labels = [("projection", "event_type_counts")];
+    let mut other = database.client();
+    let mut locked = other.transaction().unwrap();
+    locked.batch_execute("LOCK TABLE event_type_counts IN EXCLUSIVE MODE").unwrap();
+    append_plainly(&mut client, 10, 2);
+    worker.await_line(&["batch failed, will retry", "projection=event_type_counts", "(55P03)"]);
+    eventually("the lag is shown", SOON, || (shown("lag_events", &labels) == 10).then_some(()));
+    assert!(shown("retries_total", &labels) > 0);
+    assert_ready();
+    locked.rollback().unwrap();
+    assert_read_models_become_right(&mut client);
+
+    // A projection that is torn, and one that no worker knows.
+    client
+        .batch_execute(
+            "UPDATE orchestrator_checkpoints SET keys = '{[0,10)}' WHERE projection = 'event_type_counts';
+             INSERT INTO orchestrator_projections (name, replica_set) VALUES ('unknown', 'main-projections');
+             INSERT INTO orchestrator_checkpoints (projection, keys, position) VALUES ('unknown', '{[0,65536)}', 0)",
+        )
+        .unwrap();
+    worker.await_line(&["projection is not processed", "projection=event_type_counts", "overlap or leave keys out"]);
+    for metric in ["broken_projections", "orphaned_projections"] {
+        eventually(metric, SOON, || (shown(metric, &[]) == 1).then_some(()));
+    }
+    assert_ready();
+}
+
+#[test]
+fn a_worker_that_cannot_coordinate_gives_that_reason() {
+    let database = database();
+    let options = [("POLL_INTERVAL", "100ms"), ("HEARTBEAT_INTERVAL", "300ms"), ("STALE_WORKER_TIMEOUT", "10s")];
+    let mut worker = WorkerProcess::start(database.url(), &options);
+    worker.await_processing(1);
+    let address = worker.await_ready();
+    let mut client = database.client();
+    let mut locked = client.transaction().unwrap();
+    locked.batch_execute("LOCK TABLE orchestrator_generations").unwrap();
+    worker.await_line(&["coordination failed, will retry", "lock timeout"]);
+    let reason = await_unready(&address, "the replica set cannot be coordinated since");
+    assert!(reason.contains("lock timeout"), "{reason}");
+    assert_alive(&address);
+    eventually("the metric says so", SOON, || {
+        let not_ready: Vec<i64> = values(&get(&address, "/metrics").1, "not_ready", &[("reason", "cannot_coordinate")]);
+        (not_ready == [1]).then_some(())
+    });
+    locked.rollback().unwrap();
+    worker.await_ready();
 }

@@ -13,6 +13,7 @@ use crate::support::cluster::{assert_keys_are_covered, generation, newest};
 use crate::support::http::get;
 use crate::support::insert::insert;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::metrics::series::values;
 use crate::support::standby::{primary, standby_of};
 use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
@@ -217,6 +218,8 @@ fn a_worker_that_starts_on_a_standby_awaits_its_promotion() {
     assert_eq!(get(&address, "/livez").0, 200);
     let (status, reason) = get(&address, "/readyz");
     assert!(status == 503 && reason.contains("has not registered yet"), "{status} {reason}");
+    let not_ready: Vec<i64> = values(&get(&address, "/metrics").1, "not_ready", &[("reason", "not_registered")]);
+    assert_eq!(not_ready, [1]);
     let mut client = connect(&standby.url("postgres"));
     assert!(client.query_one("SELECT pg_promote()", &[]).unwrap().get::<_, bool>(0));
     worker.await_ready();

@@ -192,6 +192,9 @@ fn a_worker_started_at_a_full_pooler_waits_for_room() {
             assert_eq!(get(&address, "/livez").0, 200);
             let (status, reason) = get(&address, "/readyz");
             assert!(status == 503 && reason.contains("has not registered yet"), "{status} {reason}");
+            let not_ready: Vec<i64> =
+                values(&get(&address, "/metrics").1, "not_ready", &[("reason", "not_registered")]);
+            assert_eq!(not_ready, [1]);
             assert_eq!(generation(), before, "it takes no partition, {said}");
 
             append_plainly(&mut client, 100, 10);
@@ -243,6 +246,8 @@ fn a_coordinator_is_not_held_up_by_a_full_pooler() {
         (heartbeats() >= enough).then_some(())
     });
     assert_eq!(get(address, "/livez").0, 200);
+    let not_ready: Vec<i64> = values(&get(address, "/metrics").1, "not_ready", &[("reason", "lacks_connections")]);
+    assert_eq!(not_ready, [1]);
 
     drop(occupants);
     second.await_processing(2);
