@@ -84,7 +84,15 @@ pub enum Error {
         source: postgres::Error,
     },
 
-    /// The server cannot run this library: too old, in recovery, or set up in a way that would break a guarantee.
+    /// The server is a standby, which accepts no writes. It may be promoted, or the address may lead
+    /// to another server soon.
+    #[error(
+        "this server cannot be used now: it is in recovery (a standby): connect to the primary, where the events are \
+         written; with several hosts in the URL, target_session_attrs=read-write finds it"
+    )]
+    InRecovery,
+
+    /// The server cannot run this library: too old, or set up in a way that would break a guarantee.
     #[error("this server cannot be used: {problem}")]
     UnsupportedServer {
         /// What is wrong, and the remedy.
@@ -209,12 +217,13 @@ impl Error {
         move |source| Self::Database { doing, source }
     }
 
-    /// Whether it says that the server is away, so that waiting may help: it cannot be reached, is starting up or shutting down, has no
-    /// connection left, or is not the one that `target_session_attrs` asks for.
+    /// Whether it says that the server is away, so that waiting may help: it cannot be reached, is
+    /// starting up or shutting down, accepts no writes, has no connection left, or is not the one
+    /// that `target_session_attrs` asks for.
     pub(crate) fn is_away(&self) -> bool {
         match self {
             // A pool fills when connections are free.
-            Self::ConnectTimeout { .. } | Self::Pool { .. } => true,
+            Self::ConnectTimeout { .. } | Self::Pool { .. } | Self::InRecovery => true,
             Self::Connect { source, .. } | Self::Database { source, .. } => is_away(source),
             _ => false,
         }
@@ -231,15 +240,18 @@ impl Error {
 
 fn is_away(error: &postgres::Error) -> bool {
     if let Some(state) = error.code() {
-        return [
+        let passes = [
             SqlState::ADMIN_SHUTDOWN,
             SqlState::CRASH_SHUTDOWN,
             SqlState::CANNOT_CONNECT_NOW,
             SqlState::TOO_MANY_CONNECTIONS,
+            SqlState::READ_ONLY_SQL_TRANSACTION,
             // Another session has locked a table, and will end its transaction at some time.
             SqlState::LOCK_NOT_AVAILABLE,
-        ]
-        .contains(state);
+        ];
+        // Class 08 is what poolers say that have no connection to give: PgBouncer, for example,
+        // reports `query_wait_timeout` and `max_client_conn` as a protocol violation, 08P01.
+        return passes.contains(state) || state.code().starts_with("08");
     }
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -384,6 +396,35 @@ mod tests {
             assert!(shown.ends_with("(the log has the detail)"), "{shown}");
         }
         assert_eq!(without_rows("no such\ncustomer"), "no such\ncustomer");
+    }
+
+    #[test]
+    fn only_what_passes_by_itself_counts_as_away() {
+        let mut client = testing::connect();
+        let mut is_away = |statements: &str| {
+            let error = client.batch_execute(statements).unwrap_err();
+            let (code, error) = (error.code().cloned(), Error::database("testing")(error));
+            (code.unwrap().code().to_owned(), error.is_away())
+        };
+        let read_only = is_away("BEGIN; SET TRANSACTION READ ONLY; CREATE TABLE t ()");
+        assert_eq!(read_only, ("25006".to_owned(), true));
+        is_away("COMMIT; SELECT 1 / 0");
+        for (code, expected) in [
+            ("57P01", true),
+            ("53300", true),
+            ("55P03", true),
+            ("08P01", true),
+            ("08006", true),
+            ("28P01", false),
+            ("3D000", false),
+            ("42501", false),
+            ("42P01", false),
+        ] {
+            let raise = format!("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END $$");
+            assert_eq!(is_away(&raise), (code.to_owned(), expected));
+        }
+        assert!(Error::InRecovery.is_away());
+        assert!(!Error::UnsupportedServer { problem: "too old".into() }.is_away());
     }
 
     #[test]

@@ -111,6 +111,20 @@ impl Limits {
 }
 
 impl NotReady {
+    /// The reason as the metric `not_ready` names it.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Stopping => "stopping",
+            Self::NotRegistered => "not_registered",
+            Self::NoHeartbeat { .. } => "no_heartbeat",
+            Self::CannotCoordinate { .. } => "cannot_coordinate",
+            Self::Evicted => "evicted",
+            Self::LacksConnections { .. } => "lacks_connections",
+            Self::CannotRead { .. } => "cannot_read",
+            Self::Halted { .. } => "halted",
+        }
+    }
+
     /// Whether every start and every stop comes through this, so that it needs no attention.
     pub(crate) fn is_in_order(&self) -> bool {
         matches!(self, Self::Stopping | Self::NotRegistered)
@@ -226,6 +240,32 @@ mod tests {
         }
         let halted = Vitals { halted: vec!["orders"], ..sound() };
         assert_eq!(Limits { ready_while_halted: true, ..LIMITS }.judge(&halted), Ok(()));
+    }
+
+    #[test]
+    fn every_reason_has_a_row_with_its_words_and_its_label() {
+        let error = || Some("why".to_owned());
+        let second = Duration::from_secs(1);
+        let reasons = [
+            NotReady::Stopping,
+            NotReady::NotRegistered,
+            NotReady::NoHeartbeat { silent: second, error: error() },
+            NotReady::CannotCoordinate { idle: second, error: error() },
+            NotReady::LacksConnections { lacking: second, error: "why".into() },
+            NotReady::Evicted,
+            NotReady::CannotRead { blind: second, error: error() },
+            NotReady::Halted { projections: "orders".into() },
+        ];
+        let rows = include_str!("http/probes.md").lines().filter(|line| line.starts_with("| `")).map(|line| {
+            let cells: Vec<&str> = line.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+            (cells[1].replace(" N s", " 1 s"), cells[2].to_owned())
+        });
+        let rows: Vec<(String, String)> = rows.collect();
+        for reason in reasons {
+            let shown = reason.to_string();
+            let has_row = |(words, label): &(String, String)| shown.starts_with(words) && label == reason.label();
+            assert!(rows.iter().any(has_row), "{shown:?} ({}) in {rows:#?}", reason.label());
+        }
     }
 
     #[test]

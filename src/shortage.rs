@@ -62,6 +62,13 @@ impl Shortage {
         threads.entry(thread.to_owned()).or_insert_with(first).ended = None;
     }
 
+    /// Why this thread has no connection, if it wants one.
+    pub(crate) fn of(&self, thread: &str) -> Option<String> {
+        let now = Instant::now();
+        let threads = self.threads.lock();
+        threads.get(thread).filter(|failing| !failing.is_forgotten(now)).map(|failing| failing.problem.clone())
+    }
+
     /// For how long the thread that has waited longest has been without a connection, and why.
     pub(crate) fn longest(&self) -> Option<(Duration, String)> {
         let now = Instant::now();
@@ -99,6 +106,7 @@ mod tests {
         on_a_thread("a", || shortage.note(|| failed("a")).unwrap_err());
         on_a_thread("b", || shortage.note(|| failed("b")).unwrap_err());
         on_a_thread("c", || shortage.note(|| Ok(())).unwrap());
+        assert!(shortage.of("b").unwrap().contains("to b:") && shortage.of("c").is_none(), "{shortage:?}");
         assert!(shortage.longest().unwrap().1.contains("to a:"), "{shortage:?}");
         on_a_thread("a", || shortage.note(|| Ok(())).unwrap());
         assert!(shortage.longest().unwrap().1.contains("to b:"), "{shortage:?}");

@@ -34,6 +34,7 @@ impl Watch {
             let board = &self.context.board;
             let readiness = board.readiness(self.context.stop.is_raised());
             self.metrics.ready.set(i64::from(readiness.is_ok()));
+            self.metrics.set_not_ready(readiness.as_ref().err().map(NotReady::label));
             self.metrics.database_up.set(i64::from(board.is_database_reachable()));
             self.lags.drop_outdated();
             self.say(&mut spell, readiness.err());

@@ -55,10 +55,11 @@ macro_rules! with_options {
 
             /// How long `migrate` and `start` wait for a server that is away.
             ///
-            /// That is a server that refuses connections, does not answer, is starting up or
-            /// shutting down, or is not the primary that `target_session_attrs` asks for. An answer
-            /// that waiting does not change, such as a wrong password, is returned at once. Zero
-            /// waits for nothing.
+            /// That is a server that refuses connections, does not answer, has no connection left,
+            /// is starting up or shutting down, is a standby, or is not the primary that
+            /// `target_session_attrs` asks for; or a pooler that has no connection to give. An
+            /// answer that waiting does not change, such as a wrong password, is returned at once.
+            /// Zero waits for nothing.
             database_wait: Duration = (1 min), (0 s to 24 h);
 
             /// How long a worker that leaves waits for its handlers and for the server.

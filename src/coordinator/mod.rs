@@ -25,7 +25,7 @@ use crate::backoff::{Allowance, Mentions};
 use crate::context::Context;
 use crate::database::Pool;
 use crate::error::{Error, field};
-use crate::feed::Feed;
+use crate::feed::{Feed, tailer};
 use crate::metrics::WorkerMetrics;
 use crate::plan::{Policy, Stance, Standing, WorkerState, stance};
 use crate::reconnect::{End, Reconnect};
@@ -392,12 +392,15 @@ impl Serving<'_, '_> {
     /// can get all its connections or no other worker is left. Returns when to look again.
     fn rejoin(&mut self) -> Result<Duration, Error> {
         let Parts { context, trust, pool, .. } = self.parts;
+        let shortage = &context.board.shortage;
         // Not a member, so no worker waits for this thread.
-        // One more than the pool's stands for the tailer's.
-        let opened = context.board.shortage.note(|| pool.fill(POOL_PATIENCE).and_then(|()| context.open().map(drop)));
-        if let Err(error) = opened
+        let opened = shortage.note(|| pool.fill(POOL_PATIENCE)).map_err(|error| error.to_string());
+        // The tailer keeps trying by itself.
+        let lacking = opened.err().or_else(|| shortage.of(tailer::THREAD));
+        if let Some(error) = lacking
             && !self.membership.is_alone()?
         {
+            pool.close_idle();
             if self.complaints.is_due() {
                 log::error!(
                     "connections are lacking, registering later: replica_set={} worker={} error={error}",
@@ -409,7 +412,7 @@ impl Serving<'_, '_> {
             return Ok(BEFORE_REJOIN);
         }
         // The runners have failed to get one before they were paused.
-        context.board.shortage.end();
+        shortage.end();
         log::warn!("registering again: replica_set={} worker={}", field(&context.replica_set()), context.worker());
         let sent = Instant::now();
         self.membership.rejoin()?;

@@ -4,6 +4,7 @@
 //! Connections have limits that detect a server which went away silently: see [`Database`].
 //! The type of the TLS connector ends in this module; nothing above it is generic over it.
 
+mod attempt;
 mod connection;
 mod in_use;
 mod limits;
@@ -48,7 +49,7 @@ const ABANDONED_ATTEMPTS: u32 = 64;
 ///
 /// | parameter | default |
 /// |---|---|
-/// | `connect_timeout` | 5 s for each address, and as long again for the handshakes (0: no limit) |
+/// | `connect_timeout` | 5 s for each address, and as long again until the first answer to a statement (0: no limit) |
 /// | `keepalives_idle`, `keepalives_interval`, `keepalives_retries` | 5 s, 2 s, 3 |
 /// | `tcp_user_timeout` | 10 s (in a URL it counts milliseconds, as in libpq) |
 ///
@@ -150,8 +151,9 @@ impl Database {
     pub(crate) fn client(&self) -> Result<Client, Error> {
         // connect_timeout covers only the opening of the socket, and the kernel of a frozen server
         // continues to open sockets. The attempt itself cannot be interrupted, so it runs on a
-        // thread that can be left behind. It ends when the server resumes or goes away.
-        let limit = self.connect_limit();
+        // thread that can be left behind. It ends when the server resumes or goes away, or when the
+        // pooler has a session for it or refuses it.
+        let limit = attempt::limit(self.connector.config());
         let timed_out =
             || Error::ConnectTimeout { target: self.target.to_string(), waited: limit.unwrap_or(Duration::MAX) };
         if limit.is_some() && self.abandoned.load(Ordering::Relaxed) >= ABANDONED_ATTEMPTS {
@@ -196,14 +198,6 @@ impl Database {
             // If the server cannot be reached, the connection will be lost as well.
             _ = self.connector.cancel(&token);
         }
-    }
-
-    /// The time for a whole attempt: each host has its `connect_timeout`, and the handshakes have
-    /// the same time once more.
-    fn connect_limit(&self) -> Option<Duration> {
-        let config = self.connector.config();
-        let hosts = u32::try_from(config.get_hosts().len().max(1)).unwrap_or(u32::MAX);
-        config.get_connect_timeout().map(|timeout| timeout.saturating_mul(hosts.saturating_add(1)))
     }
 
     /// The same database, for one worker: its connections are counted apart, and have this
@@ -271,7 +265,7 @@ where
     }
 
     fn connect(&self) -> Result<Client, postgres::Error> {
-        self.config.connect(self.tls.clone())
+        attempt::connect(&self.config, self.tls.clone())
     }
 
     fn with_application_name(&self, name: &str) -> Arc<dyn Connect> {

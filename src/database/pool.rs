@@ -13,6 +13,7 @@ use postgres::{Client, Config, Socket};
 use r2d2::{CustomizeConnection, HandleError, ManageConnection, PooledConnection, State};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
+use super::attempt;
 use super::in_use::{InUse, Use};
 use crate::error::{Error, describe, field, one_line};
 use crate::threads::caught;
@@ -127,7 +128,7 @@ impl Pool {
     }
 
     /// Opens all connections that are not open yet, and keeps them for later. If it does not get
-    /// all of them, it closes the idle ones: another worker may need just these.
+    /// all of them, it [closes](Self::close_idle) the idle ones.
     pub(crate) fn fill(&self, timeout: Duration) -> Result<(), Error> {
         let begun = Instant::now();
         let in_use = self.open().saturating_sub(self.idle());
@@ -135,6 +136,12 @@ impl Pool {
             return Ok(());
         }
         Err(self.failed(begun))
+    }
+
+    /// Closes the idle connections of a worker that cannot process yet: another worker may need
+    /// just these.
+    pub(crate) fn close_idle(&self) {
+        self.connections.close_idle();
     }
 
     fn failed(&self, begun: Instant) -> Error {
@@ -263,7 +270,7 @@ where
                 }
             });
         }
-        config.connect(self.tls.clone()).map(|client| Pooled::new(client, farewell))
+        attempt::connect(&config, self.tls.clone()).map(|client| Pooled::new(client, farewell))
     }
 
     /// Called before a connection is handed out.
@@ -311,6 +318,7 @@ trait Connections: Send + Sync {
     fn get(&self, timeout: Duration) -> Option<PooledClient>;
     /// Gets so many at once and gives them back. Closes them if it does not get all of them.
     fn fill(&self, count: u32, deadline: Instant) -> bool;
+    fn close_idle(&self);
     fn state(&self) -> State;
 }
 
@@ -338,6 +346,12 @@ where
             got.push(client);
         }
         true
+    }
+
+    fn close_idle(&self) {
+        while let Some(mut client) = self.try_get() {
+            client.is_condemned = true;
+        }
     }
 
     fn state(&self) -> State {

@@ -122,7 +122,7 @@ impl Event {
     }
 
     #[inline]
-    fn columns(&self) -> EventColumns<'_> {
+    pub(super) fn columns(&self) -> EventColumns<'_> {
         self.buffer.get(self.index)
     }
 

@@ -27,6 +27,9 @@ use crate::threads::{Pulse, Waker};
 
 const FOLLOWING: &str = "following the events";
 
+/// The name of its thread.
+pub(crate) const THREAD: &str = "pup-tail";
+
 pub(crate) struct Tailer {
     pub(crate) context: Context,
     /// Its first connection.

@@ -95,6 +95,9 @@ declare! {
             "1 for the state the worker is in; its other states have no series.";
         ready: IntGauge = "ready",
             "1 while the worker is ready, as `/readyz` says it, else 0.";
+        not_ready: Series<IntGauge> [reason] = "not_ready",
+            "1 for the reason why the worker is not ready; without series while it is ready. The table of the probes \
+             has the reasons.";
         database_up: IntGauge = "database_up",
             "1 while a heartbeat of the worker was answered within the last half of `stale_worker_timeout`, else 0.";
         pool_size: Reading<IntGauge> = "pool_size",

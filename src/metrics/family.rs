@@ -1,6 +1,5 @@
 //! A metric and its children by label values.
 
-use crate::error::field;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -42,7 +41,8 @@ struct FamilyInner<M> {
     name: String,
     desc: Desc,
     /// Counts if a series could not be created, so that no caller has to handle this: a series is
-    /// refused only for its labels' names, and those are constants.
+    /// refused only for its labels' names, and those are constants, each of which a test shows. It is
+    /// not logged: the application's logger may panic, and this may be one of its threads.
     spare: M,
     children: RwLock<BTreeMap<Vec<String>, M>>,
 }
@@ -72,10 +72,7 @@ impl<M: Child> Family<M> {
         let FamilyInner { declared: Declared { labels, help, buckets, .. }, name, .. } = &*self.0;
         debug_assert_eq!(labels.len(), values.len(), "labels of {name}");
         let labels = labels.iter().map(|&label| label.to_owned()).zip(values.iter().cloned()).collect();
-        M::build(name, help, labels, buckets).unwrap_or_else(|error| {
-            log::error!("a metric is not shown: name={name} error={error}", name = field(&name), error = field(&error));
-            self.0.spare.clone()
-        })
+        M::build(name, help, labels, buckets).unwrap_or_else(|_| self.0.spare.clone())
     }
 }
 

@@ -186,6 +186,11 @@ impl WorkerMetrics {
         self.state.replace([([state.to_owned()], 1)]);
     }
 
+    /// Sets the reason why the worker is not ready, in place of the former one.
+    pub(crate) fn set_not_ready(&self, reason: Option<&str>) {
+        self.not_ready.replace(reason.map(|reason| ([reason.to_owned()], 1)));
+    }
+
     pub(crate) fn set_pool(&self, size: u32, connections: u32, idle: u32) {
         self.pool_size.set(size.into());
         self.pool_connections.child("idle").set(idle.into());

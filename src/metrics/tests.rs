@@ -76,6 +76,8 @@ fn touch_everything(
     let worker = set.worker("w-1");
     worker.set_state("pending");
     worker.set_state("running");
+    worker.set_not_ready(Some("cannot_read"));
+    worker.set_not_ready(Some("halted"));
     worker.set_pool(4, 3, 1);
     let own = worker.projection("orders");
     own.position.set(36);
@@ -137,15 +139,19 @@ fn every_metric_has_a_help_text() {
 }
 
 #[test]
-fn a_workers_state_is_one_series() {
+fn a_workers_state_is_one_series_and_so_is_its_reason() {
     let metrics = Metrics::new().unwrap();
-    let _held = touch_everything(&metrics);
-    let text = metrics.render().unwrap();
-    let states: Vec<&str> = text.lines().filter(|line| line.contains("worker_state{")).collect();
-    assert_eq!(
-        states,
-        ["pupsourcing_orchestrator_worker_state{replica_set=\"main\",state=\"running\",worker_id=\"w-1\"} 1"]
-    );
+    let (_set, _projection, worker, _own) = touch_everything(&metrics);
+    let shown = |name: &str| -> Vec<String> {
+        let text = metrics.render().unwrap();
+        text.lines().filter(|line| line.contains(&format!("{name}{{"))).map(str::to_owned).collect()
+    };
+    let state = "pupsourcing_orchestrator_worker_state{replica_set=\"main\",state=\"running\",worker_id=\"w-1\"} 1";
+    assert_eq!(shown("worker_state"), [state]);
+    let reason = "pupsourcing_orchestrator_not_ready{reason=\"halted\",replica_set=\"main\",worker_id=\"w-1\"} 1";
+    assert_eq!(shown("not_ready"), [reason]);
+    worker.set_not_ready(None);
+    assert!(shown("not_ready").is_empty());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::database::{Pool, PoolOptions};
 use crate::error::{Error, field};
 use crate::feed::Feed;
 use crate::feed::prefetch::Reader;
-use crate::feed::tailer::Tailer;
+use crate::feed::tailer::{self, Tailer};
 use crate::leave;
 use crate::listener::Listener;
 use crate::measure::{Lags, Measuring};
@@ -33,6 +33,7 @@ use crate::watch::Watch;
 /// Everything from which the threads of a worker are made.
 pub(super) struct Start {
     pub(super) context: Context,
+    pub(super) metrics: WorkerMetrics,
     pub(super) config: Config,
     pub(super) projections: Vec<Hosted>,
     pub(super) registration: Registration,
@@ -87,7 +88,7 @@ impl Start {
     pub(super) fn threads(self, gate: Gate) -> Result<Prepared, Error> {
         let context = self.context.clone();
         let trust = Trust::new(self.config.stale_worker_timeout);
-        let metrics = self.context.metrics.worker(&self.context.worker().to_string());
+        let metrics = self.metrics.clone();
         let (feed, hints) = Feed::new(self.config.bounds());
         let pool = self.context.database.pool(PoolOptions {
             size: self.config.pool_size(self.projections.len()),
@@ -134,7 +135,7 @@ impl Start {
             hints,
             missing: says_missing,
         };
-        self.crew.spawn("pup-tail", move |pulse| tailer.run(pulse))?;
+        self.crew.spawn(tailer::THREAD, move |pulse| tailer.run(pulse))?;
 
         let parts = Parts {
             context: self.context,

@@ -12,8 +12,9 @@ use crate::config::Config;
 use crate::context::Context;
 use crate::database::Database;
 use crate::error::Error;
+use crate::health::NotReady;
 use crate::http::HealthProbe;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ReplicaSetMetrics, WorkerMetrics};
 use crate::overview::Overview;
 use crate::status::Board;
 use crate::store::session::Sessions;
@@ -68,11 +69,14 @@ impl Orchestrator {
     /// # Errors
     ///
     /// [`Error::Schema`] if existing tables have a form that the library cannot use, or are newer
-    /// than the library; [`Error::MissingPrivilege`] if the user may not create them. Then nothing
-    /// has been changed.
+    /// than the library; [`Error::MissingPrivilege`] if the user may not create them;
+    /// [`Error::InvalidConfig`] if the [`Metrics`] are those of another database. Then nothing has
+    /// been changed.
     pub fn migrate(&self) -> Result<(), Error> {
         let (database, names, wait) = (self.database.clone(), self.config.names.clone(), self.config.database_wait);
         let stop = self.crew.stop().clone();
+        // Until it is done.
+        let _reported = self.report()?;
         let outcome = elsewhere("pup-migrate", move || {
             let mut waits = Mentions::default();
             once_reached(wait, &stop, || {
@@ -143,9 +147,9 @@ impl Orchestrator {
         };
         let started = elsewhere("pup-start", move || {
             let (registration, wait) = (self.registration(), self.config.database_wait);
-            let place = format!("{}, table {}", self.database.place(), self.config.names.workers());
+            let (metrics, own_metrics) = self.report()?;
             let context = Context {
-                metrics: self.metrics.for_replica_set(&self.config.replica_set, &place)?,
+                metrics,
                 database: self.database,
                 names: self.config.names.clone(),
                 sessions: registration.sessions,
@@ -154,6 +158,7 @@ impl Orchestrator {
             };
             let start = Start {
                 context: context.clone(),
+                metrics: own_metrics,
                 config: self.config,
                 projections: self.projections,
                 registration: registration.clone(),
@@ -162,15 +167,27 @@ impl Orchestrator {
                 coordination: self.coordination,
             };
             let prepared = start.threads(self.gate)?;
+            let attempt = || {
+                let registered = register(&context, &registration, &prepared.pool);
+                // Attempts of the pool may have succeeded since the worker gave them up.
+                registered.inspect_err(|_| prepared.pool.close_idle())
+            };
             // Nothing if the worker was asked to stop.
-            if let Some(registered) =
-                once_reached(wait, &context.stop, || register(&context, &registration, &prepared.pool))?
-            {
+            if let Some(registered) = once_reached(wait, &context.stop, attempt)? {
                 prepared.begin(registered, registration.projections.len());
             }
             Ok(())
         })?;
         Ok((handle, started))
+    }
+
+    /// Begins to report, as a worker that has not registered.
+    fn report(&self) -> Result<(ReplicaSetMetrics, WorkerMetrics), Error> {
+        let place = format!("{}, table {}", self.database.place(), self.config.names.workers());
+        let metrics = self.metrics.for_replica_set(&self.config.replica_set, &place)?;
+        let own = metrics.worker(&self.board.worker_id().to_string());
+        own.set_not_ready(Some(NotReady::NotRegistered.label()));
+        Ok((metrics, own))
     }
 
     fn registration(&self) -> Registration {

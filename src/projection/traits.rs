@@ -32,13 +32,16 @@ use crate::tx::Tx;
 /// ([`Retry`]), this projection halts on this worker while all others continue, and retries now and
 /// then. No event is ever skipped.
 ///
-/// What is not the handler's failure does not count: deadlocks, serialisation failures, lost
-/// connections, a full disk, a statement or a lock that took too long, and what the handler itself
-/// calls [`Passing`](crate::Passing).
+/// What is not the handler's failure does not count: deadlocks, serialisation failures, connections
+/// that are lost outside a handler, a full disk, a statement or a lock that took too long, and what
+/// the handler itself calls [`Passing`](crate::Passing).
 ///
 /// An event that ends the process, the server or its connection counts as well, across restarts and
 /// workers: the worker records which event it is about to handle, finds it among the others, and
-/// halts before it.
+/// halts before it. The exception: if the server says that it ended the session for another reason
+/// (SQLSTATE 57P01 to 57P04: `pg_terminate_backend`, a shutdown, the crash of another session), the
+/// event is retried without a limit. The server cannot tell who gave the order, so do not let a
+/// handler terminate its own session.
 ///
 /// A program that is compiled with `panic = "abort"` ends at the first panic of a handler, as does
 /// one whose handler overflows its stack or panics in a destructor while it unwinds. Other workers

@@ -30,12 +30,7 @@ fn usable(number: i32, version: &str, in_recovery: bool) -> Result<(), Error> {
         });
     }
     if in_recovery {
-        return Err(Error::UnsupportedServer {
-            problem:
-                "it is in recovery (a standby): connect to the primary, where the events are written; with several \
-                      hosts in the URL, target_session_attrs=read-write finds it"
-                    .into(),
-        });
+        return Err(Error::InRecovery);
     }
     Ok(())
 }
@@ -241,10 +236,14 @@ mod tests {
 
     #[test]
     fn an_old_server_and_a_standby_are_refused() {
-        let refused = |number, version, in_recovery| usable(number, version, in_recovery).unwrap_err().to_string();
-        let old = refused(130_023, "13.23 (Debian 13.23-1)", false);
-        assert!(old.contains("PostgreSQL 13.23") && old.contains("version 14 or later is needed"), "{old}");
-        assert!(refused(140_000, "14.0", true).contains("in recovery"));
+        // Its standby is no better.
+        for in_recovery in [false, true] {
+            let error = usable(130_023, "13.23 (Debian 13.23-1)", in_recovery).unwrap_err();
+            let old = error.to_string();
+            assert!(old.contains("PostgreSQL 13.23") && old.contains("version 14 or later is needed"), "{old}");
+            assert!(!error.is_away());
+        }
+        assert!(matches!(usable(140_000, "14.0", true), Err(Error::InRecovery)));
         usable(140_000, "14.0", false).unwrap();
         usable(180_001, "18.1", false).unwrap();
     }

@@ -183,14 +183,23 @@ fn a_wrong_password_and_a_missing_database_are_named() {
 }
 
 #[test]
-fn a_server_in_recovery_is_refused() {
+fn a_server_in_recovery_is_refused_after_the_wait() {
     let standby =
         PrivatePostgres::start(Options { files: vec![("standby.signal".into(), Vec::new())], ..Options::default() })
             .unwrap();
     let url = standby.url("postgres");
-    for error in [orchestrator(&url).migrate().unwrap_err(), orchestrator(&url).start().unwrap_err()] {
-        assert!(matches!(error, Error::UnsupportedServer { .. }), "{error:?}");
-        assert_says(&error, &["in recovery", "target_session_attrs=read-write"]);
+    for wait in [Duration::ZERO, Duration::from_secs(1)] {
+        let orchestrator = || {
+            let builder = builder(&url, "set").projection(Named("p".into())).database_wait(wait);
+            builder.build().unwrap()
+        };
+        for attempt in [|it: Orchestrator| it.migrate().unwrap_err(), |it: Orchestrator| it.start().unwrap_err()] {
+            let begun = Instant::now();
+            let error = attempt(orchestrator());
+            assert!(begun.elapsed() >= wait, "the server may be promoted meanwhile");
+            assert!(matches!(error, Error::InRecovery), "{error:?}");
+            assert_says(&error, &["in recovery", "target_session_attrs=read-write"]);
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::support::cluster::state_of;
 use crate::support::handlers::prepared;
 use crate::support::http::get;
 use crate::support::ledger::{Ledger, append_plainly};
+use crate::support::metrics::metric;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{database, eventually};
 
@@ -74,6 +75,8 @@ fn a_worker_whose_logger_panics_ends_and_says_so() {
         eventually("both probes fail", SOON, || {
             (get(&address, "/livez").0 == 503 && get(&address, "/readyz").0 == 503).then_some(())
         });
+        assert!(get(&address, "/readyz").1.contains("the worker is stopping"));
+        eventually("the metric has the reason", SOON, || metric(&worker, "not_ready", &[("reason", "stopping")]));
         drop(MetricsServer::bind("127.0.0.1:0", worker.metrics().clone()).unwrap());
         let next = ledger_worker(url).start().expect("the worker is registered before anything is logged");
         for error in [worker.shutdown(SOON).unwrap_err(), next.join().unwrap_err()] {

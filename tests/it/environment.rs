@@ -1,27 +1,38 @@
 //! What the handlers need is missing for a while: time, disk space, a server that can be written to.
 //! Nothing of it counts, and all of it passes by itself.
 
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Handle, Names, ProjectionState, Retry};
 
+use crate::probes::{assert_alive, await_unready, probed};
+use crate::support::cluster::assert_read_models_become_right;
 use crate::support::handlers::{meddled, prepared};
+use crate::support::http::get;
 use crate::support::installed::leave_out;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
-use crate::support::metrics::projection_metric;
+use crate::support::metrics::series::values;
+use crate::support::metrics::{metric, projection_metric};
+use crate::support::proxies::Switch;
 use crate::support::standby::{primary, standby_of};
+use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{Options, PrivatePostgres, TestDatabase, database, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
+
+/// Ends all sessions in the database but this one: those that follow have its present settings.
+fn terminate_others(client: &mut Client) {
+    let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                  WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    client.batch_execute(others).unwrap();
+}
 
 /// Two attempts, which are used up in no time.
 fn impatient() -> Retry {
@@ -152,68 +163,52 @@ fn a_full_disk_does_not_count() {
     worker.shutdown(SOON).unwrap();
 }
 
+/// `default_transaction_read_only` is a default: the library's sessions and transactions say that
+/// they write, and so do those of the handlers.
 #[test]
-fn a_database_that_was_read_only_is_written_to_again() {
+fn a_database_that_is_read_only_by_default_is_written_to() {
     let database = database();
     let mut client = prepared(&database);
-    let worker = start(builder(database.url(), "set").retry(impatient()), vec![Box::new(Ledger::named("p"))]);
-    await_running(&[&worker]);
-    append_plainly(&mut client, 10, 2);
-    await_complete(&mut client, "p");
-    let name = database.name();
-    let end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
-    client
-        .batch_execute(&format!("ALTER DATABASE \"{name}\" SET default_transaction_read_only = on; {end_all}"))
-        .unwrap();
-    append_plainly(&mut client, 100, 2);
-    // What a session that begins now may do is up to its settings.
-    eventually("its connections are back", SOON, || worker.status().database_reachable.then_some(()));
-    client.batch_execute(&format!("ALTER DATABASE \"{name}\" RESET default_transaction_read_only")).unwrap();
-    let begun = Instant::now();
-    await_complete(&mut client, "p");
-    println!("complete after {:?}", begun.elapsed());
-    worker.shutdown(SOON).unwrap();
-}
+    for heartbeats_only in [false, true] {
+        let name = if heartbeats_only { "q" } else { "p" };
+        let configured = || {
+            let configured = builder(database.url(), name).retry(impatient());
+            if heartbeats_only { configured.heartbeats_only() } else { configured }
+        };
+        let refused = Arc::new(AtomicUsize::new(0));
+        let worker = || {
+            let noted = refused.clone();
+            let ledger = meddled(name, move |tx, _| {
+                let setting: String = tx.query_one("SHOW transaction_read_only", &[])?.get(0);
+                noted.fetch_add(usize::from(setting == "on"), Ordering::Relaxed);
+                Ok(())
+            });
+            start(configured(), vec![ledger])
+        };
+        let one = worker();
+        await_running(&[&one]);
+        append_plainly(&mut client, 10, 2);
+        await_complete(&mut client, name);
 
-/// Forwards connections to a server on this machine, which can be changed for those that follow.
-struct Switch {
-    port: u16,
-    target: Arc<AtomicU16>,
-    streams: Arc<Mutex<Vec<TcpStream>>>,
-}
-
-impl Switch {
-    fn start(target: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (target, streams) = (Arc::new(AtomicU16::new(target)), Arc::new(Mutex::new(Vec::new())));
-        let (to, all) = (target.clone(), streams.clone());
-        std::thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = TcpStream::connect(("127.0.0.1", to.load(Ordering::Relaxed))) else { continue };
-                for (from, into) in [(&client, &server), (&server, &client)] {
-                    let (mut from, mut into) = (from.try_clone().unwrap(), into.try_clone().unwrap());
-                    std::thread::spawn(move || {
-                        _ = std::io::copy(&mut from, &mut into);
-                        _ = into.shutdown(Shutdown::Both);
-                    });
-                }
-                all.lock().extend([client, server]);
-            }
-        });
-        Self { port, target, streams }
-    }
-
-    /// Leads new connections to another server.
-    fn lead_to(&self, server: &PrivatePostgres) {
-        self.target.store(server.port(), Ordering::Relaxed);
-    }
-
-    /// Ends all connections.
-    fn cut(&self) {
-        for stream in self.streams.lock().drain(..) {
-            _ = stream.shutdown(Shutdown::Both);
+        let read_only = format!("ALTER DATABASE \"{}\" SET default_transaction_read_only = on", database.name());
+        client.batch_execute(&read_only).unwrap();
+        terminate_others(&mut client);
+        let error = database.client().batch_execute("CREATE TABLE refused ()").unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "25006", "an ordinary session may not write");
+        // It migrates and registers.
+        let other = worker();
+        await_running(&[&one, &other]);
+        append_plainly(&mut client, 100, 2);
+        await_complete(&mut client, name);
+        assert_eq!(refused.load(Ordering::Relaxed), 0, "no transaction was read-only");
+        let errors = [&one, &other].map(|worker| projection_metric(worker, "projection_errors_total", name));
+        assert_eq!(errors, [Some(0.0); 2]);
+        for worker in [one, other] {
+            worker.shutdown(SOON).unwrap();
         }
+        client
+            .batch_execute(&format!("ALTER DATABASE \"{}\" RESET default_transaction_read_only", database.name()))
+            .unwrap();
     }
 }
 
@@ -237,18 +232,95 @@ fn switch_over(heartbeats_only: bool) {
     let ledger = Ledger { takes: Duration::from_millis(10), ..Ledger::named("p") };
     let worker = start(configured, vec![Box::new(ledger)]);
     await_running(&[&worker]);
+    let (_server, address) = probed(&worker);
     append_plainly(&mut client, 300, 2);
     eventually("it is at work", SOON, || (handled(&mut client, "p") > 0).then_some(()));
-    switch.lead_to(&standby);
+    switch.lead_to(standby.port());
     switch.cut();
     let mut errors = Vec::new();
     eventually("its handlers' session is on the standby", SOON, || {
         errors.extend(worker.status().projections["p"].error.clone());
         errors.iter().any(|error| error.contains("recovery")).then_some(())
     });
-    switch.lead_to(&primary);
+    // A session of its own is told by its first UPDATE, a shared one by its BEGIN.
+    let code = if heartbeats_only { "(0A000)" } else { "(25006)" };
+    let reason = await_unready(&address, "no heartbeat was answered for");
+    assert!(reason.contains(code), "{reason}");
+    assert_alive(&address);
+    eventually("the metrics say so", SOON, || {
+        let not_ready = metric(&worker, "not_ready", &[("reason", "no_heartbeat")]);
+        (not_ready == Some(1.0) && metric(&worker, "database_up", &[]) == Some(0.0)).then_some(())
+    });
+    switch.lead_to(primary.port());
     let begun = Instant::now();
     await_complete(&mut client, "p");
     println!("complete after {:?}", begun.elapsed());
+    eventually("it is ready again", SOON, || (get(&address, "/readyz").0 == 200).then_some(()));
+    assert_eq!(metric(&worker, "not_ready", &[]), None);
     worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn what_stands_still_alone_keeps_no_worker_unready() {
+    let database = database();
+    let mut client = database.client();
+    client.batch_execute(&format!("ALTER DATABASE \"{}\" SET lock_timeout = '50ms'", database.name())).unwrap();
+    let mut worker =
+        WorkerProcess::start(database.url(), &[("POLL_INTERVAL", "100ms"), ("HEARTBEAT_INTERVAL", "300ms")]);
+    worker.await_processing(1);
+    let address = worker.await_ready();
+    let shown = |name: &str, labels: &[(&str, &str)]| {
+        let values: Vec<i64> = values(&get(&address, "/metrics").1, name, labels);
+        values.first().copied().unwrap_or_default()
+    };
+    let assert_ready = || assert_eq!([get(&address, "/livez").0, get(&address, "/readyz").0], [200; 2]);
+
+    // A timeout in the handlers of one projection.
+    let labels = [("projection", "event_type_counts")];
+    let mut other = database.client();
+    let mut locked = other.transaction().unwrap();
+    locked.batch_execute("LOCK TABLE event_type_counts IN EXCLUSIVE MODE").unwrap();
+    append_plainly(&mut client, 10, 2);
+    worker.await_line(&["batch failed, will retry", "projection=event_type_counts", "(55P03)"]);
+    eventually("the lag is shown", SOON, || (shown("lag_events", &labels) == 10).then_some(()));
+    assert!(shown("retries_total", &labels) > 0);
+    assert_ready();
+    locked.rollback().unwrap();
+    assert_read_models_become_right(&mut client);
+
+    // A projection that is torn, and one that no worker knows.
+    client
+        .batch_execute(
+            "UPDATE orchestrator_checkpoints SET keys = '{[0,10)}' WHERE projection = 'event_type_counts';
+             INSERT INTO orchestrator_projections (name, replica_set) VALUES ('unknown', 'main-projections');
+             INSERT INTO orchestrator_checkpoints (projection, keys, position) VALUES ('unknown', '{[0,65536)}', 0)",
+        )
+        .unwrap();
+    worker.await_line(&["projection is not processed", "projection=event_type_counts", "overlap or leave keys out"]);
+    for metric in ["broken_projections", "orphaned_projections"] {
+        eventually(metric, SOON, || (shown(metric, &[]) == 1).then_some(()));
+    }
+    assert_ready();
+}
+
+#[test]
+fn a_worker_that_cannot_coordinate_gives_that_reason() {
+    let database = database();
+    let options = [("POLL_INTERVAL", "100ms"), ("HEARTBEAT_INTERVAL", "300ms"), ("STALE_WORKER_TIMEOUT", "10s")];
+    let mut worker = WorkerProcess::start(database.url(), &options);
+    worker.await_processing(1);
+    let address = worker.await_ready();
+    let mut client = database.client();
+    let mut locked = client.transaction().unwrap();
+    locked.batch_execute("LOCK TABLE orchestrator_generations").unwrap();
+    worker.await_line(&["coordination failed, will retry", "lock timeout"]);
+    let reason = await_unready(&address, "the replica set cannot be coordinated since");
+    assert!(reason.contains("lock timeout"), "{reason}");
+    assert_alive(&address);
+    eventually("the metric says so", SOON, || {
+        let not_ready: Vec<i64> = values(&get(&address, "/metrics").1, "not_ready", &[("reason", "cannot_coordinate")]);
+        (not_ready == [1]).then_some(())
+    });
+    locked.rollback().unwrap();
+    worker.await_ready();
 }

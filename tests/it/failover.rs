@@ -5,14 +5,17 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use postgres::{Client, NoTls};
-use pupsourcing_orchestrator::{Metrics, MetricsServer};
+use pupsourcing_orchestrator::{Metrics, MetricsServer, Names};
 use uuid::Uuid;
 
 use crate::restarts::is_ready;
 use crate::support::cluster::{assert_keys_are_covered, generation, newest};
+use crate::support::http::get;
 use crate::support::insert::insert;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
+use crate::support::metrics::series::values;
 use crate::support::standby::{primary, standby_of};
+use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{PrivatePostgres, StopMode, eventually};
 
@@ -197,4 +200,30 @@ fn events_lost_in_a_failover_are_not_handled() {
                WHERE (l.aggregate_id, l.aggregate_version) IS DISTINCT FROM (e.aggregate_id, e.aggregate_version)";
     assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, i64>(0), 0, "events of the lost server were handled");
     assert_exactly_once(&mut client, "p");
+}
+
+#[test]
+fn a_worker_that_starts_on_a_standby_awaits_its_promotion() {
+    let primary = primary();
+    let standby = standby_of(&primary);
+    let mut client = connect(&primary.create_database("failover").unwrap());
+    client.batch_execute(&Names::default().schema_sql()).unwrap();
+    Ledger::create_table(&mut client);
+    append_plainly(&mut client, 100, 10);
+    drop(primary);
+
+    let mut worker = WorkerProcess::start(&standby.url("failover"), &[]);
+    let address = worker.metrics_address();
+    worker.await_line(&["the database is away, waited for: at_most=", "in recovery (a standby)"]);
+    assert_eq!(get(&address, "/livez").0, 200);
+    let (status, reason) = get(&address, "/readyz");
+    assert!(status == 503 && reason.contains("has not registered yet"), "{status} {reason}");
+    let not_ready: Vec<i64> = values(&get(&address, "/metrics").1, "not_ready", &[("reason", "not_registered")]);
+    assert_eq!(not_ready, [1]);
+    let mut client = connect(&standby.url("postgres"));
+    assert!(client.query_one("SELECT pg_promote()", &[]).unwrap().get::<_, bool>(0));
+    worker.await_ready();
+    let mut client = connect(&standby.url("failover"));
+    let sql = "SELECT coalesce(sum(events), 0)::bigint = (SELECT count(*) FROM events) FROM aggregate_activity";
+    eventually("all events are handled", SOON, || client.query_one(sql, &[]).unwrap().get::<_, bool>(0).then_some(()));
 }

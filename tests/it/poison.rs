@@ -15,6 +15,7 @@ use crate::support::handlers::{meddled, prepared};
 use crate::support::insert::insert;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::metrics::projection_metric;
+use crate::support::proxies::Switch;
 use crate::support::statements::{start_logging_server, statements};
 use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
@@ -207,6 +208,79 @@ fn a_session_ended_by_the_crash_of_another_is_a_bystander() {
     let mut client = eventually("the server is back", SOON, || Client::connect(&url, NoTls).ok());
     await_complete(&mut client, "p");
     assert_eq!(*attempts.lock(), [1, 1], "the second attempt is recorded as the first was");
+    worker.shutdown(SOON).unwrap();
+}
+
+/// Lets the fifth of ten events lose its connection in this way, which is given the switch that all
+/// connections lead through. Returns the error with which it halts.
+fn halts_by_loss(
+    lose: impl Fn(&Switch, &mut Tx<'_>) -> Result<(), BoxError> + Send + Sync + 'static,
+) -> String {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 10, 2);
+    let port: i32 = client.query_one("SELECT current_setting('port')::int", &[]).unwrap().get(0);
+    let switch = Switch::start(port.try_into().unwrap());
+    let calls = Arc::new(AtomicUsize::new(0));
+    let (noted, cutter) = (calls.clone(), switch.clone());
+    let bad = meddled("bad", move |tx, event| {
+        if event.global_position() == 5 {
+            noted.fetch_add(1, Ordering::Relaxed);
+            lose(&cutter, tx)?;
+        }
+        Ok(())
+    });
+    let url = format!("postgres://postgres@127.0.0.1:{}/{}", switch.port, database.name());
+    let worker = start(builder(&url, "set").retry(impatient()), vec![bad]);
+    let error = await_halted(&worker, "bad");
+    for part in ["3 attempts", "Happened of test/Thing/thing-0 at global position 5 "] {
+        assert!(error.contains(part), "{error:?} should contain {part:?}");
+    }
+    assert_eq!((calls.load(Ordering::Relaxed), handled(&mut client, "bad")), (3, 4));
+    let (_, reported, attempts, position) = reported_halt(&mut client, "bad");
+    assert_eq!((attempts, position), (3, Some(5)));
+    assert_eq!(reported, Some(error.clone()));
+    worker.shutdown(SOON).unwrap();
+    error
+}
+
+#[test]
+fn an_event_that_loses_its_connection_halts_its_projection() {
+    // Without a word from the server.
+    halts_by_loss(|switch, tx| {
+        switch.cut_one(tx.query_one("SELECT inet_client_port()", &[])?.get(0));
+        Ok(tx.batch_execute("SELECT")?)
+    });
+    // The server ends the session for what is done in it (25P03).
+    halts_by_loss(|_, tx| {
+        tx.batch_execute("SET LOCAL idle_in_transaction_session_timeout = '50ms'")?;
+        let lost = eventually("the session ends", SOON, || {
+            crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(100)).unwrap_err();
+            tx.batch_execute("SELECT").err()
+        });
+        Err(lost.into())
+    });
+}
+
+/// The one loss that does not count: the server cannot tell whose order it was.
+#[test]
+fn an_event_whose_session_is_terminated_by_order_is_retried() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 10, 2);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let noted = calls.clone();
+    let suicidal = meddled("p", move |tx, event| {
+        // More often than an event may be tried.
+        if event.global_position() == 5 && noted.fetch_add(1, Ordering::Relaxed) < 6 {
+            tx.batch_execute("SELECT pg_terminate_backend(pg_backend_pid())")?;
+        }
+        Ok(())
+    });
+    let worker = start(builder(database.url(), "set").retry(impatient()), vec![suicidal]);
+    await_complete(&mut client, "p");
+    assert_eq!(calls.load(Ordering::Relaxed), 7);
+    assert_eq!(projection_metric(&worker, "projection_errors_total", "p"), Some(0.0));
     worker.shutdown(SOON).unwrap();
 }
 

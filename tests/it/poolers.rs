@@ -1,11 +1,15 @@
 //! Real poolers and load balancers between the workers and the server.
 
+use std::thread;
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Builder, Error, Names};
 
-use crate::support::cluster::assert_keys_are_covered;
+use crate::support::cluster::{
+    assert_keys_are_covered, assert_read_models_become_right, backends_of, terminate, worker_of,
+};
 use crate::support::http::get;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
 use crate::support::metrics::series::values;
@@ -123,4 +127,131 @@ fn losses_that_follow_one_another_are_logged_once() {
     let log = worker.log();
     let logged = |text: &str| log.iter().filter(|line| line.contains(text)).count();
     assert_eq!((logged("connection lost"), logged("connection regained")), (1, 1), "{}", log.join("\n"));
+}
+
+/// How many connections the example `worker` needs: the coordinator's, the listener's, the tailer's
+/// and two for each of its projections.
+const OF_WORKER: usize = 7;
+
+/// Clients that occupy sessions of a pooler, as soon as it has any to give.
+struct Occupants {
+    /// Disconnected when they are to leave.
+    _stay: Sender<()>,
+    arrivals: Receiver<()>,
+    count: usize,
+}
+
+impl Occupants {
+    fn come(proxy: &Proxy, count: usize) -> Self {
+        let (stay, leave) = bounded::<()>(0);
+        let (arrived, arrivals) = bounded(count);
+        for _ in 0..count {
+            let (url, leave, arrived) = (proxy.url("pooled"), leave.clone(), arrived.clone());
+            thread::spawn(move || {
+                let mut client = Client::connect(&url, NoTls).unwrap();
+                client.batch_execute("SELECT").unwrap();
+                arrived.send(()).unwrap();
+                _ = leave.recv();
+            });
+        }
+        Self { _stay: stay, arrivals, count }
+    }
+
+    #[track_caller]
+    fn await_sessions(&self) {
+        for _ in 0..self.count {
+            self.arrivals.recv_timeout(SOON).expect("the pooler has a session for it");
+        }
+    }
+}
+
+#[test]
+fn a_worker_started_at_a_full_pooler_waits_for_room() {
+    let room = 2 * OF_WORKER;
+    for pgbouncer in pgbouncers() {
+        for (limits, said) in [
+            (vec![format!("default_pool_size = {room}")], "within"),
+            (vec![format!("default_pool_size = {room}"), "query_wait_timeout = 1".to_owned()], "no connection"),
+            (vec!["default_pool_size = 50".to_owned(), format!("max_client_conn = {room}")], "max_client_conn"),
+        ] {
+            let (server, mut client) = server();
+            let settings: Vec<&str> = limits.iter().map(String::as_str).chain(["pool_mode = session"]).collect();
+            let proxy = pgbouncer.start(server.port(), &settings);
+            let url = format!("{}?connect_timeout=1", proxy.url("pooled"));
+            let mut first = WorkerProcess::start(&url, &[]);
+            first.await_processing(1);
+            let occupants = Occupants::come(&proxy, 1);
+            occupants.await_sessions();
+            let mut generation =
+                || -> i64 { client.query_one("SELECT max(number) FROM orchestrator_generations", &[]).unwrap().get(0) };
+            let before = generation();
+
+            let mut second = WorkerProcess::start(&url, &[]);
+            let address = second.metrics_address();
+            second.await_line(&["the database is away, waited for: at_most=", said]);
+            assert_eq!(get(&address, "/livez").0, 200);
+            let (status, reason) = get(&address, "/readyz");
+            assert!(status == 503 && reason.contains("has not registered yet"), "{status} {reason}");
+            let not_ready: Vec<i64> =
+                values(&get(&address, "/metrics").1, "not_ready", &[("reason", "not_registered")]);
+            assert_eq!(not_ready, [1]);
+            assert_eq!(generation(), before, "it takes no partition, {said}");
+
+            append_plainly(&mut client, 100, 10);
+            assert_read_models_become_right(&mut client);
+
+            drop(occupants);
+            second.await_processing(2);
+            second.await_ready();
+            append_plainly(&mut client, 100, 10);
+            assert_read_models_become_right(&mut client);
+        }
+    }
+}
+
+#[test]
+fn a_coordinator_is_not_held_up_by_a_full_pooler() {
+    let pgbouncer = pgbouncers().into_iter().next().expect("PgBouncer is installed");
+    let (server, mut client) = server();
+    let limit = format!("default_pool_size = {}", 2 * OF_WORKER);
+    let proxy = pgbouncer.start(server.port(), &["pool_mode = session", &limit]);
+    let url = format!("{}?connect_timeout=1", proxy.url("pooled"));
+    let options = [("HEARTBEAT_INTERVAL", "300ms"), ("STALE_WORKER_TIMEOUT", "8s"), ("POLL_INTERVAL", "100ms")];
+    let mut workers = [(); 2].map(|()| WorkerProcess::start(&url, &options));
+    let addresses = workers.each_mut().map(WorkerProcess::await_ready);
+    let [_, second] = &mut workers;
+    let address = &addresses[1];
+    second.await_processing(2);
+    let worker = worker_of(&mut client, second.pid());
+    let coordinator = backends_of(&mut client, worker, true);
+    let mut others = backends_of(&mut client, worker, false);
+    others.retain(|pid| !coordinator.contains(pid));
+    let occupants = Occupants::come(&proxy, others.len());
+    terminate(&mut client, &others);
+    occupants.await_sessions();
+    append_plainly(&mut client, 100, 10);
+    second.await_line(&["partition given back, connections are lacking"]);
+    assert_read_models_become_right(&mut client);
+    second.await_line(&["connections are lacking, registering later"]);
+
+    let heartbeats = || -> i64 {
+        let (_, metrics) = get(address, "/metrics");
+        values::<i64>(&metrics, "heartbeat_latency_seconds_count", &[]).into_iter().sum()
+    };
+    // Each comes from another round of its loop.
+    let enough = heartbeats() + 5;
+    eventually("the coordinator goes on", SOON, || {
+        let (status, reason) = get(address, "/readyz");
+        assert!(status == 503 && reason.contains("it cannot get its connections since"), "{status} {reason}");
+        (heartbeats() >= enough).then_some(())
+    });
+    assert_eq!(get(address, "/livez").0, 200);
+    let not_ready: Vec<i64> = values(&get(address, "/metrics").1, "not_ready", &[("reason", "lacks_connections")]);
+    assert_eq!(not_ready, [1]);
+
+    drop(occupants);
+    second.await_processing(2);
+    second.await_ready();
+    append_plainly(&mut client, 100, 10);
+    assert_read_models_become_right(&mut client);
 }

@@ -1,13 +1,16 @@
-//! Real programs between a worker and its server, where they are installed.
+//! What is between a worker and its server: real programs, where they are installed, and a switch.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, unbounded};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::eventually;
@@ -134,4 +137,63 @@ pub(crate) fn haproxy(server_port: u16, idle: Duration) -> Option<Proxy> {
     let mut command = Command::new(program);
     command.arg("-db").arg("-f").arg(file);
     Some(Proxy::start(command, port, folder))
+}
+
+/// Forwards connections to a server on this machine, which can be changed for those that follow.
+#[derive(Clone)]
+pub(crate) struct Switch {
+    pub(crate) port: u16,
+    target: Arc<AtomicU16>,
+    links: Arc<Mutex<Vec<Link>>>,
+}
+
+/// A client's connection, and the one to the server.
+struct Link([TcpStream; 2]);
+
+impl Link {
+    fn cut(&self) {
+        for stream in &self.0 {
+            _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Switch {
+    pub(crate) fn start(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let switch = Self { port, target: Arc::new(AtomicU16::new(target)), links: Arc::default() };
+        let (to, links) = (switch.target.clone(), switch.links.clone());
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", to.load(Ordering::Relaxed))) else { continue };
+                for (from, into) in [(&client, &server), (&server, &client)] {
+                    let (mut from, mut into) = (from.try_clone().unwrap(), into.try_clone().unwrap());
+                    std::thread::spawn(move || {
+                        _ = std::io::copy(&mut from, &mut into);
+                        _ = into.shutdown(Shutdown::Both);
+                    });
+                }
+                links.lock().push(Link([client, server]));
+            }
+        });
+        switch
+    }
+
+    /// Leads new connections to the server at this port.
+    pub(crate) fn lead_to(&self, server_port: u16) {
+        self.target.store(server_port, Ordering::Relaxed);
+    }
+
+    /// Ends all connections.
+    pub(crate) fn cut(&self) {
+        self.links.lock().drain(..).for_each(|link| link.cut());
+    }
+
+    /// Ends the connection whose `inet_client_port()` this is.
+    pub(crate) fn cut_one(&self, client_port: i32) {
+        let links = self.links.lock();
+        let is_wanted = |link: &&Link| link.0[1].local_addr().is_ok_and(|own| i32::from(own.port()) == client_port);
+        links.iter().find(is_wanted).expect("it leads through here").cut();
+    }
 }
