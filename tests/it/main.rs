@@ -27,6 +27,7 @@ mod joins_and_leaves;
 mod lanes;
 mod logins;
 mod logs;
+mod long_waits;
 mod many_at_once;
 mod payloads;
 mod poison;

@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{EventStore, Handle, Metrics, MetricsServer, ProjectionState, Retry};
 use serde_json::Value;
@@ -57,10 +57,10 @@ fn overview_age(address: &str) -> Option<f64> {
     status["workers"][0]["overview"]["age_seconds"].as_f64()
 }
 
-/// Sends hints without a pause until `stop` is disconnected.
-fn send_hints(mut client: Client, stop: &Receiver<()>) -> u64 {
+/// Sends hints, so far apart, until `stop` is disconnected. Returns how many.
+pub(crate) fn send_hints(mut client: Client, apart: Duration, stop: &Receiver<()>) -> u64 {
     let (store, mut sent) = (EventStore::default(), 0);
-    while stop.try_recv() == Err(TryRecvError::Empty) {
+    while stop.recv_timeout(apart) == Err(RecvTimeoutError::Timeout) {
         store.hint(&mut client);
         sent += 1;
     }
@@ -75,7 +75,7 @@ fn a_flood_of_notifications_keeps_nothing_from_being_done() {
     let (_server, address) = probed(&worker);
     let (stop, stopped) = bounded(0);
     let client = database.client();
-    let flood = thread::spawn(move || send_hints(client, &stopped));
+    let flood = thread::spawn(move || send_hints(client, Duration::ZERO, &stopped));
     eventually("the overview is loaded", SOON, || overview_age(&address));
     // For longer than a lag is shown that is not measured.
     let begun = Instant::now();
@@ -94,7 +94,7 @@ fn a_flood_of_notifications_keeps_nothing_from_being_done() {
 }
 
 /// The value of a gauge that a worker process shows; none if it has no such series.
-fn gauge(address: &str, name: &str) -> Option<f64> {
+pub(crate) fn gauge(address: &str, name: &str) -> Option<f64> {
     series::values(&get(address, "/metrics").1, name, &[]).first().copied()
 }
 

@@ -81,6 +81,17 @@ impl WorkerProcess {
         panic!("no line with {parts:?} within {PATIENCE:?} in the worker's log:\n{}", self.taken.join("\n"));
     }
 
+    /// Waits until a line of the log, from its beginning on, contains all these parts. Returns the
+    /// line.
+    #[track_caller]
+    pub(crate) fn await_logged(&mut self, parts: &[&str]) -> String {
+        let has_parts = |line: &&String| parts.iter().all(|part| line.contains(part));
+        if let Some(line) = self.log().iter().find(has_parts) {
+            return line.clone();
+        }
+        self.await_line(parts).1
+    }
+
     /// Where it serves its metrics, once the log says so.
     #[track_caller]
     pub(crate) fn metrics_address(&mut self) -> String {
