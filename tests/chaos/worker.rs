@@ -1,8 +1,10 @@
 //! The worker that the chaos is about: the example `worker` with handlers that panic or abort the process now and then, as often as
 //! `ORCHESTRATOR_PANIC_PROBABILITY` and `ORCHESTRATOR_ABORT_PROBABILITY` say. Its `event_type_counts` also aborts at events of the type
-//! that `ORCHESTRATOR_ABORT_ON` names.
+//! that `ORCHESTRATOR_ABORT_ON` names. Its handlers wait for as long as the file `ORCHESTRATOR_BUSY_WHILE` exists.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use postgres::Transaction;
 use pupsourcing_orchestrator::{
@@ -25,6 +27,8 @@ struct Panicking<P> {
     aborts: f64,
     /// The type of the events that end the process.
     aborts_on: Option<String>,
+    /// The file in whose presence the handler waits.
+    busy_while: Option<PathBuf>,
 }
 
 impl<P: Projection> Panicking<P> {
@@ -34,6 +38,14 @@ impl<P: Projection> Panicking<P> {
             std::process::abort();
         }
         assert!(fastrand::f64() >= self.panics, "it panics now and then");
+    }
+
+    fn wait_perhaps(&self) {
+        let Some(file) = &self.busy_while else { return };
+        let tick = crossbeam_channel::tick(Duration::from_millis(10));
+        while file.exists() {
+            _ = tick.recv();
+        }
     }
 
     fn abort_perhaps(&self, events: &[Event]) {
@@ -57,6 +69,7 @@ impl<P: Projection> Projection for Panicking<P> {
     }
 
     fn handle(&self, tx: &mut Transaction<'_>, event: &Event) -> Result<(), BoxError> {
+        self.wait_perhaps();
         self.projection.handle(tx, event)?;
         self.abort_perhaps(std::slice::from_ref(event));
         self.panic_perhaps();
@@ -67,6 +80,7 @@ impl<P: Projection> Projection for Panicking<P> {
         // The neighbour gives the role one that is shorter than the locks and pauses of these handlers; the server then cancels statements
         // that would have succeeded, and each counts as an attempt. A handler that takes longer than its role allows has to say so.
         tx.batch_execute("SET LOCAL statement_timeout = 0")?;
+        self.wait_perhaps();
         let handled = self.projection.handle_batch(tx, events)?;
         self.abort_perhaps(events);
         self.panic_perhaps();
@@ -83,11 +97,18 @@ fn run() -> Result<(), BoxError> {
     let panics = settings::number("ORCHESTRATOR_PANIC_PROBABILITY")?.unwrap_or(0.0);
     let aborts = settings::number("ORCHESTRATOR_ABORT_PROBABILITY")?.unwrap_or(0.0);
     let aborts_on = app::setting("ORCHESTRATOR_ABORT_ON")?;
+    let busy_while = app::setting("ORCHESTRATOR_BUSY_WHILE")?.map(PathBuf::from);
     let metrics = Metrics::new()?;
     let builder = Orchestrator::builder(database.clone(), "chaos")
         .options_from_env("ORCHESTRATOR_")?
-        .projection(Panicking { projection: EventTypeCounts, panics, aborts, aborts_on })
-        .projection(Panicking { projection: AggregateActivity, panics, aborts, aborts_on: None })
+        .projection(Panicking {
+            projection: EventTypeCounts,
+            panics,
+            aborts,
+            aborts_on,
+            busy_while: busy_while.clone(),
+        })
+        .projection(Panicking { projection: AggregateActivity, panics, aborts, aborts_on: None, busy_while })
         .metrics(metrics.clone());
     let orchestrator = builder.build()?;
     let shutdown = app::shutdown_signal()?;
