@@ -1,6 +1,11 @@
-//! The worker that the chaos is about: the example `worker` with handlers that panic or abort the process now and then, as often as
-//! `ORCHESTRATOR_PANIC_PROBABILITY` and `ORCHESTRATOR_ABORT_PROBABILITY` say. Its `event_type_counts` also aborts at events of the type
-//! that `ORCHESTRATOR_ABORT_ON` names. Its handlers wait for as long as the file `ORCHESTRATOR_BUSY_WHILE` exists.
+//! The worker that the chaos is about: the example `worker` with handlers that go wrong.
+//!
+//! | variable | what its handlers do |
+//! |---|---|
+//! | `ORCHESTRATOR_PANIC_PROBABILITY` | panic so often, of all calls |
+//! | `ORCHESTRATOR_ABORT_PROBABILITY` | abort the process so often, of all calls with an event that is dangerous |
+//! | `ORCHESTRATOR_ABORT_ON` | `event_type_counts` aborts the process at each event of this type |
+//! | `ORCHESTRATOR_BUSY_WHILE` | wait for as long as this file exists |
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +25,9 @@ mod settings;
 
 use read_models::{AggregateActivity, EventTypeCounts};
 
+/// One in so many events is dangerous, whichever worker handles it.
+const DANGEROUS: u128 = 4_000;
+
 /// Does what the projection does, and panics or aborts the process with these probabilities.
 struct Panicking<P> {
     projection: P,
@@ -34,9 +42,6 @@ struct Panicking<P> {
 impl<P: Projection> Panicking<P> {
     /// When the handler has done its work, so that there is something to undo.
     fn panic_perhaps(&self) {
-        if fastrand::f64() < self.aborts {
-            std::process::abort();
-        }
         assert!(fastrand::f64() >= self.panics, "it panics now and then");
     }
 
@@ -49,7 +54,9 @@ impl<P: Projection> Panicking<P> {
     }
 
     fn abort_perhaps(&self, events: &[Event]) {
-        if self.aborts_on.as_deref().is_some_and(|poison| events.iter().any(|event| event.event_type() == poison)) {
+        let is_poison = |event: &Event| self.aborts_on.as_deref() == Some(event.event_type());
+        let is_dangerous = |event: &Event| event.event_id().as_u128().is_multiple_of(DANGEROUS);
+        if events.iter().any(is_poison) || (events.iter().any(is_dangerous) && fastrand::f64() < self.aborts) {
             std::process::abort();
         }
     }
