@@ -38,6 +38,18 @@ fn sections_are_chosen_by_a_part_of_their_name() {
 }
 
 #[test]
+fn each_section_says_how_far_the_bench_is() {
+    for (line, said) in [
+        ("--bench", &["catch_up (1 of 3)", "append (2 of 3)", "idle (3 of 3)"][..]),
+        ("up idle --bench", &["catch_up (1 of 2)", "idle (2 of 2)"]),
+    ] {
+        let chosen = understood(line).unwrap().chosen(&SECTIONS);
+        assert_eq!(chosen.iter().map(|(_, progress)| progress).collect::<Vec<_>>(), said, "{line}");
+        assert!(chosen.iter().all(|(index, progress)| progress.starts_with(SECTIONS[*index])), "{chosen:?}");
+    }
+}
+
+#[test]
 fn a_wrong_argument_and_a_question_begin_no_benchmark() {
     for line in ["cathc_up --bench", "append cathc_up", "--tset", "append -x", "postgres://u:secret@h/d"] {
         let Err(Ends::Wrong(text)) = understood(line) else { panic!("{line} was accepted") };

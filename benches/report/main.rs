@@ -97,12 +97,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) {
-    let mut sections = SECTIONS.to_vec();
-    sections.retain(|(name, _)| arguments.wants(name));
+    let chosen = arguments.chosen(&SECTIONS.map(|(name, _)| name));
     let mut lab = Lab::new(arguments);
-    let of = sections.len();
-    for (number, (name, measure)) in (1..).zip(sections) {
-        lab.report.begin(name, number, of);
+    for (index, progress) in chosen {
+        let (name, measure) = SECTIONS[index];
+        lab.report.begin(name, &progress);
         measure(&mut lab);
     }
     lab.report.finish();

@@ -33,8 +33,8 @@ impl Report {
         }
     }
 
-    pub(crate) fn begin(&mut self, section: &'static str, number: usize, of: usize) {
-        println!("{section} ({number} of {of}), after {:.0?}", self.begun.elapsed());
+    pub(crate) fn begin(&mut self, section: &'static str, progress: &str) {
+        println!("{progress}, after {:.0?}", self.begun.elapsed());
         self.section = section;
     }
 

@@ -50,6 +50,14 @@ impl Arguments {
         Ok(Self { quick, filters: filters.into_iter().cloned().collect() })
     }
 
+    /// The sections to be measured, as indices, each with what is said when it begins: its name and
+    /// how far the bench is then.
+    pub(crate) fn chosen(&self, sections: &[&str]) -> Vec<(usize, String)> {
+        let wanted: Vec<usize> = (0..sections.len()).filter(|index| self.wants(sections[*index])).collect();
+        let of = wanted.len();
+        (1..).zip(wanted).map(|(number, index)| (index, format!("{} ({number} of {of})", sections[index]))).collect()
+    }
+
     /// Whether something of this name is to be measured.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))

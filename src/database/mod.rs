@@ -26,7 +26,7 @@ use postgres::{CancelToken, Client, Config, NoTls, Socket};
 pub(crate) use self::connection::sealed;
 pub use self::connection::{AsClient, Connection};
 use self::in_use::InUse;
-use self::pool::Notices;
+use self::pool::{NOT_SET_UP, Notices};
 pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};
 use crate::error::Error;
 use crate::threads::caught;
@@ -173,11 +173,9 @@ impl Database {
             .map_err(|source| Error::Spawn { thread: name.to_owned(), source })?;
         match receiver.recv_timeout(limit.unwrap_or(Duration::MAX)) {
             Ok(Ok(outcome)) => outcome.map_err(|source| Error::Connect { target: self.target.to_string(), source }),
-            Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => Err(Error::ThreadPanicked {
-                thread: name.to_owned(),
-                message: "the database client could not set up a connection (are there file descriptors left?)"
-                    .to_owned(),
-            }),
+            Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => {
+                Err(Error::ThreadPanicked { thread: name.to_owned(), message: NOT_SET_UP.to_owned() })
+            }
             Err(RecvTimeoutError::Timeout) => {
                 // Before the thread can find that nothing waits for it.
                 self.abandoned.fetch_add(1, Ordering::Relaxed);

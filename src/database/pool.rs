@@ -15,6 +15,7 @@ use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
 use super::attempt;
 use super::in_use::{InUse, Use};
+use crate::backoff::Mentions;
 use crate::error::{Error, describe, field, one_line};
 use crate::threads::caught;
 
@@ -77,7 +78,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 /// A connection that lay idle for so long is tried before it is handed out. One that is in steady use is spared the round trip:
-/// should it be dead, its user notices.
+/// should it be dead, its user notices. A new one is tried as well: a pooler lets connections wait
+/// that it has accepted.
 const TRY_AFTER: Duration = Duration::from_secs(1);
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -85,9 +87,6 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 const THREADS: usize = 3;
 /// With these the server ends a session for reasons that have nothing to do with what it did.
 const FAREWELLS: [SqlState; 2] = [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN];
-
-/// The same complaint is logged again after this time.
-const REPEAT_AFTER: Duration = Duration::from_secs(30);
 
 /// How a [`Pool`] is set up.
 pub(crate) struct PoolOptions {
@@ -194,7 +193,7 @@ where
     T::Stream: Send,
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
-    let trouble = Arc::new(Trouble { target, last: Mutex::default() });
+    let trouble = Arc::new(Trouble { target, last: Mutex::default(), mentions: Mutex::default() });
     let pool = r2d2::Pool::builder()
         .thread_pool(Arc::new(threads()?))
         .max_size(options.size)
@@ -223,11 +222,26 @@ fn threads() -> Result<ScheduledThreadPool, Error> {
         .map_err(|message| Error::Spawn { thread: "pup-pool".to_owned(), source: std::io::Error::other(message) })
 }
 
+/// What the database client's panic means when it is to open a connection.
+pub(super) const NOT_SET_UP: &str =
+    "the database client could not set up a connection (are there file descriptors left?)";
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error("{}", describe(.0))]
+    Database(#[from] postgres::Error),
+    #[error("{NOT_SET_UP}")]
+    NotSetUp,
+}
+
 /// A connection, with what the pool knows about it.
 struct Pooled {
     client: Client,
     /// Since when it has been idle.
     idle_since: Instant,
+    /// Whether it is known to lead to a server.
+    has_answered: bool,
     is_condemned: bool,
     farewell: Farewell,
 }
@@ -237,7 +251,7 @@ type Farewell = Arc<Mutex<Option<SqlState>>>;
 
 impl Pooled {
     fn new(client: Client, farewell: Farewell) -> Self {
-        Self { client, idle_since: Instant::now(), is_condemned: false, farewell }
+        Self { client, idle_since: Instant::now(), has_answered: false, is_condemned: false, farewell }
     }
 }
 
@@ -256,9 +270,9 @@ where
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
     type Connection = Pooled;
-    type Error = postgres::Error;
+    type Error = Problem;
 
-    fn connect(&self) -> Result<Pooled, postgres::Error> {
+    fn connect(&self) -> Result<Pooled, Problem> {
         let farewell = Farewell::default();
         let mut config = self.config.clone();
         if self.notices == Notices::Ours {
@@ -270,15 +284,18 @@ where
                 }
             });
         }
-        attempt::connect(&config, self.tls.clone()).map(|client| Pooled::new(client, farewell))
+        // After a panic, r2d2 would wait for this connection for ever.
+        let client = caught(|| attempt::connect(&config, self.tls.clone())).map_err(|_| Problem::NotSetUp)??;
+        Ok(Pooled::new(client, farewell))
     }
 
     /// Called before a connection is handed out.
-    fn is_valid(&self, pooled: &mut Pooled) -> Result<(), postgres::Error> {
-        if pooled.idle_since.elapsed() >= TRY_AFTER {
+    fn is_valid(&self, pooled: &mut Pooled) -> Result<(), Problem> {
+        if !pooled.has_answered || pooled.idle_since.elapsed() >= TRY_AFTER {
             pooled.client.is_valid(TRY_TIMEOUT)?;
+            pooled.has_answered = true;
         }
-        self.reset.as_deref().map_or(Ok(()), |reset| pooled.client.batch_execute(reset))
+        Ok(self.reset.as_deref().map_or(Ok(()), |reset| pooled.client.batch_execute(reset))?)
     }
 
     /// Called when a connection comes back.
@@ -363,27 +380,21 @@ where
 #[derive(Debug)]
 struct Trouble {
     target: Arc<str>,
-    last: Mutex<Option<Complaint>>,
-}
-
-#[derive(Debug)]
-struct Complaint {
-    text: String,
-    logged: Instant,
+    last: Mutex<Option<String>>,
+    /// Attempts follow each other by fractions of a second, on behalf of every connection that is
+    /// missing, and fail for changing reasons.
+    mentions: Mutex<Mentions>,
 }
 
 impl Trouble {
     fn last(&self) -> Option<String> {
-        self.last.lock().as_ref().map(|complaint| complaint.text.clone())
+        self.last.lock().clone()
     }
 
-    fn keep(&self, error: &postgres::Error) {
-        let text = format!("no connection to {}: {}", self.target, describe(error));
-        let mut last = self.last.lock();
-        // Attempts follow each other by fractions of a second, on behalf of every connection that is missing.
-        if last.as_ref().is_none_or(|last| last.text != text || last.logged.elapsed() >= REPEAT_AFTER) {
-            log::warn!("pool has no connection: database={} error={}", field(&self.target), field(&describe(error)));
-            *last = Some(Complaint { text, logged: Instant::now() });
+    fn keep(&self, problem: &Problem) {
+        *self.last.lock() = Some(format!("no connection to {}: {problem}", self.target));
+        if self.mentions.lock().is_due() {
+            log::warn!("pool has no connection: database={} error={}", field(&self.target), field(problem));
         }
     }
 }
@@ -391,9 +402,9 @@ impl Trouble {
 #[derive(Debug)]
 struct Handler(Arc<Trouble>);
 
-impl HandleError<postgres::Error> for Handler {
-    fn handle_error(&self, error: postgres::Error) {
-        self.0.keep(&error);
+impl HandleError<Problem> for Handler {
+    fn handle_error(&self, problem: Problem) {
+        self.0.keep(&problem);
     }
 }
 
@@ -402,8 +413,8 @@ struct Customizer {
     trouble: Arc<Trouble>,
 }
 
-impl CustomizeConnection<Pooled, postgres::Error> for Customizer {
-    fn on_acquire(&self, _: &mut Pooled) -> Result<(), postgres::Error> {
+impl CustomizeConnection<Pooled, Problem> for Customizer {
+    fn on_acquire(&self, _: &mut Pooled) -> Result<(), Problem> {
         *self.trouble.last.lock() = None;
         Ok(())
     }

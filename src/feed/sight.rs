@@ -73,8 +73,28 @@ pub(super) struct Sight<'a> {
     census_due: Option<Instant>,
     /// Until when the sequence is not queried, because another session has locked it.
     sequence_is_locked_until: Instant,
-    position_mentions: Mentions,
-    lock_mentions: Mentions,
+    mentioned: &'a mut Mentioned,
+}
+
+/// When the log last had each condition of the table of events, on whichever connection.
+#[derive(Debug, Default)]
+pub(super) struct Mentioned {
+    positions: Mentions,
+    locks: Mentions,
+}
+
+impl Mentioned {
+    /// Logs that something is locked, at most every 30 s.
+    pub(super) fn lock(&mut self, board: &Board, error: &Error) {
+        if self.locks.is_due() {
+            log::warn!(
+                "events are locked, will look again: replica_set={} worker={} error={error}",
+                field(&board.replica_set()),
+                board.worker_id(),
+                error = field(&error)
+            );
+        }
+    }
 }
 
 impl<'a> Sight<'a> {
@@ -85,6 +105,7 @@ impl<'a> Sight<'a> {
         board: &'a Board,
         projections: &[Known],
         takes_census: bool,
+        mentioned: &'a mut Mentioned,
     ) -> Result<Self, Failure> {
         // A standby shows no writers, so all holes would seem to be settled.
         session.check("asking for the server's state", preflight::server)?;
@@ -127,8 +148,7 @@ impl<'a> Sight<'a> {
             below_head: None,
             census_due: takes_census.then_some(now),
             sequence_is_locked_until: now,
-            position_mentions: Mentions::default(),
-            lock_mentions: Mentions::default(),
+            mentioned,
         })
     }
 
@@ -209,7 +229,7 @@ impl<'a> Sight<'a> {
     fn mention_position_beyond_sequence(&mut self, probe: Probe) {
         let at = self.head.safe();
         if let Some(last) = probe.last.filter(|last| *last < probe.newest.max(at))
-            && self.position_mentions.is_due()
+            && self.mentioned.positions.is_due()
         {
             log::error!(
                 "positions were not handed out by the sequence: replica_set={} worker={} newest={} head={at} last={last}",
@@ -220,21 +240,10 @@ impl<'a> Sight<'a> {
         }
     }
 
-    /// Logs that something is locked, at most every 30 s.
+    /// Logs that something is locked.
     pub(super) fn mention_lock(&mut self, error: &Error) {
-        if self.lock_mentions.is_due() {
-            log_locked(self.board, error);
-        }
+        self.mentioned.lock(self.board, error);
     }
-}
-
-pub(super) fn log_locked(board: &Board, error: &Error) {
-    log::warn!(
-        "events are locked, will look again: replica_set={} worker={} error={error}",
-        field(&board.replica_set()),
-        board.worker_id(),
-        error = field(&error)
-    );
 }
 
 /// A failed verification of the events is final. A verification that could not be made is not.

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, select};
 use super::Feed;
 use super::blocked::Blocked;
 use super::cadence::Cadence;
-use super::sight::{Failure, Sight, log_locked};
+use super::sight::{Failure, Mentioned, Sight};
 use crate::context::Context;
 use crate::error::{Error, field};
 use crate::reconnect::Reconnect;
@@ -52,8 +52,16 @@ pub(crate) struct Tailer {
 impl Tailer {
     pub(crate) fn run(self, pulse: &Pulse) -> Result<(), Error> {
         let stop = || self.context.stop.is_raised();
+        let mut mentioned = Mentioned::default();
+        let serve = |connection: &mut Reconnect<'_>| {
+            self.follow(pulse, connection, &mut mentioned).inspect_err(|failure| {
+                if let Failure::Locked(error) = failure {
+                    mentioned.lock(&self.context.board, error);
+                }
+            })
+        };
         let judge = |connection: &mut Reconnect<'_>, failure| self.failed(connection, failure);
-        Reconnect::new(&self.context, "tailer").run(stop, |connection| self.follow(pulse, connection), judge).map(drop)
+        Reconnect::new(&self.context, "tailer").run(stop, serve, judge).map(drop)
     }
 
     fn failed(&self, connection: &mut Reconnect<'_>, failure: Failure) -> Result<(), Error> {
@@ -61,7 +69,7 @@ impl Tailer {
         match failure {
             Failure::Final(error) => return Err(error),
             Failure::Lost(error) => connection.lost(&error),
-            Failure::Locked(error) => log_locked(&self.context.board, &error),
+            Failure::Locked(_) => {}
             Failure::Unacceptable(error) => {
                 if connection.is_worth_logging() {
                     log::error!(
@@ -77,15 +85,21 @@ impl Tailer {
     }
 
     /// Follows the events on one connection until it fails or the worker stops.
-    fn follow(&self, pulse: &Pulse, connection: &mut Reconnect<'_>) -> Result<(), Failure> {
+    fn follow(&self, pulse: &Pulse, connection: &mut Reconnect<'_>, mentioned: &mut Mentioned) -> Result<(), Failure> {
         let session = match self.first.try_recv() {
             Ok(session) => session,
             Err(_) => self.context.board.shortage.note(|| self.context.open())?,
         };
         self.feed.begin_epoch();
         let takes_census = self.context.sessions.member().is_some();
-        let mut sight =
-            Sight::begin(session, &self.context.names, &self.context.board, &self.projections, takes_census)?;
+        let mut sight = Sight::begin(
+            session,
+            &self.context.names,
+            &self.context.board,
+            &self.projections,
+            takes_census,
+            mentioned,
+        )?;
         let mut reader = sight
             .session
             .run(|client| EventReader::prepare(client, &self.context.names, self.scope.clone(), self.bounds, true))

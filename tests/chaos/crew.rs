@@ -28,8 +28,9 @@ const OPTIONS: [(&str, &str); 5] = [
     ("POLL_INTERVAL", "200ms"),
     // Of each call of a handler.
     ("PANIC_PROBABILITY", "0.001"),
-    // Of each call as well: the process is gone at once.
-    ("ABORT_PROBABILITY", "0.00003"),
+    // Of each call with a dangerous event: the process is gone at once. Not so often that one of them
+    // uses its attempts up.
+    ("ABORT_PROBABILITY", "0.3"),
 ];
 
 pub(crate) struct Crew {
@@ -145,11 +146,15 @@ impl Crew {
         let mut index = 0;
         while let Some(member) = self.leaving.get_mut(index) {
             match member.process.ended() {
-                None => index += 1,
+                None => {
+                    member.ask().map_err(|problem| format!("{} would not leave in peace: {problem}", member.name))?;
+                    index += 1;
+                }
                 Some(status) => {
                     let mut member = self.leaving.remove(index);
                     let (had_started, end) = member.end(status);
                     self.bury(member);
+                    self.aborted += usize::from(is_aborted(status));
                     // Before that, the signal may have come when nobody listened to it yet.
                     if had_started && !status.success() && !is_aborted(status) {
                         return Err(format!("did not leave gracefully: {end}"));
@@ -174,9 +179,10 @@ impl Crew {
         }
     }
 
-    /// Whether all who are to work say that they are ready.
-    pub(crate) fn are_all_ready(&self) -> bool {
-        self.slots.iter().flatten().all(|member| member.probes.is_ready())
+    /// Whether all of these processes say that they are ready.
+    pub(crate) fn are_ready(&self, pids: &[i32]) -> bool {
+        let members = self.slots.iter().flatten().filter(|member| pids.contains(&member.process.pid()));
+        members.into_iter().all(|member| member.probes.is_ready())
     }
 
     /// How many have been started, how many of them ended before they could process anything, and how many were aborted.

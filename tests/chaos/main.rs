@@ -67,6 +67,10 @@ const MOVES_WITHIN: Duration = Duration::from_secs(20);
 /// When so many events have been handled, each with a chance of one in a thousand, some handler has panicked.
 const SOME_PANIC_WITHIN: usize = 15_000;
 
+/// When so many events have been handled, by two projections, some dangerous one has aborted a process: one in 4,000 events is dangerous,
+/// and aborts three in ten calls.
+const SOME_ABORT_WITHIN: usize = 40_000;
+
 /// In a longer run the neighbour succeeds with each kind of deed at least once. Each deed comes about once in 60 seconds, and may find
 /// the server away or wait for a lock in vain.
 const ALL_DEEDS_WITHIN: Duration = Duration::from_secs(150);
@@ -182,6 +186,7 @@ fn exactly_once_whatever_happens() {
             let never: Vec<_> = deeds.iter().filter(|(_, count)| count.done == 0).collect();
             assert!(never.is_empty() || lasts <= ALL_DEEDS_WITHIN, "the neighbour never succeeded: {never:?}");
             assert!(panics > 0 || tally.acknowledged.len() < SOME_PANIC_WITHIN, "no handler has panicked");
+            assert!(aborted > 0 || tally.acknowledged.len() < SOME_ABORT_WITHIN, "no event has aborted a process");
         }
         Err(why) => panic!("{why}\nCHAOS_SEED={seed}; the faults are above"),
     }
@@ -248,7 +253,15 @@ impl Chaos {
         let took = self.until(within, otherwise, Self::is_owned)?;
         self.say(&format!("all owned after {took:?}, {helpless} helpless"));
         self.lulls.push(Lull { helpless, took });
+        let within = READY_WITHIN + within;
+        let ready = self.until(within, "not every worker that can work is ready", Self::are_all_ready)?;
+        self.say(&format!("all ready after {ready:?} more"));
         Ok(())
+    }
+
+    /// Whether all who can work say that they are ready.
+    fn are_all_ready(&mut self) -> bool {
+        self.crew.are_ready(&self.capable())
     }
 
     fn is_owned(&mut self) -> bool {
@@ -298,8 +311,7 @@ impl Chaos {
             let pids: Vec<i32> = chaos.crew.pids().map(|(_, pid)| pid).collect();
             chaos.is_owned() && all_take_part(&mut client, &pids)
         })?;
-        let ready =
-            self.until(READY_WITHIN, "not every worker says that it is ready", |chaos| chaos.crew.are_all_ready())?;
+        let ready = self.until(READY_WITHIN, "not every worker says that it is ready", Self::are_all_ready)?;
         self.crew.await_leavers()?;
         let calm = Instant::now();
         let mut position = -1;

@@ -6,12 +6,13 @@ use std::time::Duration;
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{BoxError, Event, Handle, Projection, ProjectionState, Tx};
 
-use crate::support::cluster::{assert_keys_are_covered, generation};
+use crate::support::cluster::{assert_keys_are_covered, assert_read_models_become_right, generation};
 use crate::support::handlers::prepared;
 use crate::support::insert::insert;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::metrics::{metric, projection_metric};
 use crate::support::statements::{start_logging_server, statements};
+use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
 
@@ -193,6 +194,26 @@ fn projection_without_checkpoints_waits_for_its_claim_to_go() {
         .unwrap();
     await_complete(&mut client, "edited");
     await_broken(&[&worker], 0.0);
+}
+
+#[test]
+fn broken_projection_is_named_in_the_log() {
+    let database = database();
+    let mut client = database.client();
+    let mut worker = WorkerProcess::start(database.url(), &[]);
+    worker.await_processing(1);
+    client.execute("DELETE FROM orchestrator_checkpoints WHERE projection = 'event_type_counts'", &[]).unwrap();
+    worker.await_line(&[
+        "ERROR",
+        "projection is not processed: replica_set=main-projections worker=",
+        "projection=event_type_counts error=",
+        "orchestrator_projections",
+    ]);
+    client.execute("DELETE FROM orchestrator_projections WHERE name = 'event_type_counts'", &[]).unwrap();
+    worker.await_line(&["WARN", "projection begins again, its rows were deleted:", "projection=event_type_counts"]);
+    append_plainly(&mut client, 50, 25);
+    assert_read_models_become_right(&mut client);
+    assert!(!worker.log().iter().any(|line| line.contains("projection=aggregate_activity")), "{:#?}", worker.log());
 }
 
 #[test]

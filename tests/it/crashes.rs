@@ -1,5 +1,6 @@
 //! Processes that are killed or frozen.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::time::{Duration, Instant};
 
 use postgres::Client;
@@ -141,4 +142,25 @@ fn a_frozen_process_is_replaced_when_the_clock_was_set_back() {
     assert_eq!(state_of(&mut client, frozen_id), ("stopped".into(), Some("heartbeats stopped".into())));
     frozen.signal(Signal::CONT);
     frozen.await_processing(2);
+}
+
+#[test]
+fn a_worker_after_a_crash_names_the_event_it_met() {
+    let database = database();
+    let mut client = database.client();
+    let start = |options: &[(&str, &str)]| WorkerProcess::start_program("chaos_worker", database.url(), options);
+    let mut victim = start(&[("ABORT_ON", "Happened")]);
+    victim.await_processing(1);
+    append_plainly(&mut client, 1, 1);
+    assert_eq!(victim.await_end().signal(), Some(Signal::ABORT.as_raw()));
+    let mut next = start(&[]);
+    let (_, line) = next.await_line(&[
+        "WARN",
+        "attempts have not ended, will retry: replica_set=chaos worker=",
+        "projection=event_type_counts attempts=1 error=",
+    ]);
+    for part in ["Happened", "thing-0", "global position 1 "] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert_read_models_become_right(&mut client);
 }

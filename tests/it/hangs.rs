@@ -6,8 +6,10 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{BoxError, Error, Event, Projection, Tx};
 
-use crate::probes::{assert_alive, await_unready};
-use crate::support::cluster::state_of;
+use crate::probes::{assert_alive, await_unready, gauge};
+use crate::support::cluster::{
+    assert_keys_are_covered, assert_read_models_become_right, await_blocked, backends_of, state_of, worker_of,
+};
 use crate::support::frozen::Frozen;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::worker_process::{Signal, WorkerProcess};
@@ -18,69 +20,127 @@ use crate::support::{Options, PrivatePostgres, database, eventually};
 /// of a loaded machine. Without a bound a worker waits for as long as the database hangs.
 const BOUND: Duration = Duration::from_secs(9);
 
-/// Starts a worker's process that handles the events there are.
-fn process(url: &str) -> WorkerProcess {
+/// Starts a worker's process that handles the events there are, as one of `workers`.
+fn process(url: &str, workers: usize) -> WorkerProcess {
     let mut worker = WorkerProcess::start(
         url,
         &[("LEAVE_TIMEOUT", "1s"), ("HEARTBEAT_INTERVAL", "300ms"), ("STALE_WORKER_TIMEOUT", "20s")],
     );
-    worker.await_processing(1);
+    worker.await_processing(workers);
     worker
 }
 
-#[track_caller]
-fn assert_goes(worker: &mut WorkerProcess) {
-    let asked = Instant::now();
-    worker.signal(Signal::TERM);
-    worker.await_end();
-    assert!(asked.elapsed() < BOUND, "gone after {:?}", asked.elapsed());
+/// A worker that is asked to leave while the database hangs, and one that stays.
+struct Pair {
+    client: Client,
+    leaves: WorkerProcess,
+    stays: WorkerProcess,
+}
+
+impl Pair {
+    fn start(url: &str) -> Self {
+        let mut stays = process(url, 1);
+        let leaves = process(url, 2);
+        stays.await_processing(2);
+        Self { client: Client::connect(url, NoTls).unwrap(), leaves, stays }
+    }
+
+    /// Asks it to leave. Until it is gone it is alive and not ready. Returns its exit code.
+    #[track_caller]
+    fn leave(&mut self) -> Option<i32> {
+        let (address, asked) = (self.leaves.await_ready(), Instant::now());
+        self.leaves.signal(Signal::TERM);
+        await_unready(&address, "the worker is stopping");
+        eventually("the gauge says so", BOUND, || (gauge(&address, "ready") == Some(0.0)).then_some(()));
+        assert_alive(&address);
+        let code = self.leaves.exit_code();
+        assert!(asked.elapsed() < BOUND, "gone after {:?}", asked.elapsed());
+        code
+    }
+
+    /// Its last lines say that it did not wait any longer.
+    #[track_caller]
+    fn assert_left_threads_behind(&mut self) {
+        let cancelling = "leaving takes too long, cancelling statements: replica_set=";
+        self.leaves.await_logged(&["WARN", cancelling, " waited=1s threads="]);
+        let line = self.leaves.await_logged(&["ERROR", "threads left behind: replica_set=", " threads="]);
+        assert!(line.contains("pup-coord"), "{line}");
+    }
+
+    /// Once the database answers again, the other one processes everything. Returns why the one
+    /// that left is stopped.
+    #[track_caller]
+    fn assert_taken_over(&mut self) -> String {
+        self.stays.await_processing(1);
+        let worker = worker_of(&mut self.client, self.leaves.pid());
+        let (state, reason) = state_of(&mut self.client, worker);
+        assert_eq!(state, "stopped");
+        append_plainly(&mut self.client, 200, 20);
+        assert_read_models_become_right(&mut self.client);
+        assert_keys_are_covered(&mut self.client);
+        assert_eq!(backends_of(&mut self.client, worker, false), [] as [i32; 0], "its sessions have ended");
+        reason.unwrap()
+    }
 }
 
 #[test]
 fn worker_leaves_while_a_table_is_locked() {
-    for table in ["events", "orchestrator_workers", "orchestrator_checkpoints", "orchestrator_replica_sets"] {
+    // Without the other tables it cannot leave in order, and the other worker evicts it.
+    for (table, code, reason) in [
+        ("events", 0, "left"),
+        ("orchestrator_workers", 1, "session lost"),
+        ("orchestrator_checkpoints", 1, "session lost"),
+        ("orchestrator_replica_sets", 1, "session lost"),
+    ] {
+        println!("{table} is locked");
         let database = database();
-        let mut worker = process(database.url());
+        let mut pair = Pair::start(database.url());
         let mut locker = database.client();
         locker.batch_execute(&format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")).unwrap();
-        // So that a statement of each thread waits for the lock.
-        _ = crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(700));
-        println!("{table} is locked");
-        assert_goes(&mut worker);
+        // The last one is needed for nothing but changes of the replica set.
+        if table != "orchestrator_replica_sets" {
+            await_blocked(&mut pair.client);
+        }
+        assert_eq!(pair.leave(), Some(code), "{table}");
+        if code == 0 {
+            pair.leaves.await_logged(&["INFO", " left: replica_set="]);
+        } else {
+            pair.assert_left_threads_behind();
+        }
+        locker.batch_execute("ROLLBACK").unwrap();
+        assert_eq!(pair.assert_taken_over(), reason, "{table}");
     }
 }
 
 #[test]
 fn worker_leaves_while_the_server_is_frozen() {
     let server = PrivatePostgres::start(Options::default()).unwrap();
-    let mut worker = process(&server.create_database("frozen").unwrap());
-    let address = worker.await_ready();
+    let mut pair = Pair::start(&server.create_database("frozen").unwrap());
     let frozen = Frozen::freeze(&server);
-    let asked = Instant::now();
-    worker.signal(Signal::TERM);
-    await_unready(&address, "the worker is stopping");
-    assert_alive(&address);
-    worker.await_end();
-    assert!(asked.elapsed() < BOUND, "gone after {:?}", asked.elapsed());
-    let log = worker.log().join("\n");
-    assert!(log.contains("cancelling statements") && log.contains("threads left behind"), "{log}");
+    assert_eq!(pair.leave(), Some(1));
+    pair.assert_left_threads_behind();
     drop(frozen);
+    assert_eq!(pair.assert_taken_over(), "session lost");
 }
 
 #[test]
 fn worker_leaves_while_commits_wait_for_a_standby() {
     let settings = vec![("synchronous_commit".to_owned(), "on".to_owned())];
     let server = PrivatePostgres::start(Options { settings, ..Options::default() }).unwrap();
-    let url = server.create_database("unreplicated").unwrap();
-    let mut worker = process(&url);
-    let mut admin = Client::connect(&url, NoTls).unwrap();
-    admin.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'missing'").unwrap();
-    admin.batch_execute("SELECT pg_reload_conf()").unwrap();
+    let mut pair = Pair::start(&server.create_database("unreplicated").unwrap());
+    pair.client.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'missing'").unwrap();
+    pair.client.batch_execute("SELECT pg_reload_conf()").unwrap();
     eventually("the heartbeats wait for a standby", Duration::from_secs(10), || {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-        (admin.query_one(sql, &[]).unwrap().get::<_, i64>(0) > 0).then_some(())
+        (pair.client.query_one(sql, &[]).unwrap().get::<_, i64>(0) > 0).then_some(())
     });
-    assert_goes(&mut worker);
+    assert_eq!(pair.leave(), Some(1));
+    pair.assert_left_threads_behind();
+    pair.client.batch_execute("ALTER SYSTEM RESET synchronous_standby_names").unwrap();
+    pair.client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    // A commit that was cancelled while it waited for the standby has happened all the same.
+    let reason = pair.assert_taken_over();
+    assert!(["left", "session lost"].contains(&reason.as_str()), "{reason}");
 }
 
 /// A ledger that says when it has begun, and then waits for a lock that another session holds.

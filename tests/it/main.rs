@@ -29,6 +29,7 @@ mod kept_statements;
 mod lanes;
 mod logins;
 mod logs;
+mod long_waits;
 mod many_at_once;
 mod payloads;
 mod poison;

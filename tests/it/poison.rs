@@ -213,9 +213,7 @@ fn a_session_ended_by_the_crash_of_another_is_a_bystander() {
 
 /// Lets the fifth of ten events lose its connection in this way, which is given the switch that all
 /// connections lead through. Returns the error with which it halts.
-fn halts_by_loss(
-    lose: impl Fn(&Switch, &mut Tx<'_>) -> Result<(), BoxError> + Send + Sync + 'static,
-) -> String {
+fn halts_by_loss(lose: impl Fn(&Switch, &mut Tx<'_>) -> Result<(), BoxError> + Send + Sync + 'static) -> String {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);

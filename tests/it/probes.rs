@@ -1,15 +1,18 @@
 //! What `/livez` and `/readyz` say: alive is a worker that a restart would not help, ready is one
 //! that can process events.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{EventStore, Handle, Metrics, MetricsServer, ProjectionState, Retry};
 use serde_json::Value;
 
-use crate::support::cluster::{generation, state_of};
+use crate::support::cluster::{
+    assert_read_models_become_right, backends_of, generation, state_of, terminate, worker_of,
+};
 use crate::support::frozen::Frozen;
 use crate::support::handlers::{meddled, prepared};
 use crate::support::http::get;
@@ -17,7 +20,7 @@ use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_com
 use crate::support::metrics::{metric, projection_metric, series, total};
 use crate::support::worker_process::{self, WorkerProcess};
 use crate::support::workers::{await_running, builder, start, start_ledger};
-use crate::support::{Options, PrivatePostgres, database, eventually};
+use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -57,10 +60,10 @@ fn overview_age(address: &str) -> Option<f64> {
     status["workers"][0]["overview"]["age_seconds"].as_f64()
 }
 
-/// Sends hints without a pause until `stop` is disconnected.
-fn send_hints(mut client: Client, stop: &Receiver<()>) -> u64 {
+/// Sends hints, so far apart, until `stop` is disconnected. Returns how many.
+pub(crate) fn send_hints(mut client: Client, apart: Duration, stop: &Receiver<()>) -> u64 {
     let (store, mut sent) = (EventStore::default(), 0);
-    while stop.try_recv() == Err(TryRecvError::Empty) {
+    while stop.recv_timeout(apart) == Err(RecvTimeoutError::Timeout) {
         store.hint(&mut client);
         sent += 1;
     }
@@ -75,7 +78,7 @@ fn a_flood_of_notifications_keeps_nothing_from_being_done() {
     let (_server, address) = probed(&worker);
     let (stop, stopped) = bounded(0);
     let client = database.client();
-    let flood = thread::spawn(move || send_hints(client, &stopped));
+    let flood = thread::spawn(move || send_hints(client, Duration::ZERO, &stopped));
     eventually("the overview is loaded", SOON, || overview_age(&address));
     // For longer than a lag is shown that is not measured.
     let begun = Instant::now();
@@ -94,23 +97,71 @@ fn a_flood_of_notifications_keeps_nothing_from_being_done() {
 }
 
 /// The value of a gauge that a worker process shows; none if it has no such series.
-fn gauge(address: &str, name: &str) -> Option<f64> {
+pub(crate) fn gauge(address: &str, name: &str) -> Option<f64> {
     series::values(&get(address, "/metrics").1, name, &[]).first().copied()
+}
+
+/// Waits until these gauges of a worker process have these values; none for those without a series.
+#[track_caller]
+fn await_gauges(address: &str, expected: [(&str, Option<f64>); 3]) {
+    eventually("the gauges say so", SOON, || {
+        expected.iter().all(|(name, value)| gauge(address, name) == *value).then_some(())
+    });
+}
+
+const ALL_WELL: [(&str, Option<f64>); 3] =
+    [("ready", Some(1.0)), ("database_up", Some(1.0)), ("lag_events", Some(0.0))];
+const OUT_OF_REACH: [(&str, Option<f64>); 3] = [("ready", Some(0.0)), ("database_up", Some(0.0)), ("lag_events", None)];
+
+/// A worker process that is ready, and the address of its probes.
+fn process(url: &str) -> (WorkerProcess, String) {
+    let options = [("HEARTBEAT_INTERVAL", "200ms"), ("STALE_WORKER_TIMEOUT", "2s"), ("POLL_INTERVAL", "100ms")];
+    let mut worker = WorkerProcess::start(url, &options);
+    worker.await_processing(1);
+    let address = worker.await_ready();
+    await_gauges(&address, ALL_WELL);
+    assert!(!worker.log().iter().any(|line| line.contains("not ready")), "a start in order is no trouble");
+    (worker, address)
+}
+
+/// Its log says that each of its connections was lost, for this reason.
+#[track_caller]
+fn assert_lost(worker: &mut WorkerProcess, reason: &str) {
+    for connection in ["coordinator", "listener", "tailer"] {
+        let connection = format!(" connection={connection} error=");
+        worker.await_logged(&["WARN", "connection lost: replica_set=main-projections worker=", &connection, reason]);
+    }
+}
+
+#[test]
+fn a_stopped_server_makes_a_worker_unready_and_not_dead() {
+    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let url = server.create_database("stopped").unwrap();
+    let (mut worker, address) = process(&url);
+    server.stop(StopMode::Fast).unwrap();
+    let reason = await_unready(&address, "no heartbeat was answered for");
+    assert!(reason.contains("cannot connect to") || reason.contains("terminating connection"), "{reason}");
+    await_unready(&address, "cannot connect to");
+    await_gauges(&address, OUT_OF_REACH);
+    assert_lost(&mut worker, "");
+    let reason = "reason=\"no heartbeat was answered";
+    worker.await_logged(&["WARN", "not ready: replica_set=main-projections worker=", reason]);
+    assert_alive(&address);
+
+    server.start_again().unwrap();
+    await_ready(&address);
+    worker.await_logged(&["INFO", "ready again: replica_set=main-projections worker=", "after="]);
+    await_gauges(&address, ALL_WELL);
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    append_plainly(&mut client, 20, 4);
+    assert_read_models_become_right(&mut client);
 }
 
 #[test]
 fn a_frozen_server_makes_a_worker_unready_and_not_dead() {
     let server = PrivatePostgres::start(Options::default()).unwrap();
     let url = server.create_database("frozen").unwrap();
-    let options = [("HEARTBEAT_INTERVAL", "200ms"), ("STALE_WORKER_TIMEOUT", "2s"), ("POLL_INTERVAL", "100ms")];
-    let mut worker = WorkerProcess::start(&url, &options);
-    worker.await_processing(1);
-    let address = worker.await_ready();
-    eventually("all of it is shown", SOON, || {
-        let shown = ["ready", "database_up", "lag_events"].map(|name| gauge(&address, name));
-        (shown == [Some(1.0), Some(1.0), Some(0.0)]).then_some(())
-    });
-    assert!(!worker.log().iter().any(|line| line.contains("not ready")), "a start in order is no trouble");
+    let (mut worker, address) = process(&url);
 
     let begun = Instant::now();
     let frozen = Frozen::freeze(&server);
@@ -123,19 +174,13 @@ fn a_frozen_server_makes_a_worker_unready_and_not_dead() {
         "not ready: replica_set=main-projections worker=",
         "reason=\"no heartbeat was answered",
     ]);
-    eventually("all of it is shown", SOON, || {
-        let shown = ["ready", "database_up", "lag_events"].map(|name| gauge(&address, name));
-        (shown == [Some(0.0), Some(0.0), None]).then_some(())
-    });
+    await_gauges(&address, OUT_OF_REACH);
     assert_alive(&address);
 
     drop(frozen);
     await_ready(&address);
     worker.await_line(&["INFO", "ready again: replica_set=main-projections worker=", "after="]);
-    eventually("all of it is shown", SOON, || {
-        let shown = ["ready", "database_up", "lag_events"].map(|name| gauge(&address, name));
-        (shown == [Some(1.0), Some(1.0), Some(0.0)]).then_some(())
-    });
+    await_gauges(&address, ALL_WELL);
     worker.signal(worker_process::Signal::TERM);
     assert_eq!(worker.exit_code(), Some(0));
     let unready = worker.log().iter().filter(|line| line.contains("not ready")).count();
@@ -149,6 +194,8 @@ fn a_lock_on_the_events_leaves_coordination_alone() {
     let workers = [start_ledger(&database, "p"), start_ledger(&database, "p")];
     let before = await_running(&[&workers[0], &workers[1]]);
     let probes = workers.each_ref().map(probed);
+    // Of another replica set: its log can be read.
+    let (mut process, process_address) = process(database.url());
     append_plainly(&mut client, 20, 4);
     eventually("they work", SOON, || is_complete(&mut client, "p").then_some(()));
 
@@ -159,6 +206,15 @@ fn a_lock_on_the_events_leaves_coordination_alone() {
         await_unready(address, "the events cannot be read since");
         let reason = await_unready(address, "lock timeout");
         assert!(reason.contains("the events cannot be read since"), "{reason}");
+    }
+    await_unready(&process_address, "the events cannot be read since");
+    let log = [
+        ("events are locked, will look again:", "lock timeout"),
+        ("not measured, will retry:", "lock timeout"),
+        ("not ready:", "reason=\"the events cannot be read since"),
+    ];
+    for (line, error) in log {
+        process.await_logged(&["WARN", line, " replica_set=main-projections worker=", error]);
     }
     let heartbeats = |worker: &Handle| total(worker, "heartbeat_latency_seconds_count");
     let sent = workers.each_ref().map(heartbeats);
@@ -182,9 +238,11 @@ fn a_lock_on_the_events_leaves_coordination_alone() {
         assert_eq!(total(worker, "stale_workers_cleaned_total"), 0);
     }
     assert_eq!(generation(&mut client), before);
+    await_gauges(&process_address, [("ready", Some(0.0)), ("database_up", Some(1.0)), ("lag_events", None)]);
+    assert_alive(&process_address);
 
     lock.rollback().unwrap();
-    for (_, address) in &probes {
+    for address in probes.iter().map(|(_, address)| address).chain([&process_address]) {
         await_ready(address);
     }
     append_plainly(&mut client, 20, 4);
@@ -241,42 +299,127 @@ fn a_version_that_panics_is_ready_only_if_it_is_allowed_to() {
 #[test]
 fn a_worker_that_was_evicted_is_not_ready_until_it_is_back() {
     let database = database();
-    let mut client = prepared(&database);
-    let builder = || builder(database.url(), "set").coordination_timeout(Duration::from_secs(1));
-    let (entered, was_entered) = bounded(1);
-    let (let_go, go_on) = bounded::<()>(0);
-    let busy = meddled("p", move |_, _| {
-        _ = entered.try_send(());
-        // Its disconnection lets every event pass.
-        _ = go_on.recv();
-        Ok(())
-    });
-    let evicted = start(builder(), vec![busy]);
-    let (_server, address) = probed(&evicted);
+    let mut client = database.client();
+    let busy = tempfile::NamedTempFile::new().unwrap();
+    let options = [("HEARTBEAT_INTERVAL", "200ms"), ("STALE_WORKER_TIMEOUT", "2s"), ("COORDINATION_TIMEOUT", "1s")];
+    let start = |more: &[_]| WorkerProcess::start_program("chaos_worker", database.url(), &[&options, more].concat());
+    let mut evicted = start(&[("BUSY_WHILE", busy.path().to_str().unwrap())]);
+    evicted.await_processing(1);
+    let address = evicted.await_ready();
     append_plainly(&mut client, 10, 5);
-    was_entered.recv_timeout(SOON).unwrap();
+    let worker = worker_of(&mut client, evicted.pid());
+    eventually("a handler is busy", SOON, || {
+        let backends = backends_of(&mut client, worker, false);
+        let sql = "SELECT FROM pg_stat_activity WHERE state = 'idle in transaction' AND pid = ANY ($1)";
+        client.query_opt(sql, &[&backends]).unwrap()
+    });
     assert_eq!(get(&address, "/readyz").0, 200, "a handler may take any time");
-    let other = start(builder(), vec![Box::new(Ledger::named("p"))]);
+    let mut other = start(&[]);
     await_unready(&address, "the other workers have evicted this one");
+    eventually("the gauge says so", SOON, || (gauge(&address, "ready") == Some(0.0)).then_some(()));
+    assert_eq!(gauge(&address, "database_up"), Some(1.0));
+    let reason = "reason=\"the other workers have evicted this one";
+    evicted.await_logged(&["WARN", "not ready: replica_set=chaos worker=", reason]);
     assert_alive(&address);
-    drop(let_go);
-    await_running(&[&evicted, &other]);
+    assert!(!evicted.log().iter().any(|line| line.contains("registering again")), "its handler is busy");
+
+    busy.close().unwrap();
+    evicted.await_logged(&["WARN", "registering again: replica_set=chaos worker="]);
+    evicted.await_logged(&["INFO", "ready again: replica_set=chaos worker="]);
+    evicted.await_logged(&["processing:", " of=2 "]);
+    other.await_processing(2);
     await_ready(&address);
+    assert_read_models_become_right(&mut client);
+}
+
+#[test]
+fn a_worker_that_cannot_coordinate_is_not_ready() {
+    let database = database();
+    let mut client = database.client();
+    // Half of this time is longer than a statement waits for a lock, so that heartbeats go on.
+    let options = [("HEARTBEAT_INTERVAL", "200ms"), ("STALE_WORKER_TIMEOUT", "9s"), ("POLL_INTERVAL", "100ms")];
+    let mut worker = WorkerProcess::start(database.url(), &options);
+    worker.await_processing(1);
+    let address = worker.await_ready();
+    let mut other = database.client();
+    let mut lock = other.transaction().unwrap();
+    lock.batch_execute("LOCK TABLE orchestrator_generations IN ACCESS EXCLUSIVE MODE").unwrap();
+    let reason = await_unready(&address, "the replica set cannot be coordinated since ");
+    assert!(reason.contains("lock timeout"), "{reason}");
+    eventually("the gauge says so", SOON, || (gauge(&address, "ready") == Some(0.0)).then_some(()));
+    assert_eq!(gauge(&address, "database_up"), Some(1.0), "heartbeats are answered");
+    assert_alive(&address);
+    let failed = "coordination failed, will retry: replica_set=main-projections worker=";
+    worker.await_logged(&["ERROR", failed, "lock timeout"]);
+    let reason = "reason=\"the replica set cannot be coordinated since ";
+    worker.await_logged(&["WARN", "not ready: replica_set=main-projections worker=", reason]);
+
+    lock.rollback().unwrap();
+    await_ready(&address);
+    worker.await_logged(&["INFO", "ready again:"]);
+    append_plainly(&mut client, 20, 4);
+    assert_read_models_become_right(&mut client);
+}
+
+#[test]
+fn locked_checkpoints_are_logged_every_30_s_at_most() {
+    let database = database();
+    let (mut client, mut locker) = (database.client(), database.client());
+    let mut worker = WorkerProcess::start(database.url(), &[]);
+    worker.await_processing(1);
+    locker.batch_execute("BEGIN; LOCK TABLE orchestrator_checkpoints IN ACCESS EXCLUSIVE MODE").unwrap();
+    let id = worker_of(&mut client, worker.pid());
+    let lost = backends_of(&mut client, id, false);
+    terminate(&mut client, &lost);
+    worker.await_line(&["WARN", "events are locked, will look again:", "lock timeout"]);
+    // The tailer begins anew on another connection, again and again.
+    let mut sessions = BTreeSet::from_iter(backends_of(&mut client, id, false));
+    let enough = sessions.len() + 3;
+    eventually("several looks have failed", 2 * SOON, || {
+        sessions.extend(backends_of(&mut client, id, false));
+        (sessions.len() >= enough).then_some(())
+    });
+    let lines = worker.log().iter().filter(|line| line.contains("events are locked")).count();
+    assert_eq!(lines, 1, "{:#?}", worker.log());
+}
+
+#[test]
+fn a_worker_with_a_failed_thread_is_not_alive() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = start_ledger(&database, "p");
+    await_running(&[&worker]);
+    let (_server, address) = probed(&worker);
+    let (mut process, _) = process(database.url());
+    append_plainly(&mut client, 20, 4);
+    eventually("all is handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    assert_read_models_become_right(&mut client);
+    // Other events are at their positions now.
+    client.batch_execute("TRUNCATE events RESTART IDENTITY").unwrap();
+    append_plainly(&mut client, 1, 1);
+    eventually("it is not alive", SOON, || {
+        let (status, reason) = get(&address, "/livez");
+        (status == 503 && reason.contains("thread pup-tail is stuck or has failed")).then_some(())
+    });
+    assert!(worker.join().is_err());
+    assert_eq!(process.exit_code(), Some(1));
+    process.await_logged(&["ERROR", "thread ended, worker stops: thread=pup-tail error="]);
 }
 
 #[test]
 fn a_database_that_was_made_again_is_not_out_of_reach() {
     let server = PrivatePostgres::start(Options::default()).unwrap();
     let url = server.create_database("again").unwrap();
-    Ledger::create_table(&mut Client::connect(&url, NoTls).unwrap());
-    let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
-    await_running(&[&worker]);
-    let (_server, address) = probed(&worker);
+    let (mut worker, address) = process(&url);
     let mut admin = Client::connect(&server.url("postgres"), NoTls).unwrap();
     admin.batch_execute("DROP DATABASE again WITH (FORCE)").unwrap();
     let reason = await_unready(&address, "no heartbeat was answered for");
     assert!(reason.contains("database \"again\" does not exist"), "{reason}");
+    await_gauges(&address, OUT_OF_REACH);
+    assert_lost(&mut worker, "");
+    assert_alive(&address);
     server.create_database("again").unwrap();
     await_unready(&address, "orchestrator_workers\" does not exist");
+    await_gauges(&address, OUT_OF_REACH);
     assert_alive(&address);
 }

@@ -1,16 +1,18 @@
 //! A Deployment's rolling update, rehearsed: every worker process is replaced by another one while events are appended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded, tick};
 use postgres::Client;
 
+use crate::probes::assert_alive;
 use crate::support::cluster::{assert_keys_are_covered, assert_read_models_become_right};
+use crate::support::http::get;
 use crate::support::ledger::append_plainly;
 use crate::support::worker_process::{Signal, WorkerProcess};
-use crate::support::{TestDatabase, database};
+use crate::support::{TestDatabase, database, eventually};
 
 const REPLICAS: usize = 5;
 
@@ -92,6 +94,90 @@ fn roll_out(surge: usize, registration_wait: &str, most_joins: i64) {
     assert!(generations.values().sum::<i64>() <= most_joins + i64::try_from(REPLICAS).unwrap(), "{generations:?}");
     assert!(in_all < MOST_PAUSED, "{pauses:?}");
     assert!(slowest_exit < GRACE_PERIOD, "{slowest_exit:?}");
+}
+
+/// For how long a new worker must have been ready before an old one is told to go: a Deployment's
+/// `minReadySeconds`, shortened.
+const MIN_READY: Duration = Duration::from_secs(2);
+/// Until then a new worker must have been: `progressDeadlineSeconds`, shortened.
+const PROGRESS_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Whether a worker says in time that it is ready, and goes on saying so.
+fn becomes_available(worker: &mut WorkerProcess) -> bool {
+    let address = worker.metrics_address();
+    let (begun, ask) = (Instant::now(), tick(Duration::from_millis(100)));
+    let mut ready_since = None;
+    while begun.elapsed() < PROGRESS_DEADLINE {
+        ask.recv().unwrap();
+        assert_alive(&address);
+        if get(&address, "/readyz").0 == 200 {
+            if ready_since.get_or_insert_with(Instant::now).elapsed() > MIN_READY {
+                return true;
+            }
+        } else {
+            ready_since = None;
+        }
+    }
+    false
+}
+
+/// Replaces the workers one after the other, as a Deployment does with `maxSurge: 1` and
+/// `maxUnavailable: 0`. Stops at the first new one that does not become available, and returns it.
+fn roll_over(workers: &mut VecDeque<WorkerProcess>, start: impl Fn() -> WorkerProcess) -> Option<WorkerProcess> {
+    for _ in 0..workers.len() {
+        let mut new = start();
+        if !becomes_available(&mut new) {
+            return Some(new);
+        }
+        let mut old = workers.pop_front().unwrap();
+        old.signal(Signal::TERM);
+        assert_eq!(old.exit_code(), Some(0), "{:#?}", old.log());
+        workers.push_back(new);
+    }
+    None
+}
+
+#[test]
+fn a_version_that_panics_stops_a_rollout_at_its_first_pod() {
+    let database = database();
+    let mut client = database.client();
+    let start = |panics| {
+        let options = [("RETRY_ATTEMPTS", "2"), ("RETRY_FIRST_DELAY", "10ms"), ("PANIC_PROBABILITY", panics)];
+        WorkerProcess::start_program("chaos_worker", database.url(), &options)
+    };
+    let mut workers: VecDeque<_> = (0..3).map(|_| start("0")).collect();
+    for worker in &mut workers {
+        worker.await_processing(3);
+    }
+    let load = Load::start(&database);
+    let before: Vec<i32> = workers.iter().map(WorkerProcess::pid).collect();
+    assert!(roll_over(&mut workers, || start("0")).is_none(), "a sound version replaces all");
+    let sound: Vec<i32> = workers.iter().map(WorkerProcess::pid).collect();
+    assert!(!sound.iter().any(|pid| before.contains(pid)));
+
+    let mut stopped_at = roll_over(&mut workers, || start("1")).expect("it is never ready for long enough");
+    assert_eq!(workers.iter().map(WorkerProcess::pid).collect::<Vec<_>>(), sound, "none was told to go");
+    let (status, reason) = get(&stopped_at.metrics_address(), "/readyz");
+    assert!(status == 503 && reason.contains("halted on this worker: "), "{status} {reason}");
+    stopped_at.await_logged(&["ERROR", "projection halted: replica_set=chaos worker=", " attempts=2 error="]);
+    let handled = |client: &mut Client| -> i64 {
+        let sql = "SELECT coalesce(sum(events), 0)::bigint FROM event_type_counts";
+        client.query_one(sql, &[]).unwrap().get(0)
+    };
+    let seen = handled(&mut client);
+    eventually("the old ones go on", Duration::from_secs(10), || (handled(&mut client) > seen).then_some(()));
+    for worker in &mut workers {
+        let address = worker.metrics_address();
+        assert_alive(&address);
+        assert_eq!(get(&address, "/readyz").0, 200);
+    }
+
+    // The rollout is undone.
+    stopped_at.signal(Signal::TERM);
+    assert_eq!(stopped_at.exit_code(), Some(0), "{:#?}", stopped_at.log());
+    load.finish();
+    assert_read_models_become_right(&mut client);
+    assert_keys_are_covered(&mut client);
 }
 
 /// How many generations there were since, by reason.

@@ -2,14 +2,19 @@
 
 use std::time::Duration;
 
-use postgres::Client;
-use pupsourcing_orchestrator::{Builder, Handle, Projection, WorkerState};
+use postgres::{Client, NoTls};
+use pupsourcing_orchestrator::{Builder, Handle, Projection};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
-use crate::probes::{assert_alive, await_unready, probed};
-use crate::support::cluster::{assert_keys_are_covered, backends_of, generation, state_of, terminate};
+use crate::probes::{assert_alive, await_unready, gauge};
+use crate::support::cluster::{
+    assert_keys_are_covered, assert_read_models_become_right, backends_of, generation, state_of, terminate, worker_of,
+};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
+use crate::support::proxies::pgbouncers;
+use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{TestDatabase, database, eventually};
+use crate::support::{Options, PrivatePostgres, TestDatabase, database, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -32,6 +37,11 @@ impl Limited {
 
     fn migrate(&mut self) {
         builder(self.database.url(), "set").projection(Ledger::named("p")).build().unwrap().migrate().unwrap();
+        self.grant();
+    }
+
+    /// Creates the role, for the tables that there are.
+    fn grant(&mut self) {
         let role = &self.role;
         let grants = format!(
             "CREATE ROLE {role} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role};
@@ -99,33 +109,180 @@ fn newcomer_without_all_its_connections_takes_no_partition() {
     limited.await_all_handled();
 }
 
-#[test]
-fn worker_that_loses_its_connections_gives_its_partition_back() {
-    let mut limited = Limited::new();
-    limited.migrate();
-    // The limit concerns the second one alone.
-    let first =
-        start(builder(limited.database.url(), "set"), vec![Box::new(Ledger::named("p")) as Box<dyn Projection>]);
-    let second = limited.start();
-    await_running(&[&first, &second]);
-    let (worker, (_server, address)) = (second.worker_id(), probed(&second));
-    let coordinator = backends_of(&mut limited.client, worker, true);
-    let others = backends_of(&mut limited.client, worker, false);
-    let others: Vec<i32> = others.into_iter().filter(|pid| !coordinator.contains(pid)).collect();
-    assert!(!others.is_empty());
-    limited.limit(1);
-    terminate(&mut limited.client, &others);
-    append_plainly(&mut limited.client, 200, 20);
-    eventually("it gives its partition back", SOON, || {
-        (state_of(&mut limited.client, worker) == ("stopped".into(), Some("left".into()))).then_some(())
-    });
-    limited.await_all_handled();
-    assert_eq!(second.status().state, WorkerState::Stopped);
-    await_unready(&address, "it cannot get its connections since ");
-    assert_alive(&address);
+/// The options of worker processes, with times that a test can wait for.
+const OPTIONS: [(&str, &str); 4] = [
+    ("HEARTBEAT_INTERVAL", "200ms"),
+    ("STALE_WORKER_TIMEOUT", "2s"),
+    ("POLL_INTERVAL", "100ms"),
+    ("DATABASE_WAIT", "10m"),
+];
+/// How many connections the example `worker` needs: three, and two for each of its projections.
+const NEEDED: usize = 7;
 
-    limited.limit(-1);
-    await_running(&[&first, &second]);
-    append_plainly(&mut limited.client, 200, 20);
-    limited.await_all_handled();
+const AWAY: &str = "the database is away, waited for: at_most=";
+
+/// The newcomer waits for connections that it cannot get for this reason, says so in this line, and
+/// takes no partition.
+#[track_caller]
+fn assert_waits(newcomer: &mut WorkerProcess, client: &mut Client, line: &str, reason: &str) {
+    let address = newcomer.metrics_address();
+    newcomer.await_line(&["WARN", line, " error=", reason]);
+    append_plainly(client, 50, 5);
+    assert_read_models_become_right(client);
+    await_unready(&address, "the worker has not registered yet");
+    assert_alive(&address);
+    assert!(gauge(&address, "ready").is_none_or(|ready| ready < 1.0));
+    let registered = "SELECT count(*) FROM orchestrator_workers WHERE pid = $1";
+    assert_eq!(client.query_one(registered, &[&newcomer.pid()]).unwrap().get::<_, i64>(0), 0);
+}
+
+/// Connections can be had again: the newcomer takes part.
+#[track_caller]
+fn assert_takes_part(first: &mut WorkerProcess, newcomer: &mut WorkerProcess, client: &mut Client) {
+    newcomer.await_processing(2);
+    newcomer.await_ready();
+    first.await_processing(2);
+    append_plainly(client, 50, 5);
+    assert_read_models_become_right(client);
+    assert_keys_are_covered(client);
+}
+
+#[test]
+fn newcomer_waits_while_the_server_has_no_more_connections() {
+    // For the first worker, this test, and all but one of the newcomer's.
+    let most = (2 * NEEDED + 1).to_string();
+    let settings = [("max_connections", most.as_str()), ("superuser_reserved_connections", "0")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let server = PrivatePostgres::start(Options { settings, ..Options::default() }).unwrap();
+    let url = server.create_database("full").unwrap();
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    let mut first = WorkerProcess::start(&url, &OPTIONS);
+    first.await_processing(1);
+    let filler = Client::connect(&url, NoTls).unwrap();
+    let mut newcomer = WorkerProcess::start(&url, &OPTIONS);
+    assert_waits(&mut newcomer, &mut client, AWAY, "too many clients already");
+    drop(filler);
+    assert_takes_part(&mut first, &mut newcomer, &mut client);
+}
+
+#[test]
+fn newcomer_waits_while_its_pooler_has_no_more_connections() {
+    for pgbouncer in pgbouncers() {
+        let server = PrivatePostgres::start(Options::default()).unwrap();
+        let url = server.create_database("pooled").unwrap();
+        let mut client = Client::connect(&url, NoTls).unwrap();
+        let size = format!("default_pool_size = {}", 2 * NEEDED);
+        let proxy = pgbouncer.start(server.port(), &["pool_mode = session", &size]);
+        let url = proxy.url("pooled");
+        let mut first = WorkerProcess::start(&url, &OPTIONS);
+        first.await_processing(1);
+        let mut filler = Client::connect(&url, NoTls).unwrap();
+        filler.batch_execute("SELECT 1").unwrap();
+        let mut newcomer = WorkerProcess::start(&url, &OPTIONS);
+        // The pooler accepts every connection, and lets the statement wait.
+        let line = "pool has no connection: database=";
+        assert_waits(&mut newcomer, &mut client, line, "timeout waiting for server");
+        drop(filler);
+        assert_takes_part(&mut first, &mut newcomer, &mut client);
+    }
+}
+
+/// Lets a process have so many open files.
+fn allow_files(pid: i32, most: u64) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    prlimit(Pid::from_raw(pid), Resource::Nofile, Rlimit { current: Some(most), maximum }).unwrap();
+}
+
+fn open_files(pid: i32) -> u64 {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count().try_into().unwrap()
+}
+
+#[test]
+fn newcomer_waits_while_it_may_open_no_more_files() {
+    let database = database();
+    let mut client = database.client();
+    let mut first = WorkerProcess::start(database.url(), &OPTIONS);
+    first.await_processing(1);
+    let files = open_files(first.pid());
+    let mut newcomer = WorkerProcess::start_with_files(files - 3, database.url(), &OPTIONS);
+    assert_waits(&mut newcomer, &mut client, AWAY, "no connection from the pool of 4 within ");
+    allow_files(newcomer.pid(), files + 50);
+    assert_takes_part(&mut first, &mut newcomer, &mut client);
+}
+
+/// A worker gives its partition back when its connections are gone and cannot be had again, and
+/// takes part again when they can.
+fn lose_connections(
+    url: &str,
+    lasting: &str,
+    client: &mut Client,
+    reason: &str,
+    mut limit: impl FnMut(&mut Client, i32, bool),
+) {
+    let mut first = WorkerProcess::start(lasting, &OPTIONS);
+    first.await_processing(1);
+    let mut second = WorkerProcess::start(url, &OPTIONS);
+    for worker in [&mut first, &mut second] {
+        worker.await_processing(2);
+    }
+    let (address, worker) = (second.await_ready(), worker_of(client, second.pid()));
+    let coordinator = backends_of(client, worker, true);
+    let mut others = backends_of(client, worker, false);
+    others.retain(|pid| !coordinator.contains(pid));
+    assert!(!others.is_empty());
+    limit(client, second.pid(), true);
+    terminate(client, &others);
+    append_plainly(client, 50, 5);
+    first.await_processing(1);
+    assert_eq!(state_of(client, worker), ("stopped".into(), Some("left".into())));
+    assert_read_models_become_right(client);
+    await_unready(&address, "it cannot get its connections since ");
+    eventually("the gauge says so", SOON, || (gauge(&address, "ready") == Some(0.0)).then_some(()));
+    assert_eq!(gauge(&address, "database_up"), Some(1.0));
+    assert_alive(&address);
+    let of_worker = format!(" replica_set=main-projections worker={worker} ");
+    for (level, line, subject, reason) in [
+        ("WARN", "connection lost:", of_worker.as_str(), "terminating connection"),
+        ("WARN", "pool has no connection: database=", "", " error="),
+        ("ERROR", "partition given back, connections are lacking:", &of_worker, reason),
+        ("ERROR", "connections are lacking, registering later:", &of_worker, reason),
+    ] {
+        second.await_logged(&[level, line, subject, reason]);
+    }
+    second.await_logged(&["WARN", "not ready:", &of_worker, "reason=\"it cannot get its connections since "]);
+
+    limit(client, second.pid(), false);
+    second.await_logged(&["WARN", "registering again:", of_worker.trim()]);
+    first.await_processing(2);
+    second.await_ready();
+    second.await_logged(&["INFO", "ready again:", &of_worker]);
+    append_plainly(client, 50, 5);
+    assert_read_models_become_right(client);
+    assert_keys_are_covered(client);
+}
+
+#[test]
+fn worker_whose_role_is_limited_gives_its_partition_back() {
+    let mut limited = Limited::new();
+    let migrated = WorkerProcess::start_with(&["migrate"], &[("DATABASE_URL", limited.database.url())]).exit_code();
+    assert_eq!(migrated, Some(0));
+    limited.grant();
+    let Limited { database, client, role } = &mut limited;
+    let url = database.url().replace("postgres@", &format!("{role}@"));
+    // The limit concerns the second one alone.
+    lose_connections(&url, database.url(), client, "too many connections for role", |client, _, is_limited| {
+        let most = if is_limited { 1 } else { -1 };
+        client.batch_execute(&format!("ALTER ROLE {role} CONNECTION LIMIT {most}")).unwrap();
+    });
+}
+
+#[test]
+fn worker_that_may_open_no_files_gives_its_partition_back() {
+    let database = database();
+    let mut client = database.client();
+    let reason = "no connection from the pool of 4 within ";
+    lose_connections(database.url(), database.url(), &mut client, reason, |_, pid, is_limited| {
+        // Enough for the coordinator's connection, and for the probes.
+        allow_files(pid, if is_limited { open_files(pid) - 10 } else { 500 });
+    });
 }

@@ -67,18 +67,10 @@ fn locks_of_a_stranger_keep_no_connection_waiting() {
     let stranger = new_role(&mut client, database.url());
     let strangers = wait_for_every_lock(&stranger);
     assert!(strangers.len() >= 2, "the worker has several connections: {strangers:?}");
-    eventually("the stranger waits for every lock", SOON, || {
-        let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND pid = ANY ($1)";
-        let waiting: i64 = client.query_one(sql, &[&strangers]).unwrap().get(0);
-        (usize::try_from(waiting).unwrap() == strangers.len()).then_some(())
-    });
+    await_locks(&mut client, &strangers, false);
     let lost = backends_of(&mut client, worker.worker_id(), false);
     terminate(&mut client, &lost);
-    eventually("the stranger has every lock", SOON, || {
-        let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = ANY ($1)";
-        let held: i64 = client.query_one(sql, &[&strangers]).unwrap().get(0);
-        (usize::try_from(held).unwrap() == strangers.len()).then_some(())
-    });
+    await_locks(&mut client, &strangers, true);
     append_plainly(&mut client, 100, 10);
     eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
     assert_exactly_once(&mut client, "p");
@@ -87,6 +79,44 @@ fn locks_of_a_stranger_keep_no_connection_waiting() {
         (alive.len() == 1 && !lost.contains(&alive[0])).then_some(())
     });
     worker.shutdown(SOON).unwrap();
+}
+
+/// Waits until these sessions wait for the locks that they want, or have them.
+#[track_caller]
+fn await_locks(client: &mut Client, strangers: &[i32], granted: bool) {
+    eventually("the stranger has every lock, or waits for it", SOON, || {
+        let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted = $2 AND pid = ANY ($1)";
+        let locks: i64 = client.query_one(sql, &[&strangers, &granted]).unwrap().get(0);
+        (usize::try_from(locks).unwrap() == strangers.len()).then_some(())
+    });
+}
+
+#[test]
+fn worker_leaves_while_a_stranger_holds_every_lock() {
+    let database = database();
+    let mut client = database.client();
+    // Its peers would take longer to detect that its session is gone.
+    let patient = [("SESSION_LOSS_GRACE", "5s"), ("HEARTBEAT_INTERVAL", "10s"), ("STALE_WORKER_TIMEOUT", "60s")];
+    let mut worker = WorkerProcess::start(database.url(), &patient);
+    worker.await_processing(1);
+    let id = worker_of(&mut client, worker.pid());
+    let stranger = new_role(&mut client, database.url());
+    let strangers = wait_for_every_lock(&stranger);
+    await_locks(&mut client, &strangers, false);
+    let lost = backends_of(&mut client, id, false);
+    terminate(&mut client, &lost);
+    await_locks(&mut client, &strangers, true);
+    // It is asked to leave when it has noticed, so while its coordinator connects again.
+    let again = backends_of(&mut client, id, false);
+    if !again.is_empty() {
+        terminate(&mut client, &again);
+    }
+    worker.await_line(&["connection lost:", "connection=coordinator"]);
+    let asked = Instant::now();
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0), "{:#?}", worker.log());
+    assert!(asked.elapsed() < Duration::from_secs(5), "gone after {:?}", asked.elapsed());
+    assert_eq!(state_of(&mut client, id), ("stopped".into(), Some("left".into())));
 }
 
 #[test]
@@ -133,20 +163,25 @@ fn a_stranger_with_the_migration_lock_is_named() {
     orchestrator().build().unwrap().migrate().unwrap();
 }
 
-#[test]
-fn workers_that_cannot_notify_register_all_the_same() {
-    let database = database();
-    let mut client = prepared(&database);
-    let worker = new_role(&mut client, database.url());
-    let role = worker.split_once("://").unwrap().1.split_once('@').unwrap().0;
-    // Notifications fail for other reasons as well: an old transaction of a session that listens
-    // fills their queue.
+/// The URL of a new role that may process, but not notify. Notifications fail for other reasons as
+/// well: an old transaction of a session that listens fills their queue.
+fn role_that_cannot_notify(client: &mut Client, url: &str) -> String {
+    let url = new_role(client, url);
+    let role = url.split_once("://").unwrap().1.split_once('@').unwrap().0;
     client
         .batch_execute(&format!(
             "GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role};
              REVOKE EXECUTE ON FUNCTION pg_notify FROM PUBLIC"
         ))
         .unwrap();
+    url
+}
+
+#[test]
+fn workers_that_cannot_notify_register_all_the_same() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = role_that_cannot_notify(&mut client, database.url());
     let one = || builder(&worker, "set").projection(Ledger::named("p")).build().unwrap().start().unwrap();
     let (first, second) = (one(), one());
     await_running(&[&first, &second]);
@@ -157,6 +192,22 @@ fn workers_that_cannot_notify_register_all_the_same() {
     append_plainly(&mut client, 100, 10);
     eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
     first.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn worker_that_cannot_notify_says_so() {
+    let database = database();
+    let mut client = database.client();
+    let migrated = WorkerProcess::start_with(&["migrate"], &[("DATABASE_URL", database.url())]).exit_code();
+    assert_eq!(migrated, Some(0));
+    let url = role_that_cannot_notify(&mut client, database.url());
+    let mut worker = WorkerProcess::start(&url, &[]);
+    worker.await_line(&[
+        "WARN",
+        "workers are not notified of a change: replica_set=main-projections error=",
+        "permission denied for function pg_notify",
+    ]);
+    worker.await_processing(1);
 }
 
 #[test]

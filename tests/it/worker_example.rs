@@ -4,8 +4,7 @@ use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::{Duration, Instant};
 
-use postgres::Client;
-
+use crate::support::cluster::await_blocked;
 use crate::support::http::{get, get_as};
 use crate::support::insert::insert;
 use crate::support::ledger::append_plainly;
@@ -308,15 +307,6 @@ fn a_worker_exits_and_names_an_unknown_argument() {
     assert_eq!(worker.exit_code(), Some(2));
     let log = text_of(&mut worker);
     assert!(log.contains("the arguments are [") && !log.contains("hidden"), "{log}");
-}
-
-/// Waits until somebody waits for a lock.
-#[track_caller]
-fn await_blocked(client: &mut Client) {
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    eventually("it waits for the lock", SOON, || {
-        (client.query_one(sql, &[]).unwrap().get::<_, i64>(0) > 0).then_some(())
-    });
 }
 
 #[test]

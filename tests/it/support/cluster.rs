@@ -58,6 +58,15 @@ pub(crate) fn terminate(client: &mut impl GenericClient, backends: &[i32]) {
     assert!(ended, "not all of {backends:?} were there");
 }
 
+/// Waits until a session of this database waits for a lock.
+#[track_caller]
+pub(crate) fn await_blocked(client: &mut impl GenericClient) {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("a session waits for a lock", Duration::from_secs(15), || {
+        (client.query_one(sql, &[]).unwrap().get::<_, i64>(0) > 0).then_some(())
+    });
+}
+
 /// The key sets of every projection's checkpoints are disjoint and cover the key space.
 #[track_caller]
 pub(crate) fn assert_keys_are_covered(client: &mut impl GenericClient) {

@@ -5,23 +5,23 @@ use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Mutex;
 
-/// The first of these that is installed. Where none is, the test leaves something out, which is
-/// said when the run is over; a CI has to have it.
+/// The first of these that is installed. Where none is, the test leaves something out.
 pub(crate) fn installed(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
         .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
         .find(|program| program.is_file());
     if found.is_none() {
-        let name = names[0];
-        assert!(std::env::var_os("CI").is_none(), "{name} is missing");
-        leave_out(&format!("{name} is not installed"));
+        leave_out(&format!("{} is not installed", names[0]));
     }
     found
 }
 
-/// Says that the test leaves something out on this machine.
+/// Says, when the run is over, that the test leaves something out on this machine. A CI has to have
+/// everything.
+#[track_caller]
 pub(crate) fn leave_out(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{why}");
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     say_at_the_end(&format!("LEFT OUT: {test}, for {why}"));
 }

@@ -37,7 +37,17 @@ impl WorkerProcess {
 
     /// Starts an example that is a worker.
     pub(crate) fn start_program(name: &str, url: &str, options: &[(&str, &str)]) -> Self {
-        let mut command = command(name);
+        Self::start_as(command(name), url, options)
+    }
+
+    /// Starts the example `worker` in a process that may have so many open files.
+    pub(crate) fn start_with_files(most: u64, url: &str, options: &[(&str, &str)]) -> Self {
+        let mut shell = command_of("/bin/sh");
+        shell.args(["-c", "ulimit -S -n \"$1\" && exec \"$0\""]).arg(example("worker")).arg(most.to_string());
+        Self::start_as(shell, url, options)
+    }
+
+    fn start_as(mut command: Command, url: &str, options: &[(&str, &str)]) -> Self {
         command
             .env("DATABASE_URL", url)
             .env("RUST_LOG", "info")
@@ -79,6 +89,17 @@ impl WorkerProcess {
             }
         }
         panic!("no line with {parts:?} within {PATIENCE:?} in the worker's log:\n{}", self.taken.join("\n"));
+    }
+
+    /// Waits until a line of the log, from its beginning on, contains all these parts. Returns the
+    /// line.
+    #[track_caller]
+    pub(crate) fn await_logged(&mut self, parts: &[&str]) -> String {
+        let has_parts = |line: &&String| parts.iter().all(|part| line.contains(part));
+        if let Some(line) = self.log().iter().find(has_parts) {
+            return line.clone();
+        }
+        self.await_line(parts).1
     }
 
     /// Where it serves its metrics, once the log says so.
@@ -144,7 +165,11 @@ impl Drop for WorkerProcess {
 
 /// An example, with nothing in its environment but a free port for its metrics.
 fn command(name: &str) -> Command {
-    let mut command = Command::new(example(name));
+    command_of(example(name))
+}
+
+fn command_of(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
     command.env_clear().env("METRICS_ADDR", "127.0.0.1:0").stdout(Stdio::null());
     command
 }
