@@ -28,9 +28,9 @@ const OPTIONS: [(&str, &str); 5] = [
     ("POLL_INTERVAL", "200ms"),
     // Of each call of a handler.
     ("PANIC_PROBABILITY", "0.001"),
-    // Of each call with a dangerous event: the process is gone at once. Not so often that one of them
-    // uses its attempts up.
-    ("ABORT_PROBABILITY", "0.3"),
+    // Of each call with a dangerous event: the process is gone at once. After each end events are
+    // handled one at a time, so more of them leave little time for anything else.
+    ("ABORT_PROBABILITY", "0.1"),
 ];
 
 pub(crate) struct Crew {

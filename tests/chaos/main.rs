@@ -68,7 +68,7 @@ const MOVES_WITHIN: Duration = Duration::from_secs(20);
 const SOME_PANIC_WITHIN: usize = 15_000;
 
 /// When so many events have been handled, by two projections, some dangerous one has aborted a process: one in 4,000 events is dangerous,
-/// and aborts three in ten calls.
+/// and aborts one in ten calls. Most batches are handled several times, because some handler panics.
 const SOME_ABORT_WITHIN: usize = 40_000;
 
 /// In a longer run the neighbour succeeds with each kind of deed at least once. Each deed comes about once in 60 seconds, and may find
