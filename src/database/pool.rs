@@ -78,8 +78,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 /// A connection that lay idle for so long is tried before it is handed out. One that is in steady use is spared the round trip:
-/// should it be dead, its user notices. A new one is tried as well: a pooler lets connections wait
-/// that it has accepted.
+/// should it be dead, its user notices.
 const TRY_AFTER: Duration = Duration::from_secs(1);
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -240,8 +239,6 @@ struct Pooled {
     client: Client,
     /// Since when it has been idle.
     idle_since: Instant,
-    /// Whether it is known to lead to a server.
-    has_answered: bool,
     is_condemned: bool,
     farewell: Farewell,
 }
@@ -251,7 +248,7 @@ type Farewell = Arc<Mutex<Option<SqlState>>>;
 
 impl Pooled {
     fn new(client: Client, farewell: Farewell) -> Self {
-        Self { client, idle_since: Instant::now(), has_answered: false, is_condemned: false, farewell }
+        Self { client, idle_since: Instant::now(), is_condemned: false, farewell }
     }
 }
 
@@ -291,9 +288,8 @@ where
 
     /// Called before a connection is handed out.
     fn is_valid(&self, pooled: &mut Pooled) -> Result<(), Problem> {
-        if !pooled.has_answered || pooled.idle_since.elapsed() >= TRY_AFTER {
+        if pooled.idle_since.elapsed() >= TRY_AFTER {
             pooled.client.is_valid(TRY_TIMEOUT)?;
-            pooled.has_answered = true;
         }
         Ok(self.reset.as_deref().map_or(Ok(()), |reset| pooled.client.batch_execute(reset))?)
     }
