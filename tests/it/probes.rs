@@ -310,7 +310,7 @@ fn a_worker_that_was_evicted_is_not_ready_until_it_is_back() {
     let worker = worker_of(&mut client, evicted.pid());
     eventually("a handler is busy", SOON, || {
         let backends = backends_of(&mut client, worker, false);
-        let sql = "SELECT FROM pg_stat_activity WHERE state = 'idle in transaction' AND pid = ANY ($1)";
+        let sql = "SELECT FROM pg_stat_activity WHERE state = 'idle in transaction' AND pid = ANY ($1) LIMIT 1";
         client.query_opt(sql, &[&backends]).unwrap()
     });
     assert_eq!(get(&address, "/readyz").0, 200, "a handler may take any time");
