@@ -78,8 +78,11 @@ fn run() -> Result<(), BoxError> {
     }
     let status_page = settings::switch("STATUS_PAGE")?.unwrap_or(true);
     let hosts = app::setting("STATUS_HOSTS")?.unwrap_or_default();
-    let server = MetricsServer::bind(&address, metrics)?.status_page(status_page).allow_hosts(hosts.split(','));
-    server.watch(orchestrator.health());
+    let _server = MetricsServer::builder(metrics)
+        .status_page(status_page)
+        .allow_hosts(hosts.split(','))
+        .watch(orchestrator.health())
+        .bind(&address)?;
 
     let start = move || migrate(&database, &orchestrator).and_then(|()| orchestrator.start());
     let Some(handle) = unless_stopped(&shutdown, start)? else { return Ok(()) };

@@ -61,7 +61,7 @@ fn a_worker_whose_logger_panics_ends_and_says_so() {
         log::set_max_level(log::LevelFilter::Info);
         let mut client = client(url);
         let worker = ledger_worker(url).start().unwrap();
-        let server = MetricsServer::bind("127.0.0.1:0", worker.metrics().clone()).unwrap();
+        let server = MetricsServer::builder(worker.metrics().clone()).bind("127.0.0.1:0").unwrap();
         server.watch(worker.health());
         await_running(&[&worker]);
         let address = server.address().to_string();
@@ -74,7 +74,7 @@ fn a_worker_whose_logger_panics_ends_and_says_so() {
         eventually("both probes fail", SOON, || {
             (get(&address, "/livez").0 == 503 && get(&address, "/readyz").0 == 503).then_some(())
         });
-        drop(MetricsServer::bind("127.0.0.1:0", worker.metrics().clone()).unwrap());
+        drop(MetricsServer::builder(worker.metrics().clone()).bind("127.0.0.1:0").unwrap());
         let next = ledger_worker(url).start().expect("the worker is registered before anything is logged");
         for error in [worker.shutdown(SOON).unwrap_err(), next.join().unwrap_err()] {
             let text = error.to_string();
