@@ -25,6 +25,7 @@
 //! | `ORCHESTRATOR_READY_WHILE_HALTED` | off | on or off |
 //! | `ORCHESTRATOR_EVENT_POLL` | 5 ms and 250 ms | two durations such as 5ms..250ms |
 //! | `ORCHESTRATOR_BATCH_SIZE` | 2000 | a whole number such as 1000 |
+//! | `ORCHESTRATOR_BATCH_TIME` | 250 ms | a duration such as 500ms, 10s or 2m |
 //! | `ORCHESTRATOR_BATCH_BYTES` | 8 MiB | a number of bytes such as 8388608, 64KiB or 8MiB |
 //! | `ORCHESTRATOR_MAX_EVENT_BYTES` | 64 MiB | a number of bytes such as 8388608, 64KiB or 8MiB |
 //! | `ORCHESTRATOR_LANES` | 1 | a whole number such as 1000 |

@@ -35,6 +35,7 @@ fn a_bound_itself_is_allowed() {
         registration_wait: Duration::ZERO,
         event_poll: (millis(1), millis(1)),
         batch_size: 1,
+        batch_time: millis(1),
         batch_bytes: Bytes(1),
         max_event_bytes: Bytes(1),
         pool_size: Some(2),
@@ -51,6 +52,7 @@ fn a_bound_itself_is_allowed() {
         registration_wait: day,
         event_poll: (day, day),
         batch_size: 1_000_000,
+        batch_time: day,
         pool_size: Some(10_000),
         ..Config::new("s".repeat(255))
     };
@@ -154,6 +156,7 @@ fn every_option_is_set_from_text() {
         ("ready_while_halted", "on"),
         ("event_poll", "2ms .. 50ms"),
         ("batch_size", "100"),
+        ("batch_time", "30ms"),
         ("batch_bytes", "64KiB"),
         ("max_event_bytes", "1GiB"),
         ("lanes", "3"),

@@ -15,10 +15,6 @@ use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Owner, Statemen
 use crate::store::session::{Session, Sessions};
 use crate::threads::caught;
 
-/// A batch that has taken this long is committed with the events handled so far. This keeps read
-/// models fresh and row locks short when handlers are slow.
-const LONG_ENOUGH: Duration = Duration::from_millis(250);
-
 /// What a committed batch achieved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Committed {
@@ -38,6 +34,9 @@ pub(super) struct Job<'a> {
     pub(super) batch: &'a Batch,
     /// How many events from the front of the batch to handle.
     pub(super) count: usize,
+    /// A batch that has taken this long is committed with the events handled so far. This keeps read
+    /// models fresh and row locks short when handlers are slow.
+    pub(super) batch_time: Duration,
     pub(super) sessions: Sessions,
     /// How long a transaction may be idle before the server ends it.
     pub(super) idle_limit: Duration,
@@ -65,7 +64,7 @@ fn handle_and_commit(
     let mut tx = session.transaction().map_err(Failure::outside)?;
     let mark = fence::mark(&mut tx, job.sessions, job.idle_limit).map_err(Failure::outside)?;
     let events = batch.events.get(..job.count).unwrap_or(&batch.events);
-    let handled = match handle(&mut tx, job.projection, events, metrics, interrupted) {
+    let handled = match handle(&mut tx, job, events, interrupted) {
         Ok(handled) => handled,
         Err((error, handled)) => {
             return Err(match fence::is_marked(&mut tx, &mark) {
@@ -100,17 +99,16 @@ fn handle_and_commit(
 /// Returns how many events are handled, with the error if it failed at the next.
 fn handle(
     tx: &mut Transaction<'_>,
-    projection: &dyn Projection,
+    job: &Job<'_>,
     events: &[Event],
-    metrics: &ProjectionMetrics,
     interrupted: impl Fn() -> bool,
 ) -> Result<usize, (BoxError, usize)> {
     let begun = Instant::now();
     let mut called = begun;
     let mut handled = 0;
-    let durations = metrics.processing_duration.local();
+    let durations = job.metrics.processing_duration.local();
     while let Some(rest) = events.get(handled..).filter(|rest| !rest.is_empty()) {
-        let outcome = caught(|| projection.handle_batch(tx, rest))
+        let outcome = caught(|| job.projection.handle_batch(tx, rest))
             .unwrap_or_else(|message| Err(format!("the handler panicked: {message}").into()));
         let count = outcome
             .and_then(|count| match count {
@@ -123,7 +121,7 @@ fn handle(
         let seconds = (returned - called).as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         durations.observe(seconds);
         handled += count;
-        if interrupted() || returned - begun >= LONG_ENOUGH {
+        if interrupted() || returned - begun >= job.batch_time {
             break;
         }
         called = returned;
