@@ -46,7 +46,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use crossbeam_channel::{Receiver, bounded, select};
-use pupsourcing_orchestrator::{BoxError, Database, Error, Metrics, MetricsServer, Orchestrator};
+use pupsourcing_orchestrator::{BoxError, Database, Metrics, MetricsServer, Orchestrator};
 
 #[path = "support/app.rs"]
 mod app;
@@ -85,7 +85,10 @@ fn run() -> Result<(), BoxError> {
         .watch(orchestrator.health())
         .bind(&address)?;
 
-    let start = move || migrate(&database, &orchestrator).and_then(|()| orchestrator.start());
+    let start = move || {
+        migrate(&database, &orchestrator)?;
+        Ok(orchestrator.start()?)
+    };
     let Some(handle) = unless_stopped(&shutdown, start)? else { return Ok(()) };
     // The server answers until the worker has left.
     Ok(handle.run_until(&shutdown)?)
@@ -108,7 +111,7 @@ fn migrate_only() -> Result<bool, app::Wrong> {
 /// for a slow server or for another pod's migration.
 fn unless_stopped<T: Send + 'static>(
     shutdown: &Receiver<()>,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    work: impl FnOnce() -> Result<T, BoxError> + Send + 'static,
 ) -> Result<Option<T>, BoxError> {
     let (sender, done) = bounded(1);
     thread::Builder::new().name("start".into()).spawn(move || sender.send(work()))?;
@@ -119,7 +122,7 @@ fn unless_stopped<T: Send + 'static>(
 }
 
 /// Creates what is not there yet.
-fn migrate(database: &Database, orchestrator: &Orchestrator) -> Result<(), Error> {
+fn migrate(database: &Database, orchestrator: &Orchestrator) -> Result<(), BoxError> {
     orchestrator.migrate()?;
     read_models::create(database)
 }

@@ -53,8 +53,9 @@ pub use plan::{WorkerId, WorkerState};
 pub use probe::{HealthProbe, StatusReport, Unhealthy};
 pub use projection::{Passing, Projection};
 pub use scope::{Scope, StartAt};
-pub use status::{Assignment, HeadBlocker, ProjectionState, ProjectionStatus, Status};
+pub use status::{Assignment, HeadBlocked, HeadBlocker, Keys, ProjectionState, ProjectionStatus, Status};
 pub use store::Names;
 
-/// The database client whose types appear in this library's interface.
-pub use postgres;
+/// The crates whose types and traits appear in this library's interface.
+#[doc(no_inline)]
+pub use {crossbeam_channel, postgres, prometheus, serde, serde_json, uuid};

@@ -123,8 +123,7 @@ impl MakeTlsConnect<Socket> for Connector {
 }
 
 fn refuse(problem: impl Into<String>, source: impl Into<BoxError>) -> Error {
-    let source = source.into();
-    Error::Tls { problem: format!("{}: {source}", problem.into()), source: Some(source) }
+    Error::Tls { problem: problem.into(), source: Some(source.into()) }
 }
 
 fn read(parameter: &str, path: &Path) -> Result<Vec<u8>, Error> {
@@ -324,7 +323,7 @@ mod tests {
 
     fn problem(tls: &Tls, default_roots: Option<PathBuf>) -> String {
         match with_default_roots(tls, default_roots) {
-            Err(error @ Error::Tls { .. }) => error.to_string(),
+            Err(error @ Error::Tls { .. }) => error.with_causes(),
             Err(other) => panic!("{other:?}"),
             Ok(_) => panic!("{tls:?} was accepted"),
         }

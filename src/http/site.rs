@@ -96,7 +96,7 @@ impl Site {
         }
         match self.metrics.render() {
             Ok(body) => Page { code: 200, content_type: "text/plain; version=0.0.4; charset=utf-8", body },
-            Err(error) => Page::text(500, error.to_string()),
+            Err(error) => Page::text(500, error.with_causes()),
         }
     }
 

@@ -293,7 +293,7 @@ fn an_address_in_use_and_a_bad_one_are_errors_that_name_it() {
         let error = MetricsServer::builder(Metrics::new().unwrap()).bind(address).unwrap_err();
         assert!(matches!(&error, Error::Http { address: named, .. } if named == address), "{address}: {error}");
     }
-    let error = MetricsServer::builder(Metrics::new().unwrap()).bind("9090").unwrap_err().to_string();
+    let error = MetricsServer::builder(Metrics::new().unwrap()).bind("9090").unwrap_err().with_causes();
     assert!(error.contains("such as 0.0.0.0:9090"), "{error}");
     server.shutdown();
     drop(MetricsServer::builder(Metrics::new().unwrap()).bind(&used).expect("the port is free after shutdown"));

@@ -82,7 +82,7 @@ impl Metrics {
     /// [`Error::Render`], which names the metric.
     pub fn render(&self) -> Result<String, Error> {
         let families = self.registry().map(Registry::gather).unwrap_or_default();
-        TextEncoder::new().encode_to_string(&families).map_err(Error::Render)
+        TextEncoder::new().encode_to_string(&families).map_err(|source| Error::Render { source })
     }
 
     /// Creates the metrics of a replica set as a whole. `place` is the database and the tables that

@@ -93,7 +93,7 @@ struct Blocker<'a> {
 struct Projection<'a> {
     name: &'a str,
     state: &'static str,
-    keys: &'a str,
+    keys: String,
     position: Option<i64>,
     lag_events: Option<i64>,
     events: u64,
@@ -116,9 +116,9 @@ impl<'a> Watched<'a> {
             database_reachable: status.database_reachable,
             heartbeat_age_seconds: status.last_heartbeat.map(seconds),
             safe_head: status.safe_head,
-            head_blocked: status.head_blocked.as_ref().map(|(since, blockers)| Blocked {
-                seconds: seconds(*since),
-                blockers: blockers.iter().map(Blocker::from).collect(),
+            head_blocked: status.head_blocked.as_ref().map(|blocked| Blocked {
+                seconds: seconds(blocked.duration),
+                blockers: blocked.blockers.iter().map(Blocker::from).collect(),
             }),
             projections: status
                 .projections
@@ -149,7 +149,7 @@ impl<'a> Projection<'a> {
         Self {
             name,
             state: projection.state.as_str(),
-            keys: &projection.keys,
+            keys: projection.keys.to_string(),
             position: projection.position,
             lag_events: projection.lag,
             events: projection.events,

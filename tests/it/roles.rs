@@ -71,10 +71,10 @@ impl Roles {
         let mut client = self.client("appender");
         let store = EventStore::default();
         let id = fastrand::u64(..).to_string();
-        store.append(&mut client, ExpectedVersion::NoStream, &[thing(&id)]).map_err(|error| error.to_string())?;
+        store.append(&mut client, ExpectedVersion::NoStream, &[thing(&id)]).map_err(|error| error.with_causes())?;
         store
             .append(&mut client, ExpectedVersion::Exact(1), &[thing(&id), thing(&id)])
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| error.with_causes())?;
         store.hint(&mut client);
         Ok(())
     }
