@@ -7,11 +7,13 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod async_append;
 mod bad_input;
 mod bad_schema;
 mod batches;
 mod broken_rows;
 mod crashes;
+mod custom_metrics;
 mod deals;
 mod embedding;
 mod emptied_events;
