@@ -132,7 +132,9 @@ impl From<postgres::Error> for AppendError {
 /// Appends events and reads an aggregate's stream. Holds no connection: every call is given one.
 ///
 /// The methods may be called from any thread, also from within an asynchronous runtime, although
-/// they block: for a round trip, and there for starting a thread.
+/// they block: for a round trip, and there for starting a thread. An application that has an
+/// asynchronous client calls the SQL function `orchestrator_append` with that instead, with the same
+/// guarantees: see the example `async_append`.
 ///
 /// ```no_run
 /// use pupsourcing_orchestrator::{Database, EventStore, ExpectedVersion, NewEvent};
