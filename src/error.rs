@@ -267,11 +267,12 @@ impl Error {
     /// cancelled, or the server lacked a resource such as disk space.
     ///
     /// ```
+    /// # use std::time::Duration;
     /// # use pupsourcing_orchestrator::{Database, Error};
     /// fn connect(database: &Database) -> Result<(), Error> {
     ///     loop {
     ///         match database.connect() {
-    ///             Err(error) if error.is_transient() => eprintln!("again: {}", error.with_causes()),
+    ///             Err(error) if error.is_transient() => std::thread::sleep(Duration::from_secs(1)),
     ///             outcome => return outcome.map(drop),
     ///         }
     ///     }

@@ -81,6 +81,8 @@ fn invalid_options_are_named_with_value_and_bound() {
         (refused(|c| c.coordination_timeout = seconds(24 * 60 * 60 + 1)), ["coordination_timeout", "at most 24 h"]),
         (refused(|c| c.batch_size = 0), ["batch_size is 0", "at least 1"]),
         (refused(|c| c.batch_size = 1_000_001), ["batch_size is 1000001", "at most 1000000"]),
+        (refused(|c| c.batch_time = Duration::ZERO), ["batch_time is 0ns", "at least 1 ms"]),
+        (refused(|c| c.batch_time = seconds(24 * 60 * 60 + 1)), ["batch_time", "at most 24 h"]),
         (refused(|c| c.batch_bytes = Bytes(0)), ["batch_bytes is 0", "at least 1"]),
         (refused(|c| c.max_event_bytes = Bytes(0)), ["max_event_bytes is 0", "at least 1"]),
         (
