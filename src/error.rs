@@ -322,7 +322,8 @@ impl Error {
 /// Whether repeating what failed may help, although the server is not away.
 pub(crate) fn is_transient(error: &postgres::Error) -> bool {
     // Classes: transaction rollback, insufficient resources, operator intervention.
-    error.code().is_some_and(|state| ["40", "53", "57"].iter().any(|class| state.code().starts_with(class)))
+    let passes = |state: &SqlState| ["40", "53", "57"].iter().any(|class| state.code().starts_with(class));
+    error.code().is_some_and(|state| passes(state) && *state != SqlState::DATABASE_DROPPED)
 }
 
 /// Whether it says that the server is away.
@@ -560,7 +561,8 @@ mod tests {
             (raised("40P01"), false, true, false),
             (raised("53100"), false, true, false),
             (raised("57014"), false, true, false),
-            // Privileges, a table, a constraint.
+            // A database that is gone, privileges, a table, a constraint.
+            (raised("57P04"), false, false, false),
             (raised("42501"), false, false, false),
             (raised("42P01"), false, false, false),
             (raised("23505"), false, false, false),

@@ -12,8 +12,8 @@ use crate::status::Status;
 
 /// Answers for the health and the status of one orchestrator, at once and without the database.
 ///
-/// The orchestrator and its handle return it, for a `MetricsServer` or for the application's own
-/// HTTP server:
+/// The orchestrator and its handle return it, for a [`MetricsServer`](crate::MetricsServer), which
+/// documents what the answers mean, or for the application's own HTTP server:
 ///
 /// ```
 /// use pupsourcing_orchestrator::HealthProbe;
