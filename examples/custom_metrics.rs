@@ -1,13 +1,19 @@
-//! The application's own registry and its own HTTP server: the orchestrator's metrics stand beside the application's.
+//! The application's own registry and its own HTTP server: the orchestrator's metrics stand beside
+//! the application's, and its health and status are answered at paths of the application.
 //!
 //! `DATABASE_URL` says where the events are, `METRICS_ADDR` where to serve (127.0.0.1:9091).
+//!
+//! `/status` names hosts and projections. The library's own server refuses it under foreign host
+//! names, so that no page of another site can read it; this one does not.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
 use prometheus::{IntCounterVec, Opts, Registry, TextEncoder};
-use pupsourcing_orchestrator::{BoxError, Database, Event, Metrics, Orchestrator, Projection, Tx};
+use pupsourcing_orchestrator::{
+    BoxError, Database, Event, HealthProbe, Metrics, Orchestrator, Projection, Tx, Unhealthy,
+};
 use tiny_http::{Response, Server};
 
 #[path = "support/app.rs"]
@@ -45,27 +51,41 @@ fn run() -> Result<(), BoxError> {
         .projection(Happenings { seen })
         .metrics(Metrics::in_registry(&registry)?)
         .build()?;
-    orchestrator.migrate()?;
-
     let server = Arc::new(Server::http(&address).map_err(|e| app::Wrong(format!("METRICS_ADDR is {address:?}: {e}")))?);
     log::info!("metrics: http://{}/metrics", server.server_addr());
-    let scraped = server.clone();
-    let http = thread::Builder::new().name("http".into()).spawn(move || serve(&scraped, &registry))?;
+    let (listener, probe) = (server.clone(), orchestrator.health());
+    let http = thread::Builder::new().name("http".into()).spawn(move || serve(&listener, &registry, &probe))?;
 
+    // The probes answer also while it waits for the database.
+    orchestrator.migrate()?;
     orchestrator.run(&app::shutdown_signal()?)?;
     server.unblock();
     http.join().map_err(|_| "the HTTP thread panicked")?;
     Ok(())
 }
 
-fn serve(server: &Server, registry: &Registry) {
+fn serve(server: &Server, registry: &Registry, probe: &HealthProbe) {
     for request in server.incoming_requests() {
-        let response = match TextEncoder::new().encode_to_string(&registry.gather()) {
-            Ok(text) => Response::from_string(text),
-            Err(error) => Response::from_string(error.to_string()).with_status_code(500),
+        let path = request.url().split('?').next().unwrap_or_default();
+        let (code, body) = match path {
+            "/metrics" => match TextEncoder::new().encode_to_string(&registry.gather()) {
+                Ok(text) => (200, text),
+                Err(error) => (500, error.to_string()),
+            },
+            "/livez" => health(probe.live()),
+            "/readyz" => health(probe.ready()),
+            "/status" => (200, probe.status().to_string()),
+            _ => (404, "no such path".to_owned()),
         };
-        if let Err(error) = request.respond(response) {
-            log::debug!("a scraper went away: {error}");
+        if let Err(error) = request.respond(Response::from_string(body).with_status_code(code)) {
+            log::debug!("a client went away: {error}");
         }
+    }
+}
+
+fn health(answer: Result<(), Unhealthy>) -> (u16, String) {
+    match answer {
+        Ok(()) => (200, "ok".to_owned()),
+        Err(reason) => (503, reason.to_string()),
     }
 }

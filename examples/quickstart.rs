@@ -198,7 +198,7 @@ fn work(url: &str) -> Result<(), BoxError> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
     let shutdown = app::shutdown_signal()?;
     let metrics = Metrics::new()?;
-    let server = MetricsServer::bind("127.0.0.1:0", metrics.clone())?;
+    let server = MetricsServer::builder(metrics.clone()).bind("127.0.0.1:0")?;
     let handle = orchestrator(url, metrics)?.start()?;
     server.watch(handle.health());
     println!("http://{}/metrics", server.address());

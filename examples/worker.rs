@@ -25,6 +25,7 @@
 //! | `ORCHESTRATOR_READY_WHILE_HALTED` | off | on or off |
 //! | `ORCHESTRATOR_EVENT_POLL` | 5 ms and 250 ms | two durations such as 5ms..250ms |
 //! | `ORCHESTRATOR_BATCH_SIZE` | 2000 | a whole number such as 1000 |
+//! | `ORCHESTRATOR_BATCH_TIME` | 250 ms | a duration such as 500ms, 10s or 2m |
 //! | `ORCHESTRATOR_BATCH_BYTES` | 8 MiB | a number of bytes such as 8388608, 64KiB or 8MiB |
 //! | `ORCHESTRATOR_MAX_EVENT_BYTES` | 64 MiB | a number of bytes such as 8388608, 64KiB or 8MiB |
 //! | `ORCHESTRATOR_LANES` | 1 | a whole number such as 1000 |
@@ -45,7 +46,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use crossbeam_channel::{Receiver, bounded, select};
-use pupsourcing_orchestrator::{BoxError, Database, Error, Metrics, MetricsServer, Orchestrator};
+use pupsourcing_orchestrator::{BoxError, Database, Metrics, MetricsServer, Orchestrator};
 
 #[path = "support/app.rs"]
 mod app;
@@ -78,10 +79,16 @@ fn run() -> Result<(), BoxError> {
     }
     let status_page = settings::switch("STATUS_PAGE")?.unwrap_or(true);
     let hosts = app::setting("STATUS_HOSTS")?.unwrap_or_default();
-    let server = MetricsServer::bind(&address, metrics)?.status_page(status_page).allow_hosts(hosts.split(','));
-    server.watch(orchestrator.health());
+    let _server = MetricsServer::builder(metrics)
+        .status_page(status_page)
+        .allow_hosts(hosts.split(','))
+        .watch(orchestrator.health())
+        .bind(&address)?;
 
-    let start = move || migrate(&database, &orchestrator).and_then(|()| orchestrator.start());
+    let start = move || {
+        migrate(&database, &orchestrator)?;
+        Ok(orchestrator.start()?)
+    };
     let Some(handle) = unless_stopped(&shutdown, start)? else { return Ok(()) };
     // The server answers until the worker has left.
     Ok(handle.run_until(&shutdown)?)
@@ -104,7 +111,7 @@ fn migrate_only() -> Result<bool, app::Wrong> {
 /// for a slow server or for another pod's migration.
 fn unless_stopped<T: Send + 'static>(
     shutdown: &Receiver<()>,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    work: impl FnOnce() -> Result<T, BoxError> + Send + 'static,
 ) -> Result<Option<T>, BoxError> {
     let (sender, done) = bounded(1);
     thread::Builder::new().name("start".into()).spawn(move || sender.send(work()))?;
@@ -115,7 +122,7 @@ fn unless_stopped<T: Send + 'static>(
 }
 
 /// Creates what is not there yet.
-fn migrate(database: &Database, orchestrator: &Orchestrator) -> Result<(), Error> {
+fn migrate(database: &Database, orchestrator: &Orchestrator) -> Result<(), BoxError> {
     orchestrator.migrate()?;
     read_models::create(database)
 }

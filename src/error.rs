@@ -5,6 +5,7 @@
 
 mod redaction;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use postgres::error::SqlState;
@@ -15,11 +16,22 @@ pub(crate) use self::redaction::{has_password, redacted};
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// An error of the orchestrator.
+///
+/// Its text does not contain that of its [source](std::error::Error::source): print the causes too,
+/// as `anyhow` does, or use [`with_causes`](Self::with_causes).
+///
+/// | | what to do |
+/// |---|---|
+/// | [`is_config`](Self::is_config) | correct the setting that the error names |
+/// | [`is_away`](Self::is_away) | wait for the server |
+/// | [`is_transient`](Self::is_transient) | the same again later; also true where the server is away |
+/// | anything else | see the variant: most need a person |
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A setting is out of bounds or contradicts another one. Correct it; nothing was started.
     #[error("{field} is {value}: {problem}")]
+    #[non_exhaustive]
     InvalidConfig {
         /// The setting's name.
         field: String,
@@ -31,6 +43,7 @@ pub enum Error {
 
     /// The database URL cannot be understood. The URL itself is not repeated: it may hold a password.
     #[error("the database URL cannot be used: {problem}")]
+    #[non_exhaustive]
     InvalidUrl {
         /// What is wrong with which part.
         problem: String,
@@ -38,6 +51,7 @@ pub enum Error {
 
     /// A certificate or another part of the TLS set-up cannot be used.
     #[error("TLS cannot be set up: {problem}")]
+    #[non_exhaustive]
     Tls {
         /// What is wrong with which file or setting.
         problem: String,
@@ -47,7 +61,8 @@ pub enum Error {
     },
 
     /// No connection could be made: the server is away, or it refused the user, the password or the database.
-    #[error("cannot connect to {target}: {}", describe(source))]
+    #[error("cannot connect to {target}")]
+    #[non_exhaustive]
     Connect {
         /// Host, port, database and user; never the password.
         target: String,
@@ -57,6 +72,7 @@ pub enum Error {
 
     /// The server did not answer in time: it is frozen or overloaded, or is no PostgreSQL server.
     #[error("cannot connect to {target}: no answer within {waited:?}")]
+    #[non_exhaustive]
     ConnectTimeout {
         /// Host, port, database and user; never the password.
         target: String,
@@ -66,6 +82,7 @@ pub enum Error {
 
     /// The pool had no connection to give within the time allowed.
     #[error("no connection from the pool of {size} within {waited:?}: {problem}")]
+    #[non_exhaustive]
     Pool {
         /// The pool's size.
         size: u32,
@@ -76,7 +93,8 @@ pub enum Error {
     },
 
     /// A statement failed.
-    #[error("{doing} failed: {}", describe(source))]
+    #[error("{doing} failed")]
+    #[non_exhaustive]
     Database {
         /// What was being done.
         doing: &'static str,
@@ -94,6 +112,7 @@ pub enum Error {
 
     /// The server cannot run this library: too old, or set up in a way that would break a guarantee.
     #[error("this server cannot be used: {problem}")]
+    #[non_exhaustive]
     UnsupportedServer {
         /// What is wrong, and the remedy.
         problem: String,
@@ -101,6 +120,7 @@ pub enum Error {
 
     /// The tables are missing, older or newer than this library expects, not of the expected form, or at odds with one another.
     #[error("the schema cannot be used: {problem}")]
+    #[non_exhaustive]
     Schema {
         /// Which table or column is wrong, and the remedy.
         problem: String,
@@ -110,6 +130,7 @@ pub enum Error {
     /// [`max_event_bytes`](crate::Builder::max_event_bytes), or the server sends something that is
     /// no event. The projections that want it halt before it.
     #[error("the event at global position {position} cannot be read: {problem}")]
+    #[non_exhaustive]
     UnreadableEvent {
         /// Where it is.
         position: i64,
@@ -119,6 +140,7 @@ pub enum Error {
 
     /// The database user lacks a privilege.
     #[error("user {user} lacks {privilege} on {object}: grant it, or connect as another user")]
+    #[non_exhaustive]
     MissingPrivilege {
         /// The database user.
         user: String,
@@ -133,6 +155,7 @@ pub enum Error {
         "projection {projection:?} belongs to the live replica set {owner:?}, so {claimant:?} cannot run it: give the \
          projection another name, or stop {owner:?} first"
     )]
+    #[non_exhaustive]
     ProjectionClaimed {
         /// The projection's name.
         projection: String,
@@ -143,7 +166,8 @@ pub enum Error {
     },
 
     /// The HTTP server could not be started.
-    #[error("cannot serve HTTP on {address:?}: {source}")]
+    #[error("cannot serve HTTP on {address:?}")]
+    #[non_exhaustive]
     Http {
         /// The address asked for.
         address: String,
@@ -154,9 +178,10 @@ pub enum Error {
 
     /// A metric could not be registered. The registry is unchanged.
     #[error(
-        "cannot register metric {metric}: {source}; if the registry has these metrics already, clone their Metrics \
+        "cannot register metric {metric}; if the registry has these metrics already, clone their Metrics \
          instead of making another, or drop all its clones first"
     )]
+    #[non_exhaustive]
     Metrics {
         /// The metric's name.
         metric: String,
@@ -165,11 +190,16 @@ pub enum Error {
     },
 
     /// The metrics could not be written as text.
-    #[error("cannot write the metrics as text: {0}")]
-    Render(#[source] prometheus::Error),
+    #[error("cannot write the metrics as text")]
+    #[non_exhaustive]
+    Render {
+        /// What the encoder said.
+        source: prometheus::Error,
+    },
 
     /// The system would not start a thread.
-    #[error("cannot start thread {thread}: {source}")]
+    #[error("cannot start thread {thread}")]
+    #[non_exhaustive]
     Spawn {
         /// The thread's name.
         thread: String,
@@ -180,6 +210,7 @@ pub enum Error {
     /// A thread of the orchestrator panicked. This is a bug of the library, or of the application's
     /// logger; the worker has stopped.
     #[error("thread {thread} panicked: {message}")]
+    #[non_exhaustive]
     ThreadPanicked {
         /// The thread's name.
         thread: String,
@@ -193,6 +224,7 @@ pub enum Error {
         "thread {thread} of the worker cannot wait for the worker's end: ask for it with request_shutdown(), and wait \
          on another thread"
     )]
+    #[non_exhaustive]
     OwnThread {
         /// The thread that would wait for itself.
         thread: String,
@@ -200,6 +232,7 @@ pub enum Error {
 
     /// The worker did not stop in time. Its threads continue; what they commit stays correct.
     #[error("not stopped within {waited:?}: still running are {threads}")]
+    #[non_exhaustive]
     ShutdownTimeout {
         /// How long was waited.
         waited: Duration,
@@ -220,13 +253,70 @@ impl Error {
     /// Whether it says that the server is away, so that waiting may help: it cannot be reached, is
     /// starting up or shutting down, accepts no writes, has no connection left, or is not the one
     /// that `target_session_attrs` asks for.
-    pub(crate) fn is_away(&self) -> bool {
+    ///
+    /// ```
+    /// use pupsourcing_orchestrator::Database;
+    ///
+    /// // No server listens on this port.
+    /// let error = Database::from_url("postgres://user@127.0.0.1:1/shop")?.connect().unwrap_err();
+    /// assert!(error.is_away() && error.is_transient() && !error.is_config());
+    /// # Ok::<(), pupsourcing_orchestrator::Error>(())
+    /// ```
+    pub fn is_away(&self) -> bool {
         match self {
             // A pool fills when connections are free.
             Self::ConnectTimeout { .. } | Self::Pool { .. } | Self::InRecovery => true,
             Self::Connect { source, .. } | Self::Database { source, .. } => is_away(source),
             _ => false,
         }
+    }
+
+    /// Whether the same call may succeed later although nobody changes anything: the server
+    /// [is away](Self::is_away), two transactions were in each other's way, a statement was
+    /// cancelled, or the server lacked a resource such as disk space.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use pupsourcing_orchestrator::{Database, Error};
+    /// fn connect(database: &Database) -> Result<(), Error> {
+    ///     loop {
+    ///         match database.connect() {
+    ///             Err(error) if error.is_transient() => std::thread::sleep(Duration::from_secs(1)),
+    ///             outcome => return outcome.map(drop),
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    pub fn is_transient(&self) -> bool {
+        self.is_away() || self.as_postgres().is_some_and(is_transient)
+    }
+
+    /// Whether a setting of this program is wrong: an option, a name, the database URL, a
+    /// certificate, or the address to serve on. It does not go away by itself.
+    ///
+    /// ```
+    /// use pupsourcing_orchestrator::Database;
+    ///
+    /// let error = Database::from_url("postgres://user@localhost/shop?sslmode=always").unwrap_err();
+    /// assert!(error.is_config() && !error.is_transient());
+    /// ```
+    pub fn is_config(&self) -> bool {
+        matches!(self, Self::InvalidConfig { .. } | Self::InvalidUrl { .. } | Self::Tls { .. } | Self::Http { .. })
+    }
+
+    /// The error and its causes in one text, as the log of the library has it: a database error in
+    /// the server's own words.
+    ///
+    /// ```
+    /// use pupsourcing_orchestrator::Database;
+    ///
+    /// let error = Database::from_url("postgres://user@127.0.0.1:1/shop")?.connect().unwrap_err();
+    /// assert_eq!(error.to_string(), "cannot connect to 127.0.0.1:1/shop as user");
+    /// assert!(error.with_causes().starts_with("cannot connect to 127.0.0.1:1/shop as user: "));
+    /// # Ok::<(), pupsourcing_orchestrator::Error>(())
+    /// ```
+    pub fn with_causes(&self) -> String {
+        describe_any(self)
     }
 
     /// The error of the database client behind this one, if that is where it came from.
@@ -238,7 +328,15 @@ impl Error {
     }
 }
 
-fn is_away(error: &postgres::Error) -> bool {
+/// Whether repeating what failed may help, although the server is not away.
+pub(crate) fn is_transient(error: &postgres::Error) -> bool {
+    // Classes: transaction rollback, insufficient resources, operator intervention.
+    let passes = |state: &SqlState| ["40", "53", "57"].iter().any(|class| state.code().starts_with(class));
+    error.code().is_some_and(|state| passes(state) && *state != SqlState::DATABASE_DROPPED)
+}
+
+/// Whether it says that the server is away.
+pub(crate) fn is_away(error: &postgres::Error) -> bool {
     if let Some(state) = error.code() {
         let passes = [
             SqlState::ADMIN_SHUTDOWN,
@@ -327,28 +425,52 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        // Many errors already hold their cause's words.
-        let words = match error.downcast_ref::<postgres::Error>() {
-            Some(error) => describe(error),
-            None => error.to_string(),
-        };
+        let of_client = error.downcast_ref::<postgres::Error>();
+        let words = of_client.map_or_else(|| error.to_string(), describe);
+        // Many errors of applications already hold their cause's words.
         if !text.contains(&words) {
             text.push_str(": ");
             text.push_str(&words);
         }
-        cause = error.source();
+        // What is behind an error of the client is in its description.
+        cause = if of_client.is_some() { None } else { error.source() };
     }
     text
 }
 
+/// What the log and the status show: text, or an error with its causes, which its own text does not
+/// repeat.
+pub(crate) trait Shown {
+    fn shown(&self) -> String;
+}
+
+impl<T: Shown + ?Sized> Shown for &T {
+    fn shown(&self) -> String {
+        (**self).shown()
+    }
+}
+
+macro_rules! shown {
+    ($by:path: $($Type:ty),+) => {
+        $(impl Shown for $Type {
+            fn shown(&self) -> String {
+                $by(self)
+            }
+        })+
+    };
+}
+
+shown!(ToString::to_string: str, String, Arc<str>, usize);
+shown!(describe_any: Error, postgres::Error, prometheus::Error, std::io::Error);
+
 /// For the log, where a line is a line, of bounded length, whatever a handler's error or panic says.
-pub(crate) fn one_line(text: &(impl ToString + ?Sized)) -> String {
-    shortened(&text.to_string(), LONGEST_TEXT).replace(char::is_control, " ")
+pub(crate) fn one_line(value: &(impl Shown + ?Sized)) -> String {
+    shortened(&value.shown(), LONGEST_TEXT).replace(char::is_control, " ")
 }
 
 /// A value as a line of the log has it after `key=`: in quotes if the line could not be taken apart
 /// without them.
-pub(crate) fn field(value: &(impl ToString + ?Sized)) -> String {
+pub(crate) fn field(value: &(impl Shown + ?Sized)) -> String {
     let text = one_line(value);
     let is_plain = |c: char| !c.is_whitespace() && !['=', '"', '\\'].contains(&c);
     if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("{text:?}") }
@@ -396,6 +518,70 @@ mod tests {
             assert!(shown.ends_with("(the log has the detail)"), "{shown}");
         }
         assert_eq!(without_rows("no such\ncustomer"), "no such\ncustomer");
+    }
+
+    /// As `anyhow` and `eyre` print it.
+    fn chain(error: &dyn std::error::Error) -> String {
+        let causes = std::iter::successors(Some(error), |error| error.source());
+        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    }
+
+    #[test]
+    fn no_text_repeats_its_source_and_the_log_has_both() {
+        let io = || std::io::Error::other("no more threads");
+        let metric = || prometheus::Error::Msg("no more names".to_owned());
+        for (error, cause) in [
+            (Error::Connect { target: "h:1/d as u".into(), source: refused() }, "duplicate key"),
+            (Error::database("saving")(refused()), "duplicate key"),
+            (Error::Http { address: "a:1".into(), source: io().into() }, "no more threads"),
+            (Error::Tls { problem: "no CA".into(), source: Some(io().into()) }, "no more threads"),
+            (Error::Spawn { thread: "pup".into(), source: io() }, "no more threads"),
+            (Error::Metrics { metric: "m".into(), source: metric() }, "no more names"),
+            (Error::Render { source: metric() }, "no more names"),
+        ] {
+            assert!(!error.to_string().contains(cause), "{error}");
+            for shown in [chain(&error), error.with_causes(), field(&error)] {
+                assert_eq!(shown.matches(cause).count(), 1, "{shown}");
+                assert!(shown.trim_start_matches('"').starts_with(&error.to_string()[..5]), "{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn errors_are_grouped_by_what_the_caller_can_do() {
+        let mut client = testing::connect();
+        let mut raised = |code: &str| {
+            let raise = format!("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END $$");
+            Error::database("testing")(client.batch_execute(&raise).unwrap_err())
+        };
+        let (problem, address) = (|| "p".to_owned(), || "a".to_owned());
+        for (error, is_away, is_transient, is_config) in [
+            (Error::config("lanes", "0", "at least 1"), false, false, true),
+            (Error::InvalidUrl { problem: problem() }, false, false, true),
+            (Error::Tls { problem: problem(), source: None }, false, false, true),
+            (Error::Http { address: address(), source: "in use".into() }, false, false, true),
+            (Error::ConnectTimeout { target: address(), waited: Duration::ZERO }, true, true, false),
+            (Error::Pool { size: 1, waited: Duration::ZERO, problem: problem() }, true, true, false),
+            (Error::Schema { problem: problem() }, false, false, false),
+            (Error::UnsupportedServer { problem: problem() }, false, false, false),
+            // Shutting down, out of connections, locked.
+            (raised("57P01"), true, true, false),
+            (raised("53300"), true, true, false),
+            (raised("55P03"), true, true, false),
+            // Serialisation, deadlock, disk, cancelled.
+            (raised("40001"), false, true, false),
+            (raised("40P01"), false, true, false),
+            (raised("53100"), false, true, false),
+            (raised("57014"), false, true, false),
+            // A database that is gone, privileges, a table, a constraint.
+            (raised("57P04"), false, false, false),
+            (raised("42501"), false, false, false),
+            (raised("42P01"), false, false, false),
+            (raised("23505"), false, false, false),
+        ] {
+            let found = (error.is_away(), error.is_transient(), error.is_config());
+            assert_eq!(found, (is_away, is_transient, is_config), "{}", error.with_causes());
+        }
     }
 
     #[test]

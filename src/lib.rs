@@ -1,4 +1,9 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(all(feature = "http", feature = "tls")),
+    allow(rustdoc::broken_intra_doc_links, reason = "the pages also name what needs another feature")
+)]
 
 mod backoff;
 mod blocking;
@@ -13,6 +18,7 @@ mod event;
 mod event_store;
 mod feed;
 mod health;
+#[cfg(feature = "http")]
 mod http;
 mod idle;
 mod leave;
@@ -22,6 +28,7 @@ mod metrics;
 mod orchestrator;
 mod overview;
 mod plan;
+mod probe;
 mod projection;
 mod reconnect;
 mod runner;
@@ -39,15 +46,18 @@ pub use database::{AsClient, Connection, Database};
 pub use error::{BoxError, Error};
 pub use event::{DecodeError, EncodeError, Event, EventParts, NewEvent, StreamId};
 pub use event_store::{AppendError, AppendResult, CommandError, EventStore, ExpectedVersion, LoadError};
-pub use http::{HealthProbe, MetricsServer};
+#[cfg(feature = "http")]
+pub use http::{MetricsServer, MetricsServerBuilder};
 pub use metrics::Metrics;
 pub use orchestrator::{Builder, Handle, Orchestrator};
 pub use plan::{WorkerId, WorkerState};
+pub use probe::{HealthProbe, StatusReport, Unhealthy};
 pub use projection::{BatchProjection, Passing, Projection};
 pub use scope::{Scope, StartAt};
-pub use status::{Assignment, HeadBlocker, ProjectionState, ProjectionStatus, Status};
+pub use status::{Assignment, HeadBlocked, HeadBlocker, Keys, ProjectionState, ProjectionStatus, Status};
 pub use store::Names;
 pub use tx::{Sql, Tx};
 
-/// The database client whose types appear in this library's interface.
-pub use postgres;
+/// The crates whose types and traits appear in this library's interface.
+#[doc(no_inline)]
+pub use {crossbeam_channel, postgres, prometheus, serde, serde_json, uuid};

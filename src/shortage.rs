@@ -42,7 +42,7 @@ impl Shortage {
             Ok(_) => _ = threads.remove(&thread),
             Err(error) => {
                 if let Some(failing) = threads.get_mut(&thread) {
-                    (failing.ended, failing.problem) = (Some(Instant::now()), error.to_string());
+                    (failing.ended, failing.problem) = (Some(Instant::now()), error.with_causes());
                 }
             }
         }

@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
-use crate::error::{Error, one_line, without_rows};
+use crate::error::{Error, Shown, one_line, without_rows};
 use crate::health::{Limits, NotReady, Vitals};
 use crate::plan::{KeySet, WorkerId, WorkerState};
 use crate::shortage::Shortage;
@@ -52,14 +53,49 @@ impl fmt::Display for ProjectionState {
     }
 }
 
+/// Keys of events, from 0 to 65535: which part of a projection is owned. An event's key is a hash of
+/// its aggregate's id.
+///
+/// Displays as PostgreSQL writes an `int4multirange`: `{[0,32768)}`, or `{}` if it is empty.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Keys(pub(crate) KeySet);
+
+impl Keys {
+    /// The ranges, ascending; between two of them there is a gap.
+    pub fn ranges(&self) -> impl ExactSizeIterator<Item = Range<i32>> {
+        self.0.ranges().iter().map(|&(low, high)| low..high)
+    }
+
+    /// Whether the key is one of them.
+    pub fn contains(&self, key: i32) -> bool {
+        self.0.contains(key)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.ranges().map(|range| range.len()).sum()
+    }
+}
+
+impl fmt::Display for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// One projection on this worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProjectionStatus {
     /// What it does.
     pub state: ProjectionState,
-    /// The keys it owns, as PostgreSQL writes an `int4multirange`; `{}` if none.
-    pub keys: String,
+    /// The keys it owns.
+    pub keys: Keys,
     /// Every event of its keys at or below this global position has been processed; `None` if it
     /// owns no keys. If it has several lanes, the lowest of their positions.
     pub position: Option<i64>,
@@ -104,7 +140,7 @@ impl ProjectionStatus {
         Self {
             state,
             position,
-            keys: lanes.iter().fold(KeySet::default(), |all, lane| all.union(&lane.keys)).to_string(),
+            keys: Keys(lanes.iter().fold(KeySet::default(), |all, lane| all.union(&lane.keys))),
             lag: safe_head.zip(position).map(|(head, at)| (head - at).max(0)),
             events: lanes.iter().map(|lane| lane.events).sum(),
             error: lanes.iter().find_map(|lane| lane.error.clone()),
@@ -124,7 +160,17 @@ pub struct Assignment {
     pub total_partitions: usize,
 }
 
-/// Why the safe head stands still: an open transaction that may still commit events below it.
+/// Why the safe head stands still.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HeadBlocked {
+    /// For how long.
+    pub duration: Duration,
+    /// The transactions that block it.
+    pub blockers: Vec<HeadBlocker>,
+}
+
+/// What blocks the safe head: an open transaction that may still commit events below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HeadBlocker {
@@ -152,8 +198,8 @@ pub struct Status {
     /// Every event at or below this global position is visible for good; `None` before the first
     /// look.
     pub safe_head: Option<i64>,
-    /// The transactions that block the safe head, and since when, if it is blocked.
-    pub head_blocked: Option<(Duration, Vec<HeadBlocker>)>,
+    /// What blocks the safe head, if it is blocked.
+    pub head_blocked: Option<HeadBlocked>,
     /// Whether a heartbeat was answered within the last half of `stale_worker_timeout`.
     pub database_reachable: bool,
     /// How long ago the last answered heartbeat was sent; `None` before the first.
@@ -325,7 +371,10 @@ impl Board {
             state: cells.state,
             assignment: cells.assignment,
             safe_head: cells.safe_head,
-            head_blocked: cells.head_blocked.as_ref().map(|(since, who)| (since.elapsed(), who.clone())),
+            head_blocked: cells
+                .head_blocked
+                .as_ref()
+                .map(|(since, blockers)| HeadBlocked { duration: since.elapsed(), blockers: blockers.clone() }),
             database_reachable: self.limits.is_recent(last_heartbeat),
             last_heartbeat,
             projections,
@@ -334,6 +383,21 @@ impl Board {
 }
 
 /// An error in one line, without the rows that the server may quote.
-fn shown(error: &impl ToString) -> String {
-    one_line(&without_rows(&error.to_string()))
+fn shown(error: &impl Shown) -> String {
+    one_line(&without_rows(&error.shown()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_as_ranges() {
+        let keys = Keys(KeySet::from_ranges([(10, 20), (30, 31)]));
+        assert_eq!(keys.to_string(), "{[10,20),[30,31)}");
+        assert_eq!(keys.ranges().collect::<Vec<_>>(), [10..20, 30..31]);
+        assert_eq!((keys.len(), keys.is_empty()), (11, false));
+        assert!(keys.contains(19) && !keys.contains(20));
+        assert_eq!((Keys::default().to_string().as_str(), Keys::default().is_empty()), ("{}", true));
+    }
 }

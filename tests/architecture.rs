@@ -21,7 +21,7 @@ const FLOORS: [(u32, &[&str]); 6] = [
     (6, &["orchestrator"]),
     (5, &["coordinator"]),
     (4, &["leave", "runner"]),
-    (3, &["config", "event_store", "feed", "http", "listener", "measure", "projection", "tx", "watch"]),
+    (3, &["config", "event_store", "feed", "http", "listener", "measure", "probe", "projection", "tx", "watch"]),
     (2, &["context", "database", "overview", "reconnect", "scope", "status", "store", "threads"]),
     (1, &["backoff", "blocking", "error", "event", "health", "idle", "metrics", "plan", "shortage", "trust"]),
 ];

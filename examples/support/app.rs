@@ -34,23 +34,16 @@ pub(crate) fn main(run: fn() -> Result<(), BoxError>) -> ExitCode {
 }
 
 fn is_wrong_setting(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.is::<Wrong>()
-        || matches!(
-            error.downcast_ref(),
-            Some(Error::InvalidConfig { .. } | Error::InvalidUrl { .. } | Error::Tls { .. } | Error::Http { .. })
-        )
+    error.is::<Wrong>() || error.downcast_ref().is_some_and(Error::is_config)
 }
 
-/// The error and its causes, each said once. A `postgres::Error` alone says little more than "db error".
+/// The error and its causes. A `postgres::Error` alone says little more than "db error".
 pub(crate) fn explain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    // The errors of this library hold the words of their causes.
-    while let Some(error) = cause.filter(|_| !error.is::<Error>()) {
-        text = format!("{text}: {error}");
-        cause = error.source();
+    if let Some(error) = error.downcast_ref::<Error>() {
+        return error.with_causes();
     }
-    text
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The value of an environment variable; none if it is not set or empty, as a deployment's template may leave it.

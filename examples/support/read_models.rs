@@ -1,6 +1,6 @@
 //! Two read models of any events, and their tables.
 
-use pupsourcing_orchestrator::{BatchProjection, BoxError, Database, Error, Event, Projection, Tx};
+use pupsourcing_orchestrator::{BatchProjection, BoxError, Database, Event, Projection, Tx};
 
 /// Counts events by type.
 pub(crate) struct EventTypeCounts;
@@ -46,9 +46,8 @@ impl Projection for AggregateActivity {
 }
 
 /// Creates the tables, where they are not there yet.
-pub(crate) fn create(database: &Database) -> Result<(), Error> {
-    let doing = |source| Error::Database { doing: "creating the read models", source };
-    database.connect()?.batch_execute(TABLES).map_err(doing)
+pub(crate) fn create(database: &Database) -> Result<(), BoxError> {
+    Ok(database.connect()?.batch_execute(TABLES)?)
 }
 
 /// Looks the tables up first: `CREATE TABLE IF NOT EXISTS` asks for the privilege to create even where there is nothing to create.

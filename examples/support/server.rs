@@ -49,7 +49,7 @@ impl Server {
 }
 
 fn execute(url: &str, statement: &str) -> Result<(), String> {
-    let mut client = Database::from_url(url).and_then(|given| given.connect()).map_err(|e| e.to_string())?;
+    let mut client = Database::from_url(url).and_then(|given| given.connect()).map_err(|e| e.with_causes())?;
     client.batch_execute(statement).map_err(|error| format!("{statement}: {error:?}"))
 }
 

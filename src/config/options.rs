@@ -84,10 +84,14 @@ macro_rules! with_options {
             event_poll: DurationRange = (5 ms and 250 ms), (1 ms to 24 h);
 
             /// The most events of one transaction.
-            ///
-            /// A transaction in which the handlers have taken 250 ms is committed with those it
-            /// has.
             batch_size: Count = (2000), (1 to 1000000);
+
+            /// How long the handlers may take in one transaction: then it is committed with the
+            /// events handled so far.
+            ///
+            /// A longer time means fewer commits, but older read models and row locks that are held
+            /// longer. A call of a handler is never interrupted.
+            batch_time: Duration = (250 ms), (1 ms to 24 h);
 
             /// The most bytes of events in one transaction: payload, metadata and texts.
             ///

@@ -35,6 +35,7 @@ fn a_bound_itself_is_allowed() {
         registration_wait: Duration::ZERO,
         event_poll: (millis(1), millis(1)),
         batch_size: 1,
+        batch_time: millis(1),
         batch_bytes: Bytes(1),
         max_event_bytes: Bytes(1),
         pool_size: Some(2),
@@ -51,6 +52,7 @@ fn a_bound_itself_is_allowed() {
         registration_wait: day,
         event_poll: (day, day),
         batch_size: 1_000_000,
+        batch_time: day,
         pool_size: Some(10_000),
         ..Config::new("s".repeat(255))
     };
@@ -79,6 +81,8 @@ fn invalid_options_are_named_with_value_and_bound() {
         (refused(|c| c.coordination_timeout = seconds(24 * 60 * 60 + 1)), ["coordination_timeout", "at most 24 h"]),
         (refused(|c| c.batch_size = 0), ["batch_size is 0", "at least 1"]),
         (refused(|c| c.batch_size = 1_000_001), ["batch_size is 1000001", "at most 1000000"]),
+        (refused(|c| c.batch_time = Duration::ZERO), ["batch_time is 0ns", "at least 1 ms"]),
+        (refused(|c| c.batch_time = seconds(24 * 60 * 60 + 1)), ["batch_time", "at most 24 h"]),
         (refused(|c| c.batch_bytes = Bytes(0)), ["batch_bytes is 0", "at least 1"]),
         (refused(|c| c.max_event_bytes = Bytes(0)), ["max_event_bytes is 0", "at least 1"]),
         (
@@ -154,6 +158,7 @@ fn every_option_is_set_from_text() {
         ("ready_while_halted", "on"),
         ("event_poll", "2ms .. 50ms"),
         ("batch_size", "100"),
+        ("batch_time", "30ms"),
         ("batch_bytes", "64KiB"),
         ("max_event_bytes", "1GiB"),
         ("lanes", "3"),

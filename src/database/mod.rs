@@ -10,7 +10,12 @@ mod in_use;
 mod limits;
 mod parameters;
 mod pool;
+mod ssl;
 mod target;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "without_tls.rs"]
 mod tls;
 mod url;
 
@@ -87,6 +92,7 @@ impl Database {
     /// default and the only mode. `sslcert` and `sslkey` (PEM) are the client's own certificate. As
     /// in libpq, a key that the group or others can read is refused (0640 is allowed if root owns
     /// it).
+    /// Without the feature `tls`, `prefer` never uses TLS, and the modes below it are refused.
     /// Connections through a Unix socket never use TLS. Unlike libpq, neither environment variables
     /// nor password and service files are read.
     ///
@@ -102,7 +108,7 @@ impl Database {
     pub fn from_url(url: &str) -> Result<Self, Error> {
         let parsed = url::parse(url)?;
         let (config, notices) = (parsed.config, Notices::Ours);
-        Ok(match parsed.tls.connector(tls::default_roots())? {
+        Ok(match tls::connector(&parsed.tls)? {
             Some(tls) => Self::new(Connector { config, tls, notices }),
             None => Self::new(Connector { config, tls: NoTls, notices }),
         })

@@ -390,7 +390,7 @@ impl Trouble {
     fn keep(&self, problem: &Problem) {
         *self.last.lock() = Some(format!("no connection to {}: {problem}", self.target));
         if self.mentions.lock().is_due() {
-            log::warn!("pool has no connection: database={} error={}", field(&self.target), field(problem));
+            log::warn!("pool has no connection: database={} error={}", field(&self.target), field(&problem.to_string()));
         }
     }
 }
@@ -428,7 +428,7 @@ mod tests {
         let database = Database::from_url(&format!("postgres://u:secret@127.0.0.1:{port}/d")).unwrap();
         let pool = database.pool(PoolOptions { size: 2, reset: None }).unwrap();
         assert_eq!((pool.size(), pool.open()), (2, 0));
-        let error = pool.get(Duration::from_millis(300)).err().unwrap().to_string();
+        let error = pool.get(Duration::from_millis(300)).err().unwrap().with_causes();
         assert!(error.contains("of 2 within") && error.contains("127.0.0.1") && error.contains("refused"), "{error}");
         assert!(!error.contains("secret"), "{error}");
     }

@@ -19,50 +19,29 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::ssl::{Mode, Roots, Tls};
 use crate::error::{BoxError, Error};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
-    Disable,
-    Prefer,
-    Require,
-    VerifyCa,
-    VerifyFull,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Roots {
-    /// The CAs that the operating system trusts.
-    System,
-    File(PathBuf),
-}
-
-/// What the URL says about TLS.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tls {
-    pub(super) mode: Mode,
-    pub(super) roots: Option<Roots>,
-    /// The client's own certificate and its key.
-    pub(super) identity: Option<(PathBuf, PathBuf)>,
-    /// TLS from the first byte on, which servers know since version 17.
-    pub(super) direct: bool,
-}
-
 /// `~/.postgresql/root.crt`, where libpq looks if no sslrootcert is given.
-pub(super) fn default_roots() -> Option<PathBuf> {
+fn home_roots() -> Option<PathBuf> {
     std::env::home_dir().filter(|home| !home.as_os_str().is_empty()).map(|home| home.join(".postgresql/root.crt"))
 }
 
-impl Tls {
-    /// The connector, or `None` where TLS is not to be used. Reads the files now, so that a wrong one is an error now.
-    pub(super) fn connector(self, default_roots: Option<PathBuf>) -> Result<Option<Connector>, Error> {
-        if self.mode == Mode::Disable {
-            return Ok(None);
-        }
-        self.config(default_roots.clone())?;
-        Ok(Some(Connector { tls: self, default_roots }))
-    }
+/// Returns the connector, or `None` where TLS is not to be used. Reads the files now, so that a
+/// wrong one is an error now.
+pub(super) fn connector(tls: &Tls) -> Result<Option<Connector>, Error> {
+    with_default_roots(tls, home_roots())
+}
 
+fn with_default_roots(tls: &Tls, default_roots: Option<PathBuf>) -> Result<Option<Connector>, Error> {
+    if tls.mode == Mode::Disable {
+        return Ok(None);
+    }
+    tls.config(default_roots.clone())?;
+    Ok(Some(Connector { tls: tls.clone(), default_roots }))
+}
+
+impl Tls {
     fn config(&self, default_roots: Option<PathBuf>) -> Result<ClientConfig, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -144,8 +123,7 @@ impl MakeTlsConnect<Socket> for Connector {
 }
 
 fn refuse(problem: impl Into<String>, source: impl Into<BoxError>) -> Error {
-    let source = source.into();
-    Error::Tls { problem: format!("{}: {source}", problem.into()), source: Some(source) }
+    Error::Tls { problem: problem.into(), source: Some(source.into()) }
 }
 
 fn read(parameter: &str, path: &Path) -> Result<Vec<u8>, Error> {
@@ -344,8 +322,8 @@ mod tests {
     use super::*;
 
     fn problem(tls: &Tls, default_roots: Option<PathBuf>) -> String {
-        match tls.clone().connector(default_roots) {
-            Err(error @ Error::Tls { .. }) => error.to_string(),
+        match with_default_roots(tls, default_roots) {
+            Err(error @ Error::Tls { .. }) => error.with_causes(),
             Err(other) => panic!("{other:?}"),
             Ok(_) => panic!("{tls:?} was accepted"),
         }
@@ -379,7 +357,7 @@ mod tests {
             let shown = problem(&roots(&path), None);
             assert!(shown.contains(reason) && shown.contains(&path.display().to_string()), "{shown}");
         }
-        roots(&certificate).connector(None).unwrap();
+        with_default_roots(&roots(&certificate), None).unwrap();
 
         let identity = |certificate: &Path, key: PathBuf| Tls {
             mode: Mode::Require,
@@ -393,7 +371,7 @@ mod tests {
             path
         };
         let good = private("good.key", &issued.signing_key.serialize_pem(), 0o600);
-        identity(&certificate, good).connector(None).unwrap();
+        with_default_roots(&identity(&certificate, good), None).unwrap();
         let open = private("open.key", &issued.signing_key.serialize_pem(), 0o604);
         let shown = problem(&identity(&certificate, open.clone()), None);
         assert!(shown.contains(&format!("{} has mode 0604", open.display())) && shown.contains("0600"), "{shown}");
@@ -431,13 +409,13 @@ mod tests {
                 assert!(shown.contains("sslrootcert=system") && shown.contains("sslrootcert=/path"), "{shown}");
             }
         }
-        tls(Mode::Require).connector(Some(path.clone())).unwrap();
+        with_default_roots(&tls(Mode::Require), Some(path.clone())).unwrap();
         std::fs::write(&path, "nonsense").unwrap();
         // It is looked at in these modes, and in no other.
         for mode in [Mode::Require, Mode::VerifyCa, Mode::VerifyFull] {
             assert!(problem(&tls(mode), Some(path.clone())).contains("root.crt"));
         }
-        tls(Mode::Prefer).connector(Some(path.clone())).unwrap();
-        assert!(tls(Mode::Disable).connector(Some(path)).unwrap().is_none());
+        with_default_roots(&tls(Mode::Prefer), Some(path.clone())).unwrap();
+        assert!(with_default_roots(&tls(Mode::Disable), Some(path)).unwrap().is_none());
     }
 }

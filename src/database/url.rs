@@ -12,8 +12,8 @@ use postgres::config::SslMode;
 
 use super::limits;
 use super::parameters::{ENCODE, EXAMPLE, Parameters, WITHOUT_EFFECT, refuse, split};
+use super::ssl::{Mode, Roots, Tls};
 use super::target::{host_text, is_unix};
-use super::tls::{Mode, Roots, Tls};
 use crate::error::Error;
 
 /// A URL or key=value string, understood.

@@ -23,6 +23,7 @@ pub enum LoadError {
     Read(#[source] Error),
 
     /// The fold refused one of them.
+    #[non_exhaustive]
     #[error("the {event_type} at global position {position} (event {event_id}) cannot be folded")]
     Fold {
         /// The event's global position.
@@ -53,6 +54,7 @@ pub enum CommandError<E> {
     Append(#[source] AppendError),
 
     /// Other writers appended to the aggregate during every attempt.
+    #[non_exhaustive]
     #[error("other writers changed {stream} during each of {attempts} attempts")]
     Contended {
         /// The aggregate.

@@ -7,7 +7,7 @@ use postgres::error::{DbError, SqlState};
 
 use crate::blocking::blocking;
 use crate::database::AsClient;
-use crate::error::{Error, describe, field};
+use crate::error::{Error, Shown as _, describe_any, field, is_away, is_transient};
 use crate::event::{Event, NewEvent, StreamId};
 use crate::store::event_store::{Appended, append, read_stream};
 use crate::store::{Names, notifications};
@@ -15,6 +15,7 @@ use crate::threads::safely;
 
 /// What the caller of [`EventStore::append`] knows of the aggregate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExpectedVersion {
     /// Nothing: append after whatever is there.
     Any,
@@ -47,6 +48,7 @@ pub enum AppendError {
         "aggregate {stream} is not at the expected version: expected {expected:?}{}",
         actual.map_or(String::new(), |actual| format!(", it is at {actual}"))
     )]
+    #[non_exhaustive]
     Conflict {
         /// The aggregate.
         stream: StreamId,
@@ -59,6 +61,7 @@ pub enum AppendError {
 
     /// The events cannot be appended in one call.
     #[error("the events cannot be appended: {problem}")]
+    #[non_exhaustive]
     Invalid {
         /// What is wrong with which event.
         problem: String,
@@ -66,6 +69,7 @@ pub enum AppendError {
 
     /// The schema has no function to append with.
     #[error("the schema cannot be used: {problem}")]
+    #[non_exhaustive]
     Schema {
         /// What is missing, and the remedy.
         problem: String,
@@ -73,18 +77,56 @@ pub enum AppendError {
 
     /// Within an asynchronous runtime, another thread is needed for the statement, and the system
     /// would not start one.
-    #[error("cannot start a thread to append on: {0}")]
-    Thread(#[source] std::io::Error),
+    #[error("cannot start a thread to append on")]
+    #[non_exhaustive]
+    Thread {
+        /// What the system said.
+        source: std::io::Error,
+    },
 
     /// The statement failed.
-    #[error("appending failed: {}", describe(.0))]
-    Database(#[source] postgres::Error),
+    #[error("appending failed")]
+    #[non_exhaustive]
+    Database {
+        /// What the server or the network said.
+        source: postgres::Error,
+    },
+}
+
+impl AppendError {
+    /// Whether another writer has appended to the aggregate: read it and decide again.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Conflict { .. })
+    }
+
+    /// Whether the same append may succeed later although nobody changes anything: see
+    /// [`Error::is_transient`].
+    ///
+    /// If the connection was lost, the events may have been appended nevertheless. An
+    /// [`ExpectedVersion`] other than `Any` makes the repetition a conflict then.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Database { source } if is_away(source) || is_transient(source))
+    }
+
+    /// The error and its causes in one text: see [`Error::with_causes`].
+    pub fn with_causes(&self) -> String {
+        describe_any(self)
+    }
+}
+
+/// For what an application does beside the append in the same transaction.
+impl From<postgres::Error> for AppendError {
+    fn from(source: postgres::Error) -> Self {
+        Self::Database { source }
+    }
 }
 
 /// Appends events and reads an aggregate's stream. Holds no connection: every call is given one.
 ///
 /// The methods may be called from any thread, also from within an asynchronous runtime, although
-/// they block: for a round trip, and there for starting a thread.
+/// they block: for a round trip, and there for starting a thread. An application that has an
+/// asynchronous client calls the SQL function `orchestrator_append` with that instead, with the same
+/// guarantees: see the example `async_append`.
 ///
 /// ```no_run
 /// use pupsourcing_orchestrator::{Database, EventStore, ExpectedVersion, NewEvent, StreamId};
@@ -140,7 +182,9 @@ impl EventStore {
         };
         let conflict = |actual| AppendError::Conflict { stream: stream.clone(), expected, actual };
         let client = client.as_client();
-        match blocking(|| append(client, &self.names, stream, exact, events)).map_err(AppendError::Thread)? {
+        match blocking(|| append(client, &self.names, stream, exact, events))
+            .map_err(|source| AppendError::Thread { source })?
+        {
             Ok(Appended::Stored { positions, versions }) => Ok(AppendResult { positions, versions }),
             Ok(Appended::Conflict(actual)) => Err(conflict(Some(actual))),
             Err(error) if is_version_taken(&error) => Err(conflict(None)),
@@ -154,8 +198,8 @@ impl EventStore {
     pub fn hint(&self, client: &mut Client) {
         let error = match blocking(|| notifications::notify_events(client, &self.names)) {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => describe(&error),
-            Err(error) => error.to_string(),
+            Ok(Err(error)) => error.shown(),
+            Err(error) => error.shown(),
         };
         safely(|| log::debug!("no hint sent: error={error}", error = field(&error)));
     }
@@ -189,7 +233,7 @@ impl EventStore {
         // If a trigger calls a function that is missing, the error says where.
         let is_missing = |error: &DbError| *error.code() == SqlState::UNDEFINED_FUNCTION && error.where_().is_none();
         if !error.as_db_error().is_some_and(is_missing) {
-            return AppendError::Database(error);
+            return AppendError::from(error);
         }
         AppendError::Schema {
             problem: format!(

@@ -13,13 +13,7 @@ use std::net::{IpAddr, Ipv6Addr};
 pub(super) struct HostNames(BTreeSet<String>);
 
 impl HostNames {
-    /// The host of an address such as `metrics.example:9090`.
-    pub(super) fn of_address(address: &str) -> Self {
-        let mut names = Self::default();
-        names.add(address);
-        names
-    }
-
+    /// Adds a host, or the host of an address such as `metrics.example:9090`.
     pub(super) fn add(&mut self, host: &str) {
         self.0.extend(Some(name(host)).filter(|name| !name.is_empty()));
     }
@@ -56,7 +50,8 @@ mod tests {
 
     #[test]
     fn addresses_and_localhost_are_served_and_foreign_names_are_not() {
-        let names = HostNames::of_address("0.0.0.0:9090");
+        let mut names = HostNames::default();
+        names.add("0.0.0.0:9090");
         for host in
             ["localhost", "LOCALHOST:9090", "localhost.", "127.0.0.1", "10.1.2.3:80", "[::1]", "[fe80::1]:9090", "::1"]
         {
@@ -81,7 +76,8 @@ mod tests {
 
     #[test]
     fn the_bound_host_and_the_allowed_ones_are_served() {
-        let mut names = HostNames::of_address("Metrics.example:0");
+        let mut names = HostNames::default();
+        names.add("Metrics.example:0");
         names.add("Status.example.:8443");
         for host in ["metrics.example:9090", "status.example", "STATUS.example:80"] {
             assert!(is_served(&names, host), "{host}");

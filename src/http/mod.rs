@@ -24,15 +24,12 @@ mod connections;
 mod exchange;
 mod host;
 mod page;
-mod probe;
 mod site;
-mod status;
 
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -42,11 +39,11 @@ use socket2::SockRef;
 
 use self::connections::{Acceptor, BACKLOG, Connections, MOST_CONNECTIONS};
 use self::host::HostNames;
-pub use self::probe::HealthProbe;
 use self::site::Site;
 use crate::error::{Error, field, redacted};
 use crate::metrics::Metrics;
 use crate::plan::WorkerId;
+use crate::probe::HealthProbe;
 use crate::threads::{Never, Stop, safely};
 
 /// How long the server waits for its threads to end, once their sockets are closed.
@@ -69,8 +66,8 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 ///
 /// There is no password: any client that reaches the port can read everything that is served. What a browser
 /// lets other sites read is restricted. `/status` and `/` are served only under `localhost`, an IP
-/// address, the host name given to [`bind`](Self::bind) and the names given to
-/// [`allow_hosts`](Self::allow_hosts); a request whose `Host` header has another name is refused
+/// address, the host name given to [`bind`](MetricsServerBuilder::bind) and the names given to
+/// [`allow_hosts`](MetricsServerBuilder::allow_hosts); a request whose `Host` header has another name is refused
 /// with 421. Otherwise a page of a foreign site, opened in a browser that reaches this
 /// port, could read the status under a name of its own (DNS rebinding). Probes and `/metrics` are
 /// served under every name: the kubelet, load balancers and Prometheus use names that cannot be
@@ -78,8 +75,20 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 ///
 /// Dropping the server shuts it down.
 ///
+/// ```no_run
+/// # use pupsourcing_orchestrator::{Metrics, MetricsServer, Orchestrator};
+/// # fn serve(orchestrator: &Orchestrator, metrics: Metrics) -> Result<(), Box<dyn std::error::Error>> {
+/// let server = MetricsServer::builder(metrics)
+///     .allow_hosts(["ops.example"])
+///     .watch(orchestrator.health())
+///     .bind("0.0.0.0:9090")?;
+/// # Ok(())
+/// # }
+/// ```
+///
 #[doc = include_str!("probes.md")]
 #[doc = include_str!("status.md")]
+#[must_use = "dropping the server shuts it down"]
 pub struct MetricsServer {
     address: SocketAddr,
     site: Arc<Site>,
@@ -91,11 +100,74 @@ pub struct MetricsServer {
 }
 
 impl MetricsServer {
+    /// Configures a server. Nothing is served before [`MetricsServerBuilder::bind`].
+    pub fn builder(metrics: Metrics) -> MetricsServerBuilder {
+        let site = Site { metrics, has_status: true, status_hosts: HostNames::default(), watched: RwLock::default() };
+        MetricsServerBuilder { site }
+    }
+
+    /// The bound address, with the actual port if port 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Lets `/livez`, `/readyz` and `/status` answer for an orchestrator, in addition to those
+    /// already watched.
+    pub fn watch(&self, probe: HealthProbe) {
+        self.site.watch(probe);
+    }
+
+    /// Stops answering for this worker: to be called when it was shut down and the process
+    /// continues.
+    pub fn unwatch(&self, worker: WorkerId) {
+        self.site.watched.write().remove(&worker);
+    }
+
+    /// Stops at once: the port is free again, and clients in the middle of a request or an answer
+    /// are cut off.
+    pub fn shutdown(self) {
+        drop(self);
+    }
+}
+
+/// Configures a [`MetricsServer`].
+#[derive(Debug)]
+#[must_use = "nothing is served before bind()"]
+pub struct MetricsServerBuilder {
+    site: Site,
+}
+
+impl MetricsServerBuilder {
+    /// Sets whether `/status` and the page at `/` are served: they name hosts, projections and
+    /// errors to every client that reaches the port. If they are not served, nothing is ever loaded
+    /// for them. Defaults to true.
+    pub fn status_page(mut self, served: bool) -> Self {
+        self.site.has_status = served;
+        self
+    }
+
+    /// Serves `/status` and the page at `/` also under these host names, such as that of an ingress:
+    /// see [`MetricsServer`](MetricsServer#who-may-see-the-status). A port is ignored. Defaults to
+    /// none.
+    pub fn allow_hosts(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        for name in names {
+            self.site.status_hosts.add(name.as_ref());
+        }
+        self
+    }
+
+    /// Lets `/livez`, `/readyz` and `/status` answer for an orchestrator, in addition to those
+    /// already watched. See also [`MetricsServer::watch`].
+    pub fn watch(self, probe: HealthProbe) -> Self {
+        self.site.watch(probe);
+        self
+    }
+
     /// Binds `address`, such as `0.0.0.0:9090`, and begins to serve. Port 0 takes any free port:
-    /// see [`Self::address`].
+    /// see [`MetricsServer::address`].
     ///
     /// [`Error::Http`] if the address is malformed, in use or not this host's.
-    pub fn bind(address: &str, metrics: Metrics) -> Result<Self, Error> {
+    pub fn bind(mut self, address: &str) -> Result<MetricsServer, Error> {
         let refused = |source| Error::Http { address: redacted(address), source };
         let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable | ErrorKind::PermissionDenied => refused(error.into()),
@@ -105,12 +177,8 @@ impl MetricsServer {
             safely(|| log::debug!("metrics server keeps the system's backlog: error={error}", error = field(&error)));
         }
         let bound = listener.local_addr().map_err(|error| refused(error.into()))?;
-        let site = Arc::new(Site {
-            metrics,
-            has_status: true.into(),
-            status_hosts: RwLock::new(HostNames::of_address(address)),
-            watched: RwLock::default(),
-        });
+        self.site.status_hosts.add(address);
+        let site = Arc::new(self.site);
         let connections = Arc::new(Connections::default());
         let stop = Stop::new();
         let (alive, ended) = bounded(0);
@@ -127,48 +195,7 @@ impl MetricsServer {
             .spawn(move || acceptor.run())
             .map_err(|source| Error::Spawn { thread: "pup-http".to_owned(), source })?;
         safely(|| log::info!("metrics server listens: address={bound}"));
-        Ok(Self { address: bound, site, connections, stop, acceptor: Some(acceptor), ended })
-    }
-
-    /// The bound address, with the actual port if port 0 was asked for.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Sets whether `/status` and the page at `/` are served: they name hosts, projections and
-    /// errors to every client that reaches the port. If they are not served, nothing is ever loaded
-    /// for them. Defaults to true.
-    pub fn status_page(self, served: bool) -> Self {
-        self.site.has_status.store(served, Ordering::Relaxed);
-        self
-    }
-
-    /// Serves `/status` and the page at `/` also under these host names, such as that of an ingress:
-    /// see [above](Self#who-may-see-the-status). A port is ignored.
-    pub fn allow_hosts(self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
-        for name in names {
-            self.site.status_hosts.write().add(name.as_ref());
-        }
-        self
-    }
-
-    /// Lets `/livez`, `/readyz` and `/status` answer for an orchestrator, in addition to those
-    /// already watched.
-    pub fn watch(&self, probe: HealthProbe) {
-        let worker = (probe.status)().worker_id;
-        self.site.watched.write().insert(worker, probe);
-    }
-
-    /// Stops answering for this worker: to be called when it was shut down and the process
-    /// continues.
-    pub fn unwatch(&self, worker: WorkerId) {
-        self.site.watched.write().remove(&worker);
-    }
-
-    /// Stops at once: the port is free again, and clients in the middle of a request or an answer
-    /// are cut off.
-    pub fn shutdown(self) {
-        drop(self);
+        Ok(MetricsServer { address: bound, site, connections, stop, acceptor: Some(acceptor), ended })
     }
 }
 

@@ -1,16 +1,14 @@
 //! The served pages: pure except for the answers of the probes.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
 use super::host::HostNames;
 use super::page::PAGE;
-use super::probe::{Check, HealthProbe};
-use super::status;
 use crate::metrics::Metrics;
 use crate::plan::WorkerId;
+use crate::probe::{HealthProbe, StatusReport, Unhealthy};
 
 const ALWAYS_SERVED: &str = "\
 /metrics  Prometheus's text format
@@ -24,12 +22,13 @@ const STATUS_SERVED: &str = "\
 ";
 
 /// The served pages: pure except for the answers of the probes.
+#[derive(Debug)]
 pub(super) struct Site {
     pub(super) metrics: Metrics,
     /// Whether `/status` and its page are served.
-    pub(super) has_status: AtomicBool,
+    pub(super) has_status: bool,
     /// Under which host names they are served.
-    pub(super) status_hosts: RwLock<HostNames>,
+    pub(super) status_hosts: HostNames,
     pub(super) watched: RwLock<BTreeMap<WorkerId, HealthProbe>>,
 }
 
@@ -51,40 +50,38 @@ impl Page {
 }
 
 impl Site {
+    pub(super) fn watch(&self, probe: HealthProbe) {
+        self.watched.write().insert(probe.worker_id(), probe);
+    }
+
     /// Returns the page of a path, for a request with these `Host` headers.
     pub(super) fn page(&self, path: &str, hosts: &[String]) -> Option<Page> {
         if ["/", "/status"].contains(&path)
-            && self.has_status()
-            && let Some(host) = self.status_hosts.read().stranger(hosts)
+            && self.has_status
+            && let Some(host) = self.status_hosts.stranger(hosts)
         {
             return Some(misdirected(host));
         }
         Some(match path {
-            "/" if self.has_status() => {
+            "/" if self.has_status => {
                 Page { code: 200, content_type: "text/html; charset=utf-8", body: PAGE.to_owned() }
             }
-            "/status" if self.has_status() => self.status_page(),
+            "/status" if self.has_status => self.status_page(),
             "/metrics" => self.metrics_page(),
-            "/livez" => self.health("", |probe| &probe.live),
-            "/readyz" => self.health("no worker", |probe| &probe.ready),
+            "/livez" => self.health("", HealthProbe::live),
+            "/readyz" => self.health("no worker", HealthProbe::ready),
             _ => return None,
         })
     }
 
     pub(super) fn missing(&self) -> Page {
-        let status = if self.has_status() { STATUS_SERVED } else { "" };
+        let status = if self.has_status { STATUS_SERVED } else { "" };
         Page::text(404, format!("no such path; served are:\n\n{ALWAYS_SERVED}{status}"))
     }
 
-    fn has_status(&self) -> bool {
-        self.has_status.load(Ordering::Relaxed)
-    }
-
     fn status_page(&self) -> Page {
-        match status::render(&self.probes()) {
-            Ok(body) => Page { code: 200, content_type: "application/json", body },
-            Err(error) => Page::text(500, error.to_string()),
-        }
+        let report: StatusReport = self.probes().iter().map(HealthProbe::status).collect();
+        Page { code: 200, content_type: "application/json", body: report.to_string() }
     }
 
     /// The watched workers. They are queried without the lock, because their answers may take any
@@ -99,15 +96,16 @@ impl Site {
         }
         match self.metrics.render() {
             Ok(body) => Page { code: 200, content_type: "text/plain; version=0.0.4; charset=utf-8", body },
-            Err(error) => Page::text(500, error.to_string()),
+            Err(error) => Page::text(500, error.with_causes()),
         }
     }
 
     /// Returns the page of a health check. `unwatched` is the reason if no orchestrator is watched;
     /// empty if that is no failure.
-    pub(super) fn health(&self, unwatched: &str, check: impl Fn(&HealthProbe) -> &Check) -> Page {
+    pub(super) fn health(&self, unwatched: &str, check: impl Fn(&HealthProbe) -> Result<(), Unhealthy>) -> Page {
         let watched = self.probes();
-        let mut reasons: Vec<String> = watched.iter().filter_map(|probe| unhealthy(probe, check(probe))).collect();
+        let mut reasons: Vec<String> =
+            watched.iter().filter_map(|probe| Some(check(probe).err()?.to_string())).collect();
         if watched.is_empty() && !unwatched.is_empty() {
             reasons.push(unwatched.to_owned());
         }
@@ -119,13 +117,7 @@ fn misdirected(host: &str) -> Page {
     let shown: String = host.chars().take(100).collect();
     let problem = format!(
         "the status is not served under the host name {shown:?}: use localhost or an IP address, or allow the name \
-         (MetricsServer::allow_hosts)"
+         (MetricsServerBuilder::allow_hosts)"
     );
     Page::text(421, problem)
-}
-
-pub(super) fn unhealthy(probe: &HealthProbe, check: &Check) -> Option<String> {
-    let reason = check().err()?;
-    let status = (probe.status)();
-    Some(format!("replica_set={} worker={}: {reason}", status.replica_set, status.worker_id))
 }

@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(20);
 fn server() -> MetricsServer {
     let metrics = Metrics::new().unwrap();
     metrics.for_replica_set("main", "here").unwrap().generations.inc();
-    MetricsServer::bind("127.0.0.1:0", metrics).unwrap()
+    MetricsServer::builder(metrics).bind("127.0.0.1:0").unwrap()
 }
 
 fn connect(server: &MetricsServer) -> TcpStream {
@@ -121,7 +121,7 @@ fn metrics_are_served_in_the_text_format() {
 
 #[test]
 fn disabled_metrics_are_not_found() {
-    let server = MetricsServer::bind("127.0.0.1:0", Metrics::disabled().unwrap()).unwrap();
+    let server = MetricsServer::builder(Metrics::disabled().unwrap()).bind("127.0.0.1:0").unwrap();
     let (head, body) = get(&server, "/metrics");
     assert_eq!((code(&head), body.as_str()), (404, "the metrics are disabled\n"));
 }
@@ -242,7 +242,7 @@ fn the_status_lists_every_watched_worker_and_is_a_look_at_each() {
 
 #[test]
 fn status_page_turned_off_serves_and_looks_up_nothing() {
-    let server = server().status_page(false);
+    let server = MetricsServer::builder(Metrics::new().unwrap()).status_page(false).bind("127.0.0.1:0").unwrap();
     let switches = watch(&server, 1);
     for path in ["/", "/status"] {
         let (head, body) = get(&server, path);
@@ -255,7 +255,8 @@ fn status_page_turned_off_serves_and_looks_up_nothing() {
 
 #[test]
 fn the_status_is_served_only_under_known_host_names() {
-    let server = MetricsServer::bind("localhost:0", Metrics::new().unwrap()).unwrap().allow_hosts(["ops.example"]);
+    let server =
+        MetricsServer::builder(Metrics::new().unwrap()).allow_hosts(["ops.example"]).bind("localhost:0").unwrap();
     let asked =
         |path: &str, headers: &str| code(&send(&server, format!("GET {path} HTTP/1.1\r\n{headers}\r\n").as_bytes()));
     for path in ["/", "/status", "/status?now"] {
@@ -280,7 +281,7 @@ fn the_status_is_served_only_under_known_host_names() {
     assert!(answer.contains("\"evil.example\"") && answer.contains("allow_hosts"), "{answer}");
     let answer = send(&server, b"GET /status HTTP/1.1\r\n\r\nHost: evil.example\r\n\r\n");
     assert_eq!(code(&answer), 200, "what follows the head is no header");
-    let off = MetricsServer::bind("127.0.0.1:0", Metrics::new().unwrap()).unwrap().status_page(false);
+    let off = MetricsServer::builder(Metrics::new().unwrap()).status_page(false).bind("127.0.0.1:0").unwrap();
     assert_eq!(code(&send(&off, b"GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n")), 404);
 }
 
@@ -289,19 +290,19 @@ fn an_address_in_use_and_a_bad_one_are_errors_that_name_it() {
     let server = server();
     let used = server.address().to_string();
     for address in [used.as_str(), "9090", "nonsense", "127.0.0.1:70000", ":9090", "192.0.2.1:0", ""] {
-        let error = MetricsServer::bind(address, Metrics::new().unwrap()).unwrap_err();
+        let error = MetricsServer::builder(Metrics::new().unwrap()).bind(address).unwrap_err();
         assert!(matches!(&error, Error::Http { address: named, .. } if named == address), "{address}: {error}");
     }
-    let error = MetricsServer::bind("9090", Metrics::new().unwrap()).unwrap_err().to_string();
+    let error = MetricsServer::builder(Metrics::new().unwrap()).bind("9090").unwrap_err().with_causes();
     assert!(error.contains("such as 0.0.0.0:9090"), "{error}");
     server.shutdown();
-    MetricsServer::bind(&used, Metrics::new().unwrap()).expect("the port is free after shutdown");
+    drop(MetricsServer::builder(Metrics::new().unwrap()).bind(&used).expect("the port is free after shutdown"));
 }
 
 #[test]
 fn every_interface_can_be_bound_and_shut_down() {
     for address in ["0.0.0.0:0", "[::]:0", "localhost:0"] {
-        let Ok(server) = MetricsServer::bind(address, Metrics::new().unwrap()) else {
+        let Ok(server) = MetricsServer::builder(Metrics::new().unwrap()).bind(address) else {
             assert!(address.starts_with('['), "{address}: a host without IPv6 may refuse only that one");
             continue;
         };
@@ -360,7 +361,7 @@ fn clients_that_do_not_read_delay_no_other_client() {
     // More than the sockets' buffers hold, so that each answer blocks halfway.
     let help = "a".repeat(16 * 1024 * 1024);
     registry.register(Box::new(prometheus::IntGauge::new("large", help).unwrap())).unwrap();
-    let server = MetricsServer::bind("127.0.0.1:0", metrics).unwrap();
+    let server = MetricsServer::builder(metrics).bind("127.0.0.1:0").unwrap();
     let mut stuck: Vec<TcpStream> = (0..3).map(|_| connect(&server)).collect();
     for stream in &mut stuck {
         for _ in 0..100 {

@@ -75,10 +75,14 @@ impl Metrics {
     }
 
     /// Renders everything in the registry, including the application's own metrics, in Prometheus's
-    /// text format 0.0.4.
-    pub(crate) fn render(&self) -> Result<String, Error> {
+    /// text format 0.0.4; nothing if the metrics are disabled.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Render`], which names the metric.
+    pub fn render(&self) -> Result<String, Error> {
         let families = self.registry().map(Registry::gather).unwrap_or_default();
-        TextEncoder::new().encode_to_string(&families).map_err(Error::Render)
+        TextEncoder::new().encode_to_string(&families).map_err(|source| Error::Render { source })
     }
 
     /// Creates the metrics of a replica set as a whole. `place` is the database and the tables that

@@ -6,10 +6,10 @@ use crossbeam_channel::Receiver;
 
 use super::reach::Outcome;
 use crate::error::{Error, field};
-use crate::http::HealthProbe;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
 use crate::plan::WorkerId;
+use crate::probe::HealthProbe;
 use crate::status::{Assignment, Board, Status};
 use crate::threads::{Crew, safely};
 
@@ -25,6 +25,7 @@ const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
 /// A running worker. Dropping it stops the worker and waits for it, at most 10 s; not at all in one
 /// of the worker's own handlers.
 #[derive(Debug)]
+#[must_use = "dropping the handle stops the worker"]
 pub struct Handle {
     pub(super) crew: Crew,
     pub(super) board: Board,

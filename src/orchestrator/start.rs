@@ -187,6 +187,7 @@ impl Start {
                 follower: feed.follow(),
                 requests: reader.spawn(&self.crew, format!("pup-read-{index:02}"))?,
                 retry: hosted.retry.clone().unwrap_or_else(|| config.retry.clone()),
+                batch_time: config.batch_time,
                 // Workers that cannot end its session wait for it at most as long as for a handler.
                 idle_limit: match context.sessions {
                     Sessions::Own(_) => config.coordination_timeout,

@@ -14,10 +14,6 @@ use crate::store::session::{Session, Sessions};
 use crate::threads::caught;
 use crate::tx::{About, KeptStatements, Tx};
 
-/// A batch that has taken this long is committed with the events handled so far. This keeps read
-/// models fresh and row locks short when handlers are slow.
-const LONG_ENOUGH: Duration = Duration::from_millis(250);
-
 /// What a committed batch achieved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Committed {
@@ -38,6 +34,9 @@ pub(super) struct Job<'a> {
     pub(super) batch: &'a Batch,
     /// How many events from the front of the batch to handle.
     pub(super) count: usize,
+    /// A batch that has taken this long is committed with the events handled so far. This keeps read
+    /// models fresh and row locks short when handlers are slow.
+    pub(super) batch_time: Duration,
     pub(super) sessions: Sessions,
     /// How long a transaction may be idle before the server ends it.
     pub(super) idle_limit: Duration,
@@ -113,7 +112,7 @@ fn handle(tx: &mut Tx<'_>, job: &Job<'_>, events: &[Event]) -> Result<usize, (Bo
         let seconds = (returned - called).as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         durations.observe(seconds);
         handled += count;
-        if tx.is_pause_requested() || returned - begun >= LONG_ENOUGH {
+        if tx.is_pause_requested() || returned - begun >= job.batch_time {
             break;
         }
         called = returned;

@@ -58,6 +58,7 @@ pub(crate) struct Runner {
     /// Sends requests to its reader.
     pub(crate) requests: Sender<Request>,
     pub(crate) retry: Retry,
+    pub(crate) batch_time: Duration,
     /// See [`mark`](crate::store::fence::mark).
     pub(crate) idle_limit: Duration,
     pub(crate) trust: Trust,

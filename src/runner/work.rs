@@ -225,6 +225,7 @@ impl Runner {
             row: &row.stored,
             batch,
             count,
+            batch_time: self.batch_time,
             sessions: self.context.sessions,
             idle_limit: self.idle_limit,
             metrics: &self.metrics,

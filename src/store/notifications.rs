@@ -58,3 +58,15 @@ pub(crate) fn events_payload(names: &Names) -> String {
 pub(crate) fn listen(client: &mut Client) -> Result<(), postgres::Error> {
     client.batch_execute(&format!("LISTEN {COORDINATION_CHANNEL}; LISTEN {EVENTS_CHANNEL}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn example_sends_the_hint_that_workers_listen_for() {
+        let example = include_str!("../../examples/async_append.rs");
+        let hint = format!("SELECT pg_notify('{EVENTS_CHANNEL}', '{}')", events_payload(&Names::default()));
+        assert!(example.contains(&hint), "{hint}");
+    }
+}

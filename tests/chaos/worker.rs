@@ -139,7 +139,7 @@ fn run() -> Result<(), BoxError> {
     let orchestrator = builder.build()?;
     let shutdown = app::shutdown_signal()?;
     let address = app::setting("METRICS_ADDR")?.unwrap_or_else(|| "127.0.0.1:0".into());
-    let server = MetricsServer::bind(&address, metrics)?;
+    let server = MetricsServer::builder(metrics).bind(&address)?;
     server.watch(orchestrator.health());
     orchestrator.migrate()?;
     read_models::create(&database)?;

@@ -138,8 +138,10 @@ impl Writer {
                     self.tally.rolled_back += 1;
                     return;
                 }
-                Err(AppendError::Conflict { .. }) => self.tally.conflicts += 1,
-                Err(AppendError::Database(_)) => {
+                Err(error) if error.is_conflict() || (matches!(way, Way::Plain) && is_version_taken(&error)) => {
+                    self.tally.conflicts += 1;
+                }
+                Err(AppendError::Database { .. }) => {
                     self.tally.failed += 1;
                     return;
                 }
@@ -156,7 +158,7 @@ impl Writer {
         (aggregate, ids, events): (&str, &[Uuid], &[NewEvent]),
         hold: Duration,
     ) -> Result<bool, AppendError> {
-        let mut tx = client.transaction().map_err(AppendError::Database)?;
+        let mut tx = client.transaction()?;
         match way {
             Way::Any => _ = self.store.append(&mut tx, &thing(aggregate), ExpectedVersion::Any, events)?,
             Way::Exact => {
@@ -170,7 +172,7 @@ impl Writer {
             _ = self.stop.recv_timeout(hold);
         }
         let commits = self.rng.u8(..20) > 0;
-        if commits { tx.commit() } else { tx.rollback() }.map_err(AppendError::Database)?;
+        if commits { tx.commit() } else { tx.rollback() }?;
         Ok(commits)
     }
 
@@ -210,21 +212,19 @@ fn insert_next(tx: &mut Transaction<'_>, aggregate: &str, ids: &[Uuid]) -> Resul
         ("event_id", "id"),
         ("event_type", "'Inserted'"),
     ];
-    match tx.execute(&format!("{} ORDER BY n", insert(IDS, &columns)), &[&aggregate, &ids]) {
-        Ok(_) => Ok(()),
-        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(conflict_on(aggregate)),
-        Err(error) => Err(AppendError::Database(error)),
-    }
+    tx.execute(&format!("{} ORDER BY n", insert(IDS, &columns)), &[&aggregate, &ids])?;
+    Ok(())
 }
 
 fn version(tx: &mut Transaction<'_>, id: &str) -> Result<i64, AppendError> {
     let sql = "SELECT coalesce(max(aggregate_version), 0) FROM events
                WHERE bounded_context = 'chaos' AND aggregate_type = 'Thing' AND aggregate_id = $1";
-    Ok(tx.query_one(sql, &[&id]).map_err(AppendError::Database)?.get(0))
+    Ok(tx.query_one(sql, &[&id])?.get(0))
 }
 
-fn conflict_on(aggregate_id: &str) -> AppendError {
-    AppendError::Conflict { stream: thing(aggregate_id), expected: ExpectedVersion::Any, actual: None }
+/// Whether a plain insert came after another one of the same version.
+fn is_version_taken(error: &AppendError) -> bool {
+    matches!(error, AppendError::Database { source, .. } if source.code() == Some(&SqlState::UNIQUE_VIOLATION))
 }
 
 fn thing(id: &str) -> StreamId {

@@ -29,7 +29,7 @@ pub(crate) fn orchestrator(url: &str) -> Orchestrator {
 
 #[track_caller]
 pub(crate) fn assert_says(error: &Error, parts: &[&str]) {
-    let message = error.to_string();
+    let message = error.with_causes();
     for part in parts {
         assert!(message.contains(part), "{message:?} should contain {part:?}");
     }
@@ -215,7 +215,7 @@ pub(crate) fn stranger(database: &TestDatabase, client: &mut Client) -> (String,
 #[track_caller]
 fn assert_lacks(error: &Error, role: &str, lacking: &str, on: &str) {
     match error {
-        Error::MissingPrivilege { user, privilege, object } => {
+        Error::MissingPrivilege { user, privilege, object, .. } => {
             assert_eq!((user.as_str(), privilege.as_str(), object.as_str()), (role, lacking, on));
         }
         other => panic!("{lacking} on {on} is missing, said was: {other}"),

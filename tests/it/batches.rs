@@ -54,6 +54,22 @@ fn a_slow_handlers_batch_is_committed_in_parts() {
 }
 
 #[test]
+fn batch_time_bounds_what_a_transaction_takes() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 10, 2);
+    let slow = meddled("slow", |_, _| {
+        _ = never::<()>().recv_timeout(Duration::from_millis(2));
+        Ok(())
+    });
+    let worker = start(builder(database.url(), "set").batch_time(Duration::from_millis(1)), vec![slow]);
+    eventually("all events are handled", SOON, || is_complete(&mut client, "slow").then_some(()));
+    let transactions: i64 = client.query_one("SELECT count(DISTINCT xmin::text) FROM ledger", &[]).unwrap().get(0);
+    assert_eq!(transactions, 10, "each event takes longer than a transaction may");
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
 fn a_commit_covers_events_that_do_not_concern_the_projection() {
     let database = database();
     let mut client = prepared(&database);

@@ -62,7 +62,7 @@ fn a_worker_whose_logger_panics_ends_and_says_so() {
         log::set_max_level(log::LevelFilter::Info);
         let mut client = client(url);
         let worker = ledger_worker(url).start().unwrap();
-        let server = MetricsServer::bind("127.0.0.1:0", worker.metrics().clone()).unwrap();
+        let server = MetricsServer::builder(worker.metrics().clone()).bind("127.0.0.1:0").unwrap();
         server.watch(worker.health());
         await_running(&[&worker]);
         let address = server.address().to_string();
@@ -77,10 +77,10 @@ fn a_worker_whose_logger_panics_ends_and_says_so() {
         });
         assert!(get(&address, "/readyz").1.contains("the worker is stopping"));
         eventually("the metric has the reason", SOON, || metric(&worker, "not_ready", &[("reason", "stopping")]));
-        drop(MetricsServer::bind("127.0.0.1:0", worker.metrics().clone()).unwrap());
+        drop(MetricsServer::builder(worker.metrics().clone()).bind("127.0.0.1:0").unwrap());
         let next = ledger_worker(url).start().expect("the worker is registered before anything is logged");
         for error in [worker.shutdown(SOON).unwrap_err(), next.join().unwrap_err()] {
-            let text = error.to_string();
+            let text = error.with_causes();
             assert!(matches!(error, Error::ThreadPanicked { .. }) && text.contains("Broken pipe"), "{text}");
         }
     });
@@ -141,7 +141,7 @@ fn a_panic_in_what_a_projection_says_is_an_error_of_build() {
             .and_then(Orchestrator::start);
         let error = started.unwrap_err();
         assert!(matches!(error, Error::InvalidConfig { .. }), "{error:?}");
-        let text = error.to_string();
+        let text = error.with_causes();
         assert!(text.contains(&format!("{method}() of")) && text.contains("the tests say so"), "{text}");
     }
     assert_eq!(workers(&mut client), 0);
@@ -193,7 +193,7 @@ fn replica_sets_of_one_name_do_not_share_metrics() {
         builder.build().unwrap().start()
     };
     let (first, second) = (start(here.url(), "set").unwrap(), start(here.url(), "set").unwrap());
-    let error = start(there.url(), "set").unwrap_err().to_string();
+    let error = start(there.url(), "set").unwrap_err().with_causes();
     for part in ["metrics is shared with replica set \"set\"", here.name(), there.name(), "of their own"] {
         assert!(error.contains(part), "{error}");
     }
@@ -266,7 +266,7 @@ fn a_worker_that_is_ended_by_its_own_handler_ends() {
         *handle.lock().unwrap() = Some(worker);
         append_plainly(&mut client, 1, 1);
         let outcome = ended.recv_timeout(SOON / 2).expect("it does not wait for itself");
-        let is_refused = matches!(&outcome, Some(Error::OwnThread { thread }) if thread == "pup-run-00");
+        let is_refused = matches!(&outcome, Some(Error::OwnThread { thread, .. }) if thread == "pup-run-00");
         assert_eq!((is_refused, outcome.is_some()), (is_told, is_told), "{outcome:?}");
         eventually("it has left", SOON, || (state_of(&mut client, id).1.as_deref() == Some("left")).then_some(()));
     }

@@ -163,7 +163,7 @@ fn an_append_without_its_function_says_what_to_do() {
     let mut client = prepared(&database);
     client.batch_execute("CREATE TABLE others (LIKE events INCLUDING ALL)").unwrap();
     let refused = |client: &mut Client, names: Names| {
-        EventStore::new(names).unwrap().append(client, &thing("a"), Any, &[happened()]).unwrap_err().to_string()
+        EventStore::new(names).unwrap().append(client, &thing("a"), Any, &[happened()]).unwrap_err().with_causes()
     };
     let elsewhere = refused(&mut client, Names::default().events_table("others"));
     for part in ["\"public\".\"events\"", "not to \"public\".\"others\"", "prefix of their own"] {
@@ -203,7 +203,7 @@ fn an_appender_needs_exactly_the_documented_privileges() {
     for privilege in privileges {
         client.batch_execute(&format!("REVOKE {privilege} FROM {role}")).unwrap();
         let error = append_in_every_way().unwrap_err();
-        assert!(error.to_string().contains("permission denied"), "without {privilege}: {error}");
+        assert!(error.with_causes().contains("permission denied"), "without {privilege}: {error}");
         client.batch_execute(&format!("GRANT {privilege} TO {role}")).unwrap();
     }
     append_in_every_way().unwrap();
@@ -223,7 +223,7 @@ fn an_append_of_which_a_trigger_holds_something_back_is_undone() {
     let error = EventStore::default()
         .append(&mut client, &thing("a"), NoStream, &[happened(), happened()])
         .unwrap_err()
-        .to_string();
+        .with_causes();
     assert!(error.contains("1 of 2 events were stored") && error.contains("trigger"), "{error}");
     assert_eq!((events(&mut client), head_of(&mut client, "a")), (0, None));
 }
@@ -318,7 +318,7 @@ fn a_duplicate_event_id_is_not_a_conflict() {
     store.append(&mut client, &thing("a"), Any, &[happened().event_id(id)]).unwrap();
     for expected in [Any, Exact(1)] {
         match store.append(&mut client, &thing("a"), expected, &[happened(), happened().event_id(id)]) {
-            Err(AppendError::Database(error)) => assert_eq!(error.code(), Some(&SqlState::UNIQUE_VIOLATION)),
+            Err(AppendError::Database { source, .. }) => assert_eq!(source.code(), Some(&SqlState::UNIQUE_VIOLATION)),
             other => panic!("{other:?}"),
         }
     }
@@ -487,11 +487,11 @@ fn events_that_cannot_be_stored_are_refused_as_a_whole() {
         (thing("a"), vec![NewEvent::new("", [])], "empty event_type"),
     ] {
         let error = store.append(&mut client, &stream, Any, &events).unwrap_err();
-        assert!(matches!(error, AppendError::Invalid { .. }) && error.to_string().contains(part), "{error}: {part}");
+        assert!(matches!(error, AppendError::Invalid { .. }) && error.with_causes().contains(part), "{error}: {part}");
     }
     let nul_in_json = happened().metadata(serde_json::json!({"x": "\0"}));
     let error = store.append(&mut client, &thing("a"), Any, &[happened(), nul_in_json]).unwrap_err();
-    assert!(matches!(error, AppendError::Database(_)), "{error}");
+    assert!(matches!(error, AppendError::Database { .. }), "{error}");
     assert_eq!((events(&mut client), head_of(&mut client, "a")), (0, None));
     assert_eq!(store.append(&mut client, &thing("a"), Any, &[happened()]).unwrap().versions, 1..=1);
 }

@@ -72,7 +72,7 @@ fn workers_go_on_where_the_standby_was_promoted() {
     let (one, other) = (worker([&primary, &standby]), worker([&standby, &primary]));
     let workers = [&one, &other];
     let sites = workers.map(|worker| {
-        let site = MetricsServer::bind("127.0.0.1:0", Metrics::disabled().unwrap()).unwrap();
+        let site = MetricsServer::builder(Metrics::disabled().unwrap()).bind("127.0.0.1:0").unwrap();
         site.watch(worker.health());
         site
     });

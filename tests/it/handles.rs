@@ -72,7 +72,7 @@ fn a_shutdown_that_takes_too_long_names_the_thread() {
     let begun = Instant::now();
     let error = worker.shutdown(Duration::from_millis(300)).unwrap_err();
     let took = begun.elapsed();
-    let Error::ShutdownTimeout { waited, threads } = &error else { panic!("{error:?}") };
+    let Error::ShutdownTimeout { waited, threads, .. } = &error else { panic!("{error:?}") };
     assert!(threads.split(", ").any(|thread| thread == "pup-run-00"), "{threads}");
     assert!(*waited >= Duration::from_millis(300) && took < Duration::from_secs(2), "waited {waited:?}, took {took:?}");
     assert_eq!(state_of(&mut client, id).0, "stopping", "it goes on towards its end");

@@ -130,7 +130,7 @@ fn a_halted_lane_is_shown_and_does_not_halt_the_others() {
         (shown.state == ProjectionState::Halted && shown.position == Some(halted_at)).then_some(shown)
     });
     assert!(shown.error.unwrap().contains("not that one"));
-    assert_eq!((shown.keys.as_str(), shown.position), ("{[0,65536)}", Some(7)));
+    assert_eq!((shown.keys.to_string().as_str(), shown.position), ("{[0,65536)}", Some(7)));
     assert_exactly_once_but(&mut client, "thing-7");
 }
 

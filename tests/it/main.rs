@@ -8,11 +8,13 @@
 )]
 
 mod aggregates;
+mod async_append;
 mod bad_input;
 mod bad_schema;
 mod batches;
 mod broken_rows;
 mod crashes;
+mod custom_metrics;
 mod deals;
 mod embedding;
 mod emptied_events;

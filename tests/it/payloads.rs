@@ -130,7 +130,7 @@ fn a_nul_character_is_refused_by_the_name_of_its_field() {
     for field in fields {
         let error = append(event(field)).unwrap_err();
         assert!(matches!(error, AppendError::Invalid { .. }), "{field}: {error}");
-        assert!(error.to_string().contains(&format!("NUL character in {field}")), "{field}: {error}");
+        assert!(error.with_causes().contains(&format!("NUL character in {field}")), "{field}: {error}");
     }
     assert_eq!(append(event("none of them")).unwrap().versions, 1..=1, "in a payload it is a byte like any other");
 }

@@ -500,7 +500,7 @@ fn a_projection_may_have_retry_settings_of_its_own() {
     }
     worker.shutdown(SOON).unwrap();
     let builder = builder(database.url(), "set").projection(Stubborn("own", Some(0), calls[0].clone()));
-    let error = builder.build().unwrap_err().to_string();
+    let error = builder.build().unwrap_err().with_causes();
     assert!(error.contains("retry.attempts of projection \"own\" is 0"), "{error}");
 }
 

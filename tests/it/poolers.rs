@@ -47,7 +47,7 @@ fn a_pooler_that_lacks_a_capability_is_refused_by_name() {
                 (|builder| builder, "pooler"),
             ] {
                 let error = worker(&proxy, sessions).build().unwrap().start().unwrap_err();
-                let said = error.to_string();
+                let said = error.with_causes();
                 assert!(matches!(error, Error::UnsupportedServer { .. }), "{pgbouncer:?} {pool_size}: {error:?}");
                 for part in [problem, "1.21", "max_prepared_statements", "heartbeats_only", "session mode"] {
                     assert!(said.contains(part), "{pgbouncer:?} {pool_size}: {said}");
@@ -56,7 +56,7 @@ fn a_pooler_that_lacks_a_capability_is_refused_by_name() {
         }
         if is_capable {
             let proxy = pgbouncer.start(server.port(), &["pool_mode = transaction", "max_prepared_statements = 100"]);
-            let error = worker(&proxy, |builder| builder).build().unwrap().start().unwrap_err().to_string();
+            let error = worker(&proxy, |builder| builder).build().unwrap().start().unwrap_err().with_causes();
             assert!(error.contains("different sessions") && error.contains("heartbeats_only"), "{error}");
         }
     }

@@ -31,7 +31,7 @@ const SLACK: Duration = Duration::from_secs(2);
 
 /// A server that answers for one worker, and its address.
 pub(crate) fn probed(worker: &Handle) -> (MetricsServer, String) {
-    let server = MetricsServer::bind("127.0.0.1:0", Metrics::disabled().unwrap()).unwrap();
+    let server = MetricsServer::builder(Metrics::disabled().unwrap()).bind("127.0.0.1:0").unwrap();
     server.watch(worker.health());
     let address = server.address().to_string();
     (server, address)

@@ -97,7 +97,7 @@ fn workers_that_are_cut_off_pause_until_the_server_is_back() {
         start(builder, vec![Box::new(busy), Box::new(idle)])
     };
     let (one, other) = (worker(), worker());
-    let http = MetricsServer::bind("127.0.0.1:0", Metrics::disabled().unwrap()).unwrap();
+    let http = MetricsServer::builder(Metrics::disabled().unwrap()).bind("127.0.0.1:0").unwrap();
     http.watch(one.health());
     let before = await_running(&[&one, &other]);
     assert!(is_ready(http.address()));

@@ -73,10 +73,10 @@ impl Roles {
         let id = fastrand::u64(..).to_string();
         store
             .append(&mut client, &thing(&id), ExpectedVersion::NoStream, &[happened()])
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| error.with_causes())?;
         store
             .append(&mut client, &thing(&id), ExpectedVersion::Exact(1), &[happened(), happened()])
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| error.with_causes())?;
         store.hint(&mut client);
         Ok(())
     }

@@ -76,7 +76,7 @@ fn a_projection_belongs_to_one_living_replica_set() {
 
     let second = builder(database.url(), "second").projection(Ledger::named("q")).projection(Ledger::named("p"));
     let refused = second.build().unwrap().start().unwrap_err();
-    let Error::ProjectionClaimed { projection, owner, claimant } = &refused else { panic!("{refused:?}") };
+    let Error::ProjectionClaimed { projection, owner, claimant, .. } = &refused else { panic!("{refused:?}") };
     assert_eq!([projection.as_str(), owner, claimant], ["p", "first", "second"]);
     for left in [
         "SELECT FROM orchestrator_workers WHERE replica_set = 'second'",

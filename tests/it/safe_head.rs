@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use postgres::{Client, GenericClient};
-use pupsourcing_orchestrator::{Handle, HeadBlocker};
+use pupsourcing_orchestrator::{Handle, HeadBlocked, HeadBlocker};
 
 use crate::support::handlers::prepared;
 use crate::support::insert::{ONE, insert, insert_into};
@@ -35,7 +35,7 @@ fn await_complete(client: &mut Client) {
 #[track_caller]
 fn await_blocked(handle: &Handle, by: impl Fn(&HeadBlocker) -> bool) -> HeadBlocker {
     eventually("the blocked head is reported", SOON, || {
-        handle.status().head_blocked.and_then(|(_, blockers)| blockers.into_iter().find(|blocker| by(blocker)))
+        handle.status().head_blocked.and_then(|blocked| blocked.blockers.into_iter().find(|blocker| by(blocker)))
     })
 }
 
@@ -83,7 +83,7 @@ fn an_open_transaction_holds_the_head_back_and_is_named() {
     let age = metric(&worker, "head_blocker_age_seconds", &[]);
     assert!(age.is_some_and(|age| age >= 1.0), "{age:?}");
     assert!(metric(&worker, "head_blocked_seconds", &[]).is_some_and(|since| since >= 1.0));
-    let (since, blockers) = worker.status().head_blocked.unwrap();
+    let HeadBlocked { duration: since, blockers, .. } = worker.status().head_blocked.unwrap();
     assert!(since < SOON && blockers.len() == 1 && blockers[0].age >= since, "{since:?} {blockers:?}");
     // Who begins to write now does not keep the head back any longer than the one of before.
     let mut second = database.client();
@@ -116,7 +116,7 @@ fn each_blocking_writer_is_blamed_for_its_own_time_alone() {
     let begun = Instant::now();
     one.commit().unwrap();
     await_blocked(&worker, |blocker| blocker.pid == Some(second_pid));
-    let (since, _) = worker.status().head_blocked.unwrap();
+    let since = worker.status().head_blocked.unwrap().duration;
     assert!(since <= begun.elapsed(), "{since:?}, and its turn began {:?} ago", begun.elapsed());
     other.commit().unwrap();
     await_complete(&mut client);

@@ -103,7 +103,7 @@ fn migrations_at_once_take_turns_under_any_isolation() {
         set_default(&mut database.client(), &database, &format!("default_transaction_isolation = '{isolation}'"));
         let outcomes: Vec<_> = thread::scope(|scope| {
             let migrating: Vec<_> = (0..6)
-                .map(|_| scope.spawn(|| orchestrator(database.url()).migrate().map_err(|e| e.to_string())))
+                .map(|_| scope.spawn(|| orchestrator(database.url()).migrate().map_err(|e| e.with_causes())))
                 .collect();
             migrating.into_iter().map(|thread| thread.join().unwrap()).collect()
         });

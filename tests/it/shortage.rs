@@ -95,7 +95,7 @@ fn newcomer_without_all_its_connections_takes_no_partition() {
     for missing in 1..=4 {
         limited.limit(used + 5 - missing);
         let orchestrator = limited.builder().projection(Ledger::named("p")).build().unwrap();
-        let error = orchestrator.start().unwrap_err().to_string();
+        let error = orchestrator.start().unwrap_err().with_causes();
         assert!(error.contains("too many connections for role"), "{missing} missing: {error}");
         append_plainly(&mut limited.client, 100, 10);
         limited.await_all_handled();

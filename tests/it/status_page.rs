@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
 use postgres::{Client, GenericClient, NoTls};
-use pupsourcing_orchestrator::{BoxError, Builder, Handle, Metrics, MetricsServer, Projection, Retry};
+use pupsourcing_orchestrator::{
+    BoxError, Builder, Handle, Metrics, MetricsServer, MetricsServerBuilder, Projection, Retry,
+};
 use serde_json::Value;
 
 use crate::support::browser::{chromium, rendered};
@@ -26,11 +28,12 @@ const HOSTILE_SET: &str = r#"</script><img src=x onerror="document.title='owned'
 const HOSTILE_PROJECTION: &str = "<b>\"'`&\\ \u{202e}שלום{$1}";
 
 fn serve(watched: &[&Handle]) -> MetricsServer {
-    let server = MetricsServer::bind("127.0.0.1:0", Metrics::new().unwrap()).unwrap();
-    for handle in watched {
-        server.watch(handle.health());
-    }
-    server
+    serve_with(MetricsServer::builder(Metrics::new().unwrap()), watched)
+}
+
+fn serve_with(builder: MetricsServerBuilder, watched: &[&Handle]) -> MetricsServer {
+    let builder = watched.iter().fold(builder, |builder, handle| builder.watch(handle.health()));
+    builder.bind("127.0.0.1:0").unwrap()
 }
 
 #[track_caller]
@@ -323,7 +326,7 @@ fn many_viewers_cost_one_query_a_second_and_none_cost_none() {
     await_running(&[&worker]);
     let server = serve(&[&worker]);
 
-    let without = serve(&[&worker]).status_page(false);
+    let without = serve_with(MetricsServer::builder(Metrics::new().unwrap()).status_page(false), &[&worker]);
     for path in ["/", "/status", "/metrics", "/livez", "/readyz"] {
         get(&without.address().to_string(), path);
         get(&server.address().to_string(), if path == "/status" { "/" } else { path });

@@ -153,7 +153,7 @@ fn a_stranger_with_the_migration_lock_is_named() {
     worker.await_line(&["migration waits for another session: schema=public", &format!(" pid={pid} "), "stranger_"]);
     let begun = Instant::now();
     let orchestrator = || builder(database.url(), "set").projection(Ledger::named("p")).database_wait(Duration::ZERO);
-    let refused = orchestrator().build().unwrap().migrate().unwrap_err().to_string();
+    let refused = orchestrator().build().unwrap().migrate().unwrap_err().with_causes();
     assert!(refused.contains("waiting for the migration lock"), "{refused}");
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     drop(holder);

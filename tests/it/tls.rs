@@ -158,7 +158,7 @@ const TABLE: &[(Option<&str>, &[Row])] = &[
 /// Whether the connection is encrypted, or the error.
 fn try_connect(url: &str) -> Result<bool, String> {
     let mut client =
-        Database::from_url(url).and_then(|database| database.connect()).map_err(|error| error.to_string())?;
+        Database::from_url(url).and_then(|database| database.connect()).map_err(|error| error.with_causes())?;
     let row = client.query_one("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).unwrap();
     Ok(row.get(0))
 }
@@ -299,12 +299,12 @@ fn certificates_are_replaced_while_a_worker_runs() {
     }
     admin.batch_execute("SELECT pg_reload_conf()").unwrap();
     eventually("the server has the new certificates", SOON, || {
-        database.connect().err().filter(|error| error.to_string().contains("certificate"))
+        database.connect().err().filter(|error| error.with_causes().contains("certificate"))
     });
     std::fs::remove_file(client.path().join("client.crt")).unwrap();
     let lost = backends_of(&mut admin, worker.worker_id(), false);
     terminate(&mut admin, &lost);
-    let error = database.connect().err().unwrap().to_string();
+    let error = database.connect().err().unwrap().with_causes();
     assert!(error.contains(&format!("sslcert {at}/client.crt cannot be read")), "{error}");
     append_plainly(&mut admin, 100, 10);
     give(new.path());

@@ -1,20 +1,52 @@
-//! `/status`: what the watched workers know, as JSON. Its fields are documented in `status.md`.
+//! `/status`: what workers know, as JSON. Its fields are documented in `http/status.md`.
 
+use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::probe::HealthProbe;
 use crate::overview::Sight;
 use crate::status::{Assignment, HeadBlocker, ProjectionStatus, Status};
 
-/// Renders the answer for these workers. Each request makes the overview load soon, if it is not
-/// fresh.
-pub(super) fn render(watched: &[HealthProbe]) -> Result<String, serde_json::Error> {
-    let seen: Vec<(Status, Option<Sight>)> = watched.iter().map(|probe| ((probe.status)(), (probe.look)())).collect();
-    let workers = seen.iter().map(|(status, sight)| Watched::new(status, sight.as_ref())).collect();
-    serde_json::to_string(&Answer { version: env!("CARGO_PKG_VERSION"), workers })
+/// What workers of this process know, as `/status` of the `MetricsServer` shows it.
+///
+/// It serialises to the JSON that is documented there, and displays as that JSON. The reports of
+/// several workers are put into one by `collect()`.
+#[derive(Debug, Clone)]
+pub struct StatusReport {
+    workers: Vec<(Status, Option<Sight>)>,
+}
+
+impl StatusReport {
+    pub(super) fn new(status: Status, sight: Option<Sight>) -> Self {
+        Self { workers: vec![(status, sight)] }
+    }
+
+    /// What each worker knows of itself.
+    pub fn workers(&self) -> impl Iterator<Item = &Status> {
+        self.workers.iter().map(|(status, _)| status)
+    }
+}
+
+impl FromIterator<StatusReport> for StatusReport {
+    fn from_iter<T: IntoIterator<Item = StatusReport>>(reports: T) -> Self {
+        Self { workers: reports.into_iter().flat_map(|report| report.workers).collect() }
+    }
+}
+
+impl Serialize for StatusReport {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let workers = self.workers.iter().map(|(status, sight)| Watched::new(status, sight.as_ref())).collect();
+        Answer { version: env!("CARGO_PKG_VERSION"), workers }.serialize(serializer)
+    }
+}
+
+/// The JSON in one line.
+impl fmt::Display for StatusReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
+    }
 }
 
 #[derive(Serialize)]
@@ -61,7 +93,7 @@ struct Blocker<'a> {
 struct Projection<'a> {
     name: &'a str,
     state: &'static str,
-    keys: &'a str,
+    keys: String,
     position: Option<i64>,
     lag_events: Option<i64>,
     events: u64,
@@ -84,9 +116,9 @@ impl<'a> Watched<'a> {
             database_reachable: status.database_reachable,
             heartbeat_age_seconds: status.last_heartbeat.map(seconds),
             safe_head: status.safe_head,
-            head_blocked: status.head_blocked.as_ref().map(|(since, blockers)| Blocked {
-                seconds: seconds(*since),
-                blockers: blockers.iter().map(Blocker::from).collect(),
+            head_blocked: status.head_blocked.as_ref().map(|blocked| Blocked {
+                seconds: seconds(blocked.duration),
+                blockers: blocked.blockers.iter().map(Blocker::from).collect(),
             }),
             projections: status
                 .projections
@@ -117,7 +149,7 @@ impl<'a> Projection<'a> {
         Self {
             name,
             state: projection.state.as_str(),
-            keys: &projection.keys,
+            keys: projection.keys.to_string(),
             position: projection.position,
             lag_events: projection.lag,
             events: projection.events,

@@ -1,0 +1,21 @@
+//! TLS without the feature `tls`: there is none.
+
+use postgres::NoTls;
+
+use super::ssl::{Mode, Tls};
+use crate::error::Error;
+
+/// Returns no connector: `prefer` prefers what there is. A mode that requires TLS is refused.
+pub(super) fn connector(tls: &Tls) -> Result<Option<NoTls>, Error> {
+    match tls.mode {
+        Mode::Disable | Mode::Prefer => Ok(None),
+        Mode::Require | Mode::VerifyCa | Mode::VerifyFull => Err(Error::Tls {
+            problem: format!(
+                "sslmode={} requires it, but pupsourcing-orchestrator was built without TLS: enable its feature \
+                 \"tls\", or give Database::with_connector the TLS of the application",
+                tls.mode.name()
+            ),
+            source: None,
+        }),
+    }
+}

@@ -1,0 +1,104 @@
+//! The probe: what an HTTP server asks one orchestrator for.
+
+mod report;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use self::report::StatusReport;
+use crate::overview::Sight;
+use crate::plan::WorkerId;
+use crate::status::Status;
+
+/// Answers for the health and the status of one orchestrator, at once and without the database.
+///
+/// The orchestrator and its handle return it, for a [`MetricsServer`](crate::MetricsServer), which
+/// documents what the answers mean, or for the application's own HTTP server:
+///
+/// ```
+/// use pupsourcing_orchestrator::HealthProbe;
+///
+/// fn answer(path: &str, probe: &HealthProbe) -> (u16, String) {
+///     let health = match path {
+///         "/livez" => probe.live(),
+///         "/readyz" => probe.ready(),
+///         "/status" => return (200, probe.status().to_string()),
+///         _ => return (404, "no such path".to_owned()),
+///     };
+///     match health {
+///         Ok(()) => (200, "ok".to_owned()),
+///         Err(reason) => (503, reason.to_string()),
+///     }
+/// }
+/// ```
+#[derive(Clone)]
+pub struct HealthProbe {
+    live: Check,
+    ready: Check,
+    status: Arc<dyn Fn() -> Status + Send + Sync>,
+    look: Arc<dyn Fn() -> Option<Sight> + Send + Sync>,
+}
+
+/// A check; its error is the reason why it failed.
+type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+impl HealthProbe {
+    /// Creates a probe. The functions must answer at once and from memory.
+    pub(crate) fn new(
+        live: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+        ready: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+        status: impl Fn() -> Status + Send + Sync + 'static,
+        look: impl Fn() -> Option<Sight> + Send + Sync + 'static,
+    ) -> Self {
+        Self { live: Arc::new(live), ready: Arc::new(ready), status: Arc::new(status), look: Arc::new(look) }
+    }
+
+    /// Whether the worker's threads run, as `/livez` of the `MetricsServer` tells: an error means
+    /// that a restart of the process would help.
+    pub fn live(&self) -> Result<(), Unhealthy> {
+        self.check(&self.live)
+    }
+
+    /// Whether the worker can process events, as `/readyz` of the `MetricsServer` tells. A restart
+    /// does not help one that cannot.
+    pub fn ready(&self) -> Result<(), Unhealthy> {
+        self.check(&self.ready)
+    }
+
+    /// What the worker knows of itself and its replica set, as `/status` of the `MetricsServer`
+    /// shows it. While this is called, the worker loads an overview of the replica set at most once
+    /// a second; the first report has none yet.
+    pub fn status(&self) -> StatusReport {
+        StatusReport::new((self.status)(), (self.look)())
+    }
+
+    pub(crate) fn worker_id(&self) -> WorkerId {
+        (self.status)().worker_id
+    }
+
+    fn check(&self, check: &Check) -> Result<(), Unhealthy> {
+        check().map_err(|reason| {
+            let Status { replica_set, worker_id, .. } = (self.status)();
+            Unhealthy { replica_set, worker_id, reason }
+        })
+    }
+}
+
+impl fmt::Debug for HealthProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HealthProbe").field("worker_id", &self.worker_id()).finish_non_exhaustive()
+    }
+}
+
+/// Why a worker is not live or not ready.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("replica_set={replica_set} worker={worker_id}: {reason}")]
+#[non_exhaustive]
+pub struct Unhealthy {
+    /// The worker's replica set.
+    pub replica_set: String,
+    /// The worker.
+    pub worker_id: WorkerId,
+    /// The reason, in one line.
+    pub reason: String,
+}
