@@ -3,6 +3,8 @@
 mod backoff;
 mod blocking;
 mod catch_up;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod config;
 mod context;
 mod coordinator;

@@ -2,6 +2,8 @@
 //! only module that knows every other.
 
 mod builder;
+#[cfg(feature = "cli")]
+mod checkup;
 mod handle;
 mod hosted;
 mod reach;

@@ -180,6 +180,13 @@ impl Orchestrator {
         Ok((handle, started))
     }
 
+    pub(super) fn sessions(&self) -> Sessions {
+        match self.config.session_loss_grace {
+            Some(_) => Sessions::Own(self.board.worker_id()),
+            None => Sessions::Shared,
+        }
+    }
+
     fn registration(&self) -> Registration {
         Registration {
             worker: self.board.worker_id(),
@@ -188,10 +195,7 @@ impl Orchestrator {
             pid: i32::try_from(std::process::id()).unwrap_or(0),
             projections: self.projections.iter().map(|hosted| hosted.known.clone()).collect(),
             lanes: self.config.lanes,
-            sessions: match self.config.session_loss_grace {
-                Some(_) => Sessions::Own(self.board.worker_id()),
-                None => Sessions::Shared,
-            },
+            sessions: self.sessions(),
             stale_worker_timeout: self.config.stale_worker_timeout,
         }
     }

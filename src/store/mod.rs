@@ -7,6 +7,8 @@
 
 pub(crate) mod attempts;
 pub(crate) mod checkpoints;
+#[cfg(feature = "cli")]
+pub(crate) mod checkup;
 pub(crate) mod continuity;
 pub(crate) mod coordination;
 mod deal;

@@ -5,18 +5,13 @@
 use std::process::ExitCode;
 
 use postgres::Transaction;
-use pupsourcing_orchestrator::{
-    BoxError, Database, Event, Metrics, MetricsServer, Orchestrator, Projection, Scope, StartAt,
-};
+use pupsourcing_orchestrator::{BoxError, Event, Projection, Scope, StartAt, cli};
 
-#[path = "../../examples/support/app.rs"]
-mod app;
-#[path = "../../examples/support/read_models.rs"]
-mod read_models;
-#[path = "../../examples/support/settings.rs"]
-mod settings;
+#[allow(dead_code, reason = "it has a main of its own")]
+#[path = "../../examples/worker.rs"]
+mod worker;
 
-use read_models::{AggregateActivity, EventTypeCounts};
+use worker::{AggregateActivity, EventTypeCounts, TABLES};
 
 /// Does what the projection does, and panics or aborts the process with these probabilities.
 struct Panicking<P> {
@@ -75,26 +70,18 @@ impl<P: Projection> Projection for Panicking<P> {
 }
 
 fn main() -> ExitCode {
-    app::main(run)
-}
-
-fn run() -> Result<(), BoxError> {
-    let database = Database::from_url(&app::database_url()?)?;
-    let panics = settings::number("ORCHESTRATOR_PANIC_PROBABILITY")?.unwrap_or(0.0);
-    let aborts = settings::number("ORCHESTRATOR_ABORT_PROBABILITY")?.unwrap_or(0.0);
-    let aborts_on = app::setting("ORCHESTRATOR_ABORT_ON")?;
-    let metrics = Metrics::new()?;
-    let builder = Orchestrator::builder(database.clone(), "chaos")
-        .options_from_env("ORCHESTRATOR_")?
-        .projection(Panicking { projection: EventTypeCounts, panics, aborts, aborts_on })
-        .projection(Panicking { projection: AggregateActivity, panics, aborts, aborts_on: None })
-        .metrics(metrics.clone());
-    let orchestrator = builder.build()?;
-    let shutdown = app::shutdown_signal()?;
-    let address = app::setting("METRICS_ADDR")?.unwrap_or_else(|| "127.0.0.1:0".into());
-    let server = MetricsServer::bind(&address, metrics)?;
-    server.watch(orchestrator.health());
-    orchestrator.migrate()?;
-    read_models::create(&database)?;
-    Ok(orchestrator.run(&shutdown)?)
+    let probability = |variable| std::env::var(variable).map_or(Ok(0.0), |text| text.parse::<f64>());
+    let (Ok(panics), Ok(aborts)) =
+        (probability("ORCHESTRATOR_PANIC_PROBABILITY"), probability("ORCHESTRATOR_ABORT_PROBABILITY"))
+    else {
+        return ExitCode::from(2);
+    };
+    let aborts_on = std::env::var("ORCHESTRATOR_ABORT_ON").ok();
+    cli::main(|worker| {
+        worker
+            .replica_set("chaos")
+            .projection(Panicking { projection: EventTypeCounts, panics, aborts, aborts_on })
+            .projection(Panicking { projection: AggregateActivity, panics, aborts, aborts_on: None })
+            .migration_sql(TABLES)
+    })
 }

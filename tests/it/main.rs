@@ -11,6 +11,7 @@ mod bad_input;
 mod bad_schema;
 mod batches;
 mod broken_rows;
+mod cli;
 mod crashes;
 mod deals;
 mod embedding;

@@ -1,0 +1,106 @@
+//! What the application adds to the program.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::failure::Failure;
+use super::settings::{REPLICA_SET, Settings};
+use crate::database::Database;
+use crate::error::BoxError;
+use crate::orchestrator::{Builder, Orchestrator};
+use crate::projection::Projection;
+
+/// A part of the application's migration.
+pub(super) enum Step {
+    Sql(String),
+    Code(Code),
+}
+
+type Code = Box<dyn FnOnce(&mut postgres::Client) -> Result<(), BoxError> + Send>;
+
+/// How a builder is changed before the settings are applied.
+type Adjust = Box<dyn FnOnce(Builder) -> Builder>;
+
+/// Collects the projections of a worker program, and what else the application adds to it.
+#[derive(Default)]
+#[must_use = "the closure returns it"]
+pub struct Worker {
+    projections: Vec<Arc<dyn Projection>>,
+    migrations: Vec<Step>,
+    replica_set: Option<String>,
+    adjustments: Vec<Adjust>,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.projections.iter().map(|projection| projection.name()).collect();
+        f.debug_struct("Worker").field("projections", &names).finish_non_exhaustive()
+    }
+}
+
+/// What the commands work with.
+pub(super) struct Program {
+    pub(super) orchestrator: Orchestrator,
+    pub(super) migrations: Vec<Step>,
+}
+
+impl Worker {
+    /// Adds a projection. At least one is needed, and each name may occur once.
+    pub fn projection(self, projection: impl Projection + 'static) -> Self {
+        self.shared_projection(Arc::new(projection))
+    }
+
+    /// Adds a projection of which the application keeps a reference.
+    pub fn shared_projection(mut self, projection: Arc<dyn Projection>) -> Self {
+        self.projections.push(projection);
+        self
+    }
+
+    /// Sets the replica set for which `REPLICA_SET` and `--replica-set` name no other. Defaults to
+    /// `main-projections`.
+    pub fn replica_set(mut self, name: impl Into<String>) -> Self {
+        self.replica_set = Some(name.into());
+        self
+    }
+
+    /// Adds SQL that creates the application's own tables, or brings them up to date. `migrate`,
+    /// `run` and `catch-up` execute it after the library's migration, each time: so it must not
+    /// fail if everything is there. Processes that start at the same time take turns.
+    ///
+    /// All statements are one transaction. PostgreSQL asks for the privilege to create also for
+    /// `CREATE TABLE IF NOT EXISTS` where there is nothing to create. If workers run as a user who
+    /// may not create, look the table up first, with `to_regclass`.
+    pub fn migration_sql(mut self, sql: impl Into<String>) -> Self {
+        self.migrations.push(Step::Sql(sql.into()));
+        self
+    }
+
+    /// Adds code that does the same, on a connection of its own: a migration tool, for example.
+    /// `migrate --print` cannot print it.
+    pub fn migration(
+        mut self,
+        migrate: impl FnOnce(&mut postgres::Client) -> Result<(), BoxError> + Send + 'static,
+    ) -> Self {
+        self.migrations.push(Step::Code(Box::new(migrate)));
+        self
+    }
+
+    /// Adjusts the builder: its names, its metrics, other defaults of its options. Flags and
+    /// environment variables are applied afterwards, and win.
+    pub fn configure(mut self, adjust: impl FnOnce(Builder) -> Builder + 'static) -> Self {
+        self.adjustments.push(Box::new(adjust));
+        self
+    }
+
+    pub(super) fn assemble(self, settings: &Settings) -> Result<Program, Failure> {
+        let database = Database::from_url(settings.database_url()?)?;
+        let replica_set = settings.text(REPLICA_SET).map(str::to_owned).or(self.replica_set);
+        let builder = Orchestrator::builder(database, replica_set.unwrap_or_else(|| "main-projections".into()));
+        let builder = self.projections.into_iter().fold(builder, Builder::shared_projection);
+        let builder = self.adjustments.into_iter().fold(builder, |builder, adjust| adjust(builder));
+        let builder = settings
+            .options()
+            .try_fold(builder, |builder, (option, called, text)| builder.option_called(option, called, text))?;
+        Ok(Program { orchestrator: builder.build()?, migrations: self.migrations })
+    }
+}
