@@ -55,6 +55,9 @@ impl Orchestrator {
         match path.and_then(|path| Ok((path, session?))) {
             Ok((path, mut session)) => {
                 let can_be_read = checkup::schema(found, &mut session, self.names(), &path);
+                if can_be_read {
+                    checkup::projections(found, &mut session, self.names(), &self.registration());
+                }
                 // Behind a pooler, its own limits count.
                 if can_be_read && self.sessions().member().is_some() {
                     let own = self.config.pool_size(self.projections.len()) + BESIDE_THE_POOL;

@@ -187,7 +187,7 @@ impl Orchestrator {
         }
     }
 
-    fn registration(&self) -> Registration {
+    pub(super) fn registration(&self) -> Registration {
         Registration {
             worker: self.board.worker_id(),
             replica_set: self.config.replica_set.clone(),

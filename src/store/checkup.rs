@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use super::names::{Names, Own};
 use super::preflight::{self, Warning};
+use super::registration::Registration;
 use super::session::{Session, Sessions};
-use super::{event_tables, migrations, privileges, sequence};
+use super::{checkpoints, event_tables, migrations, privileges, sequence};
 use crate::error::{Error, describe_any};
 
 /// What was found out about one subject.
@@ -126,6 +127,26 @@ pub(crate) fn schema(found: &mut Findings, session: &mut Session, names: &Names,
     positions(found, session, names);
     search_path(found, session, path);
     true
+}
+
+/// Checks whether this worker may process its projections.
+pub(crate) fn projections(found: &mut Findings, session: &mut Session, names: &Names, worker: &Registration) {
+    const SUBJECT: &str = "projections";
+    match check(session, |tx| checkpoints::verify_claims(tx, names, worker)) {
+        Err(error) => found.error(SUBJECT, &error),
+        Ok(taken_over) if taken_over.is_empty() => {
+            found.add(Level::Ok, SUBJECT, format!("none belongs to a replica set other than {}", worker.replica_set));
+        }
+        Ok(taken_over) => found.add(
+            Level::Warning,
+            SUBJECT,
+            format!(
+                "{} belong to another replica set, of which no worker lives, and would be taken over: correct REPLICA_SET if that \
+                 is not intended",
+                taken_over.join(", ")
+            ),
+        ),
+    }
 }
 
 fn positions(found: &mut Findings, session: &mut Session, names: &Names) {

@@ -219,9 +219,20 @@ fn check_names_all_that_is_wrong_with_its_remedy() {
     client.batch_execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC").unwrap();
     let said = succeeds(database.url(), &["check"]);
     assert!(said.lines().all(|line| line.starts_with("ok ")), "{said}");
-    for subject in ["server", "primary", "sessions", "schema", "privileges", "hash", "sequence", "connections"] {
+    for subject in
+        ["server", "primary", "sessions", "schema", "privileges", "hash", "sequence", "projections", "connections"]
+    {
         assert!(said.lines().any(|line| line.split_whitespace().nth(1) == Some(subject)), "{subject} in: {said}");
     }
+
+    let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", database.url()), ("REPLICA_SET", "theirs")]);
+    worker.await_ready();
+    let (out, _) = fails(1, database.url(), &["check"]);
+    assert!(out.contains("error  projections") && out.contains("live replica set \"theirs\""), "{out}");
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0));
+    let said = succeeds(database.url(), &["check"]);
+    assert!(said.contains("warning  projections") && said.contains("aggregate_activity, event_type_counts"), "{said}");
 
     client.batch_execute("CREATE ROLE may_nothing LOGIN; CREATE ROLE may_read LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO may_read").unwrap();
     let as_role = |role: &str| database.url().replace("postgres@", &format!("{role}@"));

@@ -130,6 +130,23 @@ fn run_to_does_not_wait_for_later_events() {
     assert!(handled(&mut client, "p") >= 100);
 }
 
+#[test]
+fn run_to_survives_the_loss_of_every_connection() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 100, 10);
+    let (let_go, go_on) = bounded::<()>(0);
+    let worker = with(&database, gated(&go_on)).build().unwrap();
+    let runs = thread::spawn(move || worker.run_to(None, &never(), |_| {}));
+    let_one_go(&let_go);
+    let ends = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    assert!(client.query(ends, &[]).unwrap().len() > 3);
+    drop(let_go);
+    eventually("it returns", SOON, || runs.is_finished().then_some(()));
+    assert!(runs.join().unwrap().unwrap().is_complete());
+    assert_exactly_once(&mut client, "p");
+}
+
 /// A handler that waits until it is let go.
 fn gated(go_on: &Receiver<()>) -> Box<dyn Projection> {
     let go_on = go_on.clone();
