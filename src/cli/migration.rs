@@ -71,3 +71,61 @@ pub(super) fn unless_stopped<T: Send + 'static>(
         recv(shutdown) -> _ => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use postgres::Client;
+
+    use super::*;
+    use crate::database::Database;
+    use crate::event::Event;
+    use crate::projection::Projection;
+    use crate::store::testing;
+
+    struct Nothing;
+
+    impl Projection for Nothing {
+        fn name(&self) -> &str {
+            "nothing"
+        }
+
+        fn handle(&self, _: &mut postgres::Transaction<'_>, _: &Event) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    /// Of two sessions that create a table at once, one fails although it asks whether it is there.
+    #[test]
+    fn migrations_of_the_application_take_turns() {
+        let url = testing::database();
+        let migrate = || {
+            let database = Database::from_url(&url).unwrap();
+            let orchestrator = Orchestrator::builder(database, "set").projection(Nothing).build().unwrap();
+            let count = |client: &mut Client| -> Result<(), BoxError> {
+                let rows: i64 = client.query_one("SELECT count(*) FROM turns", &[])?.get(0);
+                client.execute("INSERT INTO turns VALUES ($1)", &[&rows])?;
+                Ok(())
+            };
+            let table = "CREATE TABLE IF NOT EXISTS turns (number bigint PRIMARY KEY)".to_owned();
+            apply(&orchestrator, vec![Step::Sql(table), Step::Code(Box::new(count))]).map_err(|error| error.to_string())
+        };
+        let outcomes: Vec<_> = thread::scope(|scope| {
+            let migrating: Vec<_> = (0..6).map(|_| scope.spawn(migrate)).collect();
+            migrating.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(outcomes, vec![Ok(()); 6]);
+        let mut client = Client::connect(&url, postgres::NoTls).unwrap();
+        assert_eq!(client.query_one("SELECT count(*) FROM turns", &[]).unwrap().get::<_, i64>(0), 6);
+    }
+
+    #[test]
+    fn a_migration_that_fails_is_the_error() {
+        let database = Database::from_url(&testing::database()).unwrap();
+        let orchestrator = Orchestrator::builder(database, "set").projection(Nothing).build().unwrap();
+        let error = apply(&orchestrator, vec![Step::Sql("CREATE TABLE".to_owned())]).unwrap_err().to_string();
+        assert!(error.starts_with("executing the application's migration failed: syntax error"), "{error}");
+        let fails = |_: &mut Client| Err(BoxError::from("not today"));
+        let error = apply(&orchestrator, vec![Step::Code(Box::new(fails))]).unwrap_err().to_string();
+        assert_eq!(error, "not today");
+    }
+}

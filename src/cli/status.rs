@@ -129,7 +129,8 @@ impl Overview {
             |last| {
                 let Generation { number, state, total_partitions, cause, created_age_seconds } = last;
                 let age = time(*created_age_seconds);
-                format!("{number}, {state}, {total_partitions} partitions, {cause} {age} ago")
+                let plural = if *total_partitions == 1 { "" } else { "s" };
+                format!("{number}, {state}, {total_partitions} partition{plural}, {cause} {age} ago")
             },
         );
         let mut shown = format!(

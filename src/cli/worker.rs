@@ -104,3 +104,62 @@ impl Worker {
         Ok(Program { orchestrator: builder.build()?, migrations: self.migrations })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::super::settings::{DATABASE_URL, all};
+    use super::*;
+    use crate::event::Event;
+    use crate::store::Names;
+
+    struct Nothing;
+
+    impl Projection for Nothing {
+        fn name(&self) -> &str {
+            "nothing"
+        }
+
+        fn handle(&self, _: &mut postgres::Transaction<'_>, _: &Event) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    fn assemble(worker: Worker, flags: &[(&str, &'static str)]) -> Result<Program, Failure> {
+        let given = |variable: &str| {
+            let url = (variable == DATABASE_URL).then_some("postgres://u@h/d");
+            let flag = flags.iter().find(|(name, _)| *name == variable).map(|(_, text)| *text);
+            flag.or(url).map(OsStr::new)
+        };
+        worker.assemble(&Settings::of(&all(), given, |_| None)?)
+    }
+
+    #[test]
+    fn settings_win_over_what_the_application_configures() {
+        let worker = || {
+            let names = Names::default().prefix("theirs_");
+            let worker = Worker::default().projection(Nothing).replica_set("its");
+            worker.configure(|builder| builder.names(names).lanes(3))
+        };
+        let program = assemble(worker(), &[]).ok().unwrap();
+        let shown = format!("{:?}", program.orchestrator);
+        assert_eq!(program.orchestrator.replica_set(), "its");
+        assert!(shown.contains("lanes: 3") && shown.contains("theirs_"), "{shown}");
+
+        let program = assemble(worker(), &[("ORCHESTRATOR_LANES", "2"), (REPLICA_SET, "set")]).ok().unwrap();
+        let shown = format!("{:?}", program.orchestrator);
+        assert_eq!(program.orchestrator.replica_set(), "set");
+        assert!(shown.contains("lanes: 2") && shown.contains("theirs_"), "{shown}");
+    }
+
+    #[test]
+    fn a_worker_without_a_projection_is_refused() {
+        let Err(failure) = assemble(Worker::default(), &[]) else { panic!("it is accepted") };
+        assert!(failure.to_string().contains("at least one projection is needed"), "{failure}");
+        assert_eq!(
+            assemble(Worker::default().projection(Nothing), &[]).ok().unwrap().orchestrator.replica_set(),
+            "main-projections"
+        );
+    }
+}

@@ -231,7 +231,7 @@ impl Connections {
     fn judge(self) -> (Level, String) {
         let Self { own, workers, theirs, others, limit } = self;
         let counted = format!(
-            "a worker needs {own}, the {workers} that run need {theirs}, others have {others}, and there are {limit}"
+            "{limit} are allowed; a worker like this one needs {own}, living workers ({workers}) need {theirs}, others have {others}"
         );
         let remedy = "raise max_connections, or the CONNECTION LIMIT of role or database, or lower lanes";
         if own.max(theirs) > limit {
