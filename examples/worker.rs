@@ -1,128 +1,93 @@
-//! The production worker: reads its settings from the environment, runs two projections, serves
-//! metrics, leaves gracefully on SIGTERM.
+//! The production worker: two projections, and the program around them.
 //!
-//! | variable | default | |
-//! |---|---|---|
-//! | `DATABASE_URL` | required | `postgres://user:password@host:5432/database?sslmode=require` |
-//! | `REPLICA_SET` | `main-projections` | the workers that share the work |
-//! | `METRICS_ADDR` | `0.0.0.0:9090` | port 0 takes any free one; the bound address is logged |
-//! | `STATUS_PAGE` | `on` | `off`: the status page and `/status` are not served beside the metrics |
-//! | `STATUS_HOSTS` | none | host names under which both are served, besides `localhost` and IP addresses: `ops.example,status.example` |
-//! | `RUST_LOG` | `info` | |
-//!
-//! The options of the library, which `Builder` documents:
-//!
-//! | variable | default | value |
-//! |---|---|---|
-//! | `ORCHESTRATOR_HEARTBEAT_INTERVAL` | 5 s | a duration such as 500ms, 10s or 2m |
-//! | `ORCHESTRATOR_STALE_WORKER_TIMEOUT` | 30 s | a duration such as 500ms, 10s or 2m |
-//! | `ORCHESTRATOR_SESSION_LOSS_GRACE` | 1 s | a duration such as 500ms, 10s or 2m, or off |
-//! | `ORCHESTRATOR_COORDINATION_TIMEOUT` | 60 s | a duration such as 500ms, 10s or 2m |
-//! | `ORCHESTRATOR_POLL_INTERVAL` | 1 s | a duration such as 500ms, 10s or 2m |
-//! | `ORCHESTRATOR_REGISTRATION_WAIT` | 1 s | a duration such as 500ms, 10s or 2m |
-//! | `ORCHESTRATOR_DATABASE_WAIT` | 1 min | a duration such as 500ms, 10s or 2m |
-//! | `ORCHESTRATOR_LEAVE_TIMEOUT` | 20 s | a duration such as 500ms, 10s or 2m |
-//! | `ORCHESTRATOR_READY_WHILE_HALTED` | off | on or off |
-//! | `ORCHESTRATOR_EVENT_POLL` | 5 ms and 250 ms | two durations such as 5ms..250ms |
-//! | `ORCHESTRATOR_BATCH_SIZE` | 2000 | a whole number such as 1000 |
-//! | `ORCHESTRATOR_BATCH_TIME` | 250 ms | a duration such as 500ms, 10s or 2m |
-//! | `ORCHESTRATOR_BATCH_BYTES` | 8 MiB | a number of bytes such as 8388608, 64KiB or 8MiB |
-//! | `ORCHESTRATOR_MAX_EVENT_BYTES` | 64 MiB | a number of bytes such as 8388608, 64KiB or 8MiB |
-//! | `ORCHESTRATOR_LANES` | 1 | a whole number such as 1000 |
-//! | `ORCHESTRATOR_POOL_SIZE` | two for each lane of each projection | a whole number such as 1000 |
-//! | `ORCHESTRATOR_RETRY_ATTEMPTS` | 8 | a whole number such as 1000 |
-//! | `ORCHESTRATOR_RETRY_FIRST_DELAY` | 100 ms | a duration such as 500ms, 10s or 2m |
-//! | `ORCHESTRATOR_RETRY_LONGEST_DELAY` | 30 s | a duration such as 500ms, 10s or 2m |
-//! | `ORCHESTRATOR_RETRY_HALTED_INTERVAL` | 1 min | a duration such as 500ms, 10s or 2m, or off |
-//!
-//! With the argument `migrate` it only creates the tables, or brings them up to date, and exits: as
-//! a user who may, for workers whose user may not.
-//!
-//! Exit codes: 0 after a graceful stop, 1 when the worker failed, 2 when a setting is missing or
-//! wrong. A second SIGTERM or SIGINT ends the process at once: what it has not committed is done by
-//! others.
+//! `worker --help` lists its commands and settings; `pupsourcing_orchestrator::cli` documents them.
+//! `DATABASE_URL` is needed, all else has a default. It serves metrics, and leaves gracefully on
+//! SIGTERM.
 
 use std::process::ExitCode;
-use std::thread;
 
-use crossbeam_channel::{Receiver, bounded, select};
-use pupsourcing_orchestrator::{BoxError, Database, Metrics, MetricsServer, Orchestrator};
-
-#[path = "support/app.rs"]
-mod app;
-#[path = "support/read_models.rs"]
-mod read_models;
-#[path = "support/settings.rs"]
-mod settings;
-
-use read_models::{AggregateActivity, EventTypeCounts};
+use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, Tx, cli};
 
 fn main() -> ExitCode {
-    app::main(run)
+    cli::main(|worker| {
+        worker.batch_projection(EventTypeCounts).batch_projection(AggregateActivity).migration_sql(TABLES)
+    })
 }
 
-fn run() -> Result<(), BoxError> {
-    let migrate_only = migrate_only()?;
-    let database = Database::from_url(&app::database_url()?)?;
-    let replica_set = app::setting("REPLICA_SET")?.unwrap_or_else(|| "main-projections".into());
-    let address = app::setting("METRICS_ADDR")?.unwrap_or_else(|| "0.0.0.0:9090".into());
-    let metrics = Metrics::new()?;
-    let builder = Orchestrator::builder(database.clone(), replica_set)
-        .batch_projection(EventTypeCounts)
-        .projection(AggregateActivity)
-        .metrics(metrics.clone());
-    let orchestrator = builder.options_from_env("ORCHESTRATOR_")?.build()?;
-    let shutdown = app::shutdown_signal()?;
-    if migrate_only {
-        let migrated = unless_stopped(&shutdown, move || migrate(&database, &orchestrator))?;
-        return migrated.ok_or_else(|| "stopped before the tables were up to date".into());
+/// Counts events by type.
+pub(crate) struct EventTypeCounts;
+
+impl BatchProjection for EventTypeCounts {
+    fn name(&self) -> &'static str {
+        "event_type_counts"
     }
-    let status_page = settings::switch("STATUS_PAGE")?.unwrap_or(true);
-    let hosts = app::setting("STATUS_HOSTS")?.unwrap_or_default();
-    let _server = MetricsServer::builder(metrics)
-        .status_page(status_page)
-        .allow_hosts(hosts.split(','))
-        .watch(orchestrator.health())
-        .bind(&address)?;
 
-    let start = move || {
-        migrate(&database, &orchestrator)?;
-        Ok(orchestrator.start()?)
-    };
-    let Some(handle) = unless_stopped(&shutdown, start)? else { return Ok(()) };
-    // The server answers until the worker has left.
-    Ok(handle.run_until(&shutdown)?)
-}
-
-/// Whether the program was called with the argument `migrate`.
-fn migrate_only() -> Result<bool, app::Wrong> {
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    match arguments.as_slice() {
-        [] => Ok(false),
-        [only] if only == "migrate" => Ok(true),
-        _ => {
-            let shown: Vec<String> = arguments.iter().map(|argument| app::shown(&argument.to_string_lossy())).collect();
-            Err(app::Wrong(format!("the arguments are [{}]: none is needed, or migrate", shown.join(", "))))
-        }
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        let types: Vec<&str> = events.iter().map(Event::event_type).collect();
+        // In the order of the key: workers that count the same types at once then lock the rows in
+        // one order. They wait for one another, but never in a circle.
+        tx.execute(
+            "INSERT INTO event_type_counts AS c (event_type, events)
+             SELECT t, count(*) FROM unnest($1::text[]) AS t GROUP BY t ORDER BY t
+             ON CONFLICT (event_type) DO UPDATE SET events = c.events + excluded.events",
+            &[&types],
+        )?;
+        Ok(events.len())
     }
 }
 
-/// Does what may take long, or returns none as soon as the process is to stop: a pod need not wait
-/// for a slow server or for another pod's migration.
-fn unless_stopped<T: Send + 'static>(
-    shutdown: &Receiver<()>,
-    work: impl FnOnce() -> Result<T, BoxError> + Send + 'static,
-) -> Result<Option<T>, BoxError> {
-    let (sender, done) = bounded(1);
-    thread::Builder::new().name("start".into()).spawn(move || sender.send(work()))?;
-    select! {
-        recv(done) -> done => Ok(Some(done??)),
-        recv(shutdown) -> _ => Ok(None),
+/// Follows every aggregate: how many events it has, its version, and whether they came in order.
+pub(crate) struct AggregateActivity;
+
+impl BatchProjection for AggregateActivity {
+    fn name(&self) -> &'static str {
+        "aggregate_activity"
+    }
+
+    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        let contexts: Vec<&str> = events.iter().map(Event::bounded_context).collect();
+        let types: Vec<&str> = events.iter().map(Event::aggregate_type).collect();
+        let ids: Vec<&str> = events.iter().map(Event::aggregate_id).collect();
+        let versions: Vec<i64> = events.iter().map(Event::aggregate_version).collect();
+        // An aggregate belongs to one worker, so no other one changes its row meanwhile. In the
+        // order of the key all the same: then neighbours in the index are written together.
+        tx.execute(
+            "WITH event AS (
+                 SELECT *, lag(version) OVER (PARTITION BY bounded_context, aggregate_type, aggregate_id ORDER BY n) AS before
+                 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) WITH ORDINALITY
+                     AS event (bounded_context, aggregate_type, aggregate_id, version, n)
+             )
+             INSERT INTO aggregate_activity AS a (bounded_context, aggregate_type, aggregate_id, events, last_version, out_of_order)
+             SELECT bounded_context, aggregate_type, aggregate_id, count(*), (array_agg(version ORDER BY n DESC))[1],
+                    count(*) FILTER (WHERE version <> coalesce(event.before, known.last_version, 0) + 1)
+             FROM event LEFT JOIN aggregate_activity AS known USING (bounded_context, aggregate_type, aggregate_id)
+             GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+             ON CONFLICT (bounded_context, aggregate_type, aggregate_id) DO UPDATE SET
+                 events = a.events + excluded.events,
+                 last_version = excluded.last_version,
+                 out_of_order = a.out_of_order + excluded.out_of_order",
+            &[&contexts, &types, &ids, &versions],
+        )?;
+        Ok(events.len())
     }
 }
 
-/// Creates what is not there yet.
-fn migrate(database: &Database, orchestrator: &Orchestrator) -> Result<(), BoxError> {
-    orchestrator.migrate()?;
-    read_models::create(database)
-}
+/// Looks the tables up first: `CREATE TABLE IF NOT EXISTS` asks for the privilege to create even
+/// where there is nothing to create.
+pub(crate) const TABLES: &str = "
+DO $$ BEGIN
+IF to_regclass('event_type_counts') IS NULL THEN
+    CREATE TABLE event_type_counts (event_type text PRIMARY KEY, events bigint NOT NULL);
+END IF;
+IF to_regclass('aggregate_activity') IS NULL THEN
+    CREATE TABLE aggregate_activity (
+        bounded_context text,
+        aggregate_type text,
+        aggregate_id text,
+        events bigint NOT NULL,
+        last_version bigint NOT NULL,
+        out_of_order bigint NOT NULL DEFAULT 0,
+        PRIMARY KEY (bounded_context, aggregate_type, aggregate_id)
+    );
+END IF;
+END $$";

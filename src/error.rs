@@ -165,6 +165,16 @@ pub enum Error {
         claimant: String,
     },
 
+    /// A projection does not get to the position to which it was to [run](crate::Orchestrator::run_to): it has
+    /// halted, on this worker or on another, or it is paused, or its checkpoints were changed by hand.
+    #[error("projection {projection:?} {problem}")]
+    ProjectionStopped {
+        /// The projection's name.
+        projection: String,
+        /// Why it stands still: the handler's error, for example.
+        problem: String,
+    },
+
     /// The HTTP server could not be started.
     #[error("cannot serve HTTP on {address:?}")]
     #[non_exhaustive]
@@ -460,7 +470,7 @@ macro_rules! shown {
     };
 }
 
-shown!(ToString::to_string: str, String, Arc<str>, usize);
+shown!(ToString::to_string: str, String, Arc<str>, usize, i32, i64, u64);
 shown!(describe_any: Error, postgres::Error, prometheus::Error, std::io::Error);
 
 /// For the log, where a line is a line, of bounded length, whatever a handler's error or panic says.

@@ -7,6 +7,9 @@
 
 mod backoff;
 mod blocking;
+mod catch_up;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod config;
 mod context;
 mod coordinator;
@@ -17,6 +20,7 @@ mod error;
 mod event;
 mod event_store;
 mod feed;
+mod goal;
 mod health;
 #[cfg(feature = "http")]
 mod http;
@@ -41,6 +45,7 @@ mod trust;
 mod tx;
 mod watch;
 
+pub use catch_up::Progress;
 pub use config::Retry;
 pub use database::{AsClient, Connection, Database};
 pub use error::{BoxError, Error};

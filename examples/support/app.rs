@@ -2,12 +2,10 @@
 #![allow(dead_code, reason = "several programs compile this file, and few of them call every function")]
 
 use std::process::ExitCode;
-use std::thread;
 
-use crossbeam_channel::{Receiver, bounded};
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use pupsourcing_orchestrator::cli::shutdown_signal;
 use pupsourcing_orchestrator::{BoxError, Error};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 /// A setting that is missing or cannot be understood.
 #[derive(Debug)]
@@ -67,22 +65,4 @@ pub(crate) fn database_url() -> Result<String, Wrong> {
         let example = "postgres://user:password@host:5432/database?sslmode=require";
         Wrong(format!("DATABASE_URL is not set: it says where the events are, such as {example}"))
     })
-}
-
-/// Becomes ready with the first SIGTERM or SIGINT. A second one ends the process at once, whatever it is busy with.
-pub(crate) fn shutdown_signal() -> std::io::Result<Receiver<()>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let (sender, receiver) = bounded(1);
-    thread::Builder::new().name("signals".into()).spawn(move || {
-        let mut signals = signals.forever();
-        if let Some(signal) = signals.next() {
-            log::info!("stopping: signal={signal}");
-            _ = sender.send(());
-        }
-        if let Some(signal) = signals.next() {
-            log::warn!("exiting at once: signal={signal}");
-            std::process::exit(128 + signal);
-        }
-    })?;
-    Ok(receiver)
 }

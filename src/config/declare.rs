@@ -7,12 +7,12 @@ use crate::error::Error;
 pub(crate) struct Declared {
     pub(crate) name: &'static str,
     pub(crate) form: Form,
-    /// What the tables in the documentation must show.
-    #[cfg(test)]
+    /// What `--help` shows, and the tables in the documentation.
+    #[cfg(any(test, feature = "cli"))]
     pub(crate) documented: Documented,
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "cli"))]
 pub(crate) struct Documented {
     pub(crate) default: &'static str,
     pub(crate) bounds: &'static str,
@@ -66,7 +66,7 @@ macro_rules! declare {
                 declared: Declared {
                     name: concat!($prefix, stringify!($name)),
                     form: <$Value as Value>::FORM,
-                    #[cfg(test)]
+                    #[cfg(any(test, feature = "cli"))]
                     documented: crate::config::declare::Documented {
                         default: stringify!($($default)+),
                         bounds: stringify!($($bounds)+),

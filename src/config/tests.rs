@@ -125,16 +125,6 @@ fn the_readme_lists_the_options_as_declared() {
     assert_table("README.md", "", &format!("{heads}{}", rows.collect::<String>()));
 }
 
-#[test]
-fn the_worker_lists_the_variables_of_the_options_as_declared() {
-    let rows = Config::declared().map(|option| {
-        let variable = variable("ORCHESTRATOR_", option.name);
-        format!("| `{variable}` | {} | {} |\n", option.documented.default, option.form)
-    });
-    let heads = "| variable | default | value |\n|---|---|---|\n";
-    assert_table("examples/worker.rs", "//! ", &format!("{heads}{}", rows.collect::<String>()));
-}
-
 /// The first paragraph of an option's documentation.
 fn summary(option: &Declared) -> String {
     let lines = option.documented.about.iter().map(|line| line.trim());

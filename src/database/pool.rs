@@ -390,7 +390,11 @@ impl Trouble {
     fn keep(&self, problem: &Problem) {
         *self.last.lock() = Some(format!("no connection to {}: {problem}", self.target));
         if self.mentions.lock().is_due() {
-            log::warn!("pool has no connection: database={} error={}", field(&self.target), field(&problem.to_string()));
+            log::warn!(
+                "pool has no connection: database={} error={}",
+                field(&self.target),
+                field(&problem.to_string())
+            );
         }
     }
 }

@@ -95,8 +95,13 @@ impl Builder {
     ///
     /// [`Error::InvalidConfig`] names the option, the text and the right form. Bounds are checked
     /// by [`build`](Self::build).
-    pub fn option(mut self, name: &str, text: &str) -> Result<Self, Error> {
-        self.config.set(name, name, text)?;
+    pub fn option(self, name: &str, text: &str) -> Result<Self, Error> {
+        self.option_called(name, name, text)
+    }
+
+    /// Sets an option from text. Errors call it `called`.
+    pub(crate) fn option_called(mut self, name: &str, called: &str, text: &str) -> Result<Self, Error> {
+        self.config.set(name, called, text)?;
         Ok(self)
     }
 

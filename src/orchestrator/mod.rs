@@ -2,10 +2,13 @@
 //! only module that knows every other.
 
 mod builder;
+#[cfg(feature = "cli")]
+mod checkup;
 mod handle;
 mod hosted;
 mod reach;
 mod register;
+mod run_to;
 mod start;
 mod worker;
 

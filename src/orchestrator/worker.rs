@@ -6,12 +6,13 @@ use super::handle::{Handle, probe};
 use super::hosted::Hosted;
 use super::reach::{Outcome, elsewhere, once_reached, settled};
 use super::register::register;
-use super::start::Start;
+use super::start::{RunTo, Start};
 use crate::backoff::Mentions;
 use crate::config::Config;
 use crate::context::Context;
 use crate::database::Database;
 use crate::error::Error;
+use crate::goal::Goal;
 use crate::health::NotReady;
 use crate::metrics::{Metrics, ReplicaSetMetrics, WorkerMetrics};
 use crate::overview::Overview;
@@ -113,7 +114,7 @@ impl Orchestrator {
     /// [`Error::InvalidConfig`] if a replica set of the same name, but of another database, reports
     /// to the same [`Metrics`]. Then no thread runs and the worker is not registered.
     pub fn start(self) -> Result<Handle, Error> {
-        let (handle, started) = self.begin()?;
+        let (handle, started) = self.begin(None)?;
         settled(&started)?;
         Ok(handle)
     }
@@ -127,7 +128,7 @@ impl Orchestrator {
     ///
     /// Those of [`start`](Self::start), and those of [`Handle::join`].
     pub fn run(self, shutdown: &Receiver<()>) -> Result<(), Error> {
-        let (handle, started) = self.begin()?;
+        let (handle, started) = self.begin(None)?;
         select! {
             recv(started) -> outcome => outcome.unwrap_or_else(|_| settled(&started))?,
             recv(shutdown) -> _ => return handle.give_up(&started),
@@ -137,7 +138,7 @@ impl Orchestrator {
 
     /// Begins the start on a thread of its own. If it fails, the drop of the handle ends the
     /// threads.
-    fn begin(self) -> Result<(Handle, Outcome<()>), Error> {
+    pub(super) fn begin(self, run_to: Option<RunTo>) -> Result<(Handle, Outcome<()>), Error> {
         let handle = Handle {
             crew: self.crew.clone(),
             board: self.board.clone(),
@@ -148,6 +149,7 @@ impl Orchestrator {
         let started = elsewhere("pup-start", move || {
             let (registration, wait) = (self.registration(), self.config.database_wait);
             let (metrics, own_metrics) = self.report()?;
+            let (goal, crossed) = Goal::nowhere();
             let context = Context {
                 metrics,
                 database: self.database,
@@ -155,7 +157,9 @@ impl Orchestrator {
                 sessions: registration.sessions,
                 stop: self.crew.stop().clone(),
                 board: self.board,
+                goal,
             };
+            let up_to = run_to.as_ref().map(|run_to| run_to.position);
             let start = Start {
                 context: context.clone(),
                 metrics: own_metrics,
@@ -166,9 +170,12 @@ impl Orchestrator {
                 overview: self.overview,
                 coordination: self.coordination,
             };
+            if let Some(run_to) = run_to {
+                start.watch_progress(run_to.reports, crossed)?;
+            }
             let prepared = start.threads(self.gate)?;
             let attempt = || {
-                let registered = register(&context, &registration, &prepared.pool);
+                let registered = register(&context, &registration, &prepared.pool, up_to);
                 // Attempts of the pool may have succeeded since the worker gave them up.
                 registered.inspect_err(|_| prepared.pool.close_idle())
             };
@@ -190,7 +197,14 @@ impl Orchestrator {
         Ok((metrics, own))
     }
 
-    fn registration(&self) -> Registration {
+    pub(super) fn sessions(&self) -> Sessions {
+        match self.config.session_loss_grace {
+            Some(_) => Sessions::Own(self.board.worker_id()),
+            None => Sessions::Shared,
+        }
+    }
+
+    pub(super) fn registration(&self) -> Registration {
         Registration {
             worker: self.board.worker_id(),
             replica_set: self.config.replica_set.clone(),
@@ -198,10 +212,7 @@ impl Orchestrator {
             pid: i32::try_from(std::process::id()).unwrap_or(0),
             projections: self.projections.iter().map(|hosted| hosted.known.clone()).collect(),
             lanes: self.config.lanes,
-            sessions: match self.config.session_loss_grace {
-                Some(_) => Sessions::Own(self.board.worker_id()),
-                None => Sessions::Shared,
-            },
+            sessions: self.sessions(),
             stale_worker_timeout: self.config.stale_worker_timeout,
         }
     }

@@ -7,6 +7,8 @@
 //! ([`merge`](super::fence::merge)). Positions are moved by [`fence`](super::fence) alone. Whatever
 //! changes whose a row is gives it a new token.
 
+#[cfg(feature = "cli")]
+use postgres::types::ToSql;
 use postgres::types::Type;
 use postgres::{Client, Transaction};
 
@@ -84,15 +86,46 @@ fn owner_of(
     if inserted == 1 {
         return Ok(None);
     }
-    let sql = names.sql(
-        "SELECT replica_set, EXISTS (
-             SELECT FROM {workers} w WHERE w.replica_set = p.replica_set AND w.state <> 'stopped' AND p.name = ANY (w.projections)
-             AND w.last_heartbeat > clock_timestamp() - $2 * interval '1 second')
-         FROM {projections} p WHERE name = $1 FOR UPDATE",
+    let sql = names.sql_with(
+        "SELECT replica_set, {lives} FROM {projections} p WHERE name = $1 FOR UPDATE",
+        &[("lives", &lives_sql(names))],
     );
     let stale_after = worker.stale_worker_timeout.as_secs_f64();
     let row = tx.query_typed_one(&sql, &[(&projection, Type::TEXT), (&stale_after, Type::FLOAT8)])?;
     Ok(Some((row.get(0), row.get(1))))
+}
+
+/// Whether a living worker of the replica set to which projection `p` belongs knows it, in SQL. `$2`
+/// is the time in seconds after which a silent worker is dead.
+fn lives_sql(names: &Names) -> String {
+    names.sql(
+        "EXISTS (SELECT FROM {workers} w WHERE w.replica_set = p.replica_set AND w.state <> 'stopped' AND p.name = ANY (w.projections)
+                 AND w.last_heartbeat > clock_timestamp() - $2 * interval '1 second')",
+    )
+}
+
+/// Refuses projections that belong to a replica set that lives, as [`claim`] does, but changes
+/// nothing. Returns those that would be taken over from one that does not.
+#[cfg(feature = "cli")]
+pub(crate) fn verify_claims(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    worker: &Registration,
+) -> Result<Vec<String>, Error> {
+    let sql = names.sql_with(
+        "SELECT name, replica_set, {lives} AS lives FROM {projections} p WHERE name = ANY ($1) AND replica_set <> $3 ORDER BY lives DESC, name",
+        &[("lives", &lives_sql(names))],
+    );
+    let (projections, stale_after) = (Known::names(&worker.projections), worker.stale_worker_timeout.as_secs_f64());
+    let values: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&projections, Type::TEXT_ARRAY), (&stale_after, Type::FLOAT8), (&worker.replica_set, Type::TEXT)];
+    let rows = tx.query_typed(&sql, &values).map_err(Error::database("reading who has the projections"))?;
+    if let Some(row) = rows.iter().find(|row| row.get(2)) {
+        let claimant = worker.replica_set.clone();
+        return Err(Error::ProjectionClaimed { projection: row.get(0), owner: row.get(1), claimant });
+    }
+    continuity::verify(tx, names, &worker.projections)?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 fn begin(tx: &mut Transaction<'_>, names: &Names, projection: &str, start: StartAt) -> Result<(), postgres::Error> {

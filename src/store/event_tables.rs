@@ -60,12 +60,16 @@ const ENCODINGS: &[&str] = &[
 
 /// Refuses tables with a shape with which the library cannot work. Reads only catalogs.
 pub(crate) fn shape(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
+    tables(client, names)?;
+    sequence(client, names)
+}
+
+pub(super) fn tables(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     encoding(client)?;
     kind(client, names)?;
     columns(client, &names.events().to_string(), names.events_name(), EVENT_COLUMNS)?;
     columns(client, &names.aggregate_heads().to_string(), names.aggregate_heads_name(), HEAD_COLUMNS)?;
-    uniqueness(client, names)?;
-    sequence(client, names)
+    uniqueness(client, names)
 }
 
 fn refuse(problem: String) -> Result<(), Error> {
@@ -227,7 +231,7 @@ fn uniqueness(client: &mut impl GenericClient, names: &Names) -> Result<(), Erro
 
 /// Refuses a sequence that does not hand out each position once and in ascending order, on which
 /// the safe head relies.
-fn sequence(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
+pub(super) fn sequence(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     let found = sequence::find(client, names).map_err(Error::database("reading the sequence of the positions"))?;
     let Some(sequence) = found else { return Ok(()) };
     let name = &sequence.name;

@@ -178,6 +178,38 @@ pub(crate) fn applied(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<
     Ok(version.zip(works_from).map(|(version, works_from)| Applied { version, works_from }))
 }
 
+/// Reads the version of the schema. That there is none, or that this library does not work with it,
+/// is an error.
+pub(crate) fn required(tx: &mut Transaction<'_>, names: &Names) -> Result<Applied, Error> {
+    let Some(applied) = applied(tx, names)? else {
+        return Err(Error::Schema {
+            problem: format!(
+                "there is no table {}: create it with Orchestrator::migrate(), or apply Names::schema_sql()",
+                names.migrations()
+            ),
+        });
+    };
+    applied.verify_works()?;
+    Ok(applied)
+}
+
+/// Waits until no other process executes the application's migration, and begins the transaction
+/// that keeps them out.
+#[cfg(feature = "cli")]
+pub(crate) fn turn_of_application<'c>(client: &'c mut Client, names: &Names) -> Result<Transaction<'c>, Error> {
+    let doing = "waiting for the application's migration in another process";
+    let mut tx = client.transaction().map_err(Error::database(doing))?;
+    // The transaction is idle for as long as the migration takes.
+    let key = format!("the application beside {}", names.migrations());
+    tx.batch_execute("SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = 0")
+        .and_then(|()| {
+            let sql = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 0))";
+            tx.query_typed(sql, &[(&key, Type::TEXT)])
+        })
+        .map_err(Error::database(doing))?;
+    Ok(tx)
+}
+
 fn preamble(names: &Names) -> String {
     let mut own: Vec<String> =
         Own::ALL.iter().map(|own| format!("pg_catalog.to_regclass('{}')", names.own(*own))).collect();

@@ -7,6 +7,8 @@
 
 pub(crate) mod attempts;
 pub(crate) mod checkpoints;
+#[cfg(feature = "cli")]
+pub(crate) mod checkup;
 pub(crate) mod continuity;
 pub(crate) mod coordination;
 mod deal;
@@ -26,6 +28,7 @@ pub(crate) mod overview;
 pub(crate) mod preflight;
 pub(crate) mod prepared;
 mod privileges;
+pub(crate) mod progress;
 mod registration;
 pub(crate) mod safe_head;
 pub(crate) mod sequence;

@@ -1,7 +1,7 @@
 //! An overview of the whole replica set, for operators. The database server produces the JSON,
 //! which is passed on unchanged.
 
-use postgres::Client;
+use postgres::GenericClient;
 use postgres::types::{Json, Type};
 use serde_json::value::RawValue;
 
@@ -15,7 +15,11 @@ const STOPPED_SHOWN: &str = "1 minute";
 
 /// Loads a replica set's generations, workers and projections, as JSON.
 /// [`MetricsServer`](crate::MetricsServer) documents its fields.
-pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Result<Box<RawValue>, postgres::Error> {
+pub(crate) fn load(
+    client: &mut impl GenericClient,
+    names: &Names,
+    replica_set: &str,
+) -> Result<Box<RawValue>, postgres::Error> {
     let sql = names.sql_with(
         include_str!("sql/overview.sql"),
         &[

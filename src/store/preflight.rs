@@ -11,8 +11,23 @@ use crate::error::{Error, describe, field, is_of_pooler};
 /// The first version with multiranges is PostgreSQL 14.
 const OLDEST_SERVER: i32 = 140_000;
 
+/// What decides whether a server can run this library.
+#[derive(Debug)]
+pub(crate) struct Version {
+    number: i32,
+    pub(crate) text: String,
+    is_in_recovery: bool,
+}
+
 /// Refuses a server that cannot run this library.
 pub(crate) fn server(client: &mut Client) -> Result<(), Error> {
+    let version = version(client)?;
+    version.is_supported()?;
+    version.is_primary()
+}
+
+/// Asks for the server's version.
+pub(crate) fn version(client: &mut Client) -> Result<Version, Error> {
     let row = client
         .query_typed_one(
             "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int4,
@@ -20,19 +35,22 @@ pub(crate) fn server(client: &mut Client) -> Result<(), Error> {
             &[],
         )
         .map_err(Error::database("asking for the server's version"))?;
-    usable(row.get(0), row.get(1), row.get(2))
+    Ok(Version { number: row.get(0), text: row.get(1), is_in_recovery: row.get(2) })
 }
 
-fn usable(number: i32, version: &str, in_recovery: bool) -> Result<(), Error> {
-    if number < OLDEST_SERVER {
-        return Err(Error::UnsupportedServer {
-            problem: format!("it is PostgreSQL {version}, and version 14 or later is needed"),
-        });
+impl Version {
+    pub(crate) fn is_supported(&self) -> Result<(), Error> {
+        if self.number < OLDEST_SERVER {
+            return Err(Error::UnsupportedServer {
+                problem: format!("it is PostgreSQL {}, and version 14 or later is needed", self.text),
+            });
+        }
+        Ok(())
     }
-    if in_recovery {
-        return Err(Error::InRecovery);
+
+    pub(crate) fn is_primary(&self) -> Result<(), Error> {
+        if self.is_in_recovery { Err(Error::InRecovery) } else { Ok(()) }
     }
-    Ok(())
 }
 
 /// What to do about a pooler that gives each transaction another session.
@@ -125,15 +143,7 @@ impl Warning {
 /// Otherwise returns the warnings. `path` is the application's.
 pub(crate) fn schema(session: &mut Session, names: &Names, path: &[String]) -> Result<Vec<Warning>, Error> {
     let mut tx = session.transaction().map_err(Error::database("verifying the schema"))?;
-    let Some(applied) = migrations::applied(&mut tx, names)? else {
-        return Err(Error::Schema {
-            problem: format!(
-                "there is no table {}: create it with Orchestrator::migrate(), or apply Names::schema_sql()",
-                names.migrations()
-            ),
-        });
-    };
-    applied.verify_works()?;
+    migrations::required(&mut tx, names)?;
     privileges::to_work(&mut tx, names)?;
     for own in Own::ALL {
         event_tables::visible(&mut tx, &names.own(own).to_string())?;
@@ -147,7 +157,7 @@ pub(crate) fn schema(session: &mut Session, names: &Names, path: &[String]) -> R
     Ok(warnings)
 }
 
-fn writable_schemas(tx: &mut Transaction<'_>, path: &[String]) -> Result<Vec<Warning>, postgres::Error> {
+pub(super) fn writable_schemas(tx: &mut Transaction<'_>, path: &[String]) -> Result<Vec<Warning>, postgres::Error> {
     let rows = tx.query_typed(
         "SELECT n.nspname::text, string_agg(DISTINCT coalesce(r.rolname::text, 'PUBLIC'), ', ')
          FROM pg_namespace n JOIN pg_database d ON d.datname = current_database()
@@ -163,7 +173,7 @@ fn writable_schemas(tx: &mut Transaction<'_>, path: &[String]) -> Result<Vec<War
     Ok(rows.iter().map(|row| Warning::WritableSchema { schema: row.get(0), roles: row.get(1) }).collect())
 }
 
-fn sequence_warning(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<Warning>, postgres::Error> {
+pub(super) fn sequence_warning(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<Warning>, postgres::Error> {
     Ok(match sequence::find(tx, names)? {
         None => Some(Warning::NoSequence { table: names.events().to_string() }),
         Some(sequence) if !sequence.is_readable => Some(Warning::UnreadableSequence {
@@ -174,7 +184,7 @@ fn sequence_warning(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<Wa
     })
 }
 
-fn hash_probe(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
+pub(super) fn hash_probe(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
     let sql = names.sql("SELECT count(*) FROM {migrations} WHERE hash_probe <> {hash_probe}");
     let different: i64 =
         tx.query_one(&sql, &[]).map_err(Error::database("comparing the server's hash function"))?.get(0);
@@ -236,15 +246,17 @@ mod tests {
 
     #[test]
     fn an_old_server_and_a_standby_are_refused() {
+        let version = |number, text: &str, is_in_recovery| Version { number, text: text.into(), is_in_recovery };
         // Its standby is no better.
-        for in_recovery in [false, true] {
-            let error = usable(130_023, "13.23 (Debian 13.23-1)", in_recovery).unwrap_err();
+        for is_in_recovery in [false, true] {
+            let error = version(130_023, "13.23 (Debian 13.23-1)", is_in_recovery).is_supported().unwrap_err();
             let old = error.to_string();
             assert!(old.contains("PostgreSQL 13.23") && old.contains("version 14 or later is needed"), "{old}");
             assert!(!error.is_away());
         }
-        assert!(matches!(usable(140_000, "14.0", true), Err(Error::InRecovery)));
-        usable(140_000, "14.0", false).unwrap();
-        usable(180_001, "18.1", false).unwrap();
+        assert!(matches!(version(140_000, "14.0", true).is_primary(), Err(Error::InRecovery)));
+        version(140_000, "14.0", false).is_supported().unwrap();
+        version(140_000, "14.0", false).is_primary().unwrap();
+        version(180_001, "18.1", false).is_supported().unwrap();
     }
 }

@@ -10,20 +10,48 @@ use crate::error::Error;
 /// Refuses to work as a user who may not read or write what a worker reads and writes. The
 /// privileges for reading the schema's version have been checked by [`to_read`].
 pub(super) fn to_work(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
-    for schema in ["\"{schema}\"", "\"{events_schema}\""] {
-        demand(tx, Object::Schema, &names.sql(schema), "USAGE")?;
+    needed(names).iter().try_for_each(|(object, name, privilege)| demand(tx, *object, name, privilege))
+}
+
+/// Returns the privileges that a worker needs and this user lacks, as errors. Without the use of a
+/// schema it does not look into it.
+#[cfg(feature = "cli")]
+pub(super) fn missing(tx: &mut Transaction<'_>, names: &Names) -> Result<Vec<Error>, Error> {
+    let mut missing = Vec::new();
+    for (object, name, privilege) in needed(names) {
+        if matches!(object, Object::Table) && missing.iter().any(is_of_schema) {
+            break;
+        }
+        match demand(tx, object, &name, privilege) {
+            Ok(()) => {}
+            Err(lacking @ Error::MissingPrivilege { .. }) => missing.push(lacking),
+            Err(error) => return Err(error),
+        }
     }
-    demand(tx, Object::Table, &names.events().to_string(), "SELECT")?;
+    Ok(missing)
+}
+
+#[cfg(feature = "cli")]
+fn is_of_schema(lacking: &Error) -> bool {
+    matches!(lacking, Error::MissingPrivilege { object, .. } if object.starts_with(Object::Schema.kind()))
+}
+
+/// The privileges that a worker needs: schemas first, because their tables cannot be looked up
+/// without.
+fn needed(names: &Names) -> Vec<(Object, String, &'static str)> {
+    let schemas = ["\"{schema}\"", "\"{events_schema}\""].map(|schema| names.sql(schema));
+    let mut needed: Vec<_> = schemas.into_iter().map(|schema| (Object::Schema, schema, "USAGE")).collect();
+    needed.push((Object::Table, names.events().to_string(), "SELECT"));
     for own in [Own::ReplicaSets, Own::Generations, Own::Workers, Own::Projections, Own::Checkpoints] {
         let table = names.own(own).to_string();
         for privilege in ["SELECT", "INSERT", "UPDATE", "DELETE"] {
             // Replica sets and projections are never deleted.
             if privilege != "DELETE" || !matches!(own, Own::ReplicaSets | Own::Projections) {
-                demand(tx, Object::Table, &table, privilege)?;
+                needed.push((Object::Table, table.clone(), privilege));
             }
         }
     }
-    Ok(())
+    needed
 }
 
 /// Refuses a user who may not read the migrations. Returns false if there are none.

@@ -193,6 +193,18 @@ impl Session {
         Ok(tx)
     }
 
+    /// Begins a transaction that only reads, also on a standby.
+    #[cfg(feature = "cli")]
+    pub(crate) fn reading(&mut self) -> Result<Transaction<'_>, postgres::Error> {
+        let local = (self.sessions == Sessions::Shared).then(|| self.local_settings());
+        let mut tx =
+            self.client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(true).start()?;
+        if let Some(settings) = local {
+            tx.batch_execute(&settings)?;
+        }
+        Ok(tx)
+    }
+
     /// Begins a transaction of the library on a connection for handlers. A policy that hides rows
     /// is an error, and the time to wait for a lock is limited as elsewhere.
     pub(crate) fn transaction_without_policies(&mut self) -> Result<Transaction<'_>, postgres::Error> {

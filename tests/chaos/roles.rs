@@ -1,11 +1,11 @@
 //! The roles under which everything runs: those of `examples/postgres/roles.sql`, with exactly its grants.
 
 use postgres::{Client, NoTls};
-use pupsourcing_orchestrator::{Database, Names};
+use pupsourcing_orchestrator::Names;
 
-#[allow(dead_code, reason = "the projections are the worker's")]
-#[path = "../../examples/support/read_models.rs"]
-mod read_models;
+#[allow(dead_code, reason = "only its tables are needed")]
+#[path = "../../examples/worker.rs"]
+mod worker;
 
 pub(crate) const WORKER: &str = "shop_worker";
 pub(crate) const APPENDER: &str = "shop_appender";
@@ -24,8 +24,9 @@ pub(crate) fn create(superuser: &str) {
     let mut client = Client::connect(superuser, NoTls).unwrap();
     client.batch_execute(before).unwrap();
     let migrator = url_of(superuser, MIGRATOR);
-    Client::connect(&migrator, NoTls).unwrap().batch_execute(&Names::default().schema_sql()).unwrap();
-    read_models::create(&Database::from_url(&migrator).unwrap()).unwrap();
+    let mut migrating = Client::connect(&migrator, NoTls).unwrap();
+    migrating.batch_execute(&Names::default().schema_sql()).unwrap();
+    migrating.batch_execute(worker::TABLES).unwrap();
     client.batch_execute(after).unwrap();
     client.batch_execute(READ_MODELS).unwrap();
 }

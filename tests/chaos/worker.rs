@@ -11,18 +11,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use pupsourcing_orchestrator::{
-    BatchProjection, BoxError, Database, Event, Metrics, MetricsServer, Orchestrator, Projection, Scope, StartAt, Tx,
-};
+use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, Scope, StartAt, Tx, cli};
 
-#[path = "../../examples/support/app.rs"]
-mod app;
-#[path = "../../examples/support/read_models.rs"]
-mod read_models;
-#[path = "../../examples/support/settings.rs"]
-mod settings;
+#[allow(dead_code, reason = "it has a main of its own")]
+#[path = "../../examples/worker.rs"]
+mod worker;
 
-use read_models::{AggregateActivity, EventTypeCounts};
+use worker::{AggregateActivity, EventTypeCounts, TABLES};
 
 /// One in so many events is dangerous, whichever worker handles it.
 const DANGEROUS: u128 = 4_000;
@@ -68,29 +63,6 @@ fn allow_time(tx: &mut Tx<'_>) -> Result<(), BoxError> {
     Ok(tx.batch_execute("SET LOCAL statement_timeout = 0")?)
 }
 
-impl<P: Projection> Projection for Panicking<P> {
-    fn name(&self) -> &str {
-        self.projection.name()
-    }
-
-    fn scope(&self) -> Scope {
-        self.projection.scope()
-    }
-
-    fn start_at(&self) -> StartAt {
-        self.projection.start_at()
-    }
-
-    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
-        allow_time(tx)?;
-        self.wait_perhaps();
-        self.projection.handle(tx, event)?;
-        self.abort_perhaps(std::slice::from_ref(event));
-        self.panic_perhaps();
-        Ok(())
-    }
-}
-
 impl<P: BatchProjection> BatchProjection for Panicking<P> {
     fn name(&self) -> &str {
         self.projection.name()
@@ -115,33 +87,25 @@ impl<P: BatchProjection> BatchProjection for Panicking<P> {
 }
 
 fn main() -> ExitCode {
-    app::main(run)
-}
-
-fn run() -> Result<(), BoxError> {
-    let database = Database::from_url(&app::database_url()?)?;
-    let panics = settings::number("ORCHESTRATOR_PANIC_PROBABILITY")?.unwrap_or(0.0);
-    let aborts = settings::number("ORCHESTRATOR_ABORT_PROBABILITY")?.unwrap_or(0.0);
-    let aborts_on = app::setting("ORCHESTRATOR_ABORT_ON")?;
-    let busy_while = app::setting("ORCHESTRATOR_BUSY_WHILE")?.map(PathBuf::from);
-    let metrics = Metrics::new()?;
-    let builder = Orchestrator::builder(database.clone(), "chaos")
-        .options_from_env("ORCHESTRATOR_")?
-        .batch_projection(Panicking {
-            projection: EventTypeCounts,
-            panics,
-            aborts,
-            aborts_on,
-            busy_while: busy_while.clone(),
-        })
-        .projection(Panicking { projection: AggregateActivity, panics, aborts, aborts_on: None, busy_while })
-        .metrics(metrics.clone());
-    let orchestrator = builder.build()?;
-    let shutdown = app::shutdown_signal()?;
-    let address = app::setting("METRICS_ADDR")?.unwrap_or_else(|| "127.0.0.1:0".into());
-    let server = MetricsServer::builder(metrics).bind(&address)?;
-    server.watch(orchestrator.health());
-    orchestrator.migrate()?;
-    read_models::create(&database)?;
-    Ok(orchestrator.run(&shutdown)?)
+    let probability = |variable| std::env::var(variable).map_or(Ok(0.0), |text| text.parse::<f64>());
+    let (Ok(panics), Ok(aborts)) =
+        (probability("ORCHESTRATOR_PANIC_PROBABILITY"), probability("ORCHESTRATOR_ABORT_PROBABILITY"))
+    else {
+        return ExitCode::from(2);
+    };
+    let aborts_on = std::env::var("ORCHESTRATOR_ABORT_ON").ok();
+    let busy_while = std::env::var_os("ORCHESTRATOR_BUSY_WHILE").map(PathBuf::from);
+    cli::main(|worker| {
+        worker
+            .replica_set("chaos")
+            .batch_projection(Panicking {
+                projection: EventTypeCounts,
+                panics,
+                aborts,
+                aborts_on,
+                busy_while: busy_while.clone(),
+            })
+            .batch_projection(Panicking { projection: AggregateActivity, panics, aborts, aborts_on: None, busy_while })
+            .migration_sql(TABLES)
+    })
 }

@@ -64,10 +64,21 @@ impl WorkerProcess {
         Self::run(command)
     }
 
+    /// Starts the same program, of which the standard output is read in place of the log.
+    pub(crate) fn start_shown(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = command("worker");
+        command.args(arguments).envs(variables.iter().copied());
+        Self::run_on(Stream::Stdout, command)
+    }
+
     fn run(command: Command) -> Self {
+        Self::run_on(Stream::Stderr, command)
+    }
+
+    fn run_on(stream: Stream, command: Command) -> Self {
         let (sender, lines) = unbounded();
         let program = command.get_program().to_owned();
-        let process = Process::start(command, Stream::Stderr, sender);
+        let process = Process::start(command, stream, sender);
         let process = process.unwrap_or_else(|e| panic!("cannot run {}: {e}", program.display()));
         Self { process, lines, taken: Vec::new() }
     }
@@ -164,7 +175,7 @@ impl Drop for WorkerProcess {
 }
 
 /// An example, with nothing in its environment but a free port for its metrics.
-fn command(name: &str) -> Command {
+pub(crate) fn command(name: &str) -> Command {
     command_of(example(name))
 }
 

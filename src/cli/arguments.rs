@@ -1,0 +1,220 @@
+//! The arguments of the program, and `--help`, which follows from the settings.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::failure::Failure;
+use super::output;
+use super::settings::{self, Setting, Settings};
+use crate::error::redacted;
+
+/// What the program is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Task {
+    Run,
+    Migrate { print: bool },
+    Status { json: bool, watch: bool },
+    Check { json: bool },
+    CatchUp { to_position: Option<i64> },
+}
+
+impl Task {
+    /// Whether it works in the background, with a log, rather than for a person who waits for it.
+    pub(super) fn is_service(&self) -> bool {
+        match self {
+            Self::Run | Self::Migrate { .. } | Self::CatchUp { .. } => true,
+            Self::Status { .. } | Self::Check { .. } => false,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Arguments {
+    pub(super) task: Task,
+    pub(super) settings: Settings,
+}
+
+/// What is said instead of doing anything.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// `--help`, `--version`, or an argument that is wrong.
+    OfClap(clap::Error),
+    Wrong(Failure),
+}
+
+impl Answer {
+    /// Says it, and returns the exit code.
+    pub(super) fn give(&self) -> ExitCode {
+        match self {
+            Self::OfClap(answer) => {
+                let text = answer.render().to_string();
+                if answer.use_stderr() {
+                    // An argument may be a connection string in the wrong place.
+                    output::complain(redacted(&text).trim_end());
+                    ExitCode::from(2)
+                } else {
+                    output::write(text.trim_end());
+                    ExitCode::SUCCESS
+                }
+            }
+            Self::Wrong(failure) => {
+                failure.report();
+                failure.exit_code()
+            }
+        }
+    }
+}
+
+/// Reads the arguments, of which the first is the program's name, and the environment.
+pub(super) fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, Answer> {
+    let settings = settings::all();
+    let matches = command(&settings).try_get_matches_from(arguments).map_err(Answer::OfClap)?;
+    let given = |variable: &str| matches.get_one::<OsString>(variable).map(OsString::as_os_str);
+    let environment = |variable: &str| std::env::var_os(variable);
+    let settings = Settings::of(&settings, given, environment).map_err(Answer::Wrong)?;
+    Ok(Arguments { task: task(&matches), settings })
+}
+
+fn task(matches: &ArgMatches) -> Task {
+    match matches.subcommand() {
+        Some(("migrate", own)) => Task::Migrate { print: own.get_flag("print") },
+        Some(("status", own)) => Task::Status { json: own.get_flag("json"), watch: own.get_flag("watch") },
+        Some(("check", own)) => Task::Check { json: own.get_flag("json") },
+        Some(("catch-up", own)) => Task::CatchUp { to_position: own.get_one("to_position").copied() },
+        _ => Task::Run,
+    }
+}
+
+fn command(settings: &[Setting]) -> Command {
+    let switch =
+        |name: &'static str, about: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(about);
+    let json = || switch("json", "Write JSON, for scripts");
+    let to_position = Arg::new("to_position")
+        .long("to-position")
+        .value_name("N")
+        .value_parser(value_parser!(i64).range(0..))
+        .help("Stop at this global position instead of the newest one");
+    Command::new("worker")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Runs projections as a worker of a replica set, on PostgreSQL")
+        .max_term_width(100)
+        .after_help(
+            "Exit codes: 0 done; 1 failed, or an error was found; 2 a setting or an argument is missing or wrong; \
+             128 + n after a second signal n.\n\
+             Each setting is a flag and an environment variable; the flag wins.",
+        )
+        .args(settings.iter().map(argument))
+        .subcommands([
+            Command::new("run").about("Run the projections until SIGTERM or SIGINT; also without a command"),
+            Command::new("migrate")
+                .about("Create the tables, or bring them up to date, and exit")
+                .arg(switch("print", "Write the SQL instead of executing it; connects to nothing")),
+            Command::new("status")
+                .about("Show the workers and the projections of the replica set")
+                .args([json(), switch("watch", "Show it again every second, until SIGTERM or SIGINT")]),
+            Command::new("check")
+                .about("Check whether a worker could run here; exits with 1 if there is an error")
+                .arg(json()),
+            Command::new("catch-up")
+                .about("Run as a worker until everything that is visible now is processed; exits with 1 if a projection halts")
+                .arg(to_position),
+        ])
+}
+
+fn argument(setting: &Setting) -> Arg {
+    let Setting { variable, flag, default, allowed, summary, more, option } = setting;
+    let more = if more.is_empty() { String::new() } else { format!("\n\n{more}") };
+    let default = if default == settings::REQUIRED { default.clone() } else { format!("default: {default}") };
+    let long = format!("{summary}{more}\n\n[{default}] [allowed: {allowed}] [env: {variable}]");
+    Arg::new(variable.clone())
+        .long(flag.clone())
+        .value_name("VALUE")
+        .value_parser(value_parser!(OsString))
+        // A negative number is refused by name, and not as an unknown flag.
+        .allow_hyphen_values(true)
+        .global(true)
+        .help_heading(if option.is_some() { "Options of the library" } else { "Settings" })
+        .help(format!("{summary} [{default}] [env: {variable}]"))
+        .long_help(long)
+}
+
+/// Only for the tests: what `--help` says.
+#[cfg(test)]
+fn help() -> String {
+    command(&settings::all()).render_long_help().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, variable};
+
+    fn read_as(arguments: &[&str]) -> Result<Arguments, Answer> {
+        read(std::iter::once("worker").chain(arguments.iter().copied()).map(OsString::from))
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        command(&settings::all()).debug_assert();
+    }
+
+    #[test]
+    fn help_names_every_option_its_variable_and_its_default() {
+        // As clap wraps its lines.
+        let help = help().split_whitespace().collect::<Vec<_>>().join(" ");
+        for option in Config::declared() {
+            let flag = format!("--{} <VALUE>", option.name.replace(['_', '.'], "-"));
+            let default = format!("[default: {}]", option.documented.default);
+            for part in [flag.as_str(), &variable("ORCHESTRATOR_", option.name), &default, option.documented.bounds] {
+                assert!(help.contains(part), "{part} in: {help}");
+            }
+        }
+        for part in ["DATABASE_URL", "METRICS_ADDR", "RUST_LOG", "catch-up", "Exit codes: 0 done"] {
+            assert!(help.contains(part), "{part} in: {help}");
+        }
+        assert!(!help.contains("](") && !help.contains('`'), "{help}");
+    }
+
+    #[test]
+    fn a_command_is_read_with_what_belongs_to_it() {
+        for (arguments, task) in [
+            (&[][..], Task::Run),
+            (&["run"], Task::Run),
+            (&["migrate"], Task::Migrate { print: false }),
+            (&["migrate", "--print"], Task::Migrate { print: true }),
+            (&["status"], Task::Status { json: false, watch: false }),
+            (&["status", "--watch", "--json"], Task::Status { json: true, watch: true }),
+            (&["check", "--json"], Task::Check { json: true }),
+            (&["catch-up"], Task::CatchUp { to_position: None }),
+            (&["catch-up", "--to-position", "7"], Task::CatchUp { to_position: Some(7) }),
+        ] {
+            assert_eq!(read_as(arguments).unwrap().task, task, "{arguments:?}");
+        }
+        // Before and after the command.
+        for arguments in [["--replica-set=a", "status", "--lanes=2"], ["status", "--replica-set=a", "--lanes=2"]] {
+            let settings = read_as(&arguments).unwrap().settings;
+            assert_eq!(settings.text(settings::REPLICA_SET), Some("a"), "{arguments:?}");
+            assert!(settings.options().any(|option| option == ("lanes", "--lanes", "2")), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_argument_is_refused_by_name() {
+        for (arguments, part) in [
+            (&["migrat"][..], "migrat"),
+            (&["migrate", "now"], "now"),
+            (&["--lane=1"], "--lane"),
+            (&["--lanes"], "--lanes"),
+            (&["--lanes=1", "--lanes=2"], "--lanes"),
+            (&["catch-up", "--to-position", "x"], "--to-position"),
+            (&["catch-up", "--to-position=-1"], "--to-position"),
+            (&["status", "--print"], "--print"),
+            (&["check", "--watch"], "--watch"),
+        ] {
+            let Err(Answer::OfClap(answer)) = read_as(arguments) else { panic!("{arguments:?} is accepted") };
+            assert!(answer.use_stderr() && answer.to_string().contains(part), "{arguments:?}: {answer}");
+        }
+    }
+}

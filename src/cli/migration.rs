@@ -1,0 +1,131 @@
+//! `migrate`: the library's tables, and then the application's own.
+
+use std::process::ExitCode;
+use std::thread;
+
+use crossbeam_channel::{Receiver, bounded, select};
+
+use super::failure::Failure;
+use super::output;
+use super::signals::shutdown_signal;
+use super::worker::{Program, Step};
+use crate::error::{BoxError, Error};
+use crate::orchestrator::Orchestrator;
+use crate::store::migrations;
+
+pub(super) fn migrate(program: Program) -> Result<ExitCode, Failure> {
+    let Program { orchestrator, migrations } = program;
+    let migrated = unless_stopped(&shutdown_signal()?, move || apply(&orchestrator, migrations))?;
+    migrated.ok_or_else(|| Failure::Failed("stopped before the tables were up to date".into()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the SQL, for another tool to execute.
+pub(super) fn print(program: &Program) -> ExitCode {
+    output::write(program.orchestrator.names().schema_sql().trim_end());
+    for step in &program.migrations {
+        match step {
+            // What follows a comment at its end would be a part of it.
+            Step::Sql(sql) => output::write(&format!("\n-- The application's own\n{}\n;", sql.trim_end())),
+            Step::Code(_) => {
+                output::write("\n-- The application also migrates in code, which only `migrate` executes.")
+            }
+        };
+    }
+    ExitCode::SUCCESS
+}
+
+/// Creates what is not there yet.
+pub(super) fn apply(orchestrator: &Orchestrator, steps: Vec<Step>) -> Result<(), BoxError> {
+    orchestrator.migrate()?;
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let (mut waiting, mut client) = (orchestrator.client()?, orchestrator.client()?);
+    let turn = migrations::turn_of_application(&mut waiting, orchestrator.names())?;
+    for step in steps {
+        match step {
+            Step::Sql(sql) => {
+                client.batch_execute(&sql).map_err(Error::database("executing the application's migration"))?;
+            }
+            Step::Code(migrate) => migrate(&mut client)?,
+        }
+    }
+    turn.commit().map_err(Error::database("ending the application's migration"))?;
+    Ok(())
+}
+
+/// Does what may take long, or returns none as soon as the process is to stop: it need not wait for
+/// a slow server or for another process's migration.
+pub(super) fn unless_stopped<T: Send + 'static>(
+    shutdown: &Receiver<()>,
+    work: impl FnOnce() -> Result<T, BoxError> + Send + 'static,
+) -> Result<Option<T>, Failure> {
+    let (sender, done) = bounded(1);
+    thread::Builder::new().name("pup-begin".into()).spawn(move || sender.send(work()))?;
+    select! {
+        recv(done) -> outcome => match outcome {
+            Ok(outcome) => Ok(Some(outcome?)),
+            Err(_) => Err(Failure::Failed("the start panicked".into())),
+        },
+        recv(shutdown) -> _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postgres::Client;
+
+    use super::*;
+    use crate::database::Database;
+    use crate::event::Event;
+    use crate::projection::Projection;
+    use crate::store::testing;
+
+    struct Nothing;
+
+    impl Projection for Nothing {
+        fn name(&self) -> &str {
+            "nothing"
+        }
+
+        fn handle(&self, _: &mut crate::tx::Tx<'_>, _: &Event) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    /// Of two sessions that create a table at once, one fails although it asks whether it is there.
+    #[test]
+    fn migrations_of_the_application_take_turns() {
+        let url = testing::database();
+        let migrate = || {
+            let database = Database::from_url(&url).unwrap();
+            let orchestrator = Orchestrator::builder(database, "set").projection(Nothing).build().unwrap();
+            let count = |client: &mut Client| -> Result<(), BoxError> {
+                let rows: i64 = client.query_one("SELECT count(*) FROM turns", &[])?.get(0);
+                client.execute("INSERT INTO turns VALUES ($1)", &[&rows])?;
+                Ok(())
+            };
+            let table = "CREATE TABLE IF NOT EXISTS turns (number bigint PRIMARY KEY)".to_owned();
+            apply(&orchestrator, vec![Step::Sql(table), Step::Code(Box::new(count))]).map_err(|error| error.to_string())
+        };
+        let outcomes: Vec<_> = thread::scope(|scope| {
+            let migrating: Vec<_> = (0..6).map(|_| scope.spawn(migrate)).collect();
+            migrating.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(outcomes, vec![Ok(()); 6]);
+        let mut client = Client::connect(&url, postgres::NoTls).unwrap();
+        assert_eq!(client.query_one("SELECT count(*) FROM turns", &[]).unwrap().get::<_, i64>(0), 6);
+    }
+
+    #[test]
+    fn a_migration_that_fails_is_the_error() {
+        let database = Database::from_url(&testing::database()).unwrap();
+        let orchestrator = Orchestrator::builder(database, "set").projection(Nothing).build().unwrap();
+        let error = apply(&orchestrator, vec![Step::Sql("CREATE TABLE".to_owned())]).unwrap_err().to_string();
+        assert!(error.starts_with("executing the application's migration failed: syntax error"), "{error}");
+        let fails = |_: &mut Client| Err(BoxError::from("not today"));
+        let error = apply(&orchestrator, vec![Step::Code(Box::new(fails))]).unwrap_err().to_string();
+        assert_eq!(error, "not today");
+    }
+}

@@ -1,0 +1,164 @@
+//! What the application adds to the program.
+
+use std::fmt;
+
+use super::failure::Failure;
+use super::settings::{REPLICA_SET, Settings};
+use crate::database::Database;
+use crate::error::BoxError;
+use crate::orchestrator::{Builder, Orchestrator};
+use crate::projection::{BatchProjection, Projection};
+
+/// A part of the application's migration.
+pub(super) enum Step {
+    Sql(String),
+    Code(Code),
+}
+
+type Code = Box<dyn FnOnce(&mut postgres::Client) -> Result<(), BoxError> + Send>;
+
+/// How a builder is changed before the settings are applied.
+type Adjust = Box<dyn FnOnce(Builder) -> Builder>;
+
+/// Collects the projections of a worker program, and what else the application adds to it.
+#[derive(Default)]
+#[must_use = "the closure returns it"]
+pub struct Worker {
+    projections: Vec<Adjust>,
+    migrations: Vec<Step>,
+    replica_set: Option<String>,
+    adjustments: Vec<Adjust>,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("projections", &self.projections.len()).finish_non_exhaustive()
+    }
+}
+
+/// What the commands work with.
+pub(super) struct Program {
+    pub(super) orchestrator: Orchestrator,
+    pub(super) migrations: Vec<Step>,
+}
+
+impl Worker {
+    /// Adds a projection, see [`Builder::projection`].
+    pub fn projection(mut self, projection: impl Projection + 'static) -> Self {
+        self.projections.push(Box::new(|builder| builder.projection(projection)));
+        self
+    }
+
+    /// Adds a projection that takes many events at once, see [`Builder::batch_projection`].
+    pub fn batch_projection(mut self, projection: impl BatchProjection + 'static) -> Self {
+        self.projections.push(Box::new(|builder| builder.batch_projection(projection)));
+        self
+    }
+
+    /// Sets the replica set for which `REPLICA_SET` and `--replica-set` name no other. Defaults to
+    /// `main-projections`.
+    pub fn replica_set(mut self, name: impl Into<String>) -> Self {
+        self.replica_set = Some(name.into());
+        self
+    }
+
+    /// Adds SQL that creates the application's own tables, or brings them up to date. `migrate`,
+    /// `run` and `catch-up` execute it after the library's migration, each time: so it must not
+    /// fail if everything is there. Processes that start at the same time take turns.
+    ///
+    /// All statements are one transaction. PostgreSQL asks for the privilege to create also for
+    /// `CREATE TABLE IF NOT EXISTS` where there is nothing to create. If workers run as a user who
+    /// may not create, look the table up first, with `to_regclass`.
+    pub fn migration_sql(mut self, sql: impl Into<String>) -> Self {
+        self.migrations.push(Step::Sql(sql.into()));
+        self
+    }
+
+    /// Adds code that does the same, on a connection of its own: a migration tool, for example.
+    /// `migrate --print` cannot print it.
+    pub fn migration(
+        mut self,
+        migrate: impl FnOnce(&mut postgres::Client) -> Result<(), BoxError> + Send + 'static,
+    ) -> Self {
+        self.migrations.push(Step::Code(Box::new(migrate)));
+        self
+    }
+
+    /// Adjusts the builder: its names, its metrics, other defaults of its options. Flags and
+    /// environment variables are applied afterwards, and win.
+    pub fn configure(mut self, adjust: impl FnOnce(Builder) -> Builder + 'static) -> Self {
+        self.adjustments.push(Box::new(adjust));
+        self
+    }
+
+    pub(super) fn assemble(self, settings: &Settings) -> Result<Program, Failure> {
+        let database = Database::from_url(settings.database_url()?)?;
+        let replica_set = settings.text(REPLICA_SET).map(str::to_owned).or(self.replica_set);
+        let builder = Orchestrator::builder(database, replica_set.unwrap_or_else(|| "main-projections".into()));
+        let adjustments = self.projections.into_iter().chain(self.adjustments);
+        let builder = adjustments.fold(builder, |builder, adjust| adjust(builder));
+        let builder = settings
+            .options()
+            .try_fold(builder, |builder, (option, called, text)| builder.option_called(option, called, text))?;
+        Ok(Program { orchestrator: builder.build()?, migrations: self.migrations })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::super::settings::{DATABASE_URL, all};
+    use super::*;
+    use crate::event::Event;
+    use crate::store::Names;
+
+    struct Nothing;
+
+    impl Projection for Nothing {
+        fn name(&self) -> &str {
+            "nothing"
+        }
+
+        fn handle(&self, _: &mut crate::tx::Tx<'_>, _: &Event) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    fn assemble(worker: Worker, flags: &[(&str, &'static str)]) -> Result<Program, Failure> {
+        let given = |variable: &str| {
+            let url = (variable == DATABASE_URL).then_some("postgres://u@h/d");
+            let flag = flags.iter().find(|(name, _)| *name == variable).map(|(_, text)| *text);
+            flag.or(url).map(OsStr::new)
+        };
+        worker.assemble(&Settings::of(&all(), given, |_| None)?)
+    }
+
+    #[test]
+    fn settings_win_over_what_the_application_configures() {
+        let worker = || {
+            let names = Names::default().prefix("theirs_");
+            let worker = Worker::default().projection(Nothing).replica_set("its");
+            worker.configure(|builder| builder.names(names).lanes(3))
+        };
+        let program = assemble(worker(), &[]).ok().unwrap();
+        let shown = format!("{:?}", program.orchestrator);
+        assert_eq!(program.orchestrator.replica_set(), "its");
+        assert!(shown.contains("lanes: 3") && shown.contains("theirs_"), "{shown}");
+
+        let program = assemble(worker(), &[("ORCHESTRATOR_LANES", "2"), (REPLICA_SET, "set")]).ok().unwrap();
+        let shown = format!("{:?}", program.orchestrator);
+        assert_eq!(program.orchestrator.replica_set(), "set");
+        assert!(shown.contains("lanes: 2") && shown.contains("theirs_"), "{shown}");
+    }
+
+    #[test]
+    fn a_worker_without_a_projection_is_refused() {
+        let Err(failure) = assemble(Worker::default(), &[]) else { panic!("it is accepted") };
+        assert!(failure.to_string().contains("at least one projection is needed"), "{failure}");
+        assert_eq!(
+            assemble(Worker::default().projection(Nothing), &[]).ok().unwrap().orchestrator.replica_set(),
+            "main-projections"
+        );
+    }
+}
