@@ -29,6 +29,8 @@ mod scope;
 mod shortage;
 mod status;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod threads;
 mod trust;
 mod watch;

@@ -18,7 +18,7 @@ use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handle
 use crate::support::metrics::projection_metric;
 use crate::support::standby::{primary, standby_of};
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{Options, PrivatePostgres, TestDatabase, database, eventually};
+use crate::support::{Postgres, TestDatabase, database, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
@@ -103,7 +103,7 @@ struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     /// Mounts one in a folder that belongs to the server; none if this process may not.
-    fn mount(server: &PrivatePostgres) -> Option<Self> {
+    fn mount(server: &Postgres) -> Option<Self> {
         let folder = server.data_dir().with_file_name("small");
         std::fs::create_dir(&folder).unwrap();
         let options = ["-t", "tmpfs", "-o", "size=1m,mode=0777", "small"];
@@ -124,7 +124,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_does_not_count() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let Some(disk) = SmallDisk::mount(&server) else {
         return leave_out("no file system can be mounted here");
     };
@@ -205,7 +205,7 @@ impl Switch {
     }
 
     /// Leads new connections to another server.
-    fn lead_to(&self, server: &PrivatePostgres) {
+    fn lead_to(&self, server: &Postgres) {
         self.target.store(server.port(), Ordering::Relaxed);
     }
 

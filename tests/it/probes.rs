@@ -17,7 +17,7 @@ use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_com
 use crate::support::metrics::{metric, projection_metric, series, total};
 use crate::support::worker_process::{self, WorkerProcess};
 use crate::support::workers::{await_running, builder, start, start_ledger};
-use crate::support::{Options, PrivatePostgres, database, eventually};
+use crate::support::{Postgres, database, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -100,7 +100,7 @@ fn gauge(address: &str, name: &str) -> Option<f64> {
 
 #[test]
 fn a_frozen_server_makes_a_worker_unready_and_not_dead() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let url = server.create_database("frozen").unwrap();
     let options = [("HEARTBEAT_INTERVAL", "200ms"), ("STALE_WORKER_TIMEOUT", "2s"), ("POLL_INTERVAL", "100ms")];
     let mut worker = WorkerProcess::start(&url, &options);
@@ -266,7 +266,7 @@ fn a_worker_that_was_evicted_is_not_ready_until_it_is_back() {
 
 #[test]
 fn a_database_that_was_made_again_is_not_out_of_reach() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let url = server.create_database("again").unwrap();
     Ledger::create_table(&mut Client::connect(&url, NoTls).unwrap());
     let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::output;
+use super::error::Error;
+use super::output::output;
 
 /// The oldest major version the library works with.
 const OLDEST: u32 = 14;
@@ -44,7 +45,7 @@ fn leading_number(text: &str) -> Option<u32> {
 }
 
 /// The first of the usual places that has a server which is new enough.
-pub(super) fn find_server() -> Result<PathBuf, String> {
+pub(super) fn find_server() -> Result<PathBuf, Error> {
     let mut places = Vec::new();
     if let Some(dir) = output("pg_config", &["--bindir"]) {
         places.push(PathBuf::from(dir.trim()));
@@ -74,7 +75,7 @@ pub(super) fn find_server() -> Result<PathBuf, String> {
             }
         }
     }
-    Err(format!(
+    Err(Error::new(format!(
         "PostgreSQL's server binaries, `initdb` and `postgres`, version {OLDEST} or later, were not found.\n\
          {too_old}Install them:\n  \
            Debian, Ubuntu   apt-get install postgresql\n  \
@@ -84,7 +85,7 @@ pub(super) fn find_server() -> Result<PathBuf, String> {
            macOS            brew install postgresql@17\n\
          If they are somewhere else, add that directory to PATH.\n\
          The other way is a server of yours: set DATABASE_URL to its URL, as a user who may create databases."
-    ))
+    )))
 }
 
 /// The directories `parent/prefixN`, the highest N first.
