@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 
-use super::binaries::{checked, find_server};
+use super::binaries::checked;
 use super::error::Error;
+use super::provision::find_server;
 use super::statement::execute;
 use super::user::{User, give, user_of_server};
 use super::watchdog::{PATIENCE, WATCHDOG_GONE, Watchdog};

@@ -126,15 +126,26 @@ fn a_server_that_cannot_start_says_why() {
 }
 
 #[test]
+fn binaries_come_from_where_the_variable_says() {
+    let mut client = database().client();
+    let bin_dir: String = client.query_one("SELECT setting FROM pg_config WHERE name = 'BINDIR'", &[]).unwrap().get(0);
+    for (setting, refusal) in [
+        (bin_dir.as_str(), None),
+        ("never", None),
+        ("/nowhere", Some("PUPSOURCING_POSTGRES is /nowhere: `initdb` and `postgres` are not both there")),
+    ] {
+        let output = creator().env("PUPSOURCING_POSTGRES", setting).stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        match refusal {
+            None => assert!(output.status.success() && said.contains("\nserver "), "{setting}: {said}"),
+            Some(refusal) => assert!(!output.status.success() && said.contains(refusal), "{setting}: {said}"),
+        }
+    }
+}
+
+#[test]
 fn a_server_is_gone_when_its_creator_is_killed() {
-    let mut creator = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "private_postgres::creator_to_kill"])
-        .args(["--ignored", "--nocapture"])
-        .env(CREATOR, "1")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut creator = creator().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let line = BufReader::new(creator.stdout.take().unwrap())
         .lines()
         .map_while(Result::ok)
@@ -157,6 +168,13 @@ fn a_server_is_gone_when_its_creator_is_killed() {
 
 /// Set for the process that is killed, so that nobody who runs all ignored tests waits for it.
 const CREATOR: &str = "PRIVATE_POSTGRES_CREATOR";
+
+/// A process that starts a server, and keeps it until its input ends.
+fn creator() -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "private_postgres::creator_to_kill", "--ignored", "--nocapture"]).env(CREATOR, "1");
+    command
+}
 
 #[test]
 #[ignore = "the process that a_server_is_gone_when_its_creator_is_killed kills"]
