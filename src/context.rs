@@ -2,6 +2,7 @@
 
 use crate::database::Database;
 use crate::error::Error;
+use crate::goal::Goal;
 use crate::metrics::ReplicaSetMetrics;
 use crate::plan::WorkerId;
 use crate::status::Board;
@@ -19,6 +20,8 @@ pub(crate) struct Context {
     pub(crate) stop: Stop,
     pub(crate) board: Board,
     pub(crate) metrics: ReplicaSetMetrics,
+    /// Where the worker stops, if it was asked to.
+    pub(crate) goal: Goal,
 }
 
 impl Context {

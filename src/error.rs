@@ -134,6 +134,16 @@ pub enum Error {
         claimant: String,
     },
 
+    /// A projection does not get to the position to which it was to [run](crate::Orchestrator::run_to): it has
+    /// halted, on this worker or on another, or it is paused, or its checkpoints were changed by hand.
+    #[error("projection {projection:?} {problem}")]
+    ProjectionStopped {
+        /// The projection's name.
+        projection: String,
+        /// Why it stands still: the handler's error, for example.
+        problem: String,
+    },
+
     /// The HTTP server could not be started.
     #[error("cannot serve HTTP on {address:?}: {source}")]
     Http {

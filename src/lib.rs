@@ -2,6 +2,7 @@
 
 mod backoff;
 mod blocking;
+mod catch_up;
 mod config;
 mod context;
 mod coordinator;
@@ -12,6 +13,7 @@ mod error;
 mod event;
 mod event_store;
 mod feed;
+mod goal;
 mod health;
 mod http;
 mod idle;
@@ -35,6 +37,7 @@ mod threads;
 mod trust;
 mod watch;
 
+pub use catch_up::Progress;
 pub use config::Retry;
 pub use database::{AsClient, Connection, Database};
 pub use error::{BoxError, Error};

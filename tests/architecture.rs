@@ -22,8 +22,8 @@ const FLOORS: [(u32, &[&str]); 7] = [
     (6, &["orchestrator"]),
     (5, &["coordinator"]),
     (4, &["leave", "runner"]),
-    (3, &["config", "event_store", "feed", "http", "listener", "measure", "projection", "watch"]),
-    (2, &["context", "database", "overview", "reconnect", "scope", "status", "store", "threads"]),
+    (3, &["catch_up", "config", "event_store", "feed", "http", "listener", "measure", "projection", "watch"]),
+    (2, &["context", "database", "goal", "overview", "reconnect", "scope", "status", "store", "threads"]),
     (1, &["backoff", "blocking", "error", "event", "health", "idle", "metrics", "plan", "shortage", "trust"]),
 ];
 

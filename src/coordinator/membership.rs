@@ -171,6 +171,10 @@ impl<'a> Membership<'a> {
         let memory = &mut self.memory;
         let (_, actions) = change(tx, self.context, self.policy, self.registration, &self.statements, memory)?;
         self.announce(&actions);
+        if actions.is_empty() {
+            // No other worker needs it, but this worker's listener checks then whether it is to stop.
+            self.notify();
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@ mod handle;
 mod hosted;
 mod reach;
 mod register;
+mod run_to;
 mod start;
 mod worker;
 

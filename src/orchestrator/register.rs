@@ -8,7 +8,7 @@ use crate::database::Pool;
 use crate::error::Error;
 use crate::store::preflight::{self, Warning};
 use crate::store::session::Session;
-use crate::store::{Registration, coordination, notifications};
+use crate::store::{Registration, coordination, notifications, sequence};
 
 /// How long the pool has to open all connections.
 const POOL_PATIENCE: Duration = Duration::from_secs(5);
@@ -34,6 +34,7 @@ pub(super) fn register(
     context: &Context,
     registration: &Registration,
     pool: &Pool,
+    up_to: Option<i64>,
 ) -> Result<Option<Registered>, Error> {
     let begun = Instant::now();
     // Read before the library sets its own path: handlers will have this one.
@@ -51,6 +52,9 @@ pub(super) fn register(
     if context.stop.is_raised() {
         return Ok(None);
     }
+    if let Some(up_to) = up_to {
+        context.goal.set(goal(&mut session, context, up_to)?);
+    }
     coordination::register(&mut session, &context.names, registration)?;
     notifications::notify_coordination(
         &mut session,
@@ -59,4 +63,14 @@ pub(super) fn register(
         &mut Mentions::default(),
     );
     Ok(Some(Registered { session, for_tailer, for_listener, begun, warnings }))
+}
+
+/// Returns the last position that can be reached now, at most `up_to`. No checkpoint moves beyond
+/// the newest event, or beyond what the sequence has handed out.
+fn goal(session: &mut Session, context: &Context, up_to: i64) -> Result<i64, Error> {
+    let (newest, last) = session
+        .run(|client| sequence::positions(client, &context.names))
+        .map_err(Error::database("reading the newest position"))?;
+    let reachable = last.map_or(newest, |last| newest.min(last));
+    Ok(up_to.min(reachable))
 }

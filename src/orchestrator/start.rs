@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::hosted::Hosted;
 use super::register::Registered;
+use crate::catch_up::{CatchUp, Progress};
 use crate::config::Config;
 use crate::context::Context;
 use crate::coordinator::{Coordinator, Parts, Runners};
@@ -40,6 +41,13 @@ pub(super) struct Start {
     pub(super) overview: Overview,
     /// The waker of the coordinator, and the receiver on which it is woken.
     pub(super) coordination: (Waker, Receiver<()>),
+}
+
+/// Where a worker is to stop, and where it reports its progress.
+pub(super) struct RunTo {
+    /// At most: it stops at the newest event.
+    pub(super) position: i64,
+    pub(super) reports: Sender<Result<Progress, Error>>,
 }
 
 /// A worker whose threads wait for it to be registered. If it is dropped, they end.
@@ -83,6 +91,17 @@ impl Prepared {
 }
 
 impl Start {
+    /// Creates the thread that watches how the worker gets to its goal.
+    pub(super) fn watch_progress(
+        &self,
+        reports: Sender<Result<Progress, Error>>,
+        crossed: Receiver<()>,
+    ) -> Result<(), Error> {
+        let (context, projections) = (self.context.clone(), self.registration.projections.clone());
+        let catch_up = CatchUp { context, projections, crossed, reports };
+        self.crew.spawn("pup-goal", move |_| catch_up.run())
+    }
+
     /// Creates all threads, which wait at the gate.
     pub(super) fn threads(self, gate: Gate) -> Result<Prepared, Error> {
         let context = self.context.clone();

@@ -6,12 +6,13 @@ use super::handle::{Handle, probe};
 use super::hosted::Hosted;
 use super::reach::{Outcome, elsewhere, once_reached, settled};
 use super::register::register;
-use super::start::Start;
+use super::start::{RunTo, Start};
 use crate::backoff::Mentions;
 use crate::config::Config;
 use crate::context::Context;
 use crate::database::Database;
 use crate::error::Error;
+use crate::goal::Goal;
 use crate::http::HealthProbe;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
@@ -109,7 +110,7 @@ impl Orchestrator {
     /// [`Error::InvalidConfig`] if a replica set of the same name, but of another database, reports
     /// to the same [`Metrics`]. Then no thread runs and the worker is not registered.
     pub fn start(self) -> Result<Handle, Error> {
-        let (handle, started) = self.begin()?;
+        let (handle, started) = self.begin(None)?;
         settled(&started)?;
         Ok(handle)
     }
@@ -123,7 +124,7 @@ impl Orchestrator {
     ///
     /// Those of [`start`](Self::start), and those of [`Handle::join`].
     pub fn run(self, shutdown: &Receiver<()>) -> Result<(), Error> {
-        let (handle, started) = self.begin()?;
+        let (handle, started) = self.begin(None)?;
         select! {
             recv(started) -> outcome => outcome.unwrap_or_else(|_| settled(&started))?,
             recv(shutdown) -> _ => return handle.give_up(&started),
@@ -133,7 +134,7 @@ impl Orchestrator {
 
     /// Begins the start on a thread of its own. If it fails, the drop of the handle ends the
     /// threads.
-    fn begin(self) -> Result<(Handle, Outcome<()>), Error> {
+    pub(super) fn begin(self, run_to: Option<RunTo>) -> Result<(Handle, Outcome<()>), Error> {
         let handle = Handle {
             crew: self.crew.clone(),
             board: self.board.clone(),
@@ -144,6 +145,7 @@ impl Orchestrator {
         let started = elsewhere("pup-start", move || {
             let (registration, wait) = (self.registration(), self.config.database_wait);
             let place = format!("{}, table {}", self.database.place(), self.config.names.workers());
+            let (goal, crossed) = Goal::nowhere();
             let context = Context {
                 metrics: self.metrics.for_replica_set(&self.config.replica_set, &place)?,
                 database: self.database,
@@ -151,7 +153,9 @@ impl Orchestrator {
                 sessions: registration.sessions,
                 stop: self.crew.stop().clone(),
                 board: self.board,
+                goal,
             };
+            let up_to = run_to.as_ref().map(|run_to| run_to.position);
             let start = Start {
                 context: context.clone(),
                 config: self.config,
@@ -161,10 +165,13 @@ impl Orchestrator {
                 overview: self.overview,
                 coordination: self.coordination,
             };
+            if let Some(run_to) = run_to {
+                start.watch_progress(run_to.reports, crossed)?;
+            }
             let prepared = start.threads(self.gate)?;
             // Nothing if the worker was asked to stop.
             if let Some(registered) =
-                once_reached(wait, &context.stop, || register(&context, &registration, &prepared.pool))?
+                once_reached(wait, &context.stop, || register(&context, &registration, &prepared.pool, up_to))?
             {
                 prepared.begin(registered, registration.projections.len());
             }

@@ -121,6 +121,12 @@ impl Runner {
             return Ok(Step::Idle(None));
         };
         self.follower.set_position(first.reached);
+        let (stored, reached) = (first.stored.position, first.reached);
+        if self.context.goal.is_crossed(stored, reached) {
+            loaded.note_position()?;
+            self.context.goal.stored(reached);
+            return Ok(Step::Again);
+        }
         if loaded.merge_first_two(&self.context.names)? {
             journal.running(&loaded.rows, trouble.is_failing());
             return Ok(Step::Again);
@@ -201,6 +207,7 @@ impl Runner {
         let count = trouble.commit_first.take().unwrap_or(count).min(count);
         let Committed { position, events } = self.commit(loaded, &batch, count)?;
         loaded.committed(position);
+        self.context.goal.stored(position);
         batch.events.drain(..events);
         loaded.unread = Some(batch).filter(|rest| !rest.events.is_empty()).map(Ok);
         journal.committed(events, trouble.failed_attempts());

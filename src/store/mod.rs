@@ -26,6 +26,7 @@ pub(crate) mod overview;
 pub(crate) mod preflight;
 pub(crate) mod prepared;
 mod privileges;
+pub(crate) mod progress;
 mod registration;
 pub(crate) mod safe_head;
 pub(crate) mod sequence;

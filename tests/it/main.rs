@@ -41,6 +41,7 @@ mod restarts;
 mod roles;
 mod rolling_deploys;
 mod rollouts;
+mod run_to;
 mod runtimes;
 mod safe_head;
 mod sessions;
