@@ -34,23 +34,31 @@ impl Server {
         }
     }
 
-    /// Creates a database and returns its URL.
-    pub(super) fn create_database(&self, name: &str) -> Result<String, Error> {
+    /// Creates a database, as a copy of another one if there is a template, and returns its URL.
+    pub(super) fn create_database(&self, name: &str, template: Option<&str>) -> Result<String, Error> {
+        let template = template.map_or_else(String::new, |template| format!(" TEMPLATE \"{template}\""));
+        execute(&self.admin(), &format!("CREATE DATABASE \"{name}\"{template}"))?;
+        self.url(name)
+    }
+
+    /// Removes a database, and ends the sessions that are connected to it.
+    pub(super) fn drop_database(&self, name: &str) -> Result<(), Error> {
+        execute(&self.admin(), &format!("DROP DATABASE \"{name}\" WITH (FORCE)"))
+    }
+
+    /// The URL of the database from which others are created and removed.
+    fn admin(&self) -> String {
         match self {
-            Self::Private(server) => server.create_database(name),
-            Self::Given(url) => {
-                let created = with_database(url, name)?;
-                execute(url, &format!("CREATE DATABASE \"{name}\""))?;
-                Ok(created)
-            }
+            Self::Private(server) => server.url("postgres"),
+            Self::Given(url) => url.clone(),
         }
     }
 
-    /// Removes a database that was created, where it does not go with the server.
-    pub(super) fn drop_database(&self, name: &str) -> Result<(), Error> {
+    /// The URL of a database of the server.
+    fn url(&self, database: &str) -> Result<String, Error> {
         match self {
-            Self::Private(_) => Ok(()),
-            Self::Given(url) => execute(url, &format!("DROP DATABASE \"{name}\" WITH (FORCE)")),
+            Self::Private(server) => Ok(server.url(database)),
+            Self::Given(url) => with_database(url, database),
         }
     }
 }

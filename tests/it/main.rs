@@ -44,6 +44,7 @@ mod rollouts;
 mod run_to;
 mod runtimes;
 mod safe_head;
+mod scenarios;
 mod sessions;
 mod settings;
 mod shortage;
