@@ -43,10 +43,11 @@ pub(super) fn database_with_schema() -> Result<TestDatabase, Error> {
         migrate(database.database().client()?, &Names::default(), &mut Mentions::default())?;
         Ok(database)
     };
-    match server {
-        Server::Private(_) => TEMPLATE.get_or_init(migrated).as_ref().map_err(Error::clone)?.copy(),
-        // There, a database that is never dropped would remain.
-        Server::Given(_) => migrated(),
+    if server.is_private() {
+        TEMPLATE.get_or_init(migrated).as_ref().map_err(Error::clone)?.copy()
+    } else {
+        // A template is never dropped, and would remain on the user's server.
+        migrated()
     }
 }
 
@@ -80,11 +81,8 @@ impl TestDatabase {
 
     /// Removes the database now, and not with the server.
     pub(super) fn remove(self) -> Result<(), Error> {
-        match self.server {
-            Server::Private(_) => self.server.drop_database(&self.name),
-            // The drop does it.
-            Server::Given(_) => Ok(()),
-        }
+        // On the user's server, the drop does it.
+        if self.server.is_private() { self.server.drop_database(&self.name) } else { Ok(()) }
     }
 
     /// Its name.
@@ -114,7 +112,7 @@ impl TestDatabase {
 
 impl Drop for TestDatabase {
     fn drop(&mut self) {
-        if matches!(self.server, Server::Given(_))
+        if !self.server.is_private()
             && let Err(problem) = self.server.drop_database(&self.name)
         {
             // The only place left to say it.

@@ -1,29 +1,47 @@
 //! The server that all tests of this process share.
 
+use std::fmt;
 use std::sync::OnceLock;
+
+use parking_lot::Mutex;
 
 use super::error::Error;
 use super::private_postgres::Postgres;
-use super::statement::execute;
+use super::statement::execute_on;
+use crate::database::{Connection, Database};
 
-/// Where databases can be created.
+/// A server on which databases can be created.
+pub(super) struct Server {
+    place: Place,
+    /// The session that creates and removes databases. A new one needs ten times as long for the first: it has to map the
+    /// server's memory.
+    admin: Mutex<Option<Connection>>,
+}
+
 #[derive(Debug)]
-pub(super) enum Server {
+enum Place {
     /// Started for this process alone, and gone with it.
     Private(Postgres),
     /// The user's, with this URL: what is created on it has to be removed again.
     Given(String),
 }
 
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.place.fmt(f)
+    }
+}
+
 /// Returns the server of this process, which the first call starts. If it cannot be started, each call says why.
 pub(super) fn shared() -> Result<&'static Server, Error> {
     static SERVER: OnceLock<Result<Server, Error>> = OnceLock::new();
-    SERVER.get_or_init(Server::start).as_ref().map_err(Error::clone)
+    let start = || Place::find().map(|place| Server { place, admin: Mutex::default() });
+    SERVER.get_or_init(start).as_ref().map_err(Error::clone)
 }
 
-impl Server {
+impl Place {
     /// Starts a private server; if that is not possible, takes the one that `DATABASE_URL` names.
-    fn start() -> Result<Self, Error> {
+    fn find() -> Result<Self, Error> {
         let missing = match Postgres::start() {
             Ok(server) => return Ok(Self::Private(server)),
             Err(problem) => problem,
@@ -33,33 +51,39 @@ impl Server {
             _ => Err(missing),
         }
     }
+}
+
+impl Server {
+    /// Whether the server and its databases go with this process.
+    pub(super) fn is_private(&self) -> bool {
+        matches!(self.place, Place::Private(_))
+    }
 
     /// Creates a database, as a copy of another one if there is a template, and returns its URL.
     pub(super) fn create_database(&self, name: &str, template: Option<&str>) -> Result<String, Error> {
         let template = template.map_or_else(String::new, |template| format!(" TEMPLATE \"{template}\""));
-        execute(&self.admin(), &format!("CREATE DATABASE \"{name}\"{template}"))?;
-        self.url(name)
+        self.execute(&format!("CREATE DATABASE \"{name}\"{template}"))?;
+        match &self.place {
+            Place::Private(server) => Ok(server.url(name)),
+            Place::Given(url) => with_database(url, name),
+        }
     }
 
     /// Removes a database, and ends the sessions that are connected to it.
     pub(super) fn drop_database(&self, name: &str) -> Result<(), Error> {
-        execute(&self.admin(), &format!("DROP DATABASE \"{name}\" WITH (FORCE)"))
+        self.execute(&format!("DROP DATABASE \"{name}\" WITH (FORCE)"))
     }
 
-    /// The URL of the database from which others are created and removed.
-    fn admin(&self) -> String {
-        match self {
-            Self::Private(server) => server.url("postgres"),
-            Self::Given(url) => url.clone(),
-        }
-    }
-
-    /// The URL of a database of the server.
-    fn url(&self, database: &str) -> Result<String, Error> {
-        match self {
-            Self::Private(server) => Ok(server.url(database)),
-            Self::Given(url) => with_database(url, database),
-        }
+    fn execute(&self, statement: &str) -> Result<(), Error> {
+        let mut admin = self.admin.lock();
+        let connection = match admin.take().filter(|connection| !connection.is_closed()) {
+            Some(connection) => connection,
+            None => match &self.place {
+                Place::Private(server) => Database::from_url(&server.url("postgres"))?.connect()?,
+                Place::Given(url) => Database::from_url(url)?.connect()?,
+            },
+        };
+        execute_on(admin.insert(connection), statement)
     }
 }
 

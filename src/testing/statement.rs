@@ -2,12 +2,16 @@
 
 use super::error::Error;
 use crate::blocking::blocking;
-use crate::database::Database;
+use crate::database::{Connection, Database};
 use crate::error::describe;
 
-/// Executes one statement on a connection of its own. May be called from within an asynchronous runtime.
+/// Executes a statement on a connection of its own. May be called from within an asynchronous runtime.
 pub(super) fn execute(url: &str, statement: &str) -> Result<(), Error> {
-    let mut connection = Database::from_url(url)?.connect()?;
+    execute_on(&mut Database::from_url(url)?.connect()?, statement)
+}
+
+/// Executes a statement. May be called from within an asynchronous runtime.
+pub(super) fn execute_on(connection: &mut Connection, statement: &str) -> Result<(), Error> {
     blocking(|| connection.batch_execute(statement))
         .map_err(Error::cannot("start a thread"))?
         .map_err(|error| Error::new(format!("{statement} failed: {}", describe(&error))))
