@@ -14,6 +14,8 @@ mod event;
 mod event_store;
 mod feed;
 mod goal;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod health;
 mod http;
 mod idle;
