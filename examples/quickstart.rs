@@ -13,22 +13,17 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select, tick};
 use pupsourcing_orchestrator::{
-    BoxError, Connection, Database, Error, EventStore, ExpectedVersion, Metrics, MetricsServer, Orchestrator,
+    BoxError, Connection, Database, Error, EventStore, ExpectedVersion, Metrics, MetricsServer, Orchestrator, testing,
 };
 
 #[path = "support/app.rs"]
 mod app;
-#[path = "support/private_postgres.rs"]
-mod private_postgres;
 #[path = "support/process.rs"]
 mod process;
-#[path = "support/server.rs"]
-mod server;
 #[path = "support/shop.rs"]
 mod shop;
 
 use process::{Process, Signal, Stream};
-use server::Server;
 
 const USAGE: &str = "usage: quickstart [--serve]\n  --serve  goes on until Ctrl-C, with metrics to look at";
 
@@ -71,20 +66,20 @@ fn main() -> ExitCode {
 fn show(serve: bool) -> Result<ExitCode, BoxError> {
     let begun = Instant::now();
     let interrupt = app::shutdown_signal()?;
-    let server = Shop::open()?;
-    let url = server.url.clone();
-    let mut client = Database::from_url(&url)?.connect()?;
+    let database = testing::database()?;
+    let url = database.url();
+    let mut client = database.client()?;
     client.batch_execute(shop::TABLES)?;
-    orchestrator(&url, Metrics::disabled()?)?.migrate()?;
+    orchestrator(url, Metrics::disabled()?)?.migrate()?;
     println!("PostgreSQL is ready at {url}");
 
-    let mut writers = Writers::start(&url)?;
+    let mut writers = Writers::start(url)?;
     let mut workers = Vec::new();
     let mut table = Table::begin();
     let every_second = tick(Duration::from_secs(1));
     for second in 0.. {
         for (_, act) in SCRIPT.iter().filter(|(at, _)| *at == second) {
-            perform(*act, &mut workers, &url)?;
+            perform(*act, &mut workers, url)?;
         }
         if second == SHOW_SECONDS && serve {
             println!("serving until Ctrl-C: {}", addresses(&workers));
@@ -112,7 +107,7 @@ fn show(serve: bool) -> Result<ExitCode, BoxError> {
     for worker in workers.iter_mut().filter(|worker| worker.is_working()) {
         worker.leave()?;
     }
-    drop((client, server));
+    drop((client, database));
     let took = begun.elapsed().as_secs_f64();
     if differences.is_empty() {
         println!(
@@ -122,30 +117,6 @@ fn show(serve: bool) -> Result<ExitCode, BoxError> {
     }
     println!("FAILED: {figures}; {}; {took:.1} s", differences.join(", "));
     Ok(ExitCode::FAILURE)
-}
-
-/// The shop's database. It is removed in the end, and with it the server if that is private.
-struct Shop {
-    server: Server,
-    name: String,
-    url: String,
-}
-
-impl Shop {
-    fn open() -> Result<Self, String> {
-        let server = Server::start()?;
-        let name = format!("shop_{}", std::process::id());
-        let url = server.create_database(&name)?;
-        Ok(Self { server, name, url })
-    }
-}
-
-impl Drop for Shop {
-    fn drop(&mut self) {
-        if let Err(problem) = self.server.drop_database(&self.name) {
-            eprintln!("{problem}");
-        }
-    }
 }
 
 fn perform(act: Act, workers: &mut Vec<Worker>, url: &str) -> Result<(), BoxError> {

@@ -21,6 +21,8 @@ mod event;
 mod event_store;
 mod feed;
 mod goal;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod health;
 #[cfg(feature = "http")]
 mod http;
@@ -40,6 +42,8 @@ mod scope;
 mod shortage;
 mod status;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod threads;
 mod trust;
 mod tx;

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::Metrics;
+use pupsourcing_orchestrator::testing::{Postgres, StopMode};
 
 use crate::fault::{Fault, Round, print_header};
 use crate::reports::Report;
 use crate::support::pause;
-use crate::support::private_postgres::{Options, PrivatePostgres, StopMode};
 use crate::support::proc::processor_time;
 use crate::support::units::duration;
 use crate::support::worker_process::{Line, Process, Signal, await_left, order_to_leave, start_worker};
@@ -30,7 +30,7 @@ pub(crate) struct Bench {
     _writer: Writer,
     client: Client,
     url: String,
-    server: PrivatePostgres,
+    server: Postgres,
     said: Receiver<Line>,
     say: Sender<Line>,
     /// What each worker said last, by its process id.
@@ -39,9 +39,7 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new() -> Self {
-        let settings = vec![("max_connections".into(), "500".into())];
-        let server =
-            PrivatePostgres::start(Options { settings, ..Options::default() }).unwrap_or_else(|e| panic!("{e}"));
+        let server = Postgres::options().setting("max_connections", "500").start().unwrap();
         let url = server.url("postgres");
         orchestrator(&url, Metrics::disabled().unwrap()).migrate().unwrap();
         let mut client = Client::connect(&url, NoTls).unwrap();

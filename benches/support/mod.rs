@@ -19,7 +19,5 @@ pub(crate) fn pause(time: std::time::Duration) {
 pub(crate) mod app;
 #[path = "../../examples/support/insert.rs"]
 pub(crate) mod insert;
-#[path = "../../examples/support/private_postgres.rs"]
-pub(crate) mod private_postgres;
 #[path = "../../examples/support/series.rs"]
 pub(crate) mod series;

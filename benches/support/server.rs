@@ -2,31 +2,21 @@
 
 use postgres::{Client, NoTls};
 
-use super::private_postgres::{Options, PrivatePostgres};
+use pupsourcing_orchestrator::testing::Postgres;
 
 #[derive(Debug)]
 pub(crate) struct Server {
-    postgres: PrivatePostgres,
+    postgres: Postgres,
     counts_statements: bool,
 }
 
 impl Server {
     pub(crate) fn start() -> Self {
-        let mut settings = vec![
-            ("max_connections".to_owned(), "500".to_owned()),
-            ("track_commit_timestamp".to_owned(), "on".to_owned()),
-            ("shared_preload_libraries".to_owned(), "pg_stat_statements".to_owned()),
-        ];
-        let start = |settings: &[(String, String)]| {
-            PrivatePostgres::start(Options { settings: settings.to_vec(), ..Options::default() })
-        };
-        let (postgres, counts_statements) = if let Ok(server) = start(&settings) {
-            (server, true)
-        } else {
-            // The extension comes with the server, but not in every distribution's package.
-            settings.pop();
-            (start(&settings).unwrap_or_else(|e| panic!("{e}")), false)
-        };
+        let options = Postgres::options().setting("max_connections", "500").setting("track_commit_timestamp", "on");
+        let counting = options.clone().setting("shared_preload_libraries", "pg_stat_statements");
+        // The extension comes with the server, but not in every distribution's package.
+        let (postgres, counts_statements) =
+            counting.start().map_or_else(|_| (options.start().unwrap(), false), |server| (server, true));
         let server = Self { postgres, counts_statements };
         if counts_statements {
             server.connect("postgres").batch_execute("CREATE EXTENSION pg_stat_statements").unwrap();
@@ -36,7 +26,7 @@ impl Server {
 
     /// The URL of a database that is made now.
     pub(crate) fn create_database(&self, name: &str) -> String {
-        self.postgres.create_database(name).unwrap_or_else(|e| panic!("{e}"))
+        self.postgres.create_database(name).unwrap()
     }
 
     pub(crate) fn drop_database(&self, name: &str) {

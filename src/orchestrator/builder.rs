@@ -56,7 +56,7 @@ impl Builder {
         self.handler(Arc::new(Batches(projection)))
     }
 
-    fn handler(mut self, handler: Arc<dyn Handler>) -> Self {
+    pub(crate) fn handler(mut self, handler: Arc<dyn Handler>) -> Self {
         self.projections.push(handler);
         self
     }

@@ -1,14 +1,6 @@
 //! A real server for tests of private code. `tests/it` tests the public interface.
 
-#[path = "../../examples/support/private_postgres.rs"]
-mod private_postgres;
-
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use postgres::{Client, NoTls};
-
-use private_postgres::{Options, PrivatePostgres};
 
 use super::names::Names;
 
@@ -19,10 +11,7 @@ pub(crate) fn connect() -> Client {
 
 /// The URL of a fresh database.
 pub(crate) fn database() -> String {
-    static SERVER: OnceLock<PrivatePostgres> = OnceLock::new();
-    static DATABASES: AtomicU32 = AtomicU32::new(0);
-    let server = SERVER.get_or_init(|| PrivatePostgres::start(Options::default()).unwrap());
-    server.create_database(&format!("unit_{}", DATABASES.fetch_add(1, Ordering::Relaxed))).unwrap()
+    crate::testing::database().unwrap().url().to_owned()
 }
 
 /// A connection to a fresh database that has the schema, and the projection `p` of the replica set `set`.

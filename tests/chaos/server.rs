@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, never, unbounded};
 
-use crate::support::{Options, PrivatePostgres, StopMode};
+use pupsourcing_orchestrator::testing;
+
+use crate::support::{Postgres, StopMode};
 
 pub(crate) struct Server {
     url: String,
     port: u16,
     orders: Option<Sender<(StopMode, Duration)>>,
-    done: Receiver<Result<(), String>>,
+    done: Receiver<Result<(), testing::Error>>,
     pending: usize,
     thread: Option<JoinHandle<()>>,
 }
@@ -19,9 +21,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn start() -> Self {
         // A stopping server waits for as long for the first words of a client, and the proxy may hold them back.
-        let settings = vec![("authentication_timeout".into(), "5s".into())];
-        let mut postgres =
-            PrivatePostgres::start(Options { settings, ..Options::default() }).unwrap_or_else(|e| panic!("{e}"));
+        let mut postgres = Postgres::options().setting("authentication_timeout", "5s").start().unwrap();
         let url = postgres.create_database("chaos").unwrap();
         let port = postgres.port();
         let (orders, received) = unbounded::<(StopMode, Duration)>();

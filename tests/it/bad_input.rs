@@ -7,7 +7,7 @@ use postgres::Client;
 use pupsourcing_orchestrator::{BoxError, Builder, Database, Error, Event, Names, Orchestrator, Projection, Retry, Tx};
 
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{Options, PrivatePostgres, TestDatabase, database, eventually};
+use crate::support::{Postgres, TestDatabase, database, eventually};
 
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
@@ -160,7 +160,7 @@ fn urls_and_certificate_files_are_refused_by_part_and_file() {
 #[test]
 fn a_wrong_password_and_a_missing_database_are_named() {
     let hba = "host all guarded all scram-sha-256\nhost all all all trust\n";
-    let server = PrivatePostgres::start(Options { hba: Some(hba.into()), ..Options::default() }).unwrap();
+    let server = Postgres::options().hba(hba).start().unwrap();
     let mut client = Client::connect(&server.url("postgres"), postgres::NoTls).unwrap();
     client.batch_execute("CREATE ROLE guarded LOGIN PASSWORD 'right'").unwrap();
     let begun = Instant::now();
@@ -184,9 +184,7 @@ fn a_wrong_password_and_a_missing_database_are_named() {
 
 #[test]
 fn a_server_in_recovery_is_refused_after_the_wait() {
-    let standby =
-        PrivatePostgres::start(Options { files: vec![("standby.signal".into(), Vec::new())], ..Options::default() })
-            .unwrap();
+    let standby = Postgres::options().file("standby.signal", "").start().unwrap();
     let url = standby.url("postgres");
     for wait in [Duration::ZERO, Duration::from_secs(1)] {
         let orchestrator = || {

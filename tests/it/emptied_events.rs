@@ -7,7 +7,7 @@ use crate::bad_input::{SOON, assert_says};
 use crate::support::insert::{ONE, insert};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::workers::{await_running, builder, start, start_ledger};
-use crate::support::{Options, PrivatePostgres, StopMode, TestDatabase, database, eventually};
+use crate::support::{Postgres, StopMode, TestDatabase, database, eventually};
 
 const BEGIN_ANEW: &str = "TRUNCATE events, ledger RESTART IDENTITY";
 
@@ -170,7 +170,7 @@ fn other_events_halt_a_projection_that_loads_its_checkpoints() {
 
 #[test]
 fn an_unlogged_table_that_a_crash_has_emptied_is_noticed() {
-    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let mut server = Postgres::start().unwrap();
     let url = server.create_database("crash").unwrap();
     let connect = || Client::connect(&url, NoTls).unwrap();
     let mut client = connect();

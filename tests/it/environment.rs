@@ -22,7 +22,7 @@ use crate::support::proxies::Switch;
 use crate::support::standby::{primary, standby_of};
 use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{Options, PrivatePostgres, TestDatabase, database, eventually};
+use crate::support::{Postgres, TestDatabase, database, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
@@ -114,7 +114,7 @@ struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     /// Mounts one in a folder that belongs to the server; none if this process may not.
-    fn mount(server: &PrivatePostgres) -> Option<Self> {
+    fn mount(server: &Postgres) -> Option<Self> {
         let folder = server.data_dir().with_file_name("small");
         std::fs::create_dir(&folder).unwrap();
         let options = ["-t", "tmpfs", "-o", "size=1m,mode=0777", "small"];
@@ -135,7 +135,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_does_not_count() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let Some(disk) = SmallDisk::mount(&server) else {
         return leave_out("no file system can be mounted here");
     };

@@ -8,7 +8,7 @@ use crate::bad_input::{SOON, assert_says, migrate_refused, orchestrator, start_r
 use crate::support::handlers::prepared;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::workers::{await_running, builder, start_ledger};
-use crate::support::{Options, PrivatePostgres, database, eventually};
+use crate::support::{Postgres, database, eventually};
 
 /// The columns of a table of events, as its publisher has them.
 const COLUMNS: &str = "
@@ -219,7 +219,7 @@ fn an_unacceptable_table_is_not_processed_until_repaired() {
 
 #[test]
 fn encodings_without_a_form_in_utf_8_are_refused() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let mut client = Client::connect(&server.url("postgres"), NoTls).unwrap();
     for (encoding, is_usable) in
         [("SQL_ASCII", false), ("EUC_JP", false), ("WIN1252", false), ("LATIN1", true), ("UTF8", true)]

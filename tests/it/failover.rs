@@ -17,7 +17,7 @@ use crate::support::metrics::series::values;
 use crate::support::standby::{primary, standby_of};
 use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{PrivatePostgres, StopMode, eventually};
+use crate::support::{Postgres, StopMode, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -26,8 +26,8 @@ fn connect(url: &str) -> Client {
 }
 
 /// The URL of a database for whoever writes, on whichever of the two servers is the primary.
-fn url_of_primary(database: &str, servers: [&PrivatePostgres; 2]) -> String {
-    let [first, second] = servers.map(PrivatePostgres::port);
+fn url_of_primary(database: &str, servers: [&Postgres; 2]) -> String {
+    let [first, second] = servers.map(Postgres::port);
     format!("postgres://postgres@127.0.0.1:{first},127.0.0.1:{second}/{database}?target_session_attrs=read-write")
 }
 

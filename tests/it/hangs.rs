@@ -14,7 +14,7 @@ use crate::support::frozen::Frozen;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::worker_process::{Signal, WorkerProcess};
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{Options, PrivatePostgres, database, eventually};
+use crate::support::{Postgres, database, eventually};
 
 /// With `leave_timeout` at one second: that second, three more for what is cancelled, and the time
 /// of a loaded machine. Without a bound a worker waits for as long as the database hangs.
@@ -114,7 +114,7 @@ fn worker_leaves_while_a_table_is_locked() {
 
 #[test]
 fn worker_leaves_while_the_server_is_frozen() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let mut pair = Pair::start(&server.create_database("frozen").unwrap());
     let frozen = Frozen::freeze(&server);
     assert_eq!(pair.leave(), Some(1));
@@ -125,8 +125,7 @@ fn worker_leaves_while_the_server_is_frozen() {
 
 #[test]
 fn worker_leaves_while_commits_wait_for_a_standby() {
-    let settings = vec![("synchronous_commit".to_owned(), "on".to_owned())];
-    let server = PrivatePostgres::start(Options { settings, ..Options::default() }).unwrap();
+    let server = Postgres::options().setting("synchronous_commit", "on").start().unwrap();
     let mut pair = Pair::start(&server.create_database("unreplicated").unwrap());
     pair.client.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'missing'").unwrap();
     pair.client.batch_execute("SELECT pg_reload_conf()").unwrap();
@@ -192,7 +191,7 @@ fn handler_that_waits_for_a_lock_is_cancelled() {
 
 #[test]
 fn shutdown_names_the_threads_that_are_left_behind() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let url = server.create_database("frozen").unwrap();
     Ledger::create_table(&mut Client::connect(&url, NoTls).unwrap());
     let builder = builder(&url, "set").leave_timeout(Duration::from_millis(300));

@@ -14,7 +14,7 @@ use crate::support::http::get;
 use crate::support::ledger::{Ledger, append_plainly};
 use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start, start_ledger};
-use crate::support::{Options, PrivatePostgres, TestDatabase, database};
+use crate::support::{Postgres, TestDatabase, database};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -74,7 +74,7 @@ fn worker_that_waits_for_long_is_alive() {
     let mut unstarted = WorkerProcess::start("postgres://nobody@127.0.0.1:1/none", &[("DATABASE_WAIT", "10m")]);
     let unstarted = unstarted.metrics_address();
 
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let url = server.create_database("frozen").unwrap();
     Ledger::create_table(&mut Client::connect(&url, NoTls).unwrap());
     let cut_off = Probed::new(start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]));

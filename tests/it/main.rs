@@ -50,6 +50,7 @@ mod rollouts;
 mod run_to;
 mod runtimes;
 mod safe_head;
+mod scenarios;
 mod scopes;
 mod sessions;
 mod settings;

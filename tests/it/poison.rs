@@ -19,7 +19,7 @@ use crate::support::proxies::Switch;
 use crate::support::statements::{start_logging_server, statements};
 use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{Options, PrivatePostgres, database, eventually};
+use crate::support::{Postgres, database, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
@@ -144,7 +144,7 @@ fn an_event_that_aborts_every_process_halts_its_projection() {
 
 #[test]
 fn an_event_that_crashes_the_server_halts_its_projection_alone() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let url = server.create_database("crashes").unwrap();
     let connect = || eventually("the server is back", SOON, || Client::connect(&url, NoTls).ok());
     let mut client = connect();
@@ -180,7 +180,7 @@ fn an_event_that_crashes_the_server_halts_its_projection_alone() {
 
 #[test]
 fn a_session_ended_by_the_crash_of_another_is_a_bystander() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let url = server.create_database("crash").unwrap();
     let mut client = Client::connect(&url, NoTls).unwrap();
     client.batch_execute(&pupsourcing_orchestrator::Names::default().schema_sql()).unwrap();

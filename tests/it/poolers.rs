@@ -16,13 +16,13 @@ use crate::support::metrics::series::values;
 use crate::support::proxies::{PgBouncer, Proxy, haproxy, pgbouncers};
 use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder};
-use crate::support::{Options, PrivatePostgres, eventually};
+use crate::support::{Postgres, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 
 /// A server with a database `pooled`, which has the schema and the ledger's table.
-fn server() -> (PrivatePostgres, Client) {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+fn server() -> (Postgres, Client) {
+    let server = Postgres::start().unwrap();
     let mut client = Client::connect(&server.create_database("pooled").unwrap(), NoTls).unwrap();
     client.batch_execute(&Names::default().schema_sql()).unwrap();
     Ledger::create_table(&mut client);

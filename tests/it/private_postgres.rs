@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use postgres::{Client, NoTls};
 
-use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
+use crate::support::{Postgres, StopMode, database, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -29,7 +29,7 @@ fn each_test_gets_a_database_of_its_own() {
 
 #[test]
 fn a_restarted_server_keeps_its_data_and_port() {
-    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let mut server = Postgres::start().unwrap();
     let url = server.create_database("kept").unwrap();
     Client::connect(&url, NoTls).unwrap().batch_execute("CREATE TABLE starts (n int)").unwrap();
     for (n, mode) in [(1, StopMode::Fast), (2, StopMode::Immediate)] {
@@ -51,7 +51,7 @@ fn a_restarted_server_keeps_its_data_and_port() {
 
 #[test]
 fn starts_again_after_its_postmaster_was_killed() {
-    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let mut server = Postgres::start().unwrap();
     let pid = server.pid();
     signal("KILL", pid);
     server.start_again().unwrap();
@@ -61,8 +61,8 @@ fn starts_again_after_its_postmaster_was_killed() {
 
 #[test]
 fn two_at_once_have_nothing_in_common_and_leave_nothing() {
-    let one = PrivatePostgres::start(Options::default()).unwrap();
-    let other = PrivatePostgres::start(Options::default()).unwrap();
+    let one = Postgres::start().unwrap();
+    let other = Postgres::start().unwrap();
     assert_ne!(one.port(), other.port());
     one.create_database("mine").unwrap();
     other.create_database("mine").unwrap();
@@ -81,13 +81,13 @@ fn two_at_once_have_nothing_in_common_and_leave_nothing() {
 
 #[test]
 fn takes_settings_files_and_hba() {
-    let server = PrivatePostgres::start(Options {
-        settings: vec![("max_connections".into(), "20".into()), ("cluster_name".into(), r"it's \ here".into())],
-        files: vec![("extra.txt".into(), b"of use".to_vec())],
-        hba: Some("host all postgres 127.0.0.1/32 trust\nhost all all all reject\n".into()),
-        bin_dir: None,
-    })
-    .unwrap();
+    let server = Postgres::options()
+        .setting("max_connections", "20")
+        .setting("cluster_name", r"it's \ here")
+        .file("extra.txt", "of use")
+        .hba("host all postgres 127.0.0.1/32 trust\nhost all all all reject\n")
+        .start()
+        .unwrap();
     let mut client = Client::connect(&server.url("postgres"), NoTls).unwrap();
     let row = client
         .query_one(
@@ -104,22 +104,16 @@ fn takes_settings_files_and_hba() {
 
 #[test]
 fn a_server_that_demands_passwords_is_started() {
-    let server =
-        PrivatePostgres::start(Options { hba: Some("host all all all scram-sha-256\n".into()), ..Options::default() })
-            .unwrap();
+    let server = Postgres::options().hba("host all all all scram-sha-256\n").start().unwrap();
     assert!(server.create_database("any").is_err());
 }
 
 #[test]
 fn a_server_that_cannot_start_says_why() {
-    let error = PrivatePostgres::start(Options {
-        settings: vec![("no_such_setting".into(), "1".into())],
-        ..Options::default()
-    })
-    .unwrap_err();
+    let error = Postgres::options().setting("no_such_setting", "1").start().unwrap_err().to_string();
     assert!(error.contains("no_such_setting"), "{error}");
 
-    let error = PrivatePostgres::start(Options { bin_dir: Some("/nowhere".into()), ..Options::default() }).unwrap_err();
+    let error = Postgres::options().bin_dir("/nowhere").start().unwrap_err().to_string();
     assert!(error.contains("/nowhere"), "{error}");
 
     let old = tempfile::tempdir().unwrap();
@@ -127,21 +121,31 @@ fn a_server_that_cannot_start_says_why() {
     let script = r#"for p in initdb postgres; do printf '#!/bin/sh\necho "postgres (PostgreSQL) 13.9"\n' >$p; chmod +x $p; done"#;
     let written = Command::new("sh").args(["-c", script]).current_dir(old.path()).status().unwrap();
     assert!(written.success());
-    let error =
-        PrivatePostgres::start(Options { bin_dir: Some(old.path().to_owned()), ..Options::default() }).unwrap_err();
+    let error = Postgres::options().bin_dir(old.path()).start().unwrap_err().to_string();
     assert!(error.contains("13.9") && error.contains("14 or later"), "{error}");
 }
 
 #[test]
+fn binaries_come_from_where_the_variable_says() {
+    let mut client = database().client();
+    let bin_dir: String = client.query_one("SELECT setting FROM pg_config WHERE name = 'BINDIR'", &[]).unwrap().get(0);
+    for (setting, refusal) in [
+        (bin_dir.as_str(), None),
+        ("never", None),
+        ("/nowhere", Some("PUPSOURCING_POSTGRES is /nowhere: `initdb` and `postgres` are not both there")),
+    ] {
+        let output = creator().env("PUPSOURCING_POSTGRES", setting).stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        match refusal {
+            None => assert!(output.status.success() && said.contains("\nserver "), "{setting}: {said}"),
+            Some(refusal) => assert!(!output.status.success() && said.contains(refusal), "{setting}: {said}"),
+        }
+    }
+}
+
+#[test]
 fn a_server_is_gone_when_its_creator_is_killed() {
-    let mut creator = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "private_postgres::creator_to_kill"])
-        .args(["--ignored", "--nocapture"])
-        .env(CREATOR, "1")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut creator = creator().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let line = BufReader::new(creator.stdout.take().unwrap())
         .lines()
         .map_while(Result::ok)
@@ -165,13 +169,20 @@ fn a_server_is_gone_when_its_creator_is_killed() {
 /// Set for the process that is killed, so that nobody who runs all ignored tests waits for it.
 const CREATOR: &str = "PRIVATE_POSTGRES_CREATOR";
 
+/// A process that starts a server, and keeps it until its input ends.
+fn creator() -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "private_postgres::creator_to_kill", "--ignored", "--nocapture"]).env(CREATOR, "1");
+    command
+}
+
 #[test]
 #[ignore = "the process that a_server_is_gone_when_its_creator_is_killed kills"]
 fn creator_to_kill() {
     if std::env::var_os(CREATOR).is_none() {
         return;
     }
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let mut bystander = Command::new("sleep")
         .arg("60")
         .stdin(Stdio::null())
@@ -187,7 +198,7 @@ fn creator_to_kill() {
     bystander.wait().unwrap();
 }
 
-fn home_of(server: &PrivatePostgres) -> PathBuf {
+fn home_of(server: &Postgres) -> PathBuf {
     server.data_dir().parent().unwrap().to_owned()
 }
 

@@ -20,7 +20,7 @@ use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_com
 use crate::support::metrics::{metric, projection_metric, series, total};
 use crate::support::worker_process::{self, WorkerProcess};
 use crate::support::workers::{await_running, builder, start, start_ledger};
-use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
+use crate::support::{Postgres, StopMode, database, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -135,7 +135,7 @@ fn assert_lost(worker: &mut WorkerProcess, reason: &str) {
 
 #[test]
 fn a_stopped_server_makes_a_worker_unready_and_not_dead() {
-    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let mut server = Postgres::start().unwrap();
     let url = server.create_database("stopped").unwrap();
     let (mut worker, address) = process(&url);
     server.stop(StopMode::Fast).unwrap();
@@ -159,7 +159,7 @@ fn a_stopped_server_makes_a_worker_unready_and_not_dead() {
 
 #[test]
 fn a_frozen_server_makes_a_worker_unready_and_not_dead() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let url = server.create_database("frozen").unwrap();
     let (mut worker, address) = process(&url);
 
@@ -408,7 +408,7 @@ fn a_worker_with_a_failed_thread_is_not_alive() {
 
 #[test]
 fn a_database_that_was_made_again_is_not_out_of_reach() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let url = server.create_database("again").unwrap();
     let (mut worker, address) = process(&url);
     let mut admin = Client::connect(&server.url("postgres"), NoTls).unwrap();

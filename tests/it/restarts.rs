@@ -14,7 +14,7 @@ use crate::support::insert::insert;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::metrics::total;
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{Options, PrivatePostgres, StopMode, eventually};
+use crate::support::{Postgres, StopMode, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -35,7 +35,7 @@ fn append_steadily(url: &str, stop: &Receiver<()>) {
 
 #[test]
 fn workers_go_on_after_the_server_was_restarted() {
-    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let mut server = Postgres::start().unwrap();
     let url = server.create_database("restarts").unwrap();
     Ledger::create_table(&mut connect(&url));
     let worker = || {
@@ -87,7 +87,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 #[test]
 fn workers_that_are_cut_off_pause_until_the_server_is_back() {
-    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let mut server = Postgres::start().unwrap();
     let url = server.create_database("cut_off").unwrap();
     Ledger::create_table(&mut connect(&url));
     let worker = || {

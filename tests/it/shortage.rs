@@ -14,7 +14,7 @@ use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_com
 use crate::support::proxies::pgbouncers;
 use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{Options, PrivatePostgres, TestDatabase, database, eventually};
+use crate::support::{Postgres, TestDatabase, database, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -151,9 +151,8 @@ fn assert_takes_part(first: &mut WorkerProcess, newcomer: &mut WorkerProcess, cl
 fn newcomer_waits_while_the_server_has_no_more_connections() {
     // For the first worker, this test, and all but one of the newcomer's.
     let most = (2 * NEEDED + 1).to_string();
-    let settings = [("max_connections", most.as_str()), ("superuser_reserved_connections", "0")];
-    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    let server = PrivatePostgres::start(Options { settings, ..Options::default() }).unwrap();
+    let options = Postgres::options().setting("max_connections", most).setting("superuser_reserved_connections", "0");
+    let server = options.start().unwrap();
     let url = server.create_database("full").unwrap();
     let mut client = Client::connect(&url, NoTls).unwrap();
     let mut first = WorkerProcess::start(&url, &OPTIONS);
@@ -168,7 +167,7 @@ fn newcomer_waits_while_the_server_has_no_more_connections() {
 #[test]
 fn newcomer_waits_while_its_pooler_has_no_more_connections() {
     for pgbouncer in pgbouncers() {
-        let server = PrivatePostgres::start(Options::default()).unwrap();
+        let server = Postgres::start().unwrap();
         let url = server.create_database("pooled").unwrap();
         let mut client = Client::connect(&url, NoTls).unwrap();
         let size = format!("default_pool_size = {}", 2 * NEEDED);

@@ -19,7 +19,7 @@ use crate::support::insert::{ONE, insert};
 use crate::support::ledger::{Ledger, append_plainly, is_complete};
 use crate::support::statements::{start_logging_server, statements};
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
+use crate::support::{Postgres, StopMode, database, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -307,7 +307,7 @@ fn the_last_twenty_generations_are_shown() {
 }
 
 /// How often the server was asked for an overview, by its own log.
-fn asked(server: &PrivatePostgres) -> usize {
+fn asked(server: &Postgres) -> usize {
     statements(server).iter().filter(|statement| statement.text.contains("'newest_position'")).count()
 }
 
@@ -358,7 +358,7 @@ fn many_viewers_cost_one_query_a_second_and_none_cost_none() {
 
 #[test]
 fn the_status_answers_at_once_while_the_database_is_down() {
-    let mut postgres = PrivatePostgres::start(Options::default()).unwrap();
+    let mut postgres = Postgres::start().unwrap();
     let url = postgres.create_database("down").unwrap();
     Ledger::create_table(&mut Client::connect(&url, NoTls).unwrap());
     let worker = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);

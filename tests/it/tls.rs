@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pupsourcing_orchestrator::Database;
+use pupsourcing_orchestrator::testing::PostgresOptions;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
@@ -16,7 +17,7 @@ use crate::bad_input::{SOON, assert_says, orchestrator};
 use crate::support::cluster::{backends_of, terminate};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{Options, PrivatePostgres, eventually};
+use crate::support::{Postgres, eventually};
 
 /// Writes what the table below needs, each certificate `x.crt` with its key `x.key`: `ca`, `other_ca`; issued by `ca`: `right`
 /// (for this host), `elsewhere` (for another one), `expired` and `client`; and `itself` and `itself_expired`, self-signed and
@@ -164,7 +165,7 @@ fn try_connect(url: &str) -> Result<bool, String> {
 }
 
 /// Gives the server this certificate, and waits until it has it.
-fn present(server: &PrivatePostgres, certificate: Option<&str>) {
+fn present(server: &Postgres, certificate: Option<&str>) {
     let database = Database::from_url(&format!("{}?sslmode=disable", server.url("postgres"))).unwrap();
     let file = |extension: &str| format!("{}.{extension}", certificate.unwrap_or("right"));
     let mut client = database.connect().unwrap();
@@ -199,11 +200,15 @@ fn files_of(dir: &Path) -> Vec<(String, Vec<u8>)> {
     std::fs::read_dir(dir).unwrap().map(|entry| file(entry.unwrap())).collect()
 }
 
+fn with_files_of(dir: &Path) -> PostgresOptions {
+    files_of(dir).into_iter().fold(Postgres::options(), |options, (name, content)| options.file(name, content))
+}
+
 #[test]
 fn each_sslmode_against_each_server() {
     let dir = tempfile::tempdir().unwrap();
     write_certificates(dir.path());
-    let server = PrivatePostgres::start(Options { files: files_of(dir.path()), ..Options::default() }).unwrap();
+    let server = with_files_of(dir.path()).start().unwrap();
 
     let mut wrong = Vec::new();
     for (certificate, rows) in TABLE {
@@ -249,8 +254,8 @@ fn each_sslmode_against_each_server() {
 /// What the documentation of `Database::from_url` says of `prefer`, and what it recommends instead.
 #[test]
 fn a_request_for_a_clear_text_password_is_refused_where_asked() {
-    let hba = "host all postgres all trust\nhost all all all password\n".to_owned();
-    let server = PrivatePostgres::start(Options { hba: Some(hba), ..Options::default() }).unwrap();
+    let hba = "host all postgres all trust\nhost all all all password\n";
+    let server = Postgres::options().hba(hba).start().unwrap();
     let mut admin = postgres::Client::connect(&server.url("postgres"), postgres::NoTls).unwrap();
     admin.batch_execute("CREATE ROLE app LOGIN PASSWORD 'hidden'").unwrap();
     let outcome =
@@ -279,8 +284,7 @@ fn certificates_are_replaced_while_a_worker_runs() {
     };
     give(old.path());
     let hba = "hostssl all all all trust clientcert=verify-ca\nhostnossl all all all trust\n";
-    let options = Options { files: files_of(old.path()), hba: Some(hba.into()), ..Options::default() };
-    let server = PrivatePostgres::start(options).unwrap();
+    let server = with_files_of(old.path()).hba(hba).start().unwrap();
     let plain = server.create_database("rotated").unwrap();
     present(&server, Some("right"));
     let mut admin = postgres::Client::connect(&plain, postgres::NoTls).unwrap();

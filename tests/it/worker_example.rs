@@ -9,7 +9,7 @@ use crate::support::http::{get, get_as};
 use crate::support::insert::insert;
 use crate::support::ledger::append_plainly;
 use crate::support::worker_process::{Signal, WorkerProcess};
-use crate::support::{Options, PrivatePostgres, StopMode, database, eventually};
+use crate::support::{Postgres, StopMode, database, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -194,7 +194,7 @@ fn a_worker_with_every_setting_builds_read_models_and_leaves() {
 
 #[test]
 fn a_worker_without_its_server_is_alive_and_not_ready() {
-    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let mut server = Postgres::start().unwrap();
     let mut worker = WorkerProcess::start_with(
         &[],
         &[
@@ -225,7 +225,7 @@ fn a_worker_without_its_server_is_alive_and_not_ready() {
 
 #[test]
 fn a_worker_started_before_its_server_waits_and_says_so() {
-    let mut server = PrivatePostgres::start(Options::default()).unwrap();
+    let mut server = Postgres::start().unwrap();
     let url = server.url("postgres");
     server.stop(StopMode::Fast).unwrap();
     let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", &url)]);

@@ -3,13 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use pupsourcing_orchestrator::postgres::{Client, NoTls, Transaction};
-use pupsourcing_orchestrator::{BoxError, Database, Error, Event, EventStore, ExpectedVersion, NewEvent, Orchestrator, Projection, Tx};
-
-#[path = "../../examples/support/private_postgres.rs"]
-mod private_postgres;
-
-use private_postgres::{Options, PrivatePostgres};
+use pupsourcing_orchestrator::postgres::{Client, NoTls};
+use pupsourcing_orchestrator::testing::Postgres;
+use pupsourcing_orchestrator::{
+    BoxError, Database, Error, Event, EventStore, ExpectedVersion, NewEvent, Orchestrator, Projection, StreamId, Tx,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 const EVENTS: i64 = 100;
@@ -29,7 +27,7 @@ impl Projection for Counted {
 
 #[test]
 fn a_projection_runs_and_its_probe_answers() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let database = Database::from_url(&server.create_database("shop").unwrap()).unwrap();
     let mut client = database.connect().unwrap();
     client.batch_execute("CREATE TABLE counted AS SELECT 0::bigint AS events").unwrap();
@@ -37,8 +35,9 @@ fn a_projection_runs_and_its_probe_answers() {
     orchestrator.migrate().unwrap();
     let handle = orchestrator.start().unwrap();
     for id in 0..EVENTS {
-        let event = NewEvent::new("shop", "Order", format!("order-{id}"), "OrderPlaced", Vec::new());
-        EventStore::default().append(&mut client, ExpectedVersion::NoStream, &[event]).unwrap();
+        let order = StreamId::new("shop", "Order", format!("order-{id}"));
+        let placed = NewEvent::new("OrderPlaced", []);
+        EventStore::default().append(&mut client, &order, ExpectedVersion::NoStream, &[placed]).unwrap();
     }
     let deadline = Instant::now() + SOON;
     while client.query_one("SELECT events FROM counted", &[]).unwrap().get::<_, i64>(0) < EVENTS {
@@ -65,7 +64,7 @@ fn what_requires_tls_is_refused_by_name() {
 
 #[test]
 fn what_does_not_require_tls_connects() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     let url = server.create_database("shop").unwrap();
     for mode in ["", "sslmode=disable", "sslmode=prefer"] {
         Database::from_url(&format!("{url}?{mode}")).unwrap().connect().unwrap();

@@ -4,14 +4,14 @@ use std::fs;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::PrivatePostgres;
+use super::Postgres;
 
 /// The processes of a server, which go on when this is dropped.
 pub(crate) struct Frozen(Vec<Pid>);
 
 impl Frozen {
     /// Freezes every process of the server.
-    pub(crate) fn freeze(server: &PrivatePostgres) -> Self {
+    pub(crate) fn freeze(server: &Postgres) -> Self {
         let postmaster = i32::try_from(server.pid()).unwrap();
         // The postmaster first, so that it starts no process that would be missed.
         let mut frozen = Self(Vec::new());

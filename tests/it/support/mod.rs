@@ -1,12 +1,8 @@
 //! What the tests share: one server for all of them, a database for each.
 #![allow(dead_code, unused_imports, reason = "a shelf for all tests, wherever each of them is")]
 
-#[path = "../../../examples/support/private_postgres.rs"]
-mod private_postgres;
 #[path = "../../../examples/support/process.rs"]
 mod process;
-#[path = "../../../examples/support/server.rs"]
-mod server;
 
 pub(crate) mod alone;
 pub(crate) mod browser;
@@ -26,60 +22,35 @@ pub(crate) mod statements;
 pub(crate) mod worker_process;
 pub(crate) mod workers;
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls};
+use pupsourcing_orchestrator::testing;
 
-pub(crate) use private_postgres::{Options, PrivatePostgres, StopMode};
-use server::Server;
+pub(crate) use pupsourcing_orchestrator::testing::{Postgres, StopMode};
 
 /// A fresh database, for one test alone, on the server that all tests share.
 pub(crate) fn database() -> TestDatabase {
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    static DATABASES: AtomicU32 = AtomicU32::new(0);
-
-    let server = SERVER.get_or_init(|| Server::start().unwrap_or_else(|e| panic!("{e}")));
-    // The test's name is in the database's, so that the server's log and pg_stat_activity can be read.
-    let number = DATABASES.fetch_add(1, Ordering::Relaxed) + 1;
-    let test = thread::current().name().unwrap_or_default().to_owned();
-    let mut name = format!("test_{number}_{}_{}", std::process::id(), test.replace("::", "_"));
-    name.retain(|c| c.is_ascii_alphanumeric() || c == '_');
-    name.truncate(63);
-    let url = server.create_database(&name).unwrap_or_else(|e| panic!("{e}"));
-    TestDatabase { server, name, url }
+    TestDatabase(testing::database().unwrap())
 }
 
-/// Where a test works. It goes with the server, if that is private, or with the test.
+/// Where a test works.
 #[derive(Debug)]
-pub(crate) struct TestDatabase {
-    server: &'static Server,
-    name: String,
-    url: String,
-}
+pub(crate) struct TestDatabase(testing::TestDatabase);
 
-impl Drop for TestDatabase {
-    fn drop(&mut self) {
-        if let Err(problem) = self.server.drop_database(&self.name) {
-            println!("{problem}");
-        }
+impl Deref for TestDatabase {
+    type Target = testing::TestDatabase;
+
+    fn deref(&self) -> &testing::TestDatabase {
+        &self.0
     }
 }
 
 impl TestDatabase {
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(crate) fn url(&self) -> &str {
-        &self.url
-    }
-
     /// A new connection.
     pub(crate) fn client(&self) -> Client {
-        Client::connect(&self.url, NoTls).unwrap_or_else(|e| panic!("{}: {e}", self.url))
+        Client::connect(self.url(), NoTls).unwrap_or_else(|e| panic!("{}: {e}", self.url()))
     }
 }
 

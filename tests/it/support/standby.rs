@@ -8,18 +8,21 @@ use std::process::{Command, Stdio};
 
 use postgres::{Client, NoTls};
 
-use super::{Options, PrivatePostgres, StopMode};
+use super::{Postgres, StopMode};
 
 /// A primary whose commits wait for a standby. Until [`standby_of`] has made one, it can be read only.
-pub(crate) fn primary() -> PrivatePostgres {
-    let settings = [("wal_level", "replica"), ("synchronous_commit", "on"), ("synchronous_standby_names", "*")];
-    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    PrivatePostgres::start(Options { settings, ..Options::default() }).unwrap()
+pub(crate) fn primary() -> Postgres {
+    Postgres::options()
+        .setting("wal_level", "replica")
+        .setting("synchronous_commit", "on")
+        .setting("synchronous_standby_names", "*")
+        .start()
+        .unwrap()
 }
 
 /// A hot standby that streams from the primary. When promoted, it waits for no standby of its own.
-pub(crate) fn standby_of(primary: &PrivatePostgres) -> PrivatePostgres {
-    let mut standby = PrivatePostgres::start(Options::default()).unwrap();
+pub(crate) fn standby_of(primary: &Postgres) -> Postgres {
+    let mut standby = Postgres::start().unwrap();
     standby.stop(StopMode::Immediate).unwrap();
     let data = standby.data_dir().to_owned();
     let owner = fs::metadata(&data).unwrap();

@@ -1,6 +1,6 @@
 //! A server that writes down every statement, for tests that count them.
 
-use super::{Options, PrivatePostgres};
+use super::Postgres;
 
 /// A statement that the server was asked to execute.
 #[derive(Debug)]
@@ -10,14 +10,12 @@ pub(crate) struct Statement {
 }
 
 /// A private server that logs the statements.
-pub(crate) fn start_logging_server() -> PrivatePostgres {
-    let settings = [("log_statement", "all"), ("log_line_prefix", "%p ")];
-    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    PrivatePostgres::start(Options { settings, ..Options::default() }).unwrap()
+pub(crate) fn start_logging_server() -> Postgres {
+    Postgres::options().setting("log_statement", "all").setting("log_line_prefix", "%p ").start().unwrap()
 }
 
 /// The statements that a server of [`start_logging_server`] has logged so far, in their order.
-pub(crate) fn statements(server: &PrivatePostgres) -> Vec<Statement> {
+pub(crate) fn statements(server: &Postgres) -> Vec<Statement> {
     let log = std::fs::read_to_string(server.data_dir().with_file_name("log")).unwrap();
     let mut statements: Vec<Statement> = Vec::new();
     let mut is_statement = false;

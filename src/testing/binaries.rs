@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::output;
+use super::output::output;
+use super::sources::{cache, places_in};
+use super::user::is_root;
 
 /// The oldest major version the library works with.
-const OLDEST: u32 = 14;
+pub(super) const OLDEST: u32 = 14;
 
 /// Why a directory is not where a server's binaries are.
 pub(super) enum Refusal {
@@ -43,8 +45,9 @@ fn leading_number(text: &str) -> Option<u32> {
     text.get(..end)?.parse().ok()
 }
 
-/// The first of the usual places that has a server which is new enough.
-pub(super) fn find_server() -> Result<PathBuf, String> {
+/// Returns the first of the usual places that has a server which is new enough. If there is none, returns which servers
+/// are too old, a line for each.
+pub(super) fn find() -> Result<PathBuf, String> {
     let mut places = Vec::new();
     if let Some(dir) = output("pg_config", &["--bindir"]) {
         places.push(PathBuf::from(dir.trim()));
@@ -64,6 +67,8 @@ pub(super) fn find_server() -> Result<PathBuf, String> {
         places.extend(newest_first(parent, prefix).into_iter().map(|dir| dir.join(rest)));
     }
 
+    places.extend(cache(is_root()).into_iter().flat_map(|cache| places_in(&cache).collect::<Vec<_>>()));
+
     let mut too_old = String::new();
     for place in places {
         match checked(&place) {
@@ -74,17 +79,7 @@ pub(super) fn find_server() -> Result<PathBuf, String> {
             }
         }
     }
-    Err(format!(
-        "PostgreSQL's server binaries, `initdb` and `postgres`, version {OLDEST} or later, were not found.\n\
-         {too_old}Install them:\n  \
-           Debian, Ubuntu   apt-get install postgresql\n  \
-           Fedora, RHEL     dnf install postgresql-server\n  \
-           Alpine           apk add postgresql\n  \
-           Arch             pacman -S postgresql\n  \
-           macOS            brew install postgresql@17\n\
-         If they are somewhere else, add that directory to PATH.\n\
-         The other way is a server of yours: set DATABASE_URL to its URL, as a user who may create databases."
-    ))
+    Err(too_old)
 }
 
 /// The directories `parent/prefixN`, the highest N first.
