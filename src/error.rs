@@ -574,6 +574,7 @@ mod tests {
             (Error::Pool { size: 1, waited: Duration::ZERO, problem: problem() }, true, true, false),
             (Error::Schema { problem: problem() }, false, false, false),
             (Error::UnsupportedServer { problem: problem() }, false, false, false),
+            (Error::InRecovery, true, true, false),
             // Shutting down, out of connections, locked.
             (raised("57P01"), true, true, false),
             (raised("53300"), true, true, false),

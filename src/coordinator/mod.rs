@@ -394,7 +394,7 @@ impl Serving<'_, '_> {
         let Parts { context, trust, pool, .. } = self.parts;
         let shortage = &context.board.shortage;
         // Not a member, so no worker waits for this thread.
-        let opened = shortage.note(|| pool.fill(POOL_PATIENCE)).map_err(|error| error.to_string());
+        let opened = shortage.note(|| pool.fill(POOL_PATIENCE)).map_err(|error| error.with_causes());
         // The tailer keeps trying by itself.
         let lacking = opened.err().or_else(|| shortage.of(tailer::THREAD));
         if let Some(error) = lacking

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::error::{self, BoxError, describe_any};
+
 /// Why the test kit could not do what a test asked for: the text says what failed, and what to do.
 ///
 /// Its `Debug` is its text, so that `unwrap` in a test shows it in readable form.
@@ -14,8 +16,8 @@ impl Error {
     }
 
     /// For `map_err`: what could not be done, and why.
-    pub(super) fn cannot<E: fmt::Display>(what: impl fmt::Display) -> impl FnOnce(E) -> Self {
-        move |error| Self(format!("cannot {what}: {error}"))
+    pub(super) fn cannot<E: Into<BoxError>>(what: impl fmt::Display) -> impl FnOnce(E) -> Self {
+        move |error| Self(format!("cannot {what}: {}", describe_any(&*error.into())))
     }
 }
 
@@ -33,8 +35,8 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
-impl From<crate::Error> for Error {
-    fn from(error: crate::Error) -> Self {
-        Self(error.to_string())
+impl From<error::Error> for Error {
+    fn from(error: error::Error) -> Self {
+        Self(error.with_causes())
     }
 }

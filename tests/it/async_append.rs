@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use pupsourcing_orchestrator::{EventStore, ExpectedVersion, Names, NewEvent};
+use pupsourcing_orchestrator::{EventStore, ExpectedVersion, Names, NewEvent, StreamId};
 
 use crate::support::worker_process::example;
 use crate::support::{database, eventually};
@@ -15,9 +15,10 @@ fn an_asynchronous_application_decides_on_no_old_state() {
     let database = database();
     let (mut client, mut writer) = (database.client(), database.client());
     client.batch_execute(&Names::default().schema_sql()).unwrap();
-    let item = || NewEvent::new("shop", "Cart", "cart-7", "ItemAdded", br#"{"sku":"first"}"#.as_slice());
+    let item = || NewEvent::new("ItemAdded", br#"{"sku":"first"}"#.as_slice());
     let items: Vec<NewEvent> = std::iter::repeat_with(item).take(49).collect();
-    EventStore::default().append(&mut client, ExpectedVersion::NoStream, &items).unwrap();
+    let cart = StreamId::new("shop", "Cart", "cart-7");
+    EventStore::default().append(&mut client, &cart, ExpectedVersion::NoStream, &items).unwrap();
 
     // All visitors read that there is room for one more, before any of them can append.
     let mut append = writer.transaction().unwrap();

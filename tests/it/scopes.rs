@@ -71,7 +71,7 @@ fn event_types_and_metadata_are_filtered_alike_everywhere() {
 }
 
 #[test]
-fn a_projection_of_rare_events_is_cheap_and_its_checkpoint_moves() {
+fn a_projection_of_rare_events_is_cheap_and_moves() {
     const EVENTS: i64 = 100_000;
     let database = database();
     let mut client = prepared(&database);
