@@ -58,6 +58,7 @@
 //!
 //! Each is a flag and an environment variable; the flag wins. A variable that is empty is ignored.
 //! Other users of the machine may see the flags of a process, so a password belongs into the variable.
+//!
 #![doc = include_str!("settings.md")]
 
 mod arguments;
@@ -103,7 +104,12 @@ pub fn main(set_up: impl FnOnce(Worker) -> Worker) -> ExitCode {
 fn execute(worker: Worker, arguments: arguments::Arguments) -> Result<ExitCode, Failure> {
     let arguments::Arguments { task, settings } = arguments;
     let service = run::Service::of(&settings)?;
-    let program = worker.assemble(&settings)?;
+    let url = match task {
+        // It connects to nothing.
+        Task::Migrate { print: true } => settings.text(settings::DATABASE_URL).unwrap_or("postgres://localhost"),
+        _ => settings.database_url()?,
+    };
+    let program = worker.assemble(url, &settings)?;
     match task {
         Task::Run => run::run(program, &service),
         Task::Migrate { print: false } => migration::migrate(program),

@@ -28,7 +28,12 @@ pub(super) fn status(orchestrator: &Orchestrator, json: bool, watch: bool) -> Re
             let overview: Overview = serde_json::from_str(overview.get()).map_err(BoxError::from)?;
             overview.render(orchestrator.replica_set(), output::has_colours())
         };
-        Ok(if watch && !json && output::is_terminal() { output::write_anew(&text) } else { output::write(&text) })
+        Ok(match (watch, json) {
+            (true, false) if output::is_terminal() => output::write_anew(&text),
+            // The next one begins after an empty line.
+            (true, false) => output::write(&format!("{text}\n")),
+            _ => output::write(&text),
+        })
     };
     let mut session = None;
     if !watch {

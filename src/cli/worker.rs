@@ -91,8 +91,8 @@ impl Worker {
         self
     }
 
-    pub(super) fn assemble(self, settings: &Settings) -> Result<Program, Failure> {
-        let database = Database::from_url(settings.database_url()?)?;
+    pub(super) fn assemble(self, url: &str, settings: &Settings) -> Result<Program, Failure> {
+        let database = Database::from_url(url)?;
         let replica_set = settings.text(REPLICA_SET).map(str::to_owned).or(self.replica_set);
         let builder = Orchestrator::builder(database, replica_set.unwrap_or_else(|| "main-projections".into()));
         let adjustments = self.projections.into_iter().chain(self.adjustments);
@@ -108,7 +108,7 @@ impl Worker {
 mod tests {
     use std::ffi::OsStr;
 
-    use super::super::settings::{DATABASE_URL, all};
+    use super::super::settings::all;
     use super::*;
     use crate::event::Event;
     use crate::store::Names;
@@ -127,11 +127,10 @@ mod tests {
 
     fn assemble(worker: Worker, flags: &[(&str, &'static str)]) -> Result<Program, Failure> {
         let given = |variable: &str| {
-            let url = (variable == DATABASE_URL).then_some("postgres://u@h/d");
-            let flag = flags.iter().find(|(name, _)| *name == variable).map(|(_, text)| *text);
-            flag.or(url).map(OsStr::new)
+            let flag = flags.iter().find(|(name, _)| *name == variable);
+            flag.map(|(_, text)| OsStr::new(text))
         };
-        worker.assemble(&Settings::of(&all(), given, |_| None)?)
+        worker.assemble("postgres://u@h/d", &Settings::of(&all(), given, |_| None)?)
     }
 
     #[test]

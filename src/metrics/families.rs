@@ -67,7 +67,7 @@ declare! {
             "Projections that are not processed because their rows were changed by hand, or because they belong to \
              another replica set. They have no lag.";
         reconnects: Series<IntCounter> [connection] = "reconnects_total",
-            "Connections opened again after a loss, by what they serve: coordinator, listener or tailer.";
+            "Connections opened again after a loss, by what they serve: coordinator, listener, tailer or catch-up.";
     }
 
     /// What is counted for one projection.

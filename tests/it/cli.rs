@@ -121,7 +121,8 @@ fn a_server_out_of_reach_is_a_failure_of_each_command() {
 fn printed_sql_makes_the_schema_that_migrate_makes() {
     let Some(psql) = installed(&["psql"]) else { return };
     let (printed, made) = (database(), migrated());
-    let sql = succeeds(NOWHERE, &["migrate", "--print"]);
+    // Without a database.
+    let sql = succeeds("", &["migrate", "--print"]);
     let mut psql = std::process::Command::new(psql)
         .args(["--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", printed.url()])
         .stdin(Stdio::piped())
