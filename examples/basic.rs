@@ -1,8 +1,19 @@
-//! Counts how often each order was placed, exactly once, until Enter is pressed.
+//! Keeps what each order costs, exactly once, until Ctrl-C or SIGTERM.
 
-use std::time::Duration;
+use std::process::ExitCode;
 
-use pupsourcing_orchestrator::{BoxError, Database, Event, Orchestrator, Projection, Tx};
+use pupsourcing_orchestrator::{BoxError, Event, Projection, Scope, Tx, cli};
+use serde::Deserialize;
+
+/// The variant is the event type, and its fields are the payload, as JSON.
+#[derive(Deserialize)]
+enum OrderEvent {
+    Placed {
+        cents: i64,
+    },
+    #[serde(other)]
+    Other,
+}
 
 struct OrdersPlaced;
 
@@ -11,28 +22,23 @@ impl Projection for OrdersPlaced {
         "orders_placed"
     }
 
+    fn scope(&self) -> Scope {
+        Scope::all().aggregate_types(["Order"])
+    }
+
     fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
-        if event.event_type() == "OrderPlaced" {
+        if let OrderEvent::Placed { cents } = event.decode()? {
             // Committed together with the checkpoint.
             tx.execute(
-                "INSERT INTO orders_placed AS o VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET times = o.times + 1",
-                &[&event.aggregate_id()],
+                "INSERT INTO orders_placed AS o VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET cents = o.cents + $2",
+                &[&event.aggregate_id(), &cents],
             )?;
         }
         Ok(())
     }
 }
 
-fn main() -> Result<(), BoxError> {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
-    let database = Database::from_url(&std::env::var("DATABASE_URL")?)?;
-    let table = "CREATE TABLE IF NOT EXISTS orders_placed (id text PRIMARY KEY, times bigint NOT NULL)";
-    database.connect()?.batch_execute(table)?;
-
-    let orchestrator = Orchestrator::builder(database, "main-projections").projection(OrdersPlaced).build()?;
-    orchestrator.migrate()?;
-    let handle = orchestrator.start()?;
-    std::io::stdin().read_line(&mut String::new())?;
-    handle.shutdown(Duration::from_secs(30))?;
-    Ok(())
+fn main() -> ExitCode {
+    let table = "CREATE TABLE IF NOT EXISTS orders_placed (id text PRIMARY KEY, cents bigint NOT NULL)";
+    cli::main(|worker| worker.projection(OrdersPlaced).migration_sql(table))
 }

@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
-    not(all(feature = "http", feature = "tls")),
+    not(all(feature = "cli", feature = "http", feature = "testing", feature = "tls")),
     allow(rustdoc::broken_intra_doc_links, reason = "the pages also name what needs another feature")
 )]
 

@@ -6,7 +6,7 @@ use crate::error::BoxError;
 
 /// A failure that passes by itself: a service that the handler needs is away. A handler returns it,
 /// or an error whose [source](std::error::Error::source) it is. The event is retried without limit,
-/// after the delays of [`Retry`], and no attempt is counted.
+/// after the delays of [`Retry`](crate::Retry), and no attempt is counted.
 ///
 /// ```
 /// use pupsourcing_orchestrator::{BoxError, Event, Passing, Projection, Tx};

@@ -1,8 +1,9 @@
 //! What the README tells a newcomer to do, done.
 
-use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::worker_process::example;
 use crate::support::{database, eventually};
@@ -23,11 +24,10 @@ fn the_smallest_program_is_the_example_and_works() {
     let database = database();
     let mut program = Command::new(example("basic"))
         .env("DATABASE_URL", database.url())
-        .stdin(Stdio::piped())
+        .env("METRICS_ADDR", "127.0.0.1:0")
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut input = program.stdin.take().unwrap();
 
     let mut client = database.client();
     eventually("its tables are there", SOON, || {
@@ -39,13 +39,13 @@ fn the_smallest_program_is_the_example_and_works() {
     let append = block("## The smallest program", "sql");
     client.batch_execute(&append).unwrap();
     client.batch_execute(&append).unwrap();
-    eventually("the order was counted twice", SOON, || {
-        let row = client.query_opt("SELECT times FROM orders_placed WHERE id = 'order-7'", &[]).unwrap()?;
-        (row.get::<_, i64>(0) == 2).then_some(())
+    eventually("the order was placed twice", SOON, || {
+        let row = client.query_opt("SELECT cents FROM orders_placed WHERE id = 'order-7'", &[]).unwrap()?;
+        (row.get::<_, i64>(0) == 2_400).then_some(())
     });
 
-    assert!(program.try_wait().unwrap().is_none(), "it waits for Enter");
-    input.write_all(b"\n").unwrap();
+    assert!(program.try_wait().unwrap().is_none(), "it waits for a signal");
+    kill_process(Pid::from_child(&program), Signal::TERM).unwrap();
     let status = eventually("it ends", SOON, || program.try_wait().unwrap());
     assert!(status.success(), "{status}");
 }
