@@ -135,7 +135,8 @@ mod tests {
     fn a_migration_that_fails_is_the_error() {
         let database = Database::from_url(&testing::database()).unwrap();
         let orchestrator = Orchestrator::builder(database, "set").projection(Nothing).build().unwrap();
-        let error = apply(&orchestrator, vec![Step::Sql("CREATE TABLE".to_owned())]).unwrap_err().to_string();
+        let error = apply(&orchestrator, vec![Step::Sql("CREATE TABLE".to_owned())]).unwrap_err();
+        let error = Failure::from(error).to_string();
         assert!(error.starts_with("executing the application's migration failed: syntax error"), "{error}");
         let fails = |_: &mut Client| Err(BoxError::from("not today"));
         let error = apply(&orchestrator, vec![Step::Code(Box::new(fails))]).unwrap_err().to_string();

@@ -66,6 +66,7 @@ impl<S: Clone> Kept<S> {
             let oldest = self.statements.iter().min_by_key(|(_, entry)| entry.used).map(|(text, _)| text.clone());
             oldest.map(|text| self.statements.remove(&text));
         }
+        self.clock += 1;
         let entry = Entry { statement, prepared_in: self.transaction, used: self.clock };
         self.statements.insert(text.into(), entry);
     }
