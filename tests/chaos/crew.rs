@@ -27,7 +27,7 @@ const OPTIONS: [(&str, &str); 5] = [
     ("REGISTRATION_WAIT", "100ms"),
     ("POLL_INTERVAL", "200ms"),
     // Of each call of a handler, which takes a batch.
-    ("PANIC_PROBABILITY", "0.01"),
+    ("PANIC_PROBABILITY", "0.03"),
     // Of each call with a dangerous event: the process is gone at once. After each end events are
     // handled one at a time, so more of them leave little time for anything else.
     ("ABORT_PROBABILITY", "0.1"),

@@ -64,7 +64,7 @@ const READY_WITHIN: Duration = Duration::from_secs(5);
 /// From then on, until the checkpoint that is furthest behind moves on: how long it takes to catch up, this machine decides.
 const MOVES_WITHIN: Duration = Duration::from_secs(20);
 
-/// When so many events have been handled, in calls of which one in a hundred panics, some handler has panicked.
+/// When so many events have been handled, in calls of which three in a hundred panic, some handler has panicked.
 const SOME_PANIC_WITHIN: usize = 15_000;
 
 /// When so many events have been handled, by two projections, some dangerous one has aborted a process: one in 4,000 events is dangerous,
