@@ -1,8 +1,9 @@
 //! Installs the binaries of a PostgreSQL server where there are none.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -75,6 +76,8 @@ impl Source {
         let begun = tempfile::Builder::new().prefix("begun-").tempdir_in(cache).map_err(failed)?;
         self.run(privilege, begun.path())?;
         checked(&begun.path().join(bin)).map_err(|refusal| refusal.to_string())?;
+        // Root's server runs as another user.
+        fs::set_permissions(begun.path(), Permissions::from_mode(0o755)).map_err(failed)?;
         let folder = cache.join(name);
         // One that can no longer be used.
         _ = fs::remove_dir_all(&folder);

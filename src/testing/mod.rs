@@ -1,4 +1,14 @@
-//! A test kit: a PostgreSQL server that tests start by themselves.
+//! What the tests of an application need: a PostgreSQL server that they start by themselves, and scenarios. The guide has
+//! [a page with a whole test file](crate::guide::testing).
+//!
+//! | | |
+//! |---|---|
+//! | [`Scenario`] | given these events, run these projections, query the read model |
+//! | [`Scenario::check_partitioning`] | does the read model depend on how the events are distributed? |
+//! | [`database()`] | an empty database for one test, on a server that all tests of the process share |
+//! | [`Postgres`] | a server for one test alone, which can be stopped and started again |
+//!
+//! Nothing of a server is left when its process ends, however it ends.
 //!
 //! # Where the binaries come from
 //!

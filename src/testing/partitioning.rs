@@ -96,7 +96,7 @@ impl PartitioningCheck<'_> {
         }
         let Scenario { setup, projections, database, .. } = self.scenario;
         blocking(|| {
-            let stage = Stage::new(prepared(&**setup)?, database, projections)?;
+            let stage = Stage::new(prepared(&|database| setup(database))?, database, projections)?;
             let expected = stage.play(Course::REFERENCE, &self.tables)?;
             if let Some(table) = expected.first_empty() {
                 let problem = "is empty when all events are handled, so nothing is compared";

@@ -1,6 +1,6 @@
 //! Where a private server's binaries come from: the machine, or an installation.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::binaries::{OLDEST, checked, find};
 use super::error::Error;
@@ -15,7 +15,9 @@ pub(super) fn find_server() -> Result<PathBuf, Error> {
     let setting = std::env::var_os(VARIABLE).filter(|setting| !setting.is_empty());
     if let Some(dir) = setting.as_ref().filter(|setting| *setting != "never") {
         let wrong = |refusal| Error::new(format!("{VARIABLE} is {}: {refusal}", dir.display()));
-        return checked(Path::new(dir)).map_err(wrong);
+        // The server is started in another directory.
+        let dir = std::path::absolute(dir).map_err(Error::cannot(format_args!("find {VARIABLE}")))?;
+        return checked(&dir).map_err(wrong);
     }
     let found = find().or_else(|too_old| match setting {
         Some(_) => Err(format!("{too_old}{VARIABLE}=never: nothing was installed.\n")),

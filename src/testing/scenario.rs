@@ -85,14 +85,11 @@ impl Scenario {
     /// No server can be started, or a statement fails.
     pub fn new(read_models: &str) -> Result<Self, Error> {
         let statements = read_models.to_owned();
-        Self::with_setup(move |database| {
-            let mut connection = database.connect()?;
-            Ok(blocking(|| connection.batch_execute(&statements))??)
-        })
+        Self::with_setup(move |database| Ok(database.connect()?.batch_execute(&statements)?))
     }
 
     /// Like [`new`](Self::new), where something else creates the tables: the application's own migrations, for instance.
-    /// It may be called several times, each time with an empty database.
+    /// It may be called several times, each time with an empty database, on a thread that may block.
     ///
     /// # Errors
     ///
@@ -100,7 +97,7 @@ impl Scenario {
     pub fn with_setup(
         setup: impl Fn(&Database) -> Result<(), BoxError> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        let database = prepared(&setup)?;
+        let database = blocking(|| prepared(&setup)).map_err(Error::cannot("start a thread"))??;
         Ok(Self { setup: Arc::new(setup), projections: Vec::new(), client: database.client()?, database })
     }
 
@@ -174,8 +171,8 @@ impl Scenario {
     }
 }
 
-/// A database with the tables of events, of the orchestrator and of the read models.
-pub(super) fn prepared(setup: &dyn Fn(&Database) -> Result<(), BoxError>) -> Result<TestDatabase, Error> {
+/// Creates a database with the tables of events, of the orchestrator and of the read models, on a thread that may block.
+pub(super) fn prepared(setup: &impl Fn(&Database) -> Result<(), BoxError>) -> Result<TestDatabase, Error> {
     let created = database_with_schema()?;
     setup(&created.database()).map_err(|error| {
         Error::new(format!("the tables of the read models cannot be created: {}", describe_any(&*error)))

@@ -144,6 +144,23 @@ fn binaries_come_from_where_the_variable_says() {
 }
 
 #[test]
+fn databases_on_a_server_of_the_users_are_removed() {
+    let server = Postgres::start().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "scenarios::events_become_read_models_step_by_step"])
+        .arg("scenarios::sound_projections_pass_the_check")
+        .env("PUPSOURCING_POSTGRES", "/nowhere")
+        .env("DATABASE_URL", server.url("postgres"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("2 passed"), "{said}");
+    let mut client = Client::connect(&server.url("postgres"), NoTls).unwrap();
+    let sql = "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'";
+    assert_eq!(client.query(sql, &[]).unwrap().len(), 0, "databases are left");
+}
+
+#[test]
 fn a_server_is_gone_when_its_creator_is_killed() {
     let mut creator = creator().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let line = BufReader::new(creator.stdout.take().unwrap())

@@ -135,6 +135,15 @@ fn tables_that_cannot_be_created_are_an_error() {
 }
 
 #[test]
+fn a_scenario_runs_within_a_runtime() {
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut shop = scenario_of(Orders, &["order-1", "order-2"]);
+        shop.run_to_end().unwrap();
+        shop.check_partitioning().tables(["orders"]).run().unwrap();
+    });
+}
+
+#[test]
 fn sound_projections_pass_the_check() {
     let ids: Vec<String> = (1..=9).map(|number| format!("order-{number}")).collect();
     let shop = of_orders(&ids.iter().map(String::as_str).collect::<Vec<_>>());
