@@ -137,7 +137,7 @@ fn tables_that_cannot_be_created_are_an_error() {
 #[test]
 fn a_scenario_runs_within_a_runtime() {
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let mut shop = scenario_of(Orders, &["order-1", "order-2"]);
+        let mut shop = of_orders(&["order-1", "order-2"]);
         shop.run_to_end().unwrap();
         shop.check_partitioning().tables(["orders"]).run().unwrap();
     });
