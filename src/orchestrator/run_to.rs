@@ -27,7 +27,7 @@ impl Orchestrator {
     /// # struct OrderCount;
     /// # impl Projection for OrderCount {
     /// #     fn name(&self) -> &str { "order_count" }
-    /// #     fn handle(&self, _: &mut postgres::Transaction<'_>, _: &Event) -> Result<(), BoxError> { Ok(()) }
+    /// #     fn handle(&self, _: &mut pupsourcing_orchestrator::Tx<'_>, _: &Event) -> Result<(), BoxError> { Ok(()) }
     /// # }
     /// # let database = Database::from_url("postgres://app@localhost/shop")?;
     /// let orchestrator = Orchestrator::builder(database, "main-projections").projection(OrderCount).build()?;
