@@ -1,6 +1,6 @@
 //! Which events a projection wants, and where it begins.
 
-use std::collections::BTreeMap;
+mod metadata;
 
 use serde_json::Value;
 
@@ -21,11 +21,12 @@ use crate::event::Event;
 /// assert!(!scope.contains(&of("Customer")));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[must_use = "the methods return the changed scope"]
 pub struct Scope {
     pub(crate) bounded_contexts: Option<Vec<String>>,
     pub(crate) aggregate_types: Option<Vec<String>>,
     pub(crate) event_types: Option<Vec<String>>,
-    pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) metadata: Vec<(String, String)>,
 }
 
 impl Scope {
@@ -53,9 +54,10 @@ impl Scope {
     }
 
     /// Only events whose metadata is a JSON object with this string under this key. Further calls
-    /// add conditions: all have to hold. Defaults to any metadata, and to none.
+    /// add conditions: all have to hold. The column `metadata` has to be of type `jsonb`, as the
+    /// migrations create it. Defaults to any metadata, and to none.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.metadata.insert(key.into(), value.into());
+        self.metadata.push((key.into(), value.into()));
         self
     }
 
@@ -65,16 +67,7 @@ impl Scope {
         among(&self.bounded_contexts, event.bounded_context())
             && among(&self.aggregate_types, event.aggregate_type())
             && among(&self.event_types, event.event_type())
-            && self.has_metadata(event)
-    }
-
-    fn has_metadata(&self, event: &Event) -> bool {
-        if self.metadata.is_empty() {
-            return true;
-        }
-        let metadata = event.metadata();
-        let value = |key| metadata.as_ref().and_then(|metadata| metadata.get(key)).and_then(Value::as_str);
-        self.metadata.iter().all(|(key, wanted)| value(key) == Some(wanted))
+            && metadata::has(event.metadata_json(), &self.metadata)
     }
 
     /// What the metadata has to contain, as a JSON object; `None` if it may be anything.
@@ -82,8 +75,8 @@ impl Scope {
         if self.metadata.is_empty() {
             return None;
         }
-        let object = self.metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str())));
-        Some(Value::Object(object.collect()).to_string())
+        let pairs = self.metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str())));
+        Some(Value::Object(pairs.collect()).to_string())
     }
 
     /// Returns a scope that contains everything that any of these contains, and possibly more.
@@ -101,7 +94,7 @@ impl Scope {
                 bounded_contexts: join(a.bounded_contexts, b.bounded_contexts),
                 aggregate_types: join(a.aggregate_types, b.aggregate_types),
                 event_types: join(a.event_types, b.event_types),
-                metadata: a.metadata.into_iter().filter(|(key, value)| b.metadata.get(key) == Some(value)).collect(),
+                metadata: a.metadata.into_iter().filter(|pair| b.metadata.contains(pair)).collect(),
             })
             .unwrap_or_default()
     }
@@ -123,9 +116,16 @@ impl Scope {
                 }
             }
         }
-        let has_nul = |(key, value): (&String, &String)| key.contains('\0') || value.contains('\0');
-        let pair = self.metadata.iter().find(|pair| has_nul(*pair))?;
-        Some(format!("metadata has {pair:?}: PostgreSQL stores no NUL character"))
+        for (index, (key, value)) in self.metadata.iter().enumerate() {
+            if key.contains('\0') || value.contains('\0') {
+                return Some(format!("metadata has {:?}: PostgreSQL stores no NUL character", (key, value)));
+            }
+            let other = self.metadata.iter().take(index).find(|(before, other)| before == key && other != value);
+            if let Some((_, other)) = other {
+                return Some(format!("metadata has both {other:?} and {value:?} under {key:?}: no event has both"));
+            }
+        }
+        None
     }
 }
 
@@ -203,6 +203,7 @@ mod tests {
         for (scope, part) in [
             (Scope::all().event_types(["a", ""]), "event_types has \"\""),
             (Scope::all().bounded_contexts(["a\0"]), "bounded_contexts has \"a\\0\""),
+            (Scope::all().metadata("k", "a").metadata("k", "b"), "both \"a\" and \"b\" under \"k\""),
             (Scope::all().metadata("k", "\0"), "metadata has (\"k\", \"\\0\")"),
         ] {
             let problem = scope.problem().unwrap();

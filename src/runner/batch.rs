@@ -47,10 +47,13 @@ pub(super) struct Job<'a> {
 /// requested, the events handled so far are committed and the rest is left for later.
 pub(super) fn commit(session: &mut Session, kept: &mut KeptStatements, job: &Job<'_>) -> Result<Committed, Failure> {
     let outcome = handle_and_commit(session, kept, job);
-    outcome.map_err(|failure| match failure {
-        failure if session.farewell().is_some() => failure.of_bystander(),
-        failure if kept.was_outdated() => failure.of_outdated(),
-        failure => failure,
+    outcome.map_err(|failure| {
+        kept.failed();
+        match failure {
+            failure if session.farewell().is_some() => failure.of_bystander(),
+            failure if kept.was_outdated() => failure.of_outdated(),
+            failure => failure,
+        }
     })
 }
 
@@ -71,6 +74,10 @@ fn handle_and_commit(session: &mut Session, kept: &mut KeptStatements, job: &Job
             });
         }
     };
+    if tx.was_outdated() {
+        // The handler went on, with less than it would have had otherwise.
+        return Err(Failure::Outdated("a kept statement is outdated".into()));
+    }
     let done = events.get(..handled).unwrap_or(events);
     let Some(last) = done.last() else { return Err(Failure::Fenced) };
     let last = EventMark { position: last.global_position(), id: last.event_id() };

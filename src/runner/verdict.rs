@@ -5,6 +5,10 @@
 
 use super::failure::Failure;
 
+/// How often a batch is repeated without being counted because a kept statement was outdated. A
+/// handler that makes its statements outdated itself is bounded by this.
+const REPEATS: u32 = 3;
+
 /// What the runner is to do about a failure. Nothing of the batch was committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -31,12 +35,14 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 pub(super) struct Attempts {
     failed: u32,
+    /// How many have been repeated without being counted.
+    repeated: u32,
     allowed: u32,
 }
 
 impl Attempts {
     pub(super) fn new(allowed: u32) -> Self {
-        Self { failed: 0, allowed }
+        Self { failed: 0, repeated: 0, allowed }
     }
 
     pub(super) fn failed(&self) -> u32 {
@@ -50,6 +56,7 @@ impl Attempts {
     /// Takes note that the batch has been committed.
     pub(super) fn succeeded(&mut self) {
         self.failed = 0;
+        self.repeated = 0;
     }
 
     /// Takes a failure, and returns what the runner is to do about it.
@@ -57,7 +64,10 @@ impl Attempts {
         match failure {
             Failure::Fenced => Verdict::Fenced,
             Failure::Transient(_) | Failure::Connection(_) => Verdict::Reload,
-            Failure::Outdated(_) => Verdict::Repeat,
+            Failure::Outdated(_) if self.repeated < REPEATS => {
+                self.repeated += 1;
+                Verdict::Repeat
+            }
             // Attempts that end with their connection are counted by the suspicion.
             Failure::Environment { handled: 0, .. } | Failure::Lost(_) => Verdict::ReloadLater,
             Failure::Suspected(_) => Verdict::Halt,
@@ -69,7 +79,7 @@ impl Attempts {
                 self.failed += 1;
                 Verdict::HaltForGood
             }
-            Failure::Handler { handled: 0, .. } => {
+            Failure::Handler { handled: 0, .. } | Failure::Outdated(_) => {
                 self.failed += 1;
                 if self.failed < self.allowed { Verdict::Retry } else { Verdict::Halt }
             }
@@ -122,11 +132,22 @@ mod tests {
             (3, 2, handler(7), Verdict::CommitFirst(7), 2),
             (1, 0, handler(7), Verdict::CommitFirst(7), 0),
         ] {
-            let mut attempts = Attempts { failed: before, allowed };
+            let mut attempts = Attempts { failed: before, repeated: 0, allowed };
             let case = format!("{failure:?} after {before} of {allowed}");
             assert_eq!((attempts.judge(&failure), attempts.failed()), (verdict, after), "{case}");
             attempts.succeeded();
             assert_eq!(attempts.failed(), 0);
+        }
+    }
+
+    #[test]
+    fn repeats_are_bounded_until_a_batch_is_committed() {
+        let mut attempts = Attempts::new(2);
+        for _ in 0..2 {
+            let verdicts = [(); 5].map(|()| attempts.judge(&Failure::Outdated("the table was altered".into())));
+            assert_eq!(verdicts[..3], [Verdict::Repeat; 3]);
+            assert_eq!(verdicts[3..], [Verdict::Retry, Verdict::Halt]);
+            attempts.succeeded();
         }
     }
 }

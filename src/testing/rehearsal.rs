@@ -100,7 +100,6 @@ impl<'a> Stage<'a> {
         let failed = Error::cannot::<postgres::Error>("prepare the reading of events");
         let mut parts = self.parts(&mut reading, course).map_err(failed)?;
         let mut rng = Rng::with_seed(course.seed);
-        let mut kept = KeptStatements::default();
         while !parts.is_empty() {
             let next = match course.order {
                 Order::FirstFirst => 0,
@@ -111,6 +110,8 @@ impl<'a> Stage<'a> {
             let batch = reading.run(|client| part.reader.read(client, &part.range));
             let batch = batch.map_err(|error| Error::from(error.into_error()))?;
             let transaction = handling.transaction().map_err(Error::cannot("begin a transaction"))?;
+            // Nothing is kept: a statement that became outdated would fail here.
+            let mut kept = KeptStatements::default();
             let about = About { projection: part.projection.name(), generation: 1, is_pause_requested: &|| false };
             let mut tx = Tx::new(transaction, &mut kept, about);
             let is_rolled_back = course.rolls_back && !batch.events.is_empty() && rng.u8(..3) == 0;

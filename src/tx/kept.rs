@@ -1,13 +1,19 @@
 //! Statements that are kept prepared on a connection, by their text. Pure.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// The greatest number of statements kept on a connection. Each takes some ten kilobytes of the
-/// server's memory.
+/// The greatest number of statements kept on a connection, and of bytes of a text that is kept. Each
+/// statement takes memory of the server, the more the longer it is.
 const MOST: usize = 128;
+const LONGEST: usize = 8 * 1024;
 
-/// The statements of one connection. One that fails because it is outdated is forgotten.
+/// The statements of one connection.
+///
+/// A statement becomes outdated when another session alters what it reads: it then fails for
+/// nothing that its events did. Each failure of a handler empties the whole, so that the next
+/// attempt is as if nothing had been kept.
 #[derive(Debug)]
 pub(crate) struct Kept<S> {
     statements: HashMap<Box<str>, Entry<S>>,
@@ -18,15 +24,8 @@ pub(crate) struct Kept<S> {
     /// Orders the uses.
     clock: u64,
     was_outdated: bool,
-}
-
-/// What a session has lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Loss {
-    /// The plan of one statement.
-    OfOne,
-    /// A statement, and probably the others as well.
-    OfAll,
+    /// What distinguishes the texts from those that a pooler still has prepared.
+    mark: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -38,7 +37,14 @@ struct Entry<S> {
 
 impl<S> Default for Kept<S> {
     fn default() -> Self {
-        Self { statements: HashMap::new(), unkept: Vec::new(), transaction: 0, clock: 0, was_outdated: false }
+        Self {
+            statements: HashMap::new(),
+            unkept: Vec::new(),
+            transaction: 0,
+            clock: 0,
+            was_outdated: false,
+            mark: None,
+        }
     }
 }
 
@@ -57,9 +63,15 @@ impl<S: Clone> Kept<S> {
         Some(entry.statement.clone())
     }
 
+    /// The form in which to prepare a text. A pooler in transaction mode keeps one statement for
+    /// each text, so an outdated one would be met again.
+    pub(super) fn marked<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        self.mark.map_or(Cow::Borrowed(text), |mark| Cow::Owned(format!("{text}\n/* {mark:x} */")))
+    }
+
     /// Keeps a statement, in place of the one that was not used for longest if there are too many.
     pub(super) fn put(&mut self, text: &str, statement: S) {
-        if self.unkept.contains(&hash(text)) {
+        if text.len() > LONGEST || self.unkept.contains(&hash(text)) {
             return;
         }
         if self.statements.len() >= MOST {
@@ -71,28 +83,42 @@ impl<S: Clone> Kept<S> {
         self.statements.insert(text.into(), entry);
     }
 
-    /// Forgets a statement that is outdated: another session, or an earlier transaction, has changed
-    /// what it depends on, so that the transaction has failed for nothing that its events did.
+    /// Takes note that a statement was outdated: that of a text, or one that the handler had in its
+    /// hands.
     ///
-    /// If this transaction has done so itself, each further attempt would fail as well, so the text
-    /// is not kept any more.
-    pub(super) fn forget(&mut self, text: &str, loss: Loss) {
-        let Some(entry) = self.statements.remove(text) else { return };
-        if loss == Loss::OfAll {
-            self.statements.clear();
-        }
-        if entry.prepared_in == self.transaction && !self.unkept.contains(&hash(text)) {
-            if self.unkept.len() >= MOST {
-                self.unkept.remove(0);
+    /// If this transaction has prepared the text and made it outdated itself, each further attempt
+    /// would fail as well, so it is not kept any more.
+    pub(super) fn found_outdated(&mut self, text: Option<&str>) {
+        let is_own = |entry: &Entry<S>| entry.prepared_in == self.transaction;
+        let was_kept = match text {
+            Some(text) => {
+                let entry = self.statements.get(text);
+                if entry.is_some_and(is_own) {
+                    if self.unkept.len() >= MOST {
+                        self.unkept.remove(0);
+                    }
+                    self.unkept.push(hash(text));
+                }
+                entry.is_some()
             }
-            self.unkept.push(hash(text));
-        }
-        self.was_outdated = true;
+            None => self.statements.values().any(|entry| !is_own(entry)),
+        };
+        self.was_outdated |= was_kept;
+        self.statements.clear();
     }
 
-    /// Whether the current transaction has failed because a statement was outdated.
+    /// Whether the current transaction has met a statement that was outdated. Whatever the handler
+    /// made of the error, it must not be committed.
     pub(crate) fn was_outdated(&self) -> bool {
         self.was_outdated
+    }
+
+    /// Takes note that the transaction failed.
+    pub(crate) fn failed(&mut self) {
+        self.statements.clear();
+        if self.was_outdated {
+            self.mark = Some(fastrand::u64(..));
+        }
     }
 }
 
@@ -119,23 +145,36 @@ mod tests {
     }
 
     #[test]
-    fn an_outdated_statement_is_forgotten_and_prepared_anew() {
+    fn long_texts_are_not_kept() {
+        let mut kept = Kept::default();
+        for (bytes, statement) in [(LONGEST, Some(1)), (LONGEST + 1, None)] {
+            let text = "x".repeat(bytes);
+            kept.put(&text, 1);
+            assert_eq!(kept.get(&text), statement);
+        }
+    }
+
+    #[test]
+    fn an_outdated_statement_is_prepared_anew_in_another_form() {
         let mut kept = Kept::default();
         kept.begin();
         kept.put("a", 1);
+        kept.put("b", 2);
         assert!(!kept.was_outdated());
-        kept.begin();
-        kept.forget("a", Loss::OfOne);
-        assert!(kept.was_outdated());
-        assert_eq!(kept.get("a"), None);
-        kept.begin();
-        assert!(!kept.was_outdated());
-        kept.put("a", 2);
-        kept.put("b", 3);
-        assert_eq!(kept.get("a"), Some(2));
-        kept.begin();
-        kept.forget("b", Loss::OfAll);
-        assert_eq!(kept.get("a"), None);
+        assert_eq!(kept.marked("a"), "a");
+        for text in [Some("a"), None] {
+            kept.begin();
+            kept.found_outdated(text);
+            assert!(kept.was_outdated());
+            kept.failed();
+            assert_eq!((kept.get("a"), kept.get("b")), (None, None));
+            let marked = kept.marked("a").into_owned();
+            assert!(marked.starts_with("a\n/* "), "{marked}");
+            kept.begin();
+            assert!(!kept.was_outdated());
+            kept.put("a", 3);
+            assert_eq!(kept.get("a"), Some(3));
+        }
     }
 
     #[test]
@@ -143,13 +182,24 @@ mod tests {
         let mut kept = Kept::default();
         kept.begin();
         kept.put("a", 1);
-        kept.forget("a", Loss::OfOne);
+        kept.found_outdated(Some("a"));
         assert!(kept.was_outdated());
+        kept.failed();
         kept.begin();
         kept.put("a", 2);
         assert_eq!(kept.get("a"), None);
-        // It is not outdated: it was prepared for this use.
-        kept.forget("a", Loss::OfOne);
+        // It was prepared for this use, as one that the handler prepared itself.
+        kept.found_outdated(Some("a"));
+        kept.found_outdated(None);
         assert!(!kept.was_outdated());
+    }
+
+    #[test]
+    fn each_failure_empties_it() {
+        let mut kept = Kept::default();
+        kept.begin();
+        kept.put("a", 1);
+        kept.failed();
+        assert_eq!((kept.get("a"), kept.marked("a")), (None, "a".into()));
     }
 }

@@ -1,7 +1,7 @@
 //! The transaction of a handler.
 //!
-//! *Invariant:* a handler never fails because a statement that was kept for it is outdated. The
-//! runner finds that in [`Kept`], and repeats the batch without counting an attempt.
+//! *Invariant:* nothing is committed that a handler did because a statement that was kept for it was
+//! outdated. The runner finds that in [`Kept`], and repeats the batch.
 
 mod kept;
 mod sql;
@@ -13,7 +13,7 @@ use postgres::error::SqlState;
 use postgres::types::{BorrowToSql, ToSql};
 use postgres::{Error, Row, RowIter, Statement, Transaction};
 
-use self::kept::{Kept, Loss};
+use self::kept::Kept;
 use self::sql::Form;
 pub use self::sql::Sql;
 use crate::database::{AsClient, sealed};
@@ -21,12 +21,15 @@ use crate::database::{AsClient, sealed};
 /// The transaction in which a projection writes, as its handler gets it.
 ///
 /// It is a [`postgres::Transaction`], with the methods of that, and two additions. A statement that
-/// is given as text is prepared when it is first used, and stays prepared on the connection, up to
-/// 128 of them; so a text with placeholders costs one round trip, and no parsing or planning on the
-/// server. And it tells what a handler may want to know.
+/// is given as text is prepared when it is first used, and stays prepared on the connection: up to
+/// 128 of them, with at most 8 KiB of text. So a text with placeholders costs one round trip, and
+/// the server parses it once. As with each prepared statement, the server plans the first five
+/// executions, and then may keep a plan for all parameters; `SET LOCAL plan_cache_mode` decides
+/// otherwise. And it tells what a handler may want to know.
 ///
 /// A kept statement can become outdated, when a table that it reads is altered for example. Then the
-/// batch is rolled back and repeated, without being counted as a failed attempt.
+/// batch is rolled back and repeated, up to three times without being counted as a failed attempt.
+/// After any failure nothing is kept, so the next attempt prepares everything again.
 ///
 /// ```
 /// use pupsourcing_orchestrator::{BoxError, Event, Tx};
@@ -40,6 +43,7 @@ use crate::database::{AsClient, sealed};
 ///
 /// Functions that take a `&mut postgres::Transaction` can be given a `&mut Tx`; what they execute is
 /// not kept.
+#[must_use = "a nested transaction that is not committed is rolled back"]
 pub struct Tx<'a> {
     transaction: Transaction<'a>,
     kept: &'a mut KeptStatements,
@@ -54,10 +58,15 @@ pub(crate) type KeptStatements = Kept<Statement>;
 pub(crate) struct About<'a> {
     pub(crate) projection: &'a str,
     pub(crate) generation: i64,
-    pub(crate) is_pause_requested: &'a dyn Fn() -> bool,
+    pub(crate) is_pause_requested: &'a (dyn Fn() -> bool + Sync),
 }
 
 impl<'a> Tx<'a> {
+    /// Whether the transaction has met a kept statement that was outdated.
+    pub(crate) fn was_outdated(&self) -> bool {
+        self.kept.was_outdated()
+    }
+
     pub(crate) fn new(transaction: Transaction<'a>, kept: &'a mut KeptStatements, about: About<'a>) -> Self {
         kept.begin();
         Self { transaction, kept, about }
@@ -123,7 +132,7 @@ impl<'a> Tx<'a> {
         if let Some(statement) = self.kept.get(text) {
             return Ok(statement);
         }
-        let statement = self.transaction.prepare(text)?;
+        let statement = self.transaction.prepare(&self.kept.marked(text))?;
         self.kept.put(text, statement.clone());
         Ok(statement)
     }
@@ -169,22 +178,24 @@ impl<'a> Tx<'a> {
     }
 }
 
-/// Forgets a kept statement if it failed because it is outdated.
+/// Takes note of a statement that failed because it is outdated.
 fn note<S: Sql + ?Sized>(kept: &mut KeptStatements, sql: &S, error: &Error) {
-    if let (Form::Text(text), Some(loss)) = (sql.form(), loss(error)) {
-        kept.forget(text, loss);
+    if is_outdated(error) {
+        kept.found_outdated(match sql.form() {
+            Form::Text(text) => Some(text),
+            Form::Prepared(_) => None,
+        });
     }
 }
 
-/// What the session has lost, if that is why a prepared statement failed.
-fn loss(error: &Error) -> Option<Loss> {
-    let error = error.as_db_error()?;
+/// Whether a prepared statement failed because what it reads has been altered since, so that its
+/// rows have other columns now, or because the session does not have it any more.
+fn is_outdated(error: &Error) -> bool {
+    let Some(error) = error.as_db_error() else { return false };
     match *error.code() {
-        // What the statement reads has been altered: its rows have other columns now.
-        SqlState::FEATURE_NOT_SUPPORTED => (error.routine() == Some("RevalidateCachedQuery")).then_some(Loss::OfOne),
-        // The session does not have it any more.
-        SqlState::INVALID_SQL_STATEMENT_NAME => Some(Loss::OfAll),
-        _ => None,
+        SqlState::FEATURE_NOT_SUPPORTED => error.routine() == Some("RevalidateCachedQuery"),
+        SqlState::INVALID_SQL_STATEMENT_NAME => true,
+        _ => false,
     }
 }
 
@@ -216,5 +227,17 @@ impl fmt::Debug for Tx<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let About { projection, generation, .. } = self.about;
         f.debug_struct("Tx").field("projection", &projection).field("generation", &generation).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Like the client's own transaction, so that a handler may give it to another thread.
+    #[test]
+    fn it_may_be_sent_to_another_thread() {
+        fn is_send<T: Send>() {}
+        is_send::<Tx<'_>>();
     }
 }
