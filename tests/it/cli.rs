@@ -9,9 +9,10 @@ use serde_json::Value;
 
 use crate::support::installed::installed;
 use crate::support::ledger::append_plainly;
+use crate::support::proxies::pgbouncers;
 use crate::support::standby::{primary, standby_of};
 use crate::support::worker_process::{Signal, WorkerProcess, command};
-use crate::support::{TestDatabase, database, eventually};
+use crate::support::{Options, PrivatePostgres, TestDatabase, database, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 const NOWHERE: &str = "postgres://user:hidden@127.0.0.1:1/none";
@@ -271,6 +272,25 @@ fn check_refuses_a_standby_and_status_reads_it() {
         client.query_one(sql, &[]).unwrap().get::<_, bool>(0).then_some(())
     });
     assert!(succeeds(&url, &["status"]).contains("no worker of this replica set"));
+}
+
+#[test]
+fn check_names_a_pooler_that_lacks_a_capability() {
+    let server = PrivatePostgres::start(Options::default()).unwrap();
+    succeeds(&server.create_database("pooled").unwrap(), &["migrate"]);
+    for pgbouncer in pgbouncers() {
+        let shared = pgbouncer.start(server.port(), &["pool_mode = transaction"]);
+        let (out, _) = fails(1, &shared.url("pooled"), &["check"]);
+        assert!(out.contains("error  sessions") && out.contains("a pooler needs session mode"), "{pgbouncer:?}: {out}");
+        let own = pgbouncer.start(server.port(), &["pool_mode = session"]);
+        assert!(succeeds(&own.url("pooled"), &["check"]).contains("each connection has a session of its own"));
+        if pgbouncer.is_capable {
+            let settings = ["pool_mode = transaction", "max_prepared_statements = 100"];
+            let shared = pgbouncer.start(server.port(), &settings);
+            let said = succeeds(&shared.url("pooled"), &["check", "--session-loss-grace", "off"]);
+            assert!(said.contains("heartbeats alone") && !said.contains("connections "), "{said}");
+        }
+    }
 }
 
 #[test]
