@@ -168,6 +168,7 @@ pub enum Error {
     /// A projection does not get to the position to which it was to [run](crate::Orchestrator::run_to): it has
     /// halted, on this worker or on another, or it is paused, or its checkpoints were changed by hand.
     #[error("projection {projection:?} {problem}")]
+    #[non_exhaustive]
     ProjectionStopped {
         /// The projection's name.
         projection: String,

@@ -27,6 +27,7 @@ with_retry_options! { declare! {
     /// let retry = Retry::default().attempts(3).first_delay(Duration::from_millis(50)).longest_delay(Duration::from_secs(5));
     /// ```
     #[derive(Debug, Clone, PartialEq, Eq)]
+    #[must_use = "the methods return the changed settings"]
     pub struct Retry, named "retry.", with {}
 } }
 

@@ -13,6 +13,7 @@ use uuid::Uuid;
 ///     .metadata(serde_json::json!({"user": "u-1"}));
 /// ```
 #[derive(Debug, Clone)]
+#[must_use = "the methods return the changed event"]
 pub struct NewEvent {
     pub(crate) event_id: Uuid,
     pub(crate) event_type: String,

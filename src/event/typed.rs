@@ -53,7 +53,10 @@ impl Event {
     }
 
     /// Decodes the event after `upcast` has brought its JSON into the current form. `upcast` is
-    /// called with every event, and looks at its type and [version](Self::event_version).
+    /// called with every event whose payload is JSON, and looks at its type and
+    /// [version](Self::event_version): so writers of a new form set its
+    /// [version](NewEvent::event_version). Numbers go through [`Value`], which holds those of 64 bits
+    /// exactly.
     ///
     /// ```
     /// use pupsourcing_orchestrator::{BoxError, Event, EventParts};
@@ -86,7 +89,9 @@ impl Event {
         &self,
         upcast: impl FnOnce(&Self, Value) -> Result<Value, BoxError>,
     ) -> Result<T, DecodeError> {
-        let json = upcast(self, self.json()?).map_err(|error| self.not_decoded(Failed::of(error)))?;
+        // No JSON: there is nothing to upcast, and a variant that holds nothing ignores it.
+        let Ok(json) = self.json() else { return self.decode() };
+        let json = upcast(self, json).map_err(|error| self.not_decoded(Failed::of(error)))?;
         decode::variant(self.event_type(), Payload::Json(json)).map_err(|failed| self.not_decoded(failed))
     }
 
@@ -114,7 +119,8 @@ impl Event {
 impl NewEvent {
     /// Encodes an event of an enum that serde derives, see [`Event::decode`]: the variant is the
     /// event type, and what it holds is the payload, as JSON. One that holds nothing has the payload
-    /// `{}`, so that fields may be added later.
+    /// `{}`, so that fields may be added later. As JSON has no NaN and no infinity, these become
+    /// `null`, which only an `Option` decodes.
     ///
     /// # Errors
     ///
@@ -154,6 +160,26 @@ pub struct DecodeError {
 }
 
 impl DecodeError {
+    /// The event's global position.
+    pub fn position(&self) -> i64 {
+        self.position
+    }
+
+    /// The event's identifier.
+    pub fn event_id(&self) -> Uuid {
+        self.event_id
+    }
+
+    /// The event's type.
+    pub fn event_type(&self) -> &str {
+        &self.event_type
+    }
+
+    /// The version of its form.
+    pub fn event_version(&self) -> i32 {
+        self.event_version
+    }
+
     /// Where in the payload the problem is, such as `items[2].price`; empty if it is not in one
     /// place.
     pub fn path(&self) -> &str {
@@ -255,6 +281,8 @@ mod tests {
             assert_eq!((new.event_type.as_str(), std::str::from_utf8(&new.payload).unwrap()), (event_type, payload));
             assert_eq!(stored(&new).decode::<OrderEvent>().unwrap(), typed);
             assert_eq!(stored(&new).decode_with::<OrderEvent>(|_, json| Ok(json)).unwrap(), typed);
+            let empty = event("Sent", "").decode_with::<OrderEvent>(|_, json| Ok(json));
+            assert_eq!(empty.unwrap(), OrderEvent::Sent);
             let wrapped = Wrapped(typed);
             let new = NewEvent::encode(&wrapped).unwrap();
             assert_eq!(new.event_type, event_type);

@@ -64,6 +64,27 @@ pub enum CommandError<E> {
     },
 }
 
+impl LoadError {
+    /// Whether loading again may help, see [`Error::is_transient`].
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Read(error) if error.is_transient())
+    }
+}
+
+impl<E> CommandError<E> {
+    /// Whether executing the command again may help: others were quicker, or the database failed for
+    /// a reason that passes, see [`Error::is_transient`]. If the connection was lost, the command may
+    /// have taken effect.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Rejected(_) => false,
+            Self::Load(error) => error.is_transient(),
+            Self::Append(error) => error.is_transient(),
+            Self::Contended { .. } => true,
+        }
+    }
+}
+
 impl EventStore {
     /// Loads an aggregate: folds its events, in their order, into a state that `init` creates.
     /// Returns it with the aggregate's version, which is 0 if it has no events.

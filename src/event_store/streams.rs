@@ -4,6 +4,7 @@ use std::ops::{Bound, RangeBounds, RangeInclusive};
 
 use postgres::Client;
 use postgres::error::{DbError, SqlState};
+use uuid::Uuid;
 
 use crate::blocking::blocking;
 use crate::database::AsClient;
@@ -33,6 +34,8 @@ pub struct AppendResult {
     pub positions: Vec<i64>,
     /// The aggregate version of each event, in the order they were given.
     pub versions: RangeInclusive<i64>,
+    /// The identifier of each event, in the order they were given.
+    pub event_ids: Vec<Uuid>,
 }
 
 /// Why events were not appended. Nothing of the call was written.
@@ -185,7 +188,10 @@ impl EventStore {
         match blocking(|| append(client, &self.names, stream, exact, events))
             .map_err(|source| AppendError::Thread { source })?
         {
-            Ok(Appended::Stored { positions, versions }) => Ok(AppendResult { positions, versions }),
+            Ok(Appended::Stored { positions, versions }) => {
+                let event_ids = events.iter().map(|event| event.event_id).collect();
+                Ok(AppendResult { positions, versions, event_ids })
+            }
             Ok(Appended::Conflict(actual)) => Err(conflict(Some(actual))),
             Err(error) if is_version_taken(&error) => Err(conflict(None)),
             Err(error) => Err(self.explained(error)),

@@ -41,7 +41,8 @@ impl Hosted {
                 format!("projection {name:?} cannot start there: positions begin with 1, and 0 is before the first");
             return Err(Error::config("start_at", position.to_string(), problem));
         }
-        Ok(Self { handler, known: Known { name, start_at }, scope, retry })
+        let wants_metadata = scope.metadata_object().is_some();
+        Ok(Self { handler, known: Known { name, start_at, wants_metadata }, scope, retry })
     }
 
     pub(super) fn name(&self) -> &str {

@@ -46,7 +46,7 @@ pub(super) fn register(
     let session =
         |client| Session::new(client, registration.sessions).map_err(Error::database("setting the session up"));
     let (mut session, for_tailer) = (session(client)?.with_generic_plans()?, session(other)?);
-    let warnings = preflight::schema(&mut session, &context.names, &path)?;
+    let warnings = preflight::schema(&mut session, &context.names, &path, &registration.projections)?;
     let for_listener = context.open()?;
     pool.fill(POOL_PATIENCE)?;
     if context.stop.is_raised() {

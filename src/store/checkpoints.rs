@@ -28,7 +28,7 @@ pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registrati
     // All workers use one order, so that two replica sets that claim the same names cannot
     // deadlock.
     wanted.sort_by(|a, b| a.name.cmp(&b.name));
-    for Known { name, start_at } in wanted {
+    for Known { name, start_at, .. } in wanted {
         let owner = owner_of(tx, names, name, worker).map_err(Error::database(doing))?;
         match owner {
             None => begin(tx, names, name, *start_at).map_err(Error::database(doing))?,
@@ -63,7 +63,7 @@ pub(crate) fn begin_again(
     projection: &str,
 ) -> Result<(), postgres::Error> {
     let known = worker.projections.iter().find(|known| known.name == projection);
-    let Some(Known { name, start_at }) = known else { return Ok(()) };
+    let Some(Known { name, start_at, .. }) = known else { return Ok(()) };
     match owner_of(tx, names, name, worker)? {
         None => begin(tx, names, name, *start_at),
         Some(_) => Ok(()),

@@ -129,7 +129,11 @@ fn registration(worker: usize, bits: u8, lanes: usize) -> Registration {
         host: "here".into(),
         pid: 1,
         projections: known
-            .map(|number| Known { name: projection_name(number).to_string(), start_at: StartAt::Beginning })
+            .map(|number| Known {
+                name: projection_name(number).to_string(),
+                start_at: StartAt::Beginning,
+                wants_metadata: false,
+            })
             .collect(),
         lanes,
         sessions: Sessions::Own(worker_id(worker)),

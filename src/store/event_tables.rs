@@ -72,6 +72,25 @@ pub(super) fn tables(client: &mut impl GenericClient, names: &Names) -> Result<(
     uniqueness(client, names)
 }
 
+/// Refuses metadata of type `json` if a projection filters by it: one event that `jsonb` cannot hold
+/// (a NUL character, say) would be an error of each statement that reads past it.
+pub(crate) fn metadata_is_jsonb(client: &mut impl GenericClient, names: &Names, projection: &str) -> Result<(), Error> {
+    let events = names.events().to_string();
+    let row = client
+        .query_typed_opt(
+            "SELECT format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = 'metadata'",
+            &[(&events, Type::TEXT)],
+        )
+        .map_err(Error::database("reading the type of the metadata"))?;
+    match row.map(|row| row.get::<_, String>(0)) {
+        Some(found) if found != "jsonb" => refuse(format!(
+            "column metadata of {events} has type {found}, and the scope of projection {projection:?} filters by it, which needs jsonb: \
+             ALTER TABLE {events} ALTER COLUMN metadata TYPE jsonb USING metadata::jsonb, or remove that condition"
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn refuse(problem: String) -> Result<(), Error> {
     Err(Error::Schema { problem })
 }

@@ -4,6 +4,7 @@ use postgres::types::Type;
 use postgres::{Client, Transaction};
 
 use super::names::{Names, Own};
+use super::registration::Known;
 use super::session::{Session, Sessions};
 use super::{event_tables, migrations, privileges, sequence};
 use crate::error::{Error, describe, field, is_of_pooler};
@@ -141,7 +142,12 @@ impl Warning {
 
 /// Refuses a schema with which this library cannot work, and a user without the privileges.
 /// Otherwise returns the warnings. `path` is the application's.
-pub(crate) fn schema(session: &mut Session, names: &Names, path: &[String]) -> Result<Vec<Warning>, Error> {
+pub(crate) fn schema(
+    session: &mut Session,
+    names: &Names,
+    path: &[String],
+    projections: &[Known],
+) -> Result<Vec<Warning>, Error> {
     let mut tx = session.transaction().map_err(Error::database("verifying the schema"))?;
     migrations::required(&mut tx, names)?;
     privileges::to_work(&mut tx, names)?;
@@ -151,6 +157,9 @@ pub(crate) fn schema(session: &mut Session, names: &Names, path: &[String]) -> R
     hash_probe(&mut tx, names)?;
     event_tables::shape(&mut tx, names)?;
     event_tables::positions(&mut tx, names)?;
+    if let Some(known) = projections.iter().find(|known| known.wants_metadata) {
+        event_tables::metadata_is_jsonb(&mut tx, names, &known.name)?;
+    }
     let mut warnings = writable_schemas(&mut tx, path).map_err(Error::database("reading who may create what"))?;
     warnings
         .extend(sequence_warning(&mut tx, names).map_err(Error::database("reading the sequence of the positions"))?);
@@ -224,7 +233,7 @@ mod tests {
             let mut client = Client::connect(&as_warned, NoTls).unwrap();
             let path = path(&mut client).unwrap();
             let mut session = Session::of(client, Sessions::Shared).unwrap();
-            schema(&mut session, &Names::default(), &path).unwrap()
+            schema(&mut session, &Names::default(), &path, &[]).unwrap()
         };
         let sequence = "public.events_global_position_seq".to_owned();
         assert_eq!(warnings(), [Warning::UnreadableSequence { sequence, user: "warned".into() }]);

@@ -27,6 +27,8 @@ pub(crate) struct Registration {
 pub(crate) struct Known {
     pub(crate) name: String,
     pub(crate) start_at: StartAt,
+    /// Whether its scope filters by metadata.
+    pub(crate) wants_metadata: bool,
 }
 
 impl Known {

@@ -12,7 +12,7 @@ use crate::support::ledger::append_plainly;
 use crate::support::proxies::pgbouncers;
 use crate::support::standby::{primary, standby_of};
 use crate::support::worker_process::{Signal, WorkerProcess, command};
-use crate::support::{Options, PrivatePostgres, TestDatabase, database, eventually};
+use crate::support::{Postgres, TestDatabase, database, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 const NOWHERE: &str = "postgres://user:hidden@127.0.0.1:1/none";
@@ -276,7 +276,7 @@ fn check_refuses_a_standby_and_status_reads_it() {
 
 #[test]
 fn check_names_a_pooler_that_lacks_a_capability() {
-    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let server = Postgres::start().unwrap();
     succeeds(&server.create_database("pooled").unwrap(), &["migrate"]);
     for pgbouncer in pgbouncers() {
         let shared = pgbouncer.start(server.port(), &["pool_mode = transaction"]);

@@ -103,3 +103,46 @@ fn a_projection_of_rare_events_is_cheap_and_moves() {
     assert_eq!((status.events, status.lag), (2, Some(0)));
     worker.shutdown(SOON).unwrap();
 }
+
+/// Numbers and depths that `jsonb` holds and values of Rust do not.
+#[test]
+fn metadata_of_any_kind_is_filtered_alike_everywhere() {
+    let database = database();
+    let mut client = prepared(&database);
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    let insert = |client: &mut Client, round: i64| {
+        for (n, other) in (1..).zip(["1e400", &deep, "\"\\u00e9\"", "-0.10"]) {
+            let metadata = format!("{{\"tenant\": \"a\", \"other\": {other}}}");
+            client
+                .execute(
+                    "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload, metadata)
+                     VALUES ('test', 'Thing', 'a', $1, gen_random_uuid(), 'Happened', '', $2::text::jsonb)",
+                    &[&(4 * round + n), &metadata],
+                )
+                .unwrap();
+        }
+    };
+    insert(&mut client, 0);
+    let builder = builder(database.url(), "set").projection(ledger("tenant", Scope::all().metadata("tenant", "a")));
+    let worker = start(builder, vec![]);
+    for (round, expected) in [(1, vec![1, 2, 3, 4]), (2, (1..=8).collect())] {
+        let newest: i64 = client.query_one("SELECT max(global_position) FROM events", &[]).unwrap().get(0);
+        eventually("all events are seen", SOON, || {
+            (worker.status().projections["tenant"].position == Some(newest)).then_some(())
+        });
+        assert_eq!(positions(&mut client, "tenant"), expected);
+        insert(&mut client, round);
+    }
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_filter_by_metadata_needs_a_column_of_jsonb() {
+    let database = database();
+    let mut client = prepared(&database);
+    client.batch_execute("ALTER TABLE events ALTER COLUMN metadata TYPE json").unwrap();
+    let start = |scope| builder(database.url(), "set").projection(ledger("p", scope)).build().unwrap().start();
+    let error = start(Scope::all().metadata("tenant", "a")).unwrap_err().to_string();
+    assert!(error.contains("metadata") && error.contains("type json") && error.contains("\"p\""), "{error}");
+    start(Scope::all()).unwrap().shutdown(SOON).unwrap();
+}
