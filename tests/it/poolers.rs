@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use postgres::{Client, NoTls};
-use pupsourcing_orchestrator::{Builder, Error, Names};
+use pupsourcing_orchestrator::{Builder, Error, Names, Retry};
 
 use crate::support::cluster::{
     assert_keys_are_covered, assert_read_models_become_right, backends_of, terminate, worker_of,
 };
+use crate::support::handlers::meddled;
 use crate::support::http::get;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
 use crate::support::metrics::series::values;
 use crate::support::proxies::{PgBouncer, Proxy, haproxy, pgbouncers};
 use crate::support::worker_process::WorkerProcess;
-use crate::support::workers::{await_running, builder};
+use crate::support::workers::{await_running, builder, start};
 use crate::support::{Postgres, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -85,6 +86,31 @@ fn workers_process_behind_poolers_that_are_capable() {
         assert_exactly_once(&mut client, "p");
         assert_keys_are_covered(&mut client);
         one.shutdown(SOON).unwrap();
+    }
+}
+
+/// The pooler keeps a statement for each text, also when the worker prepares it again.
+#[test]
+fn a_table_that_is_altered_behind_a_pooler_halts_nothing() {
+    for pgbouncer in pgbouncers().into_iter().filter(|pgbouncer| pgbouncer.is_capable) {
+        let (server, mut client) = server();
+        client.batch_execute("CREATE TABLE altered AS SELECT 1 AS a").unwrap();
+        let proxy = pgbouncer.start(server.port(), &["pool_mode = transaction", "max_prepared_statements = 100"]);
+        let handler = meddled("p", |tx, _| {
+            tx.query("SELECT * FROM altered", &[])?;
+            Ok(())
+        });
+        let builder = builder(&proxy.url("pooled"), "set").heartbeats_only().retry(Retry::default().attempts(1));
+        let worker = start(builder, vec![handler]);
+        for column in ["b", "c", "d"] {
+            append_plainly(&mut client, 20, 4);
+            eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+            client.batch_execute(&format!("ALTER TABLE altered ADD {column} int")).unwrap();
+        }
+        append_plainly(&mut client, 20, 4);
+        eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+        assert_exactly_once(&mut client, "p");
+        worker.shutdown(SOON).unwrap();
     }
 }
 
