@@ -132,6 +132,9 @@ pub(crate) fn schema(found: &mut Findings, session: &mut Session, names: &Names,
 /// Checks whether this worker may process its projections.
 pub(crate) fn projections(found: &mut Findings, session: &mut Session, names: &Names, worker: &Registration) {
     const SUBJECT: &str = "projections";
+    if let Err(error) = check(session, |tx| preflight::scopes(tx, names, &worker.projections)) {
+        found.error(SUBJECT, &error);
+    }
     match check(session, |tx| checkpoints::verify_claims(tx, names, worker)) {
         Err(error) => found.error(SUBJECT, &error),
         Ok(taken_over) if taken_over.is_empty() => {

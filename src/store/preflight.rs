@@ -157,13 +157,19 @@ pub(crate) fn schema(
     hash_probe(&mut tx, names)?;
     event_tables::shape(&mut tx, names)?;
     event_tables::positions(&mut tx, names)?;
-    if let Some(known) = projections.iter().find(|known| known.wants_metadata) {
-        event_tables::metadata_is_jsonb(&mut tx, names, &known.name)?;
-    }
+    scopes(&mut tx, names, projections)?;
     let mut warnings = writable_schemas(&mut tx, path).map_err(Error::database("reading who may create what"))?;
     warnings
         .extend(sequence_warning(&mut tx, names).map_err(Error::database("reading the sequence of the positions"))?);
     Ok(warnings)
+}
+
+/// Refuses scopes by which the table of events cannot be filtered.
+pub(super) fn scopes(tx: &mut Transaction<'_>, names: &Names, projections: &[Known]) -> Result<(), Error> {
+    match projections.iter().find(|known| known.wants_metadata) {
+        Some(known) => event_tables::metadata_is_jsonb(tx, names, &known.name),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn writable_schemas(tx: &mut Transaction<'_>, path: &[String]) -> Result<Vec<Warning>, postgres::Error> {

@@ -31,7 +31,7 @@ pub(super) type Setup = Arc<dyn Fn(&Database) -> Result<(), BoxError> + Send + S
 /// Events, projections, and the read models that they make of them, in a database of its own.
 ///
 /// The projections run as they do in production: in a worker, which starts, processes all events and leaves. Nothing
-/// sleeps; after the server has started, a scenario takes some tens of milliseconds.
+/// sleeps; after the server has started, a scenario takes about a tenth of a second.
 ///
 /// ```
 /// use pupsourcing_orchestrator::testing::Scenario;
