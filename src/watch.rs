@@ -32,13 +32,15 @@ impl Watch {
         let every = EVERY.min(self.at_least_every);
         loop {
             let board = &self.context.board;
-            let readiness = board.readiness(self.context.stop.is_raised());
+            // Asked once, so that what it says last is that the worker stops.
+            let is_stopping = self.context.stop.is_raised();
+            let readiness = board.readiness(is_stopping);
             self.metrics.ready.set(i64::from(readiness.is_ok()));
             self.metrics.set_not_ready(readiness.as_ref().err().map(NotReady::label));
             self.metrics.database_up.set(i64::from(board.is_database_reachable()));
             self.lags.drop_outdated();
             self.say(&mut spell, readiness.err());
-            if self.context.stop.is_raised() {
+            if is_stopping {
                 return;
             }
             self.context.stop.wait(every);
