@@ -6,7 +6,7 @@ use crossbeam_channel::Receiver;
 
 use super::reach::Outcome;
 use crate::error::{Error, field};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, WorkerMetrics};
 use crate::overview::Overview;
 use crate::plan::WorkerId;
 use crate::probe::HealthProbe;
@@ -31,6 +31,8 @@ pub struct Handle {
     pub(super) board: Board,
     pub(super) overview: Overview,
     pub(super) metrics: Metrics,
+    /// Keeps the series of a worker that has failed: they say so for as long as it is held.
+    pub(super) _own_metrics: WorkerMetrics,
     /// Whether a caller has already waited for the end, so that the drop does not wait again.
     pub(super) waited_for: bool,
 }

@@ -139,16 +139,17 @@ impl Orchestrator {
     /// Begins the start on a thread of its own. If it fails, the drop of the handle ends the
     /// threads.
     pub(super) fn begin(self, run_to: Option<RunTo>) -> Result<(Handle, Outcome<()>), Error> {
+        let (metrics, own_metrics) = self.report()?;
         let handle = Handle {
             crew: self.crew.clone(),
             board: self.board.clone(),
             overview: self.overview.clone(),
             metrics: self.metrics.clone(),
+            _own_metrics: own_metrics.clone(),
             waited_for: false,
         };
         let started = elsewhere("pup-start", move || {
             let (registration, wait) = (self.registration(), self.config.database_wait);
-            let (metrics, own_metrics) = self.report()?;
             let (goal, crossed) = Goal::nowhere();
             let context = Context {
                 metrics,

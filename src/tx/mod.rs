@@ -6,6 +6,7 @@
 mod kept;
 mod sql;
 
+use std::error::Error as _;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
@@ -191,12 +192,19 @@ fn note<S: Sql + ?Sized>(kept: &mut KeptStatements, sql: &S, error: &Error) {
 /// Whether a prepared statement failed because what it reads has been altered since, so that its
 /// rows have other columns now, or because the session does not have it any more.
 fn is_outdated(error: &Error) -> bool {
-    let Some(error) = error.as_db_error() else { return false };
+    let Some(error) = error.as_db_error() else { return !error.is_closed() && has_other_columns(error) };
     match *error.code() {
         SqlState::FEATURE_NOT_SUPPORTED => error.routine() == Some("RevalidateCachedQuery"),
         SqlState::INVALID_SQL_STATEMENT_NAME => true,
         _ => false,
     }
+}
+
+/// Whether the client could not read a row. A pooler may have prepared the statement on another
+/// session meanwhile, after the change: then the rows have columns that the client does not expect.
+fn has_other_columns(error: &Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)
 }
 
 impl sealed::Sealed for Tx<'_> {}

@@ -153,6 +153,11 @@ fn a_start_without_enough_threads_registers_nothing() {
         let mut client = client(url);
         let many = builder(url, "set").lanes(64).projection(Ledger::named("p")).build().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        // What is freed below another allocation stays with the process: the heap does not run out
+        // when the address space for stacks does.
+        let heap: Vec<Box<[u8; 1024]>> = (0..16 << 10).map(|_| Box::new([1; 1024])).collect();
+        let above = Box::new([1_u8; 1024]);
+        drop(heap);
         let limit = getrlimit(Resource::As);
         // Enough for some threads, each of which has a stack of 2 MiB.
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -162,6 +167,7 @@ fn a_start_without_enough_threads_registers_nothing() {
         setrlimit(Resource::As, Rlimit { current: Some(enough_for_some), ..limit }).unwrap();
         let started = runtime.block_on(async { many.start() });
         setrlimit(Resource::As, limit).unwrap();
+        drop(above);
         let error = started.unwrap_err();
         assert!(matches!(&error, Error::Spawn { thread, .. } if thread != "pup-start"), "{error:?}");
         assert_eq!(workers(&mut client), 0);

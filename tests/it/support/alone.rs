@@ -22,6 +22,8 @@ pub(crate) fn alone(body: impl FnOnce(&str)) {
     let mut process = Command::new(std::env::current_exe().unwrap())
         .args([&test, "--exact", "--nocapture", "--test-threads=1"])
         .env(DATABASE, database.url())
+        // One heap for all threads, so that a limit of memory is met in the same place each time.
+        .env("MALLOC_ARENA_MAX", "1")
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
