@@ -91,8 +91,7 @@ pub fn main(set_up: impl FnOnce(Worker) -> Worker) -> ExitCode {
         Ok(arguments) => arguments,
         Err(answer) => return answer.give(),
     };
-    start_log(&arguments);
-    match execute(worker, arguments) {
+    match start_log(&arguments).and_then(|()| execute(worker, arguments)) {
         Ok(code) => code,
         Err(failure) => {
             failure.report();
@@ -121,10 +120,11 @@ fn execute(worker: Worker, arguments: arguments::Arguments) -> Result<ExitCode, 
 }
 
 /// What writes results, or shows its progress, logs only what goes wrong.
-fn start_log(arguments: &arguments::Arguments) {
+fn start_log(arguments: &arguments::Arguments) -> Result<(), Failure> {
     let is_shown = matches!(arguments.task, Task::CatchUp { .. }) && output::shows_progress();
     let usual = if arguments.task.is_service() && !is_shown { "info" } else { "warn" };
-    let filter = arguments.settings.text(settings::LOG).unwrap_or(usual);
+    let filter = arguments.settings.log_filter()?.unwrap_or(usual);
     // The application may have set a logger.
     _ = env_logger::Builder::new().parse_filters(filter).try_init();
+    Ok(())
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
+use log::LevelFilter;
+
 use super::failure::Failure;
 use crate::config::{Config, variable};
 use crate::error::redacted;
@@ -175,6 +177,18 @@ impl Settings {
             "off" => Ok(Some(false)),
             _ => Err(Failure::Setting(format!("{called} is {:?}: on or off is needed", redacted(text)))),
         }
+    }
+
+    /// What to log: levels, such as `info` or `warn,shop=debug`.
+    pub(super) fn log_filter(&self) -> Result<Option<&str>, Failure> {
+        let Some(Given { called, text }) = self.0.get(LOG) else { return Ok(None) };
+        let is_level =
+            |part: &str| part.split_once('=').map_or(part, |(_, level)| level).parse::<LevelFilter>().is_ok();
+        if text.split(',').map(str::trim).all(is_level) {
+            return Ok(Some(text));
+        }
+        let levels = "error, warn, info, debug, trace or off, or such levels by module, as in warn,shop=debug";
+        Err(Failure::Setting(format!("{called} is {:?}: needed is {levels}", redacted(text))))
     }
 
     /// The library's options that were set: the name of each, what it was called, and its text.

@@ -243,7 +243,7 @@ impl EventStore {
         }
         AppendError::Schema {
             problem: format!(
-                "there is no function {} of this version: create it with Orchestrator::migrate(), or apply Names::schema_sql()",
+                "there is no function {} of this version: create it with Orchestrator::migrate() or the command `migrate` of a worker program, or apply Names::schema_sql()",
                 self.names.append()
             ),
         }

@@ -144,7 +144,7 @@ impl Applied {
         let Self { version, works_from } = self;
         let problem = if version < VERSION {
             format!(
-                "it has version {version}, this library needs {VERSION}: call Orchestrator::migrate(), or apply Names::schema_sql()"
+                "it has version {version}, this library needs {VERSION}: migrate it (Orchestrator::migrate(), or the command `migrate` of a worker program), or apply Names::schema_sql()"
             )
         } else if works_from > VERSION {
             format!(
@@ -184,7 +184,7 @@ pub(crate) fn required(tx: &mut Transaction<'_>, names: &Names) -> Result<Applie
     let Some(applied) = applied(tx, names)? else {
         return Err(Error::Schema {
             problem: format!(
-                "there is no table {}: create it with Orchestrator::migrate(), or apply Names::schema_sql()",
+                "there is no table {}: create it with Orchestrator::migrate() or the command `migrate` of a worker program, or apply Names::schema_sql()",
                 names.migrations()
             ),
         });
