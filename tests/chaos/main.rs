@@ -56,6 +56,9 @@ const OWNED_IN_LULL_WITHIN: Duration =
 /// A worker whose connections are slow can own keys, and holds the lock of the replica set for so many round trips when it changes the
 /// generation.
 const ROUND_TRIPS: u32 = 20;
+/// A worker that has just been started verifies the schema, migrates and opens all its connections before it registers: some 110 round
+/// trips.
+const START_ROUND_TRIPS: u32 = 150;
 /// From the end of a storm until every key is owned, and everybody takes part. A worker that was frozen while it held the lock of the
 /// replica set is waited for longest: `LOCK_PATIENCE`, after `stale_worker_timeout`.
 const OWNED_WITHIN: Duration = Duration::from_secs(8);
@@ -253,7 +256,7 @@ impl Chaos {
         let took = self.until(within, otherwise, Self::is_owned)?;
         self.say(&format!("all owned after {took:?}, {helpless} helpless"));
         self.lulls.push(Lull { helpless, took });
-        let within = READY_WITHIN + within;
+        let within = READY_WITHIN + within + 2 * self.proxy.delayed_by() * START_ROUND_TRIPS;
         let ready = self.until(within, "not every worker that can work is ready", Self::are_all_ready)?;
         self.say(&format!("all ready after {ready:?} more"));
         Ok(())
