@@ -43,8 +43,9 @@ const VALIDITY_PATIENCE: Duration = Duration::from_secs(2);
 /// A leaving worker that cannot reach the database gives up after this time: the other workers will
 /// detect that its session is gone.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a worker that is no member waits for connections, and then before the next attempt.
-const POOL_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a worker that is no member waits for connections, and then before the next attempt. On a
+/// slow network each connection takes several round trips.
+const POOL_PATIENCE: Duration = Duration::from_millis(2_500);
 const BEFORE_REJOIN: Duration = Duration::from_secs(1);
 /// How soon to look again while another worker changes the replica set, or has just changed it:
 /// after this time there is most likely nothing left to do.
