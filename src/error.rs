@@ -282,7 +282,7 @@ impl Error {
         }
     }
 
-    /// Whether the same call may succeed later although nobody changes anything: the server
+    /// Whether the same call may succeed later without any change: the server
     /// [is away](Self::is_away), two transactions were in each other's way, a statement was
     /// cancelled, or the server lacked a resource such as disk space.
     ///

@@ -15,7 +15,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// Says why, on standard error, whatever is logged there.
+    /// Says why on standard error, in addition to the log.
     pub(super) fn report(&self) {
         output::complain(&format!("error: {self}"));
     }

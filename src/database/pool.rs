@@ -281,7 +281,7 @@ where
                 }
             });
         }
-        // After a panic, r2d2 would wait for this connection for ever.
+        // After a panic, r2d2 would never stop waiting for this connection.
         let client = caught(|| attempt::connect(&config, self.tls.clone())).map_err(|_| Problem::NotSetUp)??;
         Ok(Pooled::new(client, farewell))
     }

@@ -102,7 +102,7 @@ impl AppendError {
         matches!(self, Self::Conflict { .. })
     }
 
-    /// Whether the same append may succeed later although nobody changes anything: see
+    /// Whether the same append may succeed later without any change: see
     /// [`Error::is_transient`].
     ///
     /// If the connection was lost, the events may have been appended nevertheless. An
