@@ -80,6 +80,16 @@ pub enum Error {
         waited: Duration,
     },
 
+    /// The database client could not set up a connection: most likely the process may open no more
+    /// files.
+    #[error("cannot connect to {target}: the database client could not set up a connection (are there file \
+         descriptors left?)")]
+    #[non_exhaustive]
+    ClientSetup {
+        /// Host, port, database and user; never the password.
+        target: String,
+    },
+
     /// The pool had no connection to give within the time allowed.
     #[error("no connection from the pool of {size} within {waited:?}: {problem}")]
     #[non_exhaustive]
@@ -262,8 +272,8 @@ impl Error {
     }
 
     /// Whether it says that the server is away, so that waiting may help: it cannot be reached, is
-    /// starting up or shutting down, accepts no writes, has no connection left, or is not the one
-    /// that `target_session_attrs` asks for.
+    /// starting up or shutting down, accepts no writes, has no connection left (or this process no
+    /// file descriptor for one), or is not the one that `target_session_attrs` asks for.
     ///
     /// ```
     /// use pupsourcing_orchestrator::Database;
@@ -276,7 +286,7 @@ impl Error {
     pub fn is_away(&self) -> bool {
         match self {
             // A pool fills when connections are free.
-            Self::ConnectTimeout { .. } | Self::Pool { .. } | Self::InRecovery => true,
+            Self::ConnectTimeout { .. } | Self::ClientSetup { .. } | Self::Pool { .. } | Self::InRecovery => true,
             Self::Connect { source, .. } | Self::Database { source, .. } => is_away(source),
             _ => false,
         }

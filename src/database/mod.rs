@@ -31,7 +31,7 @@ use postgres::{CancelToken, Client, Config, NoTls, Socket};
 pub(crate) use self::connection::sealed;
 pub use self::connection::{AsClient, Connection};
 use self::in_use::InUse;
-use self::pool::{NOT_SET_UP, Notices};
+use self::pool::Notices;
 pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};
 use crate::error::Error;
 use crate::threads::caught;
@@ -180,7 +180,7 @@ impl Database {
         match receiver.recv_timeout(limit.unwrap_or(Duration::MAX)) {
             Ok(Ok(outcome)) => outcome.map_err(|source| Error::Connect { target: self.target.to_string(), source }),
             Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => {
-                Err(Error::ThreadPanicked { thread: name.to_owned(), message: NOT_SET_UP.to_owned() })
+                Err(Error::ClientSetup { target: self.target.to_string() })
             }
             Err(RecvTimeoutError::Timeout) => {
                 // Before the thread can find that nothing waits for it.

@@ -221,16 +221,12 @@ fn threads() -> Result<ScheduledThreadPool, Error> {
         .map_err(|message| Error::Spawn { thread: "pup-pool".to_owned(), source: std::io::Error::other(message) })
 }
 
-/// What the database client's panic means when it is to open a connection.
-pub(super) const NOT_SET_UP: &str =
-    "the database client could not set up a connection (are there file descriptors left?)";
-
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 enum Problem {
     #[error("{}", describe(.0))]
     Database(#[from] postgres::Error),
-    #[error("{NOT_SET_UP}")]
+    #[error("the database client could not set up a connection (are there file descriptors left?)")]
     NotSetUp,
 }
 

@@ -46,13 +46,20 @@ impl Connections {
     /// Closes half of the connections, when file descriptors or memory are short.
     fn close_half(&self) {
         let mut open = self.open.lock();
-        let half = open.len() / 2;
+        let half = half(open.len());
         open.close_down_to(half, Client::has_asked);
     }
 
     pub(super) fn close_all(&self) {
         self.open.lock().close_all();
     }
+}
+
+/// How many of so many connections are kept when file descriptors are short. A single one is kept:
+/// an accept fails for want of a descriptor even if nobody is waiting to be accepted, and the one
+/// that got the last descriptor may be a probe.
+fn half(connections: usize) -> usize {
+    connections.div_ceil(2)
 }
 
 pub(super) struct Acceptor {
@@ -99,8 +106,7 @@ impl Acceptor {
                         );
                     });
                 }
-                let half = waiting.len() / 2;
-                waiting.close_down_to(half, Client::is_asking);
+                waiting.close_down_to(half(waiting.len()), Client::is_asking);
                 self.connections.close_half();
                 self.stop.wait(ACCEPT_PAUSE);
             }

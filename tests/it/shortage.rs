@@ -203,8 +203,21 @@ fn newcomer_waits_while_it_may_open_no_more_files() {
     let mut first = WorkerProcess::start(database.url(), &OPTIONS);
     first.await_processing(1);
     let files = open_files(first.pid());
+    let backends = |client: &mut Client| -> i64 {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()";
+        client.query_one(sql, &[]).unwrap().get(0)
+    };
+    let others = backends(&mut client);
     let mut newcomer = WorkerProcess::start_with_files(files - 3, database.url(), &OPTIONS);
     assert_waits(&mut newcomer, &mut client, AWAY, "no connection from the pool of 4 within ");
+    // Fewer than for one connection: the probe itself gets the last one.
+    let address = newcomer.metrics_address();
+    allow_files(newcomer.pid(), 1);
+    eventually("its connections are closed", SOON, || (backends(&mut client) <= others).then_some(()));
+    allow_files(newcomer.pid(), open_files(newcomer.pid()) + 1);
+    for _ in 0..200 {
+        assert_alive(&address);
+    }
     allow_files(newcomer.pid(), files + 50);
     assert_takes_part(&mut first, &mut newcomer, &mut client);
 }
