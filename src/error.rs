@@ -82,8 +82,10 @@ pub enum Error {
 
     /// The database client could not set up a connection: most likely the process may open no more
     /// files.
-    #[error("cannot connect to {target}: the database client could not set up a connection (are there file \
-         descriptors left?)")]
+    #[error(
+        "cannot connect to {target}: the database client could not set up a connection (are there file \
+         descriptors left?)"
+    )]
     #[non_exhaustive]
     ClientSetup {
         /// Host, port, database and user; never the password.

@@ -23,7 +23,7 @@ use crossbeam_channel::{Receiver, never, select};
 
 use crate::backoff::{Allowance, Mentions};
 use crate::context::Context;
-use crate::database::Pool;
+use crate::database::{Filling, Pool};
 use crate::error::{Error, field};
 use crate::feed::{Feed, tailer};
 use crate::metrics::WorkerMetrics;
@@ -43,9 +43,7 @@ const VALIDITY_PATIENCE: Duration = Duration::from_secs(2);
 /// A leaving worker that cannot reach the database gives up after this time: the other workers will
 /// detect that its session is gone.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a worker that is no member waits for connections, and then before the next attempt. On a
-/// slow network each connection takes several round trips.
-const POOL_PATIENCE: Duration = Duration::from_millis(2_500);
+/// How long a worker that gave up waiting for its connections leaves them to others.
 const BEFORE_REJOIN: Duration = Duration::from_secs(1);
 /// How soon to look again while another worker changes the replica set, or has just changed it:
 /// after this time there is most likely nothing left to do.
@@ -119,6 +117,7 @@ impl Coordinator {
                 complaints: &mut complaints,
                 connection,
                 connected_at: Instant::now(),
+                filling: None,
             }
             .run()
         };
@@ -158,6 +157,8 @@ struct Serving<'a, 'c> {
     complaints: &'a mut Mentions,
     connection: &'a mut Reconnect<'c>,
     connected_at: Instant,
+    /// How far the pool of a worker that is no member has got.
+    filling: Option<Filling>,
 }
 
 impl Serving<'_, '_> {
@@ -394,14 +395,19 @@ impl Serving<'_, '_> {
     fn rejoin(&mut self) -> Result<Duration, Error> {
         let Parts { context, trust, pool, .. } = self.parts;
         let shortage = &context.board.shortage;
-        // Not a member, so no worker waits for this thread.
-        let opened = shortage.note(|| pool.fill(POOL_PATIENCE)).map_err(|error| error.with_causes());
+        let filling = self.filling.get_or_insert_with(Filling::begin);
+        let opened = shortage.note(|| filling.step(pool)).map_err(|error| error.with_causes());
+        let is_filling = opened.is_err() && !filling.is_stuck();
         // The tailer keeps trying by itself.
         let lacking = opened.err().or_else(|| shortage.of(tailer::THREAD));
         if let Some(error) = lacking
             && !self.membership.is_alone()?
         {
+            if is_filling {
+                return Ok(Duration::ZERO);
+            }
             pool.close_idle();
+            self.filling = None;
             if self.complaints.is_due() {
                 log::error!(
                     "connections are lacking, registering later: replica_set={} worker={} error={error}",
@@ -410,8 +416,10 @@ impl Serving<'_, '_> {
                     error = field(&error)
                 );
             }
-            return Ok(BEFORE_REJOIN);
+            // Others may lack some as well, and wait for the same ones.
+            return Ok(BEFORE_REJOIN.mul_f64(1.0 + fastrand::f64()));
         }
+        self.filling = None;
         // The runners have failed to get one before they were paused.
         shortage.end();
         log::warn!("registering again: replica_set={} worker={}", field(&context.replica_set()), context.worker());

@@ -6,6 +6,7 @@
 
 mod attempt;
 mod connection;
+mod filling;
 mod in_use;
 mod limits;
 mod parameters;
@@ -30,6 +31,7 @@ use postgres::{CancelToken, Client, Config, NoTls, Socket};
 
 pub(crate) use self::connection::sealed;
 pub use self::connection::{AsClient, Connection};
+pub(crate) use self::filling::Filling;
 use self::in_use::InUse;
 use self::pool::Notices;
 pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};

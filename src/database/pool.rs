@@ -125,12 +125,11 @@ impl Pool {
         Err(self.failed(begun))
     }
 
-    /// Opens all connections that are not open yet, and keeps them for later. If it does not get
-    /// all of them, it [closes](Self::close_idle) the idle ones.
-    pub(crate) fn fill(&self, timeout: Duration) -> Result<(), Error> {
-        let begun = Instant::now();
+    /// Opens all connections that are not open yet, and keeps them for later. After `wait` it keeps
+    /// what it has got, and the others are still being opened; the error then counts from `begun`.
+    pub(super) fn open_all(&self, begun: Instant, wait: Duration) -> Result<(), Error> {
         let in_use = self.open().saturating_sub(self.idle());
-        if self.connections.fill(self.size.saturating_sub(in_use), begun + timeout) {
+        if self.connections.are_open(self.size.saturating_sub(in_use), Instant::now() + wait) {
             return Ok(());
         }
         Err(self.failed(begun))
@@ -325,8 +324,8 @@ where
 /// An [`r2d2::Pool`] of some type.
 trait Connections: Send + Sync {
     fn get(&self, timeout: Duration) -> Option<PooledClient>;
-    /// Gets so many at once and gives them back. Closes them if it does not get all of them.
-    fn fill(&self, count: u32, deadline: Instant) -> bool;
+    /// Gets so many at once and gives them back. Returns whether it has got all of them.
+    fn are_open(&self, count: u32, deadline: Instant) -> bool;
     fn close_idle(&self);
     fn state(&self) -> State;
 }
@@ -343,18 +342,11 @@ where
         self.get_timeout(timeout).ok().map(|client| PooledClient::new(Box::new(Lent(client))))
     }
 
-    fn fill(&self, count: u32, deadline: Instant) -> bool {
-        let mut got: Vec<PooledConnection<Manager<T>>> = Vec::new();
-        for _ in 0..count {
-            let Ok(client) = self.get_timeout(deadline.saturating_duration_since(Instant::now())) else {
-                for client in &mut got {
-                    client.is_condemned = true;
-                }
-                return false;
-            };
-            got.push(client);
-        }
-        true
+    fn are_open(&self, count: u32, deadline: Instant) -> bool {
+        // Also after the deadline each is asked for: the pool then begins to open it.
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let got: Vec<_> = (0..count).map(|_| self.get_timeout(left())).collect();
+        got.iter().all(Result::is_ok)
     }
 
     fn close_idle(&self) {

@@ -1,17 +1,15 @@
 //! Registers a worker: the last step of a start that can fail.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::backoff::Mentions;
 use crate::context::Context;
-use crate::database::Pool;
+use crate::database::{Filling, Pool};
 use crate::error::Error;
 use crate::store::preflight::{self, Warning};
 use crate::store::session::Session;
 use crate::store::{Registration, coordination, notifications, sequence};
-
-/// How long the pool has to open all connections.
-const POOL_PATIENCE: Duration = Duration::from_secs(5);
+use crate::threads::Stop;
 
 /// A worker that has been registered.
 pub(super) struct Registered {
@@ -48,7 +46,7 @@ pub(super) fn register(
     let (mut session, for_tailer) = (session(client)?.with_generic_plans()?, session(other)?);
     let warnings = preflight::schema(&mut session, &context.names, &path, &registration.projections)?;
     let for_listener = context.open()?;
-    pool.fill(POOL_PATIENCE)?;
+    fill(pool, &context.stop)?;
     if context.stop.is_raised() {
         return Ok(None);
     }
@@ -63,6 +61,21 @@ pub(super) fn register(
         &mut Mentions::default(),
     );
     Ok(Some(Registered { session, for_tailer, for_listener, begun, warnings }))
+}
+
+/// Opens all connections of the pool, unless the worker is asked to stop.
+fn fill(pool: &Pool, stop: &Stop) -> Result<(), Error> {
+    let mut filling = Filling::begin();
+    while let Err(error) = filling.step(pool) {
+        if stop.is_raised() {
+            break;
+        }
+        if filling.is_stuck() {
+            pool.close_idle();
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Returns the last position that can be reached now, at most `up_to`. No checkpoint moves beyond
