@@ -205,23 +205,23 @@ fn kind(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
              ALTER TABLE {events} DETACH PARTITION {partition}"
         ));
     }
-    visible(client, &events)
+    visible(client, &[events])
 }
 
-/// Refuses a table if a policy hides rows of it from the user.
-pub(super) fn visible(client: &mut impl GenericClient, table: &str) -> Result<(), Error> {
-    let row = client
-        .query_typed_one(
-            "SELECT coalesce(row_security_active(to_regclass($1)), false), current_user::text",
-            &[(&table, Type::TEXT)],
+/// Refuses tables of which a policy hides rows from the user.
+pub(super) fn visible(client: &mut impl GenericClient, tables: &[String]) -> Result<(), Error> {
+    let hidden = client
+        .query_typed_opt(
+            "SELECT name, current_user::text FROM unnest($1) WITH ORDINALITY AS wanted (name, number)
+             WHERE row_security_active(to_regclass(name)) ORDER BY number LIMIT 1",
+            &[(&tables, Type::TEXT_ARRAY)],
         )
         .map_err(Error::database("reading whether row-level security applies"))?;
-    if !row.get::<_, bool>(0) {
-        return Ok(());
-    }
+    let Some(row) = hidden else { return Ok(()) };
     refuse(format!(
         "row-level security on {table} applies to user {user}, and hides rows from it: ALTER ROLE {user} BYPASSRLS, or \
          ALTER TABLE {table} DISABLE ROW LEVEL SECURITY",
+        table = row.get::<_, String>(0),
         user = row.get::<_, String>(1)
     ))
 }

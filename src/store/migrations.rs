@@ -172,7 +172,7 @@ pub(crate) fn applied(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<
         return Err(Error::Schema { problem: format!("{} is not a table: drop it", names.migrations()) });
     }
     let row = tx
-        .query_one(&names.sql("SELECT max(number), max(works_from) FROM {migrations}"), &[])
+        .query_typed_one(&names.sql("SELECT max(number), max(works_from) FROM {migrations}"), &[])
         .map_err(Error::database("reading the schema's version"))?;
     let (version, works_from): (Option<i32>, Option<i32>) = (row.get(0), row.get(1));
     Ok(version.zip(works_from).map(|(version, works_from)| Applied { version, works_from }))

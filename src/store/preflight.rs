@@ -151,9 +151,7 @@ pub(crate) fn schema(
     let mut tx = session.transaction().map_err(Error::database("verifying the schema"))?;
     migrations::required(&mut tx, names)?;
     privileges::to_work(&mut tx, names)?;
-    for own in Own::ALL {
-        event_tables::visible(&mut tx, &names.own(own).to_string())?;
-    }
+    event_tables::visible(&mut tx, &Own::ALL.map(|own| names.own(own).to_string()))?;
     hash_probe(&mut tx, names)?;
     event_tables::shape(&mut tx, names)?;
     event_tables::positions(&mut tx, names)?;
@@ -202,7 +200,7 @@ pub(super) fn sequence_warning(tx: &mut Transaction<'_>, names: &Names) -> Resul
 pub(super) fn hash_probe(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
     let sql = names.sql("SELECT count(*) FROM {migrations} WHERE hash_probe <> {hash_probe}");
     let different: i64 =
-        tx.query_one(&sql, &[]).map_err(Error::database("comparing the server's hash function"))?.get(0);
+        tx.query_typed_one(&sql, &[]).map_err(Error::database("comparing the server's hash function"))?.get(0);
     if different == 0 {
         return Ok(());
     }

@@ -10,44 +10,33 @@ use crate::error::Error;
 /// Refuses to work as a user who may not read or write what a worker reads and writes. The
 /// privileges for reading the schema's version have been checked by [`to_read`].
 pub(super) fn to_work(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
-    needed(names).iter().try_for_each(|(object, name, privilege)| demand(tx, *object, name, privilege))
+    missing(tx, names)?.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Returns the privileges that a worker needs and this user lacks, as errors. Without the use of a
 /// schema it does not look into it.
-#[cfg(feature = "cli")]
 pub(super) fn missing(tx: &mut Transaction<'_>, names: &Names) -> Result<Vec<Error>, Error> {
-    let mut missing = Vec::new();
-    for (object, name, privilege) in needed(names) {
-        if matches!(object, Object::Table) && missing.iter().any(is_of_schema) {
-            break;
-        }
-        match demand(tx, object, &name, privilege) {
-            Ok(()) => {}
-            Err(lacking @ Error::MissingPrivilege { .. }) => missing.push(lacking),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(missing)
+    let lacking = lacking(tx, Object::Schema, &schemas(names))?;
+    if lacking.is_empty() { self::lacking(tx, Object::Table, &tables(names)) } else { Ok(lacking) }
 }
 
-#[cfg(feature = "cli")]
-fn is_of_schema(lacking: &Error) -> bool {
-    matches!(lacking, Error::MissingPrivilege { object, .. } if object.starts_with(Object::Schema.kind()))
+/// An object's name, and a privilege on it.
+type Needed = (String, &'static str);
+
+/// The schemas in which a worker looks for tables. Those cannot be looked up without.
+fn schemas(names: &Names) -> Vec<Needed> {
+    ["\"{schema}\"", "\"{events_schema}\""].map(|schema| (names.sql(schema), "USAGE")).into()
 }
 
-/// The privileges that a worker needs: schemas first, because their tables cannot be looked up
-/// without.
-fn needed(names: &Names) -> Vec<(Object, String, &'static str)> {
-    let schemas = ["\"{schema}\"", "\"{events_schema}\""].map(|schema| names.sql(schema));
-    let mut needed: Vec<_> = schemas.into_iter().map(|schema| (Object::Schema, schema, "USAGE")).collect();
-    needed.push((Object::Table, names.events().to_string(), "SELECT"));
+/// What a worker needs of tables.
+fn tables(names: &Names) -> Vec<Needed> {
+    let mut needed = vec![(names.events().to_string(), "SELECT")];
     for own in [Own::ReplicaSets, Own::Generations, Own::Workers, Own::Projections, Own::Checkpoints] {
         let table = names.own(own).to_string();
         for privilege in ["SELECT", "INSERT", "UPDATE", "DELETE"] {
             // Replica sets and projections are never deleted.
             if privilege != "DELETE" || !matches!(own, Own::ReplicaSets | Own::Projections) {
-                needed.push((Object::Table, table.clone(), privilege));
+                needed.push((table.clone(), privilege));
             }
         }
     }
@@ -112,32 +101,55 @@ impl Object {
     }
 }
 
-fn demand(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &str) -> Result<(), Error> {
-    if demand_if_there(tx, object, name, privilege)? {
-        return Ok(());
-    }
-    Err(Error::Schema { problem: format!("there is no {} {name}", object.kind()) })
+fn demand(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &'static str) -> Result<(), Error> {
+    lacking(tx, object, &[(name.to_owned(), privilege)])?.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Returns false if there is no such object. To look for a table in a schema on which the user has
 /// no USAGE is an error.
-fn demand_if_there(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &str) -> Result<bool, Error> {
+fn demand_if_there(
+    tx: &mut Transaction<'_>,
+    object: Object,
+    name: &str,
+    privilege: &'static str,
+) -> Result<bool, Error> {
+    match demand(tx, object, name, privilege) {
+        Ok(()) => Ok(true),
+        Err(Error::Schema { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the user lacks of these, as errors in the same order; also what does not exist. One
+/// statement for all of them: a start takes as many round trips as it has statements.
+fn lacking(tx: &mut Transaction<'_>, object: Object, needed: &[Needed]) -> Result<Vec<Error>, Error> {
     // By `to_regnamespace`, which reads an identifier: has_schema_privilege('"s"', …) would treat
     // the quotes as a part of the name.
     let has = match object {
-        Object::Schema => "has_schema_privilege(to_regnamespace($1)::oid, $2)",
-        Object::Table => "has_table_privilege(to_regclass($1)::oid, $2)",
+        Object::Schema => "has_schema_privilege(to_regnamespace(name)::oid, privilege)",
+        Object::Table => "has_table_privilege(to_regclass(name)::oid, privilege)",
     };
-    let row = tx
-        .query_typed_one(&format!("SELECT {has}, current_user::text"), &[(&name, Type::TEXT), (&privilege, Type::TEXT)])
+    let (names, privileges): (Vec<&str>, Vec<&str>) =
+        needed.iter().map(|(name, privilege)| (name.as_str(), *privilege)).unzip();
+    let sql = format!(
+        "SELECT number, {has}, current_user::text
+         FROM unnest($1, $2) WITH ORDINALITY AS needed (name, privilege, number)
+         WHERE {has} IS NOT TRUE ORDER BY number"
+    );
+    let rows = tx
+        .query_typed(&sql, &[(&names, Type::TEXT_ARRAY), (&privileges, Type::TEXT_ARRAY)])
         .map_err(Error::database("verifying the privileges"))?;
-    match row.get::<_, Option<bool>>(0) {
-        Some(true) => Ok(true),
-        None => Ok(false),
-        Some(false) => Err(Error::MissingPrivilege {
-            user: row.get(1),
-            privilege: privilege.into(),
-            object: format!("{} {name}", object.kind()),
-        }),
-    }
+    let lacking = rows.iter().map(|row| {
+        let number = usize::try_from(row.get::<_, i64>(0)).unwrap_or(1) - 1;
+        let (name, privilege) = &needed[number];
+        match row.get::<_, Option<bool>>(1) {
+            None => Error::Schema { problem: format!("there is no {} {name}", object.kind()) },
+            Some(_) => Error::MissingPrivilege {
+                user: row.get(2),
+                privilege: (*privilege).to_owned(),
+                object: format!("{} {name}", object.kind()),
+            },
+        }
+    });
+    Ok(lacking.collect())
 }
