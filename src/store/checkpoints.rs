@@ -7,9 +7,9 @@
 //! ([`merge`](super::fence::merge)). Positions are moved by [`fence`](super::fence) alone. Whatever
 //! changes whose a row is gives it a new token.
 
-#[cfg(feature = "cli")]
-use postgres::types::ToSql;
-use postgres::types::Type;
+use std::collections::BTreeMap;
+
+use postgres::types::{ToSql, Type};
 use postgres::{Client, Transaction};
 
 use super::names::Names;
@@ -24,19 +24,15 @@ use crate::scope::StartAt;
 /// last existing position.
 pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "claiming the projections";
-    let mut wanted: Vec<&Known> = worker.projections.iter().collect();
-    // All workers use one order, so that two replica sets that claim the same names cannot
-    // deadlock.
-    wanted.sort_by(|a, b| a.name.cmp(&b.name));
-    for Known { name, start_at, .. } in wanted {
-        let owner = owner_of(tx, names, name, worker).map_err(Error::database(doing))?;
-        match owner {
+    let owners = owners_of(tx, names, &Known::names(&worker.projections), worker).map_err(Error::database(doing))?;
+    for Known { name, start_at, .. } in &worker.projections {
+        match owners.get(name) {
             None => begin(tx, names, name, *start_at).map_err(Error::database(doing))?,
-            Some((owner, _)) if owner == worker.replica_set => {}
+            Some((owner, _)) if *owner == worker.replica_set => {}
             Some((owner, true)) => {
                 return Err(Error::ProjectionClaimed {
                     projection: name.clone(),
-                    owner,
+                    owner: owner.clone(),
                     claimant: worker.replica_set.clone(),
                 });
             }
@@ -64,35 +60,41 @@ pub(crate) fn begin_again(
 ) -> Result<(), postgres::Error> {
     let known = worker.projections.iter().find(|known| known.name == projection);
     let Some(Known { name, start_at, .. }) = known else { return Ok(()) };
-    match owner_of(tx, names, name, worker)? {
-        None => begin(tx, names, name, *start_at),
-        Some(_) => Ok(()),
-    }
+    let is_new = owners_of(tx, names, &[name], worker)?.is_empty();
+    if is_new { begin(tx, names, name, *start_at) } else { Ok(()) }
 }
 
-/// Returns the replica set to which a projection belongs, and whether a living worker of it knows
-/// the projection. Returns `None` if the projection is new: then it now belongs to this worker's
-/// replica set. Its row is locked in either case.
-fn owner_of(
+/// Returns the replica set to which each projection belongs, and whether a living worker of it knows
+/// the projection. New ones are left out: they now belong to this worker's replica set. Locks the
+/// rows of all, in one order for all workers: so two replica sets that claim the same names cannot
+/// deadlock.
+fn owners_of(
     tx: &mut Transaction<'_>,
     names: &Names,
-    projection: &str,
+    projections: &[&str],
     worker: &Registration,
-) -> Result<Option<(String, bool)>, postgres::Error> {
-    let inserted = tx.execute_typed(
-        &names.sql("INSERT INTO {projections} (name, replica_set) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
-        &[(&projection, Type::TEXT), (&worker.replica_set, Type::TEXT)],
-    )?;
-    if inserted == 1 {
-        return Ok(None);
-    }
-    let sql = names.sql_with(
-        "SELECT replica_set, {lives} FROM {projections} p WHERE name = $1 FOR UPDATE",
+) -> Result<BTreeMap<String, (String, bool)>, postgres::Error> {
+    let insert = names.sql(
+        "INSERT INTO {projections} (name, replica_set) SELECT name, $2 FROM unnest($1) AS wanted (name)
+         ORDER BY name COLLATE \"C\" ON CONFLICT DO NOTHING RETURNING name",
+    );
+    let lock = names.sql_with(
+        "SELECT name, replica_set, {lives} FROM {projections} p WHERE name = ANY ($1)
+         ORDER BY name COLLATE \"C\" FOR UPDATE",
         &[("lives", &lives_sql(names))],
     );
     let stale_after = worker.stale_worker_timeout.as_secs_f64();
-    let row = tx.query_typed_one(&sql, &[(&projection, Type::TEXT), (&stale_after, Type::FLOAT8)])?;
-    Ok(Some((row.get(0), row.get(1))))
+    let (mut owners, mut wanted) = (BTreeMap::new(), projections.to_vec());
+    // More than once only if someone deletes rows in between.
+    while !wanted.is_empty() {
+        let values: [(&(dyn ToSql + Sync), Type); 2] = [(&wanted, Type::TEXT_ARRAY), (&worker.replica_set, Type::TEXT)];
+        let new: Vec<String> = tx.query_typed(&insert, &values)?.iter().map(|row| row.get(0)).collect();
+        wanted.retain(|name| !new.iter().any(|new| new == name));
+        let rows = tx.query_typed(&lock, &[(&wanted, Type::TEXT_ARRAY), (&stale_after, Type::FLOAT8)])?;
+        owners.extend(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))));
+        wanted.retain(|name| !owners.contains_key(*name));
+    }
+    Ok(owners)
 }
 
 /// Whether a living worker of the replica set to which projection `p` belongs knows it, in SQL. `$2`

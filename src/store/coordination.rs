@@ -84,12 +84,15 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
     checkpoints::claim(&mut tx, names, worker)?;
     let projections = Known::names(&worker.projections);
     let session_class = worker.sessions.member().map(locks::class);
+    // On a slow network, or behind another worker's lock, now() is long ago.
     let sql = names.sql(
-        "INSERT INTO {workers} AS w (id, replica_set, state, host, pid, version, projections, lanes, session_class, session_pid)
-         VALUES ($1, $2, 'pending', $3, $4, $5, $6, $7, $8, CASE WHEN $8 IS NOT NULL THEN pg_backend_pid() END)
+        "INSERT INTO {workers} AS w (id, replica_set, state, host, pid, version, projections, lanes, session_class,
+             session_pid, last_heartbeat)
+         VALUES ($1, $2, 'pending', $3, $4, $5, $6, $7, $8, CASE WHEN $8 IS NOT NULL THEN pg_backend_pid() END,
+             clock_timestamp())
          ON CONFLICT (id) DO UPDATE SET state = 'pending', generation = 0, partition_key = -1, session_lost_at = NULL,
              session_class = excluded.session_class, session_pid = excluded.session_pid, started_at = now(),
-             last_heartbeat = now(), stopped_at = NULL, stop_reason = NULL",
+             last_heartbeat = excluded.last_heartbeat, stopped_at = NULL, stop_reason = NULL",
     );
     tx.execute_typed(
         &sql,

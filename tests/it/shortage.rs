@@ -11,7 +11,7 @@ use crate::support::cluster::{
     assert_keys_are_covered, assert_read_models_become_right, backends_of, generation, state_of, terminate, worker_of,
 };
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_complete};
-use crate::support::proxies::pgbouncers;
+use crate::support::proxies::{Switch, pgbouncers};
 use crate::support::worker_process::WorkerProcess;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{Postgres, TestDatabase, database, eventually};
@@ -297,4 +297,33 @@ fn worker_that_may_open_no_files_gives_its_partition_back() {
         // Enough for the coordinator's connection, and for the probes.
         allow_files(pid, if is_limited { open_files(pid) - 10 } else { 500 });
     });
+}
+
+#[test]
+fn a_worker_comes_back_behind_a_slow_network() {
+    let server = Postgres::start().unwrap();
+    let url = server.create_database("far").unwrap();
+    let mut client = Client::connect(&url, NoTls).unwrap();
+    let network = Switch::start(server.port());
+    let far = format!("postgres://postgres@127.0.0.1:{}/far", network.port);
+    let options = [OPTIONS.as_slice(), &[("STALE_WORKER_TIMEOUT", "10s")]].concat();
+    let mut first = WorkerProcess::start(&url, &options);
+    first.await_processing(1);
+    let mut second = WorkerProcess::start(&far, &options);
+    for worker in [&mut first, &mut second] {
+        worker.await_processing(2);
+    }
+    // Each connection takes about two seconds, and the pool has four of them.
+    network.slow_down(Duration::from_millis(350));
+    network.cut();
+    first.await_processing(1);
+    append_plainly(&mut client, 50, 5);
+    assert_read_models_become_right(&mut client);
+    second.await_line(&["WARN", "registering again: "]);
+    first.await_processing(2);
+    network.slow_down(Duration::ZERO);
+    second.await_ready();
+    append_plainly(&mut client, 50, 5);
+    assert_read_models_become_right(&mut client);
+    assert_keys_are_covered(&mut client);
 }

@@ -1,15 +1,16 @@
 //! What is between a worker and its server: real programs, where they are installed, and a switch.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, never, unbounded};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
@@ -139,11 +140,14 @@ pub(crate) fn haproxy(server_port: u16, idle: Duration) -> Option<Proxy> {
     Some(Proxy::start(command, port, folder))
 }
 
-/// Forwards connections to a server on this machine, which can be changed for those that follow.
+/// Forwards connections to a server on this machine, which can be changed for those that follow, as
+/// slowly as is wanted.
 #[derive(Clone)]
 pub(crate) struct Switch {
     pub(crate) port: u16,
     target: Arc<AtomicU16>,
+    /// How much later everything is forwarded, in milliseconds.
+    delay: Arc<AtomicU64>,
     links: Arc<Mutex<Vec<Link>>>,
 }
 
@@ -162,15 +166,24 @@ impl Switch {
     pub(crate) fn start(target: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let switch = Self { port, target: Arc::new(AtomicU16::new(target)), links: Arc::default() };
-        let (to, links) = (switch.target.clone(), switch.links.clone());
+        let switch =
+            Self { port, target: Arc::new(AtomicU16::new(target)), delay: Arc::default(), links: Arc::default() };
+        let Self { target: to, delay, links, .. } = switch.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", to.load(Ordering::Relaxed))) else { continue };
                 for (from, into) in [(&client, &server), (&server, &client)] {
                     let (mut from, mut into) = (from.try_clone().unwrap(), into.try_clone().unwrap());
+                    let delay = delay.clone();
                     std::thread::spawn(move || {
-                        _ = std::io::copy(&mut from, &mut into);
+                        let mut part = vec![0; 64 * 1024];
+                        while let Ok(read @ 1..) = from.read(&mut part) {
+                            let delay = Duration::from_millis(delay.load(Ordering::Relaxed));
+                            _ = never::<()>().recv_timeout(delay);
+                            if into.write_all(&part[..read]).is_err() {
+                                break;
+                            }
+                        }
                         _ = into.shutdown(Shutdown::Both);
                     });
                 }
@@ -183,6 +196,11 @@ impl Switch {
     /// Leads new connections to the server at this port.
     pub(crate) fn lead_to(&self, server_port: u16) {
         self.target.store(server_port, Ordering::Relaxed);
+    }
+
+    /// Forwards everything so much later, in each direction.
+    pub(crate) fn slow_down(&self, delay: Duration) {
+        self.delay.store(delay.as_millis().try_into().unwrap(), Ordering::Relaxed);
     }
 
     /// Ends all connections.
