@@ -10,6 +10,7 @@ use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, Tx, cli};
 
 fn main() -> ExitCode {
     cli::main(|worker| {
+        let worker = worker.version(env!("CARGO_PKG_VERSION"));
         worker.batch_projection(EventTypeCounts).batch_projection(AggregateActivity).migration_sql(TABLES)
     })
 }

@@ -1,6 +1,7 @@
 //! The arguments of the program, and `--help`, which follows from the settings.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -67,10 +68,13 @@ impl Answer {
     }
 }
 
-/// Reads the arguments, of which the first is the program's name, and the environment.
-pub(super) fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, Answer> {
+/// Reads the arguments, of which the first is the program's name, and the environment. `version` is
+/// the application's own.
+pub(super) fn read(arguments: &[OsString], version: Option<&str>) -> Result<Arguments, Answer> {
     let settings = settings::all();
-    let matches = command(&settings).try_get_matches_from(arguments).map_err(Answer::OfClap)?;
+    let program = arguments.first().and_then(|program| Path::new(program).file_stem());
+    let program = program.map_or("worker".into(), |name| name.to_string_lossy());
+    let matches = command(&program, version, &settings).try_get_matches_from(arguments).map_err(Answer::OfClap)?;
     let given = |variable: &str| matches.get_one::<OsString>(variable).map(OsString::as_os_str);
     let environment = |variable: &str| std::env::var_os(variable);
     let settings = Settings::of(&settings, given, environment).map_err(Answer::Wrong)?;
@@ -87,7 +91,7 @@ fn task(matches: &ArgMatches) -> Task {
     }
 }
 
-fn command(settings: &[Setting]) -> Command {
+fn command(program: &str, version: Option<&str>, settings: &[Setting]) -> Command {
     let switch =
         |name: &'static str, about: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(about);
     let json = || switch("json", "Write JSON, for scripts");
@@ -96,8 +100,9 @@ fn command(settings: &[Setting]) -> Command {
         .value_name("N")
         .value_parser(value_parser!(i64).range(0..))
         .help("Stop at this global position instead of the newest one");
-    Command::new("worker")
-        .version(env!("CARGO_PKG_VERSION"))
+    let library = concat!("pupsourcing-orchestrator ", env!("CARGO_PKG_VERSION"));
+    Command::new(program.to_owned())
+        .version(version.map_or_else(|| format!("({library})"), |version| format!("{version} ({library})")))
         .about("Runs projections as a worker of a replica set, on PostgreSQL")
         .max_term_width(100)
         .after_help(
@@ -143,7 +148,7 @@ fn argument(setting: &Setting) -> Arg {
 /// Only for the tests: what `--help` says.
 #[cfg(test)]
 fn help() -> String {
-    command(&settings::all()).render_long_help().to_string()
+    command("worker", None, &settings::all()).render_long_help().to_string()
 }
 
 #[cfg(test)]
@@ -152,12 +157,30 @@ mod tests {
     use crate::config::{Config, variable};
 
     fn read_as(arguments: &[&str]) -> Result<Arguments, Answer> {
-        read(std::iter::once("worker").chain(arguments.iter().copied()).map(OsString::from))
+        let arguments = ["worker"].iter().chain(arguments).map(OsString::from).collect::<Vec<_>>();
+        read(&arguments, None)
     }
 
     #[test]
     fn the_arguments_are_consistent() {
-        command(&settings::all()).debug_assert();
+        command("worker", None, &settings::all()).debug_assert();
+    }
+
+    #[test]
+    fn a_program_has_its_own_name_and_version() {
+        for (program, version, said) in [
+            ("/usr/bin/shop-worker", Some("1.2.3"), "shop-worker 1.2.3 (pupsourcing-orchestrator "),
+            ("worker", None, "worker (pupsourcing-orchestrator "),
+        ] {
+            let Err(Answer::OfClap(answer)) = read(&[program, "--version"].map(OsString::from), version) else {
+                panic!("--version is no answer")
+            };
+            assert!(answer.to_string().starts_with(said), "{answer}");
+        }
+        let Err(Answer::OfClap(help)) = read(&["./shop", "--help"].map(OsString::from), None) else {
+            panic!("--help is no answer")
+        };
+        assert!(help.to_string().contains("Usage: shop "), "{help}");
     }
 
     #[test]

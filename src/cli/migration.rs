@@ -41,7 +41,7 @@ pub(super) fn apply(orchestrator: &Orchestrator, steps: Vec<Step>) -> Result<(),
     if steps.is_empty() {
         return Ok(());
     }
-    let (mut waiting, mut client) = (orchestrator.client()?, orchestrator.client()?);
+    let (mut waiting, mut client) = (orchestrator.client_when_reached()?, orchestrator.client_when_reached()?);
     let turn = migrations::turn_of_application(&mut waiting, orchestrator.names())?;
     for step in steps {
         match step {
@@ -79,23 +79,10 @@ mod tests {
 
     use postgres::Client;
 
+    use super::super::worker::tests::Nothing;
     use super::*;
     use crate::database::Database;
-    use crate::event::Event;
-    use crate::projection::Projection;
     use crate::store::testing;
-
-    struct Nothing;
-
-    impl Projection for Nothing {
-        fn name(&self) -> &str {
-            "nothing"
-        }
-
-        fn handle(&self, _: &mut crate::tx::Tx<'_>, _: &Event) -> Result<(), BoxError> {
-            Ok(())
-        }
-    }
 
     /// Without turns, of two sessions that create a table at once one may fail although it asks
     /// whether the table is there.

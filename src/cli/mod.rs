@@ -56,7 +56,8 @@
 //!
 //! # Settings
 //!
-//! Each is a flag and an environment variable; the flag wins. A variable that is empty is ignored.
+//! Each is a flag and an environment variable; the flag wins. A variable that is empty is ignored; so
+//! is one that begins with `ORCHESTRATOR_` and is no setting, with a line in the log.
 //! Other users of the machine may see the flags of a process, so a password belongs into the variable.
 //!
 #![doc = include_str!("settings.md")]
@@ -81,13 +82,16 @@ use failure::Failure;
 pub use signals::shutdown_signal;
 pub use worker::Worker;
 
+use crate::error::field;
+
 /// Runs the program: reads arguments and environment, and does what they ask for. The closure adds
 /// the projections.
 ///
 /// Returns the [exit code](self#exit-codes) for `main` to return.
 pub fn main(set_up: impl FnOnce(Worker) -> Worker) -> ExitCode {
     let worker = set_up(Worker::default());
-    let arguments = match arguments::read(std::env::args_os()) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let arguments = match arguments::read(&arguments, worker.own_version()) {
         Ok(arguments) => arguments,
         Err(answer) => return answer.give(),
     };
@@ -126,5 +130,8 @@ fn start_log(arguments: &arguments::Arguments) -> Result<(), Failure> {
     let filter = arguments.settings.log_filter()?.unwrap_or(usual);
     // The application may have set a logger.
     _ = env_logger::Builder::new().parse_filters(filter).try_init();
+    for variable in settings::unknown(std::env::vars_os().map(|(name, _)| name)) {
+        log::warn!("unknown setting, ignored: variable={}", field(&variable));
+    }
     Ok(())
 }

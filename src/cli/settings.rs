@@ -1,7 +1,7 @@
 //! The settings of the program: each is a flag and an environment variable.
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 
 use log::LevelFilter;
 
@@ -107,6 +107,18 @@ pub(super) fn all() -> Vec<Setting> {
     own.into_iter().chain(options).collect()
 }
 
+/// Variables with the prefix that are no setting: most likely misspelt. Kubernetes gives every
+/// container those of a Service that is called `orchestrator`.
+pub(super) fn unknown(variables: impl Iterator<Item = OsString>) -> Vec<String> {
+    let known: BTreeSet<_> = all().into_iter().map(|setting| setting.variable).collect();
+    let of_service = ["SERVICE_", "PORT"].map(|part| format!("{PREFIX}{part}"));
+    variables
+        .filter_map(|variable| variable.into_string().ok())
+        .filter(|variable| variable.starts_with(PREFIX) && !known.contains(variable))
+        .filter(|variable| !of_service.iter().any(|part| variable.starts_with(part)))
+        .collect()
+}
+
 /// A text of the documentation without its marks: `[heartbeats_only](Self::heartbeats_only)` is
 /// `heartbeats_only`.
 fn plain(text: &str) -> String {
@@ -137,7 +149,7 @@ impl Settings {
     pub(super) fn of<'a>(
         settings: &[Setting],
         flag: impl Fn(&str) -> Option<&'a OsStr>,
-        environment: impl Fn(&str) -> Option<std::ffi::OsString>,
+        environment: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, Failure> {
         let mut all = BTreeMap::new();
         for Setting { variable, flag: name, .. } in settings {
@@ -231,6 +243,14 @@ mod tests {
         ] {
             assert_eq!(plain(text), shown);
         }
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_found() {
+        let variables = ["ORCHESTRATOR_LANE", "ORCHESTRATOR_LANES", "ORCHESTRATOR_SERVICE_HOST", "ORCHESTRATOR_PORT"];
+        let others = ["DATABASE_URLS", "orchestrator_lane", "ORCHESTRATOR_"];
+        let all = variables.into_iter().chain(others).map(OsString::from);
+        assert_eq!(unknown(all), ["ORCHESTRATOR_LANE", "ORCHESTRATOR_"]);
     }
 
     fn settings(flag: Option<&str>, variable: Option<&OsStr>) -> Result<Settings, Failure> {

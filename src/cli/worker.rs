@@ -27,6 +27,7 @@ pub struct Worker {
     projections: Vec<Adjust>,
     migrations: Vec<Step>,
     replica_set: Option<String>,
+    version: Option<String>,
     adjustments: Vec<Adjust>,
 }
 
@@ -60,6 +61,17 @@ impl Worker {
     pub fn replica_set(mut self, name: impl Into<String>) -> Self {
         self.replica_set = Some(name.into());
         self
+    }
+
+    /// Sets the program's version, as `--version` writes it before that of the library:
+    /// `env!("CARGO_PKG_VERSION")`, for example.
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.version = Some(version.into());
+        self
+    }
+
+    pub(super) fn own_version(&self) -> Option<&str> {
+        self.version.as_deref()
     }
 
     /// Adds SQL that creates the application's own tables, or brings them up to date. `migrate`,
@@ -105,22 +117,24 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::ffi::OsStr;
 
     use super::super::settings::all;
     use super::*;
     use crate::event::Event;
     use crate::store::Names;
+    use crate::tx::Tx;
 
-    struct Nothing;
+    /// A projection for tests that process nothing.
+    pub(in crate::cli) struct Nothing;
 
     impl Projection for Nothing {
         fn name(&self) -> &str {
             "nothing"
         }
 
-        fn handle(&self, _: &mut crate::tx::Tx<'_>, _: &Event) -> Result<(), BoxError> {
+        fn handle(&self, _: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {
             Ok(())
         }
     }

@@ -103,13 +103,16 @@ impl Database {
     /// password in clear text, and the database client answers; it does not offer to refuse that,
     /// so libpq's `require_auth` is not supported. `channel_binding=require` does refuse it.
     ///
+    /// What the server says in notices is logged at the level `debug`.
+    ///
     /// # Errors
     ///
     /// [`Error::InvalidUrl`] names the part or parameter that is malformed, unknown or not
     /// supported; [`Error::Tls`] the file that cannot be used. Neither repeats the password.
     pub fn from_url(url: &str) -> Result<Self, Error> {
         let parsed = url::parse(url)?;
-        let (config, notices) = (parsed.config, Notices::Ours);
+        let (mut config, notices) = (parsed.config, Notices::Ours);
+        config.notice_callback(|notice| pool::log_notice(&notice));
         Ok(match tls::connector(&parsed.tls)? {
             Some(tls) => Self::new(Connector { config, tls, notices }),
             None => Self::new(Connector { config, tls: NoTls, notices }),

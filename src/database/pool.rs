@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use postgres::error::SqlState;
+use postgres::error::{DbError, SqlState};
 use postgres::tls::{MakeTlsConnect, TlsConnect};
 use postgres::{Client, Config, Socket};
 use r2d2::{CustomizeConnection, HandleError, ManageConnection, PooledConnection, State};
@@ -229,6 +229,10 @@ enum Problem {
     NotSetUp,
 }
 
+pub(super) fn log_notice(notice: &DbError) {
+    log::debug!("notice of the server: {}: {}", notice.severity(), one_line(&notice.message()));
+}
+
 /// A connection, with what the pool knows about it.
 struct Pooled {
     client: Client,
@@ -270,7 +274,7 @@ where
         if self.notices == Notices::Ours {
             let farewell = farewell.clone();
             config.notice_callback(move |notice| {
-                log::debug!("notice of the server: {}: {}", notice.severity(), one_line(&notice.message()));
+                log_notice(&notice);
                 if FAREWELLS.contains(notice.code()) {
                     *farewell.lock() = Some(notice.code().clone());
                 }

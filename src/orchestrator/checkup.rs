@@ -1,5 +1,6 @@
 //! What a worker that is not started can do for operators: look at its database.
 
+use super::reach::once_reached;
 use super::worker::Orchestrator;
 use crate::error::Error;
 use crate::store::Names;
@@ -24,9 +25,9 @@ impl Orchestrator {
         Session::open(&self.database, self.sessions())
     }
 
-    /// Opens a connection for the application's statements.
-    pub(crate) fn client(&self) -> Result<postgres::Client, Error> {
-        self.database.client()
+    /// Opens a connection for the application's statements, as soon as the server lets it.
+    pub(crate) fn client_when_reached(&self) -> Result<postgres::Client, Error> {
+        once_reached(self.config.database_wait, self.crew.stop(), || self.database.client())
     }
 
     /// Checks whether this worker could run.

@@ -64,6 +64,19 @@ fn help_and_version_are_answers() {
         assert!(said.contains("worker"), "{arguments:?}: {said}");
     }
     assert!(succeeds(NOWHERE, &["--help"]).contains("ORCHESTRATOR_RETRY_HALTED_INTERVAL"));
+    let version = succeeds(NOWHERE, &["--version"]);
+    assert_eq!(version.trim(), format!("worker {0} (pupsourcing-orchestrator {0})", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_misspelt_variable_is_named_in_the_log() {
+    let database = migrated();
+    let settings = [("DATABASE_URL", database.url()), ("ORCHESTRATOR_HEARTBEAT", "1s")];
+    let mut worker = WorkerProcess::start_with(&["migrate"], &settings);
+    assert_eq!(worker.exit_code(), Some(0));
+    worker.await_logged(&["WARN", "unknown setting, ignored: variable=ORCHESTRATOR_HEARTBEAT"]);
+    let log = worker.log();
+    assert!(!log.iter().any(|line| line.contains("NOTICE")), "{log:?}");
 }
 
 #[test]
@@ -305,11 +318,16 @@ fn catch_up_processes_what_is_there_and_leaves() {
     assert!(said.starts_with("position 40 reached after "), "{said}");
     assert!(succeeds(database.url(), &["catch-up"]).starts_with("position 100 reached after "));
     await_counted(&mut client, 100);
+    append_plainly(&mut client, 1, 1);
+    let status: Value = serde_json::from_str(&succeeds(database.url(), &["status", "--json"])).unwrap();
+    for projection in status["projections"].as_array().unwrap() {
+        assert_eq!((&projection["state"], &projection["lag_events"]), (&"stopped".into(), &1.into()), "{projection}");
+    }
 
     // While others run.
     let workers = two_workers_more(&database, &mut client);
-    assert!(succeeds(database.url(), &["catch-up"]).starts_with("position 300 reached after "));
-    await_counted(&mut client, 300);
+    assert!(succeeds(database.url(), &["catch-up"]).starts_with("position 301 reached after "));
+    await_counted(&mut client, 301);
     drop(workers);
 }
 
