@@ -395,7 +395,7 @@ impl Serving<'_, '_> {
     fn rejoin(&mut self) -> Result<Duration, Error> {
         let Parts { context, trust, pool, .. } = self.parts;
         let shortage = &context.board.shortage;
-        let filling = self.filling.get_or_insert_with(Filling::begin);
+        let filling = self.filling.get_or_insert_with(|| Filling::begin(pool));
         let opened = shortage.note(|| filling.step(pool)).map_err(|error| error.with_causes());
         let is_filling = opened.is_err() && !filling.is_stuck();
         // The tailer keeps trying by itself.

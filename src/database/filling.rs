@@ -23,8 +23,15 @@ pub(crate) struct Filling {
 }
 
 impl Filling {
-    pub(crate) fn begin() -> Self {
-        let now = Instant::now();
+    /// Begins to open the connections, and waits for none.
+    pub(crate) fn begin(pool: &Pool) -> Self {
+        let filling = Self::at(Instant::now());
+        // What is missing so far is of no interest yet.
+        _ = pool.open_all(filling.begun, Duration::ZERO);
+        filling
+    }
+
+    fn at(now: Instant) -> Self {
         Self { begun: now, grown: now, most: 0 }
     }
 
@@ -59,7 +66,7 @@ mod tests {
 
     #[test]
     fn patience_is_for_each_connection() {
-        let mut filling = Filling::begin();
+        let mut filling = Filling::at(Instant::now());
         let begun = filling.begun;
         let at = |seconds: f64| begun + PATIENCE.mul_f64(seconds);
         // One connection for each nine tenths of the patience.

@@ -57,6 +57,32 @@ impl From<Error> for Failure {
     }
 }
 
+/// A connection on which to follow the events.
+pub(super) enum Connected {
+    /// The start of the worker has verified the server and the tables on it, a moment ago.
+    AtStart(Session),
+    /// Since the last connection the server, the table or its events may have been replaced.
+    Again(Session),
+}
+
+impl Connected {
+    fn verified(self, names: &Names) -> Result<Session, Failure> {
+        let mut session = match self {
+            Self::AtStart(session) => return Ok(session),
+            Self::Again(session) => session,
+        };
+        // A standby shows no writers, so all holes would seem to be settled.
+        session.check("asking for the server's state", preflight::server)?;
+        session.check("verifying the table of events", |client| event_tables::shape(client, names)).map_err(
+            |error| match error {
+                Error::Schema { .. } | Error::UnsupportedServer { .. } => Failure::Unacceptable(error),
+                error => error.into(),
+            },
+        )?;
+        Ok(session)
+    }
+}
+
 /// The state that is kept from look to look.
 pub(super) struct Sight<'a> {
     names: &'a Names,
@@ -100,22 +126,14 @@ impl Mentioned {
 impl<'a> Sight<'a> {
     /// Verifies the server and its events, and begins at a settled position.
     pub(super) fn begin(
-        mut session: Session,
+        connected: Connected,
         names: &'a Names,
         board: &'a Board,
         projections: &[Known],
         takes_census: bool,
         mentioned: &'a mut Mentioned,
     ) -> Result<Self, Failure> {
-        // A standby shows no writers, so all holes would seem to be settled.
-        session.check("asking for the server's state", preflight::server)?;
-        // Since the last connection the table or its events may have been replaced.
-        session.check("verifying the table of events", |client| event_tables::shape(client, names)).map_err(
-            |error| match error {
-                Error::Schema { .. } | Error::UnsupportedServer { .. } => Failure::Unacceptable(error),
-                error => error.into(),
-            },
-        )?;
+        let mut session = connected.verified(names)?;
         let (probes, holders) = session
             .run(|client| {
                 let sequence = sequence::readable(client, names)?;

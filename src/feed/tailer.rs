@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, select};
 use super::Feed;
 use super::blocked::Blocked;
 use super::cadence::Cadence;
-use super::sight::{Failure, Mentioned, Sight};
+use super::sight::{Connected, Failure, Mentioned, Sight};
 use crate::context::Context;
 use crate::error::{Error, field};
 use crate::reconnect::Reconnect;
@@ -86,14 +86,14 @@ impl Tailer {
 
     /// Follows the events on one connection until it fails or the worker stops.
     fn follow(&self, pulse: &Pulse, connection: &mut Reconnect<'_>, mentioned: &mut Mentioned) -> Result<(), Failure> {
-        let session = match self.first.try_recv() {
-            Ok(session) => session,
-            Err(_) => self.context.board.shortage.note(|| self.context.open())?,
+        let connected = match self.first.try_recv() {
+            Ok(session) => Connected::AtStart(session),
+            Err(_) => Connected::Again(self.context.board.shortage.note(|| self.context.open())?),
         };
         self.feed.begin_epoch();
         let takes_census = self.context.sessions.member().is_some();
         let mut sight = Sight::begin(
-            session,
+            connected,
             &self.context.names,
             &self.context.board,
             &self.projections,

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::reach::{elsewhere, settled};
 use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::database::{Filling, Pool};
@@ -34,19 +35,35 @@ pub(super) fn register(
     pool: &Pool,
     up_to: Option<i64>,
 ) -> Result<Option<Registered>, Error> {
+    // Until the next attempt, others may need what this one has got.
+    verify_and_register(context, registration, pool, up_to).inspect_err(|_| pool.close_idle())
+}
+
+fn verify_and_register(
+    context: &Context,
+    registration: &Registration,
+    pool: &Pool,
+    up_to: Option<i64>,
+) -> Result<Option<Registered>, Error> {
     let begun = Instant::now();
-    // Read before the library sets its own path: handlers will have this one.
     let mut client = context.database.open()?;
     preflight::server(&mut client)?;
-    let mut other = context.database.open()?;
+    // To open a connection takes several round trips: all others are opened at the same time.
+    let mut filling = Filling::begin(pool);
+    let [other, for_listener] = [(); 2].map(|()| {
+        let database = context.database.clone();
+        elsewhere("pup-open", move || database.open())
+    });
+    let mut other = settled(&other?)?;
     preflight::pooler(&mut client, &mut other, registration.sessions)?;
+    // Read before the library sets its own path: handlers will have this one.
     let path = preflight::path(&mut client)?;
-    let session =
+    let set_up =
         |client| Session::new(client, registration.sessions).map_err(Error::database("setting the session up"));
-    let (mut session, for_tailer) = (session(client)?.with_generic_plans()?, session(other)?);
+    let (mut session, for_tailer) = (set_up(client)?.with_generic_plans()?, set_up(other)?);
     let warnings = preflight::schema(&mut session, &context.names, &path, &registration.projections)?;
-    let for_listener = context.open()?;
-    fill(pool, &context.stop)?;
+    let for_listener = set_up(settled(&for_listener?)?)?;
+    fill(&mut filling, pool, &context.stop)?;
     if context.stop.is_raised() {
         return Ok(None);
     }
@@ -63,15 +80,13 @@ pub(super) fn register(
     Ok(Some(Registered { session, for_tailer, for_listener, begun, warnings }))
 }
 
-/// Opens all connections of the pool, unless the worker is asked to stop.
-fn fill(pool: &Pool, stop: &Stop) -> Result<(), Error> {
-    let mut filling = Filling::begin();
+/// Waits until all connections of the pool are open, unless the worker is asked to stop.
+fn fill(filling: &mut Filling, pool: &Pool, stop: &Stop) -> Result<(), Error> {
     while let Err(error) = filling.step(pool) {
         if stop.is_raised() {
             break;
         }
         if filling.is_stuck() {
-            pool.close_idle();
             return Err(error);
         }
     }

@@ -3,7 +3,7 @@
 use super::error::Error;
 use super::rehearsal::{Course, Order, Stage};
 use super::rows::Tables;
-use super::scenario::{Scenario, prepared};
+use super::scenario::Scenario;
 use crate::blocking::blocking;
 
 /// The sizes of batches: one event, an odd number, and as many as a worker takes.
@@ -96,7 +96,9 @@ impl PartitioningCheck<'_> {
         }
         let Scenario { setup, projections, database, .. } = self.scenario;
         blocking(|| {
-            let stage = Stage::new(prepared(&|database| setup(database))?, database, projections)?;
+            // It is copied, so nothing may be connected to it.
+            let (original, _) = setup.prepared()?;
+            let stage = Stage::new(original, database, projections)?;
             let expected = stage.play(Course::REFERENCE, &self.tables)?;
             if let Some(table) = expected.first_empty() {
                 let problem = "is empty when all events are handled, so nothing is compared";

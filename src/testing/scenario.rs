@@ -25,8 +25,11 @@ const REPLICA_SET: &str = "scenario";
 /// How long the projections may take. An error that passes by itself is retried until then.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Creates the tables of the read models.
-pub(super) type Setup = Arc<dyn Fn(&Database) -> Result<(), BoxError> + Send + Sync>;
+/// What creates the tables of the read models.
+pub(super) enum Setup {
+    Statements(String),
+    Code(Box<dyn Fn(&Database) -> Result<(), BoxError> + Send + Sync>),
+}
 
 /// Events, projections, and the read models that they make of them, in a database of its own.
 ///
@@ -84,8 +87,7 @@ impl Scenario {
     ///
     /// No server can be started, or a statement fails.
     pub fn new(read_models: &str) -> Result<Self, Error> {
-        let statements = read_models.to_owned();
-        Self::with_setup(move |database| Ok(database.connect()?.batch_execute(&statements)?))
+        Self::set_up(Setup::Statements(read_models.to_owned()))
     }
 
     /// Like [`new`](Self::new), where something else creates the tables: the application's own migrations, for instance.
@@ -97,8 +99,12 @@ impl Scenario {
     pub fn with_setup(
         setup: impl Fn(&Database) -> Result<(), BoxError> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        let database = blocking(|| prepared(&setup)).map_err(Error::cannot("start a thread"))??;
-        Ok(Self { setup: Arc::new(setup), projections: Vec::new(), client: database.client()?, database })
+        Self::set_up(Setup::Code(Box::new(setup)))
+    }
+
+    fn set_up(setup: Setup) -> Result<Self, Error> {
+        let (database, client) = blocking(|| setup.prepared()).map_err(Error::cannot("start a thread"))??;
+        Ok(Self { setup, projections: Vec::new(), client, database })
     }
 
     /// Adds a projection. At least one is needed, and each name may occur once.
@@ -171,11 +177,19 @@ impl Scenario {
     }
 }
 
-/// Creates a database with the tables of events, of the orchestrator and of the read models, on a thread that may block.
-pub(super) fn prepared(setup: &impl Fn(&Database) -> Result<(), BoxError>) -> Result<TestDatabase, Error> {
-    let created = database_with_schema()?;
-    setup(&created.database()).map_err(|error| {
-        Error::new(format!("the tables of the read models cannot be created: {}", describe_any(&*error)))
-    })?;
-    Ok(created)
+impl Setup {
+    /// Creates a database with the tables of events, of the orchestrator and of the read models, on a thread that may
+    /// block, and a connection to it.
+    pub(super) fn prepared(&self) -> Result<(TestDatabase, Connection), Error> {
+        let database = database_with_schema()?;
+        let mut client = database.client()?;
+        let created = match self {
+            Self::Statements(statements) => client.batch_execute(statements).map_err(BoxError::from),
+            Self::Code(create) => create(&database.database()),
+        };
+        created.map_err(|error| {
+            Error::new(format!("the tables of the read models cannot be created: {}", describe_any(&*error)))
+        })?;
+        Ok((database, client))
+    }
 }
