@@ -1,27 +1,29 @@
-//! When a worker is ready. Pure.
+//! Decides whether a worker is ready. Pure.
 //!
-//! A ready worker can process events, or waits for nothing but its turn. The state of one that is
-//! not has one reason, which `/readyz` and the log give.
+//! A ready worker can process events, or only waits for its generation to become active. A worker
+//! that is not ready has one reason, which `/readyz` and the log show.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::plan::WorkerState;
 
-/// What readiness follows from, as of one moment. Times are ages.
+/// The facts that decide readiness, as of one moment. Durations are ages.
 #[derive(Debug, Clone)]
 pub(crate) struct Vitals<'a> {
     pub(crate) is_asked_to_stop: bool,
     pub(crate) state: WorkerState,
-    /// Of the last answered heartbeat, since it was sent; `None` before the worker has registered.
+    /// The time since the last answered heartbeat was sent; `None` before the worker has
+    /// registered.
     pub(crate) heartbeat: Option<Duration>,
-    /// What has failed in coordination since then.
+    /// The error, if coordination has failed since then.
     pub(crate) coordination_error: Option<&'a str>,
-    /// Since the worker last did its part in its replica set, or registered.
+    /// The time since the worker last coordinated successfully, or registered.
     pub(crate) coordinated: Option<Duration>,
-    /// Of the tailer's last completed look, or of the registration before the first.
+    /// The time since the tailer's last completed look began; before the first, since the
+    /// registration.
     pub(crate) look: Option<Duration>,
-    /// What has failed in looking since then.
+    /// The error, if the tailer has failed to look since then.
     pub(crate) look_error: Option<&'a str>,
     /// For how long a thread has had no connection, and why.
     pub(crate) shortage: Option<(Duration, String)>,
@@ -29,7 +31,7 @@ pub(crate) struct Vitals<'a> {
     pub(crate) halted: Vec<&'a str>,
 }
 
-/// What a worker may do without and still be ready.
+/// The limits within which a worker is ready.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     heartbeat: Duration,
@@ -68,17 +70,18 @@ pub(crate) enum NotReady {
 impl Limits {
     /// `longest_poll` is how long the tailer may wait between two looks.
     pub(crate) fn new(stale_worker_timeout: Duration, longest_poll: Duration, ready_while_halted: bool) -> Self {
-        // Before its peers consider the worker dead.
+        // The worker becomes unready before its peers consider it dead.
         let heartbeat = stale_worker_timeout / 2;
         Self { heartbeat, look: heartbeat.saturating_add(longest_poll), ready_while_halted }
     }
 
-    /// Whether a heartbeat of this age shows that the database is in reach.
+    /// Whether a heartbeat of this age shows that the database can be reached.
     pub(crate) fn is_recent(&self, heartbeat: Option<Duration>) -> bool {
         heartbeat.is_some_and(|age| age <= self.heartbeat)
     }
 
-    /// Returns why the worker is not ready. Of several reasons, the one that explains the others.
+    /// Returns why the worker is not ready. If there are several reasons, it is the one that
+    /// explains the others.
     pub(crate) fn judge(&self, vitals: &Vitals<'_>) -> Result<(), NotReady> {
         let owned = |error: Option<&str>| error.map(str::to_owned);
         if vitals.is_asked_to_stop || vitals.state == WorkerState::Stopping {
@@ -91,7 +94,7 @@ impl Limits {
         if let Some(idle) = vitals.coordinated.filter(|age| *age > self.heartbeat) {
             return Err(NotReady::CannotCoordinate { idle, error: owned(vitals.coordination_error) });
         }
-        // A worker that is no member has perhaps given its partition back for this reason.
+        // A worker that is not a member may have given its partition back for this reason.
         let is_member = vitals.state != WorkerState::Stopped;
         if let Some((lacking, error)) = vitals.shortage.clone().filter(|(time, _)| *time > self.heartbeat || !is_member)
         {
@@ -125,7 +128,7 @@ impl NotReady {
         }
     }
 
-    /// Whether every start and every stop comes through this, so that it needs no attention.
+    /// Whether this occurs in every start or stop, so that it needs no attention.
     pub(crate) fn is_in_order(&self) -> bool {
         matches!(self, Self::Stopping | Self::NotRegistered)
     }
@@ -156,7 +159,8 @@ impl fmt::Display for NotReady {
     }
 }
 
-/// A time in seconds, and an error if there is one. The server may also give no answer at all.
+/// Formats a time in seconds, and the error. Without an error, the server has given no answer at
+/// all.
 fn since(time: Duration, error: Option<&str>) -> String {
     format!("{} s: {}", time.as_secs(), error.unwrap_or("the server does not answer"))
 }
