@@ -1,21 +1,21 @@
-//! Every option, declared: to add one, add a row here and read the field where it is needed.
+//! Declares every option. To add one, add a row here and read the field where it is needed.
 //!
 //! A row is
 //!
 //! ```text
 //! /// The sentence that the tables of options show.
 //! ///
-//! /// What else the setter's documentation says.
+//! /// The rest of the setter's documentation.
 //! name: Value = (default), (bounds);
 //! ```
 //!
-//! From it follow the field and its default, the check of the bounds, the setter with its
-//! documentation, and how it is read from text. Tests hold the tables in README.md and
-//! `examples/worker.rs` equal to it; `UPDATE_DOCS=1 cargo test --lib config::` writes them. What
-//! options require of one another is in `Config::validate_relations`, the kinds of values are in
-//! `value.rs`.
+//! From a row, macros generate the field and its default, the check of the bounds, the setter with
+//! its documentation, and the code that reads the option from text. Tests check that the tables in
+//! README.md and `src/cli/settings.md` equal the rows; `UPDATE_DOCS=1 cargo test --lib lists_the`
+//! writes them. What options require of one another is in `Config::validate_relations`, and the
+//! kinds of values are in `value.rs`.
 
-/// Hands the options of the builder to a macro, after what it is given itself.
+/// Passes the options of the builder to a macro, after the tokens in braces.
 macro_rules! with_options {
     ($then:ident! { $($given:tt)* }) => {
         $then! {
@@ -121,7 +121,7 @@ macro_rules! with_options {
     };
 }
 
-/// Hands the options of [`Retry`](super::Retry) to a macro, after what it is given itself.
+/// Passes the options of [`Retry`](super::Retry) to a macro, after the tokens in braces.
 macro_rules! with_retry_options {
     ($then:ident! { $($given:tt)* }) => {
         $then! {
