@@ -1,8 +1,9 @@
-//! Every metric, declared: to add one, add a row here, and set it where it is known.
+//! Declares every metric. To add one, add a row here, and set the metric where its value is known.
 //!
-//! Registration and the end of a gauge's series follow from the row. A test holds the table in
-//! `metrics.md` equal to it; `UPDATE_DOCS=1 cargo test --lib metrics::` writes it. Names and labels
-//! are a published interface.
+//! A row also determines how the metric is registered and when the series of a gauge are removed. A
+//! test checks that the table in `metrics.md` equals the rows;
+//! `UPDATE_DOCS=1 cargo test --lib metrics::` writes it. Names and labels are a published
+//! interface.
 
 use prometheus::core::Collector;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
@@ -12,7 +13,7 @@ use super::family::{AnyFamily, Child, Declared, Family, Kind, PREFIX};
 use super::handle::{Handle, Reading, Series};
 use crate::error::Error;
 
-/// Half a millisecond, a good network's round trip, to the default coordination timeout.
+/// From half a millisecond, the round trip in a good network, to the default coordination timeout.
 const COORDINATION_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 const ROUND_TRIP_SECONDS: &[f64] =
@@ -116,8 +117,8 @@ declare! {
 }
 
 impl Families {
-    /// Removes the gauges of what has ended, a replica set or a worker, given by labels and values.
-    /// An outdated figure would mislead. Counters and histograms stay.
+    /// Removes the gauges of a replica set or a worker that has ended, because an outdated value
+    /// would mislead. `ended` has its labels and their values. Counters and histograms stay.
     pub(super) fn end(&self, ended: &[(&str, &str)]) {
         let (labels, values): (Vec<&str>, Vec<&str>) = ended.iter().copied().unzip();
         for family in self.all() {
@@ -129,7 +130,7 @@ impl Families {
     }
 }
 
-/// The families that are in a registry. When it is dropped, they are taken out again.
+/// The families that are in a registry. Dropping this removes them from the registry.
 pub(super) struct Registered {
     registry: Option<Registry>,
     families: Vec<Box<dyn Collector>>,
@@ -163,7 +164,7 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         for family in self.families.drain(..) {
-            // Fails only if the application has taken it out itself.
+            // Fails only if the application has removed the family itself.
             _ = self.registry.as_ref().map(|registry| registry.unregister(family));
         }
     }

@@ -8,7 +8,7 @@ use crate::documented::assert_table;
 
 type Named = BTreeMap<String, (String, BTreeSet<String>)>;
 
-/// Type and labels by name, without the prefix, as the rendered text shows them.
+/// Returns type and labels by name, without the prefix, as the rendered text shows them.
 fn published(text: &str) -> Named {
     let mut named = Named::new();
     for line in text.lines() {
@@ -35,7 +35,7 @@ fn declared<T>(read: impl Fn(&Declared) -> T) -> Vec<T> {
     metrics.inner.families.all().into_iter().map(|family| read(family.declared())).collect()
 }
 
-/// Metrics that each have one series.
+/// Creates metrics that each have one series.
 fn shown() -> Metrics {
     let metrics = Metrics::new().unwrap();
     metrics.inner.families.all().into_iter().for_each(|family| family.show("main"));
