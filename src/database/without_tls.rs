@@ -1,11 +1,12 @@
-//! TLS without the feature `tls`: there is none.
+//! The replacement of `tls` without the feature `tls`.
 
 use postgres::NoTls;
 
 use super::ssl::{Mode, Tls};
 use crate::error::Error;
 
-/// Returns no connector: `prefer` prefers what there is. A mode that requires TLS is refused.
+/// Returns no connector, because `prefer` allows connections without TLS. A mode that requires TLS
+/// is refused.
 pub(super) fn connector(tls: &Tls) -> Result<Option<NoTls>, Error> {
     match tls.mode {
         Mode::Disable | Mode::Prefer => Ok(None),
