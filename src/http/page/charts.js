@@ -49,7 +49,10 @@ function causeMark(cause) {
   return s('svg', { class: 'mark', width: 12, height: 12, viewBox: '-6 -6 12 12', 'aria-hidden': 'true' }, shape(cause));
 }
 
-/** Both axes are logarithmic: what happened just now has as much room as what happened last week, and 20 ms as 20 s. */
+/**
+ * Both axes are logarithmic, so recent and old generations, and short and long pauses, have the
+ * same room.
+ */
 function timeLine(all) {
   const oldest = Math.max(10, ...all.map((generation) => generation.at)) * 1.3;
   const x = (at) => 98 - (97 * Math.log1p(at)) / Math.log1p(oldest);

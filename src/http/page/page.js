@@ -1,6 +1,6 @@
-// The page: what is wrong, then one article for each replica set.
+// The page: one article for each replica set, which begins with its problems.
 
-/** Seconds after which an answer or an overview is said to be old. */
+/** Seconds after which an answer or an overview is shown as old. */
 const OLD = 4;
 
 function render() {
@@ -29,7 +29,7 @@ function cutOff(silent) {
 
 function replicaSet(set, silent) {
   const { overview, own } = set;
-  // Ages within the overview are those of the moment when it was loaded.
+  // Ages within the overview are as of the moment when it was loaded.
   const past = overview ? set.age + silent : 0;
   const people = new Map((overview?.workers ?? []).map((worker) => [worker.worker_id, worker]));
   return h('article', {},
@@ -61,7 +61,7 @@ function heading(set, past) {
     h('dl', {}, facts.map(([label, value]) => h('div', {}, h('dt', {}, label), h('dd', {}, value)))));
 }
 
-/** What is wrong with a worker of this process. */
+/** Returns banners for the problems of a worker of this process. */
 function troubles(worker, overview, silent) {
   const found = [];
   if (!worker.database_reachable) {
@@ -70,7 +70,7 @@ function troubles(worker, overview, silent) {
       ` The last heartbeat got through ${heard == null ? 'never' : `${age(heard + silent)} ago`}. What is shown of the replica set is from before.`));
   }
   if (worker.head_blocked && worker.database_reachable) found.push(headBlocked(worker.head_blocked, silent));
-  // Unless the overview, which may be older, says so of it.
+  // Leaves out a projection that the overview, which may be older, already shows as halted.
   const isSaid = (projection) => overview?.projections.some((other) => other.name === projection.name && other.state === 'halted');
   for (const projection of worker.projections.filter((projection) => projection.state === 'halted' && !isSaid(projection))) {
     found.push(banner('alarm', h('strong', {}, 'Halted: '), name(projection.name),
@@ -94,7 +94,7 @@ const FAULTS = {
   deleted: 'its rows were deleted',
 };
 
-/** What is wrong with a projection, whichever worker it concerns. */
+/** Returns a banner for the problem of a projection, on any worker. */
 function trouble(projection, people) {
   const { state, fault } = projection;
   if (state === 'broken') {
@@ -110,7 +110,7 @@ function trouble(projection, people) {
   return null;
 }
 
-/** The state that needs most attention, if any does. */
+/** Returns the state that needs most attention, if any does. */
 function worst(overview) {
   return ['broken', 'halted', 'retrying'].find((state) => overview.projections.some((projection) => projection.state === state));
 }
