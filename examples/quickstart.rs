@@ -1,8 +1,9 @@
-//! The main job on a PostgreSQL server that this program starts and removes by itself: while a shop goes on selling, its read models
-//! are built by one worker process, then three, then two, of which one is killed; and in the end every read model is compared with the
-//! events. About 20 seconds.
+//! Shows the library's main job on a PostgreSQL server that this program starts and removes by
+//! itself. While a shop keeps selling, its read models are built by one worker process, then by
+//! three; then one worker leaves, one is killed, and one more starts. In the end, every read model
+//! is compared with the events. This takes about 20 seconds.
 //!
-//! `--serve` goes on until Ctrl-C or SIGTERM, and compares then.
+//! With `--serve`, the program continues until Ctrl-C or SIGTERM, and then compares.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a show")]
 
 use std::process::{Command, ExitCode};
@@ -27,14 +28,14 @@ use process::{Process, Signal, Stream};
 
 const USAGE: &str = "usage: quickstart [--serve]\n  --serve  goes on until Ctrl-C, with metrics to look at";
 
-/// What happens after how many seconds. The numbers count the workers from 1.
+/// The acts, each with the second at which it begins. Workers are numbered from 1.
 const SCRIPT: [(u64, Act); 6] =
     [(0, Act::Start), (4, Act::Start), (4, Act::Start), (8, Act::Leave(2)), (12, Act::Kill(1)), (15, Act::Start)];
 const SHOW_SECONDS: u64 = 18;
 
 const WRITERS: usize = 6;
 
-/// How long the workers may take for the last events.
+/// How long the workers may take to process the last events.
 const CATCH_UP: Duration = Duration::from_secs(15);
 
 #[derive(Clone, Copy)]
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => show(false),
         ["--serve"] => show(true),
-        // How this program starts itself as a worker.
+        // This program starts itself as a worker in this way.
         ["worker", url] => work(url).map(|()| ExitCode::SUCCESS),
         _ => {
             eprintln!("{USAGE}");
@@ -62,7 +63,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The show, from the server's start to its removal.
+/// Runs the whole show, from the server's start to its removal.
 fn show(serve: bool) -> Result<ExitCode, BoxError> {
     let begun = Instant::now();
     let interrupt = app::shutdown_signal()?;
@@ -164,7 +165,7 @@ fn orchestrator(url: &str, metrics: Metrics) -> Result<Orchestrator, Error> {
         .build()
 }
 
-/// A worker process: leaves on SIGTERM, as in Kubernetes.
+/// Runs a worker process, which leaves on SIGTERM, as in Kubernetes.
 fn work(url: &str) -> Result<(), BoxError> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
     let shutdown = app::shutdown_signal()?;
@@ -176,7 +177,7 @@ fn work(url: &str) -> Result<(), BoxError> {
     Ok(handle.run_until(&shutdown)?)
 }
 
-/// A worker process, seen from the one that started it.
+/// A worker process, as seen by the process that started it.
 struct Worker {
     pid: u32,
     address: String,
@@ -212,11 +213,12 @@ impl Worker {
     }
 }
 
-/// Threads that append events. Some transactions stay open for a while and some are rolled back, so events become visible in another
-/// order than that of their positions, and some positions never do.
+/// Threads that append events. Some transactions stay open for a while and some are rolled back. So
+/// events become visible in another order than that of their positions, and some positions stay
+/// empty.
 struct Writers {
     hurry: Arc<AtomicBool>,
-    /// Dropped when they are to stop.
+    /// Dropped to stop the threads.
     go_on: Option<Sender<()>>,
     threads: Vec<JoinHandle<Result<(), String>>>,
 }
@@ -235,7 +237,7 @@ impl Writers {
         Ok(writers)
     }
 
-    /// So that the disk lasts.
+    /// Lets the writers append less often, so that the disk does not fill up.
     fn slow_down(&self) {
         self.hurry.store(false, Ordering::Relaxed);
     }
@@ -251,7 +253,7 @@ impl Writers {
 
 impl Drop for Writers {
     fn drop(&mut self) {
-        // It matters to the show alone, which is over.
+        // The errors matter only to the show, which has ended.
         _ = self.stop();
     }
 }
@@ -277,11 +279,11 @@ fn write(mut client: Connection, hurry: &AtomicBool, stop: &Receiver<()>) -> Res
     Ok(())
 }
 
-/// A row for every second.
+/// The printed table, with a row for every second.
 struct Table {
     begun: Instant,
     last_row: Instant,
-    /// Up to here all projections had handled all events at the last row.
+    /// All projections had handled all events up to this position when the last row was printed.
     position: i64,
 }
 
@@ -307,7 +309,7 @@ impl Table {
         )?;
         let (generation, partitions): (Option<i64>, Option<i32>) = (row.get(0), row.get(2));
         let (workers, lag, events, wait): (i64, i64, i64, f64) = (row.get(1), row.get(4), row.get(5), row.get(6));
-        // There is none while the partitions are dealt out.
+        // There is no active generation while the partitions are redistributed.
         let or_dash = |number: Option<String>| number.unwrap_or_else(|| "-".into());
         println!(
             "{:5.0} s {:>11} {workers:>8} {:>11} {:>9.0} {lag:>6} {:>10.0} ms",
@@ -338,7 +340,7 @@ impl Table {
     }
 }
 
-/// What the show amounted to.
+/// Returns the figures of the whole show.
 fn figures(client: &mut postgres::Client) -> Result<String, postgres::Error> {
     let row = client.query_one(
         "SELECT (SELECT count(*) FROM events), (SELECT count(DISTINCT (aggregate_type, aggregate_id)) FROM events),
