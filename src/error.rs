@@ -73,7 +73,8 @@ pub enum Error {
         source: postgres::Error,
     },
 
-    /// The server did not answer in time: it is frozen or overloaded, or is no PostgreSQL server.
+    /// The server did not answer in time: it is frozen or overloaded, or is not a PostgreSQL
+    /// server.
     #[error("cannot connect to {target}: no answer within {waited:?}")]
     #[non_exhaustive]
     ConnectTimeout {

@@ -126,7 +126,7 @@ pub(crate) struct Crew {
     stop: Stop,
     roll: Arc<Mutex<Roll>>,
     entry: Entry,
-    /// Raised when no caller is to wait any longer for threads that still run.
+    /// Raised when callers should no longer wait for threads that still run.
     left_behind: Stop,
 }
 

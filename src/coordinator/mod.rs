@@ -195,7 +195,7 @@ impl Serving<'_, '_> {
                     again
                 }
                 // The connection may still work and hold its session lock. For example, a statement
-                // that waited too long for a lock is no reason to give them up.
+                // that waited too long for a lock is not a reason to give them up.
                 Err(error) => Some(self.complain(error)?),
             };
             if let Some(delay) = again {

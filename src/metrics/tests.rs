@@ -262,7 +262,7 @@ fn registry_refuses_a_second_set_of_metrics_unchanged() {
     first.for_replica_set("main", "here").unwrap().generations.inc();
     assert_eq!(registry.gather().iter().filter(|family| family.name().ends_with("generations_total")).count(), 1);
 
-    // One of the application's own names that comes late in the list: the names before it are
+    // One of the application's own metrics has a name late in the list. The names before it are
     // unregistered again.
     let registry = Registry::new();
     let own = IntGauge::new(format!("{PREFIX}pool_size"), "The application's own.").unwrap();
