@@ -10,7 +10,7 @@
 //! ```
 //!
 //! From it follow the field and its default, the check of the bounds, the setter with its
-//! documentation, and how it is read from text. Tests hold the tables in README.md and
+//! documentation, and how it is read from text. Tests hold the tables in the guide and
 //! `examples/worker.rs` equal to it; `UPDATE_DOCS=1 cargo test --lib config::` writes them. What
 //! options require of one another is in `Config::validate_relations`, the kinds of values are in
 //! `value.rs`.
