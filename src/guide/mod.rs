@@ -47,6 +47,7 @@ pages!(
     tuning,
     postgres,
     guarantees,
+    comparison,
     benchmarks,
 );
 
