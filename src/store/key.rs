@@ -28,7 +28,7 @@ mod tests {
     use super::*;
     use crate::store::testing;
 
-    /// Written out, because the checkpoints of existing schemas refer to these keys.
+    /// The formula is written out, because the checkpoints of existing schemas refer to these keys.
     #[test]
     fn formula_of_an_events_key_never_changes() {
         let sql = format!(

@@ -47,12 +47,12 @@ impl Names {
 }
 
 /// Brings the schema up to date. Any number of processes may do it at once: they take turns. A
-/// process whose turn does not come within the time to wait for locks fails, and logs who holds the
-/// lock, if that is due. A schema that is up to date needs no turn, so that no session can keep workers
-/// from starting.
+/// process whose turn does not come within the lock timeout fails, and logs which session holds the
+/// lock, if a log line is due. A schema that is up to date needs no turn, so that no session can
+/// keep workers from starting.
 pub(crate) fn migrate(client: Client, names: &Names, waits: &mut Mentions) -> Result<(), Error> {
-    // Each transaction states the settings on which it relies, whatever the connection was used
-    // for.
+    // Each transaction states the settings on which it relies, because the connection may have been
+    // used for something else.
     let doing = "beginning the migration";
     let mut session = Session::of(client, Sessions::Shared)?;
     let mut tx = session.transaction().map_err(Error::database(doing))?;
@@ -71,8 +71,8 @@ pub(crate) fn migrate(client: Client, names: &Names, waits: &mut Mentions) -> Re
         }
         return Err(Error::Database { doing: "waiting for the migration lock", source: error });
     }
-    // Another process may have migrated meanwhile. The session remembers that there was no table
-    // until a lock on a relation, the first of its kind in this transaction, lets it hear the news.
+    // Another process may have migrated meanwhile. The server has cached for this session that
+    // there is no table. The first lock on a relation in this transaction updates that cache.
     tx.batch_execute("SELECT FROM pg_class LIMIT 1").map_err(Error::database(doing))?;
     if is_up_to_date(&mut tx, names)? {
         return Ok(());
@@ -91,8 +91,8 @@ pub(crate) fn migrate(client: Client, names: &Names, waits: &mut Mentions) -> Re
     Ok(())
 }
 
-/// Whether the schema has this library's version or a later one with which it works, and the tables
-/// are acceptable. If not acceptable, that is the error.
+/// Returns whether the schema has this library's version or a later one. It is an error if the
+/// library does not work with the later version, or if the tables are not acceptable.
 fn is_up_to_date(tx: &mut Transaction<'_>, names: &Names) -> Result<bool, Error> {
     let Some(applied) = applied(tx, names)?.filter(|applied| applied.version >= VERSION) else { return Ok(false) };
     applied.verify_works()?;
@@ -100,7 +100,7 @@ fn is_up_to_date(tx: &mut Transaction<'_>, names: &Names) -> Result<bool, Error>
     Ok(true)
 }
 
-/// Logs which session holds the migration lock, if it still does.
+/// Logs which session holds the migration lock, if one still does.
 fn log_holder(session: &mut Session, names: &Names) {
     let sql =
         "SELECT l.pid, coalesce(a.usename::text, '') FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
@@ -119,7 +119,8 @@ fn log_holder(session: &mut Session, names: &Names) {
     }
 }
 
-/// If the preamble has refused something, its message is the error.
+/// The error of a failed preamble. If the preamble itself refused something, its message is the
+/// problem.
 fn refused(doing: &'static str, error: postgres::Error) -> Error {
     match error.as_db_error().filter(|error| *error.code() == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) {
         Some(refusal) => Error::Schema {
@@ -178,8 +179,8 @@ pub(crate) fn applied(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<
     Ok(version.zip(works_from).map(|(version, works_from)| Applied { version, works_from }))
 }
 
-/// Reads the version of the schema. That there is none, or that this library does not work with it,
-/// is an error.
+/// Reads the version of the schema. It is an error if there is none, or if this library does not
+/// work with it.
 pub(crate) fn required(tx: &mut Transaction<'_>, names: &Names) -> Result<Applied, Error> {
     let Some(applied) = applied(tx, names)? else {
         return Err(Error::Schema {
@@ -194,7 +195,7 @@ pub(crate) fn required(tx: &mut Transaction<'_>, names: &Names) -> Result<Applie
 }
 
 /// Waits until no other process executes the application's migration, and begins the transaction
-/// that keeps them out.
+/// that keeps other processes out.
 #[cfg(feature = "cli")]
 pub(crate) fn turn_of_application<'c>(client: &'c mut Client, names: &Names) -> Result<Transaction<'c>, Error> {
     let doing = "waiting for the application's migration in another process";
