@@ -123,7 +123,7 @@ pub(crate) fn schema(found: &mut Findings, session: &mut Session, names: &Names,
     let events = check(session, |tx| event_tables::tables(tx, names));
     found.take("events", events, |()| format!("table {} is acceptable", names.events()));
     positions(found, session, names);
-    search_path(found, session, path);
+    search_path(found, session, names, path);
     true
 }
 
@@ -170,10 +170,10 @@ fn positions(found: &mut Findings, session: &mut Session, names: &Names) {
     }
 }
 
-fn search_path(found: &mut Findings, session: &mut Session, path: &[String]) {
+fn search_path(found: &mut Findings, session: &mut Session, names: &Names, path: &[String]) {
     const SUBJECT: &str = "search path";
     let writable = check(session, |tx| {
-        preflight::writable_schemas(tx, path).map_err(Error::database("reading who may create what"))
+        preflight::writable_schemas(tx, names, path).map_err(Error::database("reading who may create what"))
     });
     match writable {
         Err(error) => found.error(SUBJECT, &error),
