@@ -48,6 +48,8 @@ pages!(
     tuning,
     capacity,
     postgres,
+    upgrading,
+    security,
     guarantees,
     comparison,
     benchmarks,
