@@ -1,9 +1,40 @@
-#![doc = include_str!("../README.md")]
+//! Runs the projections (read models) of an event-sourced system on any number of identical worker
+//! processes, exactly once, coordinated by nothing but PostgreSQL. Blocking and thread-based: no
+//! async runtime in its code or its interface.
+//!
+//! **Begin with the [`guide`]**: it has one page per task, and the first one leads to a
+//! [running projection](guide::getting_started) in ten minutes.
+//!
+//! | you want to | begin with |
+//! |---|---|
+//! | build a read model | [`Projection`], [`BatchProjection`], [`Scope`], [`Tx`] |
+//! | have a whole worker program | [`cli::main`] |
+//! | run a worker among the threads of an application | [`Orchestrator`], [`Builder`], [`Handle`] |
+//! | append and read events | [`EventStore`], [`NewEvent`], [`StreamId`] |
+//! | serve metrics, probes and the status page | [`MetricsServer`], [`Metrics`], [`HealthProbe`] |
+//! | test projections | [`testing::Scenario`] |
+//!
+//! | feature | |
+//! |---|---|
+//! | `http` (default) | [`MetricsServer`]: metrics, probes, status page |
+//! | `tls` (default) | TLS by rustls; without it, `sslmode=require` and more are refused |
+//! | `cli` | [`cli::main`], the worker program |
+//! | `testing` | [`testing`], a private PostgreSQL and scenarios for the tests of an application |
+//!
+//! In an asynchronous application, every function may be called on a thread of the runtime; it
+//! blocks there. Only a client or [`Connection`] that you use directly needs a thread that may
+//! block; see [the page on appending events](guide::event_store).
+
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(feature = "cli", feature = "http", feature = "testing", feature = "tls")),
     allow(rustdoc::broken_intra_doc_links, reason = "the pages also name what needs another feature")
 )]
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod backoff;
 mod blocking;

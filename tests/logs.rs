@@ -1,4 +1,4 @@
-//! Holds the list of log lines in the README equal to the code.
+//! Holds the list of log lines in the guide equal to the code.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -47,16 +47,16 @@ const PLAIN: [&str; 26] = [
 type Line = (String, String, Vec<String>);
 
 #[test]
-fn the_readme_lists_every_line_above_debug() {
+fn the_guide_lists_every_line_above_debug() {
     let mut code = BTreeSet::new();
     collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut code);
-    let readme: BTreeSet<Line> = include_str!("../README.md").lines().filter_map(documented).collect();
+    let guide: BTreeSet<Line> = include_str!("../src/guide/logs.md").lines().filter_map(documented).collect();
     assert!(code.len() > 20, "{code:?}");
-    let (only_in_code, only_in_readme) = (code.difference(&readme), readme.difference(&code));
+    let (only_in_code, only_in_readme) = (code.difference(&guide), guide.difference(&code));
     assert_eq!(
         (only_in_code.collect::<Vec<_>>(), only_in_readme.collect::<Vec<_>>()),
         (Vec::new(), Vec::new()),
-        "lines of the code that README.md does not have (left), and those that it alone has (right)"
+        "lines of the code that the guide does not have (left), and those that it alone has (right)"
     );
 }
 

@@ -42,7 +42,7 @@ pub(super) fn apply(orchestrator: &Orchestrator, steps: Vec<Step>) -> Result<(),
         return Ok(());
     }
     let (mut waiting, mut client) = (orchestrator.client_when_reached()?, orchestrator.client_when_reached()?);
-    let turn = migrations::turn_of_application(&mut waiting, orchestrator.names())?;
+    migrations::begin_turn_of_application(&mut waiting, orchestrator.names())?;
     for step in steps {
         match step {
             Step::Sql(sql) => {
@@ -51,7 +51,7 @@ pub(super) fn apply(orchestrator: &Orchestrator, steps: Vec<Step>) -> Result<(),
             Step::Code(migrate) => migrate(&mut client)?,
         }
     }
-    turn.commit().map_err(Error::database("ending the application's migration"))?;
+    waiting.batch_execute("COMMIT").map_err(Error::database("ending the application's migration"))?;
     Ok(())
 }
 

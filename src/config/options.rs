@@ -11,9 +11,9 @@
 //!
 //! From a row, macros generate the field and its default, the check of the bounds, the setter with
 //! its documentation, and the code that reads the option from text. Tests check that the tables in
-//! README.md and `src/cli/settings.md` equal the rows; `UPDATE_DOCS=1 cargo test --lib lists_the`
-//! writes them. What options require of one another is in `Config::validate_relations`, and the
-//! kinds of values are in `value.rs`.
+//! `src/guide/tuning.md` and `src/cli/settings.md` equal the rows;
+//! `UPDATE_DOCS=1 cargo test --lib lists_the` writes them. What options require of one another is
+//! in `Config::validate_relations`, and the kinds of values are in `value.rs`.
 
 /// Passes the options of the builder to a macro, after the tokens in braces.
 macro_rules! with_options {

@@ -122,7 +122,7 @@ fn the_readme_lists_the_options_as_declared() {
         format!("| `{}` | {default} | {bounds} | {} |\n", option.name, summary(option))
     });
     let heads = "| option | default | allowed | |\n|---|---|---|---|\n";
-    assert_table("README.md", "", &format!("{heads}{}", rows.collect::<String>()));
+    assert_table("src/guide/tuning.md", "", &format!("{heads}{}", rows.collect::<String>()));
 }
 
 /// The first paragraph of an option's documentation.

@@ -14,7 +14,7 @@ use crate::store::session::Session;
 /// all the time. It is also how often the blockers are looked up again.
 const NOTICE: Duration = Duration::from_secs(1);
 
-/// The most blockers that are named, the oldest ones: an operator acts on no more than these.
+/// How many blockers are named at most, the oldest ones. An operator would not act on more.
 const MOST_BLOCKERS: usize = 10;
 
 /// Reports what blocks the head: on the board, in the metrics and in the log.
@@ -28,7 +28,7 @@ pub(super) struct Blocked<'a> {
 
 impl<'a> Blocked<'a> {
     /// Begins with a head that moves: its blockers may have ended together with the last
-    /// connection, and if not, they are soon found again.
+    /// connection. If not, they are soon found again.
     pub(super) fn new(board: &'a Board, metrics: &'a ReplicaSetMetrics) -> Self {
         let blocked =
             Self { board, metrics, standstill: Standstill::default(), is_logged: false, mentions: Mentions::default() };
@@ -107,7 +107,8 @@ impl Standstill {
         !goes_on && std::mem::take(self).described_at.is_some()
     }
 
-    /// Takes note that the head is blocked. If it is time to describe that, returns since when.
+    /// Takes note that the head is blocked. If this is due to be described, returns since when it
+    /// is blocked.
     fn take_due(&mut self, head: i64, now: Instant) -> Option<Instant> {
         let (since, _) = *self.began.get_or_insert((now, head));
         let has_passed = |at: Instant| now.saturating_duration_since(at) >= NOTICE;

@@ -1,4 +1,4 @@
-//! How soon the tailer looks again. Pure.
+//! Decides how soon the tailer looks again. Pure.
 //!
 //! It looks quickly while looks find something, and more and more slowly while they do not. A hint
 //! makes it look at once. If every writer gives hints, polling quickly as well would find nothing
@@ -53,7 +53,7 @@ impl Cadence {
 mod tests {
     use super::*;
 
-    /// What ends the wait that began before.
+    /// What ends the wait after a look.
     #[derive(Debug)]
     enum End {
         Hint(u64),
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_are_followed_no_more_slowly_than_polls() {
+    fn hints_are_followed_at_least_as_quickly_as_polls() {
         let mut cadence = Cadence::new((Duration::from_millis(1), Duration::from_millis(250)));
         assert_eq!(cadence.hinted(), Duration::from_millis(1));
     }

@@ -4,7 +4,7 @@
 //! visible after a higher one. A reader must not step over such a hole while its transaction is
 //! open (I3), and must not wait for one that was rolled back.
 //!
-//! Two rules move the head, and no timer ever does:
+//! Two rules move the head; no timer moves it:
 //!
 //! - **Contiguity.** If the positions right above the head are all visible, nothing below them can
 //!   be in flight.
@@ -58,8 +58,8 @@ impl Head {
     pub(crate) fn settle(&mut self, probe: Probe, holders: Vec<Holder>) {
         let holders: BTreeSet<Holder> = holders.into_iter().collect();
         if let Some(grace) = &mut self.grace {
-            // Compared by the transaction alone: a prepared one continues without its backend, and
-            // so without a pid.
+            // Only the transactions are compared: a prepared transaction continues without its
+            // backend, and so without a pid.
             grace.holders = holders
                 .iter()
                 .filter(|holder| grace.holders.iter().any(|former| former.transaction == holder.transaction))
@@ -125,8 +125,7 @@ mod tests {
         assert!(!head.observe(handed_out(14, i64::MAX, 14)), "there is nothing up to there that is yet to come");
         assert!(!head.observe(handed_out(15, i64::MAX, 15)));
         assert_eq!(head.safe(), 15);
-        // The sequence was set back: positions that are visible without a hole are accepted all the
-        // same.
+        // The sequence was set back: positions that are visible without a hole are still accepted.
         assert!(!head.observe(handed_out(3, 20, 17)));
         assert_eq!(head.safe(), 17);
     }

@@ -124,8 +124,8 @@ impl Feed {
     pub(crate) fn standing_of(&self, mark: Mark) -> Standing {
         let has_looked = self.shared.published.load(Ordering::Acquire) > mark.looks;
         let head = self.head().filter(|_| has_looked);
-        // Compared after the head was read: the head of another epoch is published only after that
-        // epoch has begun.
+        // The epochs are compared after the head was read: the head of another epoch is published
+        // only after that epoch has begun.
         if self.shared.epoch.load(Ordering::Acquire) != mark.epoch {
             return Standing::Stale;
         }
@@ -198,7 +198,7 @@ impl Feed {
         Some(Range { keys, after, upto: head })
     }
 
-    /// Adds the events that were read of a range of [`unread_tail`](Self::unread_tail).
+    /// Adds the events that were read for a range of [`unread_tail`](Self::unread_tail).
     fn extend_tail(&self, range: &Range, batch: Batch) {
         self.shared.tail.write().extend(&range.keys, range.after, batch, self.shared.bounds);
     }

@@ -6,8 +6,8 @@
 //! more than one batch ahead.
 //!
 //! *Invariant:* each request has a channel of its own for its answers. So events that were read for
-//! a dropped request are never taken for the answer to a later one; after a failover they may be
-//! from a server that is gone.
+//! a dropped request are never taken for the answer to a later one. After a failover they may be
+//! from a server that no longer exists.
 
 use std::time::{Duration, Instant};
 
@@ -32,8 +32,8 @@ const AT_ONCE: Duration = Duration::from_millis(3);
 /// How many batches in a row have to be taken at once before a scan is begun. What a scan sends to
 /// a runner that does not wait for it is wasted, so one taken at once by chance is not enough.
 const IN_A_ROW: usize = 4;
-/// How long a scan waits for the runner to take a batch. Longer than [`AT_ONCE`], because a scan
-/// reads more quickly.
+/// How long a scan waits for the runner to take a batch. It is longer than [`AT_ONCE`], because a
+/// scan reads more quickly.
 const SCAN_PATIENCE: Duration = Duration::from_millis(6);
 
 /// A batch, or why there is none.
@@ -109,7 +109,7 @@ impl Reader {
                 continue;
             };
             if let Err(error) = self.read_on(&mut connection, range, &mut handover) {
-                // It may be of no use to anyone, and failures are rare.
+                // The connection may be unusable, and failures are rare, so it is always closed.
                 if let Some((session, _)) = &mut connection {
                     session.condemn();
                 }
@@ -148,7 +148,8 @@ impl Reader {
         scanned.map_err(ReadError::into_error)?;
         if let Some(batch) = late {
             handover.give(batch, None);
-            // By now the runner may already wait for it.
+            // By now the runner may already be waiting, so taking this batch at once does not
+            // count.
             handover.taken_at_once = 0;
         }
         Ok(())
@@ -196,8 +197,8 @@ impl Handover<'_> {
         true
     }
 
-    /// Hands an answer to the runner as soon as the runner takes it, unless the runner drops its
-    /// request or the patience, if there is one, ends before.
+    /// Hands an answer to the runner as soon as the runner takes it. Stops waiting when the runner
+    /// drops its request, or when the patience, if there is one, runs out.
     fn give(&mut self, read: Answer, patience: Option<Duration>) -> Given {
         let Some(request) = self.wanted.take() else { return Given::Unwanted };
         let following = read.as_ref().ok().and_then(|batch| request.range.following(batch));
@@ -281,7 +282,8 @@ mod tests {
         finish_reading.send(()).unwrap();
         assert_eq!(now.answers.recv_timeout(soon).unwrap().unwrap().end, 10);
         assert!(outcomes.recv_timeout(soon).unwrap());
-        // It continues to read, and is asked for another range before it has handed that over.
+        // The reader continues to read, and is asked for another range before it has handed the
+        // next batch over.
         finish_reading.send(()).unwrap();
         let (request, other) = ask(range(3));
         requests.send_timeout(request, soon).unwrap();
@@ -339,7 +341,7 @@ mod tests {
         for after in [0, 500, 3, 777, 250, 16, 900] {
             let (request, reading) = ask(Range { keys: KeySet::all(), after, upto: 1_000 });
             requests.send_timeout(request, Duration::from_secs(10)).unwrap();
-            // Taken as soon as they come, so that most of them are from a scan.
+            // The batches are taken as soon as they come, so that most of them are from a scan.
             for batch in 0..4 {
                 let found = reading.answers.recv_timeout(Duration::from_secs(10)).unwrap().unwrap().events;
                 let positions: Vec<i64> = found.iter().map(Event::global_position).collect();

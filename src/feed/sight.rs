@@ -19,8 +19,8 @@ use crate::store::session::Session;
 use crate::store::{Known, Names, checkpoints, continuity, event_tables, preflight, sequence};
 
 /// How long a worker waits between two looks for missing workers, for each member of its replica
-/// set, and the bounds of that time. One worker that looks is enough, and a look at all sessions
-/// costs more the more there are.
+/// set, and the bounds of that time. It is enough if one worker looks, and the cost of a look grows
+/// with the number of sessions.
 const CENSUS_SHARE: Duration = Duration::from_millis(25);
 const CENSUS_INTERVAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(600));
 /// How long the sequence of the positions is not queried after it was found to be locked.
@@ -59,7 +59,7 @@ impl From<Error> for Failure {
 
 /// A connection on which to follow the events.
 pub(super) enum Connected {
-    /// The start of the worker has verified the server and the tables on it, a moment ago.
+    /// The worker's start has just verified the server and the tables on it.
     AtStart(Session),
     /// Since the last connection the server, the table or its events may have been replaced.
     Again(Session),
@@ -102,7 +102,7 @@ pub(super) struct Sight<'a> {
     mentioned: &'a mut Mentioned,
 }
 
-/// When the log last had each condition of the table of events, on whichever connection.
+/// When each condition of the table of events was last logged, on any connection.
 #[derive(Debug, Default)]
 pub(super) struct Mentioned {
     positions: Mentions,
@@ -141,8 +141,8 @@ impl<'a> Sight<'a> {
             })
             .map_err(Error::database(FOLLOWING))?;
         // Positions at which none of the projections will look again are settled for this worker.
-        // Nothing else is known to be: a position that the worker has seen or stored before may be
-        // from another server. A projection may start above all existing positions.
+        // No other position is known to be settled: a position that the worker has seen or stored
+        // before may be from another server. A projection may start above all existing positions.
         let (lowest, (newest, last)) = session
             .run(|client| {
                 let lowest = checkpoints::lowest(client, names, projections)?;
@@ -184,8 +184,8 @@ impl<'a> Sight<'a> {
         Ok(is_anyone_missing)
     }
 
-    /// Asks what is above the head and, now and then in the same statement, which workers are
-    /// missing.
+    /// Asks what is above the head and, from time to time in the same statement, how many workers
+    /// are missing.
     fn probe(&mut self) -> Result<(Probe, bool), Failure> {
         let (at, known, now) = (self.head.safe(), self.known, Instant::now());
         let without_sequence = |client: &mut Client| self.probes.look_without_sequence(client, at, known);
@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_more_members_the_less_often_each_looks_for_missing_ones() {
+    fn census_interval_grows_with_the_number_of_members() {
         for (members, millis) in [(0, 200), (1, 200), (8, 200), (10, 250), (24, 600), (1_000, 600), (i64::MAX, 600)] {
             assert_eq!(census_interval(members), Duration::from_millis(millis), "{members} members");
         }

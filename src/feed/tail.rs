@@ -39,9 +39,9 @@ impl Tail {
         self.end
     }
 
-    /// Adds the events that were read of `keys` above `after`, and drops the oldest events beyond
+    /// Adds the events that were read for `keys` above `after`, and drops the oldest events beyond
     /// the bounds. Events that were read for other keys, or that do not follow on the tail's end,
-    /// came too late and are ignored: the tail has been restarted since.
+    /// are ignored: the tail has been restarted since they were requested.
     pub(super) fn extend(&mut self, keys: &KeySet, after: i64, batch: Batch, bounds: Bounds) {
         if *keys != self.keys || after != self.end {
             return;

@@ -1,9 +1,9 @@
 //! The tailer: the thread that finds the safe head and reads the live tail. Each worker has one,
 //! for any number of projections.
 //!
-//! Now and then, the statement with which it polls also looks for missing workers. If there is one,
-//! the tailer wakes the coordinator. So a killed worker is detected well before the coordinator's
-//! next poll, without another statement.
+//! From time to time, the statement with which it polls also looks for missing workers. If there is
+//! one, the tailer wakes the coordinator. So a killed worker is detected well before the
+//! coordinator's next poll, without another statement.
 //!
 //! When its connection fails it opens another, and starts again from a head that is known to be
 //! settled.

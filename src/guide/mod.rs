@@ -1,5 +1,59 @@
-//! The guide: one page per task.
+//! The guide: one page per task. Each page begins with what you achieve and ends with what can go
+//! wrong.
+//!
+//! | you want to | page |
+//! |---|---|
+//! | have a running projection in ten minutes | [`getting_started`] |
+//! | write projections | [`projections`] |
+//! | append events, execute commands | [`event_store`] |
+//! | know what happens when a handler fails | [`failures`] |
+//! | test projections | [`testing`] |
+//! | run workers in production | [`deploying`] |
+//! | look, rebuild, remove | [`operating`] |
+//! | find out why something stands still | [`troubleshooting`] |
+//! | understand a line of the log | [`logs`] |
+//! | set up alerts | [`metrics`] |
+//! | change a default | [`tuning`] |
+//! | plan connections, memory and workers | [`capacity`] |
+//! | set up the server: roles, poolers, standbys | [`postgres`] |
+//! | upgrade, roll back, back up, restore | [`upgrading`] |
+//! | protect it | [`security`] |
+//! | know exactly what is guaranteed | [`guarantees`] |
+//! | compare it with others | [`comparison`] |
+//! | see figures | [`benchmarks`] |
+
+#[allow(unused_imports, reason = "the pages name these items")]
+use crate::*;
+
+/// A module for each page. What `links.md` defines counts before what the page's last lines define
+/// for GitHub.
+macro_rules! pages {
+    ($($name:ident),* $(,)?) => {$(
+        #[doc = include_str!("links.md")]
+        #[doc = include_str!(concat!(stringify!($name), ".md"))]
+        pub mod $name {}
+    )*};
+}
+
+pages!(
+    getting_started,
+    projections,
+    event_store,
+    failures,
+    deploying,
+    operating,
+    troubleshooting,
+    logs,
+    metrics,
+    tuning,
+    capacity,
+    postgres,
+    upgrading,
+    security,
+    guarantees,
+    comparison,
+    benchmarks,
+);
 
 #[cfg(feature = "testing")]
-#[doc = include_str!("testing.md")]
-pub mod testing {}
+pages!(testing);

@@ -26,7 +26,7 @@ impl KeySet {
     /// The k-th of `total` equal parts of each of the set's ranges. The parts of all k are disjoint
     /// and cover the set.
     pub(crate) fn part(&self, k: usize, total: usize) -> Self {
-        // In 64 bits no product of a key and a number of parts overflows.
+        // The product of a key and a number of parts fits into 64 bits.
         let (k, total) = (i64::try_from(k).unwrap_or(i64::MAX), i64::try_from(total).unwrap_or(i64::MAX).max(1));
         Self::from_ranges(self.ranges.iter().map(|&(low, high)| {
             let length = i64::from(high) - i64::from(low);

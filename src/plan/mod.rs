@@ -1,20 +1,20 @@
-//! What to do about a replica set, decided from one snapshot of it. Pure: no database, no clock, no
+//! Decides what to do about a replica set, from one snapshot of it. Pure: no database, no clock, no
 //! channel, no log.
 //!
 //! [`plan`] decides how to change the state that all workers share. The worker that holds the
 //! replica set's lock applies it; it does not matter which worker that is. [`stance`] decides what
-//! one worker has to do itself. Both are idempotent: once their result is applied, asking again
-//! gives nothing more.
+//! one worker has to do itself. Both are idempotent: once their result is applied, they return
+//! nothing more to do.
 //!
 //! ```text
 //! pending ──(all its workers ready)──► active ──(membership changed)──► superseded
 //! ```
 //!
-//! *Invariant:* a generation is activated only when every member is ready, so no worker that obeys
-//! the protocol processes across a change of members. A worker that does not obey (frozen, cut off)
-//! cannot commit anything: `store::fence` ensures that, not this module. One projection may be
-//! [redistributed](Deal) within a generation while its runners process; there, too, the fence
-//! ensures that only the owner commits.
+//! *Invariant:* a generation is activated only when every member is ready, so every worker that
+//! obeys the protocol pauses between two generations. A worker that does not obey (frozen, cut off)
+//! cannot commit anything: `store::fence` ensures this, not this module. One projection may be
+//! [redistributed](Deal) within a generation while its runners process. The fence ensures there,
+//! too, that only the owner commits.
 
 mod deal;
 mod keys;
@@ -193,8 +193,8 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
             if plan.actions.is_empty() {
                 plan.actions = upkeep;
             } else if !upkeep.is_empty() {
-                // In a transaction of their own: a deal that fails must not undo changes that
-                // concern the workers.
+                // The upkeep gets a transaction of its own: a deal that fails must not undo changes
+                // that concern the workers.
                 plan.recheck_within(Duration::ZERO);
             }
         }
@@ -202,8 +202,8 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
     plan
 }
 
-/// Decides what to change in single projections within an active generation: what an operator wants
-/// of them has changed, or their rows were changed by hand.
+/// Decides what to change in single projections within an active generation: those whose desired
+/// state has changed, or whose rows were changed by hand.
 fn upkeep(view: &ClusterView, generation: i64, running: &[&WorkerView]) -> Vec<Action> {
     let is_known = |name: &str| running.iter().any(|worker| worker.knows(name));
     let deleted = view.unclaimed.iter().filter(|unclaimed| unclaimed.owner.is_none() && is_known(&unclaimed.name));
@@ -225,7 +225,7 @@ fn upkeep(view: &ClusterView, generation: i64, running: &[&WorkerView]) -> Vec<A
     begin.chain(due).collect()
 }
 
-/// Decides whether the worker is dead. Adds to the plan changes of its session, and when to look
+/// Decides whether the worker is dead. Adds changes of its session to the plan, and when to look
 /// again.
 fn judge(worker: &WorkerView, view: &ClusterView, policy: &Policy, plan: &mut Plan) -> Option<Death> {
     if plan.is_due_or_recheck(worker.last_heartbeat.max(view.observing_since), policy.stale_worker_timeout, view.now) {
@@ -263,7 +263,8 @@ pub(crate) fn stance(standing: &Standing) -> Stance {
 }
 
 impl Plan {
-    /// Whether `wait` has passed since `since`; if not, requests another look when it will have.
+    /// Returns whether `wait` has passed since `since`. If not, requests another look for when it
+    /// has.
     fn is_due_or_recheck(&mut self, since: ServerTime, wait: Duration, now: ServerTime) -> bool {
         let left = wait.saturating_sub(now.since(since));
         if !left.is_zero() {

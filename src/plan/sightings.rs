@@ -1,23 +1,23 @@
-//! Moments that have not come yet by the server's clock, because that was set back since they were
-//! recorded.
+//! Moments that are in the future by the server's clock, because the clock was set back after they
+//! were recorded.
 //!
-//! How long ago such a moment was is not known, except that it was before it was first seen. So it
-//! is judged from then on: otherwise a worker that froze just before an hour was set back would be
-//! considered alive for an hour.
+//! Such a moment is replaced by the moment when the observer first saw it. Otherwise, after the
+//! clock is set back by an hour, a worker that froze just before would be considered alive for an
+//! hour.
 
 use std::collections::BTreeMap;
 
 use super::view::{ClusterView, ServerTime, Session};
 
-/// When one observer first saw each moment that has not come yet.
+/// When one observer first saw each moment that is in the future.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Sightings(BTreeMap<ServerTime, ServerTime>);
 
 impl Sightings {
-    /// Replaces each moment of the view that has not come yet by the moment when it was first seen.
+    /// Replaces each moment of the view that is in the future by the moment when it was first seen.
     pub(crate) fn settle(&mut self, mut view: ClusterView) -> ClusterView {
         let now = view.now;
-        // What this view does not show any more is forgotten.
+        // Moments that this view no longer contains are forgotten.
         let seen = std::mem::take(&mut self.0);
         let mut settle = |moment: &mut ServerTime| {
             if *moment > now {

@@ -128,7 +128,7 @@ fn partitions_keep_their_order() {
 fn draining_worker_keeps_its_partition() {
     let leaving = WorkerView { state: WorkerState::Stopping, ..running(2, 1) };
     assert_eq!(plan(&view(Active, 2, vec![running(1, 0), leaving.clone()]), &POLICY).actions, []);
-    // But it gets none of the next generation.
+    // It gets none in the next generation.
     let view = view(Active, 3, vec![running(1, 0), leaving]);
     assert_eq!(plan(&view, &POLICY).actions, [create(Cause::Departed, &[1])]);
 }
@@ -140,7 +140,7 @@ fn last_worker_to_leave_creates_no_generation() {
 }
 
 #[test]
-fn a_stale_heartbeat_is_death() {
+fn worker_with_a_stale_heartbeat_is_evicted() {
     let stale = WorkerView { last_heartbeat: at(70), ..running(2, 1) };
     let mut view = view(Active, 2, vec![running(1, 0), stale]);
     let evicted = [Action::Evict(id(2), Death::Stale), create(Cause::Departed, &[1])];
@@ -152,7 +152,7 @@ fn a_stale_heartbeat_is_death() {
 }
 
 #[test]
-fn a_lost_session_is_noted_then_forgiven_or_death() {
+fn lost_session_is_recorded_then_regained_or_evicted() {
     let with = |session| view(Active, 2, vec![running(1, 0), WorkerView { session, ..running(2, 1) }]);
 
     let noted = plan(&with(Session::Missing), &POLICY);
@@ -262,7 +262,7 @@ fn rows_changed_by_hand_are_repaired_or_withdrawn_alone() {
         (Running, Running, torn, None, withdrawn(Fault::Torn)),
         (Running, Running, torn, Some(Fault::Missing), withdrawn(Fault::Torn)),
         (Running, Running, torn, Some(Fault::Torn), vec![]),
-        // Nothing is done about it until it is known to be repaired.
+        // No action is taken until the rows are known to be repaired.
         (Paused, Running, torn, Some(Fault::Torn), vec![]),
         (Paused, Running, Rows::NotInspected, Some(Fault::Torn), vec![]),
         (Running, Running, Rows::NotInspected, Some(Fault::Torn), vec![]),
@@ -277,7 +277,7 @@ fn rows_changed_by_hand_are_repaired_or_withdrawn_alone() {
 }
 
 #[test]
-fn projection_that_nobody_runs_is_not_dealt() {
+fn projection_that_no_running_worker_knows_is_not_dealt() {
     let new =
         ProjectionView { rows: Rows::Whole, ..projection("customers", DesiredState::Running, DesiredState::Running) };
     let known = ["customers"].map(Arc::from).into();
@@ -287,7 +287,7 @@ fn projection_that_nobody_runs_is_not_dealt() {
 }
 
 #[test]
-fn deleted_projection_begins_again_if_a_worker_runs_it() {
+fn deleted_projection_begins_again_if_a_worker_knows_it() {
     let unclaimed = |name: &str, owner: Option<&str>| Unclaimed { name: name.into(), owner: owner.map(Arc::from) };
     let all = vec![unclaimed("customers", None), unclaimed("invoices", Some("another")), unclaimed("orders", None)];
     let with = |generation| ClusterView {
@@ -300,7 +300,7 @@ fn deleted_projection_begins_again_if_a_worker_runs_it() {
 }
 
 #[test]
-fn generation_is_activated_without_what_cannot_be_dealt() {
+fn generation_is_activated_without_unusable_projections() {
     let torn = ProjectionView {
         rows: Rows::Unusable(Fault::Torn),
         ..projection("invoices", DesiredState::Running, DesiredState::Running)
@@ -355,7 +355,7 @@ fn stance_follows_generation_and_worker_state() {
 }
 
 #[test]
-fn a_moment_in_the_future_counts_from_when_it_was_seen() {
+fn a_moment_in_the_future_counts_from_when_it_was_first_seen() {
     let hour_ahead = at(3_700);
     let frozen = || WorkerView { last_heartbeat: hour_ahead, ..running(1, 0) };
     let cut_off = || WorkerView { session: Session::LostSince(hour_ahead), ..running(1, 0) };
@@ -364,7 +364,7 @@ fn a_moment_in_the_future_counts_from_when_it_was_seen() {
         generation: Some(GenerationView { number: 5, state: Pending, total_partitions: 1, created_at: hour_ahead }),
         ..view(Pending, 1, vec![worker])
     };
-    // What the observer sees, how long it waits from then on, and what it does at last.
+    // What the observer sees, how long it waits after that, and why it then evicts the worker.
     for (seen, wait, death) in [
         (view(Active, 1, vec![frozen()]), 30, Death::Stale),
         (ClusterView { observing_since: hour_ahead, ..view(Active, 1, vec![frozen()]) }, 30, Death::Stale),
@@ -374,7 +374,7 @@ fn a_moment_in_the_future_counts_from_when_it_was_seen() {
         let mut sightings = Sightings::default();
         let mut decide = |now| {
             let mut seen = ClusterView { now: at(now), ..seen.clone() };
-            // The other limits are met.
+            // Heartbeats that are not in the future stay fresh.
             for worker in seen.workers.iter_mut().filter(|worker| worker.last_heartbeat < hour_ahead) {
                 worker.last_heartbeat = at(now);
             }
@@ -384,14 +384,14 @@ fn a_moment_in_the_future_counts_from_when_it_was_seen() {
         assert_eq!(decide(100 + wait - 1).actions, [], "{death:?}");
         assert_eq!(decide(99 + wait).recheck_after, Some(Duration::from_secs(1)), "{death:?}");
         assert_eq!(decide(100 + wait).actions[0], Action::Evict(id(1), death));
-        // Set back once more: it is seen anew.
+        // The clock is set back once more: the wait starts again.
         assert_eq!(decide(40).actions, [], "{death:?}");
         assert_eq!(decide(40 + wait).actions[0], Action::Evict(id(1), death));
     }
 }
 
 #[test]
-fn a_heartbeat_that_comes_after_all_is_a_sign_of_life() {
+fn a_heartbeat_after_one_in_the_future_counts_at_once() {
     let mut sightings = Sightings::default();
     let with_heartbeat = |now, heartbeat| ClusterView {
         now: at(now),
@@ -401,7 +401,7 @@ fn a_heartbeat_that_comes_after_all_is_a_sign_of_life() {
     assert_eq!(settled(100, 3_700), at(100));
     assert_eq!(settled(120, 3_700), at(100));
     assert_eq!(settled(121, 121), at(121));
-    // Forgotten in between.
+    // The first sighting was forgotten in between.
     assert_eq!(settled(125, 3_700), at(125));
     assert_eq!(settled(3_700, 3_700), at(3_700));
 }

@@ -1,4 +1,4 @@
-//! What a coordinator sees of its replica set, as one snapshot of the database shows it.
+//! What a coordinator sees of its replica set in one snapshot of the database.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,7 +33,7 @@ impl ServerTime {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum WorkerState {
-    /// Registered, or given a partition of a generation it is not ready for yet.
+    /// Registered, or given a partition of a generation for which it is not ready yet.
     Pending,
     /// Its runners are paused; it waits for the others of its generation.
     Ready,
@@ -112,7 +112,7 @@ pub(crate) enum Session {
     Missing,
     /// Not held; the loss was recorded at this moment.
     LostSince(ServerTime),
-    /// Held again, and the record of its loss is still there.
+    /// Held again, but its loss is still recorded.
     Regained,
     /// This worker takes no session lock: its liveness relies on heartbeats alone.
     Unused,
@@ -234,9 +234,9 @@ pub(crate) struct Unclaimed {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct ClusterView {
     pub(crate) now: ServerTime,
-    /// Since when the observer's own session has existed. No worker is judged by what happened
-    /// before: after a restart or a failover of the server every session is gone and every
-    /// heartbeat is old, and the other workers need time to come back.
+    /// When the observer's own session began. No worker is judged by what happened before: after a
+    /// restart or a failover of the server every session is gone and every heartbeat is old, and
+    /// the other workers need time to come back.
     pub(crate) observing_since: ServerTime,
     pub(crate) generation: Option<GenerationView>,
     pub(crate) workers: Vec<WorkerView>,

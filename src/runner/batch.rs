@@ -14,7 +14,7 @@ use crate::store::session::{Session, Sessions};
 use crate::threads::caught;
 use crate::tx::{About, KeptStatements, Tx};
 
-/// What a committed batch achieved.
+/// The result of a committed batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Committed {
     /// The checkpoint's new position.
@@ -34,8 +34,8 @@ pub(super) struct Job<'a> {
     pub(super) batch: &'a Batch,
     /// How many events from the front of the batch to handle.
     pub(super) count: usize,
-    /// A batch that has taken this long is committed with the events handled so far. This keeps read
-    /// models fresh and row locks short when handlers are slow.
+    /// A batch that has taken this long is committed with the events handled so far. This keeps
+    /// read models fresh and row locks short when handlers are slow.
     pub(super) batch_time: Duration,
     pub(super) sessions: Sessions,
     /// How long a transaction may be idle before the server ends it.
@@ -43,8 +43,8 @@ pub(super) struct Job<'a> {
     pub(super) metrics: &'a ProjectionMetrics,
 }
 
-/// Handles the first events of a batch and moves the checkpoint, in one transaction. Once a pause is
-/// requested, the events handled so far are committed and the rest is left for later.
+/// Handles the first events of a batch and moves the checkpoint, in one transaction. Once a pause
+/// is requested, the events handled so far are committed and the rest is left for later.
 pub(super) fn commit(session: &mut Session, kept: &mut KeptStatements, job: &Job<'_>) -> Result<Committed, Failure> {
     let outcome = handle_and_commit(session, kept, job);
     outcome.map_err(|failure| {
@@ -67,7 +67,7 @@ fn handle_and_commit(session: &mut Session, kept: &mut KeptStatements, job: &Job
         Ok(handled) => handled,
         Err((error, handled)) => {
             return Err(match fence::is_marked(&mut *tx, &mark) {
-                // Anything that the handler committed by itself would be repeated with each attempt.
+                // Another attempt would repeat what the handler has committed by itself.
                 Ok(false) => transaction_ended(events),
                 Err(probe) if failure::is_connection_lost(&probe) => Failure::of_lost_handler(&*error, events, handled),
                 _ => Failure::of_handler(&*error, events, handled),
@@ -75,7 +75,7 @@ fn handle_and_commit(session: &mut Session, kept: &mut KeptStatements, job: &Job
         }
     };
     if tx.was_outdated() {
-        // The handler went on, with less than it would have had otherwise.
+        // The handler went on although its statement had failed, so its writes may be incomplete.
         return Err(Failure::Outdated("a kept statement is outdated".into()));
     }
     let done = events.get(..handled).unwrap_or(events);
@@ -114,7 +114,7 @@ fn handle(tx: &mut Tx<'_>, job: &Job<'_>, events: &[Event]) -> Result<usize, (Bo
                 _ => Err(format!("handle_batch() says it handled {count} of {} events", rest.len()).into()),
             })
             .map_err(|error| (error, handled))?;
-        // If the handler takes many events at once, the mean per event.
+        // If the handler takes many events at once, this is the mean per event.
         let returned = Instant::now();
         let seconds = (returned - called).as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         durations.observe(seconds);

@@ -47,7 +47,7 @@ impl Connection {
     }
 }
 
-/// The connection of a paused runner, kept for when it resumes, and since when it is kept.
+/// The connection that a paused runner keeps for when it resumes, and since when it is kept.
 pub(super) struct Kept(Connection, Instant);
 
 impl Kept {

@@ -1,4 +1,4 @@
-//! Why a batch did not commit: whose failure it is, by SQLSTATE and by where it happened. Pure.
+//! Why a batch did not commit: what caused the failure, by SQLSTATE and by where it happened. Pure.
 
 use std::error::Error as StdError;
 
@@ -13,22 +13,22 @@ use crate::projection::Passing;
 pub(super) enum Failure {
     /// The row is no longer this worker's, or not at the expected position. Nothing was committed.
     Fenced,
-    /// Another transaction was in the way, or it happened outside a handler and says nothing of the
-    /// connection. Nothing was committed.
+    /// Another transaction was in the way, or the failure happened outside a handler and does not
+    /// concern the connection. Nothing was committed.
     Transient(BoxError),
     /// A statement that was kept for the handler is outdated. Nothing was committed.
     Outdated(BoxError),
-    /// The connection is lost or of no use, for a reason that is not the events'. It may be unknown
+    /// The connection is lost or unusable, and the events are not the reason. It may be unknown
     /// whether the last commit succeeded.
     Connection(BoxError),
     /// The connection was lost while events were being handled: one of them may be the reason.
     Lost(BoxError),
-    /// Something that the events need is missing, and will be back: disk space, memory, a lock, an
-    /// external service. Nothing was committed.
+    /// Something that the events need is missing for now: disk space, memory, a lock, an external
+    /// service. Nothing was committed.
     Environment {
         error: BoxError,
-        /// How many events from the front of the batch to commit first: what they have done
-        /// elsewhere is not to be repeated until it passes.
+        /// How many events from the front of the batch to commit first: their effects outside the
+        /// database are not to be repeated until the shortage is over.
         handled: usize,
     },
     /// The handler failed, or the server refused what it did. Nothing was committed.
@@ -40,18 +40,18 @@ pub(super) enum Failure {
     },
     /// An event cannot be read. Nothing was committed.
     Unreadable(BoxError),
-    /// The attempts at the next event have ended uncleanly too often. It was not tried.
+    /// The attempts at the next event have ended uncleanly too often. The event was not tried.
     Suspected(BoxError),
     /// Another attempt would do harm: an operator must act. Nothing was committed.
     Final(BoxError),
 }
 
-/// What a state that the server reports says.
+/// What an SQLSTATE that the server reports is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Subject {
-    /// The server ends all sessions, or this one on someone's order.
+    /// The server ends all sessions, or this one because another session demanded it.
     Shutdown,
-    /// This connection is of no use any more.
+    /// This connection is no longer usable.
     Connection,
     /// A prepared statement is gone: a pooler has given the transaction another session.
     Prepared,
@@ -71,7 +71,7 @@ impl Subject {
     fn of(state: &SqlState) -> Self {
         match state.code() {
             "57P01" | "57P02" | "57P03" | "57P04" => Self::Shutdown,
-            // The last two: a transaction that was idle, or took, too long.
+            // The last two: a transaction was idle for too long, or took too long.
             "57P05" | "25P03" | "25P04" => Self::Connection,
             "26000" => Self::Prepared,
             // The second one: a standby refuses to begin a transaction that writes.
@@ -121,8 +121,8 @@ impl Failure {
             _ if is_passing(error) => Self::Environment { error: named, handled },
             Some(Subject::Conflict) => Self::Transient(named),
             Some(Subject::Shortage | Subject::Patience) => Self::Environment { error: named, handled },
-            // What the server says of a connection is said of another one, which the handler has
-            // opened itself.
+            // A state about a connection is about another connection, which the handler has opened
+            // itself.
             _ => Self::Handler { error: named, handled },
         }
     }
@@ -152,8 +152,8 @@ impl Failure {
         }
     }
 
-    /// The same failure, if the server has said in a notice why it ended the session: because it
-    /// shuts down, or because another backend has crashed.
+    /// What the failure becomes if the server has said in a notice why it ended the session:
+    /// because it shuts down, or because another backend has crashed.
     pub(super) fn of_bystander(self) -> Self {
         match self {
             Self::Lost(error) => Self::Connection(error),
@@ -161,8 +161,8 @@ impl Failure {
         }
     }
 
-    /// The same failure, if a statement that was kept for the handler was outdated. The next attempt
-    /// prepares it again.
+    /// What the failure becomes if a statement that was kept for the handler was outdated. The next
+    /// attempt prepares it again.
     pub(super) fn of_outdated(self) -> Self {
         match self {
             Self::Handler { error, .. } => Self::Outdated(error),
@@ -210,7 +210,7 @@ fn name(event: &Event) -> String {
     )
 }
 
-/// Says that so many attempts from an event on have ended uncleanly.
+/// Says that this many attempts from an event on have ended uncleanly.
 pub(super) fn ended_uncleanly(attempts: u32, event: &Event) -> String {
     format!(
         "{attempts} attempts from {} on have ended together with their connection, their process or the server",
@@ -240,7 +240,7 @@ fn is_passing(error: &(dyn StdError + 'static)) -> bool {
     chain(error).any(<dyn StdError>::is::<Passing>)
 }
 
-/// Whether the network failed. What cannot be decoded is an `io::Error` as well.
+/// Whether the network failed. A value that cannot be decoded is an `io::Error` as well.
 fn has_io_cause(error: &postgres::Error) -> bool {
     use std::io::ErrorKind::{InvalidData, InvalidInput};
     let io = chain(error).find_map(|cause| cause.downcast_ref::<std::io::Error>());
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_told_apart_by_state_and_place() {
+    fn failures_are_classified_by_state_and_place() {
         let mut client = testing::connect();
         // The state; the failure outside a handler, in a handler while the connection is open, in a
         // handler if the connection is lost, and with the commit.
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_connections_are_told_from_values_that_are_refused() {
+    fn lost_connections_are_distinguished_from_refused_values() {
         let mut client = testing::connect();
         let row = client.query_one("SELECT 'seven'", &[]).unwrap();
         let mistaken = row.try_get::<_, i32>(0).unwrap_err();
@@ -333,7 +333,7 @@ mod tests {
         assert!(!is_connection_lost(&refused), "{refused:?}");
         assert_eq!(kind(&Failure::of_handler(&refused, &events, 0)), "handler");
 
-        // The server may report it first, then the network does, and from then on the client.
+        // The server may report the loss first, then the network, and after that the client.
         let mut lost = client.execute("SELECT pg_terminate_backend(pg_backend_pid())", &[]).unwrap_err();
         for _ in 0..3 {
             assert!(is_connection_lost(&lost), "{lost:?}");
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_handlers_are_their_own_unless_called_passing() {
+    fn errors_of_handlers_count_unless_they_are_passing() {
         #[derive(Debug, thiserror::Error)]
         #[error("the mail cannot be sent")]
         struct Mail(#[source] Passing);

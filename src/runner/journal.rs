@@ -1,4 +1,4 @@
-//! What a runner does, as others see it: on the board, in the metrics and in the log.
+//! Shows what a runner does: on the board, in the metrics and in the log.
 
 use super::failure::{self, Failure};
 use super::rows::Rows;
@@ -18,13 +18,15 @@ pub(super) struct Journal<'a> {
     projection: &'a str,
     lane: usize,
     owner: Owner,
-    /// A deadlock may come with every other batch although each attempt but one succeeds.
+    /// A success does not reset it: a deadlock may occur in every other batch although each retry
+    /// succeeds.
     reload_mentions: Mentions,
-    /// A handler may fail at every other event and succeed when it is retried.
+    /// A success does not reset it: a handler may fail at every other event and succeed when it is
+    /// retried.
     retry_mentions: Mentions,
     halt_mentions: Mentions,
     is_failure_logged: bool,
-    /// It stays so until it has succeeded, also while it tries again.
+    /// The runner counts as halted until an attempt succeeds, also while it tries again.
     is_halted: bool,
 }
 
@@ -51,7 +53,8 @@ impl<'a> Journal<'a> {
         }
     }
 
-    /// It runs, and is this far. While a batch is being retried the error stays in view.
+    /// The runner runs, and has come this far. While a batch is being retried, its error stays
+    /// visible.
     pub(super) fn running(&self, rows: &Rows, is_failing: bool) {
         self.tell(|status| {
             status.keys = rows.keys();
@@ -65,7 +68,7 @@ impl<'a> Journal<'a> {
         });
     }
 
-    /// It has committed so many events, after some failed attempts.
+    /// The runner has committed this many events, after this many failed attempts.
     pub(super) fn committed(&mut self, events: usize, failed_attempts: u32) {
         self.is_halted = false;
         self.halt_mentions = Mentions::default();
@@ -84,7 +87,7 @@ impl<'a> Journal<'a> {
         self.tell(|status| status.events += count);
     }
 
-    /// Attempts from this event on have ended uncleanly, of this owner or of earlier ones.
+    /// Attempts of this owner or of earlier ones, from this event on, have ended uncleanly.
     pub(super) fn suspects(&self, attempts: u32, event: &Event) {
         let error = failure::ended_uncleanly(attempts, event);
         log::warn!(
@@ -97,7 +100,7 @@ impl<'a> Journal<'a> {
         self.show(ProjectionState::Retrying, Some(&error));
     }
 
-    /// A batch has failed, which leads to this verdict; so many attempts have failed now.
+    /// A batch has failed, which leads to this verdict. This many attempts have failed now.
     pub(super) fn failed(&mut self, failure: &Failure, verdict: Verdict, attempts: u32) {
         let (replica_set, worker, name) = (self.board.replica_set(), self.owner.worker, self.projection);
         match verdict {
@@ -159,12 +162,12 @@ impl<'a> Journal<'a> {
         }
     }
 
-    /// It waits until its worker is trusted again.
+    /// The runner waits until its worker is trusted again.
     pub(super) fn waiting_for_trust(&self) {
         self.show(ProjectionState::Paused, None);
     }
 
-    /// It has stopped.
+    /// The runner has stopped.
     pub(super) fn stopped(&self) {
         self.tell(|status| {
             status.state = ProjectionState::Paused;
@@ -183,7 +186,7 @@ impl<'a> Journal<'a> {
         });
     }
 
-    /// Writes on the board, and into the metrics what the board then says of the projection.
+    /// Changes the board, and sets the metrics to what the board then says about the projection.
     fn tell(&self, change: impl FnOnce(&mut LaneStatus)) {
         let all = self.board.update_lane(self.projection, self.lane, change);
         self.own_metrics.halted.set(i64::from(all.state == ProjectionState::Halted));

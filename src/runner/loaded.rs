@@ -2,7 +2,7 @@
 //!
 //! *Invariant:* checkpoints, and the events that were read after them, are never used on another
 //! connection, because that may lead to a server that has fewer events. So when a connection fails,
-//! all of it is dropped together.
+//! the runner drops them together with it.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::store::fence::{self, Attempt, EventMark, Owner};
 use crate::store::{Names, continuity};
 
 /// How often a position that moved without any event of the projection is written to the database.
-/// It avoids reading the same events again after a restart; without it nothing would be lost.
+/// This avoids reading the same events again after a restart; without it nothing would be lost.
 const NOTE_POSITION_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Loaded {
@@ -59,12 +59,12 @@ impl Loaded {
         Ok(Self { owner, connection, rows, mark, unread: None, reading: None, noted_at: Instant::now() })
     }
 
-    /// Whether this was loaded, or moved, longer ago.
+    /// Whether this was loaded, or its position was written, longer ago than this time.
     pub(super) fn is_older_than(&self, time: Duration) -> bool {
         self.noted_at.elapsed() > time
     }
 
-    /// Up to which position these rows may be advanced, if they still may.
+    /// Returns up to which position these rows may be advanced, if they may still be used.
     pub(super) fn standing(&self, feed: &Feed) -> Standing {
         feed.standing_of(self.mark)
     }
@@ -81,8 +81,8 @@ impl Loaded {
         self.noted_at = Instant::now();
     }
 
-    /// Records the attempt at the first row's events that is about to be made, unless the row has it
-    /// already.
+    /// Records the attempt at the first row's events that is about to be made, unless the row has
+    /// it already.
     pub(super) fn record(&mut self, names: &Names, attempt: Attempt, why: Option<&str>) -> Result<(), Failure> {
         let Some(row) = self.rows.first().filter(|row| row.stored.attempt != Some(attempt)) else { return Ok(()) };
         let session = &mut self.connection.session;
@@ -94,7 +94,8 @@ impl Loaded {
         Ok(())
     }
 
-    /// Records this number of attempts at the event that is to be handled next, if it has been read.
+    /// Records this number of attempts at the event that is to be handled next, if it has been
+    /// read.
     pub(super) fn record_next(&mut self, names: &Names, number: u32) {
         let next = self.unread.as_ref().and_then(|read| read.as_ref().ok()?.events.first());
         let event = next.map(|next| EventMark { position: next.global_position(), id: next.event_id() });
@@ -114,9 +115,9 @@ impl Loaded {
         }
     }
 
-    /// Takes the recorded attempt back, because it has ended by itself and does not count: so many
-    /// attempts are left that did not end by themselves. Otherwise the next owner would take it for
-    /// one of these.
+    /// Takes the recorded attempt back, because it has ended by itself and does not count. `left`
+    /// is the number of attempts that did not end by themselves; otherwise the next owner would
+    /// count this attempt as one of them.
     pub(super) fn take_back(&mut self, names: &Names, left: u32) {
         let Some(row) = self.rows.first() else { return };
         let Some(attempt) = row.stored.attempt.filter(|attempt| attempt.number > left) else { return };
@@ -145,7 +146,8 @@ impl Loaded {
         Ok(true)
     }
 
-    /// How soon the first row's position has to be written to the database; `None` if it is there.
+    /// How soon the first row's position has to be written to the database; `None` if the database
+    /// has it.
     pub(super) fn note_due_in(&self) -> Option<Duration> {
         let unnoted = self.rows.first().filter(|row| row.is_ahead());
         unnoted.map(|_| NOTE_POSITION_EVERY.saturating_sub(self.noted_at.elapsed()))

@@ -2,8 +2,8 @@
 //!
 //! It obeys two commands of the coordinator: *run* as the owner of this worker's checkpoints in a
 //! generation, and *pause*, which it acknowledges once it has stopped at an event boundary and
-//! committed what it handled. In between it decides nothing about ownership: the fence does, with
-//! every commit.
+//! committed what it handled. It does not decide about ownership: the fence does, with every
+//! commit.
 //!
 //! With several checkpoints it always advances the one with the lowest position, up to the next
 //! one's position, and merges the two when they meet. It advances one at a time, so events of one
@@ -70,7 +70,7 @@ impl Runner {
         }
     }
 
-    /// Waits for a command, and gives a connection that is kept for it back if that takes long.
+    /// Waits for a command. If that takes long, returns the kept connection to the pool.
     fn await_command_with(&self, kept: &mut Option<Kept>) -> Option<Command> {
         match self.commands.recv_timeout(KEEP_CONNECTION) {
             Err(RecvTimeoutError::Timeout) => {
@@ -133,8 +133,8 @@ impl Runner {
                 Step::Idle(wait) => select! {
                     recv(self.commands) -> command => break command.ok(),
                     recv(self.follower.woken) -> _ => {}
-                    // A runner that is cut off reports it as soon as its worker is no longer
-                    // trusted.
+                    // The wait ends when the worker is no longer trusted, so that the runner shows
+                    // it at once.
                     default(wait.unwrap_or(IDLE).min(self.trust.left())) => {}
                 },
                 Step::Delay(delay) => select! {

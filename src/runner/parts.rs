@@ -39,7 +39,8 @@ pub(crate) enum Command {
 pub(crate) enum Report {
     /// It has stopped processing, as asked, or has ended.
     Paused(usize),
-    /// It found that its worker no longer owns the checkpoints, and has stopped processing this.
+    /// It found that its worker no longer owns the checkpoints, and has stopped processing the
+    /// task.
     Fenced(usize, Task),
 }
 

@@ -1,5 +1,5 @@
-//! The permit to handle events that may end the process. There is one in a process, so that only
-//! one projection is blamed when it does end.
+//! The permit to handle events that may end the process. A process has only one, so that only one
+//! projection is blamed if the process ends.
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
@@ -12,12 +12,13 @@ struct Line {
 
 static LINE: Mutex<Line> = Mutex::new(Line { is_out: false, waiting: Vec::new() });
 
-/// Dropping it gives it to the one that waits with the fewest attempts: the one that is most likely
-/// innocent.
+/// Dropping it passes it on to the waiting runner with the fewest attempts, whose events are the
+/// least likely to end the process.
 #[derive(Debug)]
 pub(super) struct Permit(());
 
-/// Asks for the permit. It arrives on the returned channel, which is dropped to give up waiting.
+/// Asks for the permit. It arrives on the returned channel; the caller drops the channel to give up
+/// waiting.
 pub(super) fn request(attempts: u32) -> Receiver<Permit> {
     let (sender, receiver) = bounded(1);
     let is_free = {
@@ -32,7 +33,7 @@ pub(super) fn request(attempts: u32) -> Receiver<Permit> {
 }
 
 impl Line {
-    /// Takes out the one that is next.
+    /// Removes the runner that gets the permit next.
     fn next(&mut self) -> Option<Sender<Permit>> {
         let least = self.waiting.iter().enumerate().min_by_key(|(_, (attempts, _))| *attempts)?.0;
         Some(self.waiting.remove(least).1)
@@ -48,7 +49,7 @@ impl Drop for Permit {
             next
         };
         if let Some(next) = next {
-            // If that one has given up, the permit is dropped here, and goes to the next.
+            // If that runner has given up, the permit is dropped here and goes to the next one.
             _ = next.try_send(Self(()));
         }
     }
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_permit_goes_to_the_one_with_the_fewest_attempts() {
+    fn permit_goes_to_the_request_with_the_fewest_attempts() {
         const SOON: Duration = Duration::from_secs(10);
         let first = request(7).recv_timeout(SOON).unwrap();
         let (many, gone, few, same) = (request(9), request(1), request(2), request(2));
@@ -71,7 +72,7 @@ mod tests {
         let permit = few.recv_timeout(SOON).unwrap();
         assert!(many.is_empty() && same.is_empty());
         drop(permit);
-        // Given, but not taken.
+        // This request was given the permit, but has not taken it.
         drop(same);
         drop(many.recv_timeout(SOON).unwrap());
         drop(request(1).recv_timeout(SOON).unwrap());

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lowest_goes_first_and_no_further_than_the_next() {
+    fn lowest_row_is_advanced_first_and_not_beyond_the_next() {
         let mut rows = Rows::new(vec![row(1, 0, 30), row(2, 1, 10), row(3, 2, 20)]);
         assert_eq!(rows.first().unwrap().stored.token, 2);
         assert_eq!(bounds(&rows, 15), Some((10, 15)), "nor than the head");
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_one_goes_up_to_the_head() {
+    fn last_row_is_advanced_up_to_the_head() {
         let mut rows = Rows::new(vec![row(1, 0, 5)]);
         assert_eq!(bounds(&rows, 9), Some((5, 9)));
         rows.store(9);

@@ -1,10 +1,10 @@
-//! What attempts that ended uncleanly, together with their connection, their process or the server,
-//! say about the next events: whether to record an attempt, with how many events, and when to halt.
-//! Pure.
+//! Decides what follows from attempts that ended uncleanly, that is, together with their
+//! connection, their process or the server: whether to record the next attempt, how many events to
+//! try, and when to halt. Pure.
 //!
-//! Which event of a batch was the reason is not known, only which was the first. So the batch is
-//! tried once more, and then its events are tried alone, each recorded with the count of the batch.
-//! The one that is the reason is thereby found, and reaches the limit.
+//! It is not known which event of a batch was the reason, only which event was the first. So the
+//! batch is tried once more, and then its events are tried one by one, each recorded with the count
+//! of the batch. This finds the event that is the reason, and its count reaches the limit.
 
 use crate::event::Event;
 use crate::store::fence::Attempt;
@@ -12,34 +12,34 @@ use crate::store::fence::Attempt;
 /// After this many unclean ends of a batch, its events are tried one by one.
 const TOGETHER: u32 = 2;
 
-/// What is known of unclean ends.
+/// What is known about unclean ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Suspect {
     /// The position of the first event of the attempt.
     first: i64,
     /// How many attempts have ended uncleanly.
     attempts: u32,
-    /// Up to where the events are tried one by one, once that has begun.
+    /// Up to which position the events are tried one by one, once that has begun.
     until: Option<i64>,
 }
 
 /// How to handle the next events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Approach {
-    /// So many events from the front of the batch. Before that, record the attempt at the first of
-    /// them, with this number.
+    /// Handle this many events from the front of the batch. Before that, record the attempt at the
+    /// first of them with this number, if there is one.
     Handle { count: usize, record: Option<u32> },
-    /// Not at all: the attempts at the first have ended uncleanly so often.
+    /// Handle none: this many attempts at the first event have ended uncleanly.
     Halt(u32),
 }
 
 #[derive(Debug)]
 pub(super) struct Suspicion {
     suspect: Option<Suspect>,
-    /// The next attempt is to be recorded, because what happened before it is not known, or ended
-    /// uncleanly.
+    /// The next attempt is to be recorded, because it is not known what happened before, or because
+    /// the last attempt ended uncleanly.
     is_uncertain: bool,
-    /// The first event of the attempt that is under way, and the number with which it is recorded.
+    /// The first event of the attempt in progress, and the number with which it is recorded.
     under_way: Option<(i64, Option<u32>)>,
 }
 
@@ -55,7 +55,7 @@ impl Suspicion {
     }
 
     /// The number to record when this owner stops while events are being tried one by one, so that
-    /// the next owner goes on with that.
+    /// the next owner continues in the same way.
     pub(super) fn unfinished(&self) -> Option<u32> {
         self.suspect.filter(|suspect| suspect.until.is_some()).map(|suspect| suspect.attempts)
     }
@@ -97,14 +97,15 @@ impl Suspicion {
             suspect.until.get_or_insert(end);
             return Approach::Handle { count: 1, record: Some(suspect.attempts + 1) };
         }
-        // It was alone.
+        // The suspect was tried alone.
         let before = events.partition_point(|event| event.global_position() < suspect.first);
         if before > 0 {
-            // Events of another row that was joined to this one. They may be a reason as well.
+            // These are events of another row that was merged with this one. They may end an
+            // attempt as well.
             return Approach::Handle { count: before, record: self.is_uncertain.then_some(1) };
         }
         if first > suspect.first {
-            // It is not among the events of this row: the row was cut.
+            // The suspect is not among the events of this row: the row was cut.
             self.suspect = None;
             return self.unsuspected(events);
         }
@@ -166,7 +167,7 @@ mod tests {
         let mut suspicion = Suspicion::new();
         let first = events(&[3, 5]);
         assert_eq!(suspicion.approach(&first, 0, 9, 8, false), handle(2, 1));
-        // It failed by itself.
+        // The attempt failed by itself.
         assert_eq!(suspicion.approach(&first, 0, 9, 8, false), handle(2, 1));
         suspicion.committed(9);
         assert_eq!(suspicion.approach(&events(&[12]), 9, 12, 8, false), handle(1, None));
@@ -182,7 +183,8 @@ mod tests {
             (3, 1, 8, false, handle(3, 2)),
             (3, 1, 1, false, handle(3, 2)),
             (3, 2, 8, false, handle(1, 3)),
-            // The limit of a single event, which alone is known to be the reason.
+            // The limit applies only after an event was tried alone, which shows that it is the
+            // reason.
             (3, 2, 1, false, handle(1, 3)),
             (3, 3, 1, false, Approach::Halt(3)),
             (3, 3, 3, false, Approach::Halt(3)),
@@ -191,12 +193,12 @@ mod tests {
             (3, 8, 8, false, Approach::Halt(8)),
             (3, 9, 8, false, Approach::Halt(9)),
             (3, 9, 8, true, handle(1, 10)),
-            // Others come first.
+            // Other events come first.
             (7, 8, 8, false, handle(2, 1)),
             (7, 2, 8, false, handle(1, 3)),
-            // The events of another row, which was cut from the same one.
+            // These events are of another row, which was cut from the same row as the suspect's.
             (2, 8, 8, false, handle(3, 1)),
-            // The commit of which the answer was lost.
+            // The commit succeeded, but its answer was lost.
             (1, 1, 8, false, handle(3, 1)),
             (1, 8, 8, false, handle(3, 1)),
         ] {
@@ -211,7 +213,7 @@ mod tests {
         assert_eq!(suspicion.approach(&events(&[3, 5, 7]), 1, 8, 8, false), handle(1, 3));
         suspicion.committed(3);
         assert_eq!((suspicion.attempts(), suspicion.unfinished()), (2, Some(2)));
-        // By now there are more.
+        // By now the batch has another event.
         assert_eq!(suspicion.approach(&events(&[5, 7, 9]), 3, 10, 8, false), handle(1, 3));
         suspicion.committed(5);
         assert_eq!(suspicion.approach(&events(&[7, 9]), 5, 10, 8, false), handle(1, 3));
@@ -220,7 +222,7 @@ mod tests {
         assert_eq!(suspicion.approach(&events(&[9]), 8, 10, 8, false), handle(1, None));
     }
 
-    /// Each number is that of an attempt that ended with its connection, up to the halt.
+    /// The projection halts when as many attempts as are allowed have ended with their connection.
     #[test]
     fn an_event_that_ends_its_connection_is_found_and_halts() {
         let batch = events(&[3, 5, 7, 9]);

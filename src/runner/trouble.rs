@@ -10,18 +10,18 @@ use crate::config::Retry;
 use crate::store::events::Batch;
 use crate::store::fence::Checkpoint;
 
-/// The first and the longest delay before a runner reloads at once.
+/// The first and the longest delay before a [`Verdict::Reload`] or a [`Verdict::Repeat`].
 const RELOAD: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
 pub(super) struct Trouble {
     attempts: Attempts,
     suspicion: Suspicion,
-    /// The tokens of the rows whose recorded attempts have been taken into account. What becomes of
-    /// later ones is known without the record.
+    /// The tokens of the rows whose recorded attempts have been taken into account. This runner
+    /// knows the outcome of later attempts without the record.
     met: Vec<i64>,
-    /// The delays between attempts that count, and those at what may take long to pass.
+    /// The delays before a [`Verdict::Retry`] or a [`Verdict::ReloadLater`].
     pub(super) retries: Backoff,
-    /// The delays before a reload at once.
+    /// The delays before a [`Verdict::Reload`] or a [`Verdict::Repeat`].
     pub(super) reloads: Backoff,
     pub(super) halted_interval: Option<Duration>,
     /// How many events to commit first, if not the whole batch.
@@ -82,7 +82,7 @@ impl Trouble {
         self.suspicion.unfinished()
     }
 
-    /// Decides how to handle a batch, all events up to `reached` being handled.
+    /// Decides how to handle a batch. All events up to `reached` are handled.
     pub(super) fn approach(&mut self, batch: &Batch, reached: i64) -> Approach {
         let is_due = self.halted == Some(Halted::Trying);
         match self.suspicion.approach(&batch.events, reached, batch.end, self.attempts.allowed(), is_due) {
@@ -117,7 +117,7 @@ impl Trouble {
     }
 
     /// How many attempts to report to the database after a failure. `None` keeps the recorded
-    /// attempt: it tells of unclean ends.
+    /// attempt, because it tells about unclean ends.
     pub(super) fn attempts_to_report(&self, failure: &Failure) -> Option<u32> {
         let is_kept = match failure {
             Failure::Suspected(_) => true,

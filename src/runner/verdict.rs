@@ -1,12 +1,12 @@
 //! What a failure leads to. Pure.
 //!
-//! An attempt counts only if the failure is the events'. Failures of the connection and of the
+//! An attempt counts only if its events cause the failure. Failures of the connection and of the
 //! environment, and those that other transactions cause, are retried without a limit.
 
 use super::failure::Failure;
 
-/// How often a batch is repeated without being counted because a kept statement was outdated. A
-/// handler that makes its statements outdated itself is bounded by this.
+/// How often a batch is repeated without being counted because a kept statement was outdated. This
+/// stops a handler that makes its own statements outdated.
 const REPEATS: u32 = 3;
 
 /// What the runner is to do about a failure. Nothing of the batch was committed.

@@ -133,7 +133,7 @@ impl Runner {
             return Ok(Step::Again);
         }
         let Some(range) = loaded.rows.range(head) else {
-            // Nor is the event still there at which it failed, if it did.
+            // There is nothing to handle, so an event at which a batch failed is gone.
             trouble.overcome();
             journal.running(&loaded.rows, trouble.is_failing());
             return idle(loaded);
@@ -284,12 +284,12 @@ impl Work<'_> {
         self.trouble.try_again();
     }
 
-    /// Stops, and returns the connection if it is still in hand.
+    /// Stops, and returns the connection if there is one.
     pub(super) fn end(self) -> Option<Kept> {
         self.journal.stopped();
         let mut loaded = self.loaded?;
-        // So that rows of one partition are at the same position when the keys are redistributed,
-        // and can be merged. But a row that reports a failure would report it no more.
+        // This brings the rows of one partition to the same position, so that they can be merged
+        // when the keys are redistributed. After a failure it would clear the reported failure.
         if !self.trouble.is_failing() {
             _ = loaded.note_position();
         }
@@ -313,7 +313,7 @@ impl Work<'_> {
                 Verdict::ReloadLater if !failure.condemns() && !was_halted => Some(State::Retrying),
                 _ => None,
             };
-            // A connection that is lost reports nothing.
+            // Nothing can be reported on a lost connection.
             if let Some(state) = state {
                 let shown = one_line(&without_rows(&failure.describe()));
                 let error: String = shown.chars().take(ERROR_CHARS).collect();
@@ -322,7 +322,7 @@ impl Work<'_> {
             if matches!(failure, Failure::Transient(_) | Failure::Outdated(_) | Failure::Environment { .. }) {
                 loaded.take_back(names, trouble.unclean_ends());
             }
-            // Another session may have other settings: those that an operator has changed since.
+            // A new session has the settings that an operator may have changed meanwhile.
             if failure.condemns() || verdict == Verdict::ReloadLater {
                 loaded.connection.session.condemn();
             }

@@ -1,6 +1,6 @@
-//! What an owner reports beside its checkpoints: the attempt that it is about to make, and how its
-//! work goes. Nothing here moves a position, but the [fence](super::fence) applies, so that a worker
-//! reports only of what is its own.
+//! What an owner reports beside its checkpoints: the attempt that it is about to make, and the
+//! state of its work. Nothing here moves a position, but the [fence](super::fence) applies, so a
+//! worker can report only in its own rows.
 
 use postgres::GenericClient;
 use postgres::types::{ToSql, Type};
@@ -8,10 +8,10 @@ use postgres::types::{ToSql, Type};
 use super::fence::{Attempt, Checkpoint, FENCE, Owner};
 use super::names::Names;
 
-/// How an owner's work goes.
+/// The state of an owner's work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// The next event will be tried again.
+    /// The next event will be retried.
     Retrying,
     /// The attempts at the next event are used up.
     Halted,
@@ -22,7 +22,7 @@ pub(crate) enum State {
 pub(crate) struct Report<'a> {
     pub(crate) state: State,
     pub(crate) error: &'a str,
-    /// How many attempts have failed. They have ended by themselves, so the recorded one is
+    /// How many attempts have failed. They have ended by themselves, so the recorded attempt is
     /// cleared. `None` keeps it.
     pub(crate) attempts: Option<u32>,
 }
@@ -79,8 +79,9 @@ pub(crate) fn report(
     fenced(client, &sql, row, owner, &values)
 }
 
-/// Takes a recorded attempt back that has ended by itself: so many attempts are left that did not,
-/// or none. Returns false if the row is no longer this worker's.
+/// Takes back a recorded attempt that has ended by itself. `left` is the number of attempts that
+/// did not; if it is 0, no attempt stays recorded. Returns false if the row is no longer this
+/// worker's.
 pub(crate) fn take_back(
     client: &mut impl GenericClient,
     names: &Names,
@@ -98,8 +99,8 @@ pub(crate) fn take_back(
     fenced(client, &sql, row, owner, &[(&whole(left), Type::INT4)])
 }
 
-/// Executes a statement on one row, with the values of the fence and these. Returns whether the row
-/// is still this worker's.
+/// Executes a statement on one row, with the values of the fence followed by these. Returns whether
+/// the row is still this worker's.
 fn fenced(
     client: &mut impl GenericClient,
     sql: &str,
@@ -227,13 +228,13 @@ mod tests {
     }
 
     #[test]
-    fn a_deal_carries_reports_into_all_pieces_and_a_merge_the_worst() {
+    fn deal_copies_reports_to_all_pieces_and_merge_keeps_the_worst() {
         let mut client = testing::connect_with_projection();
         let names = Names::default();
         let pair = rows(&mut client, &["{[0,100)}", "{[100,65536)}"]);
         record(&mut client, &names, &pair[1], OWNER, attempt(10, 3), Some("why")).unwrap();
         let carried: Shown = ("retrying".into(), Some("why".into()), 3, Some(10), Some(ID));
-        // Cut in the middle of the second row; the first part is of both.
+        // The cut is in the middle of the second row, so the first share has a part of both rows.
         let shares = [(0, 200), (200, 65_536)].iter().enumerate().map(|(lane, part)| Share {
             worker: OWNER.worker,
             lane,

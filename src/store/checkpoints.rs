@@ -2,10 +2,10 @@
 //! worker owns that set.
 //!
 //! *Invariant.* The key sets of a projection's checkpoints are disjoint and cover the key space
-//! (I5): rows are only ever made whole ([`claim`]), cut
-//! ([`deal`](super::deal)) and merged
-//! ([`merge`](super::fence::merge)). Positions are moved by [`fence`](super::fence) alone. Whatever
-//! changes whose a row is gives it a new token.
+//! (I5): the first row is created with all keys ([`claim`]), and after that rows are only cut
+//! ([`deal`](super::deal)) and merged ([`merge`](super::fence::merge)). Only
+//! [`fence`](super::fence) moves positions. Every change of a row's owner gives the row a new
+//! token.
 
 use std::collections::BTreeMap;
 
@@ -50,8 +50,8 @@ pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registrati
     continuity::verify(tx, names, &worker.projections)
 }
 
-/// Claims a projection again whose rows were deleted, and creates its checkpoint, as when the worker
-/// registered. Does nothing if it is claimed, or if this worker does not know it.
+/// Claims again a projection whose rows were deleted, and creates its checkpoint, as when the
+/// worker registered. Does nothing if it is claimed, or if this worker does not know it.
 pub(crate) fn begin_again(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -64,10 +64,10 @@ pub(crate) fn begin_again(
     if is_new { begin(tx, names, name, *start_at) } else { Ok(()) }
 }
 
-/// Returns the replica set to which each projection belongs, and whether a living worker of it knows
-/// the projection. New ones are left out: they now belong to this worker's replica set. Locks the
-/// rows of all, in one order for all workers: so two replica sets that claim the same names cannot
-/// deadlock.
+/// Returns the replica set to which each projection belongs, and whether a living worker of it
+/// knows the projection. New projections are not returned: they now belong to this worker's replica
+/// set. Locks the rows of all of them in an order that all workers share, so that two replica sets
+/// that claim the same names cannot deadlock.
 fn owners_of(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -85,7 +85,7 @@ fn owners_of(
     );
     let stale_after = worker.stale_worker_timeout.as_secs_f64();
     let (mut owners, mut wanted) = (BTreeMap::new(), projections.to_vec());
-    // More than once only if someone deletes rows in between.
+    // This repeats only if another session deletes rows in between.
     while !wanted.is_empty() {
         let values: [(&(dyn ToSql + Sync), Type); 2] = [(&wanted, Type::TEXT_ARRAY), (&worker.replica_set, Type::TEXT)];
         let new: Vec<String> = tx.query_typed(&insert, &values)?.iter().map(|row| row.get(0)).collect();
@@ -97,8 +97,8 @@ fn owners_of(
     Ok(owners)
 }
 
-/// Whether a living worker of the replica set to which projection `p` belongs knows it, in SQL. `$2`
-/// is the time in seconds after which a silent worker is dead.
+/// Whether a living worker of the replica set to which projection `p` belongs knows it, in SQL.
+/// `$2` is the time in seconds after which a silent worker is dead.
 fn lives_sql(names: &Names) -> String {
     names.sql(
         "EXISTS (SELECT FROM {workers} w WHERE w.replica_set = p.replica_set AND w.state <> 'stopped' AND p.name = ANY (w.projections)
@@ -106,8 +106,8 @@ fn lives_sql(names: &Names) -> String {
     )
 }
 
-/// Refuses projections that belong to a replica set that lives, as [`claim`] does, but changes
-/// nothing. Returns those that would be taken over from one that does not.
+/// Refuses projections that a living worker of another replica set knows, as [`claim`] does, but
+/// changes nothing. Returns the projections that would be taken over from another replica set.
 #[cfg(feature = "cli")]
 pub(crate) fn verify_claims(
     tx: &mut Transaction<'_>,

@@ -1,6 +1,6 @@
-//! Checks all that a worker needs of its database, and goes on after what is wrong: for people who
-//! set one up. A worker that starts [verifies](super::preflight) the same, and stops at the first
-//! error.
+//! Checks everything that a worker needs of its database, for people who set one up. It continues
+//! after an error. A worker that starts [verifies](super::preflight) the same, and stops at the
+//! first error.
 
 use postgres::types::Type;
 use postgres::{Client, Transaction};
@@ -18,7 +18,7 @@ use crate::error::{Error, describe_any};
 pub(crate) struct Finding {
     pub(crate) level: Level,
     pub(crate) subject: &'static str,
-    /// What it is; unless it is right, with the remedy.
+    /// What was found. If it is not right, this includes the remedy.
     pub(crate) detail: String,
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct Finding {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Level {
     Ok,
-    /// A worker can run, but someone should know it.
+    /// A worker can run, but operators should know about this.
     Warning,
     /// No worker can run.
     Error,
@@ -41,7 +41,7 @@ impl Findings {
         self.0.push(Finding { level, subject, detail: detail.into() });
     }
 
-    /// Adds what is right, or the error. Returns what was found if it is right.
+    /// Adds the error, or what `right` says about the value. Returns the value.
     pub(crate) fn take<T>(
         &mut self,
         subject: &'static str,
@@ -108,7 +108,7 @@ pub(crate) fn schema(found: &mut Findings, session: &mut Session, names: &Names,
             for lacking in missing {
                 found.error("privileges", &lacking);
             }
-            // The rest would fail for want of them.
+            // Without these privileges, the other checks would fail.
             return false;
         }
         Err(error) => {
@@ -123,7 +123,7 @@ pub(crate) fn schema(found: &mut Findings, session: &mut Session, names: &Names,
     let events = check(session, |tx| event_tables::tables(tx, names));
     found.take("events", events, |()| format!("table {} is acceptable", names.events()));
     positions(found, session, names);
-    search_path(found, session, path);
+    search_path(found, session, names, path);
     true
 }
 
@@ -170,10 +170,10 @@ fn positions(found: &mut Findings, session: &mut Session, names: &Names) {
     }
 }
 
-fn search_path(found: &mut Findings, session: &mut Session, path: &[String]) {
+fn search_path(found: &mut Findings, session: &mut Session, names: &Names, path: &[String]) {
     const SUBJECT: &str = "search path";
     let writable = check(session, |tx| {
-        preflight::writable_schemas(tx, path).map_err(Error::database("reading who may create what"))
+        preflight::writable_schemas(tx, names, path).map_err(Error::database("reading who may create what"))
     });
     match writable {
         Err(error) => found.error(SUBJECT, &error),
@@ -254,7 +254,8 @@ fn count_connections(
     replica_set: &str,
     own: i64,
 ) -> Result<Connections, Error> {
-    // Each worker has three connections besides the two of each lane. A limit of -1 is none.
+    // Each worker has three connections besides the two of each lane. -1 means that there is no
+    // limit.
     let sql = names.sql(
         "SELECT w.number, w.needed, greatest(0, (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') - 1 - w.needed),
                 least(current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
@@ -269,7 +270,8 @@ fn count_connections(
     Ok(Connections { own, workers: row.get(0), theirs: row.get(1), others: row.get(2), limit: row.get(3) })
 }
 
-/// Executes a check in a transaction of its own, so that one that fails does not end the others.
+/// Executes a check in a transaction of its own, so that the other checks can follow after it
+/// fails.
 fn check<T>(session: &mut Session, check: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>) -> Result<T, Error> {
     let mut tx = session.transaction().map_err(Error::database("beginning a check"))?;
     check(&mut tx)

@@ -1,6 +1,6 @@
-//! Verifies that the events are still those that were processed. They are not after a restore of
-//! the events alone, or after a `TRUNCATE … RESTART IDENTITY`: then positions are handed out again,
-//! and the events that get them would be taken for processed.
+//! Verifies that the events are still those that were processed. After a restore of the events
+//! alone, or after a `TRUNCATE … RESTART IDENTITY`, they are not: positions are handed out again,
+//! and workers would consider the events that get them as processed.
 //!
 //! There are two signs: a checkpoint above the last position, and another event at the position of
 //! one that was handled. A worker checks for both whenever it cannot know what has happened since
@@ -15,7 +15,7 @@ use super::sequence;
 use crate::error::Error;
 use crate::scope::StartAt;
 
-/// Refuses events that are not those which these projections have processed.
+/// Refuses events that are not the ones that these projections have processed.
 pub(crate) fn verify(client: &mut impl GenericClient, names: &Names, projections: &[Known]) -> Result<(), Error> {
     let doing = "comparing the checkpoints with the events";
     // Read the checkpoints before the events: a checkpoint that moves in between must not be

@@ -1,5 +1,5 @@
-//! Replica sets, generations and workers: the statements that change them, mainly as `plan` asks
-//! for.
+//! Replica sets, generations and workers: the statements that change them, mainly to apply what
+//! `plan` decides.
 //!
 //! *Invariant:* every action of `plan` is applied in a transaction that holds the replica set's row
 //! lock, on a view loaded under that lock. So workers take turns, and two can never create the same
@@ -20,8 +20,8 @@ use crate::backoff::Mentions;
 use crate::error::{Error, field};
 use crate::plan::{Action, Cause, Deal, Death, WorkerId};
 
-/// How long superseded generations are kept, as a number of generations, and stopped workers, as a
-/// time: for operators who investigate what happened.
+/// How many superseded generations are kept, and for how long stopped workers are kept, for
+/// operators who investigate what happened.
 const KEPT_GENERATIONS: i64 = 200;
 const KEPT_STOPPED: &str = "1 hour";
 
@@ -29,8 +29,8 @@ const KEPT_STOPPED: &str = "1 hour";
 const MAY_END: &str = "(me.rolsuper OR NOT r.rolsuper
      AND (pg_has_role(r.oid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE')))";
 
-/// Begins a transaction that holds the replica set's lock. The worker that holds it may change the
-/// state that its workers share.
+/// Begins a transaction that holds the replica set's lock. The worker that holds the lock may
+/// change the state that all workers of the replica set share.
 pub(crate) fn lock<'c>(
     session: &'c mut Session,
     names: &Names,
@@ -68,8 +68,8 @@ fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) 
 }
 
 /// Registers the worker as pending, claims its projections for the replica set, and creates the
-/// checkpoints of new ones. The session is the one whose lock means that the worker is alive. An
-/// evicted worker comes back by registering again under the same id.
+/// checkpoints of new ones. From now on, the lock of this session means that the worker is alive.
+/// An evicted worker comes back by registering again under the same id.
 pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "registering the worker";
     let mut tx = lock(session, names, &worker.replica_set).map_err(Error::database(doing))?;
@@ -84,7 +84,8 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
     checkpoints::claim(&mut tx, names, worker)?;
     let projections = Known::names(&worker.projections);
     let session_class = worker.sessions.member().map(locks::class);
-    // On a slow network, or behind another worker's lock, now() is long ago.
+    // now() may be long ago: the network is slow, or this transaction has waited for another
+    // worker's lock.
     let sql = names.sql(
         "INSERT INTO {workers} AS w (id, replica_set, state, host, pid, version, projections, lanes, session_class,
              session_pid, last_heartbeat)
@@ -111,8 +112,8 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
     .map_err(Error::database(doing))
 }
 
-/// Makes this session the one whose lock means that the worker is alive. The former one has broken,
-/// but the server may not have detected that yet, so it is ended.
+/// Makes this session the one whose lock means that the worker is alive. The former session has
+/// broken, but the server may not have detected that yet, so it is ended.
 pub(crate) fn take_over_session(client: &mut Client, names: &Names, worker: WorkerId) -> Result<(), postgres::Error> {
     let sql = names.sql_with(
         "WITH former AS MATERIALIZED (
@@ -173,8 +174,8 @@ fn stop(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, reason: &str)
     Ok(())
 }
 
-/// Applies an action of `plan` for this worker, under the replica set's lock. Logs sessions that
-/// had to be ended and could not, when that is due.
+/// Applies an action of `plan` for this worker, under the replica set's lock. If a log line is due,
+/// logs the sessions that had to be ended but could not.
 pub(crate) fn apply(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -220,7 +221,7 @@ fn evict(
 
 /// Ends the database sessions of evicted workers, if this user has the privilege. Otherwise a
 /// frozen process keeps its row locks, and with them the checkpoints, until the server finds that
-/// its transaction has been idle for too long. A worker that is not frozen finds that it was
+/// its transaction has been idle for too long. A worker that is not frozen detects that it was
 /// evicted, and opens its connections again.
 fn end_sessions_of_evicted(
     tx: &mut Transaction<'_>,
@@ -311,7 +312,7 @@ fn activate(
 ) -> Result<(), Error> {
     let doing = "activating the generation";
     // Repeated here, because an evicted process may have resumed for a moment, begun a batch, and
-    // been frozen again.
+    // frozen again.
     end_sessions_of_evicted(tx, names, replica_set, unended).map_err(Error::database(doing))?;
     deal::apply(tx, names, replica_set, number, deals)?;
     let params: [(&(dyn postgres::types::ToSql + Sync), Type); 2] = [(&replica_set, Type::TEXT), (&number, Type::INT8)];

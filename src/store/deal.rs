@@ -1,4 +1,4 @@
-//! Giving the checkpoints of projections to new owners.
+//! Gives the checkpoints of projections to new owners.
 
 use std::collections::BTreeSet;
 
@@ -15,8 +15,8 @@ use crate::plan::{Deal, Fault, KeySet};
 /// Gives the checkpoints of some of a replica set's projections to new owners, in a generation:
 /// each row is intersected with each share, and the pieces get new tokens. A projection without
 /// shares belongs to no worker. No position is changed: rows of one lane at one position become one
-/// row, other rows stay separate. A merged row keeps the latest of the last events. What the former
-/// owner reported goes with every piece; a merged row keeps the report with the most attempts.
+/// row, other rows stay separate. A merged row keeps the latest of the last events. Every piece
+/// gets what the former owner reported; a merged row keeps the report with the most attempts.
 pub(crate) fn apply(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -99,8 +99,8 @@ pub(crate) fn apply(
     verify_cover(tx, names, &affected)
 }
 
-/// Takes a projection from all workers: its checkpoints have this fault, so nothing of it may be
-/// processed. What was changed by hand stays as it is, for those who repair it.
+/// Takes a projection from all workers: its checkpoints have this fault, so no worker may process
+/// it. Keys and positions are not changed, so that an operator can repair them.
 pub(crate) fn withdraw(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -118,9 +118,10 @@ pub(crate) fn withdraw(
     Ok(())
 }
 
-/// Takes the checkpoints of a projection from their owners. The caller has locked the projection's row.
+/// Takes the checkpoints of a projection from their owners. The caller has locked the projection's
+/// row.
 pub(super) fn disown(tx: &mut Transaction<'_>, names: &Names, projection: &str) -> Result<(), postgres::Error> {
-    // Locked in the same order as everywhere.
+    // All statements lock checkpoints in this order.
     let lock = names.sql("SELECT FROM {checkpoints} WHERE projection = $1 ORDER BY token FOR UPDATE");
     tx.query_typed(&lock, &[(&projection, Type::TEXT)])?;
     let sql = names.sql(
@@ -131,7 +132,8 @@ pub(super) fn disown(tx: &mut Transaction<'_>, names: &Names, projection: &str) 
 }
 
 /// Refuses to continue with checkpoints that overlap or leave keys out (I5), because events would
-/// be processed twice or lost: the shares are wrong, or the table was changed by hand a moment ago.
+/// be processed twice or lost. Either the shares are wrong, or the table was changed by hand a
+/// moment ago.
 fn verify_cover(tx: &mut Transaction<'_>, names: &Names, projections: &[&str]) -> Result<(), Error> {
     let sql = names.sql(
         "SELECT p.name FROM unnest($1::text[]) AS p (name)
@@ -229,10 +231,10 @@ mod tests {
         }
     }
 
-    /// The opposite order would lead to a deadlock: the first of these rows is the one that is
-    /// deleted.
+    /// A merge that locked these rows in the opposite order would deadlock with the deal. The first
+    /// of these rows is the one that the merge deletes.
     #[test]
-    fn merging_waits_for_a_deal_and_the_deal_not_for_merging() {
+    fn merge_waits_for_a_deal_and_the_deal_does_not_wait_for_it() {
         let url = testing::database();
         let connect = || Client::connect(&url, postgres::NoTls).unwrap();
         let (mut dealer, mut runner, mut observer) = (connect(), connect(), connect());
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn projection_taken_over_by_another_replica_set_is_left_alone() {
+    fn projection_taken_over_by_another_replica_set_is_not_dealt() {
         let mut client = testing::connect_with_projection();
         let names = Names::default();
         client

@@ -35,11 +35,11 @@ enum Op {
     Register(usize),
     Hold(usize),
     LetGo(usize),
-    /// The worker is ready for the newest generation, or for one this many before.
+    /// The worker is ready for the generation that is this many before the newest.
     Ready(usize, i64),
     Stopping(usize),
     Left(usize),
-    /// Everything that `plan` asks for at such a moment.
+    /// Applies everything that `plan` decides at such a moment.
     Plan(Clock),
     Evict(usize),
     /// Creates a generation with these members in this order, whether or not `plan` would choose
@@ -385,7 +385,7 @@ fn pick<T: Clone>(all: &[T], which: prop::sample::Index) -> Option<T> {
     all.get(recent..).filter(|some| !some.is_empty()).map(|some| which.get(some).clone())
 }
 
-/// The SQL refuses to deal others.
+/// Whether the SQL would deal the projection.
 fn is_usable(projection: &ProjectionView) -> bool {
     !matches!(projection.rows, Rows::Unusable(_))
 }
@@ -447,7 +447,7 @@ impl<'c> Both<'c> {
 fn session() -> Connection {
     let mut client = testing::connect();
     client.batch_execute(&Names::default().schema_sql()).unwrap();
-    // There are no events, but checkpoints move.
+    // Checkpoints move although there are no events.
     client.batch_execute("SELECT setval('events_global_position_seq', 1000000)").unwrap();
     Connection::of(client, Sessions::Shared).unwrap()
 }

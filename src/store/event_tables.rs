@@ -1,4 +1,4 @@
-//! Verifies that a table of events is acceptable, whichever program created it. Checked at the
+//! Verifies that a table of events is acceptable, whichever program created it. This happens at the
 //! migration, at every start, and with each new connection of a tailer. An error names the
 //! requirement that is not met, and what to do.
 
@@ -52,13 +52,13 @@ const HEAD_COLUMNS: &[Column] = &[
 
 const TEXT: &[&str] = &["text", "character varying"];
 
-/// The encodings of which every text can be converted to UTF-8, in which the worker reads it.
+/// The encodings in which every text can be converted to UTF-8. Workers read all texts in UTF-8.
 const ENCODINGS: &[&str] = &[
     "UTF8", "LATIN1", "LATIN2", "LATIN4", "LATIN5", "LATIN6", "LATIN7", "LATIN8", "LATIN9", "LATIN10", "KOI8R",
     "KOI8U", "WIN866",
 ];
 
-/// Refuses tables with a shape with which the library cannot work. Reads only catalogs.
+/// Refuses tables of a shape with which the library cannot work. Reads only catalogs.
 pub(crate) fn shape(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     tables(client, names)?;
     sequence(client, names)
@@ -72,8 +72,8 @@ pub(super) fn tables(client: &mut impl GenericClient, names: &Names) -> Result<(
     uniqueness(client, names)
 }
 
-/// Refuses metadata of type `json` if a projection filters by it: one event that `jsonb` cannot hold
-/// (a NUL character, say) would be an error of each statement that reads past it.
+/// Refuses metadata of type `json` if a projection filters by it: a single event that `jsonb`
+/// cannot hold (because of a NUL character, say) would fail every statement that reads past it.
 pub(crate) fn metadata_is_jsonb(client: &mut impl GenericClient, names: &Names, projection: &str) -> Result<(), Error> {
     let events = names.events().to_string();
     let row = client
@@ -208,7 +208,7 @@ fn kind(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     visible(client, &[events])
 }
 
-/// Refuses tables of which a policy hides rows from the user.
+/// Refuses tables if a policy hides their rows from the user.
 pub(super) fn visible(client: &mut impl GenericClient, tables: &[String]) -> Result<(), Error> {
     let hidden = client
         .query_typed_opt(
@@ -248,8 +248,8 @@ fn uniqueness(client: &mut impl GenericClient, names: &Names) -> Result<(), Erro
     ))
 }
 
-/// Refuses a sequence that does not hand out each position once and in ascending order, on which
-/// the safe head relies.
+/// Refuses a sequence that does not hand out each position once and in ascending order. The safe
+/// head relies on this.
 pub(super) fn sequence(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
     let found = sequence::find(client, names).map_err(Error::database("reading the sequence of the positions"))?;
     let Some(sequence) = found else { return Ok(()) };

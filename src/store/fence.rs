@@ -1,16 +1,18 @@
 //! The fence: what a runner loads, and the only statements that move a position.
 //!
-//! *Invariants.* A position changes only by [`advance`](Statements::advance), which names the row's
-//! token, the position from which it moves, the generation and the worker (I1, I4). A worker that
-//! lost the row, or that did not learn that its commit succeeded, changes nothing and must not
-//! commit. Because of the token, a batch that was begun before a row was taken away cannot commit
-//! after the same worker has got the row back, at the same position. And a position changes only in
-//! the transaction that [`mark`] has marked: a handler that ended this transaction has committed or
-//! rolled back what belongs to the batch, so the rest must not be committed either.
+//! *Invariants.* A position changes only by [`advance`](Statements::advance), or by
+//! [`note`](Statements::note) if no event was handled. Both name the row's token, the position from
+//! which it moves, the generation and the worker (I1, I4). A worker that lost the row, or that did
+//! not learn that its commit succeeded, changes nothing and must not commit. Because of the token,
+//! a batch that was begun before a row was taken away cannot commit after the same worker has got
+//! the row back, at the same position. `advance` works only in the transaction that [`mark`] has
+//! marked: a handler that ended this transaction has committed or rolled back what belongs to the
+//! batch, so the rest must not be committed either.
 //!
 //! These statements are executed beside a handler, under the settings of the application: its
-//! search path, its role. So each function, operator and type in them is qualified. The order of
-//! the path would not be enough, because a function whose types match exactly wins over it.
+//! search path, its role. So each function, operator and type in them is qualified. To put
+//! `pg_catalog` first in the path would not be enough: the server prefers a function whose argument
+//! types match exactly, wherever it is in the path.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -60,8 +62,8 @@ pub(crate) struct Owner {
 }
 
 /// Distinguishes a transaction from all that follow it: a setting that the server resets when the
-/// transaction ends, in whatever way. Its id would also do, but a transaction that has an id
-/// prevents the removal of dead rows, even while its handler has written nothing.
+/// transaction ends, in any way. The transaction's id would also work, but a transaction that has
+/// an id prevents the removal of dead rows, even while its handler has written nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mark(String);
 
@@ -76,7 +78,7 @@ pub(crate) enum Advanced {
     OtherTransaction,
 }
 
-/// The checkpoints that were loaded of a projection.
+/// The checkpoints of a projection that were loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Owned {
     pub(crate) rows: Vec<Checkpoint>,
@@ -97,8 +99,8 @@ pub(super) const REPORTED: [&str; 6] =
 /// The setting by which a transaction is marked.
 const MARK: &str = "pupsourcing_orchestrator.batch";
 
-/// What a row reports of its owner's work says nothing any more once the row is beyond the recorded
-/// attempt.
+/// Clears what the owner has reported in a row, unless the recorded attempt is above the new
+/// position: the report was about events that are now processed.
 const NOTHING_REPORTED: &str =
     "state = CASE WHEN attempt_position OPERATOR(pg_catalog.>) $5 THEN state ELSE 'running' END,
      error = CASE WHEN attempt_position OPERATOR(pg_catalog.>) $5 THEN error END,
@@ -211,8 +213,8 @@ impl Statements {
 
 /// Marks the transaction, so that [`advance`](Statements::advance) recognises it. A frozen process
 /// must not keep its row locks, so the server ends the transaction if it is idle for `idle_limit`.
-/// Other workers end it sooner if they may: they find a session that is the worker's own by a lock.
-/// A handler may release that lock by mistake, so the transaction holds one as well.
+/// Other workers end it sooner if they have the privilege: they find the worker's own sessions by
+/// a lock. A handler may release that lock by mistake, so the transaction holds one as well.
 pub(crate) fn mark(
     tx: &mut Transaction<'_>,
     sessions: Sessions,
@@ -223,7 +225,7 @@ pub(crate) fn mark(
         Some(worker) => format!("; SELECT pg_catalog.pg_try_advisory_xact_lock_shared({})", locks::own(worker)),
         None => String::new(),
     };
-    // Not a prepared statement: the transaction would keep its snapshot until the next statement.
+    // A prepared statement would leave the transaction with a snapshot until the next statement.
     tx.batch_execute(&format!(
         "SET LOCAL {MARK} = '{}'; SET LOCAL idle_in_transaction_session_timeout = {}{findable}",
         mark.0,
@@ -232,8 +234,8 @@ pub(crate) fn mark(
     Ok(mark)
 }
 
-/// Whether this is still the transaction that was marked. A transaction in which a statement has
-/// failed, and which answers nothing any more, is assumed to be.
+/// Returns whether this is still the transaction that was marked. If a statement has failed in the
+/// transaction, the server refuses to answer, and the transaction is assumed to be the marked one.
 pub(crate) fn is_marked(client: &mut impl GenericClient, mark: &Mark) -> Result<bool, postgres::Error> {
     let sql = format!("SELECT pg_catalog.current_setting('{MARK}', true)");
     match client.query_typed_one(&sql, &[]) {
@@ -243,8 +245,9 @@ pub(crate) fn is_marked(client: &mut impl GenericClient, mark: &Mark) -> Result<
     }
 }
 
-/// Merges a row into another at the same position. What is reported of the one with more attempts is
-/// kept. Returns false if either is no longer this worker's. Locks them in the order of their tokens, as a deal does.
+/// Merges a row into another at the same position, and keeps the report of the row with more
+/// attempts. Returns false if either row is no longer this worker's. Locks the rows in the order of
+/// their tokens, as a deal does.
 pub(crate) fn merge(
     client: &mut impl GenericClient,
     names: &Names,
@@ -254,7 +257,7 @@ pub(crate) fn merge(
 ) -> Result<bool, postgres::Error> {
     let gone_is_later =
         "coalesce(gone.last_event_position OPERATOR(pg_catalog.>) coalesce(kept.last_event_position, 0), false)";
-    // A recorded attempt first, as a deal and a runner's memory have it.
+    // A row with a recorded attempt comes first, as in a deal and in a runner's memory.
     let gone_is_worse = "ROW(gone.attempt_position IS NOT NULL, gone.attempts)
         OPERATOR(pg_catalog.>) ROW(kept.attempt_position IS NOT NULL, kept.attempts)";
     let reported = REPORTED

@@ -1,14 +1,15 @@
-//! Whether the checkpoints of a projection can be used, and are owned as the last deal says. In SQL,
-//! because the coordinator's view needs only the answer, and there may be thousands of rows.
+//! Inspects whether the checkpoints of a projection can be used, and whether they are owned as the
+//! last deal says. The server does this, because the coordinator's view needs only the answer, and
+//! there may be thousands of rows.
 //!
 //! Workers change owners and keys only by a deal, which records a [digest](digest_sql) of them. So
-//! another digest means that the rows were changed by hand. Positions are not compared: the fence
-//! does that.
+//! a different digest means that the rows were changed by hand. Positions are not compared: the
+//! fence does that.
 
 use super::names::Names;
 
-/// A digest of who owns which keys of projection `p`: the same before and after a lane's rows are
-/// merged. NULL if there are no rows.
+/// A digest of which workers own which keys of projection `p`. It stays the same when rows of one
+/// lane are merged. NULL if there are no rows.
 pub(super) fn digest_sql(names: &Names) -> String {
     names.sql(
         "(SELECT hashtextextended(string_agg(concat_ws(' ', owned.generation, owned.worker_id, owned.lane, owned.keys, owned.size),
@@ -19,8 +20,8 @@ pub(super) fn digest_sql(names: &Names) -> String {
     )
 }
 
-/// The name of what is found of projection `p`. Only if the digest is another one is the cover of
-/// the keys computed.
+/// The name of what is found for projection `p`. The server computes the cover of the keys only if
+/// the digest differs.
 pub(super) fn found_sql(names: &Names) -> String {
     names.sql_with(
         "CASE WHEN {digest} = p.dealt_as THEN 'as dealt'

@@ -2,7 +2,7 @@
 //!
 //! A count, then for each range its length in bytes and its own binary form: a flags byte, then
 //! each finite bound as a length and a value. The server always sends canonical ranges: lower bound
-//! inclusive, upper exclusive, both finite within our key space. Source: `multirange_send` and
+//! inclusive, upper exclusive, both finite within the key space. Source: `multirange_send` and
 //! `range_send` in PostgreSQL's `multirangetypes.c` and `rangetypes.c`.
 
 use bytes::{BufMut, BytesMut};
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn rubbish_is_an_error() {
+    fn malformed_bytes_are_an_error() {
         for wire in [&[0, 0][..], &[0, 0, 0, 1], &[0, 0, 0, 1, 0, 0, 0, 17, 1, 0]] {
             assert!(KeySet::from_sql(&Type::INT4MULTI_RANGE, wire).is_err());
         }
@@ -120,14 +120,14 @@ mod tests {
         }
 
         #[test]
-        fn no_rubbish_panics(wire in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn random_bytes_cause_no_panic(wire in prop::collection::vec(any::<u8>(), 0..80)) {
             let _: Result<KeySet, _> = KeySet::from_sql(&Type::INT4MULTI_RANGE, &wire);
         }
 
         /// A changed byte gives an error or another set, but no panic. A truncated value is always
         /// an error.
         #[test]
-        fn no_damage_panics(keys in key_sets(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        fn damaged_bytes_cause_no_panic(keys in key_sets(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
             let mut wire = written(&keys);
             let at = at.index(wire.len());
             prop_assert!(KeySet::from_sql(&Type::INT4MULTI_RANGE, &wire[..at]).is_err());

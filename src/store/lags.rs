@@ -22,7 +22,7 @@ pub(crate) struct Lag {
 /// The lags of a replica set's projections.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Lags {
-    /// Of those that its workers process, or should.
+    /// The lags of the projections that its workers process or should process.
     pub(crate) measured: Vec<Lag>,
     /// How many projections no living worker knows. They are not behind: no worker wants to
     /// process them.

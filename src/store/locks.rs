@@ -1,32 +1,32 @@
 //! Session locks: how workers detect that another worker has died, and find its sessions.
 //!
-//! Each connection of a worker holds an advisory lock whose class says whose it is. The server
+//! Each connection of a worker holds an advisory lock whose class identifies the worker. The server
 //! releases it as soon as the connection ends. The worker's row names the session of its
 //! coordinator: the worker is alive as long as that session holds its lock. If the process is
 //! frozen and the worker is declared dead, other workers find all its sessions by the class and end
 //! them, because a frozen process must not keep row locks.
 //!
 //! Every role can see these locks and take similar ones. So each connection's lock has a random
-//! second number: no connection waits for the lock of another, nor for one that a stranger has
-//! taken. And a lock means "alive" only in the session that the row names, so a stranger cannot
-//! keep a dead worker alive.
+//! second number: no connection waits for the lock of another connection, or for a lock that
+//! another role has taken. A lock means "alive" only in the session that the row names, so another
+//! role cannot make a dead worker seem alive.
 
 use super::names::Names;
 use crate::plan::WorkerId;
 
-/// The class of a worker's locks. A worker's id is random, so that this is as well.
+/// The class of a worker's locks. It is random, because a worker's id is.
 pub(crate) fn class(worker: WorkerId) -> i32 {
     worker.0.as_fields().0.cast_signed()
 }
 
-/// A lock of a worker's connection as a function's arguments, in SQL. They are qualified for any
-/// search path.
+/// A lock of a worker's connection, as the arguments of a locking function, in SQL. They are
+/// qualified, because the search path is unknown.
 pub(crate) fn own(worker: WorkerId) -> String {
     format!("{}, pg_catalog.uuid_hash(pg_catalog.gen_random_uuid())", class(worker))
 }
 
 /// Which rows of `pg_locks l` are granted advisory locks with a class in this database, in SQL. A
-/// prepared transaction may hold one, too, but it is no session.
+/// prepared transaction may hold one, too, but it is not a session.
 pub(crate) const IS_ADVISORY: &str = "l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.pid IS NOT NULL \
      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 

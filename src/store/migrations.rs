@@ -2,10 +2,10 @@
 
 use postgres::error::SqlState;
 use postgres::types::Type;
-use postgres::{Client, Transaction};
+use postgres::{Client, Row, Transaction};
 
 use super::names::{Names, Own};
-use super::session::{Session, Sessions};
+use super::session::{PATIENCE, Session, Sessions};
 use super::{event_tables, privileges};
 use crate::backoff::Mentions;
 use crate::error::{Error, field};
@@ -47,12 +47,12 @@ impl Names {
 }
 
 /// Brings the schema up to date. Any number of processes may do it at once: they take turns. A
-/// process whose turn does not come within the time to wait for locks fails, and logs who holds the
-/// lock, if that is due. A schema that is up to date needs no turn, so that no session can keep workers
-/// from starting.
+/// process whose turn does not come within the lock timeout fails, and logs which session holds the
+/// lock, if a log line is due. A schema that is up to date needs no turn, so that no session can
+/// keep workers from starting.
 pub(crate) fn migrate(client: Client, names: &Names, waits: &mut Mentions) -> Result<(), Error> {
-    // Each transaction states the settings on which it relies, whatever the connection was used
-    // for.
+    // Each transaction states the settings on which it relies, because the connection may have been
+    // used for something else.
     let doing = "beginning the migration";
     let mut session = Session::of(client, Sessions::Shared)?;
     let mut tx = session.transaction().map_err(Error::database(doing))?;
@@ -71,8 +71,8 @@ pub(crate) fn migrate(client: Client, names: &Names, waits: &mut Mentions) -> Re
         }
         return Err(Error::Database { doing: "waiting for the migration lock", source: error });
     }
-    // Another process may have migrated meanwhile. The session remembers that there was no table
-    // until a lock on a relation, the first of its kind in this transaction, lets it hear the news.
+    // Another process may have migrated meanwhile. The server has cached for this session that
+    // there is no table. The first lock on a relation in this transaction updates that cache.
     tx.batch_execute("SELECT FROM pg_class LIMIT 1").map_err(Error::database(doing))?;
     if is_up_to_date(&mut tx, names)? {
         return Ok(());
@@ -91,8 +91,8 @@ pub(crate) fn migrate(client: Client, names: &Names, waits: &mut Mentions) -> Re
     Ok(())
 }
 
-/// Whether the schema has this library's version or a later one with which it works, and the tables
-/// are acceptable. If not acceptable, that is the error.
+/// Returns whether the schema has this library's version or a later one. It is an error if the
+/// library does not work with the later version, or if the tables are not acceptable.
 fn is_up_to_date(tx: &mut Transaction<'_>, names: &Names) -> Result<bool, Error> {
     let Some(applied) = applied(tx, names)?.filter(|applied| applied.version >= VERSION) else { return Ok(false) };
     applied.verify_works()?;
@@ -100,7 +100,7 @@ fn is_up_to_date(tx: &mut Transaction<'_>, names: &Names) -> Result<bool, Error>
     Ok(true)
 }
 
-/// Logs which session holds the migration lock, if it still does.
+/// Logs which session holds the migration lock, if one still does.
 fn log_holder(session: &mut Session, names: &Names) {
     let sql =
         "SELECT l.pid, coalesce(a.usename::text, '') FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
@@ -108,7 +108,10 @@ fn log_holder(session: &mut Session, names: &Names) {
                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended($1, 0)";
     let table = names.migrations().to_string();
-    let holders = session.run(|client| client.query_typed(sql, &[(&table, Type::TEXT)]));
+    log_holders(names, session.run(|client| client.query_typed(sql, &[(&table, Type::TEXT)])));
+}
+
+fn log_holders(names: &Names, holders: Result<Vec<Row>, postgres::Error>) {
     for holder in holders.iter().flatten() {
         let (pid, user): (i32, &str) = (holder.get(0), holder.get(1));
         log::warn!(
@@ -119,7 +122,8 @@ fn log_holder(session: &mut Session, names: &Names) {
     }
 }
 
-/// If the preamble has refused something, its message is the error.
+/// The error of a failed preamble. If the preamble itself refused something, its message is the
+/// problem.
 fn refused(doing: &'static str, error: postgres::Error) -> Error {
     match error.as_db_error().filter(|error| *error.code() == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) {
         Some(refusal) => Error::Schema {
@@ -178,8 +182,8 @@ pub(crate) fn applied(tx: &mut Transaction<'_>, names: &Names) -> Result<Option<
     Ok(version.zip(works_from).map(|(version, works_from)| Applied { version, works_from }))
 }
 
-/// Reads the version of the schema. That there is none, or that this library does not work with it,
-/// is an error.
+/// Reads the version of the schema. It is an error if there is none, or if this library does not
+/// work with it.
 pub(crate) fn required(tx: &mut Transaction<'_>, names: &Names) -> Result<Applied, Error> {
     let Some(applied) = applied(tx, names)? else {
         return Err(Error::Schema {
@@ -193,21 +197,36 @@ pub(crate) fn required(tx: &mut Transaction<'_>, names: &Names) -> Result<Applie
     Ok(applied)
 }
 
-/// Waits until no other process executes the application's migration, and begins the transaction
-/// that keeps them out.
+/// Waits until no other process executes the application's migration, for as long as that takes,
+/// and keeps the others out until the transaction ends. Logs which session it waits for.
+///
+/// The lock is that of a table on which only workers and the migrating role have privileges, so no
+/// stranger can take it. Its mode conflicts with itself, and not with what workers do.
 #[cfg(feature = "cli")]
-pub(crate) fn turn_of_application<'c>(client: &'c mut Client, names: &Names) -> Result<Transaction<'c>, Error> {
+pub(crate) fn begin_turn_of_application(client: &mut Client, names: &Names) -> Result<(), Error> {
     let doing = "waiting for the application's migration in another process";
-    let mut tx = client.transaction().map_err(Error::database(doing))?;
     // The transaction is idle for as long as the migration takes.
-    let key = format!("the application beside {}", names.migrations());
-    tx.batch_execute("SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = 0")
-        .and_then(|()| {
-            let sql = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 0))";
-            tx.query_typed(sql, &[(&key, Type::TEXT)])
-        })
-        .map_err(Error::database(doing))?;
-    Ok(tx)
+    let begin = names.sql_with(
+        "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0;
+         SET LOCAL lock_timeout = '{patience}'; LOCK TABLE {replica_sets} IN SHARE UPDATE EXCLUSIVE MODE",
+        &[("patience", &PATIENCE)],
+    );
+    let mut waits = Mentions::default();
+    while let Err(error) = client.batch_execute(&begin) {
+        if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
+            return Err(Error::Database { doing, source: error });
+        }
+        client.batch_execute("ROLLBACK").map_err(Error::database(doing))?;
+        if waits.is_due() {
+            let sql = "SELECT l.pid, coalesce(a.usename::text, '')
+                       FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+                       WHERE l.mode = 'ShareUpdateExclusiveLock' AND l.granted AND l.relation = pg_catalog.to_regclass($1)
+                       AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
+            let table = names.own(Own::ReplicaSets).to_string();
+            log_holders(names, client.query_typed(sql, &[(&table, Type::TEXT)]));
+        }
+    }
+    Ok(())
 }
 
 fn preamble(names: &Names) -> String {

@@ -1,4 +1,4 @@
-//! The names of schema and tables: validated once, quoted always.
+//! The names of schema and tables. They are validated once, and quoted in every statement.
 
 use std::fmt;
 
@@ -43,7 +43,7 @@ impl Names {
         self
     }
 
-    /// The schema of the events and aggregate heads, if it is a different one. Defaults to
+    /// The schema of the events and aggregate heads, if they have another one. Defaults to
     /// [`schema`](Self::schema).
     pub fn events_schema(mut self, name: impl Into<String>) -> Self {
         self.events_schema = Some(name.into());
@@ -89,7 +89,7 @@ impl Names {
         self.check_distinct()
     }
 
-    /// Refuses equal names of two tables.
+    /// Refuses two tables with the same name.
     fn check_distinct(&self) -> Result<(), Error> {
         let mut taken: Vec<String> = Own::ALL.iter().map(|own| self.own(*own).to_string()).collect();
         for (field, table) in [("events_table", self.events()), ("aggregate_heads_table", self.aggregate_heads())] {
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_accepted_work_and_refused_ones_are_named() {
+    fn accepted_names_work_and_refusals_name_the_field() {
         let client = RefCell::new(testing::connect());
         let accepted = Cell::new(0);
         let config = ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() };

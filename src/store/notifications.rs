@@ -15,9 +15,9 @@ pub(crate) const COORDINATION_CHANNEL: &str = "pupsourcing_coordination";
 /// The channel for hints that events were appended. Its payload names the events table.
 pub(crate) const EVENTS_CHANNEL: &str = "pupsourcing_events";
 
-/// Notifies the workers of a replica set that something has changed: after the commit, because a
-/// queue of notifications that another role has filled must not undo the change. A failure is only
-/// logged, when that is due: the workers poll as well.
+/// Notifies the workers of a replica set that something has changed. The caller has committed the
+/// change: if another role has filled the queue of notifications, this must not undo the change. A
+/// failure is only logged, if a log line is due, because the workers poll as well.
 pub(crate) fn notify_coordination(session: &mut Session, names: &Names, replica_set: &str, failures: &mut Mentions) {
     let payload = coordination_payload(names, replica_set);
     let notified = session.run(|client| notify(client, COORDINATION_CHANNEL, &payload));

@@ -58,14 +58,14 @@ impl Version {
 const POOLER: &str = "a pooler needs session mode; or transaction mode with heartbeats_only(), if it supports prepared \
                       statements (PgBouncer does since 1.21, with max_prepared_statements above 0)";
 
-/// How long the second connection occupies its session: the pooler may have no other one for the
-/// first, which then waits for it.
+/// How long the second connection occupies its session. The pooler may have no other session for
+/// the first connection, which then waits this long.
 const OCCUPATION: &str = "2s";
 
-/// Refuses a pooler that does not support what the library needs of it: two connections of this
-/// worker must not share a session where it relies on sessions of its own; and a statement that was
-/// prepared in one session has to work in another where it does not. `other` occupies the session
-/// that `one` has just used, if it can get it.
+/// Refuses a pooler that does not support what the library needs. If this worker relies on sessions
+/// of its own, its connections must not share a session. Otherwise a statement that was prepared in
+/// one session has to work in another. `other` occupies the session that `one` has just used, if it
+/// can get it.
 pub(crate) fn pooler(one: &mut Client, other: &mut Client, sessions: Sessions) -> Result<(), Error> {
     match share_a_session(one, other) {
         Ok(false) => Ok(()),
@@ -80,14 +80,14 @@ pub(crate) fn pooler(one: &mut Client, other: &mut Client, sessions: Sessions) -
     }
 }
 
-/// Whether these two connections have the same session by turns, or one of them has several.
+/// Returns whether the two connections use the same session in turn, or one of them uses several.
 fn share_a_session(one: &mut Client, other: &mut Client) -> Result<bool, postgres::Error> {
     let own_session = one.prepare("SELECT pg_catalog.pg_backend_pid()")?;
     let first: i32 = one.query_one(&own_session, &[])?.get(0);
     other.batch_execute(&format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = '{OCCUPATION}'"))?;
     let occupied: i32 = other.query_typed_one("SELECT pg_catalog.pg_backend_pid()", &[])?.get(0);
     let second: i32 = one.query_one(&own_session, &[])?.get(0);
-    // It may have ended by itself.
+    // The server may have ended the transaction already.
     _ = other.batch_execute("ROLLBACK");
     Ok(first != second || first == occupied)
 }
@@ -141,7 +141,7 @@ impl Warning {
 }
 
 /// Refuses a schema with which this library cannot work, and a user without the privileges.
-/// Otherwise returns the warnings. `path` is the application's.
+/// Otherwise returns the warnings. `path` is the application's search path.
 pub(crate) fn schema(
     session: &mut Session,
     names: &Names,
@@ -156,7 +156,8 @@ pub(crate) fn schema(
     event_tables::shape(&mut tx, names)?;
     event_tables::positions(&mut tx, names)?;
     scopes(&mut tx, names, projections)?;
-    let mut warnings = writable_schemas(&mut tx, path).map_err(Error::database("reading who may create what"))?;
+    let mut warnings =
+        writable_schemas(&mut tx, names, path).map_err(Error::database("reading who may create what"))?;
     warnings
         .extend(sequence_warning(&mut tx, names).map_err(Error::database("reading the sequence of the positions"))?);
     Ok(warnings)
@@ -170,7 +171,11 @@ pub(super) fn scopes(tx: &mut Transaction<'_>, names: &Names, projections: &[Kno
     }
 }
 
-pub(super) fn writable_schemas(tx: &mut Transaction<'_>, path: &[String]) -> Result<Vec<Warning>, postgres::Error> {
+pub(super) fn writable_schemas(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    path: &[String],
+) -> Result<Vec<Warning>, postgres::Error> {
     let rows = tx.query_typed(
         "SELECT n.nspname::text, string_agg(DISTINCT coalesce(r.rolname::text, 'PUBLIC'), ', ')
          FROM pg_namespace n JOIN pg_database d ON d.datname = current_database()
@@ -179,9 +184,11 @@ pub(super) fn writable_schemas(tx: &mut Transaction<'_>, path: &[String]) -> Res
              UNION SELECT n.nspowner) AS creator (role)
          LEFT JOIN pg_roles r ON r.oid = creator.role
          WHERE n.nspname = ANY ($1) AND r.rolsuper IS NOT TRUE AND creator.role <> d.datdba
+         AND creator.role IS DISTINCT FROM (SELECT relowner FROM pg_class WHERE oid = to_regclass($2))
          AND r.rolname IS DISTINCT FROM current_user AND r.rolname IS DISTINCT FROM 'pg_database_owner'
          GROUP BY 1 ORDER BY 1",
-        &[(&path, Type::TEXT_ARRAY)],
+        // The owner of the library's tables is trusted: its triggers would run as the workers.
+        &[(&path, Type::TEXT_ARRAY), (&names.migrations().to_string(), Type::TEXT)],
     )?;
     Ok(rows.iter().map(|row| Warning::WritableSchema { schema: row.get(0), roles: row.get(1) }).collect())
 }
@@ -206,8 +213,8 @@ pub(super) fn hash_probe(tx: &mut Transaction<'_>, names: &Names) -> Result<(), 
     }
     Err(Error::UnsupportedServer {
         problem: "its hashtextextended() gives other values than when the schema was created, so the checkpoints' keys no \
-                  longer mean the same events: run on a server of the same byte order and hash function, or rebuild the \
-                  projections in a new schema"
+                  longer mean the same events: use a database of the same encoding, on a server of the same byte order and \
+                  hash function, or rebuild the projections in a new schema"
             .into(),
     })
 }
@@ -260,7 +267,7 @@ mod tests {
     #[test]
     fn an_old_server_and_a_standby_are_refused() {
         let version = |number, text: &str, is_in_recovery| Version { number, text: text.into(), is_in_recovery };
-        // Its standby is no better.
+        // A standby of an old server is refused for its version, too.
         for is_in_recovery in [false, true] {
             let error = version(130_023, "13.23 (Debian 13.23-1)", is_in_recovery).is_supported().unwrap_err();
             let old = error.to_string();

@@ -1,5 +1,5 @@
-//! Verifies that the user has the privileges for what the library is about to do. Checked first, so
-//! that the error names the missing privilege.
+//! Verifies that the user has the privileges for what the library is about to do. This happens
+//! first, so that the error names the missing privilege.
 
 use postgres::Transaction;
 use postgres::types::Type;
@@ -7,14 +7,14 @@ use postgres::types::Type;
 use super::names::{Names, Own};
 use crate::error::Error;
 
-/// Refuses to work as a user who may not read or write what a worker reads and writes. The
-/// privileges for reading the schema's version have been checked by [`to_read`].
+/// Refuses a user who may not read or write what a worker reads and writes. [`to_read`] has checked
+/// the privileges for reading the schema's version.
 pub(super) fn to_work(tx: &mut Transaction<'_>, names: &Names) -> Result<(), Error> {
     missing(tx, names)?.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// Returns the privileges that a worker needs and this user lacks, as errors. Without the use of a
-/// schema it does not look into it.
+/// Returns the privileges that a worker needs and this user lacks, as errors. If the user lacks
+/// USAGE on a schema, the tables are not examined.
 pub(super) fn missing(tx: &mut Transaction<'_>, names: &Names) -> Result<Vec<Error>, Error> {
     let lacking = lacking(tx, Object::Schema, &schemas(names))?;
     if lacking.is_empty() { self::lacking(tx, Object::Table, &tables(names)) } else { Ok(lacking) }
@@ -23,12 +23,12 @@ pub(super) fn missing(tx: &mut Transaction<'_>, names: &Names) -> Result<Vec<Err
 /// An object's name, and a privilege on it.
 type Needed = (String, &'static str);
 
-/// The schemas in which a worker looks for tables. Those cannot be looked up without.
+/// The schemas in which a worker looks for tables. Without USAGE it cannot look tables up.
 fn schemas(names: &Names) -> Vec<Needed> {
     ["\"{schema}\"", "\"{events_schema}\""].map(|schema| (names.sql(schema), "USAGE")).into()
 }
 
-/// What a worker needs of tables.
+/// The privileges on tables that a worker needs.
 fn tables(names: &Names) -> Vec<Needed> {
     let mut needed = vec![(names.events().to_string(), "SELECT")];
     for own in [Own::ReplicaSets, Own::Generations, Own::Workers, Own::Projections, Own::Checkpoints] {
@@ -105,8 +105,8 @@ fn demand(tx: &mut Transaction<'_>, object: Object, name: &str, privilege: &'sta
     lacking(tx, object, &[(name.to_owned(), privilege)])?.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// Returns false if there is no such object. To look for a table in a schema on which the user has
-/// no USAGE is an error.
+/// Returns false if there is no such object. It is an error to look for a table in a schema on
+/// which the user has no USAGE.
 fn demand_if_there(
     tx: &mut Transaction<'_>,
     object: Object,
@@ -120,11 +120,12 @@ fn demand_if_there(
     }
 }
 
-/// What the user lacks of these, as errors in the same order; also what does not exist. One
-/// statement for all of them: a start takes as many round trips as it has statements.
+/// Returns the privileges that the user lacks, as errors in the same order; also for objects that
+/// do not exist. One statement examines all of them, because each statement costs a start one round
+/// trip.
 fn lacking(tx: &mut Transaction<'_>, object: Object, needed: &[Needed]) -> Result<Vec<Error>, Error> {
-    // By `to_regnamespace`, which reads an identifier: has_schema_privilege('"s"', …) would treat
-    // the quotes as a part of the name.
+    // `to_regnamespace` reads an identifier; has_schema_privilege('"s"', …) would treat the quotes
+    // as a part of the name.
     let has = match object {
         Object::Schema => "has_schema_privilege(to_regnamespace(name)::oid, privilege)",
         Object::Table => "has_table_privilege(to_regclass(name)::oid, privilege)",

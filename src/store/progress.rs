@@ -15,11 +15,11 @@ pub(crate) struct Standing {
     pub(crate) position: Option<i64>,
     /// How many positions are left up to the goal, on average over its keys.
     pub(crate) left: f64,
-    /// The error at which it has halted before the goal since this worker registered, on any
-    /// worker. What was reported before may be about to be tried again.
+    /// The error at which any worker has halted it before the goal since this worker registered.
+    /// Earlier reports do not count, because those attempts may be about to be repeated.
     pub(crate) halted: Option<String>,
     pub(crate) is_paused: bool,
-    /// Why it is processed by no worker although this one runs.
+    /// Why no worker processes it although this one runs.
     pub(crate) fault: Option<String>,
 }
 

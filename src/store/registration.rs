@@ -1,4 +1,4 @@
-//! What a worker states when it registers. In a file of its own, because both coordination and
+//! What a worker states when it registers. It has a file of its own, because both coordination and
 //! checkpoints need it.
 
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub(crate) struct Registration {
     pub(crate) projections: Vec<Known>,
     /// The number of lanes into which it cuts its part of each projection.
     pub(crate) lanes: usize,
-    /// Whether its connections are sessions of its own, found by locks.
+    /// Whether its connections are sessions of its own, which other workers find by locks.
     pub(crate) sessions: Sessions,
     pub(crate) stale_worker_timeout: Duration,
 }
@@ -32,7 +32,7 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// The names of several.
+    /// The names of these projections.
     pub(crate) fn names(projections: &[Self]) -> Vec<&str> {
         projections.iter().map(|known| known.name.as_str()).collect()
     }

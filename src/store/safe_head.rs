@@ -72,8 +72,8 @@ impl Probes {
         Ok(probe(&self.plain.query_one(client, sight(after, known))?, after, known))
     }
 
-    /// Does the same, and counts the workers of the replica set: one statement for everything that
-    /// a worker polls often.
+    /// Does the same, and counts the workers of the replica set. So one statement serves everything
+    /// that a worker polls often.
     pub(crate) fn look_with_census(
         &self,
         client: &mut Client,
@@ -86,8 +86,8 @@ impl Probes {
         Ok((probe(&row, after, known), Census { members: row.get(5), missing: row.get(6) }))
     }
 
-    /// Does the same without the sequence, while another session has locked it: then no hole is
-    /// passed.
+    /// Does the same without the sequence, for the time while another session has locked it. The
+    /// head passes no hole meanwhile.
     pub(crate) fn look_without_sequence(
         &self,
         client: &mut Client,
@@ -127,8 +127,8 @@ fn probe_sql(names: &Names, last: &str) -> String {
     )
 }
 
-/// A transaction that holds the lock which every writer of events holds. Unique among the
-/// transactions that are open at the same time.
+/// A transaction that holds the lock that every writer of events holds. The two fields identify it
+/// among the transactions that are open at the same time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Holder {
     /// Its virtual transaction id, which it keeps when it is prepared. After a restart of the
@@ -160,7 +160,7 @@ impl Holders {
     }
 }
 
-/// Reads what is known of some holders, for the operator.
+/// Reads what is known about some holders, for the operator.
 pub(crate) fn describe_holders(client: &mut Client, holders: &[Holder]) -> Result<Vec<HeadBlocker>, postgres::Error> {
     // The server may hide the state of another role's backend, and when its transaction began.
     let sql =

@@ -21,8 +21,8 @@ pub(crate) struct PositionSequence {
 /// The last position that the sequence has handed out, in SQL: 0 before the first, if that is 1,
 /// and NULL if there is no sequence.
 ///
-/// Read from the sequence itself and not by a function: `pg_sequence_last_value` waits for an
-/// `ALTER SEQUENCE` that is in progress. The value is seen at once, not through a snapshot.
+/// It is read from the sequence itself, because the function `pg_sequence_last_value` waits for an
+/// `ALTER SEQUENCE` that is in progress. A new value is visible at once, not through a snapshot.
 pub(super) fn last_sql(sequence: Option<&PositionSequence>) -> String {
     let Some(PositionSequence { name, .. }) = sequence else { return "NULL::bigint".into() };
     format!("(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM {name})")

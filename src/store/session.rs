@@ -1,8 +1,8 @@
-//! The settings on which the library's statements rely, in one place: a server, a database, a role
-//! or a handler may have set something else.
+//! The settings on which the library's statements rely, in one place. The library sets them,
+//! because a server, a database, a role or a handler may have set something else.
 //!
 //! Where a worker's connections are sessions of its own, a connection sets them once. Behind a
-//! pooler in transaction mode a session serves many clients: there, each transaction sets them for
+//! pooler in transaction mode a session serves many clients. There, each transaction sets them for
 //! itself and leaves nothing behind.
 
 use std::fmt::Write as _;
@@ -19,7 +19,7 @@ use crate::plan::WorkerId;
 /// transaction of the library may be idle before the server ends it. So neither a frozen process
 /// nor a long `ALTER TABLE` blocks a thread for longer. It is much shorter than any
 /// `stale_worker_timeout`; otherwise a frozen worker could keep the other workers from evicting it.
-const PATIENCE: &str = "3s";
+pub(super) const PATIENCE: &str = "3s";
 
 /// The settings on which every statement of the library relies, by name and value.
 ///
@@ -126,8 +126,8 @@ impl Session {
     /// Takes a connection that may come from a pool.
     pub(crate) fn new(mut client: PooledClient, sessions: Sessions) -> Result<Self, postgres::Error> {
         if let Some(worker) = sessions.member() {
-            // A lock that a stranger has taken, which takes luck, is an error after the time to
-            // wait for locks.
+            // In the unlikely case that another role has taken this lock, it is an error after the
+            // lock timeout.
             client.batch_execute(&format!(
                 "{settings}; {without_timeout}; SELECT pg_catalog.pg_advisory_lock_shared({own})",
                 settings = statements("SET", LIBRARY),
@@ -171,7 +171,7 @@ impl Session {
         }
         let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}", self.local_settings());
         if let Err(error) = self.client.batch_execute(&begin) {
-            // BEGIN may have succeeded, and setting the settings failed.
+            // BEGIN may have succeeded before a setting failed.
             _ = self.client.batch_execute("ROLLBACK");
             return Err(wrap(error));
         }
@@ -206,7 +206,7 @@ impl Session {
     }
 
     /// Begins a transaction of the library on a connection for handlers. A policy that hides rows
-    /// is an error, and the time to wait for a lock is limited as elsewhere.
+    /// is an error, and the waiting for a lock is limited as elsewhere.
     pub(crate) fn transaction_without_policies(&mut self) -> Result<Transaction<'_>, postgres::Error> {
         let mut tx = self.transaction()?;
         let settings = [("row_security", "off"), ("lock_timeout", PATIENCE), SILENCE];
@@ -224,12 +224,13 @@ impl Session {
         self.client.is_closed()
     }
 
-    /// Has the connection closed when it is dropped, so that the pool does not hand it out again.
+    /// Marks the connection to be closed when it is dropped, so that the pool does not hand it out
+    /// again.
     pub(crate) fn condemn(&mut self) {
         self.client.condemn();
     }
 
-    /// Why the server has ended the session, if it has told so in a notice.
+    /// Why the server has ended the session, if it has said so in a notice.
     pub(crate) fn farewell(&self) -> Option<SqlState> {
         self.client.farewell()
     }

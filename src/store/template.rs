@@ -31,8 +31,8 @@ impl Names {
             filled.push_str(before);
             let name = word(after);
             let value = name.and_then(value);
-            // An unknown placeholder is left to the server, which refuses it: no SQL begins with a
-            // brace.
+            // An unknown placeholder is left to the server, which refuses it: no token of SQL
+            // begins with a brace.
             debug_assert!(name.is_none() || value.is_some(), "unknown placeholder {name:?} in: {text}");
             rest = if let Some((name, value)) = name.zip(value) {
                 filled.push_str(&value);

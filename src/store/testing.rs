@@ -14,7 +14,8 @@ pub(crate) fn database() -> String {
     crate::testing::database().unwrap().url().to_owned()
 }
 
-/// A connection to a fresh database that has the schema, and the projection `p` of the replica set `set`.
+/// A connection to a fresh database that has the schema, and the projection `p` of the replica set
+/// `set`.
 pub(crate) fn connect_with_projection() -> Client {
     let mut client = connect();
     begin(&mut client);

@@ -39,8 +39,8 @@ impl Statements {
         })
     }
 
-    /// Loads the replica set as one snapshot shows it. Only if `inspects` are the checkpoints of its
-    /// projections read.
+    /// Loads the replica set in one snapshot. It reads the checkpoints of the projections only if
+    /// `inspects` is set.
     pub(crate) fn view(
         &self,
         client: &mut impl GenericClient,
@@ -101,7 +101,8 @@ impl Statements {
     }
 }
 
-/// The newest generation, the workers, and the projections as arrays, which only the first row has.
+/// The newest generation, the workers, and the projections as arrays. Only the first row has the
+/// arrays.
 fn view_sql(names: &Names) -> String {
     names.sql_with(
         "WITH held AS MATERIALIZED (
@@ -231,7 +232,7 @@ fn projections_of(row: &Row) -> Result<Vec<ProjectionView>, Error> {
             Some("whole") => Rows::Whole,
             Some(found) => Rows::Unusable(Fault::parse(found).unwrap_or(Fault::Torn)),
         };
-        // A fault that is not one of this version's still keeps the projection withdrawn.
+        // A fault that this version does not know still keeps the projection withdrawn.
         let withdrawn = fault.map(|fault| Fault::parse(fault).unwrap_or(Fault::Torn));
         Ok(ProjectionView { name: name.into(), desired, dealt, deal, rows, withdrawn })
     })
@@ -245,8 +246,8 @@ fn unclaimed_of(row: &Row) -> Vec<Unclaimed> {
     names.into_iter().zip(owners).map(of).collect()
 }
 
-/// A state that another version of the library or an operator has written. To interpret it as any
-/// other state could let two workers process one partition.
+/// The error for a state that another version of the library or an operator has written. To treat
+/// it as a known state could let two workers process one partition.
 fn unknown(whose: &str, state: &str) -> Error {
     Error::Schema {
         problem: format!(

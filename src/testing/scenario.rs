@@ -28,8 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What creates the tables of the read models.
 pub(super) enum Setup {
     Statements(String),
-    Code(Box<dyn Fn(&Database) -> Result<(), BoxError> + Send + Sync>),
+    Code(Box<Create>),
 }
+
+type Create = dyn Fn(&Database) -> Result<(), BoxError> + Send + Sync;
 
 /// Events, projections, and the read models that the projections build, in a database of their own.
 ///

@@ -287,9 +287,9 @@ fn looking_at_the_rows_costs_no_statement_of_its_own() {
     assert_eq!(others.filter(|statement| statement.text.contains("dealt_as")).count(), 1);
 }
 
-/// The SQL that README gives for this, beginning with the first block after the text.
+/// The SQL that the guide gives for this, beginning with the first block after the text.
 fn documented(after: &str) -> String {
-    let text = include_str!("../../README.md").split_once(after).unwrap().1;
+    let text = include_str!("../../src/guide/operating.md").split_once(after).unwrap().1;
     text.split_once("```sql\n").unwrap().1.split_once("```").unwrap().0.to_owned()
 }
 
@@ -315,7 +315,7 @@ impl Projection for OrdersPlaced {
 /// The recipe is executed as it is printed, while events arrive and workers process them.
 #[test]
 fn projection_is_rebuilt_in_place_as_documented() {
-    let recipe = documented("**To rebuild a projection**");
+    let recipe = documented("**In place.**");
     let database = database();
     let mut client = prepared(&database);
     client.batch_execute("CREATE TABLE orders_placed (id text PRIMARY KEY, times bigint NOT NULL)").unwrap();

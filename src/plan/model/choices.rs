@@ -90,7 +90,7 @@ impl World {
         clocks
     }
 
-    /// The moment at which every timeout that is over is seen to be over, and no living worker is
+    /// The moment at which every timeout that is over has its effect, and no living worker is
     /// suspected.
     pub(crate) fn fair_clock(&self) -> Clock {
         let stale = (0..self.processes.len()).filter(|worker| !self.is_up(*worker)).map(|worker| 1 << worker).sum();

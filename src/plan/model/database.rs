@@ -1,8 +1,8 @@
 //! What `store::coordination`, `store::deal` and `store::fence` do, in memory. `store::equivalence`
 //! verifies that both do the same.
 //!
-//! Where the SQL is more forgiving, this model is not: it reuses a checkpoint's id as soon as the
-//! id is free, so that the fence must not rely on ids that are unique forever.
+//! The model is stricter than the SQL: it reuses a checkpoint's id as soon as the id is free. So
+//! the fence must not rely on ids that are never reused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -130,7 +130,7 @@ pub(crate) struct Projection {
     pub(crate) dealt: DesiredState,
     /// The number of its last deal.
     pub(crate) deal: i64,
-    /// Who owned which keys right after it.
+    /// Which workers owned which keys right after that deal.
     pub(crate) dealt_as: Option<Owners>,
     pub(crate) fault: Option<Fault>,
 }
@@ -146,9 +146,9 @@ pub(crate) enum Edit {
     Forget,
     /// Deletes its checkpoints.
     DropRows,
-    /// Takes a checkpoint from its owner: the one at this index.
+    /// Takes the checkpoint at this index from its owner.
     Disown(usize),
-    /// Gives it to another worker: the one at this index.
+    /// Gives the checkpoint at the first index to the worker with the second.
     GiveTo(usize, usize),
 }
 
@@ -194,7 +194,7 @@ impl Database {
         Self { generation: None, workers, projections, rows: Vec::new(), next_token: 1, next_deal: 1, sabotage }
     }
 
-    /// As `store::view` does; `held` tells whether a worker's session lock is held.
+    /// Returns what `store::view` would load; `held` tells whether a worker's session lock is held.
     pub(crate) fn view(&self, clock: Clock, held: impl Fn(usize) -> bool) -> ClusterView {
         let moment = |long_ago: bool| if long_ago { LONG_AGO } else { NOW };
         let registered = self.workers.iter().enumerate().filter_map(|(worker, row)| row.map(|row| (worker, row)));
@@ -295,7 +295,7 @@ impl Database {
         }
     }
 
-    /// What an operator does by hand. Returns false if it changes nothing.
+    /// Changes rows as an operator does by hand. Returns false if nothing changes.
     pub(crate) fn edit(&mut self, projection: usize, edit: Edit) -> bool {
         let before = self.rows.len();
         let set = |row: Option<&mut Row>, worker: Option<usize>| {
@@ -315,7 +315,7 @@ impl Database {
         }
     }
 
-    /// The row of a projection with this index, by its keys.
+    /// The row at this index among those of the projection, in the order of their keys.
     fn nth(&mut self, projection: usize, at: usize) -> Option<&mut Row> {
         let mut rows: Vec<&mut Row> = self.rows.iter_mut().filter(|row| row.projection == projection).collect();
         rows.sort_by_key(|row| row.keys.ranges().to_vec());

@@ -5,7 +5,7 @@ use super::world::{Bounds, Life, Meanwhile, Runner, Step, Told, World};
 use crate::plan::{DesiredState, GenerationState, KeySet, WorkerState};
 
 impl World {
-    /// A period without faults, in which every worker does all it has to do.
+    /// Runs a period without faults, in which every worker does everything it has to do.
     pub(crate) fn fair_round(&mut self, bounds: &Bounds) {
         while !self.adrift.is_empty() {
             self.step(Step::Land(0), bounds);
@@ -20,7 +20,7 @@ impl World {
                 self.step(Step::Left(worker), bounds);
                 continue;
             }
-            // In the order in which the coordinator does it.
+            // The coordinator has the same order.
             self.change_as_member(worker);
             if self.processes[worker].seen.is_none() {
                 self.look(worker, bounds);

@@ -2,12 +2,12 @@
 //! Workers join, leave, crash, lose their connections, are declared dead while they live, and act
 //! late on what they saw, in every order.
 //!
-//! The model has no clocks: what a clock decides is decided in both ways. Within its [`Bounds`] the
-//! search is complete.
+//! The model has no clocks: where a clock decides, the search tries both outcomes. The search is
+//! complete within its [`Bounds`].
 //!
-//! It does not show that the SQL does what [`database`] does (`store::equivalence` does), nor how
-//! row locks and isolation levels affect two statements that run at the same time: here each
-//! transaction happens at one moment.
+//! The model does not show that the SQL does what [`database`] does: `store::equivalence` shows it.
+//! It also does not show how row locks and isolation levels affect two statements that run at the
+//! same time: in the model, each transaction happens at one moment.
 
 mod choices;
 pub(crate) mod database;
@@ -231,7 +231,7 @@ fn threads() -> usize {
     thread::available_parallelism().map_or(1, Into::into)
 }
 
-/// Breaks something, and expects that this property fails.
+/// Applies the sabotage, and asserts that the search finds this property violated.
 fn notices(sabotage: Sabotage, bounds: Bounds, expected: &'static str) {
     let finish = HasDiscoveries::AnyOf([expected].into());
     let cluster = Cluster::new(bounds, sabotage).checker();

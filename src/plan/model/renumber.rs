@@ -1,5 +1,5 @@
-//! Worlds that differ only in their tokens and in the numbers of their generations and deals are
-//! one.
+//! Makes worlds equal that differ only in their tokens and in the numbers of their generations and
+//! deals.
 
 use std::collections::BTreeMap;
 

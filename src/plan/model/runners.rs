@@ -1,4 +1,4 @@
-//! Runners: the batch each has in hand, and how it ends.
+//! Runners: the batch that each is processing, and how it ends.
 
 use std::cmp::Ordering;
 
@@ -6,7 +6,7 @@ use super::database::{Owner, Row};
 use super::world::{Bounds, Damage, Runner, World};
 
 impl World {
-    /// The batch a runner has in hand, if it has one.
+    /// The batch that a runner is processing, if it has one.
     pub(crate) fn batch(&self, worker: usize, runner: usize) -> Option<(&Row, Owner)> {
         match &self.processes[worker].runners[runner] {
             Runner::Paused => None,
@@ -43,14 +43,14 @@ impl World {
         let runner = &mut self.processes[worker].runners[runner];
         *runner = match (&runner, next) {
             (Runner::Running(told, _), Some(rows)) => Runner::Running(*told, Some(rows)),
-            // Fenced, or paused as it was told.
+            // It was fenced, or was told to pause.
             _ => Runner::Paused,
         };
         true
     }
 
-    /// Handles the next event of the row's keys and moves the row, if the fence allows it. The log
-    /// tells what was handled before.
+    /// Handles the next event of the row's keys and moves the row, if the fence allows it.
+    /// `handled` tells which events were handled before.
     pub(super) fn commit(&mut self, row: &Row, owner: Owner, bounds: &Bounds) -> bool {
         let moved = self.database.advance(row, owner, row.position + 1);
         if moved {

@@ -36,7 +36,7 @@ pub(crate) enum Sabotage {
     DealNotTold,
     /// A projection whose rows were deleted does not begin again.
     NeverBegins,
-    /// When it does, its deals get the numbers that they had before.
+    /// The deals of a projection that begins again get numbers that were used before.
     DealNumberReused,
     /// No worker sees that rows are not owned as they were dealt.
     EditNotSeen,

@@ -39,7 +39,7 @@ pub(crate) struct Process {
     pub(crate) life: Life,
     /// Whether its coordination connection is open, and with it the session lock held.
     pub(crate) linked: bool,
-    /// What it saw that it has to do, and has not done yet.
+    /// What it saw that it has to do, if it has not done it yet.
     pub(crate) seen: Option<Stance>,
     /// The lanes of the first projection, then those of the next.
     pub(crate) runners: Vec<Runner>,
@@ -75,11 +75,11 @@ pub(crate) enum Step {
     Leave(usize),
     /// The worker's runners have paused: it leaves, and plans in the same transaction.
     Left(usize),
-    /// A coordinator looks at the replica set and does what it has to.
+    /// A coordinator looks at the replica set and does what it has to do.
     Look(usize),
     /// The coordinator reports that it is ready for what it saw then.
     Ready(usize),
-    /// Some coordinator changes the shared state as `plan` asks for at such a moment.
+    /// A coordinator changes the shared state as `plan` decides at such a moment.
     Change(Clock, Meanwhile),
     Load(usize, usize),
     /// A runner commits its batch, or merges two rows.
@@ -180,7 +180,7 @@ impl World {
         matches!(self.processes[worker].life, Life::Up | Life::Leaving)
     }
 
-    /// What `plan` asks for at such a moment, changed by the sabotage.
+    /// What `plan` decides at such a moment, changed by the sabotage.
     pub(crate) fn decide(&self, clock: Clock) -> Vec<Action> {
         let mut view = self.view(clock);
         let sabotage = self.database.sabotage;
@@ -348,9 +348,9 @@ impl World {
         process.runners.fill(Runner::Paused);
     }
 
-    /// The coordinator looks, and does what it has to do at once, except for reporting readiness:
-    /// only there does it matter that it may happen later. For everything else, acting late is the
-    /// same as looking late.
+    /// The coordinator looks, and does what it has to do at once. Reporting readiness is a step of
+    /// its own, because it matters that it may happen later. For everything else, acting late is
+    /// the same as looking late.
     pub(super) fn look(&mut self, worker: usize, bounds: &Bounds) -> bool {
         let before = self.processes[worker].clone();
         let seen = stance(&self.view(Clock::default()).standing(worker_id(worker)));

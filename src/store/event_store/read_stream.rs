@@ -1,4 +1,4 @@
-//! Reading the stream of one aggregate.
+//! Reads the stream of one aggregate.
 
 use postgres::GenericClient;
 use postgres::types::Type;

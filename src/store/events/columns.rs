@@ -43,8 +43,8 @@ fn select(weight: &str, large: impl Fn(&str) -> String) -> String {
 }
 
 /// The weight of an event, which counts towards `batch_bytes`: the bytes that arrive. The server
-/// knows the length of a text or a payload without reading it. Metadata it has to read, because it
-/// is stored in another form.
+/// knows the length of a text or a payload without reading it. It has to read metadata, which is
+/// stored in another form.
 pub(super) fn weight_sql() -> String {
     LARGE
         .map(|column| match column {

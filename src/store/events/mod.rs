@@ -19,13 +19,13 @@ use crate::scope::Scope;
 
 pub(crate) use batch::{Batch, Bounds, Range, ReadError, UnreadableEvent};
 
-/// The limit of a light event, in equal shares of a batch's bytes. If each event of a batch weighs
-/// as much as a light one may, this many times the bytes of a batch are sent, once.
+/// The most that a light event may weigh, in equal shares of a batch's bytes. If all events of a
+/// batch weigh that much, the server sends this many times the bytes of a batch, once.
 const LIGHT_SHARES: usize = 4;
 
-/// The bounds of the positions, the keys, the aggregate types and the contexts, the number of
-/// events, the bytes: of light events or of all together, and of one event; the event types, and what
-/// the metadata contains.
+/// The bounds of the positions; the keys, the aggregate types and the contexts; the number of
+/// events; the bytes of a light event or of all events together, and of one event; the event types,
+/// and what the metadata contains.
 type Wanted = (
     i64,
     i64,
@@ -41,11 +41,11 @@ type Wanted = (
 
 /// Reads events of a scope within bounds, on the connection on which it was prepared.
 ///
-/// To add up the weights on the server, row by row, doubles the cost of a read, so the first
-/// statement does not. It sends an event whole if it is *light*, that is, within a few equal shares
-/// of the bytes, and as a stub otherwise. The batch ends before the first stub, or where the bytes
-/// are used up; later rows are dropped. Only if events are heavy does the second statement read
-/// them, with their weights added up. An event that is too large by itself is never sent.
+/// Adding up the weights on the server, row by row, doubles the cost of a read, so the first
+/// statement does not do it. It sends an event whole if it is *light*, that is, within a few equal
+/// shares of the bytes, and as a stub otherwise. The batch ends before the first stub, or where the
+/// bytes are used up; later rows are dropped. The second statement adds up the weights, and is used
+/// only if events are heavy. An event that is too large by itself is never sent.
 pub(crate) struct EventReader {
     light: Prepared<Wanted>,
     weighed: Prepared<Wanted>,
@@ -193,7 +193,7 @@ impl EventReader {
         Found { events: EventBuffer::with_room(self.room), keys: Vec::new() }
     }
 
-    /// Makes a batch of what was found. `is_all` means that no event was left out for its weight.
+    /// Makes a batch of what was found. `is_all` means that no event was left out.
     fn batch(&mut self, Found { events, keys }: Found, range: &Range, is_all: bool) -> Batch {
         self.room = events.room();
         let is_exhausted = is_all && events.len() < self.bounds.events;
@@ -226,9 +226,9 @@ enum End {
 
 /// Which events match, in which order and at most how many, each with its weight.
 ///
-/// The `coalesce` only changes the planner's estimate: it assumes that a bare `@>` matches hardly
-/// any row, and would scan and sort the rest of the table instead of walking the index to the
-/// limit. The planner does not merge a subquery that has a limit, so the weight is computed once.
+/// The `coalesce` only changes the planner's estimate. The planner assumes that a bare `@>` matches
+/// hardly any row, and would scan and sort the rest of the table instead of walking the index to
+/// the limit. It does not merge a subquery that has a limit, so the weight is computed once.
 fn matching(names: &Names) -> String {
     names.sql_with(
         "SELECT *, {weight} AS weight FROM {events} WHERE global_position > $1 AND global_position <= $2

@@ -47,8 +47,8 @@ impl EventReader {
         Ok(tx.commit()?)
     }
 
-    /// As many batches as weigh about as much as one batch may: this is the most that is sent in
-    /// vain if they are not wanted.
+    /// As many batches as weigh about as much as one batch may. This limits what is sent in vain if
+    /// they are not wanted.
     fn batches_at_once(&self) -> usize {
         (self.bounds.bytes / self.room.bytes().max(1)).clamp(1, BATCHES)
     }

@@ -4,10 +4,10 @@ DO $$ BEGIN
     IF pg_catalog.to_regnamespace('"{schema}"') IS NULL THEN CREATE SCHEMA "{schema}"; END IF;
     IF pg_catalog.to_regnamespace('"{events_schema}"') IS NULL THEN CREATE SCHEMA "{events_schema}"; END IF;
 END $$;
--- Tables that another role has created beforehand may have triggers, which run as the role that uses
--- the tables. The orchestrator's own tables must belong to the role that migrates or to one that it is
--- a member of. Those of the events may also belong to the owner of their schema or of the database, or
--- to a superuser.
+-- Tables that another role has created beforehand may have triggers, which run as the role that
+-- uses the tables. The orchestrator's own tables must belong to the role that migrates or to one
+-- that it is a member of. The tables of the event store may also belong to the owner of their
+-- schema or of the database, or to a superuser.
 DO $$
 DECLARE
     foreign_table RECORD;

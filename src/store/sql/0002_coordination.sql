@@ -1,4 +1,4 @@
--- Who works: replica sets, their generations, their workers.
+-- Replica sets, their generations and their workers.
 CREATE TABLE IF NOT EXISTS {replica_sets} (
     name TEXT PRIMARY KEY,
     created_at TIMESTAMPTZ NOT NULL DEFAULT now()
@@ -26,14 +26,14 @@ CREATE TABLE IF NOT EXISTS {workers} (
     pid INT NOT NULL,
     version TEXT NOT NULL,
     projections TEXT[] NOT NULL,
-    -- The parts into which the worker cuts what it owns of each projection.
+    -- The number of parts into which the worker cuts its share of each projection.
     lanes INT NOT NULL DEFAULT 1 CHECK (lanes > 0),
     -- The class of the locks that its sessions hold, and the session whose lock means that it is
     -- alive. NULL if liveness relies on heartbeats alone.
     session_class INT,
     session_pid INT,
     session_lost_at TIMESTAMPTZ,
-    -- For people only: no worker relies on what another one has written here.
+    -- For operators only: no worker relies on what another worker has written here.
     safe_head BIGINT NOT NULL DEFAULT 0,
     started_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     last_heartbeat TIMESTAMPTZ NOT NULL DEFAULT now(),

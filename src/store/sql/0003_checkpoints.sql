@@ -3,15 +3,17 @@ CREATE TABLE IF NOT EXISTS {projections} (
     name TEXT PRIMARY KEY,
     replica_set TEXT NOT NULL REFERENCES {replica_sets},
     registered_at TIMESTAMPTZ NOT NULL DEFAULT now(),
-    -- The desired state, and the one when its keys were last distributed to workers.
+    -- The desired state, and what it was when the keys were last distributed to workers.
     desired_state TEXT NOT NULL DEFAULT 'running' CHECK (desired_state IN ('running', 'paused')),
     dealt_state TEXT NOT NULL DEFAULT 'running' CHECK (dealt_state IN ('running', 'paused')),
-    -- The number of their last distribution; none is used twice. A runner that knows another one has
-    -- to reload its checkpoints.
+    -- The number of the last distribution; no number is used twice. A runner that knows another
+    -- number has to reload its checkpoints.
     deal BIGINT GENERATED ALWAYS AS IDENTITY,
-    -- A digest of who owned which keys right after it: a difference was made by hand.
+    -- A digest of which workers owned which keys right after that distribution. If it differs, the
+    -- checkpoints were changed by hand.
     dealt_as BIGINT,
-    -- Why they are distributed to no worker: the checkpoints were changed by hand.
+    -- The fault for which the keys are distributed to no worker: the checkpoints were changed by
+    -- hand.
     fault TEXT
 );
 
@@ -30,7 +32,7 @@ CREATE TABLE IF NOT EXISTS {checkpoints} (
     generation BIGINT NOT NULL DEFAULT 0,
     worker_id UUID,
     lane INT NOT NULL DEFAULT 0 CHECK (lane >= 0),
-    -- What its owner reports of its work, for everyone to read.
+    -- What the owner reports about its work, for everyone to read.
     state TEXT NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'retrying', 'halted')),
     error TEXT,
     -- How many attempts at the next event have failed, and the event that is being attempted. A

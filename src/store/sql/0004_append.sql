@@ -1,6 +1,6 @@
 -- Appends events to one aggregate: moves its head, which is locked before any position is taken,
--- and inserts the events. A function, so that the server plans its statements once per session,
--- also behind a pooler, and not with each append.
+-- and inserts the events. It is a function, so that the server plans its statements once per
+-- session, also behind a pooler, and not with each append.
 --
 -- Returns one row for each event, in the order given. If the aggregate is not at the expected
 -- version, nothing is written, and the only row has its version and no position. An expected
@@ -31,8 +31,8 @@ BEGIN
             MESSAGE = pg_catalog.concat('{append} appends to {events} and {aggregate_heads}, not to ', tables),
             HINT = 'Give them a schema or a prefix of their own; if the tables were renamed, apply Names::schema_sql() again.';
     END IF;
-    -- Nearly always there is a head, and no event above it. This is cheaper to find out than the
-    -- highest version.
+    -- Nearly always there is a head, and no event above it. To verify this is cheaper than to find
+    -- the highest version.
     UPDATE {aggregate_heads} AS head
     SET aggregate_version = aggregate_version OPERATOR(pg_catalog.+) added, updated_at = pg_catalog.clock_timestamp()
     WHERE bounded_context OPERATOR(pg_catalog.=) $1 AND aggregate_type OPERATOR(pg_catalog.=) $2

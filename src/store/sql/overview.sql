@@ -1,6 +1,6 @@
 -- The replica set $1 as one JSON text: its last generations, its workers, the checkpoints of its
--- projections and their owners. One snapshot; every time is an age in seconds by the server's clock. Of
--- the events it reads the newest and one per projection; the other tables are small.
+-- projections and their owners. It is one snapshot; every time is an age in seconds by the server's
+-- clock. It reads only the newest event and one event per projection; the other tables are small.
 SELECT json_build_object(
     'newest_position', (SELECT coalesce(max(global_position), 0) FROM {events}),
     'safe_head', (SELECT coalesce(max(safe_head), 0) FROM {workers}),

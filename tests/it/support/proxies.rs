@@ -176,11 +176,11 @@ impl Switch {
                     let (mut from, mut into) = (from.try_clone().unwrap(), into.try_clone().unwrap());
                     let delay = delay.clone();
                     std::thread::spawn(move || {
-                        let mut part = vec![0; 64 * 1024];
-                        while let Ok(read @ 1..) = from.read(&mut part) {
+                        let mut chunk = vec![0; 64 * 1024];
+                        while let Ok(read @ 1..) = from.read(&mut chunk) {
                             let delay = Duration::from_millis(delay.load(Ordering::Relaxed));
                             _ = never::<()>().recv_timeout(delay);
-                            if into.write_all(&part[..read]).is_err() {
+                            if into.write_all(&chunk[..read]).is_err() {
                                 break;
                             }
                         }
