@@ -2,9 +2,10 @@
 
 use crate::plan::{KEY_SPACE, KeySet};
 
-/// A hash of a fixed text and the name of the encoding, in SQL. It is stored when the schema is created and compared at every
-/// start: the server computes the keys, so a server that hashes differently would assign events to
-/// other partitions than their checkpoints do. It hashes the bytes of the database's encoding.
+/// A hash of a fixed text and the name of the encoding, in SQL. It is stored when the schema is
+/// created and compared at every start: the server computes the keys, so a server that hashes
+/// differently would assign events to other partitions than their checkpoints do. It hashes the
+/// bytes of the database's encoding.
 pub(super) fn hash_probe() -> String {
     hash("('pupsourcing-orchestrator in ' || pg_catalog.current_setting('server_encoding'))")
 }
