@@ -213,7 +213,7 @@ fn name(event: &Event) -> String {
 /// Says that this many attempts from an event on have ended uncleanly.
 pub(super) fn ended_uncleanly(attempts: u32, event: &Event) -> String {
     format!(
-        "{attempts} attempts from {} on have ended together with their connection, their process or the server",
+        "{attempts} attempts from {} on were interrupted: their connection, their process or the server ended",
         name(event)
     )
 }
