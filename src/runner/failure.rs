@@ -178,7 +178,7 @@ impl Failure {
     /// Describes what went wrong.
     pub(super) fn describe(&self) -> String {
         match self {
-            Self::Fenced => "the checkpoint is another worker's".to_owned(),
+            Self::Fenced => "the checkpoint belongs to another worker".to_owned(),
             Self::Transient(error)
             | Self::Outdated(error)
             | Self::Connection(error)
