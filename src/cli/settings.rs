@@ -200,7 +200,7 @@ impl Settings {
             return Ok(Some(text));
         }
         let levels = "error, warn, info, debug, trace or off, or such levels by module, as in warn,shop=debug";
-        Err(Failure::Setting(format!("{called} is {:?}: needed is {levels}", redacted(text))))
+        Err(Failure::Setting(format!("{called} is {:?}: it must be {levels}", redacted(text))))
     }
 
     /// The library's options that were set: the name of each, what it was called, and its text.
