@@ -103,7 +103,7 @@ function trouble(projection, people) {
   }
   if (state === 'halted') {
     const halted = projection.checkpoints.filter((checkpoint) => checkpoint.state === 'halted');
-    const where = halted.flatMap(({ worker_id: id }, i) => [i ? ', ' : '', people.has(id) ? place(people.get(id)) : id ?? 'nobody']);
+    const where = halted.flatMap(({ worker_id: id }, i) => [i ? ', ' : '', people.has(id) ? place(people.get(id)) : id ?? 'no worker']);
     return banner('alarm', h('strong', {}, 'Halted: '), name(projection.name), ' stands still on ', ...where, '.');
   }
   if (state === 'orphaned') return banner('notice', h('strong', {}, 'Orphaned: '), name(projection.name), ' belongs to this replica set, but none of its workers knows it.');
