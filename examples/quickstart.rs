@@ -1,9 +1,8 @@
-//! Shows the library's main job on a PostgreSQL server that this program starts and removes by
-//! itself. While a shop keeps selling, its read models are built by one worker process, then by
-//! three; then one worker leaves, one is killed, and one more starts. In the end, every read model
-//! is compared with the events. This takes about 20 seconds.
+//! The main job on a PostgreSQL server that this program starts and removes by itself: while a shop keeps selling, its read models
+//! are built by one worker process, then three, then two, of which one is killed; and in the end every read model is compared with the
+//! events. About 20 seconds.
 //!
-//! With `--serve`, the program continues until Ctrl-C or SIGTERM, and then compares.
+//! `--serve` runs until Ctrl-C or SIGTERM, and compares then.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a show")]
 
 use std::process::{Command, ExitCode};
@@ -26,16 +25,16 @@ mod shop;
 
 use process::{Process, Signal, Stream};
 
-const USAGE: &str = "usage: quickstart [--serve]\n  --serve  goes on until Ctrl-C, with metrics to look at";
+const USAGE: &str = "usage: quickstart [--serve]\n  --serve  runs until Ctrl-C, and serves metrics";
 
-/// The acts, each with the second at which it begins. Workers are numbered from 1.
+/// What happens after how many seconds. The numbers count the workers from 1.
 const SCRIPT: [(u64, Act); 6] =
     [(0, Act::Start), (4, Act::Start), (4, Act::Start), (8, Act::Leave(2)), (12, Act::Kill(1)), (15, Act::Start)];
 const SHOW_SECONDS: u64 = 18;
 
 const WRITERS: usize = 6;
 
-/// How long the workers may take to process the last events.
+/// How long the workers may take for the last events.
 const CATCH_UP: Duration = Duration::from_secs(15);
 
 #[derive(Clone, Copy)]
@@ -50,7 +49,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => show(false),
         ["--serve"] => show(true),
-        // This program starts itself as a worker in this way.
+        // How this program starts itself as a worker.
         ["worker", url] => work(url).map(|()| ExitCode::SUCCESS),
         _ => {
             eprintln!("{USAGE}");
@@ -63,7 +62,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Runs the whole show, from the server's start to its removal.
+/// The show, from the server's start to its removal.
 fn show(serve: bool) -> Result<ExitCode, BoxError> {
     let begun = Instant::now();
     let interrupt = app::shutdown_signal()?;
@@ -165,7 +164,7 @@ fn orchestrator(url: &str, metrics: Metrics) -> Result<Orchestrator, Error> {
         .build()
 }
 
-/// Runs a worker process, which leaves on SIGTERM, as in Kubernetes.
+/// A worker process: leaves on SIGTERM, as in Kubernetes.
 fn work(url: &str) -> Result<(), BoxError> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
     let shutdown = app::shutdown_signal()?;
@@ -177,7 +176,7 @@ fn work(url: &str) -> Result<(), BoxError> {
     Ok(handle.run_until(&shutdown)?)
 }
 
-/// A worker process, as seen by the process that started it.
+/// A worker process, seen from the one that started it.
 struct Worker {
     pid: u32,
     address: String,
@@ -213,12 +212,11 @@ impl Worker {
     }
 }
 
-/// Threads that append events. Some transactions stay open for a while and some are rolled back. So
-/// events become visible in another order than that of their positions, and some positions stay
-/// empty.
+/// Threads that append events. Some transactions stay open for a while and some are rolled back, so events become visible in another
+/// order than that of their positions, and some positions never do.
 struct Writers {
     hurry: Arc<AtomicBool>,
-    /// Dropped to stop the threads.
+    /// Dropped when they are to stop.
     go_on: Option<Sender<()>>,
     threads: Vec<JoinHandle<Result<(), String>>>,
 }
@@ -237,7 +235,7 @@ impl Writers {
         Ok(writers)
     }
 
-    /// Lets the writers append less often, so that the disk does not fill up.
+    /// So that the disk lasts.
     fn slow_down(&self) {
         self.hurry.store(false, Ordering::Relaxed);
     }
@@ -253,7 +251,7 @@ impl Writers {
 
 impl Drop for Writers {
     fn drop(&mut self) {
-        // The errors matter only to the show, which has ended.
+        // It matters to the show alone, which is over.
         _ = self.stop();
     }
 }
@@ -279,11 +277,11 @@ fn write(mut client: Connection, hurry: &AtomicBool, stop: &Receiver<()>) -> Res
     Ok(())
 }
 
-/// The printed table, with a row for every second.
+/// A row for every second.
 struct Table {
     begun: Instant,
     last_row: Instant,
-    /// All projections had handled all events up to this position when the last row was printed.
+    /// Up to here all projections had handled all events at the last row.
     position: i64,
 }
 
@@ -309,7 +307,7 @@ impl Table {
         )?;
         let (generation, partitions): (Option<i64>, Option<i32>) = (row.get(0), row.get(2));
         let (workers, lag, events, wait): (i64, i64, i64, f64) = (row.get(1), row.get(4), row.get(5), row.get(6));
-        // There is no active generation while the partitions are redistributed.
+        // There is none while the partitions are dealt out.
         let or_dash = |number: Option<String>| number.unwrap_or_else(|| "-".into());
         println!(
             "{:5.0} s {:>11} {workers:>8} {:>11} {:>9.0} {lag:>6} {:>10.0} ms",
@@ -340,7 +338,7 @@ impl Table {
     }
 }
 
-/// Returns the figures of the whole show.
+/// What the show amounted to.
 fn figures(client: &mut postgres::Client) -> Result<String, postgres::Error> {
     let row = client.query_one(
         "SELECT (SELECT count(*) FROM events), (SELECT count(DISTINCT (aggregate_type, aggregate_id)) FROM events),

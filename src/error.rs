@@ -87,8 +87,8 @@ pub enum Error {
     /// The database client could not set up a connection: most likely the process may open no more
     /// files.
     #[error(
-        "cannot connect to {target}: the database client could not set up a connection (are there file \
-         descriptors left?)"
+        "cannot connect to {target}: the database client could not set up a connection: most likely the process has no file \
+         descriptor left; raise its limit of open files"
     )]
     #[non_exhaustive]
     ClientSetup {
@@ -209,7 +209,7 @@ pub enum Error {
     /// A metric could not be registered. The registry is unchanged.
     #[error(
         "cannot register metric {metric}; if the registry has these metrics already, clone their Metrics \
-         instead of making another, or drop all its clones first"
+         instead of creating another one, or drop all its clones first"
     )]
     #[non_exhaustive]
     Metrics {
@@ -261,7 +261,7 @@ pub enum Error {
     },
 
     /// The worker did not stop in time. Its threads continue; what they commit stays correct.
-    #[error("not stopped within {waited:?}: still running are {threads}")]
+    #[error("the worker has not stopped within {waited:?}: these threads still run: {threads}")]
     #[non_exhaustive]
     ShutdownTimeout {
         /// How long the caller waited.

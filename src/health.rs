@@ -140,19 +140,19 @@ impl fmt::Display for NotReady {
             Self::Stopping => f.write_str("the worker is stopping"),
             Self::NotRegistered => f.write_str("the worker has not registered yet: it waits for the database"),
             Self::NoHeartbeat { silent, error } => {
-                write!(f, "no heartbeat was answered for {}", since(*silent, error.as_deref()))
+                write!(f, "no heartbeat was answered for {}", lasting(*silent, error.as_deref()))
             }
             Self::CannotCoordinate { idle, error } => {
-                write!(f, "the replica set cannot be coordinated since {}", since(*idle, error.as_deref()))
+                write!(f, "the replica set could not be coordinated for {}", lasting(*idle, error.as_deref()))
             }
             Self::Evicted => {
                 f.write_str("the other workers have evicted this one, and it has not registered again yet")
             }
             Self::LacksConnections { lacking, error } => {
-                write!(f, "it cannot get its connections since {}", since(*lacking, Some(error)))
+                write!(f, "it could not get its connections for {}", lasting(*lacking, Some(error)))
             }
             Self::CannotRead { blind, error } => {
-                write!(f, "the events cannot be read since {}", since(*blind, error.as_deref()))
+                write!(f, "the events could not be read for {}", lasting(*blind, error.as_deref()))
             }
             Self::Halted { projections } => write!(f, "halted on this worker: {projections}"),
         }
@@ -161,7 +161,7 @@ impl fmt::Display for NotReady {
 
 /// Formats a time in seconds, and the error. Without an error, the server has given no answer at
 /// all.
-fn since(time: Duration, error: Option<&str>) -> String {
+fn lasting(time: Duration, error: Option<&str>) -> String {
     format!("{} s: {}", time.as_secs(), error.unwrap_or("the server does not answer"))
 }
 
@@ -196,7 +196,7 @@ mod tests {
     fn worker_is_ready_unless_there_is_a_reason() {
         let after = |seconds| Some(Duration::from_secs(seconds));
         let no_heartbeat = "no heartbeat was answered for 16 s: ";
-        let blind = "the events cannot be read since 17 s: ";
+        let blind = "the events could not be read for 17 s: ";
         let silence = "the server does not answer";
         for (found, expected) in [
             (reason(|_| ()), None),
@@ -222,16 +222,16 @@ mod tests {
             ),
             (
                 reason(|v| (v.coordinated, v.coordination_error) = (after(16), Some("permission denied"))),
-                Some("the replica set cannot be coordinated since 16 s: permission denied".into()),
+                Some("the replica set could not be coordinated for 16 s: permission denied".into()),
             ),
             (reason(|v| v.shortage = Some((Duration::from_secs(15), "full".into()))), None),
             (
                 reason(|v| v.shortage = Some((Duration::from_secs(16), "full".into()))),
-                Some("it cannot get its connections since 16 s: full".into()),
+                Some("it could not get its connections for 16 s: full".into()),
             ),
             (
                 reason(|v| (v.state, v.shortage) = (WorkerState::Stopped, Some((Duration::ZERO, "full".into())))),
-                Some("it cannot get its connections since 0 s: full".into()),
+                Some("it could not get its connections for 0 s: full".into()),
             ),
             (reason(|v| v.look = after(17)), Some(format!("{blind}{silence}"))),
             (reason(|v| (v.look, v.look_error) = (after(17), Some("locked"))), Some(format!("{blind}locked"))),

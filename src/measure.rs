@@ -108,7 +108,7 @@ impl Measuring {
         }
         if self.complaints.is_due() {
             log::warn!(
-                "not measured, will retry: replica_set={} worker={} error={}",
+                "measuring failed, will retry: replica_set={} worker={} error={}",
                 field(&self.context.replica_set()),
                 self.context.worker(),
                 field(&error)

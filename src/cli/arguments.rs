@@ -112,10 +112,10 @@ fn command(program: &str, version: Option<&str>, settings: &[Setting]) -> Comman
         )
         .args(settings.iter().map(argument))
         .subcommands([
-            Command::new("run").about("Run the projections until SIGTERM or SIGINT; also without a command"),
+            Command::new("run").about("Run the projections until SIGTERM or SIGINT; the default command"),
             Command::new("migrate")
                 .about("Create the tables, or bring them up to date, and exit")
-                .arg(switch("print", "Write the SQL instead of executing it; connects to nothing")),
+                .arg(switch("print", "Write the SQL instead of executing it; opens no connection")),
             Command::new("status")
                 .about("Show the workers and the projections of the replica set")
                 .args([json(), switch("watch", "Show it again every second, until SIGTERM or SIGINT")]),

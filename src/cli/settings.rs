@@ -201,7 +201,7 @@ impl Settings {
             return Ok(Some(text));
         }
         let levels = "error, warn, info, debug, trace or off, or such levels by module, as in warn,shop=debug";
-        Err(Failure::Setting(format!("{called} is {:?}: needed is {levels}", redacted(text))))
+        Err(Failure::Setting(format!("{called} is {:?}: it must be {levels}", redacted(text))))
     }
 
     /// Returns the library's options that were set: the name of each, the flag or variable that set

@@ -156,7 +156,7 @@ fn name(field: &str, name: &str) -> Result<(), Error> {
         return refuse("it must not be empty".into());
     }
     if has_password(name) {
-        return refuse("it contains a password, as of a database URL, and names are shown and stored".into());
+        return refuse("it contains a password, as in a database URL, and names are shown and stored".into());
     }
     if name.len() > MAX_NAME_BYTES {
         return refuse(format!("it has {} bytes, {MAX_NAME_BYTES} are allowed", name.len()));

@@ -132,7 +132,7 @@ impl Coordinator {
         };
         if Reconnect::new(context, "coordinator").run(is_given_up, serve, lost)? == End::GivenUp {
             log::warn!(
-                "left without saying so, the database is out of reach: replica_set={} worker={}",
+                "left without telling the other workers, the database cannot be reached: replica_set={} worker={}",
                 field(&context.replica_set()),
                 context.worker()
             );
@@ -388,7 +388,7 @@ impl Serving<'_, '_> {
             }
             let context = &self.parts.context;
             log::error!(
-                "partition given back, connections are lacking: replica_set={} worker={} error={problem}",
+                "partition given back, too few connections: replica_set={} worker={} error={problem}",
                 field(&context.replica_set()),
                 context.worker(),
                 problem = field(&problem)
@@ -420,7 +420,7 @@ impl Serving<'_, '_> {
             self.filling = None;
             if self.complaints.is_due() {
                 log::error!(
-                    "connections are lacking, registering later: replica_set={} worker={} error={error}",
+                    "too few connections, will register later: replica_set={} worker={} error={error}",
                     field(&context.replica_set()),
                     context.worker(),
                     error = field(&error)

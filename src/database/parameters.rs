@@ -92,7 +92,7 @@ fn split_url(text: &str) -> Result<Parameters, Error> {
     let repeatable = !rest.contains('@');
     let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
     if place.contains('@') {
-        return refuse(format!("there is an @ too many: {ENCODE}"));
+        return refuse(format!("there is one @ too many: {ENCODE}"));
     }
     let (authority, database) =
         place.split_once('/').map_or((place, ""), |(authority, database)| (authority, database));

@@ -230,7 +230,10 @@ fn threads() -> Result<ScheduledThreadPool, Error> {
 enum Problem {
     #[error("{}", describe(.0))]
     Database(#[from] postgres::Error),
-    #[error("the database client could not set up a connection (are there file descriptors left?)")]
+    #[error(
+        "the database client could not set up a connection: most likely the process has no file descriptor left; raise its \
+         limit of open files"
+    )]
     NotSetUp,
 }
 

@@ -59,7 +59,14 @@ impl Tls {
                 let key_der = PrivateKeyDer::from_pem_slice(&pem)
                     .map_err(|error| refuse(format!("sslkey {} holds no unencrypted PEM key", key.display()), error))?;
                 builder.with_client_auth_cert(chain, key_der).map_err(|error| {
-                    refuse(format!("sslcert {} and sslkey {} do not fit", certificate.display(), key.display()), error)
+                    refuse(
+                        format!(
+                            "sslcert {} and sslkey {} do not belong together",
+                            certificate.display(),
+                            key.display()
+                        ),
+                        error,
+                    )
                 })?
             }
             None => builder.with_no_client_auth(),
@@ -81,7 +88,7 @@ impl Tls {
             Mode::VerifyCa | Mode::VerifyFull => {
                 let Some(roots) = self.roots.clone().or_else(default_roots) else {
                     return Err(Error::Tls {
-                        problem: "the sslmode asks to verify the server's certificate, but nothing says with which CA: add \
+                        problem: "the sslmode asks to verify the server's certificate, but no CA is given: add \
                                   sslrootcert=/path/to/ca.pem, or sslmode=verify-full&sslrootcert=system for the CAs that the \
                                   system trusts, or create ~/.postgresql/root.crt"
                             .to_owned(),
@@ -187,7 +194,7 @@ fn read_certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<
 fn system_certificates() -> Result<Vec<CertificateDer<'static>>, Error> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
-        let problem = "sslrootcert=system, but this system has no trusted CAs (are ca-certificates installed?)";
+        let problem = "sslrootcert=system, but this system has no trusted CAs: install ca-certificates";
         return Err(match found.errors.into_iter().next() {
             Some(error) => refuse(problem, error),
             None => Error::Tls { problem: problem.to_owned(), source: None },
@@ -386,7 +393,7 @@ mod tests {
         private("key.pem", &other.serialize_pem(), 0o400);
         let no_key = private("no.key", &issued.cert.pem(), 0o600);
         assert!(problem(&identity(&certificate, no_key), None).contains("no unencrypted PEM key"));
-        assert!(problem(&identity(&certificate, dir.path().join("key.pem")), None).contains("do not fit"));
+        assert!(problem(&identity(&certificate, dir.path().join("key.pem")), None).contains("do not belong together"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub(super) fn connector(tls: &Tls) -> Result<Option<NoTls>, Error> {
         Mode::Require | Mode::VerifyCa | Mode::VerifyFull => Err(Error::Tls {
             problem: format!(
                 "sslmode={} requires it, but pupsourcing-orchestrator was built without TLS: enable its feature \
-                 \"tls\", or give Database::with_connector the TLS of the application",
+                 \"tls\", or pass the application's TLS connector to Database::with_connector",
                 tls.mode.name()
             ),
             source: None,

@@ -45,7 +45,7 @@ pub(super) const PAGE: &str = concat!(
     "<link rel=\"icon\" href=\"data:,\">\n",
     "<title>Projections</title>\n<style>",
     style!(),
-    "</style>\n</head>\n<body>\n<main id=\"page\"><p class=\"quiet\">Asking for the status …</p></main>\n",
+    "</style>\n</head>\n<body>\n<main id=\"page\"><p class=\"quiet\">Loading the status …</p></main>\n",
     "<noscript><p>This page needs JavaScript. <a href=\"/status\">/status</a> has the same as JSON.</p></noscript>\n",
     "<footer><a href=\"/status\">/status</a> <a href=\"/metrics\">/metrics</a> <a href=\"/livez\">/livez</a> ",
     "<a href=\"/readyz\">/readyz</a></footer>\n<script>",

@@ -12,13 +12,13 @@ use crate::probe::{HealthProbe, StatusReport, Unhealthy};
 
 const ALWAYS_SERVED: &str = "\
 /metrics  Prometheus's text format
-/livez    503 if a restart of this process would help a worker in it
+/livez    503 if restarting this process would help a worker in it
 /readyz   200 while every worker in this process can process events
 ";
 
 const STATUS_SERVED: &str = "\
 /status   what the workers know, as JSON
-/         the same for people
+/         the same as a page
 ";
 
 /// The served pages: pure except for the answers of the probes.
@@ -76,7 +76,7 @@ impl Site {
 
     pub(super) fn missing(&self) -> Page {
         let status = if self.has_status { STATUS_SERVED } else { "" };
-        Page::text(404, format!("no such path; served are:\n\n{ALWAYS_SERVED}{status}"))
+        Page::text(404, format!("no such path; these are served:\n\n{ALWAYS_SERVED}{status}"))
     }
 
     fn status_page(&self) -> Page {

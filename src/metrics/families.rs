@@ -48,7 +48,7 @@ declare! {
         heartbeat_latency: Histogram = "heartbeat_latency_seconds",
             "Seconds from sending a heartbeat to its answer.", ROUND_TRIP_SECONDS;
         safe_head: Reading<IntGauge> = "safe_head_position",
-            "Every event that will ever exist up to this global position is visible.";
+            "The safe head: every event that will ever exist up to this global position is visible.";
         head_blocked: Reading<Gauge> = "head_blocked_seconds",
             "Seconds for which an open transaction has blocked the safe head; 0 when nothing blocks it.";
         head_blocker_age: Reading<Gauge> = "head_blocker_age_seconds",
@@ -79,11 +79,11 @@ declare! {
             "Failed attempts that count: the handler's error or panic, or what the server refuses. Deadlocks, \
              serialisation failures and lost connections do not count.";
         processing_duration: Histogram = "event_processing_duration_seconds",
-            "Seconds of the handler for one event; of a batch handler, its time divided by the events.", HANDLER_SECONDS;
+            "Seconds that the handler takes for one event; for a batch handler, its time divided by the events.", HANDLER_SECONDS;
         batch_events: Histogram = "batch_events",
             "Events committed together in one transaction.", BATCH_EVENTS;
         commit_duration: Histogram = "commit_duration_seconds",
-            "Seconds of the checkpoint's update and the commit of one batch.", ROUND_TRIP_SECONDS;
+            "Seconds that the checkpoint's update and the commit of one batch take.", ROUND_TRIP_SECONDS;
         retries: IntCounter = "retries_total",
             "Batches retried after an error.";
         fenced: IntCounter = "fenced_batches_total",
@@ -95,10 +95,10 @@ declare! {
         state: Series<IntGauge> [state] = "worker_state",
             "1 for the state the worker is in; its other states have no series.";
         ready: IntGauge = "ready",
-            "1 while the worker is ready, as `/readyz` says it, else 0.";
+            "1 while the worker is ready, as `/readyz` reports it, else 0.";
         not_ready: Series<IntGauge> [reason] = "not_ready",
-            "1 for the reason why the worker is not ready; without series while it is ready. The table of the probes \
-             has the reasons.";
+            "1 for the reason why the worker is not ready; no series while it is ready. The table of the probes has \
+             the reasons.";
         database_up: IntGauge = "database_up",
             "1 while a heartbeat of the worker was answered within the last half of `stale_worker_timeout`, else 0.";
         pool_size: Reading<IntGauge> = "pool_size",

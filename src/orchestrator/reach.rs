@@ -59,7 +59,7 @@ pub(super) fn once_reached<T>(
             Err(error) if error.is_away() && !left.is_zero() => {
                 if backoff.is_worth_logging() {
                     log::warn!(
-                        "the database is away, waited for: at_most={left:?} error={error}",
+                        "database is away, waiting for it: at_most={left:?} error={error}",
                         error = field(&error)
                     );
                 }

@@ -16,7 +16,7 @@ function strip(parts, people) {
   const percent = (keys) => `${(100 * keys) / KEY_SPACE}%`;
   return s('svg', { class: 'strip', role: 'img', 'aria-label': `the key space in ${plural(parts.length, 'part')}` }, parts.map((part) => {
     const owner = people.get(part.owner);
-    const words = part.owner == null ? 'nobody' : owner ? `${owner.host}:${owner.pid}` : part.owner;
+    const words = part.owner == null ? 'no worker' : owner ? `${owner.host}:${owner.pid}` : part.owner;
     return s('svg', { x: percent(part.from), width: percent(part.to - part.from), height: '100%', class: 'part' },
       s('title', {}, `keys ${part.from} to ${part.to - 1}: ${words}`),
       s('rect', { width: '100%', height: '100%', class: colour(owner?.partition) }),

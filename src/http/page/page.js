@@ -24,7 +24,7 @@ function show(parts) {
 }
 
 function cutOff(silent) {
-  return banner('alarm', h('strong', {}, 'Cut off.'), ` This worker has not answered for ${age(silent)}; what is shown is what it said last.`);
+  return banner('alarm', h('strong', {}, 'No answer.'), ` This worker has not answered for ${age(silent)}. The page shows its last answer.`);
 }
 
 function replicaSet(set, silent) {
@@ -66,15 +66,15 @@ function troubles(worker, overview, silent) {
   const found = [];
   if (!worker.database_reachable) {
     const heard = worker.heartbeat_age_seconds;
-    found.push(banner('alarm', h('strong', {}, 'Database out of reach.'),
-      ` The last heartbeat got through ${heard == null ? 'never' : `${age(heard + silent)} ago`}. What is shown of the replica set is from before.`));
+    found.push(banner('alarm', h('strong', {}, 'The database cannot be reached.'),
+      ` ${heard == null ? 'No heartbeat was answered yet' : `The last answered heartbeat was sent ${age(heard + silent)} ago`}. The replica set is shown as it was before.`));
   }
   if (worker.head_blocked && worker.database_reachable) found.push(headBlocked(worker.head_blocked, silent));
   // Leaves out a projection that the overview, which may be older, already shows as halted.
   const isSaid = (projection) => overview?.projections.some((other) => other.name === projection.name && other.state === 'halted');
   for (const projection of worker.projections.filter((projection) => projection.state === 'halted' && !isSaid(projection))) {
     found.push(banner('alarm', h('strong', {}, 'Halted: '), name(projection.name),
-      ' processes nothing on this worker until it is restarted or the partitions are redistributed.'));
+      ' processes nothing on this worker. Its error is shown below.'));
   }
   return found;
 }
@@ -85,7 +85,7 @@ function headBlocked(blocked, silent) {
     name(blocker.name || 'unnamed'),
     ` (${blocker.pid == null ? 'prepared transaction' : `pid ${blocker.pid}`}${blocker.age_seconds > 0 ? `, open for ${age(blocker.age_seconds + silent)}` : ''})`,
   ]);
-  return banner('notice', h('strong', {}, 'Safe head held back'), ` for ${age(blocked.seconds + silent)} by an open transaction: `, ...by);
+  return banner('notice', h('strong', {}, 'Safe head blocked'), ` for ${age(blocked.seconds + silent)} by an open transaction: `, ...by);
 }
 
 const FAULTS = {
@@ -99,14 +99,14 @@ function trouble(projection, people) {
   const { state, fault } = projection;
   if (state === 'broken') {
     const why = Object.hasOwn(FAULTS, fault) ? FAULTS[fault] : fault;
-    return banner('alarm', h('strong', {}, 'Broken: '), name(projection.name), ` is not processed, ${why}. The log says what to do.`);
+    return banner('alarm', h('strong', {}, 'Broken: '), name(projection.name), ` is not processed: ${why}. The log says what to do.`);
   }
   if (state === 'halted') {
     const halted = projection.checkpoints.filter((checkpoint) => checkpoint.state === 'halted');
-    const where = halted.flatMap(({ worker_id: id }, i) => [i ? ', ' : '', people.has(id) ? place(people.get(id)) : id ?? 'nobody']);
+    const where = halted.flatMap(({ worker_id: id }, i) => [i ? ', ' : '', people.has(id) ? place(people.get(id)) : id ?? 'no worker']);
     return banner('alarm', h('strong', {}, 'Halted: '), name(projection.name), ' stands still on ', ...where, '.');
   }
-  if (state === 'orphaned') return banner('notice', h('strong', {}, 'Orphaned: '), name(projection.name), ' belongs to this replica set, and none of its workers knows it.');
+  if (state === 'orphaned') return banner('notice', h('strong', {}, 'Orphaned: '), name(projection.name), ' belongs to this replica set, but none of its workers knows it.');
   return null;
 }
 

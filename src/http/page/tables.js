@@ -75,7 +75,7 @@ function failures(projection, people, here, past) {
     const owner = people.get(checkpoint.worker_id);
     const attempts = checkpoint.attempts ? [`, ${plural(checkpoint.attempts, 'failed attempt')}`] : [];
     const event = checkpoint.attempt_position == null ? [] : [` at position ${count(checkpoint.attempt_position)} (${checkpoint.attempt_event_id ?? 'unknown event'}), ${age(checkpoint.attempted_age_seconds + past)} ago`];
-    return h('div', {}, badge(checkpoint.state), h('small', {}, ' ', owner ? place(owner) : 'nobody', ...attempts, ...event),
+    return h('div', {}, badge(checkpoint.state), h('small', {}, ' ', owner ? place(owner) : 'no worker', ...attempts, ...event),
       h('pre', { class: 'error', dir: 'auto' }, checkpoint.error));
   });
 }
@@ -87,7 +87,7 @@ function checkpoints(projection, people, past) {
       h('td', { class: 'keyset' }, checkpoint.keys.replaceAll(',[', ', [')),
       h('td', { class: 'number' }, count(checkpoint.position)),
       h('td', { class: 'number' }, `moved ${age(checkpoint.moved_age_seconds + past)} ago`),
-      h('td', {}, chip(owner?.partition), owner ? place(owner) : checkpoint.worker_id ?? 'nobody'));
+      h('td', {}, chip(owner?.partition), owner ? place(owner) : checkpoint.worker_id ?? 'no worker'));
   });
   return h('details', {}, h('summary', {}, plural(rows.length, 'checkpoint')), h('table', { class: 'checkpoints' }, h('tbody', {}, rows)));
 }
