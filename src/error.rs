@@ -5,13 +5,14 @@
 //! only.
 
 mod redaction;
+mod server;
+mod text;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use postgres::error::SqlState;
-
 pub(crate) use self::redaction::{has_password, redacted};
+pub(crate) use self::server::{is_away, is_of_pooler, is_transient};
+pub(crate) use self::text::{Shown, describe, describe_any, field, one_line, panic_message, without_rows};
 
 /// A boxed error of any kind. Handlers return it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -362,166 +363,15 @@ impl Error {
     }
 }
 
-/// Whether a retry may help although the server is not away.
-pub(crate) fn is_transient(error: &postgres::Error) -> bool {
-    // Classes: transaction rollback, insufficient resources, operator intervention.
-    let passes = |state: &SqlState| ["40", "53", "57"].iter().any(|class| state.code().starts_with(class));
-    error.code().is_some_and(|state| passes(state) && *state != SqlState::DATABASE_DROPPED)
-}
-
-/// Whether the error says that the server is away.
-pub(crate) fn is_away(error: &postgres::Error) -> bool {
-    if let Some(state) = error.code() {
-        let passes = [
-            SqlState::ADMIN_SHUTDOWN,
-            SqlState::CRASH_SHUTDOWN,
-            SqlState::CANNOT_CONNECT_NOW,
-            SqlState::TOO_MANY_CONNECTIONS,
-            SqlState::READ_ONLY_SQL_TRANSACTION,
-            // Another session has locked a table, and will end its transaction at some time.
-            SqlState::LOCK_NOT_AVAILABLE,
-        ];
-        // Poolers report class 08 when they have no connection to give: PgBouncer, for example,
-        // reports `query_wait_timeout` and `max_client_conn` as a protocol violation, 08P01.
-        return passes.contains(state) || state.code().starts_with("08");
-    }
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<std::io::Error>() {
-            // A TLS handshake that fails is wrapped as invalid data.
-            return error.kind() != std::io::ErrorKind::InvalidData;
-        }
-        cause = error.source();
-    }
-    error.is_closed()
-}
-
-/// The most characters of the server's DETAIL, which may quote whole rows.
-const LONGEST_DETAIL: usize = 300;
-/// The most characters of an error in a line of the log or in `/status`.
-const LONGEST_TEXT: usize = 2000;
-
-/// Whether the error says that a prepared statement is missing or already exists. The client gives
-/// each statement a name of its own, so either means that the connection shares its session.
-pub(crate) fn is_of_pooler(error: &postgres::Error) -> bool {
-    error
-        .code()
-        .is_some_and(|state| [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(state))
-}
-
-/// Formats a database error for a log: the server's message with its code, or the client's message
-/// with its cause. The detail comes last, so that [`without_rows`] can cut it off.
-pub(crate) fn describe(error: &postgres::Error) -> String {
-    if let Some(db) = error.as_db_error() {
-        let mut text = format!("{} ({})", db.message(), db.code().code());
-        if is_of_pooler(error) {
-            text.push_str("; hint: most likely a pooler in transaction mode does not support prepared statements");
-        }
-        if let Some(hint) = db.hint() {
-            text = format!("{text}; hint: {hint}");
-        }
-        if let Some(detail) = db.detail() {
-            text = format!("{text}; detail: {}", one_line(&shortened(detail, LONGEST_DETAIL)));
-        }
-        return text;
-    }
-    with_causes(error)
-}
-
-/// Returns an error's text as every client of the status page may see it: without what the server
-/// says about the rows concerned.
-///
-/// Handlers may wrap errors in any way, so only the text can be examined. It is cut where a detail
-/// or a context begins: as [`describe`] writes it, as the client's `Display` writes it, and as the
-/// client's `Debug` writes it, which an `unwrap` uses. The server's message stays, although it may
-/// quote a single value.
-pub(crate) fn without_rows(text: &str) -> String {
-    const BEGIN: [&str; 5] = ["; detail: ", "DETAIL:", "CONTEXT:", ", detail: Some(", ", where_: Some("];
-    match BEGIN.iter().filter_map(|begin| text.find(begin)).min() {
-        Some(end) => format!("{} (the log has the detail)", shortened(text[..end].trim_end(), LONGEST_TEXT)),
-        None => shortened(text, LONGEST_TEXT),
-    }
-}
-
-fn shortened(text: &str, characters: usize) -> String {
-    match text.char_indices().nth(characters) {
-        Some((end, _)) => format!("{} …", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-/// Formats any error for a log: what it is and why. A database error has the server's own message.
-pub(crate) fn describe_any(error: &(dyn std::error::Error + 'static)) -> String {
-    error.downcast_ref::<postgres::Error>().map_or_else(|| with_causes(error), describe)
-}
-
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let of_client = error.downcast_ref::<postgres::Error>();
-        let words = of_client.map_or_else(|| error.to_string(), describe);
-        // Many errors of applications already contain the text of their cause.
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        // The description of a client's error already contains its causes.
-        cause = if of_client.is_some() { None } else { error.source() };
-    }
-    text
-}
-
-/// A value that the log and the status show: text, or an error with its causes, which its own text
-/// does not repeat.
-pub(crate) trait Shown {
-    fn shown(&self) -> String;
-}
-
-impl<T: Shown + ?Sized> Shown for &T {
+impl Shown for Error {
     fn shown(&self) -> String {
-        (**self).shown()
+        describe_any(self)
     }
-}
-
-macro_rules! shown {
-    ($by:path: $($Type:ty),+) => {
-        $(impl Shown for $Type {
-            fn shown(&self) -> String {
-                $by(self)
-            }
-        })+
-    };
-}
-
-shown!(ToString::to_string: str, String, Arc<str>, usize, i32, i64, u64);
-shown!(describe_any: Error, postgres::Error, prometheus::Error, std::io::Error);
-
-/// Formats a value as one line of bounded length for the log, whatever a handler's error or panic
-/// contains.
-pub(crate) fn one_line(value: &(impl Shown + ?Sized)) -> String {
-    shortened(&value.shown(), LONGEST_TEXT).replace(char::is_control, " ")
-}
-
-/// Formats a value for a line of the log, after `key=`: in quotes if the line could not be parsed
-/// without them.
-pub(crate) fn field(value: &(impl Shown + ?Sized)) -> String {
-    let text = one_line(value);
-    let is_plain = |c: char| !c.is_whitespace() && !['=', '"', '\\'].contains(&c);
-    if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("{text:?}") }
-}
-
-/// The payload of a caught panic as text.
-pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
-    payload
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::text::{LONGEST_DETAIL, LONGEST_TEXT};
     use super::*;
     use crate::store::testing;
 
