@@ -1,8 +1,10 @@
-//! Holds the floors of the library (ARCHITECTURE.md): what decides knows nothing of what does.
+//! Checks the floors of the library (ARCHITECTURE.md): the code that decides does not know the code
+//! that acts.
 //!
-//! Reads the paths in src/ that begin with `crate::`, `super::` or `self::`, or with the name of a child module, whether in a `use`
-//! or in the code. Each is an arrow from the file it is in to the file it leads to. Tests within the sources, comments and the
-//! `mod` and `pub use` lines of the crate root are not looked at.
+//! The test reads the paths in src/ that begin with `crate::`, `super::` or `self::`, or with the
+//! name of a child module, both in `use` lines and in the rest of the code. Each path is an arrow
+//! from its own file to the file that it leads to. The test ignores comments, the tests within the
+//! sources, and the `mod` and `pub use` lines of the crate root.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -15,8 +17,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Every module at the top of the crate, and the floor it is on. An arrow may run down, or to another room on its floor as long as
-/// none leads back.
+/// Every module at the top of the crate, with its floor. An arrow may lead to a lower floor, or to
+/// another module on the same floor as long as there is no cycle.
 const FLOORS: [(u32, &[&str]); 7] = [
     (7, &["cli", "guide", "testing"]),
     (6, &["orchestrator"]),
@@ -44,7 +46,8 @@ const FLOORS: [(u32, &[&str]); 7] = [
 
 const STATEMENTS: &str = "prepared statements are made in store/, each with a method of its own";
 
-/// What may stand nowhere below a module: the module ("" for all of them), the words, and why.
+/// Words that a module and its children must not contain: the module ("" for all of them), the
+/// words, and the reason.
 const WORDS: [(&str, &[&str], &str); 8] = [
     (
         "plan",
@@ -69,25 +72,25 @@ fn every_module_has_a_floor() {
 }
 
 #[test]
-fn no_arrow_runs_up() {
+fn no_arrow_leads_to_a_higher_floor() {
     let sources = sources();
     let up: Vec<String> = arrows(&sources)
         .iter()
         .filter(|arrow| floor(arrow.from.top()) < floor(arrow.to.top()))
         .map(|arrow| format!("{arrow} runs up from floor {} to {}", floor(arrow.from.top()), floor(arrow.to.top())))
         .collect();
-    assert!(up.is_empty(), "what is below must not know what is above:\n{}", up.join("\n"));
+    assert!(up.is_empty(), "a module must not use a module on a higher floor:\n{}", up.join("\n"));
 }
 
 #[test]
-fn no_arrows_run_in_a_circle_between_modules() {
+fn arrows_between_modules_form_no_cycle() {
     let sources = sources();
     no_circle(&arrows(&sources), |source| source.top().to_owned());
 }
 
-/// Nor between a module and its children: what both use has a file of its own.
+/// This includes a module and its children: code that both need has a file of its own.
 #[test]
-fn no_arrows_run_in_a_circle_between_files() {
+fn arrows_between_files_form_no_cycle() {
     let sources = sources();
     no_circle(&arrows(&sources), |source| source.path.clone());
 }
@@ -108,9 +111,9 @@ fn forbidden_words() {
     assert!(found.is_empty(), "\n{found}");
 }
 
-/// So that the tests above cannot pass because nothing is read.
+/// Ensures that the tests above do not pass only because no arrow was found.
 #[test]
-fn arrows_are_seen() {
+fn arrows_are_found() {
     let sources = sources();
     let seen: BTreeSet<(&str, &str)> =
         arrows(&sources).iter().map(|arrow| (arrow.from.path.as_str(), arrow.to.path.as_str())).collect();
@@ -140,11 +143,11 @@ fn paths_are_read_from_code() {
     );
 }
 
-/// A file below src/, without what only its tests see.
+/// A file below src/, without the code that is compiled for tests only.
 struct Source {
-    /// Below src/, as in `store/names.rs`.
+    /// The path below src/, such as `store/names.rs`.
     path: String,
-    /// As in `["store", "names"]`; the crate root's is empty.
+    /// The path of the module, such as `["store", "names"]`; empty for the crate root.
     module: Vec<String>,
     /// Line numbers and code, without comments.
     lines: Vec<(usize, String)>,
@@ -174,7 +177,7 @@ impl Source {
         Self { path: path.to_owned(), module: module.map(str::to_owned).collect(), lines: code(text) }
     }
 
-    /// The module at the top of the crate that the file belongs to; none of the crate root.
+    /// The module at the top of the crate that the file belongs to; empty for the crate root.
     fn top(&self) -> &str {
         self.module.first().map_or("", String::as_str)
     }
@@ -202,10 +205,10 @@ impl Source {
     }
 }
 
-/// The lines of code: no comments, no tests.
+/// The lines of code, without comments and tests.
 fn code(text: &str) -> Vec<(usize, String)> {
     let mut lines = Vec::new();
-    // The indentation of the item that only tests see.
+    // The indentation of an item that is compiled for tests only.
     let mut skipping = None;
     for (number, line) in (1..).zip(text.lines()) {
         let indentation = line.len() - line.trim_start().len();
@@ -216,7 +219,7 @@ fn code(text: &str) -> Vec<(usize, String)> {
                 skipping = None;
             }
         } else if skipping.is_none() {
-            // In `postgres://` no comment begins.
+            // The slashes of `postgres://` do not begin a comment.
             let end = line.match_indices("//").map(|(at, _)| at).find(|at| *at == 0 || line[..*at].ends_with(' '));
             lines.push((number, line[..end.unwrap_or(line.len())].to_owned()));
         }
@@ -284,7 +287,8 @@ fn sources() -> Vec<Source> {
     sources.iter().filter(|(path, _)| !is_test(path)).map(|(path, text)| Source::new(path, text)).collect()
 }
 
-/// The paths, without an ending, of the modules a file declares as in `#[cfg(test)] mod tests;`.
+/// The paths, without `.rs`, of the modules that a file declares for tests only, such as
+/// `#[cfg(test)] mod tests;`.
 fn modules_of_tests(path: &str, text: &str) -> Vec<String> {
     let folder = match path.rsplit_once('/') {
         Some((folder, "mod.rs")) => format!("{folder}/"),
@@ -315,8 +319,9 @@ fn arrows(sources: &[Source]) -> Vec<Arrow<'_>> {
                     _ => to.push(name),
                 }
             }
-            // The last names of a path are items, not modules. What is found at the crate root is a re-export, or a path of
-            // another crate; a path that leads no further than to where it begins is not one of a child module.
+            // The last names of a path are items, not modules. A name that is found at the crate
+            // root is a re-export, or belongs to another crate. A path that ends at its own module
+            // does not begin with the name of a child module.
             while !to.is_empty() && !modules.contains_key(to.as_slice()) {
                 to.pop();
             }
@@ -332,12 +337,13 @@ fn arrows(sources: &[Source]) -> Vec<Arrow<'_>> {
 }
 
 fn floor(module: &str) -> u32 {
-    // The crate root is above all.
+    // The crate root is above all floors.
     FLOORS.iter().find(|(_, modules)| modules.contains(&module)).map_or(8, |(floor, _)| *floor)
 }
 
 fn no_circle(arrows: &[Arrow<'_>], room: impl Fn(&Source) -> String) {
-    // Take away what leads to where nothing leads on, until nothing is left but circles and what leads to them.
+    // Remove the arrows to places from which no arrow leads on, until only cycles and the arrows
+    // that lead to them are left.
     let mut left: Vec<&Arrow<'_>> = arrows.iter().filter(|arrow| room(arrow.from) != room(arrow.to)).collect();
     loop {
         let leading_on: BTreeSet<String> = left.iter().map(|arrow| room(arrow.from)).collect();
@@ -347,14 +353,14 @@ fn no_circle(arrows: &[Arrow<'_>], room: impl Fn(&Source) -> String) {
             break;
         }
     }
-    // Then any walk comes back to where it has been.
+    // Now every walk along the arrows comes back to a place that it has visited.
     let Some(first) = left.first() else { return };
     let mut walk = vec![*first];
     while let Some(last) = walk.last() {
         let here = room(last.to);
         if let Some(start) = walk.iter().position(|arrow| room(arrow.from) == here) {
             let circle: Vec<String> = walk[start..].iter().map(ToString::to_string).collect();
-            panic!("these lead in a circle:\n{}", circle.join("\n"));
+            panic!("these arrows form a cycle:\n{}", circle.join("\n"));
         }
         walk.extend(left.iter().find(|arrow| room(arrow.from) == here));
     }

@@ -1,4 +1,5 @@
-//! Holds what the benches make of their command line: a misspelt section must not pass for a measurement.
+//! Checks how the benches read their command line. A misspelt section must be an error: otherwise a
+//! bench would measure nothing and seem to succeed.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -38,7 +39,7 @@ fn sections_are_chosen_by_a_part_of_their_name() {
 }
 
 #[test]
-fn each_section_says_how_far_the_bench_is() {
+fn each_section_shows_the_progress_of_the_bench() {
     for (line, said) in [
         ("--bench", &["catch_up (1 of 3)", "append (2 of 3)", "idle (3 of 3)"][..]),
         ("up idle --bench", &["catch_up (1 of 2)", "idle (2 of 2)"]),
@@ -50,7 +51,7 @@ fn each_section_says_how_far_the_bench_is() {
 }
 
 #[test]
-fn a_wrong_argument_and_a_question_begin_no_benchmark() {
+fn wrong_arguments_and_help_start_no_benchmark() {
     for line in ["cathc_up --bench", "append cathc_up", "--tset", "append -x", "postgres://u:secret@h/d"] {
         let Err(Ends::Wrong(text)) = understood(line) else { panic!("{line} was accepted") };
         assert!(text.contains("catch_up append idle") && text.contains("report has no such"), "{line}: {text}");

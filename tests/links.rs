@@ -1,11 +1,11 @@
-//! Holds the links of README and guide: each leads somewhere on GitHub, in the package and on
+//! Checks the links of the README and the guide: each has a target on GitHub, in the package and on
 //! docs.rs.
 //!
-//! The pages are Markdown files, which GitHub shows, and modules, which docs.rs shows. A path that is
-//! right for one is wrong for the other. So the pages use reference links, such as
-//! `[the log][logs]`, whose targets follow here: each page ends with those for GitHub, and
-//! `src/guide/links.md`, which rustdoc reads before each page, has those for docs.rs. Of two
-//! definitions the first counts. `UPDATE_DOCS=1` writes both.
+//! The pages are Markdown files, which GitHub shows, and modules, which docs.rs shows. A path that
+//! is right for one is wrong for the other. So the pages use reference links, such as
+//! `[the log][logs]`, and this test generates their targets. Each page ends with the targets for
+//! GitHub. `src/guide/links.md`, which rustdoc reads before each page, has the targets for docs.rs.
+//! If a label has two definitions, the first one applies. `UPDATE_DOCS=1` writes both lists.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -23,7 +23,7 @@ const LINKS: &str = "src/guide/links.md";
 const DOCS: &str = "https://docs.rs/pupsourcing-orchestrator/latest/pupsourcing_orchestrator/";
 const SOURCE: &str = "https://docs.rs/crate/pupsourcing-orchestrator/latest/source/";
 
-/// Files to which pages refer by another name than their own.
+/// Files, each with the label by which pages refer to it.
 const FILES: [(&str, &str); 14] = [
     ("again", "benches/results/upserts_append_again.md"),
     ("architecture", "ARCHITECTURE.md"),
@@ -57,7 +57,7 @@ fn pages() -> BTreeSet<String> {
     names.filter(|name| name != "links").collect()
 }
 
-/// The text of a page without its definitions, and these.
+/// The text of a page without its definitions of links, and these definitions.
 fn split(text: &str) -> (&str, &str) {
     let is_definition = |line: &str| line.starts_with('[') && line.contains("]: ");
     let body = text.trim_end().rsplit('\n').skip_while(|line| is_definition(line) || line.is_empty()).next();
@@ -79,7 +79,7 @@ fn prose(text: &str) -> String {
     lines.join("\n")
 }
 
-/// A link or an image: what it refers to by name, or its own target.
+/// A link or an image: the label that it refers to, or its own target.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Link {
     Label(String),
@@ -92,7 +92,7 @@ fn links(prose: &str) -> BTreeSet<Link> {
     let mut rest = prose;
     while let Some(at) = rest.find(['[', '`']) {
         if rest[at..].starts_with('`') {
-            // Code in the line; within brackets it belongs to the link.
+            // Inline code. Within brackets it belongs to the link.
             let ticks = rest[at..].len() - rest[at..].trim_start_matches('`').len();
             let code = &rest[at + ticks..];
             rest = code.find(&rest[at..at + ticks]).map_or("", |end| &code[end + ticks..]);
@@ -111,14 +111,14 @@ fn links(prose: &str) -> BTreeSet<Link> {
     found
 }
 
-/// What stands between the first character and the one that closes it, and what follows.
+/// The text between the first character and the one that closes it, and the text after that.
 fn bracketed(text: &str, open: char, close: char) -> Option<(&str, &str)> {
     let inner = text.strip_prefix(open)?;
     let (within, after) = inner.split_once(close)?;
     (!within.contains(open)).then_some((within, after))
 }
 
-/// Where a label leads: as a path within the repository or a URL, and for rustdoc.
+/// The target of a label: a path within the repository or a URL, and the target for rustdoc.
 fn target(label: &str, pages: &BTreeSet<String>) -> Option<(String, String)> {
     if let Some(item) = label.strip_prefix('`').and_then(|item| item.strip_suffix('`')) {
         let name = item.rsplit("::").next().unwrap_or(item);
@@ -215,7 +215,7 @@ fn every_file_that_a_link_names_is_published() {
         let is_page = file.starts_with(GUIDE);
         for target in own
             .inspect(|target| {
-                // It would be wrong on docs.rs.
+                // A relative path would be wrong on docs.rs.
                 assert!(
                     !is_page || target.starts_with("http") || target.starts_with('#'),
                     "{file}: a page needs a reference link, not ({target})"

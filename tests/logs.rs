@@ -1,4 +1,4 @@
-//! Holds the list of log lines in the guide equal to the code.
+//! Checks that the list of log lines in the guide agrees with the code.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -56,7 +56,7 @@ fn the_guide_lists_every_line_above_debug() {
     assert_eq!(
         (only_in_code.collect::<Vec<_>>(), only_in_readme.collect::<Vec<_>>()),
         (Vec::new(), Vec::new()),
-        "lines of the code that the guide does not have (left), and those that it alone has (right)"
+        "lines that only the code has (left), and lines that only the guide has (right)"
     );
 }
 
@@ -75,14 +75,14 @@ fn collect(folder: &Path, lines: &mut BTreeSet<Line>) {
             collect(&path, lines);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let source = fs::read_to_string(&path).unwrap();
-            // What begins with a capital is a type.
+            // A name that begins with a capital letter is a type.
             let calls = source.split("log::").skip(1).filter(|call| !call.starts_with(char::is_uppercase));
             lines.extend(calls.filter_map(|call| written(call, &path)));
         }
     }
 }
 
-/// What a call of one of the macros writes, if that is above debug.
+/// The line that a call of a log macro writes, if its level is above debug.
 fn written(call: &str, path: &Path) -> Option<Line> {
     let (level, arguments) = call.split_once("!(").unwrap();
     if ["debug", "trace"].contains(&level) {
@@ -90,7 +90,7 @@ fn written(call: &str, path: &Path) -> Option<Line> {
     }
     assert!(DOCUMENTED.contains(&level), "{}: log::{level}", path.display());
     let format = arguments.trim_start().strip_prefix('"').unwrap().split_once('"').unwrap().0;
-    // A literal that goes on in the next line.
+    // A string literal may continue in the next line.
     let format: String = format.split("\\\n").map(str::trim_start).collect();
     let (text, fields) = format.split_once(": ").unwrap_or_else(|| panic!("{}: no fields: {format}", path.display()));
     let names = fields.split(' ').map(|field| match field.split_once('=') {
@@ -105,7 +105,7 @@ fn written(call: &str, path: &Path) -> Option<Line> {
     Some((level.to_owned(), text.to_owned(), names))
 }
 
-/// What comes before the parenthesis that ends the call.
+/// The text before the parenthesis that ends the call.
 fn within(arguments: &str) -> &str {
     let mut depth = 1;
     let end = arguments.find(|c| {

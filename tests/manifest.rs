@@ -1,4 +1,4 @@
-//! Holds the oldest Rust version that Cargo.toml promises.
+//! Checks the oldest Rust version that Cargo.toml promises.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -10,11 +10,13 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// What the library's own code needs, whatever its dependencies do: `if let` chains.
+/// The version that the library's own code needs, regardless of its dependencies: for `if let`
+/// chains.
 const OWN_CODE: (u32, u32) = (1, 88);
 
-/// Looked up rather than tried out, which would take a toolchain of that version; of the standard library's functions clippy
-/// (`incompatible_msrv`) knows since when each exists.
+/// The test reads the versions from the metadata, because a build would need a toolchain of that
+/// version. Functions of the standard library are checked by clippy (`incompatible_msrv`), which
+/// knows the version that introduced each.
 #[test]
 fn rust_version_is_the_lowest_that_builds() {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());

@@ -1,4 +1,5 @@
-//! Holds the names of tests: subject and behaviour, short enough for a list of results to be read.
+//! Checks that the names of tests, which say subject and behaviour, are short enough for a readable
+//! list of results.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::fs;

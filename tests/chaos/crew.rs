@@ -1,4 +1,5 @@
-//! The worker processes, and their supervisor: as Kubernetes would, it restarts those whose process ends and asks their probes.
+//! The worker processes and their supervisor. Like Kubernetes, it restarts workers whose process
+//! ends and asks their probes.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -9,14 +10,15 @@ use crate::probes::Probes;
 use crate::schedule::{SLOTS, STALE};
 use crate::support::worker_process::{Signal, WorkerProcess};
 
-/// How long a worker may take to leave, if nothing is in its way.
+/// How long a worker may take to leave, if nothing hinders it.
 const LEAVES_WITHIN: Duration = Duration::from_secs(15);
 
-/// In these slots, workers hold no session locks: peers go by their heartbeats alone, and cannot end their sessions when they freeze. So
-/// they come back with their connections alive, and it is the fence that stops them.
+/// In these slots, workers hold no session locks. Their peers rely on heartbeats alone and cannot
+/// end the sessions of a frozen worker. So such a worker comes back with its connections alive, and
+/// only the fence stops it.
 const HEARTBEATS_ONLY: [usize; 2] = [2, 4];
 
-/// Into how many lanes the worker in each slot cuts its part.
+/// The number of lanes into which the worker in each slot divides its keys.
 const LANES: [&str; SLOTS] = ["1", "3", "2", "1", "1"];
 
 /// The workers' `coordination_timeout`.
@@ -26,10 +28,10 @@ const OPTIONS: [(&str, &str); 5] = [
     ("HEARTBEAT_INTERVAL", "300ms"),
     ("REGISTRATION_WAIT", "100ms"),
     ("POLL_INTERVAL", "200ms"),
-    // Of each call of a handler, which takes a batch.
+    // For each call of a handler, which handles a batch.
     ("PANIC_PROBABILITY", "0.03"),
-    // Of each call with a dangerous event: the process is gone at once. After each end events are
-    // handled one at a time, so more of them leave little time for anything else.
+    // For each call with a dangerous event: the process ends at once. After each such end, events
+    // are handled one at a time, so a higher probability would leave little time for anything else.
     ("ABORT_PROBABILITY", "0.1"),
 ];
 
@@ -41,7 +43,7 @@ pub(crate) struct Crew {
     started: usize,
     could_not_start: usize,
     aborted: usize,
-    /// What those who are gone have written.
+    /// The names and logs of the workers that have ended.
     logs: Vec<(String, Vec<String>)>,
 }
 
@@ -95,14 +97,14 @@ impl Crew {
         }
     }
 
-    /// Freezes the worker or lets it go on.
+    /// Freezes or resumes the worker.
     pub(crate) fn freeze(&mut self, slot: usize, frozen: bool) {
         if let Some(member) = &mut self.slots[slot] {
             member.freeze(frozen);
         }
     }
 
-    /// Nobody is frozen any more, not even one that is to leave.
+    /// Resumes all frozen workers, also those that were told to leave.
     pub(crate) fn thaw(&mut self) {
         _ = self.look();
         for member in self.slots.iter_mut().flatten().chain(&mut self.leaving) {
@@ -114,7 +116,7 @@ impl Crew {
         self.slots[slot].as_mut().unwrap().process.await_processing(1);
     }
 
-    /// The process ids of those who are to work, by slot.
+    /// The slots and process ids of the workers that are expected to work.
     pub(crate) fn pids(&self) -> impl Iterator<Item = (usize, i32)> {
         let member = |(slot, member): (usize, &Option<Member>)| Some((slot, member.as_ref()?.process.pid()));
         self.slots.iter().enumerate().filter_map(member)
@@ -124,9 +126,10 @@ impl Crew {
         self.slots[slot].as_ref().is_some_and(|member| member.frozen)
     }
 
-    /// Finds out who has ended. One that could not start, because the server was away say, or that was aborted by its handler, is started
-    /// again, as Kubernetes would; any other end is an error. So is a liveness probe that would have a worker restarted: nothing that
-    /// happens here is cured by that.
+    /// Checks which workers have ended. A worker is started again, as Kubernetes would do, if it
+    /// could not start (for example, because the server was away) or if its handler aborted it. Any
+    /// other end is an error. So is a liveness probe that would restart a worker, because a restart
+    /// solves nothing that happens here.
     pub(crate) fn look(&mut self) -> Result<(), String> {
         for slot in 0..SLOTS {
             let Some(status) = self.slots[slot].as_mut().and_then(|member| member.process.ended()) else { continue };
@@ -155,7 +158,7 @@ impl Crew {
                     let (had_started, end) = member.end(status);
                     self.bury(member);
                     self.aborted += usize::from(is_aborted(status));
-                    // Before that, the signal may have come when nobody listened to it yet.
+                    // A worker that had not started may not have listened for the signal yet.
                     if had_started && !status.success() && !is_aborted(status) {
                         return Err(format!("did not leave gracefully: {end}"));
                     }
@@ -165,7 +168,7 @@ impl Crew {
         Ok(())
     }
 
-    /// Waits until those who are to leave have left.
+    /// Waits until the workers that were told to leave have left.
     pub(crate) fn await_leavers(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + LEAVES_WITHIN;
         let tick = crossbeam_channel::tick(Duration::from_millis(20));
@@ -185,7 +188,8 @@ impl Crew {
         members.into_iter().all(|member| member.probes.is_ready())
     }
 
-    /// How many have been started, how many of them ended before they could process anything, and how many were aborted.
+    /// How many workers were started, how many of them ended before they could process anything,
+    /// and how many were aborted.
     pub(crate) fn started(&self) -> (usize, usize, usize) {
         (self.started, self.could_not_start, self.aborted)
     }
@@ -200,7 +204,7 @@ impl Crew {
         self.said("panicked at tests/chaos/worker.rs")
     }
 
-    /// Ends all workers and writes what they have logged into files, which replace those of a former run.
+    /// Ends all workers and writes their logs into files, which replace those of the previous run.
     pub(crate) fn write_logs(&mut self, dir: &Path) {
         _ = std::fs::remove_dir_all(dir);
         std::fs::create_dir_all(dir).unwrap();
@@ -232,7 +236,7 @@ impl Member {
         self.probes.ask(self.process.log())
     }
 
-    /// Whether it had got as far as processing, and its end in words.
+    /// Whether the worker had begun to process, and a description of its end.
     fn end(&mut self, status: ExitStatus) -> (bool, String) {
         let log = self.process.log();
         let had_started = log.iter().any(|line| line.contains("processing:"));

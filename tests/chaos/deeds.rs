@@ -7,15 +7,17 @@ use std::ops::Range;
 pub(crate) enum Deed {
     /// Reorganises or changes a table or sequence, in a session with this default isolation level.
     Maintain { sql: &'static str, undo: Option<&'static str>, isolation: &'static str },
-    /// Gives the sessions that a role or database begins from now on another setting, and ends some of those that are there.
+    /// Changes a setting for new sessions of a role or database, and ends some of the current
+    /// sessions.
     Set { whose: &'static str, name: &'static str, value: &'static str },
-    /// Hides the rows of a table by row-level security. Superusers see them all the same, and the appender has a policy.
+    /// Hides the rows of a table by row-level security. Superusers still see them, and the appender
+    /// has a policy.
     Hide { table: &'static str },
 }
 
 const ISOLATION: [&str; 3] = ["read committed", "repeatable read", "serializable"];
 
-/// What is maintained, and what undoes it.
+/// The SQL of each maintenance, and the SQL that undoes it.
 ///
 /// The default of an added column is volatile, so the server rewrites the table.
 const MAINTENANCE: [(&str, Option<&str>); 16] = [
@@ -45,7 +47,7 @@ const MAINTENANCE: [(&str, Option<&str>); 16] = [
     ("ALTER SEQUENCE events_global_position_seq CACHE 1", None),
     ("BEGIN; ALTER SEQUENCE events_global_position_seq MINVALUE 1; SELECT pg_sleep(1); COMMIT", None),
     ("BEGIN; ALTER SEQUENCE events_global_position_seq INCREMENT 1; SELECT pg_sleep(1); ROLLBACK", None),
-    // One projection is dealt to no worker, and to all of them again.
+    // One projection is dealt to no worker, and later to all workers again.
     (
         "UPDATE orchestrator_projections SET desired_state = 'paused' WHERE name = 'event_type_counts'",
         Some("UPDATE orchestrator_projections SET desired_state = 'running' WHERE name = 'event_type_counts'"),
@@ -56,11 +58,12 @@ const MAINTENANCE: [(&str, Option<&str>); 16] = [
     ),
 ];
 
-/// Settings that a role or database may have been given, and that handlers can live with.
+/// Settings that a role or database may have, and that handlers can tolerate.
 ///
-/// A statement cancelled by `statement_timeout` is its handler's failure, and a batch whose attempts are used up halts its projection
-/// until the generation changes. So the handlers of the chaos worker state their own `statement_timeout`. What `lock_timeout`,
-/// `idle_in_transaction_session_timeout` and `default_transaction_isolation` do to a handler is repeated without counting.
+/// A statement cancelled by `statement_timeout` is its handler's failure, and a batch whose
+/// attempts are used up halts its projection. So the handlers of the chaos worker set their own
+/// `statement_timeout`. Failures that `lock_timeout`, `idle_in_transaction_session_timeout` or
+/// `default_transaction_isolation` cause in a handler are retried without counting.
 const SETTINGS: [(&str, &str); 15] = [
     ("default_transaction_isolation", "'repeatable read'"),
     ("default_transaction_isolation", "'serializable'"),
@@ -83,10 +86,11 @@ const SCOPES: [&str; 2] = ["DATABASE chaos", "ROLE shop_worker"];
 
 const HIDDEN: [&str; 2] = ["events", "orchestrator_checkpoints"];
 
-/// Sessions of both roles, by chance.
+/// Ends random sessions of both roles.
 const END_SOME: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                         WHERE usename IN ('shop_worker', 'shop_appender') AND random() < 0.4";
-/// So that writers do not go on with a setting under which they can write nothing. Workers have to.
+/// Ends the appender's sessions, so that writers do not keep a setting under which they cannot
+/// write. Workers must cope with such sessions.
 const END_APPENDERS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop_appender'";
 
 /// Each deed once, in the first of its variants.
@@ -98,7 +102,7 @@ pub(crate) fn all() -> Vec<Deed> {
 }
 
 impl Deed {
-    /// All variants of it.
+    /// All variants of the deed.
     pub(crate) fn variants(self) -> Vec<Self> {
         match self {
             Self::Maintain { sql, undo, .. } => {
@@ -109,10 +113,11 @@ impl Deed {
         }
     }
 
-    /// How often it comes while others come once.
+    /// How often the deed occurs while others occur once.
     ///
-    /// A statement that waited for a table to be rewritten, in a session whose default isolation level is stricter than the library's, is
-    /// what has gone wrong before, and both have to meet.
+    /// A past defect needed two deeds at once: a statement waited while a table was rewritten, in a
+    /// session whose default isolation level was stricter than the library's. So both deeds occur
+    /// more often.
     pub(crate) fn weight(self) -> usize {
         match self {
             Self::Set { name: "default_transaction_isolation", .. } => 4,
@@ -121,12 +126,14 @@ impl Deed {
         }
     }
 
-    /// Such a one comes several times in a row: what matters is between which two statements of a worker it gets its lock.
+    /// Whether it rewrites the table of events. Such a deed occurs several times: what matters is
+    /// between which two statements of a worker it gets its lock.
     fn is_rewrite_of_events(self) -> bool {
         matches!(self, Self::Maintain { sql, .. } if sql == MAINTENANCE[0].0)
     }
 
-    /// For how many milliseconds it stands. A setting concerns only sessions that begin meanwhile, so it stands longer.
+    /// For how many milliseconds the deed stands until it is undone. A setting affects only
+    /// sessions that begin meanwhile, so it stands longer.
     pub(crate) fn stands_for(self) -> Range<u64> {
         match self {
             Self::Set { .. } => 1_000..8_000,
@@ -134,7 +141,7 @@ impl Deed {
         }
     }
 
-    /// By what it is counted: the statement, the setting or the table.
+    /// The name by which the deed is counted: the statement, the setting or the table.
     pub(crate) fn kind(self) -> String {
         match self {
             Self::Maintain { sql, .. } => sql.to_owned(),
@@ -150,7 +157,7 @@ impl Deed {
         }
     }
 
-    /// What to execute, each a query of its own.
+    /// The statements to execute, each as a query of its own.
     pub(crate) fn statements(self) -> Vec<String> {
         match self {
             Self::Maintain { sql, .. } => vec![sql.to_owned()],
@@ -161,7 +168,7 @@ impl Deed {
         }
     }
 
-    /// What to execute to undo it; nothing if there is nothing to undo.
+    /// The statements that undo the deed; none if there is nothing to undo.
     pub(crate) fn undoing(self) -> Vec<String> {
         match self {
             Self::Maintain { undo, .. } => undo.map(str::to_owned).into_iter().collect(),
@@ -171,9 +178,10 @@ impl Deed {
     }
 }
 
-/// What has to be there before the first deed.
+/// The statements to execute before the first deed.
 ///
-/// The harness, which is the superuser, keeps its settings, and the appender sees and appends events also while they are hidden.
+/// The harness, which is the superuser, keeps its settings. The appender can read and append events
+/// even while they are hidden.
 pub(crate) fn preparation() -> Vec<String> {
     let keep = |(name, _)| format!("ALTER ROLE postgres IN DATABASE chaos SET {name} FROM CURRENT");
     let mut statements: Vec<String> = SETTINGS.map(keep).into();

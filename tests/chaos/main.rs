@@ -1,13 +1,15 @@
-//! Chaos: real worker processes on a real server, with everything going wrong that can, and an oracle that looks all the time.
+//! Chaos: real worker processes on a real server, faults of every kind, and an oracle that checks
+//! the results all the time.
 //!
-//! `cargo test` runs it for a short while. For as long as wanted:
+//! `cargo test` runs it for a short time. To run it longer:
 //!
 //! ```sh
 //! CHAOS_SECONDS=3600 cargo test --release exactly_once_whatever_happens -- --nocapture
 //! ```
 //!
-//! It prints its seed. `CHAOS_SEED` repeats a schedule of faults, though not what the operating system makes of it. The short run always
-//! has the same one, a longer one another each time.
+//! It prints its seed. `CHAOS_SEED` repeats a schedule of faults, but not the timing of the
+//! operating system. The short run always uses the same seed, a longer run a different one each
+//! time.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -45,44 +47,55 @@ use schedule::{AT_FIRST, Fault, SLOTS, STALE, Schedule};
 use server::Server;
 use writers::Writers;
 
-/// How long the server lets a frozen worker hold the lock of the replica set, and a worker wait for it: the library's.
+/// How long the server lets a frozen worker hold the lock of the replica set, and how long a worker
+/// waits for that lock. The library sets both.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
-/// In a lull, until every key is owned by a worker that runs and can. The longest way there: somebody is frozen while it holds the lock of
-/// the replica set, and loses it; then all can be judged, and those whose heartbeats stopped are left out; another one has a handler that
-/// waits for rows which one of them has locked, and is left out too when it has not become ready in time. Each step may take as long as its
-/// timeout. What else there is (a handler, connecting again, this machine) has the last two seconds.
+/// In a lull, the time until every key is owned by a worker that runs and can work. In the longest
+/// case, a worker is frozen while it holds the lock of the replica set, and loses it. Then the
+/// workers can be judged, and those whose heartbeats stopped are evicted. Another worker has a
+/// handler that waits for rows which one of them has locked. It is excluded too, when it has not
+/// become ready in time. Each step may take as long as its timeout. The last two seconds are for
+/// everything else: a handler, a new connection, a slow machine.
 const OWNED_IN_LULL_WITHIN: Duration =
     LOCK_PATIENCE.saturating_add(STALE).saturating_add(COORDINATION).saturating_add(Duration::from_secs(2));
-/// A worker whose connections are slow can own keys, and holds the lock of the replica set for so many round trips when it changes the
-/// generation.
+/// A worker whose connections are slow can own keys. When it changes the generation, it holds the
+/// lock of the replica set for this many round trips.
 const ROUND_TRIPS: u32 = 20;
-/// A worker that has just been started verifies the schema, migrates and opens all its connections before it registers: some 110 round
-/// trips.
+/// A worker that has just been started verifies the schema, migrates and opens all its connections
+/// before it registers. That takes about 110 round trips.
 const START_ROUND_TRIPS: u32 = 150;
-/// From the end of a storm until every key is owned, and everybody takes part. A worker that was frozen while it held the lock of the
-/// replica set is waited for longest: `LOCK_PATIENCE`, after `stale_worker_timeout`.
+/// The time from the end of a storm until every key is owned and every worker takes part. The
+/// longest wait is for a worker that was frozen while it held the lock of the replica set:
+/// `LOCK_PATIENCE` after `stale_worker_timeout`.
 const OWNED_WITHIN: Duration = Duration::from_secs(8);
-/// From then on, until every worker says that it is ready.
+/// The time from then on until every worker says that it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(5);
-/// From then on, until the checkpoint that is furthest behind moves on: how long it takes to catch up, this machine decides.
+/// The time from then on until the checkpoint that is farthest behind moves. The time to catch up
+/// is not limited, because it depends on the machine.
 const MOVES_WITHIN: Duration = Duration::from_secs(20);
 
-/// When so many events have been handled, in calls of which three in a hundred panic, some handler has panicked.
+/// After this many events, some handler must have panicked: three in a hundred calls panic.
 const SOME_PANIC_WITHIN: usize = 15_000;
 
-/// When so many events have been handled, by two projections, some dangerous one has aborted a process: one in 4,000 events is dangerous,
-/// and aborts one in ten calls. Most batches are handled several times, because some handler panics.
+/// After this many events, which two projections handle, a dangerous event must have aborted a
+/// process: one in 4,000 events is dangerous, and aborts one in ten calls. Most batches are handled
+/// several times, because a handler panics.
 const SOME_ABORT_WITHIN: usize = 40_000;
 
-/// In a longer run the neighbour succeeds with each kind of deed at least once. Each deed comes about once in 60 seconds, and may find
-/// the server away or wait for a lock in vain.
+/// In a run longer than this, the neighbour must succeed at least once with each kind of deed that
+/// it has tried often. Each deed occurs about once in 60 seconds, and may fail because the server is
+/// away or a lock is not available.
 const ALL_DEEDS_WITHIN: Duration = Duration::from_secs(150);
+/// Of six attempts at a statement that waits for all transactions, such as `REINDEX CONCURRENTLY`,
+/// all may be interrupted by chance: about half of them are.
+const OFTEN: u32 = 12;
 
-/// Something that takes longer is looked at.
+/// If a wait takes longer than this, the test prints the situation.
 const SLOW: Duration = Duration::from_secs(4);
 
-/// Handlers that are slow now and then, that fail for a reason which says nothing about the event, or that just fail. Not so often that
-/// one event fails until its projection halts. `event_type_counts` has few statements, with many events each.
+/// Makes handlers slow from time to time, or makes them fail: for a reason that is not the event's,
+/// or for any other. This is so rare that no event fails until its projection halts. It is more
+/// frequent for `event_type_counts`, which executes few statements, with many events each.
 const HANDLER_FAULTS: &str = "
     CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$
         DECLARE die float8 := random() / tg_argv[0]::float8;
@@ -90,7 +103,7 @@ const HANDLER_FAULTS: &str = "
             IF die < 0.02 THEN PERFORM pg_sleep(random() * 0.05);
             ELSIF die < 0.025 THEN RAISE EXCEPTION 'it conflicts' USING ERRCODE = '40001';
             ELSIF die < 0.03 THEN RAISE EXCEPTION 'it fails';
-            -- So that many a worker is frozen in the middle of a statement that outlasts its eviction.
+            -- So some workers are frozen during a statement that lasts longer than their eviction.
             ELSIF die < 0.04 THEN PERFORM pg_sleep(0.5 + random() * 2);
             END IF;
             RETURN NEW;
@@ -98,7 +111,7 @@ const HANDLER_FAULTS: &str = "
     CREATE TRIGGER meddle BEFORE INSERT ON aggregate_activity FOR EACH ROW EXECUTE FUNCTION meddle(0.05);
     CREATE TRIGGER meddle BEFORE INSERT ON event_type_counts FOR EACH ROW EXECUTE FUNCTION meddle(0.3);";
 
-/// How often it is looked who is there, and who owns what.
+/// How often the test checks which workers run and which keys they own.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 struct Chaos {
@@ -159,7 +172,7 @@ fn exactly_once_whatever_happens() {
         Ok(storms) => {
             println!("{storms} storms, {} looks", chaos.watch.finish());
             println!(
-                "{} lulls, {} with somebody helpless, the longest took {:?}; no key was seen unowned for longer than {:?}",
+                "{} lulls, {} with a helpless worker, the longest took {:?}; no key was seen unowned for longer than {:?}",
                 chaos.lulls.len(),
                 chaos.lulls.iter().filter(|lull| lull.helpless > 0).count(),
                 chaos.lulls.iter().map(|lull| lull.took).max().unwrap_or_default(),
@@ -186,7 +199,7 @@ fn exactly_once_whatever_happens() {
             for (kind, Count { done, tried }) in &deeds {
                 println!("{done:>5} of {tried:>3} {kind}");
             }
-            let never: Vec<_> = deeds.iter().filter(|(_, count)| count.done == 0).collect();
+            let never: Vec<_> = deeds.iter().filter(|(_, count)| count.done == 0 && count.tried >= OFTEN).collect();
             assert!(never.is_empty() || lasts <= ALL_DEEDS_WITHIN, "the neighbour never succeeded: {never:?}");
             assert!(panics > 0 || tally.acknowledged.len() < SOME_PANIC_WITHIN, "no handler has panicked");
             assert!(aborted > 0 || tally.acknowledged.len() < SOME_ABORT_WITHIN, "no event has aborted a process");
@@ -196,7 +209,7 @@ fn exactly_once_whatever_happens() {
 }
 
 impl Chaos {
-    /// One storm after the other. Returns how many there were.
+    /// Runs one storm after the other. Returns the number of storms.
     fn run(&mut self, schedule: &mut Schedule, lasts: Duration) -> Result<u32, String> {
         let mut storms = 0;
         while self.begun.elapsed() < lasts {
@@ -237,21 +250,24 @@ impl Chaos {
         Ok(())
     }
 
-    /// The workers that can own keys: neither frozen nor cut off nor leaving. One whose connections are slow can, and so must one whose
-    /// connections have just been ended.
+    /// The workers that can own keys: those that are not frozen, cut off or leaving. A worker whose
+    /// connections are slow can own keys, and a worker whose connections have just been ended must
+    /// be able to.
     fn capable(&self) -> Vec<i32> {
         let cut_off = |slot| slot == 0 && self.proxy.is_holding();
         let capable = |(slot, _): &(usize, i32)| !self.crew.is_frozen(*slot) && !cut_off(*slot);
         self.crew.pids().filter(capable).map(|(_, pid)| pid).collect()
     }
 
-    /// Nothing new happens until every key has an owner that can work while everything that goes wrong goes on.
+    /// Waits, while the current faults continue and no new ones begin, until every key has an owner
+    /// that can work.
     fn lull(&mut self) -> Result<(), String> {
-        // Nothing is promised while it is away, or while the neighbour keeps the tables locked or hidden.
+        // Nothing is guaranteed while the server is away, or while the neighbour keeps the tables
+        // locked or hidden.
         self.server.await_ready();
         self.neighbour.calm();
         let helpless = self.crew.pids().count() - self.capable().len();
-        let otherwise = "not every key is owned by a worker that runs and can";
+        let otherwise = "not every key is owned by a worker that runs and can work";
         let within = OWNED_IN_LULL_WITHIN + 2 * self.proxy.delayed_by() * ROUND_TRIPS;
         let took = self.until(within, otherwise, Self::is_owned)?;
         self.say(&format!("all owned after {took:?}, {helpless} helpless"));
@@ -262,7 +278,7 @@ impl Chaos {
         Ok(())
     }
 
-    /// Whether all who can work say that they are ready.
+    /// Whether all workers that can work say that they are ready.
     fn are_all_ready(&mut self) -> bool {
         self.crew.are_ready(&self.capable())
     }
@@ -281,7 +297,7 @@ impl Chaos {
             Fault::EndSessions(count) => {
                 let sql = "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity
                            WHERE application_name = 'chaos-worker' ORDER BY random() LIMIT $1) AS victim";
-                // If the server is away, so are the sessions.
+                // If the server is away, there are no sessions.
                 let ended =
                     Client::connect(self.server.url(), NoTls).and_then(|mut client| client.query(sql, &[&count]));
                 self.say(&format!("ended: {:?}", ended.map(|rows| rows.len()).ok()));
@@ -300,7 +316,7 @@ impl Chaos {
         Ok(())
     }
 
-    /// Ends what is still wrong, and waits until all is well.
+    /// Ends all faults, and waits until the workers have recovered.
     fn recover(&mut self) -> Result<(), String> {
         self.proxy.heal();
         self.crew.thaw();
@@ -357,7 +373,7 @@ impl Chaos {
         Ok(begun.elapsed())
     }
 
-    /// What there is to be seen when nothing goes on.
+    /// Describes the state, for when nothing progresses.
     fn situation(&mut self) -> String {
         let capable = self.capable();
         let unowned = self.ownership.look(&capable);
@@ -368,7 +384,8 @@ impl Chaos {
         )
     }
 
-    /// When nothing is written any more: everything is processed, and right, and what was acknowledged is there.
+    /// Checks, after the last write, that everything is processed, that it is right, and that all
+    /// acknowledged events are there.
     fn verify_all(&mut self, tally: &writers::Tally) -> Result<(), String> {
         self.recover()?;
         let mut client = Client::connect(self.server.url(), NoTls).unwrap();

@@ -1,7 +1,9 @@
-//! The neighbour: an administrator with other things in mind, who maintains the tables and changes settings while everything runs.
+//! The neighbour: an administrator who maintains the tables and changes settings while everything
+//! runs.
 //!
-//! A thread that carries out orders one after the other, each on a connection of its own. An order may fail, because a lock is not to be
-//! had or because the server is away. What it may have changed is remembered either way, until it is undone.
+//! The neighbour is a thread that executes orders one after the other, each on a connection of its
+//! own. An order may fail because a lock is not available or because the server is away. In both
+//! cases the thread remembers what the order may have changed, until that is undone.
 
 use std::collections::BTreeMap;
 use std::thread::{self, JoinHandle};
@@ -12,14 +14,16 @@ use postgres::{Client, NoTls};
 
 use crate::deeds::{self, Deed};
 
-/// How long it waits for a lock. Everything else queues up behind it meanwhile, so less than the library's patience.
+/// How long it waits for a lock. This is less than the library's own limit, because everything else
+/// queues behind the neighbour meanwhile.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long it may take to undo everything, once the server is there. Frozen workers and open transactions of writers hold locks until
-/// they are ended, and an attempt may take as long as `LOCK_TIMEOUT`.
+/// How long it may take to undo everything, once the server is there. Frozen workers and open
+/// transactions of writers hold locks until they are ended, and an attempt may take as long as
+/// `LOCK_TIMEOUT`.
 const UNDONE_WITHIN: Duration = Duration::from_secs(30);
 
-/// From one attempt to undo something to the next.
+/// The pause between two attempts to undo something.
 const UNDO_PAUSE: Duration = Duration::from_millis(50);
 
 /// How often each kind of deed was tried and how often it succeeded.
@@ -33,7 +37,7 @@ pub(crate) struct Count {
 
 pub(crate) struct Neighbour {
     orders: Sender<Order>,
-    /// The other end, to take back orders that have not been begun.
+    /// The receiving end of `orders`, to take back orders that have not begun.
     queue: Receiver<Order>,
     calmed: Receiver<Result<(), String>>,
     thread: JoinHandle<Tally>,
@@ -65,19 +69,19 @@ impl Neighbour {
         self.orders.send(Order::Do(deed)).unwrap();
     }
 
-    /// Orders that a deed be undone. Returns at once.
+    /// Orders the neighbour to undo a deed. Returns at once.
     pub(crate) fn undo(&self, deed: Deed) {
         self.orders.send(Order::Undo(deed)).unwrap();
     }
 
-    /// Takes back all orders, and waits until everything is undone. The server has to be there.
+    /// Takes back all orders, and waits until everything is undone. The server must be running.
     pub(crate) fn calm(&self) {
         self.queue.try_iter().for_each(drop);
         self.orders.send(Order::UndoAll).unwrap();
         self.calmed.recv_timeout(2 * UNDONE_WITHIN).unwrap().unwrap_or_else(|why| panic!("{why}"));
     }
 
-    /// Lets it finish what it was ordered to do.
+    /// Waits until it has executed its orders.
     pub(crate) fn finish(self) -> Tally {
         drop(self.orders);
         self.thread.join().unwrap()
@@ -99,7 +103,7 @@ impl AtWork {
         for order in orders {
             match order {
                 Order::Do(deed) => self.carry_out(deed),
-                // If it fails, it is undone in the calm.
+                // If this fails, `UndoAll` undoes the deed later.
                 Order::Undo(deed) => _ = self.undo(deed),
                 Order::UndoAll => _ = calmed.send(self.undo_all()),
             }

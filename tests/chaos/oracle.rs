@@ -1,4 +1,4 @@
-//! Tells whether what the workers have committed is right, at any moment.
+//! Checks at any moment whether the workers have committed the right results.
 
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -7,8 +7,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use postgres::{Client, GenericClient, IsolationLevel, NoTls};
 use uuid::Uuid;
 
-/// The events that the projection `$1` has processed, as its checkpoints say. The window looks at all events, so that `before` is what
-/// came before in the aggregate.
+/// The events that the projection `$1` has processed, according to its checkpoints. The window
+/// covers all events, so `before` is the version of the previous event of the aggregate.
 const DUE: &str = "
     WITH due AS (
         SELECT e.* FROM (
@@ -42,7 +42,8 @@ const COVER: &str = "
     LEFT JOIN unnest(c.keys) AS piece ON true GROUP BY p.name
     HAVING range_agg(piece) IS DISTINCT FROM '{[0,65536)}' OR sum(upper(piece) - lower(piece)) <> 65536";
 
-/// An aggregate's events are not in the order of their positions: then the writers are wrong, or the event store.
+/// Finds events of an aggregate that are not in the order of their positions. This would be a
+/// defect of the writers or of the event store.
 const DISORDER: &str = "
     SELECT format('%s/%s version %s at position %s', aggregate_type, aggregate_id, aggregate_version, global_position)
     FROM (SELECT *, row_number() OVER (PARTITION BY bounded_context, aggregate_type, aggregate_id ORDER BY global_position) AS n
@@ -52,10 +53,10 @@ const CHECKPOINTS: &str = "
     SELECT format('%s %s position %s generation %s worker %s', projection, keys, position, generation, worker_id)
     FROM orchestrator_checkpoints ORDER BY projection, keys";
 
-/// Taken before the snapshot: a table that is rewritten between the two would seem empty.
+/// Taken before the snapshot: a table that is rewritten after the snapshot would seem empty.
 const LOCKS: &str = "LOCK TABLE events, orchestrator_checkpoints IN ACCESS SHARE MODE";
 
-/// What is wrong, in one snapshot: nothing, it is hoped.
+/// What is wrong, in one snapshot. Empty if everything is right.
 pub(crate) fn look(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
     let mut tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start()?;
     tx.batch_execute(LOCKS)?;
@@ -93,7 +94,7 @@ fn lines(
     Ok(rows.iter().map(|row| format!("{what}: {}", row.get::<_, String>(0))).collect())
 }
 
-/// Looks about every second, whatever becomes of the server.
+/// Looks about every second, even if the server is away at times.
 pub(crate) struct Watch {
     stop: Sender<()>,
     wrong: Receiver<Vec<String>>,
@@ -136,10 +137,11 @@ fn watch(url: &str, stop: &Receiver<()>, found: &Sender<Vec<String>>) -> u32 {
                 _ = found.try_send(wrong);
                 return looks;
             }
-            // The server is away, which is none of the workers' faults; an error in the statements is ours.
+            // The server is away, which is no fault of the workers. An error in the statements
+            // would be one of the test.
             Err(error) => assert!(error.is_closed() || client.is_closed() || is_away(&error), "{error:?}"),
         }
-        // With many events a look takes long, and the machine has other things to do.
+        // With many events a look takes long, and the workers need the machine too.
         pause = Duration::from_secs(1).max(begun.elapsed() * 3);
     }
     looks

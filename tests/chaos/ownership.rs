@@ -1,4 +1,4 @@
-//! Who owns which keys, and for how long nobody did who could work.
+//! Which worker owns which keys, and for how long a key had no owner that could work.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls};
 
-/// The keys of each projection that no worker owns which runs and is one of these processes.
+/// The keys of each projection that are not owned by a running worker in one of these processes.
 const UNOWNED: &str = "
     SELECT p.name, lower(piece), upper(piece)
     FROM orchestrator_projections p, unnest('{[0,65536)}'::int4multirange - coalesce((
@@ -32,8 +32,8 @@ impl Ownership {
         Self { url: url.to_owned(), client: None, since: BTreeMap::new(), longest: Duration::ZERO }
     }
 
-    /// The keys that none of these processes owns. None if the server does not answer: then nobody can be blamed, and what was counted
-    /// so far is forgotten.
+    /// The keys that none of these processes owns. `None` if the server does not answer: then the
+    /// workers are not to blame, and the times counted so far are forgotten.
     pub(crate) fn look(&mut self, capable: &[i32]) -> Option<Vec<(String, Range<i32>)>> {
         let url = &self.url;
         let client =
@@ -50,7 +50,7 @@ impl Ownership {
         unowned
     }
 
-    /// The longest time for which a key was seen unowned, in an unbroken row of looks.
+    /// The longest time for which a key was seen unowned, in consecutive looks.
     pub(crate) fn longest(&self) -> Duration {
         self.longest
     }
@@ -69,7 +69,7 @@ impl Ownership {
     }
 }
 
-/// Whether these processes run, together and alone.
+/// Whether exactly these processes run in the newest generation.
 pub(crate) fn all_take_part(client: &mut Client, pids: &[i32]) -> bool {
     let sql = "SELECT state = 'active' AND total_partitions = cardinality($1::int[]) AND total_partitions =
                       (SELECT count(*) FROM orchestrator_workers w
@@ -78,7 +78,7 @@ pub(crate) fn all_take_part(client: &mut Client, pids: &[i32]) -> bool {
     client.query_one(sql, &[&pids]).unwrap().get(0)
 }
 
-/// What there is to be seen when nothing goes on.
+/// Describes the state, for when nothing progresses.
 pub(crate) fn situation(client: &mut Client) -> String {
     let sql = "SELECT format('worker %s', w) FROM orchestrator_workers w WHERE state <> 'stopped'
                UNION ALL (SELECT format('generation %s', g) FROM orchestrator_generations g ORDER BY number DESC LIMIT 3)

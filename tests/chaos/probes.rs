@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 /// How often each worker is asked.
 const PERIOD: Duration = Duration::from_millis(500);
-/// How long an answer may take. It comes from memory, on a machine with much else to do.
+/// How long an answer may take. It comes from memory, but the machine is busy.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// So many failures in a row restart a worker.
+/// This many failures in a row would restart a worker.
 const FAILURES: u32 = 3;
 
 /// What the probes of one worker have said.
@@ -21,7 +21,7 @@ pub(crate) struct Probes {
 }
 
 impl Probes {
-    /// Whether it said that it is ready when it was asked last.
+    /// Whether its last answer was that it is ready.
     pub(crate) fn is_ready(&self) -> bool {
         self.is_ready
     }
@@ -35,7 +35,7 @@ impl Probes {
             let line = log.iter().find(|line| line.contains("metrics server listens"));
             self.address = line.and_then(|line| Some(line.split_once("address=")?.1.trim().to_owned()));
         }
-        // As a startup probe would, wait until it serves.
+        // Like a startup probe, wait until the worker serves.
         let Some(address) = &self.address else { return Ok(()) };
         self.asked_at = Some(Instant::now());
         let (live, ready) = (get(address, "/livez"), get(address, "/readyz"));
@@ -47,7 +47,7 @@ impl Probes {
         }
     }
 
-    /// It is frozen, so it cannot be asked.
+    /// Skips a frozen worker, which cannot answer.
     pub(crate) fn skip(&mut self) {
         self.failures = 0;
         self.is_ready = false;

@@ -1,4 +1,4 @@
-//! A TCP proxy between a worker and the server, which can do what networks do.
+//! A TCP proxy between a worker and the server, which can delay, hold and lose data as networks do.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -29,9 +29,10 @@ struct Mood {
     hold_requests: bool,
     hold_answers: bool,
     delay: Duration,
-    /// Counts the cuts: what was read before one is not written after it.
+    /// The number of cuts. Data read before a cut is not written after it.
     cuts: u32,
-    /// Connections with a lower number end, and what they still have to say to the server arrives at this time.
+    /// Connections with a lower number end. What they have sent to the server last arrives at this
+    /// time.
     lingering: Option<(u64, Instant)>,
 }
 
@@ -72,13 +73,13 @@ impl Proxy {
         self.shared.change(|mood| (mood.hold_requests, mood.hold_answers) = (requests, answers));
     }
 
-    /// Whether nothing of one direction is forwarded, so that the worker is cut off.
+    /// Whether nothing is forwarded in at least one direction, so that the worker is cut off.
     pub(crate) fn is_holding(&self) -> bool {
         let mood = self.shared.mood.lock();
         mood.hold_requests || mood.hold_answers
     }
 
-    /// By how much everything is forwarded later.
+    /// The delay with which everything is forwarded.
     pub(crate) fn delayed_by(&self) -> Duration {
         self.shared.mood.lock().delay
     }
@@ -91,7 +92,7 @@ impl Proxy {
         self.shared.change(|mood| *mood = Mood { cuts: mood.cuts, lingering: mood.lingering, ..Mood::default() });
     }
 
-    /// Closes all connections. Nothing that is under way arrives.
+    /// Closes all connections. Data that is on its way is lost.
     pub(crate) fn cut(&self) {
         self.shared.change(|mood| *mood = Mood { cuts: mood.cuts + 1, ..Mood::default() });
         for connection in self.shared.connections.lock().drain(..) {
@@ -100,7 +101,8 @@ impl Proxy {
         }
     }
 
-    /// Ends all connections as the worker sees them, while what it has sent last still arrives at the server, later.
+    /// Ends all connections as the worker sees them. What it has sent last still arrives at the
+    /// server, after this delay.
     pub(crate) fn linger(&self, for_so_long: Duration) {
         let connections = self.shared.connections.lock();
         let beyond = self.shared.accepted.load(Ordering::Relaxed);
@@ -152,7 +154,7 @@ impl Shared {
                 break;
             }
         }
-        // Neither does the end of one direction pass while it is held.
+        // The end of a direction does not pass either while the direction is held.
         self.await_release(number, direction);
         _ = to.shutdown(Shutdown::Write);
         _ = from.shutdown(Shutdown::Read);

@@ -1,4 +1,5 @@
-//! The roles under which everything runs: those of `examples/postgres/roles.sql`, with exactly its grants.
+//! The roles under which everything runs: those of `examples/postgres/roles.sql`, with exactly its
+//! grants.
 
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::Names;
@@ -12,13 +13,14 @@ pub(crate) const APPENDER: &str = "shop_appender";
 const MIGRATOR: &str = "shop_migrator";
 
 const ROLES: &str = include_str!("../../examples/postgres/roles.sql");
-/// The line of `ROLES` at which the tables have to be there.
+/// The line of `ROLES` below which the tables must exist.
 const MIGRATION: &str = "-- After the migration:";
 
-/// What the file leaves to the application.
+/// The grants that the file leaves to the application.
 const READ_MODELS: &str = "GRANT SELECT, INSERT, UPDATE ON event_type_counts, aggregate_activity TO shop_worker";
 
-/// Creates roles and tables. A worker that migrates then finds everything there, and may not create anything.
+/// Creates roles and tables. A worker that migrates afterwards finds everything there, and is not
+/// allowed to create anything.
 pub(crate) fn create(superuser: &str) {
     let (before, after) = ROLES.split_once(MIGRATION).unwrap();
     let mut client = Client::connect(superuser, NoTls).unwrap();

@@ -1,13 +1,13 @@
-//! What goes wrong, and when: a pure function of the seed.
+//! Which faults occur, and when: a pure function of the seed.
 
 use std::time::Duration;
 
 use crate::deeds::{self, Deed};
 use crate::support::StopMode;
 
-/// So many workers at the most. The one in slot 0 reaches the server through the proxy.
+/// The maximum number of workers. The worker in slot 0 reaches the server through the proxy.
 pub(crate) const SLOTS: usize = 5;
-/// So many workers at the beginning, in the first slots.
+/// The number of workers at the beginning, in the first slots.
 pub(crate) const AT_FIRST: usize = 3;
 /// The workers' `stale_worker_timeout`.
 pub(crate) const STALE: Duration = Duration::from_millis(1_500);
@@ -24,7 +24,7 @@ pub(crate) enum Fault {
     Freeze(usize),
     /// SIGCONT.
     Continue(usize),
-    /// `pg_terminate_backend` of so many of the workers' sessions.
+    /// `pg_terminate_backend` of this many of the workers' sessions.
     EndSessions(i64),
     /// The server stops, stays away for a while and starts again.
     Restart(StopMode, Duration),
@@ -32,41 +32,44 @@ pub(crate) enum Fault {
     Cut,
     /// The proxy forwards nothing of one direction or both.
     Hold { requests: bool, answers: bool },
-    /// The proxy forwards everything later by so much.
+    /// The proxy forwards everything with this delay.
     Delay(Duration),
     /// The proxy ends one direction of all its connections.
     HalfClose { requests: bool },
-    /// The proxy ends all its connections, and delivers what the worker sent last by so much later: a commit, say.
+    /// The proxy ends all its connections, and delivers what the worker sent last (for example, a
+    /// commit) with this delay.
     Linger(Duration),
-    /// The proxy is itself again.
+    /// The proxy works normally again.
     Heal,
     /// The neighbour does something.
     Neighbour(Deed),
     /// The neighbour undoes it.
     Undo(Deed),
-    /// The neighbour undoes everything, and the storm stands still: what else goes wrong goes on doing so, nothing else happens, and the storm's clock is stopped, until every key
-    /// has an owner that can work all the same.
+    /// The neighbour undoes everything, and the storm stops for a while: the other faults continue,
+    /// no new ones begin, and the storm's clock stands still, until every key has an owner that can
+    /// work despite the faults.
     Lull,
 }
 
 impl Fault {
-    /// Whether it leaves a worker helpless, or next to it, until another fault ends it.
+    /// Whether it leaves a worker helpless, or nearly so, until another fault ends it.
     fn stays(self) -> bool {
         matches!(self, Self::Freeze(_) | Self::Hold { .. } | Self::Delay(_))
     }
 }
 
-/// Storms, one after the other. After each the workers are left alone until they have recovered.
+/// Storms, one after the other. After each storm no fault occurs until the workers have recovered.
 pub(crate) struct Schedule {
     rng: fastrand::Rng,
     occupied: [bool; SLOTS],
-    /// For the neighbour.
+    /// Random numbers for the neighbour.
     deeds: fastrand::Rng,
-    /// What the neighbour does next, from the end: every deed comes before the deck is shuffled again.
+    /// The neighbour's next deeds, taken from the end. Every deed occurs before the deck is
+    /// shuffled again.
     deck: Vec<Deed>,
 }
 
-/// What the storm being made has done so far.
+/// The state of the storm that is being planned.
 struct Weather {
     now: Duration,
     /// Until when each worker is frozen or cut off.
@@ -83,14 +86,14 @@ impl Schedule {
         Self { rng, occupied, deeds, deck: Vec::new() }
     }
 
-    /// The next storm: what happens at which time since its beginning, in this order, with two lulls. At its end there are two workers at
-    /// least.
+    /// The next storm: its faults in order, each with its time since the beginning, and two lulls.
+    /// At its end there are at least two workers.
     pub(crate) fn storm(&mut self) -> Vec<(Duration, Fault)> {
         let lasts = self.millis(5_000..9_000);
         let mut weather =
             Weather { now: Duration::ZERO, helpless_until: Default::default(), restarts: 0, faults: Vec::new() };
         loop {
-            // Often two at once.
+            // Often two faults occur at once.
             weather.now += if self.rng.u8(..4) == 0 { Duration::ZERO } else { self.millis(50..1_200) };
             if weather.now > lasts {
                 break;
@@ -102,7 +105,7 @@ impl Schedule {
         with_lulls(weather.faults, lasts)
     }
 
-    /// Adds what the neighbour does meanwhile, and when it undoes it.
+    /// Adds the neighbour's deeds during the storm, and when it undoes them.
     fn meddle(&mut self, lasts: Duration, faults: &mut Vec<(Duration, Fault)>) {
         let mut now = Duration::ZERO;
         loop {
@@ -112,7 +115,7 @@ impl Schedule {
             }
             let deed = self.deed();
             faults.push((now, Fault::Neighbour(deed)));
-            // What still stands when the storm is over is undone then.
+            // Deeds that still stand when the storm is over are undone then.
             let undone = now + Duration::from_millis(self.deeds.u64(deed.stands_for()));
             if !deed.undoing().is_empty() && undone < lasts {
                 faults.push((undone, Fault::Undo(deed)));
@@ -130,13 +133,13 @@ impl Schedule {
         variants[self.deeds.usize(..variants.len())]
     }
 
-    /// Adds one of the faults. False if the one drawn is impossible now.
+    /// Adds one random fault. Returns false if the fault drawn is impossible now.
     fn brew(&mut self, weather: &mut Weather) -> bool {
         let slot = self.rng.usize(..SLOTS);
         let occupied = self.occupied[slot];
         let workers = self.occupied.iter().filter(|occupied| **occupied).count();
         let able = |slot: usize| self.occupied[slot] && weather.helpless_until[slot] <= weather.now;
-        // One worker at least can do something at any time.
+        // At any time, at least one worker can work.
         let others_able = (0..SLOTS).any(|other| other != slot && able(other));
         let proxied = self.occupied[0] && (1..SLOTS).any(able);
         let fault = match self.rng.u8(..100) {
@@ -169,13 +172,13 @@ impl Schedule {
             85..90 if proxied && weather.helpless_until[0] <= weather.now => {
                 let until = weather.now + self.beyond_stale_or_not();
                 weather.helpless_until[0] = until;
-                // Sometimes what was held never arrives.
+                // Sometimes the data that was held never arrives.
                 weather.faults.push((until, if self.rng.bool() { Fault::Heal } else { Fault::Cut }));
                 let (requests, answers) = [(true, true), (true, false), (false, true)][self.rng.usize(..3)];
                 Fault::Hold { requests, answers }
             }
             90..95 if proxied && weather.helpless_until[0] <= weather.now => {
-                // Commits take long then, and some are under way when the connections end.
+                // Commits take long then, and some are in progress when the connections end.
                 let later = weather.now + self.millis(500..3_000);
                 let end = if self.rng.bool() { Fault::Heal } else { Fault::Linger(self.millis(50..1_500)) };
                 weather.faults.push((later, end));
@@ -190,7 +193,7 @@ impl Schedule {
     }
 
     fn beyond_stale_or_not(&mut self) -> Duration {
-        // Those who come back just when they are given up are of most interest.
+        // Workers that come back just when their peers give them up are the most interesting.
         match self.rng.u8(..3) {
             0 => self.millis(100..1_000),
             1 => STALE.mul_f64(0.75) + self.millis(0..800),
@@ -203,7 +206,8 @@ impl Schedule {
     }
 }
 
-/// Adds a lull in the middle, when somebody has just become helpless, and one at the end, whatever goes wrong then.
+/// Adds a lull in the middle, when a worker has just become helpless, and one at the end,
+/// regardless of the faults at that time.
 fn with_lulls(mut faults: Vec<(Duration, Fault)>, end: Duration) -> Vec<(Duration, Fault)> {
     let middle = faults.iter().find(|(at, fault)| *at >= end / 3 && *at < end && fault.stays());
     for at in [middle.map_or(end / 2, |(at, _)| *at), end] {
@@ -230,7 +234,7 @@ fn a_seed_gives_one_schedule() {
 }
 
 #[test]
-fn lulls_come_while_a_worker_is_frozen_or_cut_off() {
+fn lulls_occur_while_a_worker_is_frozen_or_cut_off() {
     let mut schedule = Schedule::new(1);
     let storms: Vec<_> = std::iter::repeat_with(|| schedule.storm()).take(20).collect();
     let mut helpless_in_lulls = 0;

@@ -20,7 +20,8 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start() -> Self {
-        // A stopping server waits for as long for the first words of a client, and the proxy may hold them back.
+        // A stopping server waits this long for the first message of a client, and the proxy may
+        // hold that message back.
         let mut postgres = Postgres::options().setting("authentication_timeout", "5s").start().unwrap();
         let url = postgres.create_database("chaos").unwrap();
         let port = postgres.port();
@@ -53,7 +54,7 @@ impl Server {
         self.orders.as_ref().unwrap().send((mode, away)).unwrap();
     }
 
-    /// Waits until it is there again.
+    /// Waits until the server is running again.
     pub(crate) fn await_ready(&mut self) {
         while self.pending > 0 {
             self.done.recv_timeout(Duration::from_secs(60)).unwrap().unwrap_or_else(|e| panic!("{e}"));

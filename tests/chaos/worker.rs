@@ -1,11 +1,11 @@
-//! The worker that the chaos is about: the example `worker` with handlers that go wrong.
+//! The worker of the chaos test: the example `worker` with handlers that fail.
 //!
 //! | variable | what its handlers do |
 //! |---|---|
-//! | `ORCHESTRATOR_PANIC_PROBABILITY` | panic so often, of all calls |
-//! | `ORCHESTRATOR_ABORT_PROBABILITY` | abort the process so often, of all calls with an event that is dangerous |
+//! | `ORCHESTRATOR_PANIC_PROBABILITY` | panic with this probability |
+//! | `ORCHESTRATOR_ABORT_PROBABILITY` | abort with this probability, if an event is dangerous |
 //! | `ORCHESTRATOR_ABORT_ON` | `event_type_counts` aborts the process at each event of this type |
-//! | `ORCHESTRATOR_BUSY_WHILE` | wait for as long as this file exists |
+//! | `ORCHESTRATOR_BUSY_WHILE` | wait while this file exists |
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ mod worker;
 
 use worker::{AggregateActivity, EventTypeCounts, TABLES};
 
-/// One in so many events is dangerous, whichever worker handles it.
+/// One in this many events is dangerous, for every worker.
 const DANGEROUS: u128 = 4_000;
 
 /// Does what the projection does, and panics or aborts the process with these probabilities.
@@ -29,12 +29,12 @@ struct Panicking<P> {
     aborts: f64,
     /// The type of the events that end the process.
     aborts_on: Option<String>,
-    /// The file in whose presence the handler waits.
+    /// The handler waits while this file exists.
     busy_while: Option<PathBuf>,
 }
 
 impl<P> Panicking<P> {
-    /// When the handler has done its work, so that there is something to undo.
+    /// Called after the handler has done its work, so that there is something to roll back.
     fn panic_perhaps(&self) {
         assert!(fastrand::f64() >= self.panics, "it panics now and then");
     }
@@ -56,9 +56,9 @@ impl<P> Panicking<P> {
     }
 }
 
-/// The neighbour gives the role a time that is shorter than the locks and pauses of these handlers;
-/// the server then cancels statements that would have succeeded, and each counts as an attempt. A
-/// handler that takes longer than its role allows has to say so.
+/// The neighbour gives the role a timeout that is shorter than the locks and pauses of these
+/// handlers. The server would cancel statements that would have succeeded, and each would count as
+/// an attempt. A handler that takes longer than its role allows must set its own timeout.
 fn allow_time(tx: &mut Tx<'_>) -> Result<(), BoxError> {
     Ok(tx.batch_execute("SET LOCAL statement_timeout = 0")?)
 }

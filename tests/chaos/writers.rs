@@ -1,4 +1,4 @@
-//! Writers that put events into the store in every way, whatever becomes of the server.
+//! Writers that append events in every possible way, even if the server is away at times.
 
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -12,20 +12,20 @@ use uuid::Uuid;
 use crate::support::insert::insert;
 
 const WRITERS: u64 = 8;
-/// So many aggregates are appended to by everybody.
+/// The number of aggregates to which all writers append.
 const SHARED_AGGREGATES: u16 = 60;
 /// The rows of events that are inserted with plain SQL: their ids are the second argument.
 const IDS: &str = "unnest($2::uuid[]) WITH ORDINALITY AS e (id, n)";
 const TYPES: [&str; 6] = ["Opened", "Changed", "Moved", "Renamed", "Noted", "Closed"];
 
-/// What became of the appends.
+/// The outcomes of the appends.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     /// The ids of events whose commit was acknowledged.
     pub(crate) acknowledged: Vec<Uuid>,
     pub(crate) rolled_back: u64,
     pub(crate) conflicts: u64,
-    /// Transactions that failed, some of them with an outcome that is not known.
+    /// Transactions that failed, some of them with an unknown outcome.
     pub(crate) failed: u64,
 }
 
@@ -52,7 +52,7 @@ impl Writers {
         Self { stop, threads }
     }
 
-    /// Lets them finish what they are at.
+    /// Stops the writers after their current append.
     pub(crate) fn finish(self) -> Tally {
         drop(self.stop);
         self.threads.into_iter().map(|thread| thread.join().unwrap()).fold(Tally::default(), |mut all, one| {
@@ -78,7 +78,7 @@ struct Writer {
 enum Way {
     Any,
     Exact,
-    /// With plain SQL, as a writer that knows nothing of aggregate heads.
+    /// With plain SQL, like a writer that does not know the aggregate heads.
     Plain,
 }
 
@@ -112,7 +112,7 @@ impl Writer {
         }
     }
 
-    /// Appends a few events of one aggregate, trying again when somebody else was quicker.
+    /// Appends a few events of one aggregate, and retries when another writer was quicker.
     fn append(&mut self, client: &mut Client, hold: Duration) {
         let id = if self.rng.u8(..4) == 0 {
             format!("new-{:016x}", self.rng.u64(..))
@@ -150,7 +150,7 @@ impl Writer {
         }
     }
 
-    /// Whether they were committed, or rolled back instead.
+    /// Returns true if the events were committed, and false if they were rolled back instead.
     fn attempt(
         &mut self,
         client: &mut Client,
@@ -168,7 +168,8 @@ impl Writer {
             Way::Plain => insert_next(&mut tx, aggregate, ids)?,
         }
         if !hold.is_zero() {
-            // Cut short when it is time to stop, and committed all the same.
+            // The wait ends early when the writers are stopped, but the transaction still ends as
+            // usual.
             _ = self.stop.recv_timeout(hold);
         }
         let commits = self.rng.u8(..20) > 0;
@@ -176,7 +177,7 @@ impl Writer {
         Ok(commits)
     }
 
-    /// Many events of new aggregates, in one statement.
+    /// Inserts many events of new aggregates in one statement.
     fn burst(&mut self, client: &mut Client) {
         let count = self.rng.usize(50..400);
         let ids: Vec<Uuid> = std::iter::repeat_with(|| self.new_id()).take(count).collect();
@@ -201,7 +202,8 @@ impl Writer {
     }
 }
 
-/// Inserts events with plain SQL. Who inserts the same versions at the same time waits, and fails if this one commits.
+/// Inserts events with plain SQL. Another writer that inserts the same versions at the same time
+/// waits, and fails if this one commits.
 fn insert_next(tx: &mut Transaction<'_>, aggregate: &str, ids: &[Uuid]) -> Result<(), AppendError> {
     let version = "coalesce((SELECT max(aggregate_version) FROM events
                    WHERE bounded_context = 'chaos' AND aggregate_type = 'Thing' AND aggregate_id = $1), 0) + n";
@@ -222,7 +224,7 @@ fn version(tx: &mut Transaction<'_>, id: &str) -> Result<i64, AppendError> {
     Ok(tx.query_one(sql, &[&id])?.get(0))
 }
 
-/// Whether a plain insert came after another one of the same version.
+/// Whether a plain insert failed because another writer has inserted the same version.
 fn is_version_taken(error: &AppendError) -> bool {
     matches!(error, AppendError::Database { source, .. } if source.code() == Some(&SqlState::UNIQUE_VIOLATION))
 }

@@ -52,7 +52,7 @@ fn an_aggregate_is_the_fold_of_its_stream() {
     let store = EventStore::default();
     let loaded = |client: &mut _, id: &str| store.load(client, &account(id), Account::default, Account::apply).unwrap();
     assert_eq!(loaded(&mut client, "none"), (Account::default(), 0));
-    // More than a page, of which the last one is full.
+    // More than one page, and the last page is full.
     let events: Vec<NewEvent> =
         std::iter::once(NewEvent::encode(&AccountEvent::Opened).unwrap()).chain((1..2_000).map(deposit)).collect();
     store.append(&mut client, &account("a"), ExpectedVersion::NoStream, &events).unwrap();
@@ -62,7 +62,7 @@ fn an_aggregate_is_the_fold_of_its_stream() {
     let mut tx = client.transaction().unwrap();
     store.append(&mut tx, &account("b"), ExpectedVersion::Exact(1), &[deposit(8)]).unwrap();
     let (account_b, version) = store.load(&mut tx, &account("b"), Account::default, Account::apply).unwrap();
-    assert_eq!((account_b.cents, version), (15, 2), "a transaction sees its own");
+    assert_eq!((account_b.cents, version), (15, 2), "a transaction sees its own events");
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn an_event_that_cannot_be_folded_is_named() {
 }
 
 #[test]
-fn commands_that_compete_all_take_effect_on_the_latest_state() {
+fn concurrent_commands_all_act_on_the_latest_state() {
     const THREADS: i64 = 4;
     const COMMANDS: i64 = 25;
     let database = database();
@@ -88,7 +88,7 @@ fn commands_that_compete_all_take_effect_on_the_latest_state() {
             scope.spawn(|| {
                 let (mut client, store) = (database.client(), EventStore::default());
                 for _ in 0..COMMANDS {
-                    // The n-th deposit is of n cents, which only the latest state tells.
+                    // The n-th deposit is n cents, and only the latest state tells n.
                     let next = |account: &Account| Ok::<_, BoxError>(vec![deposit(account.deposits + 1)]);
                     let mut execute =
                         || store.execute(&mut client, &account("a"), Account::default, Account::apply, next);
@@ -122,7 +122,7 @@ fn a_command_that_is_rejected_or_has_no_events_changes_nothing() {
     let done = store.execute(&mut client, &account("a"), Account::default, Account::apply, nothing).unwrap();
     assert!(done.is_none());
     let always = |account: &Account| {
-        // Another writer is quicker, each time.
+        // Another writer is quicker in each attempt.
         let mut other = database.client();
         store.append(&mut other, &self::account("a"), ExpectedVersion::Exact(account.deposits), &[deposit(0)])?;
         Ok::<_, BoxError>(vec![deposit(1)])

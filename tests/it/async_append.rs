@@ -11,7 +11,7 @@ use crate::support::{database, eventually};
 const SOON: Duration = Duration::from_secs(60);
 
 #[test]
-fn an_asynchronous_application_decides_on_no_old_state() {
+fn an_asynchronous_application_never_decides_on_old_state() {
     let database = database();
     let (mut client, mut writer) = (database.client(), database.client());
     client.batch_execute(&Names::default().schema_sql()).unwrap();

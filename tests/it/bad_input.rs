@@ -1,4 +1,5 @@
-//! What cannot work is refused by name, before anything has begun: nothing is created, registered or left open.
+//! Input that cannot work is refused by name before anything begins: nothing is created, registered
+//! or left open.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -35,7 +36,7 @@ pub(crate) fn assert_says(error: &Error, parts: &[&str]) {
     }
 }
 
-/// Starts, is refused, and leaves neither a row nor a connection.
+/// Starts a worker, which must be refused and must leave neither a row nor a connection.
 #[track_caller]
 pub(crate) fn start_refused(database: &TestDatabase, url: &str) -> Error {
     let error = orchestrator(url).start().unwrap_err();
@@ -48,7 +49,7 @@ pub(crate) fn start_refused(database: &TestDatabase, url: &str) -> Error {
     error
 }
 
-/// Migrates, is refused, and leaves no table.
+/// Migrates, which must be refused and must leave no table.
 #[track_caller]
 pub(crate) fn migrate_refused(database: &TestDatabase, url: &str) -> Error {
     let mut client = database.client();
@@ -64,7 +65,7 @@ fn relations(client: &mut Client) -> Vec<String> {
     client.query(sql, &[]).unwrap().iter().map(|row| row.get(0)).collect()
 }
 
-/// Whatever thread had been started would hold a connection.
+/// Waits until the library has no connection: a thread that still ran would hold one.
 #[track_caller]
 fn await_nobody(client: &mut Client) {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
@@ -75,8 +76,8 @@ fn await_nobody(client: &mut Client) {
 }
 
 #[test]
-fn settings_are_refused_before_the_database_is_asked() {
-    // Nobody listens there.
+fn wrong_settings_are_refused_without_a_connection() {
+    // No server listens there.
     let valid = || {
         Orchestrator::builder(Database::from_url("postgres://127.0.0.1:1/none").unwrap(), "set")
             .projection(Named("p".into()))
@@ -116,7 +117,7 @@ fn settings_are_refused_before_the_database_is_asked() {
         (valid().batch_bytes(0), &["batch_bytes is 0"]),
         (valid().pool_size(0), &["pool_size is 0", "1 projections", "= 2 connections"]),
         (valid().pool_size(1), &["pool_size is 1", "= 2 connections"]),
-        // The pool would reserve memory for them.
+        // The pool would reserve memory for that many connections.
         (valid().pool_size(u32::MAX), &["pool_size is 4294967295", "at most 10000 (the default to 10000)"]),
         (names(|n| n.schema("s\"; DROP TABLE events; --")), &["schema is", "'\"' is not allowed"]),
         (names(|n| n.schema("")), &["schema is \"\"", "empty"]),
@@ -136,7 +137,7 @@ fn settings_are_refused_before_the_database_is_asked() {
 }
 
 #[test]
-fn urls_and_certificate_files_are_refused_by_part_and_file() {
+fn wrong_urls_and_certificate_files_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let no_certificate = dir.path().join("ca.pem");
     std::fs::write(&no_certificate, "not a certificate").unwrap();
@@ -179,7 +180,7 @@ fn a_wrong_password_and_a_missing_database_are_named() {
         }
     }
     orchestrator(&guarded("right")).start().expect_err("there is no schema yet");
-    assert!(begun.elapsed() < SOON, "nothing of it is waited for");
+    assert!(begun.elapsed() < SOON, "none of these errors is waited for");
 }
 
 #[test]
@@ -201,7 +202,7 @@ fn a_server_in_recovery_is_refused_after_the_wait() {
     }
 }
 
-/// A role of its own that may log in and do nothing else, and its URL.
+/// Creates a role that may log in and do nothing else. Returns its name and its URL.
 pub(crate) fn stranger(database: &TestDatabase, client: &mut Client) -> (String, String) {
     static ROLES: AtomicUsize = AtomicUsize::new(0);
     let role = format!("stranger_{}", ROLES.fetch_add(1, Ordering::Relaxed));
@@ -216,7 +217,7 @@ fn assert_lacks(error: &Error, role: &str, lacking: &str, on: &str) {
         Error::MissingPrivilege { user, privilege, object, .. } => {
             assert_eq!((user.as_str(), privilege.as_str(), object.as_str()), (role, lacking, on));
         }
-        other => panic!("{lacking} on {on} is missing, said was: {other}"),
+        other => panic!("{lacking} on {on} is missing, but the error is: {other}"),
     }
     assert_says(error, &[role, lacking, on]);
 }
@@ -258,7 +259,7 @@ fn every_missing_privilege_is_named() {
     assert_lacks(&start_refused(&database, &url), &role, "USAGE", "schema \"public\"");
     assert_lacks(&migrate_refused(&database, &url), &role, "USAGE", "schema \"public\"");
 
-    // What was granted is all that is needed.
+    // These privileges are sufficient.
     client.batch_execute(&everything).unwrap();
     let handle = start(builder(&url, "set"), vec![Box::new(Named("p".into()))]);
     await_running(&[&handle]);

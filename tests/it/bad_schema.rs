@@ -1,4 +1,5 @@
-//! Tables that others have made, or changed: used as they are if they can be, otherwise refused by column and type.
+//! Tables that other programs have created or changed. They are used unchanged if possible, and
+//! otherwise refused by column and type.
 
 use pupsourcing_orchestrator::{Error, EventStore, ExpectedVersion};
 
@@ -7,7 +8,8 @@ use crate::support::ledger::{append_plainly, assert_exactly_once, happened, is_c
 use crate::support::workers::{await_running, start_ledger};
 use crate::support::{database, eventually};
 
-/// What pupsourcing publishes, as another program may have created it: narrower types, more columns.
+/// The table that pupsourcing publishes, as another program may have created it: with narrower
+/// types and more columns.
 const FOREIGN_EVENTS: &str = "
     CREATE TABLE events (
         tenant int NOT NULL DEFAULT 7,
@@ -31,7 +33,7 @@ const FOREIGN_EVENTS: &str = "
     ALTER TABLE events DROP COLUMN archived";
 
 #[test]
-fn a_compatible_events_table_is_used_as_it_is() {
+fn a_compatible_events_table_is_used_unchanged() {
     let database = database();
     let mut client = database.client();
     client.batch_execute(FOREIGN_EVENTS).unwrap();
@@ -143,7 +145,7 @@ fn a_schema_changed_after_its_migration_is_refused() {
         }
         client.batch_execute(undo).unwrap();
     }
-    // With everything undone, nothing is in the way.
+    // With everything undone, a worker starts.
     let worker = start_ledger(&database, "p");
     await_running(&[&worker]);
     worker.shutdown(SOON).unwrap();

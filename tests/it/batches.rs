@@ -1,4 +1,4 @@
-//! How much one transaction takes, and how far it moves the checkpoint.
+//! How many events one transaction handles, and how far it moves the checkpoint.
 
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ fn a_slow_handlers_batch_is_committed_in_parts() {
     let (open, gate) = bounded::<()>(0);
     let slow = meddled("slow", move |_, event| {
         match event.global_position() {
-            // More than a transaction is to take.
+            // Longer than a transaction may take.
             4 => _ = never::<()>().recv_timeout(Duration::from_millis(300)),
             7 => _ = gate.recv_timeout(SOON),
             _ => {}
@@ -46,7 +46,7 @@ fn a_slow_handlers_batch_is_committed_in_parts() {
     let done = eventually("some events are committed", SOON / 2, || {
         Some(handled(&mut client, "slow")).filter(|events| *events >= 4)
     });
-    assert!(done < 7, "nobody has let it go on, {done} events are handled");
+    assert!(done < 7, "the gate is closed, but {done} events are handled");
     drop(open);
     eventually("all events are handled", SOON, || is_complete(&mut client, "slow").then_some(()));
     assert_exactly_once(&mut client, "slow");
@@ -54,7 +54,7 @@ fn a_slow_handlers_batch_is_committed_in_parts() {
 }
 
 #[test]
-fn batch_time_bounds_what_a_transaction_takes() {
+fn batch_time_limits_the_duration_of_a_transaction() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);
@@ -81,7 +81,7 @@ fn a_commit_covers_events_that_do_not_concern_the_projection() {
     }
     let orders = Ledger { scope: Scope::all().aggregate_types(["Order"]), ..Ledger::named("orders") };
     let worker = start(builder(database.url(), "set"), vec![Box::new(orders)]);
-    // In one snapshot: the checkpoint as the transaction left it that handled the last order.
+    // In one snapshot: the checkpoint after the transaction that handled the last order.
     let sql = "SELECT position FROM orchestrator_checkpoints WHERE (SELECT count(*) FROM ledger) = 2";
     let position: i64 =
         eventually("the orders are handled", SOON, || client.query_opt(sql, &[]).unwrap().map(|row| row.get(0)));
@@ -89,7 +89,7 @@ fn a_commit_covers_events_that_do_not_concern_the_projection() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// Handles all events it is given at once, and tells how long that took.
+/// Handles all given events at once, and sends how long that took.
 struct InBulk {
     took: Sender<Duration>,
 }

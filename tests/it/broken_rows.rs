@@ -1,5 +1,5 @@
-//! Rows of the library's own tables, deleted or changed by hand while workers run: what can be
-//! repaired is, and what cannot is reported, without affecting other projections.
+//! Rows of the library's own tables are deleted or changed by hand while workers run. The library
+//! repairs what it can and reports the rest, without affecting other projections.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ fn await_broken(workers: &[&Handle], count: f64) {
     }
 }
 
-/// Appends events, of which `sound` handles all and `edited` none.
+/// Appends events, and checks that `sound` handles all of them and `edited` none.
 #[track_caller]
 fn assert_only_sound_is_processed(client: &mut Client, workers: &[&Handle]) {
     await_broken(workers, 1.0);
@@ -68,7 +68,7 @@ fn projection_begins_again_when_its_rows_are_deleted() {
         for projection in ["edited", "sound"] {
             await_complete(&mut client, projection);
         }
-        // All at once, so that its runners have no reason to be fenced before it is dealt again.
+        // In one transaction, so that its runners are not fenced before it is dealt again.
         client
             .batch_execute(
                 "BEGIN;
@@ -89,7 +89,7 @@ fn projection_begins_again_when_its_rows_are_deleted() {
 }
 
 #[test]
-fn rows_that_are_not_owned_as_dealt_are_dealt_again() {
+fn rows_that_differ_from_the_deal_are_dealt_again() {
     let database = database();
     let mut client = prepared(&database);
     let (one, two) = (worker(&database), worker(&database));
@@ -119,7 +119,7 @@ fn rows_that_are_not_owned_as_dealt_are_dealt_again() {
 }
 
 #[test]
-fn position_changed_by_hand_is_where_processing_goes_on() {
+fn processing_continues_from_a_position_set_by_hand() {
     let database = database();
     let mut client = prepared(&database);
     let worker = worker(&database);
@@ -139,7 +139,7 @@ fn position_changed_by_hand_is_where_processing_goes_on() {
 }
 
 #[test]
-fn torn_projection_stands_still_alone_until_it_is_repaired() {
+fn torn_projection_alone_stops_until_it_is_repaired() {
     let database = database();
     let mut client = prepared(&database);
     let (one, two) = (worker(&database), worker(&database));
@@ -164,7 +164,7 @@ fn torn_projection_stands_still_alone_until_it_is_repaired() {
         };
         change(&mut client, tear);
         assert_only_sound_is_processed(&mut client, &[&one, &two]);
-        // Nor does it hold up a generation.
+        // It does not delay a generation either.
         let third = worker(&database);
         await_running(&[&one, &two, &third]);
         assert_only_sound_is_processed(&mut client, &[&one, &two, &third]);
@@ -178,7 +178,7 @@ fn torn_projection_stands_still_alone_until_it_is_repaired() {
 }
 
 #[test]
-fn projection_without_checkpoints_waits_for_its_claim_to_go() {
+fn projection_without_checkpoints_waits_until_its_claim_is_gone() {
     let database = database();
     let mut client = prepared(&database);
     let worker = worker(&database);
@@ -237,7 +237,7 @@ fn projection_given_to_another_replica_set_is_reported() {
 
 /// Only the worker that knows the projection can let it begin again.
 #[test]
-fn projection_that_one_worker_knows_begins_again() {
+fn projection_that_only_one_worker_knows_begins_again() {
     let database = database();
     let mut client = prepared(&database);
     let ledger = |name| Box::new(Ledger::named(name)) as _;
@@ -253,7 +253,7 @@ fn projection_that_one_worker_knows_begins_again() {
         COMMIT";
     client.batch_execute(delete).unwrap();
     await_complete(&mut client, "old");
-    // Without that worker, nobody wants it.
+    // Without that worker, no worker knows the projection.
     old.shutdown(SOON).unwrap();
     await_running(&[&new]);
     eventually("it is an orphan without a lag", SOON, || {
@@ -269,7 +269,7 @@ fn projection_that_one_worker_knows_begins_again() {
 }
 
 #[test]
-fn looking_at_the_rows_costs_no_statement_of_its_own() {
+fn inspecting_the_rows_needs_no_statement_of_its_own() {
     let postgres = start_logging_server();
     let url = postgres.create_database("inspected").unwrap();
     let mut client = Client::connect(&url, NoTls).unwrap();
@@ -287,13 +287,13 @@ fn looking_at_the_rows_costs_no_statement_of_its_own() {
     assert_eq!(others.filter(|statement| statement.text.contains("dealt_as")).count(), 1);
 }
 
-/// The SQL that the guide gives for this, beginning with the first block after the text.
+/// The first block of SQL after this text in the guide.
 fn documented(after: &str) -> String {
     let text = include_str!("../../src/guide/operating.md").split_once(after).unwrap().1;
     text.split_once("```sql\n").unwrap().1.split_once("```").unwrap().0.to_owned()
 }
 
-/// README's smallest program.
+/// A projection like the one of the README's smallest program.
 struct OrdersPlaced;
 
 impl Projection for OrdersPlaced {
@@ -312,7 +312,7 @@ impl Projection for OrdersPlaced {
     }
 }
 
-/// The recipe is executed as it is printed, while events arrive and workers process them.
+/// Executes the recipe exactly as printed, while events arrive and workers process them.
 #[test]
 fn projection_is_rebuilt_in_place_as_documented() {
     let recipe = documented("**In place.**");
@@ -344,7 +344,7 @@ fn projection_is_rebuilt_in_place_as_documented() {
     await_counted(&mut client);
     client.batch_execute(&recipe).unwrap();
     await_counted(&mut client);
-    // While no worker runs, too.
+    // The recipe also works while no worker runs.
     one.shutdown(SOON).unwrap();
     two.shutdown(SOON).unwrap();
     client.batch_execute(&recipe).unwrap();

@@ -34,7 +34,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Runs the program, which has to succeed, and returns what it wrote.
+/// Runs the program, which must succeed, and returns what it wrote.
 #[track_caller]
 fn succeeds(url: &str, arguments: &[&str]) -> String {
     let output = run(url, arguments);
@@ -42,7 +42,7 @@ fn succeeds(url: &str, arguments: &[&str]) -> String {
     stdout(&output)
 }
 
-/// Runs the program, which has to fail with this code, and returns what it wrote to both streams.
+/// Runs the program, which must fail with this code, and returns what it wrote to both streams.
 #[track_caller]
 fn fails(code: i32, url: &str, arguments: &[&str]) -> (String, String) {
     let output = run(url, arguments);
@@ -58,7 +58,7 @@ fn migrated() -> TestDatabase {
 }
 
 #[test]
-fn help_and_version_are_answers() {
+fn help_and_version_are_printed() {
     for arguments in [&["--help"][..], &["-h"], &["status", "--help"], &["help", "check"], &["--version"]] {
         let said = succeeds(NOWHERE, arguments);
         assert!(said.contains("worker"), "{arguments:?}: {said}");
@@ -124,7 +124,7 @@ fn each_flag_and_command_is_refused_by_name() {
 }
 
 #[test]
-fn a_server_out_of_reach_is_a_failure_of_each_command() {
+fn each_command_fails_when_the_server_is_unreachable() {
     for arguments in [&["status"][..], &["migrate"], &["catch-up"], &["run"]] {
         let (out, err) = fails(1, NOWHERE, &[arguments, &["--database-wait", "0s"]].concat());
         assert_eq!(out, "");
@@ -138,7 +138,7 @@ fn a_server_out_of_reach_is_a_failure_of_each_command() {
 fn printed_sql_makes_the_schema_that_migrate_makes() {
     let Some(psql) = installed(&["psql"]) else { return };
     let (printed, made) = (database(), migrated());
-    // Without a database.
+    // This needs no database.
     let sql = succeeds("", &["migrate", "--print"]);
     let mut psql = std::process::Command::new(psql)
         .args(["--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", printed.url()])
@@ -227,7 +227,7 @@ fn status_watches_until_it_is_asked_to_stop() {
 }
 
 #[test]
-fn check_names_all_that_is_wrong_with_its_remedy() {
+fn check_names_each_problem_and_its_remedy() {
     let database = database();
     let (out, _) = fails(1, database.url(), &["check"]);
     assert!(out.contains("error  schema") && out.contains("there is no table"), "{out}");
@@ -310,7 +310,7 @@ fn check_names_a_pooler_that_lacks_a_capability() {
 }
 
 #[test]
-fn catch_up_processes_what_is_there_and_leaves() {
+fn catch_up_processes_all_events_and_leaves() {
     let database = migrated();
     let mut client = database.client();
     append_plainly(&mut client, 100, 50);
@@ -324,7 +324,7 @@ fn catch_up_processes_what_is_there_and_leaves() {
         assert_eq!((&projection["state"], &projection["lag_events"]), (&"stopped".into(), &1.into()), "{projection}");
     }
 
-    // While others run.
+    // Also while another worker runs.
     let workers = two_workers_more(&database, &mut client);
     assert!(succeeds(database.url(), &["catch-up"]).starts_with("position 301 reached after "));
     await_counted(&mut client, 301);
@@ -351,7 +351,7 @@ fn catch_up_fails_when_a_projection_halts() {
 }
 
 #[test]
-fn catch_up_hears_a_signal() {
+fn catch_up_stops_on_a_signal() {
     let database = migrated();
     let (mut client, mut other) = (database.client(), database.client());
     client.execute("INSERT INTO event_type_counts VALUES ('Happened', 0)", &[]).unwrap();
@@ -364,7 +364,7 @@ fn catch_up_hears_a_signal() {
     worker.signal(Signal::TERM);
     assert_eq!(worker.exit_code(), Some(1));
     let log = worker.log().join("\n");
-    // Which position it is may not be known yet.
+    // The worker may not know the position yet.
     let stopped = ["error: stopped before position 1 was reached", "error: stopped before the position was reached"];
     assert!(stopped.iter().any(|line| log.contains(line)), "{log}");
 }

@@ -13,16 +13,18 @@ use crate::support::ledger::append_plainly;
 use crate::support::worker_process::{Signal, WorkerProcess};
 use crate::support::{database, eventually};
 
-/// From the moment a dead worker is noticed, at the worst: the bound that `benches/reconfiguration` measures against.
+/// The longest time from the detection of a dead worker until its keys are processed again.
+/// `benches/reconfiguration` measures against the same limit.
 const RESUMED_WITHIN: Duration = Duration::from_secs(2);
-/// The `stale_worker_timeout` of those who are frozen.
+/// The `stale_worker_timeout` of the workers that are frozen.
 const STALE: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_killed_process_is_replaced_within_moments() {
     let database = database();
     let mut client = database.client();
-    // How long joins are gathered must not matter to the partition that is orphaned, nor how seldom the survivor looks unasked.
+    // Neither a long `registration_wait` nor the long intervals of the survivor may delay the
+    // takeover of the orphaned partition.
     let seldom = [("POLL_INTERVAL", "60s"), ("HEARTBEAT_INTERVAL", "20s"), ("STALE_WORKER_TIMEOUT", "60s")];
     let options: Vec<_> = seldom.into_iter().chain([("REGISTRATION_WAIT", "20s")]).collect();
     let mut survivor = WorkerProcess::start(database.url(), &options);
@@ -44,7 +46,8 @@ fn a_killed_process_is_replaced_within_moments() {
     assert_keys_are_covered(&mut client);
 }
 
-/// Makes whoever writes to `aggregate_activity` wait, within his transaction, while somebody holds the lock 42.
+/// Makes every writer to `aggregate_activity` wait, within its transaction, while another session
+/// holds the lock 42.
 const GATE: &str = "
     CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN PERFORM pg_advisory_xact_lock_shared(42); RETURN NEW; END $$;
@@ -55,7 +58,7 @@ const GATE: &str = "
 pub(crate) struct Frozen {
     pub(crate) begun: Instant,
     pub(crate) worker: WorkerId,
-    /// The server processes of all its sessions, and that of the batch.
+    /// The server processes of all its sessions, and the one of the batch.
     pub(crate) sessions: Vec<i32>,
     pub(crate) batch: i32,
 }
@@ -103,7 +106,7 @@ fn a_process_frozen_in_a_transaction_is_replaced_and_comes_back() {
     assert!(took < STALE + RESUMED_WITHIN, "{took:?}");
     await_gone(&mut client, &sessions);
     assert_eq!(state_of(&mut client, frozen_id), ("stopped".into(), Some("heartbeats stopped".into())));
-    // The rows of the unfinished batch among them.
+    // This includes the rows of the unfinished batch.
     assert_read_models_become_right(&mut client);
     assert_eq!(backends_of(&mut client, frozen_id, false), [] as [i32; 0], "its sessions are ended");
 
@@ -128,7 +131,8 @@ fn a_frozen_process_is_replaced_when_the_clock_was_set_back() {
     other.await_processing(2);
     frozen.signal(Signal::STOP);
     let frozen_id = worker_of(&mut client, frozen.pid());
-    // As if an hour was set back: every moment that was recorded before is in the future.
+    // As if the clock was set back by an hour: every moment that was recorded before is in the
+    // future.
     client
         .batch_execute(&format!(
             "UPDATE orchestrator_workers SET last_heartbeat = last_heartbeat + interval '1 hour',
@@ -145,7 +149,7 @@ fn a_frozen_process_is_replaced_when_the_clock_was_set_back() {
 }
 
 #[test]
-fn a_worker_after_a_crash_names_the_event_it_met() {
+fn a_worker_after_a_crash_names_the_event_that_caused_it() {
     let database = database();
     let mut client = database.client();
     let start = |options: &[(&str, &str)]| WorkerProcess::start_program("chaos_worker", database.url(), options);

@@ -12,7 +12,7 @@ use crate::support::{database, eventually};
 const SOON: Duration = Duration::from_secs(20);
 
 #[test]
-fn an_own_server_answers_for_metrics_health_and_status() {
+fn the_applications_server_shows_metrics_health_and_status() {
     let database = database();
     let mut application = WorkerProcess::start_program("custom_metrics", database.url(), &[]);
     let (_, line) = application.await_line(&["metrics: http://"]);

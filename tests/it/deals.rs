@@ -1,5 +1,5 @@
-//! Who owns what of a projection: dealt alone within a generation, and where not every worker knows
-//! it.
+//! Which worker owns which keys of a projection: when it is dealt alone within a generation, and
+//! when not every worker knows it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -45,7 +45,7 @@ fn tokens(client: &mut Client, projection: &str) -> (BTreeSet<i64>, usize) {
 }
 
 #[test]
-fn projection_dealt_to_nobody_and_back_alone() {
+fn projection_is_paused_and_resumed_alone() {
     let database = database();
     let mut client = prepared(&database);
     let [one, two] = workers(&database);
@@ -59,7 +59,7 @@ fn projection_dealt_to_nobody_and_back_alone() {
         let (paused, owned) = tokens(&mut client, "stops");
         assert_eq!(owned, 0, "round {round}");
         assert_keys_are_covered(&mut client);
-        // The other projection goes on, and its rows are only merged.
+        // The other projection continues, and its rows are only merged.
         await_progress(&mut client, "stays", 100);
         let (others, _) = tokens(&mut client, "stays");
         let before = others_before.get_or_insert(others.clone());
@@ -79,7 +79,7 @@ fn projection_dealt_to_nobody_and_back_alone() {
     for worker in [&one, &two] {
         assert_eq!(projection_metric(worker, "fenced_batches_total", "stays"), Some(0.0));
     }
-    // What was wanted is still wanted in the generations to come.
+    // The desired state also applies in later generations.
     await_state(&mut client, "stops", "paused");
     one.shutdown(SOON).unwrap();
     assert!(await_running(&[&two]) > number);
@@ -91,7 +91,7 @@ fn projection_dealt_to_nobody_and_back_alone() {
     assert_exactly_once(&mut client, "stops");
 }
 
-/// Generation, worker and position are the same again: the token alone tells.
+/// Generation, worker and position are the same again: only the token differs.
 #[test]
 fn batch_begun_before_a_deal_cannot_commit_after_it() {
     let database = database();
@@ -119,9 +119,9 @@ fn batch_begun_before_a_deal_cannot_commit_after_it() {
     assert_exactly_once(&mut client, "p");
 }
 
-/// Its keys are not those of the worker's partition.
+/// The worker's keys of that projection are not those of its partition.
 #[test]
-fn tail_serves_a_projection_that_one_worker_knows() {
+fn tail_serves_a_projection_that_only_one_worker_knows() {
     let database = database();
     let mut client = prepared(&database);
     let known = |names: &[&'static str]| names.iter().map(|name| Box::new(Ledger::named(name)) as _).collect();
@@ -135,8 +135,8 @@ fn tail_serves_a_projection_that_one_worker_knows() {
         }
     };
     // Each runner holds a connection. A reader takes another one as soon as a runner does not find
-    // its events in the tail, and gives it back after 5 s without being asked. The figure is as old
-    // as the last heartbeat.
+    // its events in the tail, and returns it after 5 s without a request. The metric is as old as
+    // the last heartbeat.
     let beats = || metric(&both, "heartbeat_latency_seconds_count", &[]).unwrap();
     let after = beats() + 5.0;
     eventually("no runner's reader is needed", Duration::from_secs(20), || {
@@ -150,14 +150,14 @@ fn tail_serves_a_projection_that_one_worker_knows() {
 }
 
 #[test]
-fn event_repaired_while_paused_is_read_as_it_is_now() {
+fn event_repaired_during_a_pause_is_read_again() {
     let database = database();
     let mut client = prepared(&database);
     let refuses = meddled("p", |_, event| if event.payload() == b"bad" { Err("it is bad".into()) } else { Ok(()) });
     let retry = Retry::default().attempts(1);
     let worker = start(builder(database.url(), "set").retry(retry), vec![refuses, Box::new(Ledger::named("q"))]);
     await_running(&[&worker]);
-    // Now it is read from memory.
+    // From now on, events are read from memory.
     append_plainly(&mut client, 2, 1);
     eventually("the first ones are handled", SOON, || is_complete(&mut client, "p").then_some(()));
     client.execute(&insert("generate_series(3, 3) n", &[("payload", "'bad'")]), &[]).unwrap();

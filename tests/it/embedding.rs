@@ -1,4 +1,5 @@
-//! The library within a program of somebody else's: it does no harm there, and its own end is seen.
+//! The library within another program: it does no harm there, and the program sees when the worker
+//! ends.
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use crate::support::{database, eventually};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// Once it is `ARMED`, it panics with each line, as one does that prints to a closed pipe.
+/// Once it is `ARMED`, it panics with each line, like a logger that prints to a closed pipe.
 struct BrokenLogger;
 
 static ARMED: AtomicBool = AtomicBool::new(false);
@@ -56,7 +57,7 @@ fn workers(client: &mut Client) -> i64 {
 }
 
 #[test]
-fn a_worker_whose_logger_panics_ends_and_says_so() {
+fn a_worker_whose_logger_panics_ends_and_reports_it() {
     alone(|url| {
         log::set_logger(&BrokenLogger).unwrap();
         log::set_max_level(log::LevelFilter::Info);
@@ -86,7 +87,7 @@ fn a_worker_whose_logger_panics_ends_and_says_so() {
     });
 }
 
-/// Panics in one of the methods that are asked before it handles anything, and keeps what was asked.
+/// Panics in one of the methods that are called before it handles anything, and records the calls.
 struct Panics(&'static str, Arc<Mutex<Vec<&'static str>>>);
 
 impl Panics {
@@ -118,7 +119,7 @@ impl Projection for Panics {
 }
 
 #[test]
-fn a_projection_is_asked_once_what_it_is() {
+fn a_projection_is_asked_once_for_name_scope_and_start_at() {
     let database = database();
     let mut client = prepared(&database);
     let asked = Arc::default();
@@ -130,11 +131,11 @@ fn a_projection_is_asked_once_what_it_is() {
 }
 
 #[test]
-fn a_panic_in_what_a_projection_says_is_an_error_of_build() {
+fn a_panic_in_name_scope_or_start_at_is_an_error_of_build() {
     let database = database();
     let mut client = prepared(&database);
     for method in ["name", "scope", "start_at"] {
-        // What fails only when the worker starts would be an error of its start.
+        // If the worker failed only in `start()`, this would be another error.
         let started = builder(database.url(), "set")
             .projection(Panics(method, Arc::default()))
             .build()
@@ -153,8 +154,8 @@ fn a_start_without_enough_threads_registers_nothing() {
         let mut client = client(url);
         let many = builder(url, "set").lanes(64).projection(Ledger::named("p")).build().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        // What is freed below another allocation stays with the process: the heap does not run out
-        // when the address space for stacks does.
+        // Memory that is freed below another allocation stays with the process. So the heap does
+        // not run out when the address space for stacks does.
         let heap: Vec<Box<[u8; 1024]>> = (0..16 << 10).map(|_| Box::new([1; 1024])).collect();
         let above = Box::new([1_u8; 1024]);
         drop(heap);
@@ -190,7 +191,7 @@ fn workers_that_have_ended_leave_no_threads() {
 }
 
 #[test]
-fn replica_sets_of_one_name_do_not_share_metrics() {
+fn replica_sets_with_the_same_name_do_not_share_metrics() {
     let (here, there) = (database(), database());
     let (mut first_client, mut second_client) = (prepared(&here), prepared(&there));
     let metrics = Metrics::new().unwrap();
@@ -209,13 +210,13 @@ fn replica_sets_of_one_name_do_not_share_metrics() {
     other.shutdown(SOON).unwrap();
     first.shutdown(SOON).unwrap();
     second.shutdown(SOON).unwrap();
-    // A component that moves to another database.
+    // As when a component moves to another database.
     await_running(&[&start(there.url(), "set").unwrap_or_else(|error| panic!("{error}"))]);
 }
 
 #[test]
 fn run_ends_at_once_while_the_server_does_not_answer() {
-    // The kernel completes connections, and nothing is ever said on them.
+    // The kernel completes connections, but nothing ever answers on them.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgres://u@{}/d", silent.local_addr().unwrap());
     let orchestrator = ledger_worker(&url);
@@ -229,7 +230,7 @@ fn run_ends_at_once_while_the_server_does_not_answer() {
 }
 
 type OwnHandle = Arc<Mutex<Option<Handle>>>;
-/// Ends a worker; the error is what the caller is told.
+/// Ends a worker. Returns the error that the caller gets.
 type End = fn(Handle) -> Option<Error>;
 
 /// Ends the worker that runs it.
@@ -254,7 +255,7 @@ impl Projection for EndsItself {
 }
 
 #[test]
-fn a_worker_that_is_ended_by_its_own_handler_ends() {
+fn a_worker_can_be_ended_by_its_own_handler() {
     let dropped: End = |handle| {
         drop(handle);
         None

@@ -1,4 +1,4 @@
-//! Events that are removed: as an archive does it, and so that their positions are handed out again.
+//! Events that are removed: by an archive, or so that their positions are handed out again.
 
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Error, Handle, Names, ProjectionState, StartAt};
@@ -38,7 +38,7 @@ fn reused_positions_are_refused_until_the_projection_is_rebuilt() {
     assert!(matches!(error, Error::Schema { .. }), "{error:?}");
     assert_says(&error, &["projection \"p\" is at position 300", "last position of \"public\".\"events\" is 20"]);
     let workers: i64 = client.query_one("SELECT count(*) FROM orchestrator_workers", &[]).unwrap().get(0);
-    assert_eq!(workers, 1, "who is refused is not registered");
+    assert_eq!(workers, 1, "a refused worker is not registered");
 
     client
         .batch_execute(
@@ -58,7 +58,7 @@ fn reused_positions_are_refused_until_the_projection_is_rebuilt() {
 }
 
 #[test]
-fn positions_handed_out_again_end_a_worker_that_runs() {
+fn positions_handed_out_again_end_a_running_worker() {
     let (_database, mut client, worker) = processed();
     client.batch_execute(BEGIN_ANEW).unwrap();
     eventually("the worker ends by itself", SOON, || worker.assignment().is_none().then_some(()));
@@ -67,7 +67,7 @@ fn positions_handed_out_again_end_a_worker_that_runs() {
     assert_says(&error, &["the safe head is at position 300", "last position of \"public\".\"events\" is 0"]);
 }
 
-/// Removes the events and appends so many others, in one transaction.
+/// Removes the events and appends this many others, in one transaction.
 fn import_again(client: &mut Client, events: i64) {
     let mut tx = client.transaction().unwrap();
     tx.batch_execute(BEGIN_ANEW).unwrap();
@@ -96,7 +96,7 @@ fn other_events_at_the_same_positions_end_a_running_worker() {
 }
 
 #[test]
-fn other_events_are_noticed_while_events_arrive() {
+fn other_events_are_detected_while_events_arrive() {
     let (database, mut client, worker) = processed();
     let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
     let url = database.url().to_owned();
@@ -121,8 +121,8 @@ fn positions_restarted_without_a_connection_are_detected() {
         let mut tx = client.transaction().unwrap();
         tx.batch_execute(BEGIN_ANEW).unwrap();
         append_plainly(&mut tx, events, 30);
-        // While the table is locked, all that the worker had is cut off; what it connects again to
-        // are other events.
+        // While the table is locked, all connections of the worker are ended. When it connects
+        // again, it finds other events.
         let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                    WHERE datname = current_database() AND pid <> pg_backend_pid()";
         assert!(tx.query_one(cut, &[]).unwrap().get::<_, i64>(0) >= 4);
@@ -140,7 +140,7 @@ fn other_events_are_refused_at_the_start() {
         let started = builder(database.url(), "set").projection(Ledger::named(projection)).build().unwrap().start();
         match (projection, started) {
             ("p", Err(error)) => assert_says(&error, &["at position 300", "another event", "projection \"p\""]),
-            // It has processed none of those that are no more.
+            // It has processed none of the removed events.
             ("other", Ok(worker)) => {
                 eventually("all events are handled", SOON, || is_complete(&mut client, "other").then_some(()));
                 worker.shutdown(SOON).unwrap();
@@ -169,7 +169,7 @@ fn other_events_halt_a_projection_that_loads_its_checkpoints() {
 }
 
 #[test]
-fn an_unlogged_table_that_a_crash_has_emptied_is_noticed() {
+fn an_unlogged_table_emptied_by_a_crash_is_detected() {
     let mut server = Postgres::start().unwrap();
     let url = server.create_database("crash").unwrap();
     let connect = || Client::connect(&url, NoTls).unwrap();
@@ -179,7 +179,7 @@ fn an_unlogged_table_that_a_crash_has_emptied_is_noticed() {
     client.batch_execute("ALTER TABLE events SET UNLOGGED").unwrap();
     append_plainly(&mut client, 300, 30);
     eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
-    // A checkpoint of the server's, so that it does not forget how far the sequence is.
+    // The server writes a checkpoint, so that it does not lose the value of the sequence.
     client.batch_execute("CHECKPOINT").unwrap();
     server.stop(StopMode::Immediate).unwrap();
     server.start_again().unwrap();
@@ -192,7 +192,7 @@ fn an_unlogged_table_that_a_crash_has_emptied_is_noticed() {
 }
 
 #[test]
-fn events_may_be_archived_and_a_projection_start_after_them() {
+fn events_may_be_archived_and_projections_start_after_them() {
     let (database, mut client, worker) = processed();
     client.batch_execute("TRUNCATE events, ledger").unwrap();
     append_plainly(&mut client, 20, 5);
@@ -201,7 +201,7 @@ fn events_may_be_archived_and_a_projection_start_after_them() {
     worker.shutdown(SOON).unwrap();
 
     let ahead = || Ledger { start_at: StartAt::Position(330), ..Ledger::named("ahead") };
-    // 325 events, and then 345.
+    // Up to position 325, and then 345.
     for (events, of_those_ahead) in [(5, 0), (20, 15)] {
         let worker = start(builder(database.url(), "set"), vec![Box::new(Ledger::named("p")), Box::new(ahead())]);
         await_running(&[&worker]);

@@ -1,5 +1,5 @@
-//! What the handlers need is missing for a while: time, disk space, a server that can be written to.
-//! Nothing of it counts, and all of it passes by itself.
+//! Something that the handlers need is missing for a while: time, disk space, a writable server.
+//! Such failures do not count as attempts, and processing continues by itself.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,14 +27,14 @@ use crate::support::{Postgres, TestDatabase, database, eventually};
 const SOON: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
 
-/// Ends all sessions in the database but this one: those that follow have its present settings.
+/// Ends all other sessions of the database. Later sessions have its current settings.
 fn terminate_others(client: &mut Client) {
     let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                   WHERE datname = current_database() AND pid <> pg_backend_pid()";
     client.batch_execute(others).unwrap();
 }
 
-/// Two attempts, which are used up in no time.
+/// Two attempts, which are used up quickly.
 fn impatient() -> Retry {
     Retry::default().attempts(2).first_delay(SHORT).longest_delay(SHORT).halted_interval(Duration::from_secs(3600))
 }
@@ -45,8 +45,8 @@ fn await_complete(client: &mut Client, projection: &str) {
     assert_exactly_once(client, projection);
 }
 
-/// Waits until the projection has been retried more often than attempts are allowed, and looks at
-/// what is shown of it.
+/// Waits until the projection has been retried more often than attempts are allowed, and checks
+/// what is reported about it.
 #[track_caller]
 fn await_retries(worker: &Handle, client: &mut Client, code: &str) {
     let retries = || projection_metric(worker, "retries_total", "p").unwrap_or(0.0);
@@ -113,7 +113,7 @@ fn a_limit_raised_by_the_operator_is_effective_at_once() {
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// Mounts one in a folder that belongs to the server; none if this process may not.
+    /// Mounts one in a folder of the server. `None` if this process is not allowed to.
     fn mount(server: &Postgres) -> Option<Self> {
         let folder = server.data_dir().with_file_name("small");
         std::fs::create_dir(&folder).unwrap();
@@ -163,8 +163,8 @@ fn a_full_disk_does_not_count() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// `default_transaction_read_only` is a default: the library's sessions and transactions say that
-/// they write, and so do those of the handlers.
+/// `default_transaction_read_only` is only a default: the sessions and transactions of the library
+/// and of the handlers state that they write.
 #[test]
 fn a_database_that_is_read_only_by_default_is_written_to() {
     let database = database();
@@ -195,7 +195,7 @@ fn a_database_that_is_read_only_by_default_is_written_to() {
         terminate_others(&mut client);
         let error = database.client().batch_execute("CREATE TABLE refused ()").unwrap_err();
         assert_eq!(error.code().unwrap().code(), "25006", "an ordinary session may not write");
-        // It migrates and registers.
+        // The second worker migrates and registers.
         let other = worker();
         await_running(&[&one, &other]);
         append_plainly(&mut client, 100, 2);
@@ -242,7 +242,7 @@ fn switch_over(heartbeats_only: bool) {
         errors.extend(worker.status().projections["p"].error.clone());
         errors.iter().any(|error| error.contains("recovery")).then_some(())
     });
-    // A session of its own is told by its first UPDATE, a shared one by its BEGIN.
+    // In a session of its own, the first UPDATE fails; in a shared one, the BEGIN.
     let code = if heartbeats_only { "(0A000)" } else { "(25006)" };
     let reason = await_unready(&address, "no heartbeat was answered for");
     assert!(reason.contains(code), "{reason}");
@@ -261,7 +261,7 @@ fn switch_over(heartbeats_only: bool) {
 }
 
 #[test]
-fn what_stands_still_alone_keeps_no_worker_unready() {
+fn a_projection_that_stops_alone_keeps_its_worker_ready() {
     let database = database();
     let mut client = database.client();
     client.batch_execute(&format!("ALTER DATABASE \"{}\" SET lock_timeout = '50ms'", database.name())).unwrap();
@@ -288,7 +288,7 @@ fn what_stands_still_alone_keeps_no_worker_unready() {
     locked.rollback().unwrap();
     assert_read_models_become_right(&mut client);
 
-    // A projection that is torn, and one that no worker knows.
+    // A torn projection, and one that no worker knows.
     client
         .batch_execute(
             "UPDATE orchestrator_checkpoints SET keys = '{[0,10)}' WHERE projection = 'event_type_counts';

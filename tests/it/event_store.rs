@@ -1,4 +1,5 @@
-//! Appending and reading streams: versions, positions, conflicts, and whatever an event may contain.
+//! Appending and reading streams: versions, positions, conflicts, and everything that an event may
+//! contain.
 
 use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::Barrier;
@@ -30,7 +31,7 @@ fn head_of(client: &mut impl GenericClient, id: &str) -> Option<i64> {
     client.query_opt(sql, &[&id]).unwrap().map(|row| row.get(0))
 }
 
-/// Inserts an event as a writer does that does not keep the heads.
+/// Inserts an event like a writer that does not maintain the aggregate heads.
 fn insert_plainly(client: &mut impl GenericClient, id: &str, version: i64) {
     let sql = insert(ONE, &[("aggregate_id", "$1::text"), ("aggregate_version", "$2::bigint")]);
     client.execute(&sql, &[&id, &version]).unwrap();
@@ -53,7 +54,7 @@ fn assert_conflict<T: std::fmt::Debug>(
 }
 
 #[test]
-fn versions_and_positions_follow_on() {
+fn versions_and_positions_are_consecutive() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
@@ -83,7 +84,7 @@ fn an_append_commits_or_rolls_back_with_its_transaction() {
     let store = EventStore::default();
     let mut tx = client.transaction().unwrap();
     store.append(&mut tx, &thing("a"), NoStream, &[happened()]).unwrap();
-    assert_eq!(store.append(&mut tx, &thing("a"), Exact(1), &[happened()]).unwrap().versions, 2..=2, "it sees its own");
+    assert_eq!(store.append(&mut tx, &thing("a"), Exact(1), &[happened()]).unwrap().versions, 2..=2, "its own event");
     tx.rollback().unwrap();
     assert_eq!((events(&mut client), head_of(&mut client, "a")), (0, None));
 
@@ -96,11 +97,11 @@ fn an_append_commits_or_rolls_back_with_its_transaction() {
 }
 
 #[test]
-fn a_session_that_appends_often_appends_as_at_first() {
+fn later_appends_of_a_session_behave_like_the_first() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
-    // More often than the server plans for the values at hand.
+    // More often than the server makes a plan for the given values.
     for version in 0..12 {
         let expected = if version == 0 { NoStream } else { Exact(version) };
         assert_eq!(
@@ -123,7 +124,8 @@ fn plans_made_for_small_tables_serve_large_ones() {
     let store = EventStore::default();
     store.append(&mut client, &thing("a"), Any, &[happened()]).unwrap();
     client.batch_execute("ANALYZE events; ANALYZE aggregate_heads").unwrap();
-    // A session that has done nothing else: its counts are reported late.
+    // A new session, because the counts of earlier statements would be included: a session reports
+    // them late.
     let mut session = database.client();
     let mut tx = session.transaction().unwrap();
     for version in 1..10 {
@@ -210,7 +212,7 @@ fn an_appender_needs_exactly_the_documented_privileges() {
 }
 
 #[test]
-fn an_append_of_which_a_trigger_holds_something_back_is_undone() {
+fn an_append_is_undone_if_a_trigger_suppresses_an_event() {
     let database = database();
     let mut client = prepared(&database);
     client
@@ -235,7 +237,7 @@ fn appends_of_many_threads_to_one_aggregate_take_turns() {
     let database = database();
     let mut client = prepared(&database);
     let barrier = Barrier::new(THREADS);
-    // Nothing is asserted in the threads: who panics would leave the others at the barrier.
+    // The threads assert nothing: a thread that panics would leave the others at the barrier.
     let worker = || {
         let mut client = database.client();
         let store = EventStore::default();
@@ -254,7 +256,7 @@ fn appends_of_many_threads_to_one_aggregate_take_turns() {
     let mut won = 0;
     for (any, exact) in outcomes {
         for appended in any {
-            let versions = appended.expect("whatever is there").versions;
+            let versions = appended.expect("any version is accepted").versions;
             assert_eq!(versions.end() - versions.start(), 1);
         }
         for (round, outcome) in (0..).zip(exact) {
@@ -280,7 +282,7 @@ fn appends_of_many_threads_to_one_aggregate_take_turns() {
 }
 
 #[test]
-fn many_events_are_one_statement_and_no_notification() {
+fn many_events_need_one_statement_and_no_notification() {
     let database = database();
     let mut client = prepared(&database);
     client
@@ -299,10 +301,10 @@ fn many_events_are_one_statement_and_no_notification() {
     let statements: i64 = client.query_one("SELECT count(*) FROM statements", &[]).unwrap().get(0);
     assert_eq!(statements, 1);
     store.hint(&mut client);
-    assert_eq!(hints(&mut client), 1, "the hint's, and none of the append's");
+    assert_eq!(hints(&mut client), 1, "one from the hint, and none from the append");
 }
 
-/// How many notifications have come.
+/// The number of notifications that have arrived.
 fn hints(client: &mut Client) -> usize {
     use postgres::fallible_iterator::FallibleIterator as _;
     client.execute("SELECT", &[]).unwrap();
@@ -326,7 +328,7 @@ fn a_duplicate_event_id_is_not_a_conflict() {
 }
 
 #[test]
-fn writers_that_do_not_keep_the_heads_are_followed() {
+fn versions_continue_after_writers_that_ignore_the_heads() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
@@ -336,7 +338,7 @@ fn writers_that_do_not_keep_the_heads_are_followed() {
     assert_conflict(&store.append(&mut client, &thing("foreign"), NoStream, &[happened()]), NoStream, 3);
     assert_eq!(store.append(&mut client, &thing("foreign"), Exact(3), &[happened()]).unwrap().versions, 4..=4);
     insert_plainly(&mut client, "foreign", 5);
-    // Now the head is there, and behind.
+    // Now the head exists, but it is behind.
     assert_conflict(&store.append(&mut client, &thing("foreign"), Exact(4), &[happened()]), Exact(4), 5);
     assert_eq!(store.append(&mut client, &thing("foreign"), Any, &[happened(), happened()]).unwrap().versions, 6..=7);
     assert_eq!(head_of(&mut client, "foreign"), Some(7));
@@ -346,7 +348,7 @@ fn writers_that_do_not_keep_the_heads_are_followed() {
 }
 
 #[test]
-fn versions_go_on_where_old_events_have_been_archived() {
+fn versions_continue_after_old_events_were_archived() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
@@ -359,7 +361,8 @@ fn versions_go_on_where_old_events_have_been_archived() {
     assert_eq!((events(&mut client), head_of(&mut client, "a")), (1, Some(5)));
 }
 
-/// What becomes of an append to `a` that begins while another transaction writes to it, which is committed then.
+/// The outcome of an append to `a` that waits for another transaction, which writes to `a` and then
+/// commits.
 fn append_behind(
     database: &TestDatabase,
     theirs: Transaction<'_>,
@@ -380,7 +383,7 @@ fn append_behind(
 }
 
 #[test]
-fn a_head_that_is_made_or_moved_in_between_counts() {
+fn a_head_created_or_moved_meanwhile_is_respected() {
     for before in [0, 1] {
         for expected in [Any, Exact(before)] {
             let database = database();
@@ -400,7 +403,7 @@ fn a_head_that_is_made_or_moved_in_between_counts() {
 }
 
 #[test]
-fn a_conflict_that_the_unique_constraint_reports_is_a_conflict() {
+fn a_violation_of_the_unique_constraint_is_a_conflict() {
     let database = database();
     let mut client = prepared(&database);
     let mut foreign = database.client();
@@ -416,7 +419,8 @@ fn every_field_of_an_event_is_read_back() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
-    // One character of each plane in use: the basic one, the supplementary ones, the private ones, the last code point.
+    // One character of each plane in use: the basic one, the supplementary ones, the private ones,
+    // the last code point.
     let ids =
         ["order-7", "é", "漢字", "😀", "𠀀", "\u{30000}", "\u{e0001}", "\u{f0000}", "\u{10ffff}", " ", "a'b\"c\\d%s$1"];
     let payloads = [vec![], vec![0, 0xff, 0xfe, b'\\', b'x'], (0..=255).cycle().take(1 << 20).collect::<Vec<u8>>()];

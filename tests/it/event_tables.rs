@@ -1,5 +1,5 @@
-//! What an acceptable table of events is: each thing that it must not be is refused by name, with
-//! what to do, at the migration and at the start.
+//! Which tables of events are acceptable. The migration and the start of a worker refuse any other
+//! table, with the reason and what to do.
 
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{Database, Error, EventStore, ExpectedVersion, Names, NewEvent, Orchestrator, StreamId};
@@ -171,12 +171,12 @@ fn a_table_changed_since_the_migration_is_refused() {
 }
 
 #[test]
-fn a_not_null_that_was_not_validated_is_refused() {
+fn an_unvalidated_not_null_constraint_is_refused() {
     let database = database();
     let mut client = prepared(&database);
     let version: i32 = client.query_one("SELECT current_setting('server_version_num')::int", &[]).unwrap().get(0);
     if version < 180_000 {
-        // There is no such thing before PostgreSQL 18.
+        // Such constraints do not exist before PostgreSQL 18.
         return;
     }
     client
@@ -198,7 +198,7 @@ fn an_unacceptable_table_is_not_processed_until_repaired() {
     let worker = start_ledger(&database, "p");
     append_plainly(&mut client, 100, 10);
     eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
-    // What a tailer relies on it asks with each connection.
+    // A tailer checks the table with each new connection.
     client.batch_execute("ALTER TABLE events ALTER payload DROP NOT NULL").unwrap();
     let ends = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                 WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%newest, contiguous%'";
@@ -218,7 +218,7 @@ fn an_unacceptable_table_is_not_processed_until_repaired() {
 }
 
 #[test]
-fn encodings_without_a_form_in_utf_8_are_refused() {
+fn encodings_not_convertible_to_utf_8_are_refused() {
     let server = Postgres::start().unwrap();
     let mut client = Client::connect(&server.url("postgres"), NoTls).unwrap();
     for (encoding, is_usable) in
@@ -250,7 +250,7 @@ fn encodings_without_a_form_in_utf_8_are_refused() {
 }
 
 #[test]
-fn tables_of_ours_that_another_role_has_made_are_not_adopted() {
+fn tables_created_by_an_unrelated_role_are_refused() {
     const TRAP: &str = "
         CREATE FUNCTION trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             EXECUTE 'CREATE TABLE IF NOT EXISTS trapped AS SELECT current_user'; RETURN NEW; END $$;
@@ -258,7 +258,7 @@ fn tables_of_ours_that_another_role_has_made_are_not_adopted() {
         CREATE TRIGGER trap BEFORE INSERT ON orchestrator_migrations FOR EACH ROW EXECUTE FUNCTION trap()";
     let roles = |client: &mut Client| {
         for role in ["mallory", "owner_of_events"] {
-            // All tests share one server.
+            // The role may exist already, because all tests share one server.
             _ = client.batch_execute(&format!("CREATE ROLE {role} LOGIN"));
             client.batch_execute(&format!("GRANT CREATE, USAGE ON SCHEMA public TO {role}")).unwrap();
         }
@@ -306,7 +306,7 @@ fn tables_of_ours_that_another_role_has_made_are_not_adopted() {
 }
 
 #[test]
-fn a_newer_schema_that_was_only_added_to_serves_older_libraries() {
+fn a_schema_with_only_additions_serves_older_libraries() {
     let database = database();
     let mut client = prepared(&database);
     client

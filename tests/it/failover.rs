@@ -25,14 +25,14 @@ fn connect(url: &str) -> Client {
     Client::connect(url, NoTls).unwrap()
 }
 
-/// The URL of a database for whoever writes, on whichever of the two servers is the primary.
+/// The URL of a database on the one of the two servers that is the primary.
 fn url_of_primary(database: &str, servers: [&Postgres; 2]) -> String {
     let [first, second] = servers.map(Postgres::port);
     format!("postgres://postgres@127.0.0.1:{first},127.0.0.1:{second}/{database}?target_session_attrs=read-write")
 }
 
-/// Appends without pause until `stop` is disconnected, whatever becomes of the server, and tells the ids of what was acknowledged.
-/// No version is used twice, whatever becomes of its event.
+/// Appends continuously until `stop` is disconnected, even if the server is away at times, and
+/// sends the ids of acknowledged events. No version is used twice, even if its event is lost.
 fn append_steadily(url: &str, stop: &Receiver<()>, acknowledged: &Sender<Vec<Uuid>>) {
     let mut client = None;
     let pause = Duration::from_millis(10);
@@ -53,7 +53,7 @@ fn append_steadily(url: &str, stop: &Receiver<()>, acknowledged: &Sender<Vec<Uui
 }
 
 #[test]
-fn workers_go_on_where_the_standby_was_promoted() {
+fn workers_continue_on_the_promoted_standby() {
     let begun = Instant::now();
     let mut primary = primary();
     let standby = standby_of(&primary);
@@ -64,11 +64,11 @@ fn workers_go_on_where_the_standby_was_promoted() {
     Ledger::create_table(&mut client);
 
     let worker = |servers| {
-        // What matters of the times is at its default.
+        // `session_loss_grace` matters here, so it has its default.
         let builder = builder(&url_of_primary("failover", servers), "set").session_loss_grace(Duration::from_secs(1));
         start(builder, vec![Box::new(Ledger { takes: Duration::from_millis(1), ..Ledger::named("p") })])
     };
-    // The order must not matter: a standby is passed over.
+    // The order must not matter, because the client skips a standby.
     let (one, other) = (worker([&primary, &standby]), worker([&standby, &primary]));
     let workers = [&one, &other];
     let sites = workers.map(|worker| {
@@ -83,7 +83,7 @@ fn workers_go_on_where_the_standby_was_promoted() {
     let generation_before = await_running(&workers);
     eventually("both are ready", SOON, || all_say(true).then_some(()));
 
-    // Work that has begun and not ended, and above it a hole with events beyond.
+    // Unfinished work, and above it a hole with further events after it.
     append_plainly(&mut client, 1_000, 200);
     let mut slow = connect(&primary.url("failover"));
     let mut open = slow.transaction().unwrap();
@@ -110,7 +110,7 @@ fn workers_go_on_where_the_standby_was_promoted() {
     let reported = client.query_one("SELECT max(safe_head) FROM orchestrator_workers", &[]).unwrap();
     assert!(reported.get::<_, i64>(0) < hole, "a head beyond an open transaction was reported");
     assert!(client.query_one("SELECT pg_is_in_recovery()", &[]).unwrap().get::<_, bool>(0));
-    assert!(all_say(false), "a server that cannot be written to is no database");
+    assert!(all_say(false), "a read-only server does not count as reachable");
     assert!(client.query_one("SELECT pg_promote()", &[]).unwrap().get::<_, bool>(0));
     let promoted = Instant::now();
     let mut client = connect(&standby.url("failover"));
@@ -130,7 +130,7 @@ fn workers_go_on_where_the_standby_was_promoted() {
     });
     let caught_up = promoted.elapsed();
 
-    // The head holds to who writes here.
+    // The safe head respects the writers on this server.
     let mut slow = connect(&standby.url("failover"));
     let mut open = slow.transaction().unwrap();
     append_plainly(&mut open, 1, 1);
@@ -191,7 +191,7 @@ fn events_lost_in_a_failover_are_not_handled() {
     assert!(client.query_one("SELECT pg_promote()", &[]).unwrap().get::<_, bool>(0));
     let mut client = connect(&standby.url("failover"));
 
-    // Other events get the positions of those that are lost.
+    // Other events get the positions of the lost events.
     append_plainly(&mut client, 100, 10);
     assert!(newest(&mut client) < lost, "no position is used again");
     append_plainly(&mut client, 200, 20);

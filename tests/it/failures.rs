@@ -1,4 +1,4 @@
-//! Handlers that fail, in every way they can.
+//! Handlers that fail, in every possible way.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,7 +30,7 @@ fn impatient(database: &TestDatabase) -> Builder {
     builder(database.url(), "set").retry(retry)
 }
 
-/// Counts the calls for one event, and notes when they were.
+/// Counts the calls for one event, and records their times.
 #[derive(Clone, Default)]
 struct Calls(Arc<Mutex<Vec<Instant>>>);
 
@@ -67,7 +67,7 @@ fn event_id(client: &mut Client, position: i64) -> String {
     client.query_one("SELECT event_id::text FROM events WHERE global_position = $1", &[&position]).unwrap().get(0)
 }
 
-/// Lets the fifth of ten events fail, and looks at what is left.
+/// Makes the fifth of ten events fail, and checks the result.
 fn the_fifth_event_fails(fail: impl Fn() -> Result<(), BoxError> + Send + Sync + 'static, message: &str) {
     let database = database();
     let mut client = prepared(&database);
@@ -93,7 +93,8 @@ fn the_fifth_event_fails(fail: impl Fn() -> Result<(), BoxError> + Send + Sync +
     assert_eq!((status.position, status.events), (Some(4), 4));
     assert_eq!(projection_metric(&worker, "events_processed_total", "bad"), Some(4.0));
     let attempts: Vec<Duration> = calls.0.lock().windows(2).map(|pair| pair[1] - pair[0]).collect();
-    // The first call was in the midst of a batch, which is committed up to there before the attempts begin.
+    // The first call was in the middle of a batch. The events before it are committed before the
+    // attempts begin.
     let delays = &attempts[attempts.len() - 2..];
     assert!(delays[0] >= FIRST_DELAY / 2 && delays[1] >= FIRST_DELAY, "{delays:?}");
 
@@ -105,7 +106,7 @@ fn the_fifth_event_fails(fail: impl Fn() -> Result<(), BoxError> + Send + Sync +
     assert_eq!(positions(&mut client, "bad").len(), 4);
     assert_eq!(calls.count(), attempts.len() + 1, "it stands still");
     worker.shutdown(SOON).unwrap();
-    // A worker whose handler can do it goes on where the other one stood.
+    // A worker whose handler succeeds continues where the other worker stopped.
     let worker = start_impatient(&database, vec![Box::new(Ledger::named("bad"))]);
     eventually("the rest is handled", SOON, || is_complete(&mut client, "bad").then_some(()));
     assert_exactly_once(&mut client, "bad");
@@ -123,7 +124,7 @@ fn a_panic_is_an_error() {
 }
 
 #[test]
-fn a_handler_that_recovers_goes_on_and_its_error_is_gone() {
+fn a_handler_that_recovers_continues_and_clears_its_error() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);
@@ -133,7 +134,7 @@ fn a_handler_that_recovers_goes_on_and_its_error_is_gone() {
         if event.global_position() == 1 {
             match calls.note() {
                 1 => return Err("not yet".into()),
-                // Until the test has looked at the first failure.
+                // Wait until the test has seen the first failure.
                 2 => {
                     retrying.send_timeout((), SOON)?;
                     return Err("not yet either".into());
@@ -209,7 +210,8 @@ fn a_lost_connection_is_replaced_and_nothing_is_handled_twice() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// Lets the fifth event make the transaction one that cannot be committed, without the handler saying so.
+/// With the fifth event, the transaction can no longer be committed, but the handler reports no
+/// error.
 fn the_commit_is_refused(poison: &'static str, message: &str) {
     let database = database();
     let mut client = prepared(&database);
@@ -239,11 +241,11 @@ fn a_swallowed_error_is_not_committed() {
 }
 
 #[test]
-fn an_error_that_comes_with_the_commit_halts_as_well() {
+fn an_error_at_the_commit_halts_as_well() {
     the_commit_is_refused("INSERT INTO deferred VALUES (1), (1)", "deferred_n_key");
 }
 
-/// Says that it handled this many more events than it did, or none.
+/// Reports a number of handled events that is wrong.
 struct Miscounts(fn(usize) -> usize);
 
 impl BatchProjection for Miscounts {
@@ -258,7 +260,7 @@ impl BatchProjection for Miscounts {
 }
 
 #[test]
-fn a_count_that_cannot_be_is_refused_by_name() {
+fn an_impossible_count_is_refused_by_name() {
     for (count, message) in [
         ((|_| 0) as fn(usize) -> usize, "handle_batch() says it handled 0 of 10 events"),
         (|len| len + 1, "handle_batch() says it handled 11 of 10 events"),
@@ -274,7 +276,7 @@ fn a_count_that_cannot_be_is_refused_by_name() {
     }
 }
 
-/// A projection that says when it is within a batch, and waits there until it is let go.
+/// A projection that reports when it is within a batch, and waits there until the test releases it.
 fn gated() -> (Box<dyn Projection>, Receiver<()>, Sender<()>) {
     let (enter, entered) = bounded(0);
     let (release, released) = bounded::<()>(0);
@@ -289,7 +291,8 @@ fn gated() -> (Box<dyn Projection>, Receiver<()>, Sender<()>) {
     (projection, entered, release)
 }
 
-/// Takes the checkpoint away from a handler in the midst of a batch. `repaired` tells whether the coordinators can give it back.
+/// Takes the checkpoint away from a handler in the middle of a batch. `repaired` says whether the
+/// coordinators can give it back.
 fn fenced_by(sql: &str, repaired: bool) {
     let database = database();
     let mut client = prepared(&database);
@@ -308,7 +311,8 @@ fn fenced_by(sql: &str, repaired: bool) {
         worker.shutdown(SOON).unwrap();
         return;
     }
-    // The worker goes on with what is its own, and leaves alone what is not, for some looks of its coordinator.
+    // For some looks of its coordinator, the worker continues with its own projection and does not
+    // touch the other one.
     for _ in 0..3 {
         append_plainly(&mut client, 10, 2);
         eventually("the other projection goes on", SOON, || is_complete(&mut client, "other").then_some(()));
@@ -352,12 +356,12 @@ fn a_batch_whose_checkpoint_has_moved_is_fenced() {
 }
 
 #[test]
-fn a_batch_that_is_tried_again_is_read_again() {
+fn a_batch_that_is_retried_is_read_again() {
     for (change, left) in [
         ("UPDATE events SET payload = 'good' WHERE global_position = 7", 20),
         ("DELETE FROM events WHERE global_position = 7", 19),
     ] {
-        // Once read ahead, and then live.
+        // First read ahead, and then live.
         for is_live in [false, true] {
             let database = database();
             let mut client = prepared(&database);

@@ -109,7 +109,7 @@ fn live_events_are_read_once_for_all_projections() {
 fn an_idle_worker_sends_few_statements() {
     let database = database();
     let mut client = prepared(&database);
-    // As by default, but for the heartbeats.
+    // The defaults, except for the heartbeats.
     let orchestrator = Orchestrator::builder(Database::from_url(database.url()).unwrap(), "set")
         .heartbeat_interval(Duration::from_secs(2))
         .projection(Ledger::named("p"))
@@ -118,8 +118,8 @@ fn an_idle_worker_sends_few_statements() {
     let worker = orchestrator.start().unwrap();
     let sent = || metric(&worker, "heartbeat_latency_seconds_count", &[]).unwrap_or(0.0);
     eventually("it has become calm", SOON, || (sent() >= 2.0).then_some(()));
-    // The server's count of transactions has those of autovacuum in it, and comes late. So it is looked at what each session has begun last,
-    // more often than any begins something.
+    // The server's count of transactions includes those of autovacuum, and is reported late. So the
+    // test looks at the last statement of each session, more often than any session begins one.
     let since: SystemTime = client.query_one("SELECT clock_timestamp()", &[]).unwrap().get(0);
     let (begun, goal) = (Instant::now(), sent() + 2.0);
     let mut statements = BTreeSet::new();
@@ -132,7 +132,8 @@ fn an_idle_worker_sends_few_statements() {
         statements.extend(seen.iter().map(|row| (row.get::<_, i32>(0), row.get::<_, SystemTime>(1))));
     }
     let took = begun.elapsed();
-    // In a second four looks of the tailer, one or two of the coordinator; in two, a heartbeat and a look at the lag.
+    // Each second has four looks of the tailer and one or two of the coordinator. Every two seconds
+    // there is a heartbeat and a look at the lag.
     let rate = f64::from(u32::try_from(statements.len()).unwrap()) / took.as_secs_f64();
     assert!((3.0..8.0).contains(&rate), "{rate} statements a second");
     worker.shutdown(SOON).unwrap();
@@ -169,18 +170,18 @@ fn a_projection_far_behind_catches_up_beside_a_live_one() {
 }
 
 #[test]
-fn a_handler_that_stands_still_holds_no_snapshot() {
+fn a_blocked_handler_holds_no_snapshot() {
     let database = database();
     let mut client = prepared(&database);
-    // More than the network holds of a query whose rows nobody takes.
+    // More than the network buffers of a query whose rows are not read.
     append_plainly(&mut client, 400, 20);
     client.execute("UPDATE events SET payload = convert_to(repeat('x', 80000), 'UTF8')", &[]).unwrap();
-    // It is quick until nobody takes what it sends, so that the reader is what is waited for.
+    // The handler is quick until its channel is full, so reading is the bottleneck at first.
     let (slices, seen) = bounded(10);
     let builder = builder(database.url(), "set").batch_size(20).batch_bytes(16 << 20);
     let worker = start(builder.batch_projection(Recorder { slices }), vec![]);
     eventually("the handler stands still", SOON, || seen.is_full().then_some(()));
-    // What comes next is being read meanwhile.
+    // The next events are being read meanwhile.
     let snapshots = "SELECT count(*) FROM pg_stat_activity
                      WHERE datname = current_database() AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid()";
     eventually("no session holds a snapshot", Duration::from_secs(2), || {
@@ -199,13 +200,13 @@ fn positions_of_events(client: &mut Client) -> Vec<i64> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// What counts against `batch_bytes`, of an event that has no other columns.
+/// The bytes that count against `batch_bytes`, for an event without other columns.
 fn weight(event: &Event) -> usize {
     let texts = [event.bounded_context(), event.aggregate_type(), event.aggregate_id(), event.event_type()];
     event.payload().len() + texts.map(str::len).iter().sum::<usize>()
 }
 
-/// Tells how many events it is given at once, and how many bytes.
+/// Sends how many events it is given at once, and how many bytes.
 struct Recorder {
     slices: Sender<(usize, usize)>,
 }
@@ -222,7 +223,7 @@ impl BatchProjection for Recorder {
 }
 
 #[test]
-fn batches_keep_within_their_bounds() {
+fn batches_stay_within_their_limits() {
     const MIB: usize = 1 << 20;
     let database = database();
     let mut client = prepared(&database);
@@ -246,7 +247,7 @@ fn batches_keep_within_their_bounds() {
             assert!(*events <= 10 && (*bytes <= 2 * MIB || *events == 1), "{whence}: {got:?}");
         }
     };
-    // Once read ahead, and then live.
+    // First read ahead, and then live.
     append(&[19; 25]);
     append(&[MIB / 2; 9]);
     append(&[MIB; 5]);
@@ -265,7 +266,7 @@ fn batches_keep_within_their_bounds() {
 }
 
 #[test]
-fn hints_are_heard_and_not_needed() {
+fn hints_are_heard_but_not_needed() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
@@ -281,7 +282,7 @@ fn hints_are_heard_and_not_needed() {
         append(&mut client, "test", "Thing", "a");
         eventually("the event is seen by a poll", SOON, || (handled(&mut client, "polling") == round).then_some(()));
         let begun = Instant::now();
-        // The first hint may come before the worker listens; from then on each is heard.
+        // The first hint may come before the worker listens. From then on, each hint is heard.
         eventually("the event is seen by the hint", SOON, || {
             if round == 2 || begun.elapsed() < Duration::from_millis(5) {
                 store.hint(&mut client);
@@ -294,7 +295,7 @@ fn hints_are_heard_and_not_needed() {
 }
 
 #[test]
-fn start_at_counts_for_a_new_projection_only() {
+fn start_at_applies_to_new_projections_only() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);
@@ -318,7 +319,7 @@ fn start_at_counts_for_a_new_projection_only() {
     }
     worker.shutdown(SOON).unwrap();
     append_plainly(&mut client, 5, 2);
-    // Whatever they say now: they have begun.
+    // Another `start_at` has no effect now, because the projections have begun.
     let worker = start_all([1, 0, 0, 1]);
     for (name, _, first) in starts {
         eventually(name, SOON, || (positions(&mut client, name).last() == Some(&20)).then_some(()));
@@ -334,7 +335,7 @@ fn a_projection_with_nothing_to_do_still_moves_its_checkpoint() {
     append_plainly(&mut client, 3_000, 10);
     let idle = ledger("idle", Scope::all().aggregate_types(["Nobody"]), StartAt::Beginning);
     let worker = start(builder(database.url(), "set"), vec![idle]);
-    // The checkpoint follows once a second; at first, the worker has to start.
+    // The checkpoint is written once a second. The first time, the worker must also start.
     for within in [SOON, Duration::from_secs(2), Duration::from_secs(2)] {
         append_plainly(&mut client, 10, 10);
         eventually("the checkpoint is at the newest event", within, || {
@@ -349,7 +350,7 @@ fn a_projection_with_nothing_to_do_still_moves_its_checkpoint() {
 }
 
 #[test]
-fn the_lag_is_that_of_the_first_event_not_handled() {
+fn the_lag_is_measured_at_the_first_unhandled_event() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);

@@ -1,4 +1,4 @@
-//! How a worker's handle ends it.
+//! How a handle ends its worker.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ fn a_dropped_handle_leaves_gracefully() {
 
 #[test]
 fn run_until_stops_while_it_waits_for_the_database() {
-    // Nobody listens there.
+    // No server listens there.
     let orchestrator = builder("postgres://u@127.0.0.1:1/d", "set").projection(Ledger::named("p")).build().unwrap();
     let (stop, shutdown) = bounded(1);
     let runs = std::thread::spawn(move || orchestrator.run(&shutdown));
@@ -42,7 +42,7 @@ fn run_until_stops_while_it_waits_for_the_database() {
     assert!(begun.elapsed() < SOON);
 }
 
-/// Stays in its first event until it is let go.
+/// Waits in its first event until the test releases it.
 struct Stuck(Sender<()>, Receiver<()>);
 
 impl Projection for Stuck {
@@ -75,7 +75,7 @@ fn a_shutdown_that_takes_too_long_names_the_thread() {
     let Error::ShutdownTimeout { waited, threads, .. } = &error else { panic!("{error:?}") };
     assert!(threads.split(", ").any(|thread| thread == "pup-run-00"), "{threads}");
     assert!(*waited >= Duration::from_millis(300) && took < Duration::from_secs(2), "waited {waited:?}, took {took:?}");
-    assert_eq!(state_of(&mut client, id).0, "stopping", "it goes on towards its end");
+    assert_eq!(state_of(&mut client, id).0, "stopping", "it is still leaving");
 
     drop(let_go);
     eventually("it has left", SOON, || (state_of(&mut client, id).1.as_deref() == Some("left")).then_some(()));
@@ -85,7 +85,7 @@ fn a_shutdown_that_takes_too_long_names_the_thread() {
     assert_exactly_once(&mut client, "p");
 }
 
-/// An error of an application that has a bug of its own.
+/// An error of an application with a bug: it panics when it is printed.
 #[derive(Debug)]
 struct Unprintable;
 
@@ -98,7 +98,7 @@ impl std::fmt::Display for Unprintable {
 impl std::error::Error for Unprintable {}
 
 #[test]
-fn worker_whose_runner_panics_leaves_and_says_so() {
+fn worker_whose_runner_panics_leaves_and_reports_it() {
     let database = database();
     let mut client = prepared(&database);
     let panics = meddled("p", |_, _| Err(Box::new(Unprintable)));

@@ -1,4 +1,4 @@
-//! Workers that are asked to leave while the database hangs: they go within a bound.
+//! Workers that are asked to leave while the database hangs: they end within a limited time.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,12 @@ use crate::support::worker_process::{Signal, WorkerProcess};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{Postgres, database, eventually};
 
-/// With `leave_timeout` at one second: that second, three more for what is cancelled, and the time
-/// of a loaded machine. Without a bound a worker waits for as long as the database hangs.
+/// With a `leave_timeout` of one second: that second, three more for the cancelled statements, and
+/// a reserve for a loaded machine. Without a limit, a worker would wait for as long as the database
+/// hangs.
 const BOUND: Duration = Duration::from_secs(9);
 
-/// Starts a worker's process that handles the events there are, as one of `workers`.
+/// Starts the process of a worker, and waits until it processes as one of `workers`.
 fn process(url: &str, workers: usize) -> WorkerProcess {
     let mut worker = WorkerProcess::start(
         url,
@@ -45,7 +46,8 @@ impl Pair {
         Self { client: Client::connect(url, NoTls).unwrap(), leaves, stays }
     }
 
-    /// Asks it to leave. Until it is gone it is alive and not ready. Returns its exit code.
+    /// Asks the first worker to leave, and checks that it is alive but not ready until it ends.
+    /// Returns its exit code.
     #[track_caller]
     fn leave(&mut self) -> Option<i32> {
         let (address, asked) = (self.leaves.await_ready(), Instant::now());
@@ -58,7 +60,7 @@ impl Pair {
         code
     }
 
-    /// Its last lines say that it did not wait any longer.
+    /// Checks that the last log lines of the leaving worker say that it did not wait any longer.
     #[track_caller]
     fn assert_left_threads_behind(&mut self) {
         let cancelling = "leaving takes too long, cancelling statements: replica_set=";
@@ -67,8 +69,8 @@ impl Pair {
         assert!(line.contains("pup-coord"), "{line}");
     }
 
-    /// Once the database answers again, the other one processes everything. Returns why the one
-    /// that left is stopped.
+    /// Checks that the other worker processes everything once the database answers again. Returns
+    /// the reason for which the leaving worker is stopped.
     #[track_caller]
     fn assert_taken_over(&mut self) -> String {
         self.stays.await_processing(1);
@@ -85,7 +87,8 @@ impl Pair {
 
 #[test]
 fn worker_leaves_while_a_table_is_locked() {
-    // Without the other tables it cannot leave in order, and the other worker evicts it.
+    // While a table other than `events` is locked, the worker cannot leave in order, and the other
+    // worker evicts it.
     for (table, code, reason) in [
         ("events", 0, "left"),
         ("orchestrator_workers", 1, "session lost"),
@@ -97,7 +100,7 @@ fn worker_leaves_while_a_table_is_locked() {
         let mut pair = Pair::start(database.url());
         let mut locker = database.client();
         locker.batch_execute(&format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")).unwrap();
-        // The last one is needed for nothing but changes of the replica set.
+        // The last table is needed only for changes of the replica set.
         if table != "orchestrator_replica_sets" {
             await_blocked(&mut pair.client);
         }
@@ -137,12 +140,12 @@ fn worker_leaves_while_commits_wait_for_a_standby() {
     pair.assert_left_threads_behind();
     pair.client.batch_execute("ALTER SYSTEM RESET synchronous_standby_names").unwrap();
     pair.client.batch_execute("SELECT pg_reload_conf()").unwrap();
-    // A commit that was cancelled while it waited for the standby has happened all the same.
+    // A commit that was cancelled while it waited for the standby has taken effect anyway.
     let reason = pair.assert_taken_over();
     assert!(["left", "session lost"].contains(&reason.as_str()), "{reason}");
 }
 
-/// A ledger that says when it has begun, and then waits for a lock that another session holds.
+/// A ledger that reports when it has begun, and then waits for a lock that another session holds.
 struct Waiting {
     ledger: Ledger,
     begun: Sender<()>,

@@ -35,11 +35,12 @@ fn one_two_three_two_one_workers_handle_every_event_once() {
     second.shutdown(Duration::from_secs(5)).unwrap();
 }
 
-/// Until the others process, when they are told. The bound is that of a killed worker, which no
-/// message announces.
+/// The longest time until the others process, after a message has told them of a change. The limit
+/// is the one for a killed worker, whose end no message announces.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// Times at which nothing is noticed by polling or by waiting: what happens soon was told.
+/// Intervals so long that no worker detects a change by polling or waiting. So only a message can
+/// cause a quick reaction.
 fn patient(database: &TestDatabase) -> Builder {
     builder(database.url(), "set")
         .heartbeat_interval(Duration::from_secs(20))
@@ -74,7 +75,7 @@ fn a_graceful_leave_hands_over_at_once() {
 }
 
 #[test]
-fn a_change_put_off_by_a_foreign_lock_is_made_soon_after() {
+fn a_change_delayed_by_a_foreign_lock_is_made_soon_after() {
     let database = database();
     let mut client = database.client();
     Ledger::create_table(&mut client);
@@ -91,7 +92,7 @@ fn a_change_put_off_by_a_foreign_lock_is_made_soon_after() {
         client.query_opt(sql, &[&second.worker_id().0]).unwrap()
     });
     let sql = "SELECT count(*) FROM orchestrator_generations";
-    assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, i64>(0), 1, "nobody changes anything without the lock");
+    assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, i64>(0), 1, "no worker changes anything without the lock");
     lock.rollback().unwrap();
     let begun = Instant::now();
     await_running(&[&first, &second]);
@@ -102,7 +103,7 @@ fn a_change_put_off_by_a_foreign_lock_is_made_soon_after() {
 fn a_process_that_is_told_to_stop_hands_over_and_exits() {
     let database = database();
     let mut client = database.client();
-    // Whoever goes without a word is missed after half a minute.
+    // A worker that ends without a message is detected after half a minute.
     let patient = [("SESSION_LOSS_GRACE", "30s"), ("POLL_INTERVAL", "30s"), ("HEARTBEAT_INTERVAL", "10s")];
     let mut first = WorkerProcess::start(database.url(), &patient);
     first.await_processing(1);
@@ -136,7 +137,7 @@ fn joins_within_the_registration_wait_cost_one_generation() {
         let joining: Vec<_> = (0..3).map(|_| scope.spawn(worker)).collect();
         joining.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    assert_eq!(first.assignment().unwrap().generation, 1, "it goes on while joins are gathered");
+    assert_eq!(first.assignment().unwrap().generation, 1, "it continues while joins are gathered");
     assert_eq!(await_running(&[&first, &joined[0], &joined[1], &joined[2]]), 2);
     let gathered: f64 = client
         .query_one(

@@ -18,8 +18,8 @@ fn strict(database: &TestDatabase) -> Builder {
     builder(database.url(), "set").retry(Retry::default().attempts(1))
 }
 
-/// Processes some events, has something happen in between, and processes some more. No attempt may
-/// be counted.
+/// Processes some events, executes `between`, and processes some more events. No attempt may be
+/// counted.
 fn outlives(
     setup: &str,
     between: &str,
@@ -82,9 +82,9 @@ fn a_table_that_is_altered_costs_no_attempt() {
     });
 }
 
-/// Every text becomes outdated at once, and with each attempt.
+/// Every text becomes outdated immediately, in each attempt.
 #[test]
-fn a_handler_that_alters_its_own_table_gets_on() {
+fn a_handler_that_alters_its_own_table_makes_progress() {
     outlives("CREATE TABLE altered (a int)", "", |tx, event| {
         tx.query("SELECT * FROM altered", &[])?;
         tx.batch_execute(&format!("ALTER TABLE altered ADD IF NOT EXISTS c{} int", event.global_position()))?;
@@ -94,14 +94,14 @@ fn a_handler_that_alters_its_own_table_gets_on() {
 }
 
 #[test]
-fn a_handler_that_swallows_the_error_gets_on() {
+fn a_handler_that_swallows_the_error_makes_progress() {
     outlives("CREATE TABLE altered AS SELECT 1 AS a", "ALTER TABLE altered ADD b int", |tx, _| {
         _ = tx.query("SELECT * FROM altered", &[]);
         Ok(())
     });
 }
 
-/// What it does in a savepoint would be missing without an error.
+/// Otherwise the writes in the savepoint would be missing, and no error would report it.
 #[test]
 fn a_handler_that_recovers_in_a_savepoint_loses_nothing() {
     let setup = "CREATE TABLE altered AS SELECT 1 AS a; CREATE TABLE noted (at bigint PRIMARY KEY)";
@@ -123,7 +123,7 @@ fn a_handler_that_recovers_in_a_savepoint_loses_nothing() {
 }
 
 #[test]
-fn a_statement_in_the_hands_of_a_handler_is_prepared_again() {
+fn a_statement_that_a_handler_holds_is_prepared_again() {
     outlives("CREATE TABLE altered AS SELECT 1 AS a", "ALTER TABLE altered ADD b int", |tx, _| {
         let statement = tx.prepare("SELECT * FROM altered")?;
         tx.query(&statement, &[])?;
@@ -131,7 +131,7 @@ fn a_statement_in_the_hands_of_a_handler_is_prepared_again() {
     });
 }
 
-/// What the server says then has no code of its own, so it counts once.
+/// The server's error has no code of its own in this case, so the failure counts once.
 #[test]
 fn a_type_that_is_replaced_does_not_halt_a_projection() {
     let setup = "CREATE TYPE status AS ENUM ('a'); CREATE TABLE typed (at bigint, status status)";
@@ -204,7 +204,7 @@ fn a_handler_that_drops_the_librarys_statements_halts() {
 }
 
 #[test]
-fn a_handler_is_told_what_it_may_ask() {
+fn a_handler_can_ask_for_projection_generation_and_pause() {
     outlives("", "", |tx, _| {
         if tx.projection() != "p" || tx.generation() < 1 || tx.is_pause_requested() {
             return Err(format!("{tx:?}").into());

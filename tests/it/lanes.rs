@@ -1,4 +1,4 @@
-//! Workers that cut their part of a projection into lanes.
+//! Workers that divide their part of a projection into lanes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,7 +19,7 @@ fn worker(database: &TestDatabase, lanes: usize, takes: u64) -> Handle {
     start(builder(database.url(), "set").lanes(lanes), vec![Box::new(ledger)])
 }
 
-/// How many lanes own something in the newest generation, by worker.
+/// The number of lanes that own keys in the newest generation, for each worker.
 fn lanes(client: &mut Client) -> Vec<i64> {
     let sql = "SELECT count(DISTINCT lane) FROM orchestrator_checkpoints GROUP BY worker_id ORDER BY 1";
     client.query(sql, &[]).unwrap().iter().map(|row| row.get(0)).collect()
@@ -62,7 +62,7 @@ fn workers_with_different_lanes_miss_and_repeat_nothing() {
     );
 }
 
-/// Says which thread handles, and waits until it may go on.
+/// Sends the name of the thread that handles, and waits until the test releases it.
 struct Meets(Sender<String>, Receiver<()>);
 
 impl Projection for Meets {
@@ -122,7 +122,7 @@ fn a_halted_lane_is_shown_and_does_not_halt_the_others() {
     eventually("the other lane handles all that is its own", SOON, || {
         (client.query_one(missing, &[&i64::from(hated)]).unwrap().get::<_, i64>(0) == 0).then_some(())
     });
-    // The other lane's last commit may be seen before the lane has come to show it.
+    // The other lane's last commit may be visible before the lane has updated its status.
     let halted_at = "SELECT position FROM orchestrator_checkpoints WHERE lane = $1";
     let shown = eventually("the projection shows as halted, at the lowest position", SOON, || {
         let shown = worker.status().projections["p"].clone();
@@ -134,7 +134,7 @@ fn a_halted_lane_is_shown_and_does_not_halt_the_others() {
     assert_exactly_once_but(&mut client, "thing-7");
 }
 
-/// Nothing is handled twice or out of order, and nothing of this aggregate at all.
+/// Checks that no event was handled twice, and that no event of this aggregate was handled.
 fn assert_exactly_once_but(client: &mut Client, aggregate: &str) {
     let sql =
         "SELECT count(*) - count(DISTINCT global_position), count(*) FILTER (WHERE aggregate_id = $1) FROM ledger";

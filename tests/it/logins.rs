@@ -8,12 +8,13 @@ use crate::support::database;
 use crate::support::ledger::append_plainly;
 use crate::support::worker_process::{Signal, WorkerProcess};
 
-/// The `stale_worker_timeout` and the `coordination_timeout`.
+/// The `stale_worker_timeout`.
 const STALE: Duration = Duration::from_secs(2);
+/// The `coordination_timeout`.
 const LONGEST_CALL: Duration = Duration::from_secs(5);
 
 #[test]
-fn the_server_frees_what_a_frozen_worker_of_another_login_holds() {
+fn locks_of_a_frozen_worker_of_another_login_are_released() {
     let database = database();
     let mut client = database.client();
     let (app, lease) = (format!("app_{}", std::process::id()), format!("lease_{}", std::process::id()));
@@ -53,7 +54,7 @@ fn the_server_frees_what_a_frozen_worker_of_another_login_holds() {
     println!("{line}");
     let took = other.await_processing(1) - begun;
     println!("SIGSTOP to resumed: {took:?}, with a coordination_timeout of {LONGEST_CALL:?}");
-    // The wait for a lock may begin anew just before the session ends.
+    // The wait for a lock may begin again just before the session ends.
     assert!(took < STALE + LONGEST_CALL + Duration::from_secs(4), "{took:?}");
     assert_eq!(state_of(&mut client, frozen_id), ("stopped".into(), Some("heartbeats stopped".into())));
     assert_read_models_become_right(&mut client);

@@ -1,4 +1,4 @@
-//! The log of a worker that has much to do, and of one that fails.
+//! The log of a busy worker, and of one whose handler fails.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::{database, eventually};
 const SOON: Duration = Duration::from_secs(20);
 
 #[test]
-fn batches_leave_no_line_and_failures_few_each_on_one_line() {
+fn batches_log_nothing_and_failures_log_few_single_lines() {
     const EVENTS: i64 = 300;
     let database = database();
     let mut client = database.client();

@@ -1,4 +1,4 @@
-//! Workers that wait for longer than their own code may run: a wait is no reason to restart them.
+//! Workers that wait longer than their own code may run: a wait is no reason to restart them.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ impl Probed {
     }
 }
 
-/// A worker while another session has locked a table.
+/// A worker, and another session that has locked a table.
 fn locked(table: &str) -> (TestDatabase, Probed, Client) {
     let database = database();
     let probed = Probed::new(start_ledger(&database, "p"));
@@ -45,9 +45,9 @@ fn locked(table: &str) -> (TestDatabase, Probed, Client) {
     (database, probed, locker)
 }
 
-/// All of them in one test, because they take as long together as one of them.
+/// All waits are in one test, because together they take as long as one of them.
 #[test]
-fn worker_that_waits_for_long_is_alive() {
+fn worker_that_waits_for_a_long_time_is_alive() {
     let (_events, blind, _events_locker) = locked("events");
     let (_workers, silent, _workers_locker) = locked("orchestrator_workers");
 
@@ -57,7 +57,7 @@ fn worker_that_waits_for_long_is_alive() {
     let (entered, was_entered) = bounded(1);
     let busy = meddled("p", move |_, _| {
         _ = entered.try_send(());
-        // Its disconnection lets every event pass.
+        // When the channel is disconnected, every event passes.
         _ = go_on.recv();
         Ok(())
     });

@@ -1,4 +1,4 @@
-//! Many orchestrators in one process and in one database, and what is left of those that ended.
+//! Many orchestrators in one process and in one database, and what remains of those that ended.
 
 use std::sync::Barrier;
 use std::thread;
@@ -48,10 +48,11 @@ fn ten_migrations_at_once_make_one_schema() {
 }
 
 #[test]
-fn replica_sets_of_one_name_in_two_schemas_are_separate() {
+fn replica_sets_with_one_name_in_two_schemas_are_separate() {
     let database = database();
     let in_schema = |schema: &str| {
-        // The handler's table is found by the search path, the library's by their names.
+        // The search path leads to the handler's table. The library's tables are found by their
+        // names.
         let url = format!("{}?options=-csearch_path%3D{schema}", database.url());
         let mut client = postgres::Client::connect(&url, NoTls).unwrap();
         client.batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {schema}")).unwrap();
@@ -112,7 +113,7 @@ fn replica_sets_in_one_process_run_their_own_projections() {
     let (a1, b1, a2) = (worker("a", "p"), worker("b", "q"), worker("a", "p"));
     append_plainly(&mut client, 500, 50);
     await_running(&[&a1, &a2]);
-    assert_eq!(await_running(&[&b1]), 1, "what happens in the other set is not its business");
+    assert_eq!(await_running(&[&b1]), 1, "the other set does not affect it");
     for projection in ["p", "q"] {
         eventually("all events are handled", SOON, || is_complete(&mut client, projection).then_some(()));
         assert_exactly_once(&mut client, projection);
@@ -151,11 +152,11 @@ fn old_generations_and_stopped_workers_are_pruned() {
         (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2))
     };
     assert_eq!(left("set"), (200, 52, 1), "generations, the first of them, stopped workers");
-    assert_eq!(left("another"), (250, 1, 3), "another set's are its own business");
+    assert_eq!(left("another"), (250, 1, 3), "those of the other set are not pruned");
 }
 
 #[test]
-fn of_processes_that_start_at_once_one_migrates() {
+fn only_one_of_several_starting_processes_migrates() {
     let database = database();
     let mut workers: Vec<_> = (0..5).map(|_| WorkerProcess::start(database.url(), &[])).collect();
     let migrated = |worker: &mut WorkerProcess| {

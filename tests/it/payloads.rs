@@ -1,4 +1,5 @@
-//! What events may hold, through real workers: it is handled byte for byte or refused by name, and memory stays within its bounds.
+//! The content of events, with real workers: it is handled byte for byte or refused by name, and
+//! memory stays within its limits.
 
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ use crate::support::{database, eventually};
 const MIB: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Writes down everything its handler is given; of the payload, what the server makes of the bytes it is sent back.
+/// Stores everything that its handler is given. Of the payload it stores the length and the hash,
+/// which the server computes from the bytes that the handler sends back.
 struct Copies;
 
 const COPIES: &str = "CREATE TABLE copies (
@@ -55,7 +57,7 @@ impl Projection for Copies {
     }
 }
 
-/// The first and the last code point of each of Unicode's planes, but for NUL.
+/// The first and the last code point of each of Unicode's planes, except NUL.
 fn every_plane() -> Vec<String> {
     (0..=16_u32)
         .map(|plane| [(plane << 16).max(1), (plane << 16) + 0xffff].map(|code| char::from_u32(code).unwrap()))
@@ -84,7 +86,7 @@ fn every_payload_is_handled_byte_for_byte() {
             store.append(client, &StreamId::new(text, text, text), ExpectedVersion::Any, &[event]).unwrap();
         }
     };
-    // Once read ahead, and then live.
+    // First read ahead, and then live.
     append(&mut client);
     let workers =
         [(); 2].map(|()| start(builder(database.url(), "set").max_event_bytes(65 * MIB), vec![Box::new(Copies)]));
@@ -155,15 +157,17 @@ fn memory_is_bounded_by_the_largest_event() {
     assert_memory_is_bounded(4, 64 * MIB, MIB, "payload");
 }
 
-/// Lets the example `worker` process so many events of so many bytes each, and half as many again while they come.
+/// Lets the example `worker` process `count` events of `bytes` bytes each, and then half as many
+/// more, which it reads live.
 #[cfg(target_os = "linux")]
 #[track_caller]
 fn assert_memory_is_bounded(count: i64, bytes: usize, batch_bytes: usize, column: &str) {
     const RUNNERS: usize = 2;
     // Code, connections, threads, and what the allocator keeps.
     let without_events = 64 * MIB;
-    // Each runner's reader and the tailer have one batch that is in use, and one that is being read, as rows and as events. A batch is one
-    // event, if that is larger than `batch_bytes`.
+    // Each runner's reader and the tailer have one batch that is in use, and one that is being
+    // read, as rows and as events. If an event is larger than `batch_bytes`, it is a batch of its
+    // own.
     let bound = without_events + (RUNNERS + 1) * 3 * batch_bytes.max(bytes);
 
     let database = database();
@@ -190,7 +194,7 @@ fn assert_memory_is_bounded(count: i64, bytes: usize, batch_bytes: usize, column
     assert!(live <= bound, "{read_ahead} read ahead, {live} live, of {bound}");
 }
 
-/// Appends so many events with so many bytes each in one of their columns.
+/// Appends `count` events with `bytes` bytes each in this column.
 #[cfg(target_os = "linux")]
 fn append_large(client: &mut Client, count: i64, bytes: usize, column: &str) {
     let large = match column {
@@ -203,7 +207,7 @@ fn append_large(client: &mut Client, count: i64, bytes: usize, column: &str) {
     client.execute(&sql, &[&count, &i32::try_from(bytes / 16).unwrap()]).unwrap();
 }
 
-/// Waits until both read models have counted so many events.
+/// Waits until both read models have counted this many events.
 #[cfg(target_os = "linux")]
 #[track_caller]
 fn await_counts(client: &mut Client, count: i64) {
@@ -214,7 +218,7 @@ fn await_counts(client: &mut Client, count: i64) {
     });
 }
 
-/// The most memory the process has had so far.
+/// The peak memory of the process so far.
 #[cfg(target_os = "linux")]
 fn peak_of(process: &WorkerProcess) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
@@ -223,7 +227,7 @@ fn peak_of(process: &WorkerProcess) -> usize {
 }
 
 #[test]
-fn a_too_large_event_halts_the_projections_that_want_it() {
+fn an_oversized_event_halts_the_projections_that_want_it() {
     let database = database();
     let mut client = prepared(&database);
     let store = EventStore::default();
@@ -261,11 +265,11 @@ fn a_too_large_event_halts_the_projections_that_want_it() {
         });
     }
     eventually("the other one handles its own", PATIENCE, || (handled(&mut client, "small") == 2).then_some(()));
-    // Live as well.
+    // The same with live events.
     append(&mut client, "Large", 3 * MIB);
     append(&mut client, "Small", 10);
     eventually("the other one handles its own", PATIENCE, || (handled(&mut client, "small") == 3).then_some(()));
-    assert_eq!(total(&worker, "reconnects_total"), 0, "the tailer leaves it to them");
+    assert_eq!(total(&worker, "reconnects_total"), 0, "the tailer does not fail at it");
 }
 
 #[test]
@@ -281,7 +285,8 @@ fn an_event_that_cannot_be_read_halts_and_is_not_skipped() {
         Ok(())
     });
     let worker = start(builder(database.url(), "set").batch_size(50), vec![waits]);
-    // While it runs: a start would refuse this, and so would the worker's tailer when it connects.
+    // The table changes while the worker runs. A start would refuse the change, and so would the
+    // worker's tailer when it connects.
     was_entered.recv_timeout(PATIENCE).unwrap();
     client.batch_execute("ALTER TABLE events ALTER payload DROP NOT NULL; UPDATE events SET payload = NULL WHERE global_position = 2025").unwrap();
     drop(let_go);

@@ -1,4 +1,4 @@
-//! Events at which handlers fail in ways that end more than a batch, and what becomes of them.
+//! Events whose handlers end more than a batch: a connection, a process or the server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ use crate::support::{Postgres, database, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
-/// So long that no test lives to see it.
+/// So long that no test reaches it.
 const LONG: Duration = Duration::from_secs(3600);
 
 /// Three attempts, with short delays.
@@ -56,7 +56,7 @@ fn reported(client: &mut Client, projection: &str) -> (String, Option<String>, i
     (row.get(0), row.get(1), row.get(2), row.get(3))
 }
 
-/// The same, once it says that the projection has halted.
+/// The same, after the checkpoint says that the projection has halted.
 #[track_caller]
 fn reported_halt(client: &mut Client, projection: &str) -> (String, Option<String>, i32, Option<i64>) {
     eventually("the halt is reported", SOON, || {
@@ -68,8 +68,8 @@ fn nothing() -> (String, Option<String>, i32, Option<i64>) {
     ("running".into(), None, 0, None)
 }
 
-/// Runs two workers that are started again whenever they end, until one says that the projection
-/// has halted. Returns how many have been killed by the event, and that line.
+/// Runs two workers, and starts each again whenever it ends, until one logs that the projection has
+/// halted. Returns how many workers the event has ended, and that line.
 fn supervised(url: &str, options: &[(&str, &str)]) -> (usize, String) {
     let worker = || WorkerProcess::start_program("chaos_worker", url, options);
     let mut workers = [worker(), worker()];
@@ -122,7 +122,7 @@ fn an_event_that_aborts_every_process_halts_its_projection() {
     assert_eq!(reported.get::<_, i32>(0), 4);
     assert!(reported.get::<_, String>(1).contains("poison-1"));
 
-    // Restarts do not try it again, and the other projection is not to blame.
+    // Restarts do not retry the event, and the other projection is not affected.
     let mut again = WorkerProcess::start_program("chaos_worker", database.url(), &short);
     again.await_line(&["projection halted", "projection=event_type_counts attempts=4"]);
     let sql = "SELECT coalesce(sum(events), 0) = (SELECT count(*) FROM events) FROM aggregate_activity";
@@ -132,7 +132,7 @@ fn an_event_that_aborts_every_process_halts_its_projection() {
     assert!(again.ended().is_none());
     drop(again);
 
-    // A handler that can do it.
+    // Now a handler that can handle the event.
     let fixed = [("RETRY_ATTEMPTS", "4"), ("RETRY_HALTED_INTERVAL", "300ms"), ("SESSION_LOSS_GRACE", "200ms")];
     let _worker = WorkerProcess::start_program("chaos_worker", database.url(), &fixed);
     assert_read_models_become_right(&mut client);
@@ -161,7 +161,7 @@ fn an_event_that_crashes_the_server_halts_its_projection_alone() {
         }
         Ok(())
     });
-    // It is in the middle of a transaction whenever the server crashes.
+    // This projection is in the middle of a transaction whenever the server crashes.
     let innocent = Box::new(Ledger { takes: Duration::from_millis(100), ..Ledger::named("innocent") });
     let worker = start(builder(&url, "set").retry(impatient()), vec![murderous, innocent]);
     let error = await_halted(&worker, "murderous");
@@ -179,7 +179,7 @@ fn an_event_that_crashes_the_server_halts_its_projection_alone() {
 }
 
 #[test]
-fn a_session_ended_by_the_crash_of_another_is_a_bystander() {
+fn a_session_ended_by_the_crash_of_another_does_not_count() {
     let server = Postgres::start().unwrap();
     let url = server.create_database("crash").unwrap();
     let mut client = Client::connect(&url, NoTls).unwrap();
@@ -211,8 +211,8 @@ fn a_session_ended_by_the_crash_of_another_is_a_bystander() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// Lets the fifth of ten events lose its connection in this way, which is given the switch that all
-/// connections lead through. Returns the error with which it halts.
+/// Makes the fifth of ten events lose its connection by calling `lose`, which is given the switch
+/// through which all connections lead. Returns the error with which the projection halts.
 fn halts_by_loss(lose: impl Fn(&Switch, &mut Tx<'_>) -> Result<(), BoxError> + Send + Sync + 'static) -> String {
     let database = database();
     let mut client = prepared(&database);
@@ -244,12 +244,12 @@ fn halts_by_loss(lose: impl Fn(&Switch, &mut Tx<'_>) -> Result<(), BoxError> + S
 
 #[test]
 fn an_event_that_loses_its_connection_halts_its_projection() {
-    // Without a word from the server.
+    // The connection ends without a message from the server.
     halts_by_loss(|switch, tx| {
         switch.cut_one(tx.query_one("SELECT inet_client_port()", &[])?.get(0));
         Ok(tx.batch_execute("SELECT")?)
     });
-    // The server ends the session for what is done in it (25P03).
+    // The server ends the session because of what the handler does in it (25P03).
     halts_by_loss(|_, tx| {
         tx.batch_execute("SET LOCAL idle_in_transaction_session_timeout = '50ms'")?;
         let lost = eventually("the session ends", SOON, || {
@@ -260,7 +260,7 @@ fn an_event_that_loses_its_connection_halts_its_projection() {
     });
 }
 
-/// The one loss that does not count: the server cannot tell whose order it was.
+/// This is the only loss that does not count, because the server cannot tell who ordered it.
 #[test]
 fn an_event_whose_session_is_terminated_by_order_is_retried() {
     let database = database();
@@ -269,7 +269,7 @@ fn an_event_whose_session_is_terminated_by_order_is_retried() {
     let calls = Arc::new(AtomicUsize::new(0));
     let noted = calls.clone();
     let suicidal = meddled("p", move |tx, event| {
-        // More often than an event may be tried.
+        // More often than attempts are allowed.
         if event.global_position() == 5 && noted.fetch_add(1, Ordering::Relaxed) < 6 {
             tx.batch_execute("SELECT pg_terminate_backend(pg_backend_pid())")?;
         }
@@ -282,13 +282,13 @@ fn an_event_whose_session_is_terminated_by_order_is_retried() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// Kills the process with this id, and with it the whole server, which starts again.
+/// Kills the server process with this id. The whole server ends with it and starts again.
 fn kill_backend(pid: &postgres::Row) -> Result<(), BoxError> {
     let pid = rustix::process::Pid::from_raw(pid.get(0)).ok_or("no process")?;
     Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
 }
 
-/// A recorded attempt that has not ended, as an owner leaves it that is gone.
+/// Records attempts that have not ended, like an owner that has died.
 fn leave_attempts(client: &mut Client, attempts: i32, position: i64) {
     let sql = "INSERT INTO orchestrator_replica_sets (name) VALUES ('set') ON CONFLICT DO NOTHING";
     client.batch_execute(sql).unwrap();
@@ -299,7 +299,7 @@ fn leave_attempts(client: &mut Client, attempts: i32, position: i64) {
 }
 
 #[test]
-fn a_new_owner_waits_with_an_event_that_ended_too_many_attempts() {
+fn a_new_owner_halts_at_an_event_that_ended_too_many_attempts() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);
@@ -346,7 +346,8 @@ fn a_batch_that_ended_two_attempts_is_handled_event_by_event() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// Lets the fifth of ten events fail in this way, and returns the error with which it halts.
+/// Makes the fifth of ten events fail in this way. Returns the error with which the projection
+/// halts.
 fn halts(poison: impl Fn(&mut Tx<'_>) -> Result<(), BoxError> + Send + Sync + 'static) -> String {
     let database = database();
     let mut client = prepared(&database);
@@ -381,7 +382,7 @@ fn rows_that_cannot_be_decoded_halt() {
 }
 
 #[test]
-fn a_connection_of_the_handlers_own_that_is_lost_counts() {
+fn the_loss_of_a_handlers_own_connection_counts() {
     let elsewhere = database();
     let url = elsewhere.url().to_owned();
     halts(move |_| {
@@ -392,7 +393,7 @@ fn a_connection_of_the_handlers_own_that_is_lost_counts() {
 }
 
 #[test]
-fn a_halted_projection_tries_again_and_goes_on_by_itself() {
+fn a_halted_projection_retries_and_continues_by_itself() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);
@@ -444,7 +445,7 @@ fn a_passing_failure_is_retried_without_counting() {
                 return Err(Passing::new("the mail server is away").into());
             }
             if call == 8 {
-                // Until the test has looked.
+                // Wait until the test has looked.
                 away.send_timeout((), SOON)?;
                 return Err(Passing::new("the mail server is away").into());
             }
@@ -467,7 +468,7 @@ fn a_passing_failure_is_retried_without_counting() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// A ledger that fails at every event, and is tried so often.
+/// A projection that fails at every event, with this number of attempts.
 struct Stubborn(&'static str, Option<u32>, Arc<AtomicUsize>);
 
 impl Projection for Stubborn {
@@ -537,7 +538,7 @@ fn attempts_are_recorded_once_and_steady_batches_cost_nothing() {
 
 /// Only attempts that did not end by themselves count for the next owner.
 #[test]
-fn attempt_that_ends_by_itself_is_taken_back() {
+fn attempt_that_ends_by_itself_is_not_kept() {
     let database = database();
     let mut client = prepared(&database);
     let in_the_way = meddled("p", |tx, _| {

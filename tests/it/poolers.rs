@@ -39,7 +39,7 @@ fn a_pooler_that_lacks_a_capability_is_refused_by_name() {
     let (server, _) = server();
     for pgbouncer in pgbouncers() {
         let PgBouncer { is_capable, .. } = pgbouncer;
-        // An old one does not know the setting.
+        // An old PgBouncer does not know the setting.
         let without = if is_capable { "max_prepared_statements = 0" } else { "" };
         for pool_size in ["default_pool_size = 20", "default_pool_size = 1", "server_round_robin = 1"] {
             let proxy = pgbouncer.start(server.port(), &["pool_mode = transaction", without, pool_size]);
@@ -64,7 +64,7 @@ fn a_pooler_that_lacks_a_capability_is_refused_by_name() {
 }
 
 #[test]
-fn workers_process_behind_poolers_that_are_capable() {
+fn workers_process_behind_capable_poolers() {
     for pgbouncer in pgbouncers() {
         let (server, mut client) = server();
         let (mode, sessions) = if pgbouncer.is_capable {
@@ -89,9 +89,9 @@ fn workers_process_behind_poolers_that_are_capable() {
     }
 }
 
-/// The pooler keeps a statement for each text, also when the worker prepares it again.
+/// The pooler keeps a statement for each text, even when the worker prepares it again.
 #[test]
-fn a_table_that_is_altered_behind_a_pooler_halts_nothing() {
+fn altering_a_table_behind_a_pooler_halts_nothing() {
     for pgbouncer in pgbouncers().into_iter().filter(|pgbouncer| pgbouncer.is_capable) {
         let (server, mut client) = server();
         client.batch_execute("CREATE TABLE altered AS SELECT 1 AS a").unwrap();
@@ -135,7 +135,7 @@ fn a_listener_keeps_its_connection_through_a_load_balancer() {
 }
 
 #[test]
-fn losses_that_follow_one_another_are_logged_once() {
+fn successive_losses_are_logged_once() {
     let (server, mut client) = server();
     let mut worker = WorkerProcess::start(&server.url("pooled"), &[]);
     let address = worker.await_ready();
@@ -144,7 +144,7 @@ fn losses_that_follow_one_another_are_logged_once() {
         values(&metrics, "reconnects_total", &[("connection", "listener")]).first().copied().unwrap_or(0_i64)
     };
     for loss in 1..=4 {
-        // What a listener executes last: it measures the lag as well.
+        // The last statement of a listener, which also measures the lag.
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'pooled'
                    AND (query LIKE 'LISTEN %' OR query LIKE '%isfinite(next.created_at)%') AND pid <> pg_backend_pid()";
         eventually("it listens", SOON, || (!client.query(sql, &[]).unwrap().is_empty()).then_some(()));
@@ -159,9 +159,9 @@ fn losses_that_follow_one_another_are_logged_once() {
 /// and two for each of its projections.
 const OF_WORKER: usize = 7;
 
-/// Clients that occupy sessions of a pooler, as soon as it has any to give.
+/// Clients that occupy sessions of a pooler, as soon as it has free ones.
 struct Occupants {
-    /// Disconnected when they are to leave.
+    /// The clients leave when this is disconnected.
     _stay: Sender<()>,
     arrivals: Receiver<()>,
     count: usize,
@@ -236,7 +236,7 @@ fn a_worker_started_at_a_full_pooler_waits_for_room() {
 }
 
 #[test]
-fn a_coordinator_is_not_held_up_by_a_full_pooler() {
+fn a_full_pooler_does_not_delay_a_coordinator() {
     let pgbouncer = pgbouncers().into_iter().next().expect("PgBouncer is installed");
     let (server, mut client) = server();
     let limit = format!("default_pool_size = {}", 2 * OF_WORKER);
@@ -264,9 +264,9 @@ fn a_coordinator_is_not_held_up_by_a_full_pooler() {
         let (_, metrics) = get(address, "/metrics");
         values::<i64>(&metrics, "heartbeat_latency_seconds_count", &[]).into_iter().sum()
     };
-    // Each comes from another round of its loop.
+    // Each heartbeat comes from another round of the coordinator's loop.
     let enough = heartbeats() + 5;
-    eventually("the coordinator goes on", SOON, || {
+    eventually("the coordinator continues", SOON, || {
         let (status, reason) = get(address, "/readyz");
         assert!(status == 503 && reason.contains("it could not get its connections for"), "{status} {reason}");
         (heartbeats() >= enough).then_some(())

@@ -1,4 +1,4 @@
-//! Positions that the sequence has not handed out, and what is done with the sequence while workers run.
+//! Positions that the sequence has not handed out, and changes of the sequence while workers run.
 
 use std::time::Duration;
 
@@ -21,14 +21,14 @@ fn insert_some(client: &mut impl GenericClient, count: i64) {
     client.execute(&insert("generate_series(1, $1::bigint)", &[]), &[&count]).unwrap();
 }
 
-/// Whether each event below the highest position there is was handled.
+/// Whether each event below the highest possible position was handled.
 fn is_handled_below_the_highest(client: &mut Client) -> bool {
     let sql = "SELECT NOT EXISTS (SELECT FROM events e WHERE e.global_position < 9223372036854775807 AND NOT EXISTS (
                    SELECT FROM ledger l WHERE l.projection = 'p' AND l.global_position = e.global_position))";
     client.query_one(sql, &[]).unwrap().get(0)
 }
 
-/// Appends with a hole in between, so that contiguity alone does not lead on.
+/// Appends events with a hole between them, so that contiguity alone does not move the head.
 fn append_around_a_hole(client: &mut Client) {
     insert_some(client, 5);
     client.query("SELECT nextval('events_global_position_seq')", &[]).unwrap();
@@ -36,7 +36,7 @@ fn append_around_a_hole(client: &mut Client) {
 }
 
 #[test]
-fn an_event_above_all_positions_costs_no_other_event() {
+fn an_event_at_the_highest_position_loses_no_other_event() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
@@ -44,7 +44,7 @@ fn an_event_above_all_positions_costs_no_other_event() {
     eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
     insert_at(&mut client, i64::MAX);
     for _ in 0..3 {
-        // One that is in flight while the head looks at the highest position there is.
+        // An event that is in flight while the head looks at the highest possible position.
         let mut writer = database.client();
         let mut open = writer.transaction().unwrap();
         insert_some(&mut open, 1);
@@ -61,7 +61,7 @@ fn an_event_above_all_positions_costs_no_other_event() {
         eventually("the others are handled", SOON, || is_handled_below_the_highest(&mut client).then_some(()));
     }
     assert_eq!(handled(&mut client, "p"), 10 + 3 * 11);
-    // The worker goes on as well after it has lost its connections.
+    // The worker also continues after it has lost its connections.
     client
         .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()", &[])
         .unwrap();
@@ -113,10 +113,10 @@ fn a_setval_that_was_rolled_back_stalls_nothing() {
     let worker = start_ledger(&database, "p");
     append_around_a_hole(&mut client);
     eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));
-    // What a sequence does is not undone.
+    // A rollback does not undo a change of a sequence's value.
     client.batch_execute("BEGIN; SELECT setval('events_global_position_seq', 8); ROLLBACK").unwrap();
     let mut appended = 0;
-    eventually("the writers get over it", SOON, || {
+    eventually("the writers recover", SOON, || {
         appended += client.execute(&insert(ONE, &[]), &[]).unwrap_or_default();
         (appended == 5).then_some(())
     });
@@ -127,7 +127,7 @@ fn a_setval_that_was_rolled_back_stalls_nothing() {
 }
 
 #[test]
-fn a_safe_head_that_a_worker_has_written_is_not_relied_on() {
+fn a_safe_head_in_the_table_of_workers_is_not_trusted() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
@@ -150,7 +150,7 @@ fn a_safe_head_that_a_worker_has_written_is_not_relied_on() {
 }
 
 #[test]
-fn a_projection_starts_at_a_position_that_there_can_be() {
+fn a_projection_starts_only_at_a_possible_position() {
     let database = database();
     let mut client = prepared(&database);
     for position in [i64::MIN, -1] {
@@ -183,7 +183,7 @@ fn a_projection_starts_at_a_position_that_there_can_be() {
 }
 
 #[test]
-fn an_event_of_no_time_leaves_the_lag_measured() {
+fn an_event_with_an_infinite_time_does_not_break_the_lag() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 10, 2);

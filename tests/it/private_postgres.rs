@@ -1,4 +1,4 @@
-//! The temporary server that all other tests stand on.
+//! The temporary server that all other tests use.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -60,13 +60,13 @@ fn starts_again_after_its_postmaster_was_killed() {
 }
 
 #[test]
-fn two_at_once_have_nothing_in_common_and_leave_nothing() {
+fn two_servers_at_once_share_nothing_and_leave_nothing() {
     let one = Postgres::start().unwrap();
     let other = Postgres::start().unwrap();
     assert_ne!(one.port(), other.port());
     one.create_database("mine").unwrap();
     other.create_database("mine").unwrap();
-    // One that is busy, one that is frozen.
+    // One server is busy, the other one is frozen.
     let mut client = Client::connect(&one.url("mine"), NoTls).unwrap();
     client.batch_execute("BEGIN; CREATE TABLE t ()").unwrap();
     signal("STOP", other.pid());
@@ -117,7 +117,8 @@ fn a_server_that_cannot_start_says_why() {
     assert!(error.contains("/nowhere"), "{error}");
 
     let old = tempfile::tempdir().unwrap();
-    // Written by another process: a program that one of ours still has open for writing cannot be run.
+    // Another process writes the programs: a program that a process of ours still has open for
+    // writing cannot be run.
     let script = r#"for p in initdb postgres; do printf '#!/bin/sh\necho "postgres (PostgreSQL) 13.9"\n' >$p; chmod +x $p; done"#;
     let written = Command::new("sh").args(["-c", script]).current_dir(old.path()).status().unwrap();
     assert!(written.success());
@@ -126,7 +127,7 @@ fn a_server_that_cannot_start_says_why() {
 }
 
 #[test]
-fn binaries_come_from_where_the_variable_says() {
+fn the_variable_says_where_the_binaries_come_from() {
     let mut client = database().client();
     let bin_dir: String = client.query_one("SELECT setting FROM pg_config WHERE name = 'BINDIR'", &[]).unwrap().get(0);
     for (setting, refusal) in [
@@ -144,7 +145,7 @@ fn binaries_come_from_where_the_variable_says() {
 }
 
 #[test]
-fn databases_on_a_server_of_the_users_are_removed() {
+fn databases_on_a_server_of_the_user_are_removed() {
     let server = Postgres::start().unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "scenarios::events_become_read_models_step_by_step"])
@@ -178,12 +179,14 @@ fn a_server_is_gone_when_its_creator_is_killed() {
     creator.wait().unwrap();
     eventually("the server ends", SOON, || (!is_alive(pid)).then_some(()));
     eventually("its directory is removed", SOON, || (!home.exists()).then_some(()));
-    // Another child of the creator's does not keep the server alive: it has not inherited the pipe.
+    // Another child of the creator does not keep the server alive, because it has not inherited the
+    // pipe.
     assert!(is_alive(bystander));
     signal("KILL", bystander);
 }
 
-/// Set for the process that is killed, so that nobody who runs all ignored tests waits for it.
+/// Set for the process that is killed. Without it the ignored test does nothing, so a run of all
+/// ignored tests does not wait for it.
 const CREATOR: &str = "PRIVATE_POSTGRES_CREATOR";
 
 /// A process that starts a server, and keeps it until its input ends.
@@ -209,7 +212,7 @@ fn creator_to_kill() {
         .unwrap();
     let home = home_of(&server);
     println!("\nserver {} {} {}", server.pid(), bystander.id(), home.display());
-    // Until it is killed, or until the one who would kill it is gone.
+    // Wait until this process is killed, or until the process that would kill it has ended.
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     bystander.kill().unwrap();
     bystander.wait().unwrap();

@@ -1,5 +1,5 @@
-//! What `/livez` and `/readyz` say: alive is a worker that a restart would not help, ready is one
-//! that can process events.
+//! What `/livez` and `/readyz` say: a worker is alive if a restart would not help it, and ready if
+//! it can process events.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// The workers' `stale_worker_timeout`, as `workers::builder` sets it.
 const STALE: Duration = Duration::from_secs(2);
-/// How much later than its bound a state may be seen, on a machine that is busy.
+/// How much later than its limit a state may be seen on a busy machine.
 const SLACK: Duration = Duration::from_secs(2);
 
 /// A server that answers for one worker, and its address.
@@ -60,7 +60,7 @@ fn overview_age(address: &str) -> Option<f64> {
     status["workers"][0]["overview"]["age_seconds"].as_f64()
 }
 
-/// Sends hints, so far apart, until `stop` is disconnected. Returns how many.
+/// Sends hints at this interval until `stop` is disconnected. Returns their number.
 pub(crate) fn send_hints(mut client: Client, apart: Duration, stop: &Receiver<()>) -> u64 {
     let (store, mut sent) = (EventStore::default(), 0);
     while stop.recv_timeout(apart) == Err(RecvTimeoutError::Timeout) {
@@ -71,7 +71,7 @@ pub(crate) fn send_hints(mut client: Client, apart: Duration, stop: &Receiver<()
 }
 
 #[test]
-fn a_flood_of_notifications_keeps_nothing_from_being_done() {
+fn a_flood_of_notifications_delays_nothing() {
     let database = database();
     let worker = start_ledger(&database, "p");
     await_running(&[&worker]);
@@ -80,7 +80,7 @@ fn a_flood_of_notifications_keeps_nothing_from_being_done() {
     let client = database.client();
     let flood = thread::spawn(move || send_hints(client, Duration::ZERO, &stopped));
     eventually("the overview is loaded", SOON, || overview_age(&address));
-    // For longer than a lag is shown that is not measured.
+    // Longer than a lag is shown without a new measurement.
     let begun = Instant::now();
     while begun.elapsed() < 2 * STALE {
         let age = overview_age(&address).unwrap();
@@ -101,7 +101,8 @@ pub(crate) fn gauge(address: &str, name: &str) -> Option<f64> {
     series::values(&get(address, "/metrics").1, name, &[]).first().copied()
 }
 
-/// Waits until these gauges of a worker process have these values; none for those without a series.
+/// Waits until these gauges of a worker process have these values. `None` is for a gauge without a
+/// series.
 #[track_caller]
 fn await_gauges(address: &str, expected: [(&str, Option<f64>); 3]) {
     eventually("the gauges say so", SOON, || {
@@ -124,7 +125,7 @@ fn process(url: &str) -> (WorkerProcess, String) {
     (worker, address)
 }
 
-/// Its log says that each of its connections was lost, for this reason.
+/// Checks that its log says that each of its connections was lost, for this reason.
 #[track_caller]
 fn assert_lost(worker: &mut WorkerProcess, reason: &str) {
     for connection in ["coordinator", "listener", "tailer"] {
@@ -134,7 +135,7 @@ fn assert_lost(worker: &mut WorkerProcess, reason: &str) {
 }
 
 #[test]
-fn a_stopped_server_makes_a_worker_unready_and_not_dead() {
+fn a_stopped_server_makes_a_worker_unready_but_not_dead() {
     let mut server = Postgres::start().unwrap();
     let url = server.create_database("stopped").unwrap();
     let (mut worker, address) = process(&url);
@@ -158,7 +159,7 @@ fn a_stopped_server_makes_a_worker_unready_and_not_dead() {
 }
 
 #[test]
-fn a_frozen_server_makes_a_worker_unready_and_not_dead() {
+fn a_frozen_server_makes_a_worker_unready_but_not_dead() {
     let server = Postgres::start().unwrap();
     let url = server.create_database("frozen").unwrap();
     let (mut worker, address) = process(&url);
@@ -188,13 +189,13 @@ fn a_frozen_server_makes_a_worker_unready_and_not_dead() {
 }
 
 #[test]
-fn a_lock_on_the_events_leaves_coordination_alone() {
+fn a_lock_on_the_events_does_not_affect_coordination() {
     let database = database();
     let mut client = prepared(&database);
     let workers = [start_ledger(&database, "p"), start_ledger(&database, "p")];
     let before = await_running(&[&workers[0], &workers[1]]);
     let probes = workers.each_ref().map(probed);
-    // Of another replica set: its log can be read.
+    // A process of another replica set, because its log can be read.
     let (mut process, process_address) = process(database.url());
     append_plainly(&mut client, 20, 4);
     eventually("they work", SOON, || is_complete(&mut client, "p").then_some(()));
@@ -218,8 +219,8 @@ fn a_lock_on_the_events_leaves_coordination_alone() {
     }
     let heartbeats = |worker: &Handle| total(worker, "heartbeat_latency_seconds_count");
     let sent = workers.each_ref().map(heartbeats);
-    // For longer than it takes to be evicted, and while somebody views the overview.
-    eventually("heartbeats go on", SOON, || {
+    // Longer than an eviction takes, and while the overview is requested.
+    eventually("heartbeats continue", SOON, || {
         for (_, address) in &probes {
             overview_age(address);
         }
@@ -256,7 +257,7 @@ fn a_lock_on_the_events_leaves_coordination_alone() {
 }
 
 #[test]
-fn a_version_that_panics_is_ready_only_if_it_is_allowed_to() {
+fn a_version_that_panics_is_ready_only_if_allowed() {
     let database = database();
     let mut client = prepared(&database);
     for allowed in [false, true] {
@@ -290,14 +291,14 @@ fn a_version_that_panics_is_ready_only_if_it_is_allowed_to() {
             assert!(reason.contains("halted on this worker: panics\n"), "{reason}");
             eventually("the gauge says so", SOON, || (metric(&worker, "ready", &[]) == Some(0.0)).then_some(()));
             assert_eq!(metric(&worker, "database_up", &[]), Some(1.0));
-            eventually("the other projection goes on", SOON, || is_complete(&mut client, "p").then_some(()));
+            eventually("the other projection continues", SOON, || is_complete(&mut client, "p").then_some(()));
         }
         worker.shutdown(SOON).unwrap();
     }
 }
 
 #[test]
-fn a_worker_that_was_evicted_is_not_ready_until_it_is_back() {
+fn an_evicted_worker_is_not_ready_until_it_is_back() {
     let database = database();
     let mut client = database.client();
     let busy = tempfile::NamedTempFile::new().unwrap();
@@ -336,7 +337,7 @@ fn a_worker_that_was_evicted_is_not_ready_until_it_is_back() {
 fn a_worker_that_cannot_coordinate_is_not_ready() {
     let database = database();
     let mut client = database.client();
-    // Half of this time is longer than a statement waits for a lock, so that heartbeats go on.
+    // Half of the timeout is longer than a statement waits for a lock, so heartbeats continue.
     let options = [("HEARTBEAT_INTERVAL", "200ms"), ("STALE_WORKER_TIMEOUT", "9s"), ("POLL_INTERVAL", "100ms")];
     let mut worker = WorkerProcess::start(database.url(), &options);
     worker.await_processing(1);
@@ -362,7 +363,7 @@ fn a_worker_that_cannot_coordinate_is_not_ready() {
 }
 
 #[test]
-fn locked_checkpoints_are_logged_every_30_s_at_most() {
+fn locked_checkpoints_are_logged_at_most_every_30_s() {
     let database = database();
     let (mut client, mut locker) = (database.client(), database.client());
     let mut worker = WorkerProcess::start(database.url(), &[]);
@@ -372,7 +373,7 @@ fn locked_checkpoints_are_logged_every_30_s_at_most() {
     let lost = backends_of(&mut client, id, false);
     terminate(&mut client, &lost);
     worker.await_line(&["WARN", "events are locked, will retry:", "lock timeout"]);
-    // The tailer begins anew on another connection, again and again.
+    // The tailer begins again and again, each time on another connection.
     let mut sessions = BTreeSet::from_iter(backends_of(&mut client, id, false));
     let enough = sessions.len() + 3;
     eventually("several looks have failed", 2 * SOON, || {
@@ -394,7 +395,7 @@ fn a_worker_with_a_failed_thread_is_not_alive() {
     append_plainly(&mut client, 20, 4);
     eventually("all is handled", SOON, || is_complete(&mut client, "p").then_some(()));
     assert_read_models_become_right(&mut client);
-    // Other events are at their positions now.
+    // Now other events are at the same positions.
     client.batch_execute("TRUNCATE events RESTART IDENTITY").unwrap();
     append_plainly(&mut client, 1, 1);
     eventually("it is not alive", SOON, || {
@@ -407,7 +408,7 @@ fn a_worker_with_a_failed_thread_is_not_alive() {
 }
 
 #[test]
-fn a_database_that_was_made_again_is_not_out_of_reach() {
+fn a_recreated_database_without_its_schema_is_not_ready() {
     let server = Postgres::start().unwrap();
     let url = server.create_database("again").unwrap();
     let (mut worker, address) = process(&url);

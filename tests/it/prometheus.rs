@@ -1,4 +1,5 @@
-//! The dashboard and the rules of `examples/grafana`, on a real Prometheus that scrapes real workers.
+//! The dashboard and the rules of `examples/grafana`, on a real Prometheus that scrapes real
+//! workers.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,21 +18,22 @@ const RULES: &str = include_str!("../../examples/grafana/rules.yml");
 const DASHBOARD: &str = include_str!("../../examples/grafana/dashboard.json");
 const SOON: Duration = Duration::from_secs(60);
 
-/// What Grafana would put into the expressions.
+/// The values that Grafana would put into the expressions.
 const VARIABLES: [(&str, &str); 3] = [
     ("$replica_set", "main-projections"),
     ("$projection", "event_type_counts|aggregate_activity"),
     ("$__rate_interval", "10s"),
 ];
 
-/// The alerts that do not compare a figure which is always there: they look for series that are not there while all is well.
+/// The alerts that do not compare a metric which always exists. They look for series that do not
+/// exist in a healthy state.
 const LOOK_FOR_SERIES: [&str; 2] = ["NoActiveWorkers", "WorkersNotProcessing"];
 
-/// The alert that a machine which is busy with other tests may well give reason for.
+/// The alert that a machine busy with other tests may cause.
 const OF_THE_MACHINE: &str = "HeartbeatsSlow";
 
 #[test]
-fn every_expression_of_the_dashboard_and_the_rules_answers() {
+fn every_expression_of_the_dashboard_and_rules_has_data() {
     let Some(program) = installed(&["prometheus"]) else { return };
     let prometheus = Prometheus::start(&program, RULES);
     let rules = Rules::of(&prometheus);
@@ -113,14 +115,14 @@ fn keep_a_handler_waiting<'a>(locker: &'a mut Client, client: &mut Client) -> po
 }
 
 fn lose_listeners(client: &mut Client) {
-    // What a listener executes last: it measures the lag as well.
+    // The last statement of a listener, which also measures the lag.
     let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                WHERE datname = current_database() AND (query LIKE 'LISTEN %' OR query LIKE '%isfinite(next.created_at)%')
                      AND pid <> pg_backend_pid()";
     assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, i64>(0), 2, "each worker has a listener");
 }
 
-/// Has the server refuse what a handler writes, for an event that is an hour old already.
+/// Makes the server refuse the writes of a handler, for an event that is already an hour old.
 fn refuse_a_read_model(client: &mut Client) {
     client
         .batch_execute(
@@ -162,14 +164,14 @@ impl Rules {
         self.alerts().find(|(alert, _)| *alert == name).unwrap().1
     }
 
-    /// The alerts that have something to tell.
+    /// The alerts whose expression currently has a result.
     #[track_caller]
     fn wrong(&self, prometheus: &Prometheus) -> BTreeSet<&str> {
         let told = self.alerts().filter(|(name, query)| *name != OF_THE_MACHINE && !prometheus.now(query).is_empty());
         told.map(|(name, _)| name).collect()
     }
 
-    /// What is recorded, and what the alerts compare with their thresholds.
+    /// The recorded series, and the expressions that the alerts compare with their thresholds.
     fn figures(&self) -> Vec<(String, String)> {
         let records = self.0.iter().filter(|rule| rule["type"] == "recording");
         let records = records.map(|rule| rule["name"].as_str().unwrap()).map(|name| (name.to_owned(), name.to_owned()));
@@ -181,7 +183,7 @@ impl Rules {
     }
 }
 
-/// The expressions of the panels, and those that the variables take their values from.
+/// The expressions of the panels, and those from which the variables take their values.
 fn of_the_dashboard() -> Vec<(String, String)> {
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     let mut found = Vec::new();
@@ -194,7 +196,7 @@ fn of_the_dashboard() -> Vec<(String, String)> {
         let Some(definition) = variable["definition"].as_str() else { continue };
         let asked = definition.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')')).unwrap();
         let (series, label) = asked.rsplit_once(", ").unwrap();
-        // Nothing, unless the series have that label.
+        // This has no result unless the series have that label.
         found.push((variable["name"].to_string(), format!("count by ({label}) ({series}) unless count({series})")));
     }
     assert!(found.len() > 30, "{found:?}");
@@ -207,7 +209,8 @@ fn of_the_dashboard() -> Vec<(String, String)> {
     found
 }
 
-/// Whether an expression has had a value since the start; that of a division by 0 is none.
+/// Whether an expression has had a value since the start. The result of a division by 0 does not
+/// count.
 #[track_caller]
 fn has_said_something(prometheus: &Prometheus, expression: &str) -> bool {
     let series = prometheus.so_far(expression);

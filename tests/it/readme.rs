@@ -1,4 +1,4 @@
-//! What the README tells a newcomer to do, done.
+//! Does what the README tells a newcomer to do.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -52,7 +52,7 @@ fn the_smallest_program_is_the_example_and_works() {
 
 /// `cargo test NAME` builds no examples, and neither does `cargo test --test it`.
 #[test]
-fn an_example_that_is_missing_is_built() {
+fn a_missing_example_is_built() {
     let path = example("custom_metrics");
     std::fs::remove_file(&path).unwrap();
     assert_eq!(example("custom_metrics"), path);

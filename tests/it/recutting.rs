@@ -1,4 +1,4 @@
-//! Checkpoints that are cut anew while workers catch up, their positions apart.
+//! Checkpoints that are cut again while workers catch up and their positions differ.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn worker(database: &TestDatabase, takes: u64) -> Handle {
 }
 
 #[test]
-fn workers_catch_up_through_recuts_with_positions_apart() {
+fn workers_catch_up_while_checkpoints_are_cut_again() {
     let database = database();
     let mut client = database.client();
     Ledger::create_table(&mut client);

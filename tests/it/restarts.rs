@@ -22,7 +22,7 @@ fn connect(url: &str) -> Client {
     Client::connect(url, NoTls).unwrap()
 }
 
-/// Appends without pause until `stop` is disconnected, whatever becomes of the server.
+/// Appends continuously until `stop` is disconnected, even if the server is away at times.
 fn append_steadily(url: &str, stop: &Receiver<()>) {
     let mut client = None;
     let pause = Duration::from_millis(10);
@@ -34,12 +34,12 @@ fn append_steadily(url: &str, stop: &Receiver<()>) {
 }
 
 #[test]
-fn workers_go_on_after_the_server_was_restarted() {
+fn workers_continue_after_the_server_was_restarted() {
     let mut server = Postgres::start().unwrap();
     let url = server.create_database("restarts").unwrap();
     Ledger::create_table(&mut connect(&url));
     let worker = || {
-        // What matters of the times is at its default.
+        // `session_loss_grace` matters here, so it has its default.
         let builder = builder(&url, "set").session_loss_grace(Duration::from_secs(1));
         start(builder, vec![Box::new(Ledger::named("p"))])
     };
@@ -65,7 +65,7 @@ fn workers_go_on_after_the_server_was_restarted() {
         let took = back.elapsed();
         let evicted = total(&one, "stale_workers_cleaned_total") + total(&other, "stale_workers_cleaned_total");
         println!("{mode:?} restart to resumed: {took:?}, evicted so far: {evicted}");
-        // The bound that `benches/reconfiguration` measures against.
+        // The limit that `benches/reconfiguration` measures against.
         assert!(took < Duration::from_secs(2), "{took:?}");
     }
     drop(stop);
@@ -82,7 +82,7 @@ pub(crate) fn is_ready(address: SocketAddr) -> bool {
     get(&address.to_string(), "/readyz").0 == 200
 }
 
-/// Whoever is cut off for so long is dead to the others.
+/// A worker that is cut off for this long is dead to the others.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 #[test]
@@ -113,7 +113,8 @@ fn workers_that_are_cut_off_pause_until_the_server_is_back() {
 
     server.start_again().unwrap();
     eventually("it is ready", SOON, || is_ready(http.address()).then_some(()));
-    // Whoever is back first sees old heartbeats and lost sessions, and gives the other one its time.
+    // The worker that is back first sees old heartbeats and lost sessions, and gives the other one
+    // time.
     assert_eq!(await_running(&[&one, &other]), before, "one has evicted the other");
     let mut client = connect(&url);
     eventually("all events are handled", SOON, || is_complete(&mut client, "p").then_some(()));

@@ -1,5 +1,5 @@
 //! The three roles of `examples/postgres/roles.sql`: each can do its work with exactly the
-//! privileges that stand there, and not with one less.
+//! privileges in that file, and not without any of them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,12 +13,12 @@ use crate::support::{TestDatabase, database, eventually};
 
 const SCRIPT: &str = include_str!("../../examples/postgres/roles.sql");
 
-/// A database with roles of its own, since roles are the server's.
+/// A database with roles of its own, because roles belong to the whole server.
 struct Roles {
     database: TestDatabase,
     admin: Client,
     prefix: String,
-    /// What is granted after the migration.
+    /// The grants after the migration.
     grants: String,
 }
 
@@ -83,7 +83,7 @@ impl Roles {
 }
 
 #[test]
-fn everything_is_done_with_the_documented_privileges() {
+fn the_documented_privileges_are_sufficient() {
     let mut roles = Roles::migrated();
     let workers = [(); 2].map(|()| roles.start());
     await_running(&workers.each_ref());
@@ -91,14 +91,14 @@ fn everything_is_done_with_the_documented_privileges() {
         roles.append().unwrap();
     }
     eventually("all events are handled", SOON, || is_complete(&mut roles.admin, "p").then_some(()));
-    // One that is evicted, for which the other one ends its sessions, and one that leaves.
+    // One worker leaves, and the other one takes over its keys.
     let [one, other] = workers;
     other.shutdown(SOON).unwrap();
     roles.append().unwrap();
     eventually("all events are handled", SOON, || is_complete(&mut roles.admin, "p").then_some(()));
     assert_exactly_once(&mut roles.admin, "p");
     one.shutdown(SOON).unwrap();
-    // Neither may do what it need not.
+    // Neither role may do what it does not need.
     for (role, statement) in [
         ("worker", "UPDATE events SET payload = ''"),
         ("worker", "DELETE FROM events"),
@@ -117,7 +117,7 @@ fn everything_is_done_with_the_documented_privileges() {
 }
 
 #[test]
-fn none_of_the_appenders_privileges_can_be_spared() {
+fn the_appender_needs_each_of_its_privileges() {
     let mut roles = Roles::migrated();
     let role = format!("{}_appender", roles.prefix);
     roles.append().unwrap();

@@ -21,7 +21,7 @@ fn worker(database: &TestDatabase, replica_set: &str, projections: &[&'static st
     )
 }
 
-/// Who owns a projection's checkpoints, each owner once.
+/// The owners of a projection's checkpoints, each owner once.
 fn owners(client: &mut Client, projection: &str) -> Vec<Option<Uuid>> {
     let sql = "SELECT DISTINCT worker_id FROM orchestrator_checkpoints WHERE projection = $1";
     client.query(sql, &[&projection]).unwrap().iter().map(|row| row.get(0)).collect()
@@ -54,7 +54,7 @@ fn a_new_projection_is_run_by_the_workers_that_know_it() {
     await_running(&[&old]);
     append_plainly(&mut client, 300, 30);
     await_complete(&mut client, &["p"]);
-    assert_eq!(owners(&mut client, "q"), [None], "nobody knows it");
+    assert_eq!(owners(&mut client, "q"), [None], "no worker knows it");
     assert_eq!(positions(&mut client, "q"), [head], "its position is kept");
     assert_keys_are_covered(&mut client);
 
@@ -105,7 +105,7 @@ fn a_projection_is_taken_over_when_its_owner_is_gone() {
     let first = worker(&database, "first", &["p"]);
     await_running(&[&first]);
     first.shutdown(SOON).unwrap();
-    // As it is when a replica set's last worker was killed: nobody is left to note it.
+    // As after the last worker of a replica set was killed: no worker is left to record it.
     let killed = "UPDATE orchestrator_workers SET state = 'running', last_heartbeat = now() - interval '1 h'";
     assert_eq!(client.execute(killed, &[]).unwrap(), 1);
     let second = worker(&database, "second", &["p"]);

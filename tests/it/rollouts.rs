@@ -1,4 +1,5 @@
-//! A Deployment's rolling update, rehearsed: every worker process is replaced by another one while events are appended.
+//! Rehearses a Deployment's rolling update: every worker process is replaced by another one while
+//! events are appended.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::thread::{self, JoinHandle};
@@ -19,7 +20,8 @@ const REPLICAS: usize = 5;
 /// The Deployment's `terminationGracePeriodSeconds`.
 const GRACE_PERIOD: Duration = Duration::from_secs(60);
 
-/// What a rollout may pause processing for, added up over all its generations: a machine that is busy with other tests takes its time.
+/// The longest time for which a rollout may pause processing, summed over all its generations. A
+/// machine that is busy with other tests is slow.
 const MOST_PAUSED: Duration = Duration::from_secs(20);
 
 #[test]
@@ -29,7 +31,8 @@ fn one_pod_at_a_time_costs_a_join_and_a_leave_each() {
 
 #[test]
 fn a_surge_of_a_quarter_costs_no_more() {
-    // 25 % of 5, rounded up. On a busy machine two pods that start together may be too far apart to be gathered.
+    // 25 % of 5, rounded up. On a busy machine, two pods that start together may register too far
+    // apart to share a generation.
     roll_out(2, "1s", 5);
 }
 
@@ -38,9 +41,9 @@ fn a_full_surge_gathers_all_joins_in_one_generation() {
     roll_out(5, "10s", 1);
 }
 
-/// Replaces all workers as a Deployment does with `maxSurge: surge` and `maxUnavailable: 0`: as many old pods are told to go as new ones have
-/// become ready, and the next new ones start while those are still leaving.
-/// No more than `most_joins` generations may be due to new pods.
+/// Replaces all workers as a Deployment does with `maxSurge: surge` and `maxUnavailable: 0`: as
+/// many old pods are told to stop as new ones have become ready, and the next new ones start while
+/// the old ones are still leaving. No more than `most_joins` generations may be due to new pods.
 fn roll_out(surge: usize, registration_wait: &str, most_joins: i64) {
     let database = database();
     let mut client = database.client();
@@ -90,19 +93,20 @@ fn roll_out(surge: usize, registration_wait: &str, most_joins: i64) {
     );
     let joins = generations.get("joined").copied().unwrap_or(0);
     assert!(joins <= most_joins, "{generations:?}");
-    // A leave waits for nobody, but leaves at the same time may share one.
+    // A leave does not wait for others, but leaves at the same time may share a generation.
     assert!(generations.values().sum::<i64>() <= most_joins + i64::try_from(REPLICAS).unwrap(), "{generations:?}");
     assert!(in_all < MOST_PAUSED, "{pauses:?}");
     assert!(slowest_exit < GRACE_PERIOD, "{slowest_exit:?}");
 }
 
-/// For how long a new worker must have been ready before an old one is told to go: a Deployment's
+/// For how long a new worker must have been ready before an old one is told to stop: a Deployment's
 /// `minReadySeconds`, shortened.
 const MIN_READY: Duration = Duration::from_secs(2);
-/// Until then a new worker must have been: `progressDeadlineSeconds`, shortened.
+/// Within this time a new worker must have been ready for that long: `progressDeadlineSeconds`,
+/// shortened.
 const PROGRESS_DEADLINE: Duration = Duration::from_secs(15);
 
-/// Whether a worker says in time that it is ready, and goes on saying so.
+/// Whether a worker says in time that it is ready, and stays ready.
 fn becomes_available(worker: &mut WorkerProcess) -> bool {
     let address = worker.metrics_address();
     let (begun, ask) = (Instant::now(), tick(Duration::from_millis(100)));
@@ -156,7 +160,7 @@ fn a_version_that_panics_stops_a_rollout_at_its_first_pod() {
     assert!(!sound.iter().any(|pid| before.contains(pid)));
 
     let mut stopped_at = roll_over(&mut workers, || start("1")).expect("it is never ready for long enough");
-    assert_eq!(workers.iter().map(WorkerProcess::pid).collect::<Vec<_>>(), sound, "none was told to go");
+    assert_eq!(workers.iter().map(WorkerProcess::pid).collect::<Vec<_>>(), sound, "none was told to stop");
     let (status, reason) = get(&stopped_at.metrics_address(), "/readyz");
     assert!(status == 503 && reason.contains("halted on this worker: "), "{status} {reason}");
     stopped_at.await_logged(&["ERROR", "projection halted: replica_set=chaos worker=", " attempts=2 error="]);
@@ -165,7 +169,7 @@ fn a_version_that_panics_stops_a_rollout_at_its_first_pod() {
         client.query_one(sql, &[]).unwrap().get(0)
     };
     let seen = handled(&mut client);
-    eventually("the old ones go on", Duration::from_secs(10), || (handled(&mut client) > seen).then_some(()));
+    eventually("the old ones continue", Duration::from_secs(10), || (handled(&mut client) > seen).then_some(()));
     for worker in &mut workers {
         let address = worker.metrics_address();
         assert_alive(&address);
@@ -180,13 +184,14 @@ fn a_version_that_panics_stops_a_rollout_at_its_first_pod() {
     assert_keys_are_covered(&mut client);
 }
 
-/// How many generations there were since, by reason.
+/// The number of generations since then, by reason.
 fn generations_since(client: &mut Client, number: i64) -> BTreeMap<String, i64> {
     let sql = "SELECT reason, count(*) FROM orchestrator_generations WHERE number > $1 GROUP BY 1";
     client.query(sql, &[&number]).unwrap().iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
-/// By generation, how long the worker that stood still for longest did so for it. What a newcomer says first is not a pause.
+/// For each generation, the longest pause of a worker. The first line of a new worker is not a
+/// pause.
 fn pauses_since<'a>(number: i64, workers: impl Iterator<Item = &'a mut WorkerProcess>) -> BTreeMap<i64, Duration> {
     let mut longest = BTreeMap::new();
     for worker in workers {
@@ -205,7 +210,7 @@ fn value<'a>(line: &'a str, name: &str) -> &'a str {
     line.split(name).nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_else(|| panic!("no {name} in {line}"))
 }
 
-/// What `Debug` has made of a duration.
+/// Parses a duration that `Debug` has printed.
 fn duration(text: &str) -> Duration {
     let unit = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap();
     let (number, unit) = text.split_at(unit);
@@ -218,7 +223,7 @@ fn duration(text: &str) -> Duration {
     Duration::from_secs_f64(number.parse::<f64>().unwrap() * seconds)
 }
 
-/// Appends some two hundred events a second, which also workers on a busy machine keep up with.
+/// Appends about two hundred events a second. Workers keep up with that even on a busy machine.
 struct Load {
     stop: Sender<()>,
     thread: JoinHandle<i64>,

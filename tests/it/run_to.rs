@@ -1,4 +1,4 @@
-//! Workers that run until what was there when they began is processed.
+//! Workers that run until they have processed the events that existed when they began.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -38,7 +38,7 @@ fn living(client: &mut Client) -> i64 {
 }
 
 #[test]
-fn run_to_ends_when_all_that_was_there_is_processed() {
+fn run_to_ends_when_all_existing_events_are_processed() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 5_000, 100);
@@ -58,7 +58,7 @@ fn run_to_ends_when_all_that_was_there_is_processed() {
 }
 
 /// Neither an interval nor the wait for joins delays a worker that is alone, and a position that
-/// moves without events is written at once: each of these takes a second.
+/// moves without events is written at once. Each of these would take a second.
 #[test]
 fn run_to_waits_for_no_interval() {
     let database = database();
@@ -73,12 +73,13 @@ fn run_to_waits_for_no_interval() {
         assert!(worker.run_to(None, &never(), |_| {}).unwrap().is_complete());
         begun.elapsed()
     };
-    // The best of some, because other tests take the processor.
+    // The best of several runs, because other tests use the processor too.
     let times = ["a", "b", "c", "d", "e", "f"].map(takes);
     assert!(times.iter().min().unwrap() < &(second / 2), "{times:?}");
 }
 
-/// Its own listener hears the notification, and need not end its turn first.
+/// The worker's own listener hears the notification, so the worker need not wait for the end of the
+/// listener's turn.
 #[test]
 fn worker_that_is_alone_notifies_when_it_leaves() {
     let server = start_logging_server();
@@ -102,7 +103,7 @@ fn run_to_a_position_leaves_the_rest() {
     let run = |position| run_to(with(&database, Box::new(Ledger::named("p"))).batch_size(10), Some(position)).unwrap();
     let end = run(40);
     assert!(end.is_complete() && end.target == Some(40) && (40..100).contains(&end.position.unwrap()), "{end:?}");
-    // There are no more.
+    // There are no events above that.
     let end = run(i64::MAX);
     assert_eq!((end.position, end.target), (Some(100), Some(100)));
     assert_exactly_once(&mut client, "p");
@@ -146,7 +147,7 @@ fn run_to_survives_the_loss_of_every_connection() {
     assert_exactly_once(&mut client, "p");
 }
 
-/// A handler that waits until it is let go.
+/// A handler that waits until the test releases it.
 fn gated(go_on: &Receiver<()>) -> Box<dyn Projection> {
     let go_on = go_on.clone();
     meddled("p", move |_, _| {
@@ -164,14 +165,15 @@ fn run_to_waits_for_the_shares_of_other_workers() {
     await_running(&[&other]);
     let worker = with(&database, Box::new(Ledger::named("p"))).build().unwrap();
     append_plainly(&mut client, 200, 20);
-    // Only a part of the events is this worker's; the other part waits in the handler of the other.
+    // Only a part of the events belongs to this worker. The other part waits in the handler of the
+    // other worker.
     let (sender, ended) = bounded(1);
     let (reported, reports) = bounded(1_000);
     thread::spawn(move || {
         let end = worker.run_to(None, &never(), |progress| _ = reported.try_send(*progress));
         sender.send(end).unwrap();
     });
-    // The other one is asked to pause only between two events.
+    // The other worker can pause only between two events.
     let_one_go(&let_go);
     eventually("the worker has done its share", SOON, || {
         let_go.try_send(()).ok();
@@ -214,9 +216,9 @@ fn run_to_ends_with_the_error_of_a_halted_projection() {
     append_plainly(&mut client, 10, 1);
     assert_stopped(run_to(with(&database, fails()), None), "p", ("has halted: ", "seven is too much"));
     assert_eq!((living(&mut client), handled(&mut client, "p")), (0, 6));
-    // It is reached before the event at which it halts.
+    // This position is below the event at which the projection halts.
     assert!(run_to(with(&database, fails()), Some(6)).unwrap().is_complete());
-    // What is reported of it does not count before it was tried again.
+    // A reported halt does not count before the event was tried again.
     assert!(run_to(with(&database, Box::new(Ledger::named("p"))), None).unwrap().is_complete());
     assert_exactly_once(&mut client, "p");
 }
@@ -225,12 +227,12 @@ fn run_to_ends_with_the_error_of_a_halted_projection() {
 fn run_to_ends_when_a_projection_halts_on_another_worker() {
     let database = database();
     let mut client = prepared(&database);
-    // One aggregate, so one of the two has all of it: in each of the two orders.
+    // All events are of one aggregate, so one of the two workers has all of them, in either order.
     append_plainly(&mut client, 10, 1);
     let other = start(builder(database.url(), "set").retry(once()), vec![fails()]);
     let is_halted = "SELECT bool_or(state = 'halted') FROM orchestrator_checkpoints";
     eventually("it has halted", SOON, || client.query_one(is_halted, &[]).unwrap().get::<_, bool>(0).then_some(()));
-    // With a longer wait for joins than the run takes, the other one keeps all keys.
+    // The wait for joins is longer than the run, so the other worker keeps all keys.
     let worker = with(&database, fails()).registration_wait(Duration::from_secs(1));
     assert_stopped(run_to(worker, None), "p", ("has halted: ", "seven is too much"));
     await_running(&[&other]);
@@ -250,7 +252,7 @@ fn run_to_refuses_a_paused_projection_that_is_behind() {
 }
 
 #[test]
-fn run_to_hears_a_shutdown() {
+fn run_to_stops_on_a_shutdown() {
     let database = database();
     let mut client = prepared(&database);
     append_plainly(&mut client, 100, 10);
@@ -270,7 +272,7 @@ fn run_to_hears_a_shutdown() {
     assert!(!end.is_complete(), "{end:?}");
     assert_eq!(living(&mut client), 0);
 
-    // Nobody listens there.
+    // No server listens there.
     let worker = builder("postgres://u@127.0.0.1:1/d", "set").projection(Ledger::named("p")).build().unwrap();
     let (stop, shutdown) = bounded::<()>(0);
     drop(stop);

@@ -1,4 +1,5 @@
-//! The safe head: nothing is stepped over while its writer is open, nothing that is gone for good is waited for.
+//! The safe head: it does not pass a position while its writer's transaction is open, and does not
+//! wait for a position that was rolled back.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,7 +32,8 @@ fn await_complete(client: &mut Client) {
     assert_exactly_once(client, "p");
 }
 
-/// Waits until the worker says that its head is blocked by somebody for whom this holds.
+/// Waits until the worker reports that its head is blocked by a transaction that meets this
+/// condition.
 #[track_caller]
 fn await_blocked(handle: &Handle, by: impl Fn(&HeadBlocker) -> bool) -> HeadBlocker {
     eventually("the blocked head is reported", SOON, || {
@@ -85,7 +87,8 @@ fn an_open_transaction_holds_the_head_back_and_is_named() {
     assert!(metric(&worker, "head_blocked_seconds", &[]).is_some_and(|since| since >= 1.0));
     let HeadBlocked { duration: since, blockers, .. } = worker.status().head_blocked.unwrap();
     assert!(since < SOON && blockers.len() == 1 && blockers[0].age >= since, "{since:?} {blockers:?}");
-    // Who begins to write now does not keep the head back any longer than the one of before.
+    // A transaction that begins to write now does not hold the head back any longer than the first
+    // one.
     let mut second = database.client();
     let mut later = second.transaction().unwrap();
     insert_one(&mut later);
@@ -102,7 +105,7 @@ fn an_open_transaction_holds_the_head_back_and_is_named() {
 }
 
 #[test]
-fn each_blocking_writer_is_blamed_for_its_own_time_alone() {
+fn each_blocking_writer_is_blamed_only_for_its_own_time() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
@@ -128,7 +131,8 @@ fn a_head_that_moves_is_reported_in_the_table_of_workers() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
-    // The second time it has stood still for as long as two reports, one for each heartbeat, are apart.
+    // The second time, the head has not moved for longer than the time between two reports. Each
+    // heartbeat sends one.
     for _ in 0..2 {
         let newest = insert_one(&mut client);
         eventually("the head is reported", SOON, || {
@@ -143,7 +147,7 @@ fn a_head_that_moves_is_reported_in_the_table_of_workers() {
 }
 
 #[test]
-fn positions_that_were_rolled_back_are_not_waited_for() {
+fn the_head_does_not_wait_for_rolled_back_positions() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
@@ -208,7 +212,7 @@ fn a_writer_that_is_prepared_still_blocks_the_head() {
     insert_one(&mut theirs);
     insert_one(&mut client);
     await_blocked(&worker, |blocker| blocker.pid == Some(pid));
-    // The lock changes hands while it is being waited for.
+    // The lock moves to the prepared transaction while the head waits for it.
     let gid = format!("prepared {}", database.name());
     theirs.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).unwrap();
     await_blocked(&worker, |blocker| blocker.pid.is_none() && blocker.name == gid);
@@ -288,7 +292,8 @@ fn locks_that_writers_do_not_take_do_not_block_the_head() {
         "LOCK TABLE events IN SHARE MODE",
         "LOCK TABLE events IN EXCLUSIVE MODE",
     ] {
-        // The worker that looks at the hole starts when the lock is held: some of them no writer could pass.
+        // The worker that looks at the hole starts after the lock was taken, because no writer
+        // could pass some of these locks.
         insert_one(&mut client);
         roll_back(&mut client, 1);
         insert_one(&mut client);
@@ -302,7 +307,7 @@ fn locks_that_writers_do_not_take_do_not_block_the_head() {
 }
 
 #[test]
-fn a_writer_that_has_not_got_its_lock_yet_is_not_waited_for() {
+fn the_head_does_not_wait_for_a_writer_without_its_lock() {
     let database = database();
     let mut client = prepared(&database);
     insert_one(&mut client);
@@ -326,12 +331,12 @@ fn a_writer_that_has_not_got_its_lock_yet_is_not_waited_for() {
 }
 
 #[test]
-fn an_index_that_is_being_built_is_not_waited_for() {
+fn the_head_does_not_wait_for_an_index_build() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start_ledger(&database, "p");
     insert_one(&mut client);
-    // The build waits for this snapshot to go.
+    // The build waits for the end of this snapshot.
     let mut old = database.client();
     let mut snapshot =
         old.build_transaction().isolation_level(postgres::IsolationLevel::RepeatableRead).start().unwrap();

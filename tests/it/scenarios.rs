@@ -153,7 +153,7 @@ fn sound_projections_pass_the_check() {
 }
 
 fn difference(add: impl FnOnce(Scenario) -> Scenario, table: &str) -> Error {
-    // However few aggregates there are, and in whatever order their keys are.
+    // The check finds the difference even with few aggregates, and with any order of their keys.
     let shop = scenario_of(add, &["order-1", "order-2"]);
     let check = || shop.check_partitioning().tables([table]).run().unwrap_err();
     let error = check();
@@ -190,7 +190,7 @@ fn a_check_that_compares_nothing_is_an_error() {
         let error = shop.check_partitioning().tables(tables.iter().copied()).run().unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     }
-    // Where every column is ignored, all rows are alike.
+    // If every column is ignored, all rows are equal.
     let shop = scenario_of(|shop| shop.projection(Newest), &["order-1", "order-2"]);
     shop.check_partitioning().tables(["newest"]).ignoring(["id"]).run().unwrap();
 }

@@ -23,7 +23,7 @@ fn positions(client: &mut Client, projection: &str) -> Vec<i64> {
     client.query(sql, &[&projection]).unwrap().iter().map(|row| row.get(0)).collect()
 }
 
-/// Both ways to the events: the database is read while the worker catches up, and memory later.
+/// Tests both sources of events: the database while the worker catches up, and memory later.
 #[test]
 fn event_types_and_metadata_are_filtered_alike_everywhere() {
     let database = database();
@@ -71,7 +71,7 @@ fn event_types_and_metadata_are_filtered_alike_everywhere() {
 }
 
 #[test]
-fn a_projection_of_rare_events_is_cheap_and_moves() {
+fn a_projection_of_rare_events_moves_its_checkpoint() {
     const EVENTS: i64 = 100_000;
     let database = database();
     let mut client = prepared(&database);
@@ -104,7 +104,7 @@ fn a_projection_of_rare_events_is_cheap_and_moves() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// Numbers and depths that `jsonb` holds and values of Rust do not.
+/// Numbers and depths that `jsonb` can hold, but values of Rust cannot.
 #[test]
 fn metadata_of_any_kind_is_filtered_alike_everywhere() {
     let database = database();
@@ -137,7 +137,7 @@ fn metadata_of_any_kind_is_filtered_alike_everywhere() {
 }
 
 #[test]
-fn a_filter_by_metadata_needs_a_column_of_jsonb() {
+fn a_filter_by_metadata_needs_a_jsonb_column() {
     let database = database();
     let mut client = prepared(&database);
     client.batch_execute("ALTER TABLE events ALTER COLUMN metadata TYPE json").unwrap();

@@ -12,7 +12,7 @@ use crate::support::{database, eventually};
 const SOON: Duration = Duration::from_secs(10);
 
 #[test]
-fn a_lost_coordination_session_is_taken_again_within_the_grace() {
+fn a_lost_coordination_session_is_replaced_within_the_grace() {
     let database = database();
     let mut client = database.client();
     Ledger::create_table(&mut client);
@@ -29,7 +29,8 @@ fn a_lost_coordination_session_is_taken_again_within_the_grace() {
         let held = backends_of(&mut client, one.worker_id(), true);
         (held.len() == 1 && held != lost).then_some(())
     });
-    // The other one looks more often than that: whatever it noted, it has dropped it again when both look once more.
+    // The other worker looks more often than it sends heartbeats. If it has recorded the loss, it
+    // has removed that record after two more heartbeats.
     let looked = total(&other, "heartbeat_latency_seconds_count");
     eventually("the other one has looked again", SOON, || {
         (total(&other, "heartbeat_latency_seconds_count") >= looked + 2).then_some(())
@@ -38,19 +39,19 @@ fn a_lost_coordination_session_is_taken_again_within_the_grace() {
         .query_one("SELECT session_lost_at IS NOT NULL FROM orchestrator_workers WHERE id = $1", &[&one.worker_id().0])
         .unwrap()
         .get(0);
-    assert!(!noted, "the note of the loss stands");
-    assert_eq!(generation(&mut client), before, "nobody was evicted");
+    assert!(!noted, "the loss is still recorded");
+    assert_eq!(generation(&mut client), before, "no worker was evicted");
     assert_eq!(await_running(&[&one, &other]), before);
     assert_eq!(total(&one, "reconnects_total"), 1);
 }
 
 #[test]
-fn a_worker_that_loses_every_connection_goes_on() {
+fn a_worker_that_loses_every_connection_continues() {
     let database = database();
     let mut client = database.client();
     Ledger::create_table(&mut client);
     let builder = || {
-        // What is noticed soon is noticed by a notification.
+        // With these intervals, only a notification can cause a quick reaction.
         builder(database.url(), "set")
             .heartbeat_interval(Duration::from_secs(20))
             .stale_worker_timeout(Duration::from_secs(60))
@@ -83,7 +84,7 @@ fn a_worker_that_loses_every_connection_goes_on() {
 }
 
 #[test]
-fn a_projection_takes_no_session_for_granted() {
+fn a_projection_survives_the_loss_of_sessions() {
     let database = database();
     let mut client = database.client();
     let (one, other) = (start_ledger(&database, "p"), start_ledger(&database, "p"));

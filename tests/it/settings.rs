@@ -20,7 +20,7 @@ use crate::support::metrics::total;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
 
-/// What new sessions begin with.
+/// Changes a setting with which new sessions begin.
 fn set_default(client: &mut Client, database: &TestDatabase, setting: &str) {
     client.batch_execute(&format!("ALTER DATABASE \"{}\" SET {setting}", database.name())).unwrap();
 }
@@ -39,7 +39,7 @@ fn await_halted(worker: &Handle, projection: &str) -> String {
     })
 }
 
-/// Statements that rewrite the table of events, and wait for those who read it.
+/// Statements that rewrite the table of events, and wait for its readers.
 const REWRITES: [&str; 4] = [
     "ALTER TABLE events ADD COLUMN extra uuid NOT NULL DEFAULT gen_random_uuid()",
     "ALTER TABLE events ALTER event_version TYPE int USING event_version + 0",
@@ -97,7 +97,7 @@ fn a_rewritten_table_is_not_empty_under_serializable() {
 }
 
 #[test]
-fn migrations_at_once_take_turns_under_any_isolation() {
+fn concurrent_migrations_take_turns_under_any_isolation() {
     for isolation in ["repeatable read", "serializable"] {
         let database = database();
         set_default(&mut database.client(), &database, &format!("default_transaction_isolation = '{isolation}'"));
@@ -111,7 +111,7 @@ fn migrations_at_once_take_turns_under_any_isolation() {
     }
 }
 
-/// A role with all that a worker needs, and the URL with which it works in the schema of the test.
+/// Creates a role with all privileges that a worker needs. Returns its name and its URL.
 fn worker_role(database: &TestDatabase, client: &mut Client) -> (String, String) {
     let (role, url) = stranger(database, client);
     client
@@ -139,7 +139,7 @@ fn row_security_is_refused_and_hides_no_event() {
     await_complete(&mut client, "p");
     client.batch_execute("ALTER TABLE events ENABLE ROW LEVEL SECURITY").unwrap();
     append_plainly(&mut client, 500, 50);
-    // It has looked, in vain, and goes on when it may see the events again.
+    // The worker looks without success, and continues when it may see the events again.
     eventually("the tailer is refused", SOON, || (total(&worker, "reconnects_total") > 0).then_some(()));
     assert_eq!(handled(&mut client, "p"), 500);
     client.batch_execute("ALTER TABLE events DISABLE ROW LEVEL SECURITY").unwrap();
@@ -172,8 +172,8 @@ fn start_again(url: &str) -> pupsourcing_orchestrator::Error {
     builder(url, "set").projection(Ledger::named("p")).build().unwrap().start().unwrap_err()
 }
 
-/// For each function and operator of the server's own, one of the same name and types in a schema
-/// of its own, where that can be made. What the library finds there raises an error.
+/// A schema with shadows: for each of these functions and operators of the server one of the same
+/// name and types, where that can be created. A shadow that the library calls raises an error.
 const SHADOWS: &str = r"
     CREATE SCHEMA shadows;
     CREATE FUNCTION shadows.shadow(name text) RETURNS void LANGUAGE plpgsql AS $f$
@@ -226,7 +226,7 @@ const SHADOWS: &str = r"
     CREATE DOMAIN shadows.text AS pg_catalog.text CHECK (false);
 ";
 
-/// Writes each event down without a function or an operator that could be another one.
+/// Stores each event without calling a function or an operator that could be a shadow.
 struct Notes;
 
 impl Projection for Notes {
@@ -270,7 +270,7 @@ fn no_search_path_replaces_functions_the_library_calls() {
         };
         let workers = [(); 2].map(|()| start(configured(), vec![Box::new(Notes)]));
         await_running(&workers.each_ref());
-        // Through the function that appends, and back, on a connection with that path.
+        // Append with the function, and read, on a connection with that search path.
         let mut application = Client::connect(database.url(), NoTls).unwrap();
         let store = EventStore::default();
         store.append(&mut application, &thing("new"), ExpectedVersion::NoStream, &[happened(), happened()]).unwrap();
@@ -282,7 +282,8 @@ fn no_search_path_replaces_functions_the_library_calls() {
         assert_eq!(store.read_stream(&mut application, &thing("new"), 2..).unwrap().len(), 2);
         await_complete(&mut client, "p");
         assert_eq!(handled(&mut client, "p"), 2_003);
-        // What the one that leaves has not handled, the other one takes over, and merges with its own.
+        // The other worker takes over what the leaving worker has not handled, and merges it with
+        // its own keys.
         append_plainly(&mut client, 2_000, 200);
         eventually("both have begun", SOON, || (handled(&mut client, "p") > 2_300).then_some(()));
         let [leaves, stays] = workers;
@@ -306,7 +307,7 @@ fn timeouts_of_the_role_do_not_end_long_reads() {
     for timeout in ["statement_timeout = '20ms'", "lock_timeout = '20ms'", "idle_session_timeout = '300ms'"] {
         set_default(&mut client, &database, timeout);
     }
-    // The handler itself is given more, for this machine may be slow.
+    // The handler itself gets more time, because the machine may be slow.
     let handler = Meddler {
         name: "p",
         scope: Scope::all().aggregate_types(["Rare"]),
@@ -318,7 +319,7 @@ fn timeouts_of_the_role_do_not_end_long_reads() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// A ledger that executes something before each event.
+/// A ledger that executes a statement before each event.
 struct Meddler {
     name: &'static str,
     scope: Scope,
@@ -344,7 +345,7 @@ impl Projection for Meddler {
     }
 }
 
-/// What a handler may set, and what it breaks for another handler on the same connection if it stays.
+/// What a handler may set. Each would break another handler on the same connection if it stayed.
 const LEFT_BEHIND: [&str; 8] = [
     "SET search_path = elsewhere",
     "SET ROLE nobody_else",
@@ -356,8 +357,8 @@ const LEFT_BEHIND: [&str; 8] = [
     "SET default_transaction_isolation = 'serializable'; LISTEN something",
 ];
 
-/// A session as the application's role gets it, holding the locks by which it is found: its own, and
-/// that of the transaction.
+/// The state of a session. An untouched session has the settings of the application's role, and
+/// holds the locks by which it is found: its own, and the one of the transaction.
 const UNTOUCHED: &str = "
     SELECT concat_ws(', ', current_user, session_user, current_setting('search_path'), current_setting('default_transaction_read_only'),
         current_setting('statement_timeout'), current_setting('row_security'), current_setting('session_replication_role'),
@@ -366,7 +367,7 @@ const UNTOUCHED: &str = "
         (SELECT count(DISTINCT objid) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()))";
 
 #[test]
-fn nothing_a_handler_sets_meets_another_projection() {
+fn no_setting_of_a_handler_reaches_another_projection() {
     let database = database();
     let mut client = prepared(&database);
     client
@@ -380,8 +381,8 @@ fn nothing_a_handler_sets_meets_another_projection() {
         .unwrap();
     let lost = "DO $$ BEGIN RAISE 'as if' USING ERRCODE = '40P01'; END $$";
     for left_behind in LEFT_BEHIND {
-        // Every other attempt loses its connection to the pool, so that connections go round; of
-        // the others, what is set stays.
+        // Every second attempt fails and returns its connection to the pool, so that the
+        // projections exchange connections. The settings of the other attempts stay.
         let attempts = AtomicUsize::new(0);
         let meddling = meddled("meddler", move |tx, _| {
             tx.batch_execute(left_behind)?;

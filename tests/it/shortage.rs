@@ -1,4 +1,4 @@
-//! Workers that can get only some of their connections: they hold no partition.
+//! Workers that can get only some of their connections hold no partition.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl Limited {
         self.grant();
     }
 
-    /// Creates the role, for the tables that there are.
+    /// Creates the role, with privileges on the current tables.
     fn grant(&mut self) {
         let role = &self.role;
         let grants = format!(
@@ -91,7 +91,8 @@ fn newcomer_without_all_its_connections_takes_no_partition() {
     await_running(&[&first]);
     let before = generation(&mut limited.client);
     let used = limited.connections();
-    // The newcomer needs its coordinator's, the listener's, the tailer's and two of a runner.
+    // The newcomer needs five connections: for its coordinator, its listener and its tailer, and
+    // two for its runner.
     for missing in 1..=4 {
         limited.limit(used + 5 - missing);
         let orchestrator = limited.builder().projection(Ledger::named("p")).build().unwrap();
@@ -109,7 +110,7 @@ fn newcomer_without_all_its_connections_takes_no_partition() {
     limited.await_all_handled();
 }
 
-/// The options of worker processes, with times that a test can wait for.
+/// The options of worker processes, with timeouts that a test can wait for.
 const OPTIONS: [(&str, &str); 4] = [
     ("HEARTBEAT_INTERVAL", "200ms"),
     ("STALE_WORKER_TIMEOUT", "2s"),
@@ -121,8 +122,8 @@ const NEEDED: usize = 7;
 
 const AWAY: &str = "database is away, waiting for it: at_most=";
 
-/// The newcomer waits for connections that it cannot get for this reason, says so in this line, and
-/// takes no partition.
+/// Checks that the newcomer waits for connections that it cannot get for this reason, logs this
+/// line, and takes no partition.
 #[track_caller]
 fn assert_waits(newcomer: &mut WorkerProcess, client: &mut Client, line: &str, reason: &str) {
     let address = newcomer.metrics_address();
@@ -136,7 +137,7 @@ fn assert_waits(newcomer: &mut WorkerProcess, client: &mut Client, line: &str, r
     assert_eq!(client.query_one(registered, &[&newcomer.pid()]).unwrap().get::<_, i64>(0), 0);
 }
 
-/// Connections can be had again: the newcomer takes part.
+/// Checks that the newcomer takes part, after connections have become available.
 #[track_caller]
 fn assert_takes_part(first: &mut WorkerProcess, newcomer: &mut WorkerProcess, client: &mut Client) {
     newcomer.await_processing(2);
@@ -149,7 +150,7 @@ fn assert_takes_part(first: &mut WorkerProcess, newcomer: &mut WorkerProcess, cl
 
 #[test]
 fn newcomer_waits_while_the_server_has_no_more_connections() {
-    // For the first worker, this test, and all but one of the newcomer's.
+    // Enough for the first worker, this test, and all but one of the newcomer's connections.
     let most = (2 * NEEDED + 1).to_string();
     let options = Postgres::options().setting("max_connections", most).setting("superuser_reserved_connections", "0");
     let server = options.start().unwrap();
@@ -186,7 +187,7 @@ fn newcomer_waits_while_its_pooler_has_no_more_connections() {
     }
 }
 
-/// Lets a process have so many open files.
+/// Lets a process have this many open files.
 fn allow_files(pid: i32, most: u64) {
     let maximum = getrlimit(Resource::Nofile).maximum;
     prlimit(Pid::from_raw(pid), Resource::Nofile, Rlimit { current: Some(most), maximum }).unwrap();
@@ -210,7 +211,7 @@ fn newcomer_waits_while_it_may_open_no_more_files() {
     let others = backends(&mut client);
     let mut newcomer = WorkerProcess::start_with_files(files - 3, database.url(), &OPTIONS);
     assert_waits(&mut newcomer, &mut client, AWAY, "no connection from the pool of 4 within ");
-    // Fewer than for one connection: the probe itself gets the last one.
+    // Too few files for a connection: the probe itself uses the last file.
     let address = newcomer.metrics_address();
     allow_files(newcomer.pid(), 1);
     eventually("its connections are closed", SOON, || (backends(&mut client) <= others).then_some(()));
@@ -222,8 +223,8 @@ fn newcomer_waits_while_it_may_open_no_more_files() {
     assert_takes_part(&mut first, &mut newcomer, &mut client);
 }
 
-/// A worker gives its partition back when its connections are gone and cannot be had again, and
-/// takes part again when they can.
+/// Checks that a worker gives its partition back when its connections are gone and no new ones are
+/// available, and takes part again when they are.
 fn lose_connections(
     url: &str,
     lasting: &str,
@@ -281,7 +282,7 @@ fn worker_whose_role_is_limited_gives_its_partition_back() {
     limited.grant();
     let Limited { database, client, role } = &mut limited;
     let url = database.url().replace("postgres@", &format!("{role}@"));
-    // The limit concerns the second one alone.
+    // The limit affects only the second worker.
     lose_connections(&url, database.url(), client, "too many connections for role", |client, _, is_limited| {
         let most = if is_limited { 1 } else { -1 };
         client.batch_execute(&format!("ALTER ROLE {role} CONNECTION LIMIT {most}")).unwrap();
@@ -292,7 +293,8 @@ fn worker_whose_role_is_limited_gives_its_partition_back() {
 fn worker_that_may_open_no_files_gives_its_partition_back() {
     let database = database();
     let mut client = database.client();
-    // The pool lacks connections, and so do the listener and the tailer: whichever lacked one first.
+    // The pool, the listener and the tailer lack connections. The log names the one that lacked a
+    // connection first.
     let reason = "to 127.0.0.1:";
     lose_connections(database.url(), database.url(), &mut client, reason, |_, pid, is_limited| {
         // Enough for the coordinator's connection, and for the probes.

@@ -1,4 +1,4 @@
-//! `/status` and its page: what they show, and what looking costs the database.
+//! `/status` and its page: what they show, and what their viewers cost the database.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use crate::support::{Postgres, StopMode, database, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Names are anything but control characters: markup, quotes, and text that runs the other way.
+/// Names may contain everything except control characters: markup, quotes, and right-to-left text.
 const HOSTILE_SET: &str = r#"</script><img src=x onerror="document.title='owned'">"#;
 const HOSTILE_PROJECTION: &str = "<b>\"'`&\\ \u{202e}שלום{$1}";
 
@@ -43,7 +43,7 @@ fn status(server: &MetricsServer) -> Value {
     serde_json::from_str(&body).unwrap()
 }
 
-/// The first watched worker's overview, once it is there and so.
+/// The overview of the first watched worker, once it is loaded and meets the condition.
 #[track_caller]
 fn await_overview(server: &MetricsServer, so: impl Fn(&Value) -> bool) -> Value {
     eventually("the overview is loaded", SOON, || {
@@ -63,12 +63,12 @@ fn hasty(builder: Builder) -> Builder {
     builder.retry(Retry::default().attempts(1))
 }
 
-/// An event of an aggregate that nobody else appends to, and so waits for.
+/// Appends an event of an aggregate to which no other writer appends, so no writer waits for it.
 fn append_elsewhere(client: &mut impl GenericClient) {
     client.execute(&insert(ONE, &[("aggregate_type", "'Other'")]), &[]).unwrap();
 }
 
-/// The paths of all values, as `status.md` writes them; those of null are left out.
+/// The paths of all values, as `status.md` writes them. Paths of null are left out.
 fn paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
     match value {
         Value::Null => return,
@@ -81,7 +81,7 @@ fn paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
         Value::Array(values) => values.iter().for_each(|value| paths(value, &format!("{path}[]"), found)),
         _ => {}
     }
-    // An array is known by what is in it.
+    // An array is known by its elements.
     if !value.is_array() && !path.is_empty() {
         found.insert(path.to_owned());
     }
@@ -92,15 +92,15 @@ fn documented() -> BTreeSet<String> {
     lines.filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect()
 }
 
-/// What the owner of a checkpoint reports.
+/// The report of a checkpoint's owner.
 const HALTED: &str =
     "UPDATE orchestrator_checkpoints SET state = 'halted', error = 'the <i>other</i> one failed', attempts = 8,
     attempt_position = 1, attempt_event_id = '00000000-0000-0000-0000-000000000009', attempted_at = now()";
 
-/// Whatever can be null is something at some time here: a halted projection, a held head, one worker that has left, one projection
-/// that has lost its checkpoints.
+/// Every field that can be null has a value at some time here: there is a halted projection, a
+/// blocked head, a worker that has left, and a projection that has lost its checkpoints.
 #[test]
-fn the_documented_fields_are_the_ones_that_are_there() {
+fn the_status_has_exactly_the_documented_fields() {
     let database = database();
     let mut client = prepared(&database);
     let worker = || start(hasty(builder(database.url(), HOSTILE_SET)), vec![halting(HOSTILE_PROJECTION)]);
@@ -125,7 +125,7 @@ fn the_documented_fields_are_the_ones_that_are_there() {
     let server = serve(&[&stays]);
     let (mut seen, documented) = (BTreeSet::new(), documented());
     let deadline = Instant::now() + SOON;
-    let all = eventually("every field is something, or it is late", 2 * SOON, || {
+    let all = eventually("every field has a value, or it is late", 2 * SOON, || {
         let status = status(&server);
         paths(&status, "", &mut seen);
         (seen.is_superset(&documented) || Instant::now() > deadline).then_some(status)
@@ -153,7 +153,8 @@ fn the_documented_fields_are_the_ones_that_are_there() {
     assert_eq!(projection["name"], HOSTILE_PROJECTION);
     assert_eq!(projection["checkpoints"][0]["keys"], "{[0,65536)}");
     assert_eq!(projection["checkpoints"][0]["worker_id"], stays.worker_id().to_string());
-    // The first event is the one that is refused; eleven were committed, and the open transaction holds a position between them.
+    // The first event is refused. Eleven events were committed, and the open transaction holds a
+    // position between them.
     assert_eq!((&projection["lag_events"], &overview["newest_position"]), (&12.into(), &12.into()));
     assert!(projection["lag_seconds"].as_f64().unwrap() > 0.0);
     assert_eq!((&projection["state"], &projection["desired_state"]), (&"halted".into(), &"running".into()));
@@ -165,7 +166,7 @@ fn the_documented_fields_are_the_ones_that_are_there() {
     assert_eq!((&lost["lag_events"], &lost["checkpoints"]), (&Value::Null, &Value::Array(vec![])));
 }
 
-/// The worst state counts, whichever worker reports it.
+/// The worst state counts, no matter which worker reports it.
 #[test]
 fn each_projection_has_one_state() {
     let database = database();
@@ -208,7 +209,7 @@ fn each_projection_has_one_state() {
 }
 
 #[test]
-fn a_browser_shows_what_is_wrong_on_other_workers() {
+fn a_browser_shows_the_problems_of_other_workers() {
     let Some(chromium) = chromium() else { return };
     let database = database();
     let mut client = prepared(&database);
@@ -217,7 +218,7 @@ fn a_browser_shows_what_is_wrong_on_other_workers() {
     let (one, two) = (start(), start());
     await_running(&[&one, &two]);
     append_plainly(&mut client, 20, 20);
-    // What a runner commits clears what its row reports.
+    // A commit of a runner clears what its row reports.
     eventually("all events are handled", SOON, || {
         names.iter().all(|name| is_complete(&mut client, name)).then_some(())
     });
@@ -254,7 +255,7 @@ fn a_browser_shows_what_is_wrong_on_other_workers() {
     );
 }
 
-/// A handler that fails in three ways to insert a row twice.
+/// A handler inserts a row twice, and reports the error in three ways.
 #[test]
 fn the_status_shows_no_row_that_the_server_quotes() {
     let database = database();
@@ -306,18 +307,18 @@ fn the_last_twenty_generations_are_shown() {
     assert_eq!(numbers, (-18..=1).rev().collect::<Vec<i64>>());
 }
 
-/// How often the server was asked for an overview, by its own log.
+/// How often the server was asked for an overview, according to its own log.
 fn asked(server: &Postgres) -> usize {
     statements(server).iter().filter(|statement| statement.text.contains("'newest_position'")).count()
 }
 
-/// Waits, and so lets others do what they do.
+/// Waits while others work.
 fn elapse(time: Duration) {
     never::<()>().recv_timeout(time).unwrap_err();
 }
 
 #[test]
-fn many_viewers_cost_one_query_a_second_and_none_cost_none() {
+fn many_viewers_cost_one_query_a_second_and_none_cost_nothing() {
     const LOOKING: Duration = Duration::from_secs(4);
     let postgres = start_logging_server();
     let url = postgres.create_database("looked_at").unwrap();
@@ -332,7 +333,7 @@ fn many_viewers_cost_one_query_a_second_and_none_cost_none() {
         get(&server.address().to_string(), if path == "/status" { "/" } else { path });
     }
     elapse(Duration::from_secs(1));
-    assert_eq!(asked(&postgres), 0, "nobody has looked");
+    assert_eq!(asked(&postgres), 0, "no viewer has looked");
 
     let (answers, begun) = (AtomicU64::new(0), Instant::now());
     thread::scope(|scope| {
@@ -349,11 +350,11 @@ fn many_viewers_cost_one_query_a_second_and_none_cost_none() {
     println!("{} answers in {took:?}, the database was asked {asked_then} times", answers.into_inner());
     assert!(asked_then >= 2 && asked_then as u64 <= took.as_secs() + 1, "asked {asked_then} times in {took:?}");
 
-    // Whoever has looked is expected to look again for three seconds.
+    // For three seconds after a request, the worker expects another one.
     elapse(Duration::from_secs(4));
     let asked_last = asked(&postgres);
     elapse(Duration::from_secs(2));
-    assert_eq!(asked(&postgres), asked_last, "nobody looks any more");
+    assert_eq!(asked(&postgres), asked_last, "no viewer looks any more");
 }
 
 #[test]
@@ -396,7 +397,7 @@ fn the_status_answers_at_once_while_the_database_is_down() {
     });
 }
 
-/// The text between the two, as a browser writes a document: what was text is escaped.
+/// The text between the two, in a document as a browser writes it, in which text is escaped.
 fn between<'a>(document: &'a str, from: &str, to: &str) -> &'a str {
     let rest = document.split_once(from).unwrap_or_else(|| panic!("no {from:?} in {document}")).1;
     rest.split_once(to).unwrap_or_else(|| panic!("no {to:?} after {from:?} in {document}")).0
@@ -407,7 +408,7 @@ fn escaped(text: &str) -> String {
 }
 
 #[test]
-fn a_browser_shows_the_replica_set_and_takes_no_name_for_markup() {
+fn a_browser_shows_the_replica_set_and_no_name_as_markup() {
     let Some(chromium) = chromium() else { return };
     let database = database();
     let mut client = prepared(&database);

@@ -25,7 +25,7 @@ fn write(mut client: Client, rng: &mut fastrand::Rng) {
     while begun.elapsed() < LASTS {
         let id = format!("thing-{}", rng.u8(..40));
         let events = vec![happened(); rng.usize(1..4)];
-        // An event id is its own.
+        // Each event gets an id of its own.
         let events: Vec<_> =
             events.into_iter().map(|event| event.event_id(uuid::Uuid::from_u128(rng.u128(..)))).collect();
         let mut tx = client.transaction().unwrap();
@@ -36,7 +36,8 @@ fn write(mut client: Client, rng: &mut fastrand::Rng) {
     }
 }
 
-/// Lets the writers loose on one or more workers. `STORM_SEED` repeats the choices, though not the timing, of a former run.
+/// Runs the writers while one or more workers process. `STORM_SEED` repeats the choices of a
+/// previous run, but not its timing.
 fn storm(database: &TestDatabase, workers: usize) {
     let seed = std::env::var("STORM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("STORM_SEED={seed}");
@@ -67,7 +68,7 @@ fn storm(database: &TestDatabase, workers: usize) {
         })
         .sum();
     println!("{} events, {gaps} gaps, {late} late", handled(&mut client, "p"));
-    assert!(gaps > 0 && late > 0, "a storm it was: {gaps} gaps, {late} late");
+    assert!(gaps > 0 && late > 0, "this was no storm: {gaps} gaps, {late} late");
     for handle in handles {
         handle.shutdown(Duration::from_secs(5)).unwrap();
     }

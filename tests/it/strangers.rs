@@ -1,5 +1,5 @@
-//! A role that may only connect sees the advisory locks and the channels of the workers. What it
-//! does with them keeps no worker from its work.
+//! A role that may only connect sees the advisory locks and the channels of the workers. Nothing
+//! that it does with them keeps a worker from its work.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -27,8 +27,8 @@ fn new_role(admin: &mut Client, url: &str) -> String {
     url.replace("postgres@", &format!("{name}@"))
 }
 
-/// Waits for every advisory lock of this database as a stranger who sees it, on a connection each.
-/// Returns the stranger's server processes.
+/// Waits for every advisory lock of this database as a stranger, who can see it, on one connection
+/// for each lock. Returns the stranger's server processes.
 fn wait_for_every_lock(url: &str) -> Vec<i32> {
     let connect = || Client::connect(url, NoTls).unwrap();
     let locks = connect()
@@ -96,7 +96,7 @@ fn await_locks(client: &mut Client, strangers: &[i32], granted: bool) {
 fn worker_leaves_while_a_stranger_holds_every_lock() {
     let database = database();
     let mut client = database.client();
-    // Its peers would take longer to detect that its session is gone.
+    // The worker's peers would take longer to detect that its session is gone.
     let patient = [("SESSION_LOSS_GRACE", "5s"), ("HEARTBEAT_INTERVAL", "10s"), ("STALE_WORKER_TIMEOUT", "60s")];
     let mut worker = WorkerProcess::start(database.url(), &patient);
     worker.await_processing(1);
@@ -107,7 +107,8 @@ fn worker_leaves_while_a_stranger_holds_every_lock() {
     let lost = backends_of(&mut client, id, false);
     terminate(&mut client, &lost);
     await_locks(&mut client, &strangers, true);
-    // It is asked to leave when it has noticed, so while its coordinator connects again.
+    // The worker is asked to leave after it has noticed the loss, so while its coordinator connects
+    // again.
     let again = backends_of(&mut client, id, false);
     if !again.is_empty() {
         terminate(&mut client, &again);
@@ -159,7 +160,7 @@ fn a_stranger_with_the_migration_lock_is_named() {
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     drop(holder);
     worker.await_processing(1);
-    // With the schema there is nothing to wait for.
+    // Once the schema exists, a migration does not wait.
     let _holder = with_lock(&stranger);
     orchestrator().build().unwrap().migrate().unwrap();
 }
@@ -199,7 +200,7 @@ fn role_that_cannot_notify(client: &mut Client, url: &str) -> String {
 }
 
 #[test]
-fn workers_that_cannot_notify_register_all_the_same() {
+fn workers_that_cannot_notify_still_register() {
     let database = database();
     let mut client = prepared(&database);
     let worker = role_that_cannot_notify(&mut client, database.url());
@@ -216,7 +217,7 @@ fn workers_that_cannot_notify_register_all_the_same() {
 }
 
 #[test]
-fn worker_that_cannot_notify_says_so() {
+fn worker_that_cannot_notify_logs_a_warning() {
     let database = database();
     let mut client = database.client();
     let migrated = WorkerProcess::start_with(&["migrate"], &[("DATABASE_URL", database.url())]).exit_code();
@@ -263,11 +264,12 @@ fn a_flood_of_notifications_makes_few_statements() {
     });
     let (made, took) = (executed() - before, begun.elapsed());
     assert!(sent > 1000, "{sent} notifications are no flood");
-    // Twenty at once and twenty a second, beside its own looks, ten a second, and its heartbeats.
+    // Notifications cause twenty statements at once and twenty a second. The worker's own looks are
+    // ten a second, and there are its heartbeats.
     let most = 20 + usize::try_from(took.as_millis()).unwrap() * 60 / 1000;
     assert!(made < most, "{made} statements for {sent} notifications in {took:?}");
     assert!(made > 30, "it hears nothing any more: {made}");
-    // It still hears what matters.
+    // It still reacts to real changes.
     let second = start(builder(&url, "set"), vec![Box::new(Ledger::named("p"))]);
     await_running(&[&worker, &second]);
 }

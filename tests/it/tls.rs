@@ -1,4 +1,5 @@
-//! every `sslmode` against a server with a good certificate, with one for another host, with a self-signed one, and without TLS.
+//! Every `sslmode` against a server with a good certificate, with one for another host, with a
+//! self-signed one, and without TLS.
 
 #![allow(clippy::unwrap_used, reason = "these are tests, also outside the functions marked so")]
 
@@ -19,9 +20,10 @@ use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, is_com
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{Postgres, eventually};
 
-/// Writes what the table below needs, each certificate `x.crt` with its key `x.key`: `ca`, `other_ca`; issued by `ca`: `right`
-/// (for this host), `elsewhere` (for another one), `expired` and `client`; and `itself` and `itself_expired`, self-signed and
-/// marked as a CA's, as `openssl req -x509` makes them.
+/// Writes the certificates that the table below needs, each `x.crt` with its key `x.key`: `ca`,
+/// `other_ca`; issued by `ca`: `right` (for this host), `elsewhere` (for another one), `expired`
+/// and `client`; and `itself` and `itself_expired`, self-signed and marked as a CA's, as
+/// `openssl req -x509` makes them.
 fn write_certificates(dir: &Path) {
     const HERE: &[&str] = &["localhost", "127.0.0.1", "::1"];
     let write = |name: &str, certificate: &rcgen::Certificate, key: &KeyPair| {
@@ -83,8 +85,8 @@ const ISSUER: Outcome = Refused("UnknownIssuer");
 const EXPIRED: Outcome = Refused("expired");
 const NO_TLS: Outcome = Refused("server does not support TLS");
 
-/// The server's certificate (none: it has no TLS), and for each query string what becomes of a connection. `DIR` is where the
-/// certificates are.
+/// The server's certificate (`None`: it has no TLS), and for each query string the outcome of a
+/// connection. `DIR` is the folder of the certificates.
 const TABLE: &[(Option<&str>, &[Row])] = &[
     (
         Some("right"),
@@ -102,7 +104,7 @@ const TABLE: &[(Option<&str>, &[Row])] = &[
             ("?sslmode=verify-full&sslrootcert=DIR/ca.crt", Encrypted),
             ("?sslmode=verify-full&sslrootcert=DIR/other_ca.crt", ISSUER),
             ("?sslmode=verify-full&sslrootcert=DIR/ca.crt&hostaddr=127.0.0.1&host=elsewhere.example", NAME),
-            // Whatever this system trusts, it is not the certificate of a test.
+            // No system trusts the certificate of a test.
             ("?sslmode=verify-full&sslrootcert=system", Refused("")),
         ],
     ),
@@ -164,7 +166,7 @@ fn try_connect(url: &str) -> Result<bool, String> {
     Ok(row.get(0))
 }
 
-/// Gives the server this certificate, and waits until it has it.
+/// Gives the server this certificate, and waits until the server uses it.
 fn present(server: &Postgres, certificate: Option<&str>) {
     let database = Database::from_url(&format!("{}?sslmode=disable", server.url("postgres"))).unwrap();
     let file = |extension: &str| format!("{}.{extension}", certificate.unwrap_or("right"));
@@ -179,7 +181,8 @@ fn present(server: &Postgres, certificate: Option<&str>) {
     }
     client.batch_execute("SELECT pg_reload_conf()").unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
-    // A session begun after the reload shows the new settings, and its server process has the new certificate.
+    // A session begun after the reload shows the new settings, and its server process has the new
+    // certificate.
     loop {
         let row = database
             .connect()
@@ -205,7 +208,7 @@ fn with_files_of(dir: &Path) -> PostgresOptions {
 }
 
 #[test]
-fn each_sslmode_against_each_server() {
+fn each_sslmode_is_tried_against_each_server() {
     let dir = tempfile::tempdir().unwrap();
     write_certificates(dir.path());
     let server = with_files_of(dir.path()).start().unwrap();
@@ -251,9 +254,10 @@ fn each_sslmode_against_each_server() {
     assert!(begun.elapsed() < SOON, "a certificate that is not trusted is not waited for");
 }
 
-/// What the documentation of `Database::from_url` says of `prefer`, and what it recommends instead.
+/// Tests what the documentation of `Database::from_url` says about `prefer`, and what it recommends
+/// instead.
 #[test]
-fn a_request_for_a_clear_text_password_is_refused_where_asked() {
+fn a_request_for_a_clear_text_password_can_be_refused() {
     let hba = "host all postgres all trust\nhost all all all password\n";
     let server = Postgres::options().hba(hba).start().unwrap();
     let mut admin = postgres::Client::connect(&server.url("postgres"), postgres::NoTls).unwrap();
@@ -270,7 +274,8 @@ fn a_request_for_a_clear_text_password_is_refused_where_asked() {
 
 #[test]
 fn certificates_are_replaced_while_a_worker_runs() {
-    // Two authorities, and what each has issued; the client has the files of one of them at a time.
+    // Two authorities, and the certificates that each has issued. The client has the files of one
+    // of them at a time.
     let [old, new, client] = [(); 3].map(|()| tempfile::tempdir().unwrap());
     for dir in [&old, &new] {
         write_certificates(dir.path());

@@ -1,4 +1,5 @@
-//! The example `worker` as an operator knows it: a process with settings, signals, exit codes and an HTTP port.
+//! The example `worker` as an operator sees it: a process with settings, signals, exit codes and an
+//! HTTP port.
 
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt as _;
@@ -21,7 +22,7 @@ fn text_of(worker: &mut WorkerProcess) -> String {
 fn a_worker_exits_and_names_a_wrong_setting() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
-    // Nobody listens there; what is wrong with a setting is said before anybody is asked.
+    // No server listens there. The worker reports a wrong setting before it connects.
     let url = "postgres://user:hidden@127.0.0.1:1/none";
     for (settings, code, parts) in [
         (&[][..], 2, &["DATABASE_URL is not set", "postgres://"][..]),
@@ -97,7 +98,7 @@ fn the_status_page_is_served_unless_turned_off() {
 }
 
 #[test]
-fn the_status_is_served_under_the_names_that_are_set() {
+fn the_status_is_served_under_the_configured_names() {
     let database = database();
     for (setting, code) in [("", 421), ("ops.example, status.example", 200)] {
         let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", database.url()), ("STATUS_HOSTS", setting)]);
@@ -148,7 +149,7 @@ fn a_worker_with_every_setting_builds_read_models_and_leaves() {
     let address = worker.await_ready();
     let mut client = database.client();
     append_plainly(&mut client, 500, 10);
-    // What happens to an aggregate whose second event was lost before it came here.
+    // An aggregate whose second event was lost earlier.
     let torn = [
         ("aggregate_type", "'Torn'"),
         ("aggregate_id", "'torn'"),
@@ -193,7 +194,7 @@ fn a_worker_with_every_setting_builds_read_models_and_leaves() {
 }
 
 #[test]
-fn a_worker_without_its_server_is_alive_and_not_ready() {
+fn a_worker_without_its_server_is_alive_but_not_ready() {
     let mut server = Postgres::start().unwrap();
     let mut worker = WorkerProcess::start_with(
         &[],
@@ -224,7 +225,7 @@ fn a_worker_without_its_server_is_alive_and_not_ready() {
 }
 
 #[test]
-fn a_worker_started_before_its_server_waits_and_says_so() {
+fn a_worker_started_before_its_server_waits_and_logs_it() {
     let mut server = Postgres::start().unwrap();
     let url = server.url("postgres");
     server.stop(StopMode::Fast).unwrap();
@@ -260,7 +261,8 @@ fn a_second_signal_ends_the_process_at_once() {
 
     worker.signal(Signal::TERM);
     eventually("the signal is heard", SOON, || text_of(&mut worker).contains("stopping: signal=15").then_some(()));
-    // It waits for its handler. It can only be seen that it is still there, and refuses to be ready.
+    // The worker waits for its handler. The test can only see that it still runs, and that it is
+    // not ready.
     let address = worker.metrics_address();
     eventually("it leaves", SOON, || get(&address, "/readyz").1.contains("stop").then_some(()));
     assert_eq!(worker.ended(), None);
@@ -277,7 +279,7 @@ fn a_second_signal_ends_the_process_at_once() {
 fn a_signal_ends_a_worker_that_is_starting() {
     let database = database();
     let (mut client, mut other) = (database.client(), database.client());
-    // A migration that was not made is a failure: it is to be tried again.
+    // A migration that was not made is a failure, so that it is tried again.
     for (arguments, code) in [(&[][..], 0), (&["migrate"], 1)] {
         let mut lock = other.transaction().unwrap();
         lock.execute(
@@ -330,7 +332,7 @@ fn migrate_creates_tables_for_workers_without_the_privilege() {
         text_of(&mut too_early)
     );
 
-    // A second time changes nothing; where the metrics server would listen does not matter.
+    // A second migration changes nothing. The address of the metrics server does not matter.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     for _ in 0..2 {

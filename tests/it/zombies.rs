@@ -1,4 +1,5 @@
-//! Workers that were left out while their handler was busy, and whose batch ends after its generation did.
+//! Workers that were excluded while their handler was busy, and whose batch ends after its
+//! generation has ended.
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use crate::support::metrics::total;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
 
-/// A ledger that says when it is in the middle of a batch, and then stays there until it is let go.
+/// A ledger that reports when it is in the middle of a batch, and stays there until the test
+/// releases it.
 struct Gated {
     ledger: Ledger,
     entered: Sender<()>,
@@ -26,14 +28,15 @@ impl Projection for Gated {
     fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         self.ledger.handle(tx, event)?;
         _ = self.entered.try_send(());
-        // Its disconnection lets everybody go.
+        // When the channel is disconnected, every handler continues.
         _ = self.go_on.recv();
         Ok(())
     }
 }
 
-/// Lets a worker be left out in the middle of a batch and another one do its work, then lets the batch end. Returns the former.
-/// Its sessions, as far as they can be found, have to be gone before the batch ends.
+/// Gets a worker excluded in the middle of a batch, waits until another worker has done its work,
+/// and then lets the batch end. Returns the excluded worker and those of its sessions that can be
+/// found, which must be gone before the batch ends.
 fn leave_out(database: &TestDatabase, builder: impl Fn() -> Builder) -> (Handle, Vec<i32>) {
     let mut client = database.client();
     Ledger::create_table(&mut client);
@@ -65,10 +68,11 @@ fn leave_out(database: &TestDatabase, builder: impl Fn() -> Builder) -> (Handle,
 }
 
 #[test]
-fn the_batch_of_a_worker_left_out_is_fenced() {
+fn the_batch_of_an_excluded_worker_is_fenced() {
     let database = database();
-    // Without session locks its connections are not found and ended: the fence alone keeps it from committing.
-    // Nor does the server end them, as it does for those that stay silent in a transaction beyond the stale timeout.
+    // Without session locks, its connections are not found and ended. The server does not end them
+    // either, because it does so only for a session that is silent in a transaction for longer than
+    // the stale timeout. So only the fence keeps the worker from committing.
     let (zombie, sessions) = leave_out(&database, || {
         builder(database.url(), "set")
             .heartbeats_only()
@@ -80,11 +84,11 @@ fn the_batch_of_a_worker_left_out_is_fenced() {
 }
 
 #[test]
-fn the_connections_of_a_worker_left_out_are_ended() {
+fn the_connections_of_an_excluded_worker_are_ended() {
     let database = database();
     let (zombie, sessions) =
         leave_out(&database, || builder(database.url(), "set").coordination_timeout(Duration::from_secs(1)));
-    // The coordinator's, the listener's, the tailer's and that of the batch.
+    // The connections of the coordinator, the listener, the tailer and the batch.
     assert!(sessions.len() >= 4, "{sessions:?}");
     assert!(total(&zombie, "retries_total") > 0, "its batch lost its connection");
     assert_eq!(total(&zombie, "fenced_batches_total"), 0, "there was nothing left to fence");

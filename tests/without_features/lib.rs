@@ -52,7 +52,7 @@ fn a_projection_runs_and_its_probe_answers() {
 }
 
 #[test]
-fn what_requires_tls_is_refused_by_name() {
+fn sslmodes_that_require_tls_are_refused_by_name() {
     let url = "postgres://user:secret@localhost/shop?sslmode=";
     for mode in ["require", "verify-ca", "verify-full"] {
         let error = Database::from_url(&format!("{url}{mode}")).unwrap_err();
@@ -63,7 +63,7 @@ fn what_requires_tls_is_refused_by_name() {
 }
 
 #[test]
-fn what_does_not_require_tls_connects() {
+fn sslmodes_that_do_not_require_tls_connect() {
     let server = Postgres::start().unwrap();
     let url = server.create_database("shop").unwrap();
     for mode in ["", "sslmode=disable", "sslmode=prefer"] {

@@ -1,4 +1,5 @@
-//! Tests that spoil the process in which they run: its logger, its threads, its memory.
+//! Runs a test in a process of its own, for tests that change their process: its logger, its
+//! threads, its memory.
 
 use std::process::{Command, Stdio};
 use std::thread;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use super::{database, eventually};
 
-/// Names the database to the process.
+/// The variable that tells the process the URL of its database.
 const DATABASE: &str = "PUPSOURCING_TEST_ALONE";
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -22,7 +23,8 @@ pub(crate) fn alone(body: impl FnOnce(&str)) {
     let mut process = Command::new(std::env::current_exe().unwrap())
         .args([&test, "--exact", "--nocapture", "--test-threads=1"])
         .env(DATABASE, database.url())
-        // One heap for all threads, so that a limit of memory is met in the same place each time.
+        // One heap for all threads, so that a limit of memory is reached at the same place each
+        // time.
         .env("MALLOC_ARENA_MAX", "1")
         .stdin(Stdio::null())
         .spawn()

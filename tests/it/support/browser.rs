@@ -1,4 +1,4 @@
-//! A real browser, where there is one.
+//! A real browser, if one is installed.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub(crate) fn chromium() -> Option<PathBuf> {
     installed(&["chromium", "chromium-browser", "google-chrome"])
 }
 
-/// The document as it stands after the page's scripts have had some seconds of the browser's own time.
+/// The document after the page's scripts have run for some seconds of the browser's virtual time.
 #[track_caller]
 pub(crate) fn rendered(chromium: &PathBuf, url: &str) -> String {
     let profile = tempfile::tempdir().unwrap();

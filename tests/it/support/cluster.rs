@@ -1,4 +1,4 @@
-//! What the database says of replica sets, workers, checkpoints and the example's read models.
+//! Reads the state of replica sets, workers, checkpoints and the example's read models.
 
 use std::time::Duration;
 
@@ -26,7 +26,8 @@ pub(crate) fn worker_of(client: &mut impl GenericClient, pid: i32) -> WorkerId {
     WorkerId(client.query_one("SELECT id FROM orchestrator_workers WHERE pid = $1", &[&pid]).unwrap().get(0))
 }
 
-/// The server processes that hold a session lock of the worker: all, or only the one whose lock says "alive".
+/// The server processes that hold a session lock of the worker: all, or only the one whose lock
+/// says "alive".
 pub(crate) fn backends_of(client: &mut impl GenericClient, worker: WorkerId, alive_only: bool) -> Vec<i32> {
     let sql =
         "SELECT DISTINCT l.pid FROM orchestrator_workers w JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted
@@ -36,7 +37,7 @@ pub(crate) fn backends_of(client: &mut impl GenericClient, worker: WorkerId, ali
     client.query(sql, &[&worker.0, &alive_only]).unwrap().iter().map(|row| row.get(0)).collect()
 }
 
-/// Waits until the server has none of these processes any more. Ending them takes it a moment.
+/// Waits until the server has ended all these processes, which takes it a moment.
 #[track_caller]
 pub(crate) fn await_gone(client: &mut impl GenericClient, backends: &[i32]) {
     assert!(!backends.is_empty(), "there is nothing to wait for");
@@ -67,7 +68,7 @@ pub(crate) fn await_blocked(client: &mut impl GenericClient) {
     });
 }
 
-/// The key sets of every projection's checkpoints are disjoint and cover the key space.
+/// Checks that the key sets of every projection's checkpoints are disjoint and cover the key space.
 #[track_caller]
 pub(crate) fn assert_keys_are_covered(client: &mut impl GenericClient) {
     let sql = "SELECT projection, range_agg(piece)::text, sum(upper(piece) - lower(piece))
@@ -91,7 +92,8 @@ pub(crate) fn newest(client: &mut impl GenericClient) -> i64 {
     client.query_one("SELECT max(global_position) FROM events", &[]).unwrap().get(0)
 }
 
-/// Waits until both read models of the example `worker` have as many events as there are, then holds them against the events.
+/// Waits until both read models of the example `worker` have as many events as there are, then
+/// compares them with the events.
 #[track_caller]
 pub(crate) fn assert_read_models_become_right(client: &mut Client) {
     let sql = "SELECT (SELECT count(*) FROM events) <= ALL (SELECT coalesce(sum(events), 0) FROM event_type_counts

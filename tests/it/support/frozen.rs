@@ -1,4 +1,4 @@
-//! A server that is frozen: its kernel accepts connections, and nothing answers.
+//! A frozen server: the kernel accepts connections, but nothing answers.
 
 use std::fs;
 
@@ -6,14 +6,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::Postgres;
 
-/// The processes of a server, which go on when this is dropped.
+/// The frozen processes of a server, which resume when this is dropped.
 pub(crate) struct Frozen(Vec<Pid>);
 
 impl Frozen {
     /// Freezes every process of the server.
     pub(crate) fn freeze(server: &Postgres) -> Self {
         let postmaster = i32::try_from(server.pid()).unwrap();
-        // The postmaster first, so that it starts no process that would be missed.
+        // Freeze the postmaster first, so that it starts no process that the loop would miss.
         let mut frozen = Self(Vec::new());
         frozen.stop(postmaster);
         for child in children_of(postmaster) {
@@ -46,6 +46,7 @@ fn children_of(parent: i32) -> Vec<i32> {
 
 fn parent_of(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it is in parentheses and may contain anything; the state comes first.
+    // The name of the program is in parentheses and may contain anything. After it come the state
+    // and the parent.
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! Projections that do what a test wants.
+//! Projections whose handlers run code of a test.
 
 use postgres::Client;
 use pupsourcing_orchestrator::{BoxError, Event, Names, Projection, Scope, StartAt, Tx};
@@ -9,13 +9,13 @@ use super::ledger::Ledger;
 /// What a test does with each event before it goes into the ledger.
 pub(crate) type Before = dyn Fn(&mut Tx<'_>, &Event) -> Result<(), BoxError> + Send + Sync;
 
-/// A ledger whose handler first does something of the test's.
+/// A ledger whose handler first runs code of the test.
 pub(crate) struct Meddled {
     pub(crate) ledger: Ledger,
     pub(crate) before: Box<Before>,
 }
 
-/// A ledger whose handler first does this.
+/// A ledger whose handler first calls this function.
 pub(crate) fn meddled(
     name: &'static str,
     before: impl Fn(&mut Tx<'_>, &Event) -> Result<(), BoxError> + Send + Sync + 'static,

@@ -19,7 +19,7 @@ pub(crate) fn get_as(host: &str, address: &str, path: &str) -> (u16, String) {
     ask(host, address, path, "HTTP/1.1")
 }
 
-/// The same, from a server that sends long answers in chunks unless it is asked in the old way.
+/// The same over HTTP/1.0, because the server would otherwise send long answers in chunks.
 #[track_caller]
 pub(crate) fn get_in_one_piece(address: &str, path: &str) -> (u16, String) {
     ask(address, address, path, "HTTP/1.0")

@@ -1,4 +1,5 @@
-//! A read model that shows every mistake: one row per handled event, in the order of handling, with nothing to hide a repetition.
+//! A read model that shows every mistake: one row per handled event, in the order of handling, and
+//! nothing that would hide a repetition.
 
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ impl Ledger {
     pub(crate) fn create_table(client: &mut Client) {
         client
             .batch_execute(
-                // With an index, for those who look again and again whether all is there; not a unique one, which would hide a repetition.
+                // The index is for tests that check repeatedly whether all events are there. It is
+                // not unique, because a unique index would hide a repetition.
                 "DO $$ BEGIN IF to_regclass('ledger') IS NULL THEN
                      CREATE TABLE ledger (seq bigserial PRIMARY KEY, projection text NOT NULL,
                          global_position bigint NOT NULL, aggregate_id text NOT NULL, aggregate_version bigint NOT NULL,
@@ -68,7 +70,8 @@ pub(crate) fn handled(client: &mut impl GenericClient, projection: &str) -> i64 
     client.query_one("SELECT count(*) FROM ledger WHERE projection = $1", &[&projection]).unwrap().get(0)
 }
 
-/// Waits until the projection has handled so many more events. In each moment every key has one owner.
+/// Waits until the projection has handled this many more events. Meanwhile it checks that the
+/// checkpoints cover every key once.
 #[track_caller]
 pub(crate) fn await_progress(client: &mut Client, projection: &str, events: i64) {
     let goal = handled(client, projection) + events;
@@ -78,14 +81,15 @@ pub(crate) fn await_progress(client: &mut Client, projection: &str, events: i64)
     });
 }
 
-/// Whether the projection has handled every event, in this moment.
+/// Whether the projection has handled every event that currently exists.
 pub(crate) fn is_complete(client: &mut impl GenericClient, projection: &str) -> bool {
     let sql = "SELECT NOT EXISTS (SELECT FROM events e WHERE NOT EXISTS (
                    SELECT FROM ledger l WHERE l.projection = $1 AND l.global_position = e.global_position))";
     client.query_one(sql, &[&projection]).unwrap().get(0)
 }
 
-/// Every event once, and those of each aggregate in the order of their versions.
+/// Checks that every event was handled once, and those of each aggregate in the order of their
+/// versions.
 #[track_caller]
 pub(crate) fn assert_exactly_once(client: &mut impl GenericClient, projection: &str) {
     let sql = "WITH l AS (SELECT *, lag(aggregate_version) OVER (PARTITION BY aggregate_id ORDER BY seq) AS before
@@ -98,8 +102,8 @@ pub(crate) fn assert_exactly_once(client: &mut impl GenericClient, projection: &
     assert_eq!(found, (0, 0, 0), "(missing, repeated, out of order) of {projection}");
 }
 
-/// Appends `count` events spread over `aggregates` aggregates with one plain statement, as a foreign writer would, going on from the
-/// versions that are there.
+/// Appends `count` events spread over `aggregates` aggregates with one plain statement, as a
+/// foreign writer would. The versions continue from those that exist.
 pub(crate) fn append_plainly(client: &mut impl GenericClient, count: i64, aggregates: i64) {
     let rows = "(SELECT 'thing-' || (i % $2::bigint) AS id, 1 + i / $2::bigint AS n, i
                  FROM generate_series(0::bigint, $1::bigint - 1) AS i) AS g";

@@ -1,4 +1,4 @@
-//! What the metrics of a worker in this process say.
+//! Reads the metrics of a worker in this process.
 
 use pupsourcing_orchestrator::Handle;
 

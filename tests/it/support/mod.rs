@@ -1,5 +1,5 @@
 //! What the tests share: one server for all of them, a database for each.
-#![allow(dead_code, unused_imports, reason = "a shelf for all tests, wherever each of them is")]
+#![allow(dead_code, unused_imports, reason = "helpers of all tests, of which each target uses some")]
 
 #[path = "../../../examples/support/process.rs"]
 mod process;
@@ -35,7 +35,7 @@ pub(crate) fn database() -> TestDatabase {
     TestDatabase(testing::database().unwrap())
 }
 
-/// Where a test works.
+/// The database of one test.
 #[derive(Debug)]
 pub(crate) struct TestDatabase(testing::TestDatabase);
 

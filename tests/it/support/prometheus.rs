@@ -1,4 +1,4 @@
-//! A real Prometheus, where there is one.
+//! A real Prometheus, if it is installed.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,7 +16,7 @@ use super::process::{Process, Stream};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Half a minute's worth of scrapes of an operator's Prometheus, in a second.
+/// One second has as many scrapes as half a minute of an operator's Prometheus.
 const CONFIG: &str = "
 global: {scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms}
 rule_files: [rules.yml]
@@ -34,7 +34,7 @@ pub(crate) struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts it with these rules, and nobody to scrape.
+    /// Starts it with these rules, and with no targets to scrape.
     #[track_caller]
     pub(crate) fn start(program: &Path, rules: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -66,7 +66,7 @@ impl Prometheus {
         this
     }
 
-    /// Scrapes these from now on.
+    /// Scrapes these targets from now on.
     pub(crate) fn scrape(&self, targets: &[&str]) {
         let new = self.folder.path().join("targets.new");
         fs::write(&new, json!([{ "targets": targets }]).to_string()).unwrap();
@@ -92,7 +92,7 @@ impl Prometheus {
         eventually(expression, PATIENCE, || (!self.now(expression).is_empty()).then_some(()));
     }
 
-    /// The rules as it has understood them, once it has evaluated each.
+    /// The rules as Prometheus has read them, after it has evaluated each.
     #[track_caller]
     pub(crate) fn rules(&self) -> Vec<Value> {
         eventually("every rule is evaluated", PATIENCE, || {

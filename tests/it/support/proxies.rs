@@ -1,4 +1,4 @@
-//! What is between a worker and its server: real programs, where they are installed, and a switch.
+//! Proxies between a worker and its server: real programs, if they are installed, and a switch.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -78,7 +78,7 @@ pub(crate) fn pgbouncers() -> Vec<PgBouncer> {
     println!("{all:#?}");
     if !all.iter().any(|one| one.is_capable) {
         say_at_the_end(
-            "LEFT OUT: a pooler in transaction mode, for no PgBouncer from 1.21 on is in PATH or /opt/pgbouncer*/bin",
+            "LEFT OUT: a pooler in transaction mode, because no PgBouncer from 1.21 on is in PATH or /opt/pgbouncer*/bin",
         );
     }
     all
@@ -123,8 +123,8 @@ fn allow_reading(folder: &Path) {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Starts an HAProxy in front of a server on this machine that closes what is idle for this time.
-/// `None` if it is not installed.
+/// Starts an HAProxy in front of a server on this machine. It closes connections that are idle for
+/// this time. `None` if it is not installed.
 pub(crate) fn haproxy(server_port: u16, idle: Duration) -> Option<Proxy> {
     let program = installed(&["haproxy", "../sbin/haproxy"])?;
     let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
@@ -140,13 +140,13 @@ pub(crate) fn haproxy(server_port: u16, idle: Duration) -> Option<Proxy> {
     Some(Proxy::start(command, port, folder))
 }
 
-/// Forwards connections to a server on this machine, which can be changed for those that follow, as
-/// slowly as is wanted.
+/// Forwards connections to a server on this machine, with a delay if wanted. The server can be
+/// changed for later connections.
 #[derive(Clone)]
 pub(crate) struct Switch {
     pub(crate) port: u16,
     target: Arc<AtomicU16>,
-    /// How much later everything is forwarded, in milliseconds.
+    /// The delay with which everything is forwarded, in milliseconds.
     delay: Arc<AtomicU64>,
     links: Arc<Mutex<Vec<Link>>>,
 }
@@ -198,7 +198,7 @@ impl Switch {
         self.target.store(server_port, Ordering::Relaxed);
     }
 
-    /// Forwards everything so much later, in each direction.
+    /// Forwards everything with this delay, in each direction.
     pub(crate) fn slow_down(&self, delay: Duration) {
         self.delay.store(delay.as_millis().try_into().unwrap(), Ordering::Relaxed);
     }

@@ -1,4 +1,5 @@
-//! A primary and its synchronous standby: what the primary has acknowledged, the standby has.
+//! A primary and its synchronous standby: the standby has everything that the primary has
+//! acknowledged.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -10,7 +11,8 @@ use postgres::{Client, NoTls};
 
 use super::{Postgres, StopMode};
 
-/// A primary whose commits wait for a standby. Until [`standby_of`] has made one, it can be read only.
+/// A primary whose commits wait for a standby. Until [`standby_of`] has made one, it can only be
+/// read.
 pub(crate) fn primary() -> Postgres {
     Postgres::options()
         .setting("wal_level", "replica")

@@ -1,4 +1,4 @@
-//! A server that writes down every statement, for tests that count them.
+//! A server that logs every statement, for tests that count them.
 
 use super::Postgres;
 

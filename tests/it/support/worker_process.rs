@@ -1,4 +1,5 @@
-//! Workers in processes of their own, for what can happen to a process: examples.
+//! Workers in processes of their own, for tests of what can happen to a process. They are examples
+//! of the crate.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -17,7 +18,7 @@ pub(crate) use super::process::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How many lines of a worker's log are shown where a test fails.
+/// How many lines of a worker's log are shown when a test fails.
 const SHOWN: usize = 50;
 
 /// A running worker, and its log.
@@ -25,7 +26,7 @@ const SHOWN: usize = 50;
 pub(crate) struct WorkerProcess {
     process: Process,
     lines: Receiver<Line>,
-    /// The lines taken so far, to be shown where another one did not come.
+    /// The lines taken so far, to be shown when an expected line did not come.
     taken: Vec<String>,
 }
 
@@ -40,7 +41,7 @@ impl WorkerProcess {
         Self::start_as(command(name), url, options)
     }
 
-    /// Starts the example `worker` in a process that may have so many open files.
+    /// Starts the example `worker` in a process that may have this many open files.
     pub(crate) fn start_with_files(most: u64, url: &str, options: &[(&str, &str)]) -> Self {
         let mut shell = command_of("/bin/sh");
         shell.args(["-c", "ulimit -S -n \"$1\" && exec \"$0\""]).arg(example("worker")).arg(most.to_string());
@@ -64,7 +65,7 @@ impl WorkerProcess {
         Self::run(command)
     }
 
-    /// Starts the same program, of which the standard output is read in place of the log.
+    /// Starts the same program, but reads its standard output instead of its log.
     pub(crate) fn start_shown(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = command("worker");
         command.args(arguments).envs(variables.iter().copied());
@@ -91,7 +92,7 @@ impl WorkerProcess {
         Self { process, lines, taken: Vec::new() }
     }
 
-    /// The process id, as it stands in the table of workers.
+    /// The process id, which is also in the table of workers.
     pub(crate) fn pid(&self) -> i32 {
         self.process.pid().try_into().unwrap()
     }
@@ -121,7 +122,7 @@ impl WorkerProcess {
         self.await_line(parts).1
     }
 
-    /// Where it serves its metrics, once the log says so.
+    /// The address at which it serves its metrics, once the log has it.
     #[track_caller]
     pub(crate) fn metrics_address(&mut self) -> String {
         eventually("the metrics server's address is logged", PATIENCE, || {
@@ -130,7 +131,8 @@ impl WorkerProcess {
         })
     }
 
-    /// Waits until the worker says over HTTP that it is ready. Returns where it serves its metrics.
+    /// Waits until the worker says over HTTP that it is ready. Returns the address at which it
+    /// serves its metrics.
     #[track_caller]
     pub(crate) fn await_ready(&mut self) -> String {
         let address = self.metrics_address();
@@ -138,7 +140,7 @@ impl WorkerProcess {
         address
     }
 
-    /// Waits until the worker processes as one of `workers`. Returns when it began to.
+    /// Waits until the worker processes as one of `workers`. Returns the time at which it began.
     #[track_caller]
     pub(crate) fn await_processing(&mut self, workers: usize) -> Instant {
         self.await_line(&["processing:", &format!(" of={workers} ")]).0
@@ -196,7 +198,7 @@ fn command_of(program: impl AsRef<OsStr>) -> Command {
 /// The path of an example, which is built if it is missing or outdated: `cargo test NAME` builds no
 /// examples.
 pub(crate) fn example(name: &str) -> PathBuf {
-    // One build for each example and process; the other tests wait for it.
+    // Each process builds an example once, and its other tests wait for that.
     static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
@@ -209,7 +211,7 @@ pub(crate) fn example(name: &str) -> PathBuf {
     program
 }
 
-/// Builds an example as this test was built, where this test was built.
+/// Builds an example with the profile and the target directory of this test.
 fn build(name: &str, profile: &Path) {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let target = profile.parent().unwrap();
@@ -217,8 +219,8 @@ fn build(name: &str, profile: &Path) {
         "debug" => "dev",
         other => other,
     };
-    // Cargo sets variables for this test on which the build scripts of dependencies depend: with
-    // them, it would build everything again, and once more after the test.
+    // Cargo sets variables for this test, and the build scripts of dependencies depend on them.
+    // With these variables, cargo would build everything again, and once more after the test.
     let is_of_this_test = |name: &OsStr| {
         let name = name.to_string_lossy();
         ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_"].iter().any(|prefix| name.starts_with(prefix))

@@ -1,4 +1,4 @@
-//! Workers in this process, with short times where a test waits for them.
+//! Workers in this process, with short timeouts where a test waits for them.
 
 use std::time::Duration;
 
@@ -7,9 +7,10 @@ use pupsourcing_orchestrator::{Builder, Database, Handle, Orchestrator, Projecti
 use super::ledger::Ledger;
 use super::{TestDatabase, eventually};
 
-/// A builder with times that a test can wait for. Relations between them are those of the defaults.
+/// A builder with timeouts that a test can wait for. The relations between them are those of the
+/// defaults.
 pub(crate) fn builder(url: &str, replica_set: &str) -> Builder {
-    // RUST_LOG shows what the library says; it fails for all but the first.
+    // RUST_LOG shows what the library logs. Only the first call in a process succeeds.
     _ = env_logger::builder().is_test(true).try_init();
     Orchestrator::builder(Database::from_url(url).unwrap(), replica_set)
         .heartbeat_interval(Duration::from_millis(200))
@@ -33,7 +34,7 @@ pub(crate) fn start_ledger(database: &TestDatabase, name: &'static str) -> Handl
     start(builder(database.url(), "set"), vec![Box::new(Ledger::named(name))])
 }
 
-/// Waits until the workers process, together, as one generation.
+/// Waits until the workers process together in one generation. Returns its number.
 #[track_caller]
 pub(crate) fn await_running(handles: &[&Handle]) -> i64 {
     eventually("all workers run in one generation", Duration::from_secs(10), || {
