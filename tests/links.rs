@@ -24,7 +24,7 @@ const DOCS: &str = "https://docs.rs/pupsourcing-orchestrator/latest/pupsourcing_
 const SOURCE: &str = "https://docs.rs/crate/pupsourcing-orchestrator/latest/source/";
 
 /// Files, each with the label by which pages refer to it.
-const FILES: [(&str, &str); 14] = [
+const FILES: [(&str, &str); 15] = [
     ("again", "benches/results/upserts_append_again.md"),
     ("architecture", "ARCHITECTURE.md"),
     ("batch_size.svg", "benches/results/batch_size.svg"),
@@ -39,6 +39,7 @@ const FILES: [(&str, &str); 14] = [
     ("pauses.svg", "benches/results/pauses.svg"),
     ("report", "benches/results/report.md"),
     ("roles.sql", "examples/postgres/roles.sql"),
+    ("rules.yml", "examples/grafana/rules.yml"),
 ];
 
 fn root() -> &'static Path {
@@ -127,8 +128,10 @@ fn target(label: &str, pages: &BTreeSet<String>) -> Option<(String, String)> {
     if pages.contains(label) {
         return Some((format!("{GUIDE}/{label}.md"), format!("crate::guide::{label}")));
     }
-    if label == "probes" {
-        return Some(("src/http/probes.md".to_owned(), "crate::MetricsServer#the-probes".to_owned()));
+    match label {
+        "probes" => return Some(("src/http/probes.md".to_owned(), "crate::MetricsServer#the-probes".to_owned())),
+        "settings" => return Some(("src/cli/settings.md".to_owned(), "crate::cli#settings".to_owned())),
+        _ => {}
     }
     let (_, path) = FILES.iter().find(|(name, _)| *name == label)?;
     Some(((*path).to_owned(), format!("{SOURCE}{path}")))
