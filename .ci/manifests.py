@@ -1,6 +1,6 @@
-"""Holds the manifests under examples/kubernetes, and the rules and the dashboard of examples/grafana, against one another and the code.
+"""Compares the manifests under examples/kubernetes, and the rules and the dashboard of examples/grafana, with each other and the code.
 
-Prints the manifests of Kubernetes' own kinds, for the validator. Writes the autoscalers' queries into a file of rules.
+Prints the manifests of Kubernetes' own kinds, for the validator. Writes the autoscalers' queries to a file of rules.
 """
 
 import json
@@ -53,7 +53,7 @@ readme = (MANIFESTS / "README.md").read_text()
 for name in files:
     true(f"README.md does not mention {name}.yaml", f"{name}.yaml" in readme)
 
-# What a worker program reads: tests hold the table equal to the code.
+# The settings that a worker program reads: a test keeps the table equal to the code.
 program_settings = pathlib.Path("src/cli/settings.md").read_text()
 commands = pathlib.Path("src/cli/arguments.rs").read_text()
 site = "".join(path.read_text() for path in pathlib.Path("src/http").glob("*.rs"))
@@ -89,7 +89,7 @@ same("port", f"0.0.0.0:{port['containerPort']}", f"0.0.0.0:{annotations['prometh
 true("another default port", f'| {settings["METRICS_ADDR"]} |' in program_settings and f"\nEXPOSE {port['containerPort']}\n" in dockerfile)
 [ingress] = network["ingress"]
 same("the only way in", ingress["ports"], [{"port": port["name"]}])
-true("the way in is open to everybody", ingress["from"])
+true("every pod may connect to the workers", ingress["from"])
 same("ways out", [[way["port"] for way in rule["ports"]] for rule in network["egress"]], [[53, 53], [5432]])
 paths = [annotations["prometheus.io/path"], endpoint["path"]]
 for probe in ["startupProbe", "livenessProbe", "readinessProbe"]:
@@ -98,7 +98,7 @@ for probe in ["startupProbe", "livenessProbe", "readinessProbe"]:
 for path in paths:
     true(f"nothing is served at {path}", f'"{path}" =>' in site)
 
-# Settings: those of the manifests, and those the README tells of.
+# Settings: those of the manifests, and those that the README names.
 for setting in set(settings) | set(re.findall(r"`(ORCHESTRATOR_[A-Z_]+)", readme)):
     true(f"no program reads {setting}", f"| `{setting}` |" in program_settings)
 for one in [container, job]:
@@ -107,7 +107,7 @@ for one in [container, job]:
             made = f"create secret generic {secret['name']} --from-literal={secret['key']}="
             true(f"README.md does not say how to make {secret}", made in " ".join(readme.replace("\\\n", " ").split()))
 
-# Metrics: each one exists, and has the labels it is asked for.
+# Metrics: each one exists, and has the labels that the queries use.
 metrics = {}
 for line in pathlib.Path("src/metrics/metrics.md").read_text().splitlines():
     if row := re.match(r"\| `(\w+)` \| (\w+) \| (.*?) \|", line):

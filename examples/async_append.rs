@@ -1,11 +1,12 @@
-//! An asynchronous application that appends with a client of its own: through the SQL function that
-//! the migrations create, with its own types, and with the same guarantees as `EventStore::append`.
-//! The worker runs beside it in threads of its own, which need no runtime and block none.
+//! An asynchronous application that appends with a client of its own. It calls the SQL function
+//! that the migrations create, with its own types, and has the same guarantees as
+//! `EventStore::append`. The worker runs in the same process, in threads of its own, which need no
+//! runtime and block none.
 //!
 //! Eight visitors put items into one cart at the same time. A cart holds at most 50 items, so each
-//! visitor decides by the cart's events, and decides again where another was quicker.
+//! visitor decides by the cart's events, and decides again if another visitor was faster.
 //!
-//! `DATABASE_URL` says where the events are.
+//! `DATABASE_URL` names the database that has the events.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ const MOST_ITEMS: usize = 50;
 /// How many times a visitor decides again before it gives up.
 const ATTEMPTS: usize = 100;
 
-/// The parameters' types follow from the function, so nothing needs a cast.
+/// The function determines the types of the parameters, so no cast is needed.
 const APPEND: &str =
     "SELECT global_position, aggregate_version FROM orchestrator_append('shop', 'Cart', $1, $2, $3, $4, $5, $6)";
 const LOAD: &str = "SELECT aggregate_version FROM events
@@ -40,7 +41,7 @@ impl ItemAdded {
     const VERSION: i32 = 1;
 }
 
-/// What came of an append.
+/// The outcome of an append.
 enum Outcome {
     /// The events are stored; the last one is at this global position.
     Appended(i64),
@@ -62,7 +63,7 @@ impl Store {
         Ok(Self { client, append, load })
     }
 
-    /// How many items the cart has, and its version.
+    /// Returns how many items the cart has, and its version.
     async fn load(&self, cart: &str) -> Result<(usize, i64), tokio_postgres::Error> {
         let rows = self.client.query(&self.load, &[&cart]).await?;
         Ok((rows.len(), rows.last().map_or(0, |row| row.get(0))))
@@ -79,7 +80,8 @@ impl Store {
         Ok(position.map_or(Outcome::Conflict, Outcome::Appended))
     }
 
-    /// To be sent after the commit, never within the transaction: notifications serialise commits.
+    /// Wakes the workers. Call it after the commit, never within the transaction, because
+    /// notifications serialise commits.
     async fn hint(&self) {
         if let Err(error) = self.client.execute(HINT, &[]).await {
             log::debug!("no hint sent: {error}");
@@ -134,8 +136,8 @@ fn main() -> Result<(), BoxError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         connect(&url).await?.batch_execute(CartItems::TABLE).await?;
-        // It blocks, as every call of the library. At the start nothing else waits for this thread;
-        // later, `spawn_blocking` is the place.
+        // This blocks, like every call of the library. At the start, nothing else waits for this
+        // thread. Later, use `spawn_blocking`, as below.
         let worker = start_worker(&url)?;
         let appended = shop(&url).await?;
         wait_until_handled(&worker, appended).await?;
@@ -181,7 +183,7 @@ async fn shop(url: &str) -> Result<i64, BoxError> {
     Ok(last)
 }
 
-/// Waits until the worker has handled the event at this position: its own writes can then be read.
+/// Waits until the worker has handled the event at this position. Then the read model shows it.
 async fn wait_until_handled(worker: &Handle, position: i64) -> Result<(), BoxError> {
     let mut looks = tokio::time::interval(Duration::from_millis(20));
     let handled = async {

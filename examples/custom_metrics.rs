@@ -1,10 +1,11 @@
-//! The application's own registry and its own HTTP server: the orchestrator's metrics stand beside
-//! the application's, and its health and status are answered at paths of the application.
+//! An application with its own registry and its own HTTP server. The orchestrator's metrics are in
+//! the application's registry, and the application's server answers for its health and status.
 //!
-//! `DATABASE_URL` says where the events are, `METRICS_ADDR` where to serve (127.0.0.1:9091).
+//! `DATABASE_URL` names the database that has the events, and `METRICS_ADDR` the address to serve
+//! on (127.0.0.1:9091 by default).
 //!
-//! `/status` names hosts and projections. The library's own server refuses it under foreign host
-//! names, so that no page of another site can read it; this one does not.
+//! `/status` shows hosts and projections. The library's own server refuses it under foreign host
+//! names, so that no page of another site can read it. This server does not.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use tiny_http::{Response, Server};
 #[path = "support/app.rs"]
 mod app;
 
-/// Builds no read model: it counts what happens, in a metric of the application.
+/// Counts events in a metric of the application. It builds no read model.
 struct Happenings {
     seen: IntCounterVec,
 }
@@ -30,7 +31,8 @@ impl Projection for Happenings {
     }
 
     fn handle(&self, _: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
-        // Outside the transaction: after a rollback the event is handled, and counted, again.
+        // This effect is outside the transaction: after a rollback, the event is handled and
+        // counted again.
         self.seen.with_label_values(&[event.event_type()]).inc();
         Ok(())
     }
@@ -56,7 +58,7 @@ fn run() -> Result<(), BoxError> {
     let (listener, probe) = (server.clone(), orchestrator.health());
     let http = thread::Builder::new().name("http".into()).spawn(move || serve(&listener, &registry, &probe))?;
 
-    // The probes answer also while it waits for the database.
+    // The probes answer even while the worker waits for the database.
     orchestrator.migrate()?;
     orchestrator.run(&app::shutdown_signal()?)?;
     server.unblock();

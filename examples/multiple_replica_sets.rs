@@ -1,7 +1,7 @@
-//! Two replica sets in one process, each with workers of its own: a busy projection gets three, a light one gets one, and neither
-//! pauses when the other is scaled.
+//! Two replica sets in one process, each with workers of its own. A busy projection gets three
+//! workers, a light one gets one, and neither pauses when the other is scaled.
 //!
-//! `DATABASE_URL` says where the events are.
+//! `DATABASE_URL` names the database that has the events.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use pupsourcing_orchestrator::{
 #[path = "support/app.rs"]
 mod app;
 
-/// Writes one row for each event: worth several workers.
+/// Writes one row for each event, so several workers are useful.
 struct Journal;
 
 impl Projection for Journal {
@@ -29,7 +29,7 @@ impl Projection for Journal {
     }
 }
 
-/// Counts with one statement for a whole batch: one worker is plenty.
+/// Counts with one statement for a whole batch, so one worker is enough.
 struct Total;
 
 impl BatchProjection for Total {
@@ -68,7 +68,8 @@ fn run() -> Result<(), BoxError> {
             recv(shutdown) -> _ => break,
         }
     }
-    // All are asked before the first is waited for, so that they leave together.
+    // All workers are asked to leave before the first is joined, so that they leave at the same
+    // time.
     workers.iter().for_each(Handle::request_shutdown);
     workers.into_iter().try_for_each(Handle::join)?;
     Ok(())

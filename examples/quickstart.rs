@@ -1,8 +1,8 @@
-//! The main job on a PostgreSQL server that this program starts and removes by itself: while a shop goes on selling, its read models
+//! The main job on a PostgreSQL server that this program starts and removes by itself: while a shop keeps selling, its read models
 //! are built by one worker process, then three, then two, of which one is killed; and in the end every read model is compared with the
 //! events. About 20 seconds.
 //!
-//! `--serve` goes on until Ctrl-C or SIGTERM, and compares then.
+//! `--serve` runs until Ctrl-C or SIGTERM, and compares then.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a show")]
 
 use std::process::{Command, ExitCode};
@@ -25,7 +25,7 @@ mod shop;
 
 use process::{Process, Signal, Stream};
 
-const USAGE: &str = "usage: quickstart [--serve]\n  --serve  goes on until Ctrl-C, with metrics to look at";
+const USAGE: &str = "usage: quickstart [--serve]\n  --serve  runs until Ctrl-C, and serves metrics";
 
 /// What happens after how many seconds. The numbers count the workers from 1.
 const SCRIPT: [(u64, Act); 6] =

@@ -1,8 +1,8 @@
-//! The production worker: two projections, and the program around them.
+//! The production worker: two projections, and the program that runs them.
 //!
 //! `worker --help` lists its commands and settings; `pupsourcing_orchestrator::cli` documents them.
-//! `DATABASE_URL` is needed, all else has a default. It serves metrics, and leaves gracefully on
-//! SIGTERM.
+//! `DATABASE_URL` is required; all other settings have defaults. The worker serves metrics, and
+//! leaves gracefully on SIGTERM.
 
 use std::process::ExitCode;
 
@@ -25,8 +25,8 @@ impl BatchProjection for EventTypeCounts {
 
     fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         let types: Vec<&str> = events.iter().map(Event::event_type).collect();
-        // In the order of the key: workers that count the same types at once then lock the rows in
-        // one order. They wait for one another, but never in a circle.
+        // Sorted by key, so workers that count the same types at the same time lock the rows in the
+        // same order. They wait for one another, but never deadlock.
         tx.execute(
             "INSERT INTO event_type_counts AS c (event_type, events)
              SELECT t, count(*) FROM unnest($1::text[]) AS t GROUP BY t ORDER BY t
@@ -37,7 +37,8 @@ impl BatchProjection for EventTypeCounts {
     }
 }
 
-/// Follows every aggregate: how many events it has, its version, and whether they came in order.
+/// Tracks every aggregate: how many events it has, its version, and whether the events arrived in
+/// order.
 pub(crate) struct AggregateActivity;
 
 impl BatchProjection for AggregateActivity {
@@ -50,8 +51,9 @@ impl BatchProjection for AggregateActivity {
         let types: Vec<&str> = events.iter().map(Event::aggregate_type).collect();
         let ids: Vec<&str> = events.iter().map(Event::aggregate_id).collect();
         let versions: Vec<i64> = events.iter().map(Event::aggregate_version).collect();
-        // An aggregate belongs to one worker, so no other one changes its row meanwhile. In the
-        // order of the key all the same: then neighbours in the index are written together.
+        // An aggregate belongs to one worker, so no other worker changes its row meanwhile. The
+        // rows are sorted by key nevertheless, so that neighbours in the index are written
+        // together.
         tx.execute(
             "WITH event AS (
                  SELECT *, lag(version) OVER (PARTITION BY bounded_context, aggregate_type, aggregate_id ORDER BY n) AS before
@@ -73,8 +75,8 @@ impl BatchProjection for AggregateActivity {
     }
 }
 
-/// Looks the tables up first: `CREATE TABLE IF NOT EXISTS` asks for the privilege to create even
-/// where there is nothing to create.
+/// Checks for the tables first, because `CREATE TABLE IF NOT EXISTS` requires the privilege to
+/// create even if the table exists.
 pub(crate) const TABLES: &str = "
 DO $$ BEGIN
 IF to_regclass('event_type_counts') IS NULL THEN

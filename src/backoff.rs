@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Delays that double from the first to the longest; each is drawn between half of its value and
-/// all of it.
+/// Delays that double from the first to the longest. The actual delay is random, between half of
+/// this value and all of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
     first: Duration,
@@ -18,8 +18,8 @@ impl Backoff {
         Self { first, longest, failures: 0, mentions: Mentions::default() }
     }
 
-    /// Creates the delays for connections: short enough that a worker is back within the
-    /// session-loss grace that the others allow.
+    /// Creates the delays for connections: short enough that a worker reconnects within the
+    /// session-loss grace that the other workers allow.
     pub(crate) fn for_connections() -> Self {
         Self::new(Duration::from_millis(20), Duration::from_millis(500))
     }
@@ -66,13 +66,13 @@ impl Mentions {
     }
 }
 
-/// How often to react to something that others can cause at will: a few times at once, and then at
-/// a steady rate.
+/// Limits how often to react to something that other sessions can cause at any rate: a few times at
+/// once, and then at a steady rate.
 #[derive(Debug, Clone)]
 pub(crate) struct Allowance {
     every: Duration,
     at_once: u32,
-    /// When everything that was used is available again.
+    /// When the whole allowance is available again.
     full_at: Option<Instant>,
 }
 
@@ -87,7 +87,7 @@ impl Allowance {
         self.full_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now).saturating_sub(in_advance))
     }
 
-    /// Takes note of a reaction.
+    /// Records a reaction.
     pub(crate) fn take(&mut self, now: Instant) {
         self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + self.every);
     }

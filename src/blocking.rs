@@ -1,9 +1,8 @@
-//! Waits for the database also on a thread that belongs to an asynchronous runtime.
+//! Waits for the database, even on a thread that belongs to an asynchronous runtime.
 //!
-//! The database client executes a runtime of its own whenever it waits. On a thread that already
-//! executes one, tokio refuses that with a panic, also in the client's destructor. So what the
-//! library does with a client on a caller's thread is done on another thread if need be. The
-//! caller's thread is blocked nevertheless.
+//! The database client executes a tokio runtime of its own whenever it waits, also in its
+//! destructor. tokio panics if the thread already executes a runtime. So on such a thread, the
+//! library uses the client on another thread. The caller's thread is blocked nevertheless.
 
 use std::io;
 use std::panic::resume_unwind;
@@ -31,15 +30,17 @@ pub(crate) fn drop_blocking<T: Send + 'static>(value: T) {
     }
     let (sender, receiver) = bounded(1);
     let Ok(thread) = Builder::new().name(THREAD.to_owned()).spawn(move || drop(receiver.recv())) else {
-        // A destructor cannot report it. Without a thread to close it, the connection is lost.
+        // A destructor cannot report the error. The connection leaks, because there is no thread
+        // that could close it.
         return std::mem::forget(value);
     };
-    // The thread waits for it, so it is received.
+    // The thread waits for the value, so it is received.
     _ = sender.send(value);
     _ = thread.join();
 }
 
-/// Also true on a thread that a runtime keeps for blocking, where the other thread does no harm.
+/// Also true on a runtime's thread for blocking work, where the other thread is unnecessary but
+/// harmless.
 fn is_in_runtime() -> bool {
     tokio::runtime::Handle::try_current().is_ok()
 }

@@ -1,9 +1,9 @@
-//! Watches how a worker that was asked to [run to a position](crate::Orchestrator::run_to) gets
-//! there.
+//! Watches the progress of a worker that was asked to [run to a
+//! position](crate::Orchestrator::run_to).
 //!
-//! A worker owns only a part of the keys while others run. So the checkpoints tell whether the goal
-//! is reached, not the memory of this process. The runners of this process wake the thread when they
-//! cross the goal; what other workers do, it finds by polling.
+//! A worker owns only a part of the keys while other workers run. So the thread reads the
+//! checkpoints, not the memory of this process, to find whether the goal is reached. The runners of
+//! this process wake it when they cross the goal. It polls for the progress of other workers.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -19,13 +19,13 @@ use crate::store::progress::{self, Standing};
 
 /// How often the checkpoints are read.
 const EVERY: Duration = Duration::from_millis(100);
-/// Over which time the rate is measured.
+/// The time over which the rate is measured.
 const WINDOW: Duration = Duration::from_secs(10);
 
 const READING: &str = "reading the progress";
 
-/// How far a worker, together with the others of its replica set, has come towards the position at
-/// which it is to stop.
+/// The progress of a worker, together with the other workers of its replica set, towards the
+/// position at which it stops.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Progress {
@@ -35,12 +35,13 @@ pub struct Progress {
     /// The position at which the worker stops. `None` while it is not known.
     pub target: Option<i64>,
     /// How many events the projections are behind the target: the sum over the projections,
-    /// estimated from the positions. Among them are events that a projection does not want.
+    /// estimated from the positions. It includes events that are not in the scope of a projection.
     pub left: u64,
-    /// How many events a second the projections come nearer to the target, over the last ten
+    /// By how many events per second the projections approached the target, over the last ten
     /// seconds. `None` while it is not known.
     pub events_per_second: Option<f64>,
-    /// After which time the target is reached at this rate.
+    /// The time until the target is reached at this rate. `None` while the rate is not known or is
+    /// zero.
     pub time_to_go: Option<Duration>,
 }
 
@@ -52,7 +53,7 @@ impl Progress {
 
     fn of(standings: &[Standing], target: i64, rate: Option<f64>) -> Self {
         let left = standings.iter().map(|standing| standing.left).sum();
-        // A projection without checkpoints is nowhere, and then so is the worker.
+        // If a projection has no checkpoints, it has no position, and neither has the worker.
         let positions: Option<Vec<i64>> = standings.iter().map(|standing| standing.position).collect();
         Self {
             position: positions.and_then(|all| all.into_iter().min()),
@@ -69,14 +70,14 @@ fn whole(number: f64) -> u64 {
     number.ceil() as u64
 }
 
-/// The thread that watches.
+/// The thread that watches the progress.
 #[derive(Debug)]
 pub(crate) struct CatchUp {
     pub(crate) context: Context,
     pub(crate) projections: Vec<Known>,
     /// A runner of this worker has crossed the goal.
     pub(crate) crossed: Receiver<()>,
-    /// Where the progress goes; an error is the last that is sent.
+    /// Receives the progress. An error is the last message.
     pub(crate) reports: Sender<Result<Progress, Error>>,
 }
 
@@ -113,7 +114,7 @@ impl CatchUp {
                 self.say(Ok(progress));
                 return Ok(());
             }
-            // The receiver may not have taken the last one yet.
+            // If the receiver has not taken the last report yet, this one is dropped.
             _ = self.reports.try_send(Ok(progress));
             select! {
                 recv(stop.heard()) -> _ => return Ok(()),
@@ -131,11 +132,12 @@ impl CatchUp {
     }
 }
 
-/// Returns the first projection that does not get to the goal unless someone intervenes.
+/// Returns an error for the first projection that cannot reach the goal without intervention.
 fn stopped(standings: &[Standing], own: &Status, goal: i64) -> Option<Error> {
     let behind = standings.iter().filter(|standing| standing.position.is_none_or(|position| position < goal));
     behind.into_iter().find_map(|Standing { projection, halted, is_paused, fault, .. }| {
-        // What keeps a worker from loading its checkpoints is not reported in them.
+        // If a worker cannot load its checkpoints, its own status has the error, but the
+        // checkpoints do not.
         let halted_here = own
             .projections
             .get(projection)
@@ -154,17 +156,17 @@ fn stopped(standings: &[Standing], own: &Status, goal: i64) -> Option<Error> {
     })
 }
 
-/// What was left at which moment, over the last seconds.
+/// How many events were left at which moment, over the last seconds.
 #[derive(Debug, Default)]
 struct Pace(VecDeque<(Instant, f64)>);
 
 impl Pace {
-    /// Takes what is left now, and returns how much less it gets in a second.
+    /// Records how many events are left now, and returns by how many this decreases per second.
     fn rate(&mut self, now: Instant, left: f64) -> Option<f64> {
         while self.0.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW) {
             self.0.pop_front();
         }
-        // A runner may wake the thread more often.
+        // Runners may wake the thread more often; those samples are not needed.
         if self.0.back().is_none_or(|(at, _)| now.duration_since(*at) >= EVERY / 2) {
             self.0.push_back((now, left));
         }

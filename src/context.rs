@@ -10,8 +10,8 @@ use crate::store::Names;
 use crate::store::session::{Session, Sessions};
 use crate::threads::Stop;
 
-/// Where a worker works, and the cells through which its threads inform each other. Clones are the
-/// same.
+/// The database in which a worker works, and the cells through which its threads inform each other.
+/// Clones share the same cells.
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) database: Database,
@@ -20,7 +20,7 @@ pub(crate) struct Context {
     pub(crate) stop: Stop,
     pub(crate) board: Board,
     pub(crate) metrics: ReplicaSetMetrics,
-    /// Where the worker stops, if it was asked to.
+    /// The position at which the worker stops, if it was asked to run to one.
     pub(crate) goal: Goal,
 }
 

@@ -1,12 +1,12 @@
-//! Holds tables in the documentation equal to the declarations that define them.
+//! Tests that tables in the documentation equal the declarations that define them.
 
 use std::path::Path;
 use std::{env, fs};
 
 /// Fails unless the file contains this table; if `UPDATE_DOCS` is set, writes it there instead.
 ///
-/// The table of the file is found by its first line. In a comment, each of its lines begins with
-/// `margin`.
+/// The table in the file is found by its first line. If it is in a comment, each of its lines
+/// begins with `margin`.
 #[track_caller]
 pub(crate) fn assert_table(file: &str, margin: &str, table: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);

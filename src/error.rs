@@ -1,31 +1,33 @@
-//! What can go wrong, by what the caller can do about it.
+//! Errors, grouped by what the caller can do about them.
 //!
-//! Every message names the thing that is wrong and its value, and where there is one, the remedy. No message ever holds a
-//! password: connection targets are printed as host, port, database and user only.
+//! Every message names the thing that is wrong and its value, and the remedy if there is one. No
+//! message contains a password: connection targets are printed as host, port, database and user
+//! only.
 
 mod redaction;
+mod server;
+mod text;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use postgres::error::SqlState;
-
 pub(crate) use self::redaction::{has_password, redacted};
+pub(crate) use self::server::{is_away, is_of_pooler, is_transient};
+pub(crate) use self::text::{Shown, describe, describe_any, field, one_line, panic_message, without_rows};
 
-/// A boxed error of any kind, as handlers return it.
+/// A boxed error of any kind. Handlers return it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// An error of the orchestrator.
 ///
-/// Its text does not contain that of its [source](std::error::Error::source): print the causes too,
-/// as `anyhow` does, or use [`with_causes`](Self::with_causes).
+/// Its text does not contain the text of its [source](std::error::Error::source): print the causes
+/// too, as `anyhow` does, or use [`with_causes`](Self::with_causes).
 ///
 /// | | what to do |
 /// |---|---|
 /// | [`is_config`](Self::is_config) | correct the setting that the error names |
 /// | [`is_away`](Self::is_away) | wait for the server |
-/// | [`is_transient`](Self::is_transient) | the same again later; also true where the server is away |
-/// | anything else | see the variant: most need a person |
+/// | [`is_transient`](Self::is_transient) | retry later; also true if the server is away |
+/// | anything else | see the variant; most need an operator |
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -41,11 +43,12 @@ pub enum Error {
         problem: String,
     },
 
-    /// The database URL cannot be understood. The URL itself is not repeated: it may hold a password.
+    /// The database URL cannot be parsed. The message does not repeat the URL, which may contain a
+    /// password.
     #[error("the database URL cannot be used: {problem}")]
     #[non_exhaustive]
     InvalidUrl {
-        /// What is wrong with which part.
+        /// Which part is wrong, and why.
         problem: String,
     },
 
@@ -53,14 +56,15 @@ pub enum Error {
     #[error("TLS cannot be set up: {problem}")]
     #[non_exhaustive]
     Tls {
-        /// What is wrong with which file or setting.
+        /// Which file or setting is wrong, and why.
         problem: String,
         /// The cause, if another library reported one.
         #[source]
         source: Option<BoxError>,
     },
 
-    /// No connection could be made: the server is away, or it refused the user, the password or the database.
+    /// No connection could be made: the server cannot be reached, or it refused the user, the
+    /// password or the database.
     #[error("cannot connect to {target}")]
     #[non_exhaustive]
     Connect {
@@ -70,21 +74,22 @@ pub enum Error {
         source: postgres::Error,
     },
 
-    /// The server did not answer in time: it is frozen or overloaded, or is no PostgreSQL server.
+    /// The server did not answer in time: it is frozen or overloaded, or is not a PostgreSQL
+    /// server.
     #[error("cannot connect to {target}: no answer within {waited:?}")]
     #[non_exhaustive]
     ConnectTimeout {
         /// Host, port, database and user; never the password.
         target: String,
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
     },
 
     /// The database client could not set up a connection: most likely the process may open no more
     /// files.
     #[error(
-        "cannot connect to {target}: the database client could not set up a connection (are there file \
-         descriptors left?)"
+        "cannot connect to {target}: the database client could not set up a connection: most likely the process has no file \
+         descriptor left; raise its limit of open files"
     )]
     #[non_exhaustive]
     ClientSetup {
@@ -92,13 +97,13 @@ pub enum Error {
         target: String,
     },
 
-    /// The pool had no connection to give within the time allowed.
+    /// The pool could not provide a connection within the time allowed.
     #[error("no connection from the pool of {size} within {waited:?}: {problem}")]
     #[non_exhaustive]
     Pool {
         /// The pool's size.
         size: u32,
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
         /// What the pool reported.
         problem: String,
@@ -108,21 +113,22 @@ pub enum Error {
     #[error("{doing} failed")]
     #[non_exhaustive]
     Database {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
         /// What the server or the network said.
         source: postgres::Error,
     },
 
-    /// The server is a standby, which accepts no writes. It may be promoted, or the address may lead
-    /// to another server soon.
+    /// The server is a standby, which accepts no writes. It may soon be promoted, or the address
+    /// may soon lead to another server.
     #[error(
         "this server cannot be used now: it is in recovery (a standby): connect to the primary, where the events are \
          written; with several hosts in the URL, target_session_attrs=read-write finds it"
     )]
     InRecovery,
 
-    /// The server cannot run this library: too old, or set up in a way that would break a guarantee.
+    /// The library cannot use this server: it is too old, or is set up in a way that would break a
+    /// guarantee.
     #[error("this server cannot be used: {problem}")]
     #[non_exhaustive]
     UnsupportedServer {
@@ -130,7 +136,8 @@ pub enum Error {
         problem: String,
     },
 
-    /// The tables are missing, older or newer than this library expects, not of the expected form, or at odds with one another.
+    /// The tables are missing, older or newer than this library expects, not of the expected form,
+    /// or inconsistent with one another.
     #[error("the schema cannot be used: {problem}")]
     #[non_exhaustive]
     Schema {
@@ -139,14 +146,14 @@ pub enum Error {
     },
 
     /// An event cannot be read: it is larger than
-    /// [`max_event_bytes`](crate::Builder::max_event_bytes), or the server sends something that is
-    /// no event. The projections that want it halt before it.
+    /// [`max_event_bytes`](crate::Builder::max_event_bytes), or what the server sends is not an
+    /// event. The projections that have it in their scope halt before it.
     #[error("the event at global position {position} cannot be read: {problem}")]
     #[non_exhaustive]
     UnreadableEvent {
-        /// Where it is.
+        /// The event's global position.
         position: i64,
-        /// What is wrong with it.
+        /// What is wrong with the event.
         problem: String,
     },
 
@@ -177,14 +184,15 @@ pub enum Error {
         claimant: String,
     },
 
-    /// A projection does not get to the position to which it was to [run](crate::Orchestrator::run_to): it has
-    /// halted, on this worker or on another, or it is paused, or its checkpoints were changed by hand.
+    /// A projection does not reach the position to which it was to
+    /// [run](crate::Orchestrator::run_to): it has halted on this worker or on another, it is
+    /// paused, or its checkpoints were changed by hand.
     #[error("projection {projection:?} {problem}")]
     #[non_exhaustive]
     ProjectionStopped {
         /// The projection's name.
         projection: String,
-        /// Why it stands still: the handler's error, for example.
+        /// Why it makes no progress: the handler's error, for example.
         problem: String,
     },
 
@@ -192,7 +200,7 @@ pub enum Error {
     #[error("cannot serve HTTP on {address:?}")]
     #[non_exhaustive]
     Http {
-        /// The address asked for.
+        /// The requested address.
         address: String,
         /// What the system said.
         #[source]
@@ -202,7 +210,7 @@ pub enum Error {
     /// A metric could not be registered. The registry is unchanged.
     #[error(
         "cannot register metric {metric}; if the registry has these metrics already, clone their Metrics \
-         instead of making another, or drop all its clones first"
+         instead of creating another one, or drop all its clones first"
     )]
     #[non_exhaustive]
     Metrics {
@@ -220,7 +228,7 @@ pub enum Error {
         source: prometheus::Error,
     },
 
-    /// The system would not start a thread.
+    /// The operating system refused to start a thread.
     #[error("cannot start thread {thread}")]
     #[non_exhaustive]
     Spawn {
@@ -241,8 +249,8 @@ pub enum Error {
         message: String,
     },
 
-    /// A thread of the worker, in a handler for example, would wait for its own end. The worker was
-    /// asked to stop, unless it was only to be waited for; wait on another thread.
+    /// A thread of the worker, in a handler for example, tried to wait for the worker's end, which
+    /// includes its own. The worker was asked to stop. Wait on another thread.
     #[error(
         "thread {thread} of the worker cannot wait for the worker's end: ask for it with request_shutdown(), and wait \
          on another thread"
@@ -254,10 +262,10 @@ pub enum Error {
     },
 
     /// The worker did not stop in time. Its threads continue; what they commit stays correct.
-    #[error("not stopped within {waited:?}: still running are {threads}")]
+    #[error("the worker has not stopped within {waited:?}: these threads still run: {threads}")]
     #[non_exhaustive]
     ShutdownTimeout {
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
         /// The threads that have not ended.
         threads: String,
@@ -273,9 +281,10 @@ impl Error {
         move |source| Self::Database { doing, source }
     }
 
-    /// Whether it says that the server is away, so that waiting may help: it cannot be reached, is
-    /// starting up or shutting down, accepts no writes, has no connection left (or this process no
-    /// file descriptor for one), or is not the one that `target_session_attrs` asks for.
+    /// Whether the server is away, so that waiting may help: it cannot be reached, is starting up
+    /// or shutting down, accepts no writes, has no connection left, or is not the one that
+    /// `target_session_attrs` asks for. Also true if this process has no file descriptor left for a
+    /// connection.
     ///
     /// ```
     /// use pupsourcing_orchestrator::Database;
@@ -287,16 +296,16 @@ impl Error {
     /// ```
     pub fn is_away(&self) -> bool {
         match self {
-            // A pool fills when connections are free.
+            // A pool gets its connections once the server has free ones.
             Self::ConnectTimeout { .. } | Self::ClientSetup { .. } | Self::Pool { .. } | Self::InRecovery => true,
             Self::Connect { source, .. } | Self::Database { source, .. } => is_away(source),
             _ => false,
         }
     }
 
-    /// Whether the same call may succeed later without any change: the server
-    /// [is away](Self::is_away), two transactions were in each other's way, a statement was
-    /// cancelled, or the server lacked a resource such as disk space.
+    /// Whether the same call may succeed later without any change: the server [is
+    /// away](Self::is_away), two transactions conflicted, a statement was cancelled, or the server
+    /// lacked a resource such as disk space.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -304,7 +313,9 @@ impl Error {
     /// fn connect(database: &Database) -> Result<(), Error> {
     ///     loop {
     ///         match database.connect() {
-    ///             Err(error) if error.is_transient() => std::thread::sleep(Duration::from_secs(1)),
+    ///             Err(error) if error.is_transient() => {
+    ///                 std::thread::sleep(Duration::from_secs(1));
+    ///             }
     ///             outcome => return outcome.map(drop),
     ///         }
     ///     }
@@ -315,20 +326,21 @@ impl Error {
     }
 
     /// Whether a setting of this program is wrong: an option, a name, the database URL, a
-    /// certificate, or the address to serve on. It does not go away by itself.
+    /// certificate, or the address to serve on. Such an error does not go away by itself.
     ///
     /// ```
     /// use pupsourcing_orchestrator::Database;
     ///
-    /// let error = Database::from_url("postgres://user@localhost/shop?sslmode=always").unwrap_err();
+    /// let url = "postgres://user@localhost/shop?sslmode=always";
+    /// let error = Database::from_url(url).unwrap_err();
     /// assert!(error.is_config() && !error.is_transient());
     /// ```
     pub fn is_config(&self) -> bool {
         matches!(self, Self::InvalidConfig { .. } | Self::InvalidUrl { .. } | Self::Tls { .. } | Self::Http { .. })
     }
 
-    /// The error and its causes in one text, as the log of the library has it: a database error in
-    /// the server's own words.
+    /// Returns the error and its causes in one text, as the library logs it. A database error has
+    /// the server's own message.
     ///
     /// ```
     /// use pupsourcing_orchestrator::Database;
@@ -342,7 +354,7 @@ impl Error {
         describe_any(self)
     }
 
-    /// The error of the database client behind this one, if that is where it came from.
+    /// Returns the error of the database client that caused this one, if there is one.
     pub fn as_postgres(&self) -> Option<&postgres::Error> {
         match self {
             Self::Connect { source, .. } | Self::Database { source, .. } => Some(source),
@@ -351,165 +363,15 @@ impl Error {
     }
 }
 
-/// Whether repeating what failed may help, although the server is not away.
-pub(crate) fn is_transient(error: &postgres::Error) -> bool {
-    // Classes: transaction rollback, insufficient resources, operator intervention.
-    let passes = |state: &SqlState| ["40", "53", "57"].iter().any(|class| state.code().starts_with(class));
-    error.code().is_some_and(|state| passes(state) && *state != SqlState::DATABASE_DROPPED)
-}
-
-/// Whether it says that the server is away.
-pub(crate) fn is_away(error: &postgres::Error) -> bool {
-    if let Some(state) = error.code() {
-        let passes = [
-            SqlState::ADMIN_SHUTDOWN,
-            SqlState::CRASH_SHUTDOWN,
-            SqlState::CANNOT_CONNECT_NOW,
-            SqlState::TOO_MANY_CONNECTIONS,
-            SqlState::READ_ONLY_SQL_TRANSACTION,
-            // Another session has locked a table, and will end its transaction at some time.
-            SqlState::LOCK_NOT_AVAILABLE,
-        ];
-        // Class 08 is what poolers say that have no connection to give: PgBouncer, for example,
-        // reports `query_wait_timeout` and `max_client_conn` as a protocol violation, 08P01.
-        return passes.contains(state) || state.code().starts_with("08");
-    }
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<std::io::Error>() {
-            // A TLS handshake that fails is wrapped as invalid data.
-            return error.kind() != std::io::ErrorKind::InvalidData;
-        }
-        cause = error.source();
-    }
-    error.is_closed()
-}
-
-/// The most characters of the server's DETAIL, which may quote whole rows.
-const LONGEST_DETAIL: usize = 300;
-/// The most characters of an error in a line of the log or in `/status`.
-const LONGEST_TEXT: usize = 2000;
-
-/// Whether it says that a prepared statement is missing, or is there already. The client gives each
-/// a name of its own, so its connection does not have a session of its own.
-pub(crate) fn is_of_pooler(error: &postgres::Error) -> bool {
-    error
-        .code()
-        .is_some_and(|state| [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(state))
-}
-
-/// A database error as a person wants to read it in a log: the server's own words with its code, or
-/// the client's with its cause. The detail comes last, where [`without_rows`] cuts it off.
-pub(crate) fn describe(error: &postgres::Error) -> String {
-    if let Some(db) = error.as_db_error() {
-        let mut text = format!("{} ({})", db.message(), db.code().code());
-        if is_of_pooler(error) {
-            text.push_str("; hint: most likely a pooler in transaction mode does not support prepared statements");
-        }
-        if let Some(hint) = db.hint() {
-            text = format!("{text}; hint: {hint}");
-        }
-        if let Some(detail) = db.detail() {
-            text = format!("{text}; detail: {}", one_line(&shortened(detail, LONGEST_DETAIL)));
-        }
-        return text;
-    }
-    with_causes(error)
-}
-
-/// An error's text as it may be shown to every client that reaches the status page: without what
-/// the server says about the rows concerned.
-///
-/// Handlers wrap errors in whatever way they like, so the text is what there is to go by. It is cut
-/// where a detail or a context begins: as [`describe`] writes it, as the client's `Display` does,
-/// and as its `Debug` does, in which an `unwrap` reports it. The server's message stays, although
-/// it may quote a single value.
-pub(crate) fn without_rows(text: &str) -> String {
-    const BEGIN: [&str; 5] = ["; detail: ", "DETAIL:", "CONTEXT:", ", detail: Some(", ", where_: Some("];
-    match BEGIN.iter().filter_map(|begin| text.find(begin)).min() {
-        Some(end) => format!("{} (the log has the detail)", shortened(text[..end].trim_end(), LONGEST_TEXT)),
-        None => shortened(text, LONGEST_TEXT),
-    }
-}
-
-fn shortened(text: &str, characters: usize) -> String {
-    match text.char_indices().nth(characters) {
-        Some((end, _)) => format!("{} …", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-/// Any error as a person wants to read it: what it is and why, a database error in the server's own words.
-pub(crate) fn describe_any(error: &(dyn std::error::Error + 'static)) -> String {
-    error.downcast_ref::<postgres::Error>().map_or_else(|| with_causes(error), describe)
-}
-
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let of_client = error.downcast_ref::<postgres::Error>();
-        let words = of_client.map_or_else(|| error.to_string(), describe);
-        // Many errors of applications already hold their cause's words.
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        // What is behind an error of the client is in its description.
-        cause = if of_client.is_some() { None } else { error.source() };
-    }
-    text
-}
-
-/// What the log and the status show: text, or an error with its causes, which its own text does not
-/// repeat.
-pub(crate) trait Shown {
-    fn shown(&self) -> String;
-}
-
-impl<T: Shown + ?Sized> Shown for &T {
+impl Shown for Error {
     fn shown(&self) -> String {
-        (**self).shown()
+        describe_any(self)
     }
-}
-
-macro_rules! shown {
-    ($by:path: $($Type:ty),+) => {
-        $(impl Shown for $Type {
-            fn shown(&self) -> String {
-                $by(self)
-            }
-        })+
-    };
-}
-
-shown!(ToString::to_string: str, String, Arc<str>, usize, i32, i64, u64);
-shown!(describe_any: Error, postgres::Error, prometheus::Error, std::io::Error);
-
-/// For the log, where a line is a line, of bounded length, whatever a handler's error or panic says.
-pub(crate) fn one_line(value: &(impl Shown + ?Sized)) -> String {
-    shortened(&value.shown(), LONGEST_TEXT).replace(char::is_control, " ")
-}
-
-/// A value as a line of the log has it after `key=`: in quotes if the line could not be taken apart
-/// without them.
-pub(crate) fn field(value: &(impl Shown + ?Sized)) -> String {
-    let text = one_line(value);
-    let is_plain = |c: char| !c.is_whitespace() && !['=', '"', '\\'].contains(&c);
-    if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("{text:?}") }
-}
-
-/// The payload of a caught panic as text.
-pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
-    payload
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::text::{LONGEST_DETAIL, LONGEST_TEXT};
     use super::*;
     use crate::store::testing;
 

@@ -1,4 +1,5 @@
-//! The position at which a worker is to stop, if there is one: [`run_to`](crate::Orchestrator::run_to).
+//! The position at which a worker is to stop, if there is one:
+//! [`run_to`](crate::Orchestrator::run_to).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -7,13 +8,13 @@ use crossbeam_channel::Receiver;
 
 use crate::threads::Waker;
 
-/// No worker gets there.
+/// A position that no worker reaches.
 const NOWHERE: i64 = i64::MAX;
 
-/// The goal of a worker, and the waker of the thread that waits for it. Clones are the same.
+/// The goal of a worker, and the waker of the thread that waits for it. Clones share the same goal.
 ///
-/// The runners know it so that they write a position which crosses it to the database at once,
-/// although they have handled no event: the checkpoints alone tell whether it is reached.
+/// A runner that crosses the goal writes its position to the database at once, even if it has
+/// handled no event: only the checkpoints tell whether the goal is reached.
 #[derive(Debug, Clone)]
 pub(crate) struct Goal {
     position: Arc<AtomicI64>,
@@ -21,7 +22,8 @@ pub(crate) struct Goal {
 }
 
 impl Goal {
-    /// Creates a goal that is nowhere yet, and the receiver that is woken when a runner crosses it.
+    /// Creates a goal that has no position yet, and the receiver that is woken when a runner
+    /// crosses it.
     pub(crate) fn nowhere() -> (Self, Receiver<()>) {
         let (waker, woken) = Waker::new();
         (Self { position: Arc::new(AtomicI64::new(NOWHERE)), waker }, woken)
@@ -35,12 +37,12 @@ impl Goal {
         self.position.load(Ordering::Relaxed)
     }
 
-    /// Whether a runner that has come this far has to write that to the database at once.
+    /// Whether a runner that has reached this position has to write it to the database at once.
     pub(crate) fn is_crossed(&self, stored: i64, reached: i64) -> bool {
         (stored.saturating_add(1)..=reached).contains(&self.position())
     }
 
-    /// Takes note that a checkpoint is at this position in the database.
+    /// Records that a checkpoint is at this position in the database.
     pub(crate) fn stored(&self, position: i64) {
         if position >= self.position() {
             self.waker.wake();

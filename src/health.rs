@@ -1,27 +1,29 @@
-//! When a worker is ready. Pure.
+//! Decides whether a worker is ready. Pure.
 //!
-//! A ready worker can process events, or waits for nothing but its turn. The state of one that is
-//! not has one reason, which `/readyz` and the log give.
+//! A ready worker can process events, or only waits for its generation to become active. A worker
+//! that is not ready has one reason, which `/readyz` and the log show.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::plan::WorkerState;
 
-/// What readiness follows from, as of one moment. Times are ages.
+/// The facts that decide readiness, as of one moment. Durations are ages.
 #[derive(Debug, Clone)]
 pub(crate) struct Vitals<'a> {
     pub(crate) is_asked_to_stop: bool,
     pub(crate) state: WorkerState,
-    /// Of the last answered heartbeat, since it was sent; `None` before the worker has registered.
+    /// The time since the last answered heartbeat was sent; `None` before the worker has
+    /// registered.
     pub(crate) heartbeat: Option<Duration>,
-    /// What has failed in coordination since then.
+    /// The error, if coordination has failed since then.
     pub(crate) coordination_error: Option<&'a str>,
-    /// Since the worker last did its part in its replica set, or registered.
+    /// The time since the worker last coordinated successfully, or registered.
     pub(crate) coordinated: Option<Duration>,
-    /// Of the tailer's last completed look, or of the registration before the first.
+    /// The time since the tailer's last completed look began; before the first, since the
+    /// registration.
     pub(crate) look: Option<Duration>,
-    /// What has failed in looking since then.
+    /// The error, if the tailer has failed to look since then.
     pub(crate) look_error: Option<&'a str>,
     /// For how long a thread has had no connection, and why.
     pub(crate) shortage: Option<(Duration, String)>,
@@ -29,7 +31,7 @@ pub(crate) struct Vitals<'a> {
     pub(crate) halted: Vec<&'a str>,
 }
 
-/// What a worker may do without and still be ready.
+/// The limits within which a worker is ready.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     heartbeat: Duration,
@@ -68,17 +70,18 @@ pub(crate) enum NotReady {
 impl Limits {
     /// `longest_poll` is how long the tailer may wait between two looks.
     pub(crate) fn new(stale_worker_timeout: Duration, longest_poll: Duration, ready_while_halted: bool) -> Self {
-        // Before its peers consider the worker dead.
+        // The worker becomes unready before its peers consider it dead.
         let heartbeat = stale_worker_timeout / 2;
         Self { heartbeat, look: heartbeat.saturating_add(longest_poll), ready_while_halted }
     }
 
-    /// Whether a heartbeat of this age shows that the database is in reach.
+    /// Whether a heartbeat of this age shows that the database can be reached.
     pub(crate) fn is_recent(&self, heartbeat: Option<Duration>) -> bool {
         heartbeat.is_some_and(|age| age <= self.heartbeat)
     }
 
-    /// Returns why the worker is not ready. Of several reasons, the one that explains the others.
+    /// Returns why the worker is not ready. If there are several reasons, it is the one that
+    /// explains the others.
     pub(crate) fn judge(&self, vitals: &Vitals<'_>) -> Result<(), NotReady> {
         let owned = |error: Option<&str>| error.map(str::to_owned);
         if vitals.is_asked_to_stop || vitals.state == WorkerState::Stopping {
@@ -91,7 +94,7 @@ impl Limits {
         if let Some(idle) = vitals.coordinated.filter(|age| *age > self.heartbeat) {
             return Err(NotReady::CannotCoordinate { idle, error: owned(vitals.coordination_error) });
         }
-        // A worker that is no member has perhaps given its partition back for this reason.
+        // A worker that is not a member may have given its partition back for this reason.
         let is_member = vitals.state != WorkerState::Stopped;
         if let Some((lacking, error)) = vitals.shortage.clone().filter(|(time, _)| *time > self.heartbeat || !is_member)
         {
@@ -125,7 +128,7 @@ impl NotReady {
         }
     }
 
-    /// Whether every start and every stop comes through this, so that it needs no attention.
+    /// Whether this occurs in every start or stop, so that it needs no attention.
     pub(crate) fn is_in_order(&self) -> bool {
         matches!(self, Self::Stopping | Self::NotRegistered)
     }
@@ -137,27 +140,28 @@ impl fmt::Display for NotReady {
             Self::Stopping => f.write_str("the worker is stopping"),
             Self::NotRegistered => f.write_str("the worker has not registered yet: it waits for the database"),
             Self::NoHeartbeat { silent, error } => {
-                write!(f, "no heartbeat was answered for {}", since(*silent, error.as_deref()))
+                write!(f, "no heartbeat was answered for {}", lasting(*silent, error.as_deref()))
             }
             Self::CannotCoordinate { idle, error } => {
-                write!(f, "the replica set cannot be coordinated since {}", since(*idle, error.as_deref()))
+                write!(f, "the replica set could not be coordinated for {}", lasting(*idle, error.as_deref()))
             }
             Self::Evicted => {
                 f.write_str("the other workers have evicted this one, and it has not registered again yet")
             }
             Self::LacksConnections { lacking, error } => {
-                write!(f, "it cannot get its connections since {}", since(*lacking, Some(error)))
+                write!(f, "it could not get its connections for {}", lasting(*lacking, Some(error)))
             }
             Self::CannotRead { blind, error } => {
-                write!(f, "the events cannot be read since {}", since(*blind, error.as_deref()))
+                write!(f, "the events could not be read for {}", lasting(*blind, error.as_deref()))
             }
             Self::Halted { projections } => write!(f, "halted on this worker: {projections}"),
         }
     }
 }
 
-/// A time in seconds, and an error if there is one. The server may also give no answer at all.
-fn since(time: Duration, error: Option<&str>) -> String {
+/// Formats a time in seconds, and the error. Without an error, the server has given no answer at
+/// all.
+fn lasting(time: Duration, error: Option<&str>) -> String {
     format!("{} s: {}", time.as_secs(), error.unwrap_or("the server does not answer"))
 }
 
@@ -192,7 +196,7 @@ mod tests {
     fn worker_is_ready_unless_there_is_a_reason() {
         let after = |seconds| Some(Duration::from_secs(seconds));
         let no_heartbeat = "no heartbeat was answered for 16 s: ";
-        let blind = "the events cannot be read since 17 s: ";
+        let blind = "the events could not be read for 17 s: ";
         let silence = "the server does not answer";
         for (found, expected) in [
             (reason(|_| ()), None),
@@ -218,16 +222,16 @@ mod tests {
             ),
             (
                 reason(|v| (v.coordinated, v.coordination_error) = (after(16), Some("permission denied"))),
-                Some("the replica set cannot be coordinated since 16 s: permission denied".into()),
+                Some("the replica set could not be coordinated for 16 s: permission denied".into()),
             ),
             (reason(|v| v.shortage = Some((Duration::from_secs(15), "full".into()))), None),
             (
                 reason(|v| v.shortage = Some((Duration::from_secs(16), "full".into()))),
-                Some("it cannot get its connections since 16 s: full".into()),
+                Some("it could not get its connections for 16 s: full".into()),
             ),
             (
                 reason(|v| (v.state, v.shortage) = (WorkerState::Stopped, Some((Duration::ZERO, "full".into())))),
-                Some("it cannot get its connections since 0 s: full".into()),
+                Some("it could not get its connections for 0 s: full".into()),
             ),
             (reason(|v| v.look = after(17)), Some(format!("{blind}{silence}"))),
             (reason(|v| (v.look, v.look_error) = (after(17), Some("locked"))), Some(format!("{blind}locked"))),

@@ -1,25 +1,24 @@
-//! Keeps a silent connection open through a proxy that closes idle ones.
+//! Keeps a silent connection open through a proxy that closes idle connections.
 //!
-//! Such proxies do not say how long they wait, so the time is learned: when a connection is lost
-//! after a silence, the next one sends something before half of that time has passed.
+//! Such a proxy does not tell its timeout, so the library learns it: when a connection was lost
+//! after a silence, the next connection sends something after half of that time.
 
 use std::time::{Duration, Instant};
 
 /// A connection that is lost after a shorter silence was not lost because of it.
 const SHORTEST_SILENCE: Duration = Duration::from_secs(1);
 
-/// When to send something on a connection on which nothing else is sent, for one connection after
-/// another.
+/// Decides when to send something on a silent connection. Serves one connection after another.
 #[derive(Debug, Default)]
 pub(crate) struct IdleProbe {
-    /// The longest silence to allow, once it is known to be limited.
+    /// The longest silence to allow; `None` while no limit is known.
     every: Option<Duration>,
     /// When something was last sent or received on the current connection.
     used: Option<Instant>,
 }
 
 impl IdleProbe {
-    /// Takes note that something was sent or received.
+    /// Records that something was sent or received.
     pub(crate) fn used(&mut self, now: Instant) {
         self.used = Some(now);
     }
@@ -29,7 +28,7 @@ impl IdleProbe {
         self.every.zip(self.used).is_some_and(|(every, used)| now.saturating_duration_since(used) >= every)
     }
 
-    /// Takes note that the connection is lost, or that none was opened.
+    /// Records that the connection is lost, or that none was opened.
     pub(crate) fn lost(&mut self, now: Instant) {
         let Some(used) = self.used.take() else { return };
         let silence = now.saturating_duration_since(used);
@@ -58,7 +57,8 @@ mod tests {
         assert!(probe.is_due(begun + seconds(1.5)));
         probe.used(begun + seconds(1.5));
         assert!(!probe.is_due(begun + seconds(2.0)));
-        // A longer silence teaches nothing, and a shorter one is allowed for.
+        // A loss after a longer silence changes nothing; one after a shorter silence lowers the
+        // limit.
         probe.lost(begun + seconds(9.0));
         probe.used(begun);
         assert!(probe.is_due(begun + seconds(1.5)));
@@ -71,7 +71,8 @@ mod tests {
     fn a_loss_without_a_silence_teaches_nothing() {
         let begun = Instant::now();
         let mut probe = IdleProbe::default();
-        // None was opened; one was in use.
+        // The first loss is of a connection that was never opened, the second of one that was in
+        // use.
         probe.lost(begun + Duration::from_secs(5));
         probe.used(begun);
         probe.lost(begun + Duration::from_millis(900));

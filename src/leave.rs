@@ -1,10 +1,10 @@
 //! Bounds how long a worker takes to leave, whatever its threads wait for.
 //!
-//! A worker that leaves lets its handlers finish what they have begun. A statement may wait for
-//! longer than anything can be waited for: for another session's lock, for a standby, for a server
-//! that is frozen. So the statements are cancelled after a time, which ends the first two. Threads
-//! that wait for a frozen server are left behind: they end when the server answers or its
-//! connections break, and the fence refuses what they would commit.
+//! A worker that leaves lets its handlers finish what they have begun. But a statement may wait
+//! without limit: for another session's lock, for a standby, or for a frozen server. So the
+//! statements are cancelled after a time, which ends the first two waits. Threads that wait for a
+//! frozen server are left behind: they end when the server answers or its connections break, and
+//! the fence refuses what they would commit.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use crate::threads::{Crew, safely, spawn_apart};
 const AFTER_CANCEL: Duration = Duration::from_secs(3);
 
 /// Starts the thread that waits for the stop signal and then bounds the time that the crew takes to
-/// end. It is not one of the crew itself.
+/// end. The thread itself is not a member of the crew.
 pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Result<(), Error> {
-    // Not the whole context: this thread may end after the worker, and what the worker holds, such as
-    // its metrics, must be free by then.
+    // Does not clone the whole context: this thread may end after the worker, and by then it must
+    // not hold what belongs to the worker, such as its metrics.
     let (crew, board, database) = (crew.clone(), context.board.clone(), context.database.clone());
     spawn_apart("pup-leave", move || {
         _ = crew.stop().heard().recv();
@@ -36,7 +36,7 @@ pub(crate) fn bound(crew: &Crew, context: &Context, patience: Duration) -> Resul
                 threads = field(&running.join(", "))
             );
         });
-        // On a thread of its own: a frozen server does not answer this either.
+        // On a thread of its own, because a frozen server does not answer this either.
         if let Err(error) = spawn_apart("pup-cancel", move || database.cancel_all()) {
             safely(|| log::warn!("statements cannot be cancelled: error={error}", error = field(&error)));
         }

@@ -1,11 +1,11 @@
 //! The listener: the thread that receives notifications and passes them on as wake-ups. Between
-//! them, it [measures](crate::measure) what is due.
+//! notifications, it [measures](crate::measure) what is due.
 //!
 //! Wake-ups are hints: a thread that is woken checks for itself, and polls anyway. After every new
 //! connection all threads are woken once, because notifications may have been missed.
 //!
-//! *Invariant:* no number of notifications keeps the thread from measuring, or from stopping. So it
-//! listens in turns, each of which ends in time.
+//! *Invariant:* no number of notifications prevents the thread from measuring or from stopping. So
+//! it listens in turns of bounded length.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use crate::store::session::Session;
 use crate::threads::{Pulse, Waker};
 
 /// How long the thread listens before it checks whether it is to stop, or to measure. A worker that
-/// leaves does notify, so this matters for few of them.
+/// leaves sends a notification, which ends the wait, so this seldom delays its end.
 const TURN: Duration = Duration::from_millis(200);
 
 const LISTENING: &str = "listening for notifications";
@@ -96,7 +96,7 @@ impl Listener {
     }
 }
 
-/// Waits for the next notification; `None` if there is none until then.
+/// Waits for the next notification until `until`; `None` if there is none by then.
 fn next(client: &mut Client, until: Instant) -> Result<Option<Notification>, Error> {
     let left = until.saturating_duration_since(Instant::now());
     if left.is_zero() {

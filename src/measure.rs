@@ -1,10 +1,10 @@
-//! What a worker measures now and then: how far the replica set is behind, and its overview.
+//! What a worker measures from time to time: the lag of the replica set, and its overview.
 //!
-//! Both read the table of events, which another session may lock for long. So the thread that
-//! listens measures, on its connection, on which nothing relies: heartbeats go on meanwhile.
+//! Both read the table of events, which another session may lock for a long time. So the listener
+//! measures, on its own connection, on which nothing else relies: heartbeats continue meanwhile.
 //!
 //! *Invariant:* no lag is shown that is older than [`INTERVALS`] intervals. The thread that
-//! measures may be waiting for the server by then, so another one drops it:
+//! measures may be waiting for the server by then, so another thread removes an old lag:
 //! [`watch`](crate::watch).
 
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::store::{lags, overview};
 /// For how many intervals a lag is shown.
 const INTERVALS: u32 = 3;
 
-/// The lag in the metrics. Clones are the same.
+/// The lag in the metrics. Clones share the same lag.
 #[derive(Debug, Clone)]
 pub(crate) struct Lags {
     metrics: ReplicaSetMetrics,
@@ -33,7 +33,7 @@ pub(crate) struct Lags {
 }
 
 impl Lags {
-    /// Creates a place for the lag, which is to be measured that often.
+    /// Creates a place for the lag, which is to be measured at this interval.
     pub(crate) fn new(metrics: ReplicaSetMetrics, every: Duration) -> Self {
         Self { metrics, every, measured: Arc::default() }
     }
@@ -49,7 +49,7 @@ impl Lags {
         Ok(())
     }
 
-    /// Drops a lag that has not been measured for too long.
+    /// Removes a lag that has not been measured for too long.
     pub(crate) fn drop_outdated(&self) {
         let mut measured = self.measured.lock();
         if measured.is_some_and(|at| at.elapsed() > self.every.saturating_mul(INTERVALS)) {
@@ -59,7 +59,7 @@ impl Lags {
     }
 }
 
-/// Measures when it is time to.
+/// Measures what is due.
 #[derive(Debug)]
 pub(crate) struct Measuring {
     context: Context,
@@ -74,7 +74,7 @@ impl Measuring {
         Self { context, lags, overview, lag_due: Instant::now(), complaints: Mentions::default() }
     }
 
-    /// How long nothing is due.
+    /// The time until the next measurement is due.
     pub(crate) fn due_in(&self) -> Duration {
         let lag = self.lag_due.saturating_duration_since(Instant::now());
         self.overview.due_in().map_or(lag, |overview| overview.min(lag))
@@ -108,7 +108,7 @@ impl Measuring {
         }
         if self.complaints.is_due() {
             log::warn!(
-                "not measured, will retry: replica_set={} worker={} error={}",
+                "measuring failed, will retry: replica_set={} worker={} error={}",
                 field(&self.context.replica_set()),
                 self.context.worker(),
                 field(&error)

@@ -1,8 +1,8 @@
-//! The overview: what the whole replica set looks like. It is loaded only while clients request it.
+//! The overview: the state of the whole replica set. It is loaded only while clients request it.
 //!
 //! *Invariants:* a client never waits for the database, and for any number of clients the database
 //! is queried at most once per [`FRESH_FOR`]. A request is a hint: the thread that
-//! [measures](crate::measure) sees it, loads the overview and leaves it here. While the database
+//! [measures](crate::measure) sees it, loads the overview and stores it here. While the database
 //! cannot be reached, the last overview stays and becomes older.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ const FRESH_FOR: Duration = Duration::from_secs(1);
 /// A client that has requested the overview is expected to request it again within this time.
 const WATCHED_FOR: Duration = Duration::from_secs(3);
 
-/// The place where clients and the thread that loads the overview meet. Clones are the same place.
+/// The place where a thread stores the overview and clients read it. Clones share the same place.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Overview(Arc<Mutex<Cells>>);
 
@@ -36,14 +36,15 @@ pub(crate) struct Sight {
 }
 
 impl Overview {
-    /// Returns the last overview; `None` before the first. Another one is loaded if that is old.
+    /// Returns the last overview; `None` before the first. If that is old, the listener then loads
+    /// another one.
     pub(crate) fn look(&self) -> Option<Sight> {
         let mut cells = self.0.lock();
         cells.looked_at = Some(Instant::now());
         cells.latest.clone()
     }
 
-    /// In what time the overview is to be loaded; `None` while no client requests it.
+    /// The time until the overview is to be loaded; `None` while no client requests it.
     pub(crate) fn due_in(&self) -> Option<Duration> {
         self.0.lock().due_in(Instant::now())
     }

@@ -1,7 +1,8 @@
-//! Keeps a connection: when it is lost, the thread opens another, after growing delays.
+//! Keeps a thread connected: when its connection is lost, the thread opens another, after growing
+//! delays.
 //!
-//! A loss is logged, and then at most one every 30 s, also if the connection was regained in
-//! between. When it works again after a loss that was logged, that is logged as well.
+//! Losses are logged at most once every 30 s, even if the connection was regained in between. When
+//! the connection works again after a logged loss, that is logged as well.
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub(crate) struct Reconnect<'a> {
 pub(crate) enum End {
     /// There is nothing left to do.
     Done,
-    /// It was given up while there was no connection.
+    /// Serving was given up while there was no connection.
     GivenUp,
 }
 
@@ -42,9 +43,9 @@ impl<'a> Reconnect<'a> {
         }
     }
 
-    /// Serves on one connection after another until `serve` is done, or until it fails and
-    /// `is_given_up`. `judge` says what a failure means, and returns an error that no other
-    /// connection would change.
+    /// Calls `serve` on one connection after another until it succeeds, or until it fails and
+    /// `is_given_up` returns true. `judge` decides about each failure: it returns an error if
+    /// another connection would not help.
     pub(crate) fn run<F>(
         &mut self,
         mut is_given_up: impl FnMut() -> bool,
@@ -84,15 +85,15 @@ impl<'a> Reconnect<'a> {
         self.context.metrics.reconnects(self.connection).inc();
     }
 
-    /// Whether a failure of another kind is to be logged now. If so, the recovery of the connection will be logged
-    /// as well.
+    /// Whether a failure of another kind is to be logged now. If so, the recovery of the connection
+    /// will be logged as well.
     pub(crate) fn is_worth_logging(&mut self) -> bool {
         let is_worth_it = self.backoff.is_worth_logging();
         self.is_failure_logged |= is_worth_it;
         is_worth_it
     }
 
-    /// Takes note that the connection has served its purpose: the next failure begins a new series.
+    /// Records that the connection has served its purpose: the next failure begins a new series.
     pub(crate) fn works(&mut self) {
         self.backoff.reset();
         if std::mem::take(&mut self.is_failure_logged) {

@@ -6,16 +6,19 @@ use serde_json::Value;
 
 use crate::event::Event;
 
-/// Which events a projection wants: those that match all of its conditions. The server filters;
-/// what is out of scope never leaves it.
+/// The events that a projection wants: those that match all of its conditions. The server filters:
+/// it does not send the other events.
 ///
 /// ```
 /// use pupsourcing_orchestrator::{Event, EventParts, Scope};
 ///
 /// let scope = Scope::all().aggregate_types(["Order", "Invoice"]).bounded_contexts(["shop"]);
 /// let of = |aggregate_type: &str| {
-///     let parts = EventParts { bounded_context: "shop".into(), aggregate_type: aggregate_type.into(), ..EventParts::default() };
-///     Event::from(parts)
+///     Event::from(EventParts {
+///         bounded_context: "shop".into(),
+///         aggregate_type: aggregate_type.into(),
+///         ..EventParts::default()
+///     })
 /// };
 /// assert!(scope.contains(&of("Order")));
 /// assert!(!scope.contains(&of("Customer")));
@@ -30,38 +33,38 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Every event.
+    /// Returns a scope that contains every event.
     pub fn all() -> Self {
         Self::default()
     }
 
-    /// Only events of these bounded contexts. Defaults to every context.
+    /// Restricts the scope to events of these bounded contexts. Defaults to every context.
     pub fn bounded_contexts(mut self, contexts: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.bounded_contexts = Some(contexts.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Only events of these aggregate types. Defaults to every type.
+    /// Restricts the scope to events of these aggregate types. Defaults to every type.
     pub fn aggregate_types(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.aggregate_types = Some(types.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Only events of these types. Defaults to every type.
+    /// Restricts the scope to events of these types. Defaults to every type.
     pub fn event_types(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.event_types = Some(types.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Only events whose metadata is a JSON object with this string under this key. Further calls
-    /// add conditions: all have to hold. The column `metadata` has to be of type `jsonb`, as the
-    /// migrations create it. Defaults to any metadata, and to none.
+    /// Restricts the scope to events whose metadata is a JSON object with this string under this
+    /// key. Further calls add conditions, and all of them have to hold. The column `metadata` has
+    /// to be of type `jsonb`, as the migrations create it. Defaults to any metadata, and to none.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.push((key.into(), value.into()));
         self
     }
 
-    /// Whether an event is wanted.
+    /// Whether the scope contains this event.
     pub fn contains(&self, event: &Event) -> bool {
         let among = |list: &Option<Vec<String>>, name: &str| list.as_ref().is_none_or(|l| l.iter().any(|x| x == name));
         among(&self.bounded_contexts, event.bounded_context())
@@ -99,7 +102,7 @@ impl Scope {
             .unwrap_or_default()
     }
 
-    /// What is wrong with it, if anything is.
+    /// Returns what is wrong with the scope, if anything is.
     pub(crate) fn problem(&self) -> Option<String> {
         let lists = [
             ("bounded_contexts", &self.bounded_contexts),
@@ -129,17 +132,18 @@ impl Scope {
     }
 }
 
-/// Where a projection begins that no replica set has run yet. Later starts continue from the
+/// Where a projection begins if no replica set has run it yet. Later starts continue from the
 /// checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum StartAt {
-    /// With the first event there is.
+    /// With the first event in the table.
     #[default]
     Beginning,
-    /// With the first event whose global position is above the highest visible when the projection is first registered.
+    /// With the first event whose global position is above the highest visible when the projection
+    /// is first registered.
     End,
-    /// With the first event whose global position is above this one, which may be yet to come.
+    /// With the first event whose global position is above this one. The event need not exist yet.
     Position(i64),
 }
 

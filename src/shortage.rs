@@ -1,7 +1,7 @@
 //! Which threads of a worker want a connection and cannot get one.
 //!
 //! A worker without all its connections holds a partition that it does not process. So it gives the
-//! partition back, see [`coordinator`](crate::coordinator).
+//! partition back: see [`coordinator`](crate::coordinator).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use parking_lot::Mutex;
 
 use crate::error::Error;
 
-/// A thread that has not tried for this long no longer wants a connection. Those that do want one
+/// A thread that has not tried for this long no longer wants a connection. Threads that want one
 /// try more often.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 
-/// The failed attempts of all threads of a worker. Clones are the same.
+/// The failed attempts of all threads of a worker. Clones share the same attempts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shortage {
     threads: Arc<Mutex<BTreeMap<String, Failing>>>,
@@ -25,14 +25,14 @@ pub(crate) struct Shortage {
 #[derive(Debug)]
 struct Failing {
     since: Instant,
-    /// When the last attempt ended; `None` while one is made. It may last long: a pooler may accept
-    /// a connection and let its first statement wait.
+    /// When the last attempt ended; `None` while an attempt is in progress. It may take long: a
+    /// pooler may accept a connection and let its first statement wait.
     ended: Option<Instant>,
     problem: String,
 }
 
 impl Shortage {
-    /// Makes an attempt of this thread to get a connection, and takes note of its outcome.
+    /// Executes an attempt of this thread to get a connection, and records its outcome.
     pub(crate) fn note<T>(&self, attempt: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         let thread = thread::current().name().unwrap_or_default().to_owned();
         self.begin(&thread);
@@ -49,7 +49,8 @@ impl Shortage {
         outcome
     }
 
-    /// Forgets the failed attempts of threads that are making none: connections can be had now.
+    /// Forgets the failed attempts of threads that have no attempt in progress, because connections
+    /// are available now.
     pub(crate) fn end(&self) {
         self.threads.lock().retain(|_, failing| failing.ended.is_none());
     }

@@ -1,8 +1,8 @@
-//! What a worker knows of itself. Every thread writes its part here, and any thread can read a
+//! What a worker knows about itself. Every thread writes its part here, and any thread can read a
 //! copy.
 //!
-//! The board is a few cells behind locks that are held only for a copy: reading it never queries
-//! the database.
+//! The board is a few cells behind locks that are held only while a value is copied. Reading it
+//! never queries the database.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,21 +17,22 @@ use crate::health::{Limits, NotReady, Vitals};
 use crate::plan::{KeySet, WorkerId, WorkerState};
 use crate::shortage::Shortage;
 
-/// What a projection does on this worker, ordered by how much attention it needs. If it has several
-/// lanes, the state of the one that needs most.
+/// The state of a projection on this worker. States are ordered by how much attention they need. A
+/// projection with several lanes has the state of the lane that needs most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 #[non_exhaustive]
 pub enum ProjectionState {
-    /// No partition is held, or its processing is paused while a generation is formed.
+    /// The worker holds no part of the projection, or processing is paused while a generation is
+    /// formed.
     #[default]
     Paused,
     /// Events are processed, or the projection waits for events.
     Running,
     /// The last batch failed and will be retried.
     Retrying,
-    /// The attempts are used up: the projection stands still on this worker, and tries again with
-    /// one event now and then ([`Retry::halted_interval`](crate::Retry::halted_interval)), when the
-    /// worker is restarted and when the partitions are redistributed.
+    /// The attempts are used up: the projection makes no progress on this worker. It retries with
+    /// one event at an interval ([`Retry::halted_interval`](crate::Retry::halted_interval)), when
+    /// the worker is restarted, and when the partitions are redistributed.
     Halted,
 }
 
@@ -53,30 +54,30 @@ impl fmt::Display for ProjectionState {
     }
 }
 
-/// Keys of events, from 0 to 65535: which part of a projection is owned. An event's key is a hash of
-/// its aggregate's id.
+/// A set of event keys, from 0 to 65535: the part of a projection that is owned. An event's key is
+/// a hash of its aggregate's id.
 ///
 /// Displays as PostgreSQL writes an `int4multirange`: `{[0,32768)}`, or `{}` if it is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Keys(pub(crate) KeySet);
 
 impl Keys {
-    /// The ranges, ascending; between two of them there is a gap.
+    /// The ranges of keys, in ascending order, with a gap between any two of them.
     pub fn ranges(&self) -> impl ExactSizeIterator<Item = Range<i32>> {
         self.0.ranges().iter().map(|&(low, high)| low..high)
     }
 
-    /// Whether the key is one of them.
+    /// Whether the set contains this key.
     pub fn contains(&self, key: i32) -> bool {
         self.0.contains(key)
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How many keys there are.
+    /// The number of keys in the set.
     pub fn len(&self) -> usize {
         self.ranges().map(|range| range.len()).sum()
     }
@@ -88,23 +89,23 @@ impl fmt::Display for Keys {
     }
 }
 
-/// One projection on this worker.
+/// The status of one projection on this worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProjectionStatus {
-    /// What it does.
+    /// The projection's state.
     pub state: ProjectionState,
-    /// The keys it owns.
+    /// The keys of the projection that this worker owns.
     pub keys: Keys,
-    /// Every event of its keys at or below this global position has been processed; `None` if it
-    /// owns no keys. If it has several lanes, the lowest of their positions.
+    /// Every event of these keys at or below this global position has been processed; `None` if the
+    /// worker owns no keys. With several lanes, this is the lowest of their positions.
     pub position: Option<i64>,
-    /// Global positions between `position` and the safe head: an upper bound of the events still to
-    /// be processed.
+    /// The number of global positions between `position` and the safe head: an upper bound of the
+    /// events still to be processed.
     pub lag: Option<i64>,
-    /// Events processed by this worker since it started.
+    /// The number of events that this worker has processed since it started.
     pub events: u64,
-    /// The last error, while it retries or is halted.
+    /// The last error, while the projection retries or is halted.
     pub error: Option<String>,
 }
 
@@ -148,7 +149,7 @@ impl ProjectionStatus {
     }
 }
 
-/// The partition a worker holds.
+/// The partition that a worker holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Assignment {
@@ -160,11 +161,11 @@ pub struct Assignment {
     pub total_partitions: usize,
 }
 
-/// Why the safe head stands still.
+/// Why the safe head does not advance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HeadBlocked {
-    /// For how long.
+    /// For how long it has not advanced.
     pub duration: Duration,
     /// The transactions that block it.
     pub blockers: Vec<HeadBlocker>,
@@ -183,20 +184,20 @@ pub struct HeadBlocker {
     pub age: Duration,
 }
 
-/// A copy of what a worker knows of itself at one moment.
+/// A copy of what a worker knows about itself at one moment.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Status {
-    /// This worker.
+    /// The worker's identity.
     pub worker_id: WorkerId,
-    /// Its replica set.
+    /// The name of its replica set.
     pub replica_set: String,
     /// Its state.
     pub state: WorkerState,
     /// The partition it holds; `None` while it waits for one.
     pub assignment: Option<Assignment>,
-    /// Every event at or below this global position is visible for good; `None` before the first
-    /// look.
+    /// Every event that will ever exist at or below this global position is visible; `None` before
+    /// the worker has first determined it.
     pub safe_head: Option<i64>,
     /// What blocks the safe head, if it is blocked.
     pub head_blocked: Option<HeadBlocked>,
@@ -204,7 +205,7 @@ pub struct Status {
     pub database_reachable: bool,
     /// How long ago the last answered heartbeat was sent; `None` before the first.
     pub last_heartbeat: Option<Duration>,
-    /// By projection name.
+    /// The projections that the worker runs, by name.
     pub projections: BTreeMap<String, ProjectionStatus>,
 }
 
@@ -218,7 +219,7 @@ struct Cells {
     last_heartbeat: Option<Instant>,
     /// The last error of coordination since then.
     coordination_error: Option<String>,
-    /// When the worker last did its part in its replica set, or registered.
+    /// When the worker last coordinated successfully, or registered.
     coordinated: Option<Instant>,
     /// When the tailer's last completed look began; before the first, when the worker registered.
     last_look: Option<Instant>,
@@ -228,7 +229,7 @@ struct Cells {
     projections: BTreeMap<String, Vec<LaneStatus>>,
 }
 
-/// The board on which the threads of one worker write.
+/// The board on which the threads of one worker write. Clones share the same cells.
 #[derive(Debug, Clone)]
 pub(crate) struct Board {
     worker_id: WorkerId,
@@ -301,7 +302,7 @@ impl Board {
         cells.last_look.get_or_insert(sent);
     }
 
-    /// Notes that the worker has done its part in its replica set.
+    /// Notes that the worker has coordinated successfully.
     pub(crate) fn coordinated(&self) {
         let mut cells = self.cells.write();
         cells.coordinated = Some(Instant::now());
@@ -382,7 +383,7 @@ impl Board {
     }
 }
 
-/// An error in one line, without the rows that the server may quote.
+/// Formats an error in one line, without the rows that the server may quote.
 fn shown(error: &impl Shown) -> String {
     one_line(&without_rows(&error.shown()))
 }

@@ -1,8 +1,9 @@
-//! Named threads with one way to end: the stop signal.
+//! Named threads, which all end at the stop signal.
 //!
 //! A crew is all threads of one worker. They begin together, when the crew's [`Gate`] is opened. A
-//! thread that fails or panics stops the whole crew: the first such failure is what `join` returns.
-//! It is recorded before anything else that could fail, such as the application's logger.
+//! thread that fails or panics stops the whole crew, and `join` returns the first such failure. The
+//! failure is recorded before anything else is called that could fail, such as the application's
+//! logger.
 
 mod caught;
 mod gate;
@@ -66,14 +67,15 @@ pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(90);
 
 /// Shows whether a thread is stuck in the library's own code.
 ///
-/// Only what runs within [`judged`](Self::judged) is judged. All else may take any time: a wait for
-/// the server, for one of its locks or for a channel, and a user's handler. A restart of the
-/// process would end none of these sooner. So code that was forgotten here can hide a defect, but
-/// cannot get a healthy process killed.
+/// Only code within [`judged`](Self::judged) is judged. Everything else may take any time: a wait
+/// for the server, for one of its locks or for a channel, and a user's handler. A restart of the
+/// process would end none of these sooner. So code that is missing from `judged` can hide a defect,
+/// but cannot get a healthy process killed.
 #[derive(Debug, Clone)]
 pub(crate) struct Pulse {
     origin: Instant,
-    /// Milliseconds after `origin` at which the judged code began; [`NOT_JUDGED`] outside of it.
+    /// Milliseconds after `origin` at which the judged code began; [`NOT_JUDGED`] outside of such
+    /// code.
     since: Arc<AtomicU64>,
 }
 
@@ -84,11 +86,12 @@ impl Pulse {
         Self { origin: Instant::now(), since: Arc::new(AtomicU64::new(NOT_JUDGED)) }
     }
 
-    /// Executes code of the library that waits for nothing.
+    /// Executes code of the library that does not wait for anything.
     pub(crate) fn judged<T>(&self, code: impl FnOnce() -> T) -> T {
         let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(NOT_JUDGED);
         self.since.store(now, Ordering::Relaxed);
-        // A panic leaves the mark, which does not matter: a thread that has ended is not judged.
+        // After a panic, `since` stays set. That does not matter: a thread that has ended is not
+        // judged.
         let outcome = code();
         self.since.store(NOT_JUDGED, Ordering::Relaxed);
         outcome
@@ -123,7 +126,7 @@ pub(crate) struct Crew {
     stop: Stop,
     roll: Arc<Mutex<Roll>>,
     entry: Entry,
-    /// Raised when no caller is to wait any longer for threads that still run.
+    /// Raised when callers should no longer wait for threads that still run.
     left_behind: Stop,
 }
 
@@ -161,7 +164,7 @@ impl Crew {
             .name(name.clone())
             .spawn(move || {
                 let outcome = caught(|| {
-                    // Until then the worker may wait for its server for any time.
+                    // Until the gate is opened, the worker may wait for its server for any time.
                     if crew.entry.wait() { body(&own_pulse) } else { Ok(()) }
                 });
                 let failed = |message| Err(Error::ThreadPanicked { thread: own_name.clone(), message });
@@ -175,10 +178,10 @@ impl Crew {
         Ok(())
     }
 
-    /// Stops the crew because a thread has failed. Only then is it logged: the logger is the
-    /// application's, and may panic.
+    /// Stops the crew because a thread has failed, and then logs the failure. It logs last because
+    /// the logger belongs to the application and may panic.
     fn failed(&self, thread: &str, error: Error) {
-        // Created first, because the error is about to be given away.
+        // Formatted first, because the error is moved below.
         let shown = caught(|| one_line(&error)).unwrap_or_else(|panic| format!("an error that panicked: {panic}"));
         {
             let mut roll = self.roll.lock();
@@ -196,7 +199,7 @@ impl Crew {
     }
 
     /// Waits until every thread has ended or is [left behind](Self::leave_behind), at most
-    /// `timeout`. A thread of the crew does not wait.
+    /// `timeout`. On a thread of the crew, it returns an error instead of waiting.
     pub(crate) fn join(&self, timeout: Option<Duration>) -> Result<(), Error> {
         let begun = Instant::now();
         if let Some(thread) = self.own_thread() {
@@ -211,7 +214,7 @@ impl Crew {
         let outcome = roll.first_error.take().map_or(Ok(()), Err);
         drop(roll);
         for thread in threads {
-            // The body's panics are caught above, so there is nothing left to report.
+            // The thread has caught the panics of its body, so there is nothing left to report.
             _ = thread.join();
         }
         outcome
@@ -234,12 +237,12 @@ impl Crew {
         running.map(|(name, _)| name).collect()
     }
 
-    /// Lets no caller wait any longer for the threads that still run.
+    /// Ends the wait of every caller that waits for threads that still run.
     pub(crate) fn leave_behind(&self) {
         self.left_behind.raise();
     }
 
-    /// The calling thread, if it is one of the crew.
+    /// The name of the calling thread, if it is one of the crew.
     fn own_thread(&self) -> Option<String> {
         let own = std::thread::current().id();
         let roll = self.roll.lock();

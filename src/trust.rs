@@ -1,10 +1,10 @@
 //! How long a worker may believe that it is still a member.
 //!
-//! Anchored before the round trip: a heartbeat that was sent at t and answered makes the worker a
-//! member until t + `stale_worker_timeout`, by its own monotonic clock. The other workers count
-//! from a later moment, on the server's clock. So a worker that is cut off pauses its own runners
-//! before another worker declares it dead. The fence holds without this; it avoids work that could
-//! not be committed.
+//! The time counts from before the round trip: a heartbeat that was sent at t and answered makes
+//! the worker a member until t + `stale_worker_timeout`, by its own monotonic clock. The other
+//! workers count from a later moment, on the server's clock. So a worker that is cut off pauses its
+//! own runners before another worker declares it dead. The fence holds without trust; trust only
+//! avoids work that could not be committed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ impl Trust {
         Self { origin: Instant::now(), lasts, until: Arc::default() }
     }
 
-    /// A heartbeat sent at `sent` was answered.
+    /// Records that a heartbeat sent at `sent` was answered.
     pub(crate) fn renew(&self, sent: Instant) {
         let until = sent.saturating_duration_since(self.origin) + self.lasts;
         self.until.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);

@@ -1,7 +1,7 @@
-//! The watch: the thread that says whether the worker is ready, in the log and in the metrics.
+//! The watch: the thread that reports whether the worker is ready, in the log and in the metrics.
 //!
-//! It never queries the database, so it also notices that the server does not answer, when no
-//! thread gets an error that it could report. Nothing depends on it.
+//! It never queries the database. So it also detects a server that does not answer, when no other
+//! thread gets an error that it could report. No processing depends on it.
 
 use std::mem::{Discriminant, discriminant};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ pub(crate) struct Watch {
     pub(crate) context: Context,
     pub(crate) metrics: WorkerMetrics,
     pub(crate) lags: Lags,
-    /// How often it checks at least: a time in which the worker may become unready.
+    /// The longest time between two checks, within which the worker may become unready.
     pub(crate) at_least_every: Duration,
 }
 
@@ -32,7 +32,7 @@ impl Watch {
         let every = EVERY.min(self.at_least_every);
         loop {
             let board = &self.context.board;
-            // Asked once, so that what it says last is that the worker stops.
+            // Read only once, so that the last report is that the worker stops.
             let is_stopping = self.context.stop.is_raised();
             let readiness = board.readiness(is_stopping);
             self.metrics.ready.set(i64::from(readiness.is_ok()));
@@ -68,7 +68,7 @@ impl Watch {
     }
 }
 
-/// A time in which the worker is not ready, and what the log has of it.
+/// A time in which the worker is not ready, and what of it was logged.
 #[derive(Debug, Default)]
 struct Spell {
     since: Option<Instant>,
@@ -81,12 +81,12 @@ struct Spell {
 #[derive(Debug, PartialEq, Eq)]
 enum News {
     NotReady(NotReady),
-    /// And how long it was not.
+    /// Holds how long the worker was not ready.
     ReadyAgain(Duration),
 }
 
 impl Spell {
-    /// Takes note of why the worker is not ready now, if it is not.
+    /// Records why the worker is not ready now, if it is not. Returns what is to be logged.
     fn see(&mut self, reason: Option<NotReady>, now: Instant) -> Option<News> {
         let Some(reason) = reason else {
             let since = self.since.take()?;

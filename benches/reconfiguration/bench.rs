@@ -1,4 +1,4 @@
-//! The replica set: what is done to it, and what is seen of it.
+//! The measured replica set: the faults that it suffers, and what is observed of it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,12 +20,12 @@ use crate::writer::Writer;
 /// How long the workers are left alone between two faults.
 const REST: Duration = Duration::from_millis(500);
 
-/// How long the workers may take to reach what is waited for.
+/// How long the bench waits for the workers.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A replica set on a server of its own, and somebody who appends.
+/// A replica set on a server of its own, and a writer that appends events.
 pub(crate) struct Bench {
-    // Those who use the server go before it.
+    // The users of the server are declared, and so dropped, before the server.
     workers: Vec<Process>,
     _writer: Writer,
     client: Client,
@@ -33,7 +33,7 @@ pub(crate) struct Bench {
     server: Postgres,
     said: Receiver<Line>,
     say: Sender<Line>,
-    /// What each worker said last, by its process id.
+    /// The last report of each worker, by its process id.
     running: BTreeMap<u32, Report>,
 }
 
@@ -55,7 +55,7 @@ impl Bench {
         Self { workers: Vec::new(), _writer: writer, client, url, server, said, say, running: BTreeMap::new() }
     }
 
-    /// Lets workers join or leave until there are so many, and all process.
+    /// Lets workers join or leave until there are this many, and all of them process.
     pub(crate) fn resize(&mut self, workers: usize) {
         while self.workers.len() < workers {
             self.start_worker();
@@ -73,7 +73,8 @@ impl Bench {
         self.workers.push(start_worker(&[&self.url], &self.say));
     }
 
-    /// Waits until all workers process in one generation, which has no partition of anybody else. Returns since when.
+    /// Waits until all workers process in one generation that has no other workers. Returns when
+    /// the last one began.
     fn await_processing(&mut self) -> Instant {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -119,7 +120,7 @@ impl Bench {
         }
     }
 
-    /// Sends the signal to a worker, which is killed when the others process without it.
+    /// Sends the signal to a worker. After the others process without it, the worker is killed.
     fn strike(&mut self, victim: usize, signal: Signal) -> Round {
         let mut struck = None;
         self.change(|bench| {
@@ -134,7 +135,7 @@ impl Bench {
         worker
     }
 
-    /// A change of membership, and what it does to those that stay.
+    /// Changes the membership, and measures how this affects the workers that stay.
     fn change(&mut self, act: impl FnOnce(&mut Self)) -> Round {
         let before = self.running.clone();
         let since = self.server_time();
@@ -172,7 +173,7 @@ impl Bench {
             pause(Duration::from_millis(50));
         };
         let mut round = Round { pauses, ..Round::default() };
-        // Whoever is taken for dead by mistake would be so soon.
+        // A worker that is evicted by mistake would be evicted within this time.
         pause(Duration::from_secs(2));
         self.await_processing();
         self.look_back(&mut round, since);
@@ -180,7 +181,7 @@ impl Bench {
         round
     }
 
-    /// What the database knows of the time since then.
+    /// Adds what the database recorded since then.
     fn look_back(&mut self, round: &mut Round, since: SystemTime) {
         let row = self
             .client
@@ -207,7 +208,8 @@ impl Bench {
         self.client.query_one("SELECT clock_timestamp()", &[]).unwrap().get(0)
     }
 
-    /// How long events wait, and how busy the machine is, while nothing happens: what the pauses are to be read against.
+    /// Prints how long events wait, and how busy the machine is, without any fault. The pauses have
+    /// to be compared with this.
     pub(crate) fn print_quiet(&mut self) {
         let (since, before) = (self.server_time(), processor_time());
         pause(Duration::from_secs(2));

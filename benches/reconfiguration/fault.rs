@@ -1,4 +1,4 @@
-//! What is done to a replica set, what was seen of it, and how that is shown.
+//! The faults of a replica set, what was observed of each, and how that is printed.
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ pub(crate) enum Fault {
     Restart,
 }
 
-/// What was seen of one fault.
+/// What was observed of one fault.
 #[derive(Debug, Default)]
 pub(crate) struct Round {
-    /// What the bound is for.
+    /// The pauses to which the bound applies.
     pub(crate) pauses: Vec<Duration>,
-    /// The pauses of the workers that a fault does not hit.
+    /// The pauses of the workers that a fault does not affect.
     pub(crate) others: Vec<Duration>,
     pub(crate) longest_wait: Duration,
     pub(crate) generations: i64,
@@ -48,7 +48,7 @@ impl Fault {
         matches!(self, Self::Leave | Self::Kill | Self::SigStop)
     }
 
-    /// The bound, and which of the pauses it is for.
+    /// The bound, and the pause to which it applies.
     fn bound(self) -> (&'static str, Duration) {
         match self {
             Self::Join | Self::Leave => ("p50", Duration::from_millis(50)),
@@ -87,7 +87,7 @@ impl Fault {
     }
 }
 
-/// The median of the pauses that the bound is for.
+/// The median of the pauses to which the bound applies.
 pub(crate) fn median_pause(rounds: &[Round]) -> Duration {
     let pauses: Vec<Duration> = rounds.iter().flat_map(|round| &round.pauses).copied().collect();
     share(&pauses, 50)

@@ -1,30 +1,37 @@
-//! For how long events are not processed while the workers of a replica set change, at default settings, against the bounds the library
-//! sets itself.
+//! Measures for how long events are not processed while the workers of a replica set change, at
+//! default settings. Compares this with the library's own bounds.
 //!
 //! ```text
 //! cargo bench --bench reconfiguration                all sizes, in about eight minutes
-//! cargo bench --bench reconfiguration -- --test      two workers, once each, no SIGSTOP: does it work?
+//! cargo bench --bench reconfiguration -- --test      two workers, once each, no SIGSTOP: a quick
+//!                                                    check
 //! cargo bench --bench reconfiguration -- kill        only the faults with this in their name
 //! BENCH_WORKERS=2,8 BENCH_ROUNDS=20 cargo bench …    other sizes (1,2,4,8,16,32) and rounds (5)
-//! BENCH_SIGSTOP=2,8 cargo bench …                    sizes at which a worker is frozen, for half a minute each (2)
+//! BENCH_SIGSTOP=2,8 cargo bench …                    other sizes at which a worker is frozen, for
+//!                                                    half a minute each (2)
 //! ```
 //!
-//! The workers are processes of their own, with two projections each, on a private PostgreSQL. Ten times a second 64 events are appended,
-//! evenly spread, so every partition always has something to do. `workers` is their number before the fault. What is measured:
+//! The workers are processes with two projections each, on a private PostgreSQL. Ten times a
+//! second, 64 events are appended, evenly distributed, so every partition always has events to
+//! process. `workers` is the number of workers before the fault. These times are measured:
 //!
-//! - `join`, `leave`: the pause of each worker that stays, as it reports it in `coordination_duration_seconds`. In `leave` also that of the
-//!   leaver's partition: from the order to leave until the last of the others processes again.
-//! - `kill`, `sigstop`: from the signal until the last of the others processes again, which is the pause of the victim's partition.
-//!   `kill, others` is the pause of those that stay.
-//! - `restart`: from the moment the server accepts connections until a projection of a worker has handled an event that was appended
-//!   after that moment; for each projection of each worker.
+//! - `join`, `leave`: the pause of each worker that stays, as it reports it in
+//!   `coordination_duration_seconds`. In `leave`, also the pause of the leaving worker's partition:
+//!   from the order to leave until the last of the others processes again.
+//! - `kill`, `sigstop`: from the signal until the last of the others processes again, which is the
+//!   pause of the victim's partition. `kill, others` is the pause of the workers that stay.
+//! - `restart`: from the moment the server accepts connections until a projection of a worker has
+//!   handled an event that was appended after that moment. This is measured for each projection of
+//!   each worker.
 //!
-//! `event` is the longest time from the append of any event to its handler, during the fault (from the server's return on, in
-//! `restart`). `gen/round` counts the generations that were created: one for each change of membership is enough, and a restart needs
-//! none. The last three columns say, at the median of the rounds, where the time went: until the first new generation was
-//! created, from there until the last one was active, and from there until the last worker processed.
+//! `event` is the longest time from the append of any event to its handler during the fault; in
+//! `restart`, it counts from the moment the server accepts connections. `gen/round` counts the
+//! generations that were created: one for each change of membership is enough, and a restart needs
+//! none. The last three columns divide the time, at the median of the rounds: until the first new
+//! generation was created, from there until the last one was active, and from there until the last
+//! worker processed.
 //!
-//! The medians of the pauses against the number of workers are drawn in `target/report/pauses.svg`.
+//! `target/report/pauses.svg` shows the medians of the pauses against the number of workers.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,

@@ -1,17 +1,17 @@
-//! What the worker processes say.
+//! The reports of the worker processes.
 
 use std::time::{Duration, Instant};
 
 use crate::support::worker_process::Line;
 
-/// A worker processes, and says so.
+/// A worker's report that it processes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Report {
     pub(crate) pid: u32,
     pub(crate) at: Instant,
     pub(crate) generation: i64,
     pub(crate) partitions: usize,
-    /// For how long it has been paused in all its life.
+    /// How long the worker has been paused in total.
     pub(crate) paused: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! The worker process, from inside.
+//! The program of a worker process.
 
 use pupsourcing_orchestrator::{BatchProjection, BoxError, Database, Event, Metrics, Orchestrator, Tx};
 
@@ -8,7 +8,7 @@ use crate::support::series;
 pub(crate) const REPLICA_SET: &str = "bench";
 pub(crate) const PROJECTIONS: [&str; 2] = ["first", "second"];
 
-/// Leaves when it is told to.
+/// Runs a worker until it is told to leave.
 pub(crate) fn work(url: &str) {
     let leave = shutdown_signal().unwrap();
     let metrics = Metrics::new().unwrap();
@@ -18,10 +18,10 @@ pub(crate) fn work(url: &str) {
     orchestrator(url, metrics).run(&leave).unwrap();
 }
 
-/// Says at once when the worker processes again: a log that hears it from the library.
+/// A logger that prints a report as soon as the library logs that the worker processes again.
 struct Reporter {
     metrics: Metrics,
-    /// Shows what `RUST_LOG` asks for, or errors.
+    /// Writes the log that `RUST_LOG` asks for, or errors only.
     errors: env_logger::Logger,
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn orchestrator(url: &str, metrics: Metrics) -> Orchestrator {
     PROJECTIONS.into_iter().fold(builder, |builder, name| builder.batch_projection(Arrivals(name))).build().unwrap()
 }
 
-/// Notes, for the first event of each transaction, when it was appended and when it arrived.
+/// Records, for the first event of each transaction, when it was appended and when it was handled.
 struct Arrivals(&'static str);
 
 impl BatchProjection for Arrivals {

@@ -1,4 +1,4 @@
-//! Something to process, all the time.
+//! Appends events all the time, so that there is always something to process.
 
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -11,7 +11,8 @@ use crate::support::insert::insert;
 /// How often events are appended.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Appends events to every partition, whatever their number, also across restarts of the server.
+/// Appends events to every partition, regardless of their number, and continues after restarts of
+/// the server.
 pub(crate) struct Writer {
     go_on: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,

@@ -1,11 +1,14 @@
-//! Appending with [`EventStore`], beside bare inserts of the same rows. Each call is a transaction. Every connection has a hundred
-//! aggregates of its own, whose versions it knows; the table holds 100,000 events before.
+//! Measures appends with [`EventStore`], compared with bare inserts of the same rows. Each call is
+//! a transaction. Every connection has a hundred aggregates of its own, whose versions it knows.
+//! The table has 100,000 events before.
 //!
 //! - *append*: [`EventStore::append`].
-//! - *insert*: `INSERT … SELECT unnest(…)`, sent like the library's call: nothing prepared, in one round trip. It finds out about a
-//!   conflict only by the unique constraint, and leaves no head behind.
-//! - *insert and head*: the same with the upsert of the aggregate's head, so the rows that the library writes.
-//! - *prepared insert*, *prepared insert and head*: parsed and planned once, which a pooler in transaction mode does not allow.
+//! - *insert*: `INSERT … SELECT unnest(…)`, sent like the library's call, unprepared and in one
+//!   round trip. It detects a conflict only by the unique constraint, and writes no head.
+//! - *insert and head*: the same with the upsert of the aggregate's head, so it writes the same
+//!   rows as the library.
+//! - *prepared insert*, *prepared insert and head*: the same, parsed and planned once, which a
+//!   pooler in transaction mode does not allow.
 
 use std::sync::Barrier;
 use std::thread;
@@ -52,7 +55,7 @@ pub(crate) fn measure(lab: &mut Lab) {
     let lasts = lab.real_or_quick(Duration::from_millis(750), Duration::from_millis(50));
     for connections in [1, 8] {
         for events in [1, 10, 100] {
-            // A new table for each: inserts grow slower as it grows.
+            // Each case has a new table, because inserts become slower as the table grows.
             let base = Filling::of(lab.real_or_quick(100_000, 1_000));
             let (database, url) = lab.database_filled_with(base);
             let pass = |way| {
@@ -85,7 +88,7 @@ pub(crate) fn measure(lab: &mut Lab) {
     }
 }
 
-/// Events per second of all connections together.
+/// Returns the events per second of all connections together.
 fn append(url: &str, prefix: &str, way: Way, events: usize, connections: usize, lasts: Duration) -> f64 {
     let together = Barrier::new(connections);
     thread::scope(|scope| {
@@ -124,7 +127,7 @@ impl Appender {
         Self { client, way, insert, prepared, prefix, events }
     }
 
-    /// Appends for so long, to one aggregate after the other. Returns events per second.
+    /// Appends for this long, to one aggregate after the other. Returns the events per second.
     fn run(mut self, lasts: Duration) -> f64 {
         let ids: Vec<String> = (0..AGGREGATES).map(|aggregate| format!("{}-{aggregate}", self.prefix)).collect();
         let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! Catching up in batches of several sizes.
+//! Measures a catch-up in batches of several sizes.
 
 use crate::contenders::{BareCopy, Run, bare_select};
 use crate::lab::{Filling, Lab};

@@ -1,5 +1,5 @@
-//! Catching up with a handler that sends one upsert for a batch, beside a client that reads the events, sends the same, and moves no
-//! checkpoint.
+//! Measures a catch-up with a handler that sends one upsert for a batch, compared with a client
+//! that reads the events and sends the same upsert, but moves no checkpoint.
 
 use crate::contenders::{Run, bare_select, empty_counts};
 use crate::lab::{BATCH, Filling, Lab};

@@ -1,4 +1,5 @@
-//! Catching up with a handler that does nothing: what reading costs, in time and in processor time.
+//! Measures a catch-up with a handler that does nothing: the cost of reading, in time and in
+//! processor time.
 
 use std::cell::RefCell;
 
@@ -43,7 +44,7 @@ pub(crate) fn measure(lab: &mut Lab) {
     lab.report.table("What catching up costs (medians; a worker's with its start and its end)", &table);
 }
 
-/// Processor seconds.
+/// Processor seconds of the client and the server.
 #[derive(Default)]
 struct Costs {
     client: RefCell<Samples>,

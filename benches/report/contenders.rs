@@ -1,11 +1,13 @@
-//! What goes through the events in a database: a worker of the library, and bare clients.
+//! The contenders that read the events in a database: a worker of the library, and bare clients.
 //!
-//! - A *worker* is a new replica set of one worker with a new projection and the default options. It holds its partition and has read its
-//!   first batch before it may handle an event; its time is from then until it shows the last event's position as its own, which is
-//!   after that checkpoint's commit. Starting (see `start`) and leaving are not in it.
-//! - A *bare select* is a client that asks for the next events above a position, up to a limit, and makes owned structs of the rows. Its
-//!   connection and prepared statement are there before.
-//! - A *bare copy* is `COPY … TO STDOUT (FORMAT binary)` of the same columns into memory that is there before.
+//! - A *worker* is a new replica set of one worker, with a new projection and the default options.
+//!   It holds its partition and has read its first batch before it may handle an event. Its time
+//!   counts from then until its status shows the last event's position, which is after the commit
+//!   of that checkpoint. It does not include the start (see `start`) and the leave.
+//! - A *bare select* is a client that selects the next events above a position, up to a limit, and
+//!   builds owned structs from the rows. Its connection and prepared statement exist before.
+//! - A *bare copy* is `COPY … TO STDOUT (FORMAT binary)` of the same columns, into memory that is
+//!   allocated before.
 
 use std::io::Read as _;
 use std::time::{Duration, Instant};
@@ -24,7 +26,7 @@ use crate::support::server::connect;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
     pub(crate) filling: Filling,
-    /// How many of the last events are handled.
+    /// How many events are handled: the last ones.
     pub(crate) last: i64,
     pub(crate) handler: Handler,
     pub(crate) batch_size: i64,
@@ -32,18 +34,18 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Through all events.
+    /// Creates a run through all events.
     pub(crate) fn new(filling: Filling, handler: Handler) -> Self {
         Self { filling, last: filling.events, handler, batch_size: BATCH, lanes: 1 }
     }
 
-    /// Events per second of a worker in this process.
+    /// Returns the events per second of a worker in this process.
     pub(crate) fn worker(self, lab: &mut Lab) -> f64 {
         let url = lab.filled(self.filling);
         empty_counts(&url);
         let name = lab.name();
         let head = self.filling.head();
-        // Only where all are handled may there be holes.
+        // There may be holes only if all events are handled.
         let start_at = if self.last == self.filling.events { 0 } else { head - self.last };
         let gate = Gate::shut(&url);
         let handle = builder(&url, &name)
@@ -79,7 +81,7 @@ pub(crate) fn empty_counts(url: &str) {
     connect(url).batch_execute("TRUNCATE counts").unwrap();
 }
 
-/// Reads events, `limit` at a time, and gives them to `handle`. Returns how many events per second that were.
+/// Reads events, `limit` at a time, and passes them to `handle`. Returns the events per second.
 pub(crate) fn bare_select(
     lab: &mut Lab,
     filling: Filling,
@@ -107,7 +109,7 @@ pub(crate) fn bare_select(
     count as f64 / took.as_secs_f64()
 }
 
-/// A bare copy and the memory it fills.
+/// A bare copy, and the memory that it fills.
 pub(crate) struct BareCopy {
     filling: Filling,
     memory: std::cell::RefCell<Vec<u8>>,
@@ -118,7 +120,7 @@ impl BareCopy {
         Self { filling, memory: std::cell::RefCell::default() }
     }
 
-    /// Events per second.
+    /// Returns the events per second.
     pub(crate) fn run(&self, lab: &mut Lab) -> f64 {
         let mut client = connect(&lab.filled(self.filling));
         let copy = format!("COPY (SELECT {COLUMNS} FROM events ORDER BY global_position) TO STDOUT (FORMAT binary)");
@@ -133,7 +135,7 @@ impl BareCopy {
     }
 }
 
-/// Those that the library reads.
+/// The columns that the library reads.
 const COLUMNS: &str = "global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, \
      event_version, payload, trace_id, correlation_id, causation_id, metadata, created_at";
 

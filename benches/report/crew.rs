@@ -1,4 +1,4 @@
-//! Worker processes of one replica set, seen from outside.
+//! The worker processes of one replica set, as seen by the bench.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use crate::support::worker_process::{Line, Process, await_left, order_to_leave, start_worker};
 use crate::worker::{HOLDS, Order, REACHED};
 
-/// How long they may take to do what is waited for.
+/// How long the bench waits for the workers.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub(crate) struct Crew {
@@ -17,7 +17,7 @@ pub(crate) struct Crew {
 }
 
 impl Crew {
-    /// Starts so many, and returns when they hold all partitions together.
+    /// Starts this many workers, and returns when together they hold all partitions.
     pub(crate) fn start(order: &Order, count: usize) -> Self {
         let arguments = order.arguments();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -37,7 +37,8 @@ impl Crew {
         self.workers.iter().map(Process::pid).collect()
     }
 
-    /// Waits until all have reached the position they were to. Returns when the last one did and how many events they handled.
+    /// Waits until all workers have reached their last position. Returns when the last one did, and
+    /// how many events they handled.
     pub(crate) fn await_reached(&self) -> (Instant, u64) {
         let mut last = None;
         let mut events = 0;

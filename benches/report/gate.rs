@@ -1,4 +1,4 @@
-//! What workers wait at until all of them are ready.
+//! A gate at which workers wait until all of them are ready.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,11 +8,12 @@ use pupsourcing_orchestrator::{BoxError, Retry, Tx};
 
 use crate::support::server::connect;
 
-/// Of an advisory lock. The library's have one key of 64 bits.
+/// The key of an advisory lock. The library's own locks have a single key of 64 bits.
 const KEY: &str = "1, 1";
 
-/// A lock in a database. A handler refuses its first event for as long as somebody else holds it; so the workers can deal the partitions
-/// out, make their connections and read the first batch, and then do nothing but come back every millisecond.
+/// A lock in a database. A handler refuses its first event while another session holds the lock. So
+/// the workers can distribute the partitions, open their connections and read the first batch.
+/// After that, they only retry every millisecond.
 pub(crate) struct Gate(Client);
 
 impl Gate {
@@ -22,7 +23,7 @@ impl Gate {
         Self(client)
     }
 
-    /// Lets everybody go on, and says when.
+    /// Lets all workers continue, and returns the time.
     pub(crate) fn open(mut self) -> Instant {
         let now = Instant::now();
         self.0.batch_execute(&format!("SELECT pg_advisory_unlock({KEY})")).unwrap();
@@ -30,20 +31,21 @@ impl Gate {
     }
 }
 
-/// How those who come to a gate come back.
+/// Returns how often handlers retry at the gate.
 pub(crate) fn patience() -> Retry {
     let delay = Duration::from_millis(1);
     Retry::default().attempts(u32::MAX).first_delay(delay).longest_delay(delay)
 }
 
-/// A handler's side of it.
+/// A handler's side of the gate.
 #[derive(Debug, Default)]
 pub(crate) struct Passage {
     is_open: AtomicBool,
 }
 
 impl Passage {
-    /// An error while the gate is shut. Once it was open it is not looked at again.
+    /// Returns an error while the gate is shut. After it was open once, the lock is not checked
+    /// again.
     pub(crate) fn pass(&self, tx: &mut Tx<'_>) -> Result<(), BoxError> {
         if self.is_open.load(Ordering::Relaxed) {
             return Ok(());

@@ -1,4 +1,5 @@
-//! Catching up where one in a hundred positions is missing, beside as many events without holes.
+//! Measures a catch-up where one in a hundred positions is missing, compared with the same number
+//! of events without holes.
 
 use crate::contenders::Run;
 use crate::lab::{Filling, Lab};

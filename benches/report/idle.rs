@@ -1,5 +1,5 @@
-//! One worker process with nothing to do, with 1 and with 20 projections: the statements the server gets from it, and whether any of its
-//! threads is busy.
+//! Measures one worker process with nothing to do, with 1 and with 20 projections: the statements
+//! that it sends to the server, and whether any of its threads is busy.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ struct Seen {
     statements: Samples,
     process: Samples,
     busiest_thread: Samples,
-    /// The texts that came most often, and how often per second.
+    /// The most frequent texts, and how often per second each was sent.
     texts: Vec<(String, f64)>,
 }
 
@@ -40,7 +40,7 @@ pub(crate) fn measure(lab: &mut Lab) {
         let line = |what, unit, samples| Line::new(name(what), unit, samples);
         lab.report.line(&line("statements", PerSecond, &seen.statements).target(Target::AtMost(6.0)));
         lab.report.line(&line("processor time of the process", Percent, &seen.process));
-        // A thread that spins has a hundred.
+        // A thread that spins uses 100 %.
         lab.report.line(&line("of its busiest thread", Percent, &seen.busiest_thread).target(Target::AtMost(2.0)));
     }
     let line = Line::new("idle worker, projections: 20, statements", PerSecond, &twenty.statements);
@@ -56,7 +56,7 @@ fn watch(lab: &mut Lab, projections: usize, seen: &mut Seen) {
     let (database, url) = lab.database_filled_with(BEFORE);
     let order = Order { projections, ..Order::from_head(&url, lab.name(), Handler::NoOpBatches, BEFORE) };
     let crew = Crew::start(&order, 1);
-    // It has worked, so everything that is made when needed is made.
+    // The worker first processes some events, so that everything that it creates on demand exists.
     let writer = Writer::start(&url, Pace { every: Duration::from_millis(50), events: 10, hints: true });
     pause(Duration::from_secs(1));
     writer.stop();
@@ -85,7 +85,8 @@ fn watch(lab: &mut Lab, projections: usize, seen: &mut Seen) {
     lab.server.drop_database(&database);
 }
 
-/// The transactions of a database: as many as statements, as long as nobody works. The server is told of them a second late at the most.
+/// Returns the transactions of a database. While no worker processes events, there are as many as
+/// statements. The server counts them with a delay of at most a second.
 fn commits(lab: &Lab, database: &str) -> f64 {
     let sql = "SELECT xact_commit::float8 FROM pg_stat_database WHERE datname = $1";
     lab.server.connect("postgres").query_one(sql, &[&database]).unwrap().get(0)

@@ -1,4 +1,5 @@
-//! Where everything is measured: a server, databases with events in them, and what the command line asks for.
+//! The place of the measurements: a server, databases with events, and the options of the command
+//! line.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -14,15 +15,16 @@ use crate::support::insert::insert;
 use crate::support::proc::machine;
 use crate::support::server::{Server, connect};
 
-/// The default size of a worker's batch, and that of the bare loops.
+/// The default size of a worker's batch, and the size of the bare clients' batches.
 pub(crate) const BATCH: i64 = 2_000;
 
-/// What is there before something is appended: on an empty table the server would choose other plans.
+/// The events that exist before a section appends others. On an empty table, the server would
+/// choose other plans.
 pub(crate) const BEFORE: Filling = Filling::of(20_000);
 
 pub(crate) struct Lab {
     pub(crate) arguments: Arguments,
-    /// How many events a catch-up goes through.
+    /// The number of events of a catch-up.
     pub(crate) events: i64,
     pub(crate) rounds: usize,
     pub(crate) server: Server,
@@ -32,7 +34,7 @@ pub(crate) struct Lab {
     names: u32,
 }
 
-/// What is in a database.
+/// The events of a database.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Filling {
     pub(crate) events: i64,
@@ -71,17 +73,20 @@ impl Lab {
         }
     }
 
-    /// One of two values: for a real measurement, or for finding out whether it works.
+    /// Returns one of two values: for a real measurement, or for a quick check that the bench
+    /// works.
     pub(crate) fn real_or_quick<T>(&self, real: T, quick: T) -> T {
         if self.arguments.quick { quick } else { real }
     }
 
-    /// So many rounds for each that is asked for: where what is compared differs by less than it varies, on a machine shared with others.
+    /// Returns a multiple of the requested rounds. It is used if the compared values differ by less
+    /// than they vary on a shared machine.
     pub(crate) fn rounds_times(&self, factor: usize) -> usize {
         self.real_or_quick(factor, 1) * self.rounds
     }
 
-    /// The name and URL of a new database with the library's tables and those of the handlers, and no events.
+    /// Creates a database with the library's tables and those of the handlers, without events.
+    /// Returns its name and URL.
     pub(crate) fn database(&mut self) -> (String, String) {
         self.databases += 1;
         let name = format!("bench_{}", self.databases);
@@ -96,7 +101,7 @@ impl Lab {
         (name, url)
     }
 
-    /// The URL of a database with these events, which all that ask for them share.
+    /// Returns the URL of a database with these events, which all callers share.
     pub(crate) fn filled(&mut self, filling: Filling) -> String {
         if let Some(url) = self.filled.get(&filling) {
             return url.clone();
@@ -106,7 +111,7 @@ impl Lab {
         url
     }
 
-    /// The name and URL of a new database with these events.
+    /// Creates a database with these events. Returns its name and URL.
     pub(crate) fn database_filled_with(&mut self, filling: Filling) -> (String, String) {
         let (name, url) = self.database();
         let begun = Instant::now();
@@ -115,7 +120,7 @@ impl Lab {
         (name, url)
     }
 
-    /// A name that nobody had before, for a replica set and its projections.
+    /// Returns a new name for a replica set and its projections.
     pub(crate) fn name(&mut self) -> String {
         self.names += 1;
         format!("run-{}", self.names)
@@ -126,7 +131,7 @@ pub(crate) fn builder(url: &str, replica_set: &str) -> Builder {
     Orchestrator::builder(Database::from_url(url).unwrap(), replica_set).retry(patience())
 }
 
-/// Appends events of some aggregates in turn, five hundred or fewer to each.
+/// Appends events to several aggregates in turn, at most five hundred to each.
 fn fill(client: &mut Client, filling: Filling) {
     let Filling { events, payload, has_holes } = filling;
     let aggregates = (events / 500).max(1);
@@ -152,7 +157,7 @@ fn fill(client: &mut Client, filling: Filling) {
     client.batch_execute("VACUUM ANALYZE events").unwrap();
 }
 
-/// What every figure has to be read with.
+/// Returns the conditions of the measurements, which every figure depends on.
 fn header(server: &Server) -> String {
     let mut client = server.connect("postgres");
     let date: String = client.query_one("SELECT to_char(now(), 'YYYY-MM-DD HH24:MI TZ')", &[]).unwrap().get(0);

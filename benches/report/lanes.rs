@@ -1,4 +1,5 @@
-//! Catching up in several lanes, with a handler that waits for the database and with one that waits for somebody else.
+//! Measures a catch-up in several lanes, with a handler that waits for the database, and with one
+//! that waits for another service.
 
 use crate::contenders::Run;
 use crate::lab::{Filling, Lab};

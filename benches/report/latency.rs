@@ -1,12 +1,15 @@
-//! From the commit of an append to the commit of its read-model row, by the times the server keeps of its commits
-//! (`track_commit_timestamp`): no observer takes part, and no clock but the server's.
+//! Measures the time from the commit of an append to the commit of its read-model row. It uses the
+//! commit times that the server records (`track_commit_timestamp`), so no observer takes part, and
+//! only the server's clock counts.
 //!
-//! The target without hints is half the interval of polling and 3 ms. By default that interval grows from 5 ms to 250 ms while nothing
-//! happens; the cases that keep the default are held against the longest. One append in 2 s finds it at its longest: the waits are spread
-//! evenly over it, and the median of a hundred of them would be uncertain by 12 ms. So there twenty look, each at moments of its own.
+//! The target without hints is half the polling interval plus 3 ms. By default, that interval grows
+//! from 5 ms to 250 ms while nothing happens; the cases that keep the default are compared with the
+//! longest interval. With one append in 2 s, the interval is at its longest. The waits are then
+//! distributed evenly over it, and the median of a hundred of them would be uncertain by 12 ms. So
+//! in that case twenty workers poll, each at its own times.
 //!
-//! Those who look are worker processes, each a replica set by itself with one projection that inserts a row for each event. Appends of
-//! one event at random intervals.
+//! The pollers are worker processes. Each is a replica set by itself, with one projection that
+//! inserts a row for each event. The writer appends one event at a time, at random intervals.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +25,7 @@ use crate::support::units::Unit::Seconds;
 use crate::worker::Order;
 use crate::writer::{Pace, Writer};
 
-/// Events at the beginning that do not count: connections are made for them.
+/// The events at the beginning that do not count, because connections are opened for them.
 const WARM_UP: i64 = 3;
 
 struct Case {
@@ -30,7 +33,7 @@ struct Case {
     every: Duration,
     hints: bool,
     event_poll: Option<Duration>,
-    /// How many look.
+    /// How many workers poll.
     workers: usize,
     target: Target,
     lasts: Duration,
@@ -90,7 +93,7 @@ pub(crate) fn measure(lab: &mut Lab) {
         let took = watch(lab, &case);
         let line = Line::new(format!("append to read model, {}", case.name), Seconds, &took);
         lab.report.line(&line.percentiles(&[99, 100]).target(case.target));
-        // Microseconds are the finest the server tells.
+        // The server's times have a resolution of a microsecond.
         let milliseconds = took.map(|seconds| 1e3 * seconds.max(1e-6));
         curves.push(Curve { name: case.name.to_owned(), points: outline(milliseconds.values()) });
     }

@@ -3,14 +3,14 @@
 use crate::support::samples::{Ratio, Samples};
 use crate::support::units::Unit;
 
-/// What is to be reached.
+/// The target of a line.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
-    /// The figure is stated, no more.
+    /// The figure is only reported.
     None,
     RatioAtLeast(f64),
     RatioAtMost(f64),
-    /// The median of what was measured.
+    /// The upper bound of the measured median.
     AtMost(f64),
 }
 
@@ -38,7 +38,7 @@ impl Line {
         }
     }
 
-    /// What it is held against, measured in turn with it.
+    /// Sets the baseline, which was measured in turn with the values.
     pub(crate) fn beside(mut self, name: impl Into<String>, baseline: &Samples) -> Self {
         self.baseline = Some((name.into(), baseline.clone()));
         self

@@ -1,8 +1,9 @@
-//! One worker process at the live tail of 5,000 events a second, appended twenty at a time and without hints, with 1, 5 and 20
-//! projections that do nothing.
+//! Measures one worker process at the live tail of 5,000 events a second, appended twenty at a time
+//! and without hints, with 1, 5 and 20 projections that do nothing.
 //!
-//! *Reading* is how long the server executed the statements that look for the safe head and read events, as `pg_stat_statements` counts
-//! it. Where the server lacks that extension it is the processor time of all backends of the worker, which contains the commits too.
+//! *Reading* is how long the server executed the statements that determine the safe head and read
+//! events, as counted by `pg_stat_statements`. If the server lacks that extension, it is the
+//! processor time of all backends of the worker, which includes the commits.
 
 use std::time::{Duration, Instant};
 
@@ -20,10 +21,10 @@ use crate::writer::{Pace, Writer};
 
 const SIZES: [usize; 3] = [1, 5, 20];
 
-/// The statements that look for the safe head and read events, in `pg_stat_statements`.
+/// Matches, in `pg_stat_statements`, the statements that determine the safe head and read events.
 pub(crate) const READS: &str = r#"FROM "public"\."events" WHERE global_position|SELECT DISTINCT l\.virtualtransaction"#;
 
-/// What was seen per second, of one size.
+/// What was measured per second, for one number of projections.
 #[derive(Default)]
 struct Seen {
     reading: Samples,
@@ -80,7 +81,7 @@ fn follow(lab: &mut Lab, projections: usize, seen: &mut Seen) {
     let crew = Crew::start(&order, 1);
     let worker = crew.pids()[0];
     let writer = Writer::start(&url, Pace { every: Duration::from_millis(4), events: 20, hints: false });
-    // Until everything is prepared and under way.
+    // Waits until everything is prepared and running.
     pause(Duration::from_secs(1));
     let server = lab.server.pid();
     let mut observer = lab.server.connect("postgres");
@@ -112,7 +113,7 @@ fn follow(lab: &mut Lab, projections: usize, seen: &mut Seen) {
     lab.server.drop_database(&database);
 }
 
-/// The processor seconds of a worker's backends.
+/// Returns the processor seconds of a worker's backends.
 fn backends(client: &mut postgres::Client, database: &str) -> f64 {
     let sql = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name LIKE 'pupsourcing%'";
     client.query(sql, &[&database]).unwrap().iter().map(|row| cpu(row.get::<_, i32>(0) as u32)).sum()

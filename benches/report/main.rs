@@ -1,22 +1,28 @@
-//! What the library does in a given time, beside what PostgreSQL and a bare client do in the same run.
+//! Measures the speed of the library, compared with PostgreSQL and a bare client in the same run.
 //!
 //! ```text
-//! cargo bench --bench report                       all of it, in about half an hour; with the largest numbers below, in 40 minutes
-//! cargo bench --bench report -- --test             everything once, with few events: does it work?
-//! cargo bench --bench report -- catch_up append    only the sections with one of these in their name
-//! BENCH_EVENTS=200000 cargo bench …                other numbers of events (1000000),
-//! BENCH_MEMORY_EVENTS=10000000                     also in `memory` (2000000)
-//! BENCH_HOLES_EVENTS=10000000                      and `holes` (as BENCH_EVENTS),
-//! BENCH_ROUNDS=9                                   of rounds (5, in some sections a multiple of it)
-//! BENCH_WORKERS=1,2,4                              and of workers in `scaling` (1,2,4,8,16,32)
+//! cargo bench --bench report                       all sections, in about half an hour; with the
+//!                                                  largest numbers below, in 40 minutes
+//! cargo bench --bench report -- --test             everything once, with few events: a quick check
+//! cargo bench --bench report -- catch_up append    only sections with one of these in their name
+//! BENCH_EVENTS=200000 cargo bench …                another number of events (1000000)
+//! BENCH_MEMORY_EVENTS=10000000                     the same for `memory` (2000000)
+//! BENCH_HOLES_EVENTS=10000000                      the same for `holes` (as BENCH_EVENTS)
+//! BENCH_ROUNDS=9                                   another number of rounds (5; in some sections a
+//!                                                  multiple of it)
+//! BENCH_WORKERS=1,2,4                              other numbers of workers in `scaling`
+//!                                                  (1,2,4,8,16,32)
 //! ```
 //!
-//! Each section is a file of this directory, and says there what it measures and how. What is compared is measured in turn, A B A B …,
-//! after one round that does not count. `ratio` is the median of the ratios of neighbours, and in parentheses the ratio of the medians;
-//! the target is held against the first. After a figure stand the lowest and the highest of its `n` values, or what else is named there.
+//! Each section is a file of this directory, whose documentation says what it measures and how.
+//! Compared values are measured in turn, A B A B …, after one round that does not count. `ratio` is
+//! the median of the ratios of neighbours, with the ratio of the medians in parentheses; the target
+//! applies to the first. Each figure is followed by the lowest and the highest of its `n` values,
+//! or by the percentiles that are named there.
 //!
-//! The server is private, and as PostgreSQL's defaults have it but for what the table's header names; a section begins with a database
-//! of its own, or shares one that is only read. The table and plots are written to `target/report`.
+//! The server is private, and has PostgreSQL's default settings except those that the table's
+//! header names. A section has a database of its own, or shares one that is only read. The table
+//! and plots are written to `target/report`.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -63,7 +69,7 @@ use lab::Lab;
 use support::arguments::Arguments;
 use support::worker_process::as_worker;
 
-/// What measures, and its name.
+/// The name of a section, and the function that measures it.
 type Section = (&'static str, fn(&mut Lab));
 
 const SECTIONS: [Section; 14] = [

@@ -1,8 +1,9 @@
-//! The memory of a worker process with two projections while it catches up: with events of 200 bytes, and with such that a batch is as
-//! heavy as `batch_bytes` allows.
+//! Measures the memory of a worker process with two projections during a catch-up: with events of
+//! 200 bytes, and with events so large that a batch has as many bytes as `batch_bytes` allows.
 //!
-//! *Flat* is the most of the last fifth of the time beside the most of the second: how many batches the worker has read ahead changes all
-//! the time, and with heavy events each of them shows, but not what is lost for good.
+//! To detect a leak, the maximum of the last fifth of the time is compared with the maximum of the
+//! second fifth. Single values cannot be compared: the number of batches that the worker has read
+//! ahead changes all the time, and with large events each batch is visible.
 
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ pub(crate) fn measure(lab: &mut Lab) {
     lab.report.plot(frame, &curves);
 }
 
-/// What was seen while the events were handled, and the most the process ever had.
+/// Returns the memory while the events were handled, and the most that the process ever had.
 fn watch(lab: &mut Lab, filling: Filling) -> (Vec<f64>, f64) {
     let url = lab.filled(filling);
     let order =
@@ -75,7 +76,7 @@ fn watch(lab: &mut Lab, filling: Filling) -> (Vec<f64>, f64) {
     let sampler = Sampler::start(LOOK, move || resident(pid));
     crew.await_reached();
     let seen = sampler.stop();
-    // The kernel keeps both figures only roughly, each in its way.
+    // The kernel keeps both values only approximately, each in a different way.
     let peak = seen.iter().copied().fold(peak_resident(pid), f64::max);
     crew.leave();
     (seen, peak)

@@ -1,4 +1,4 @@
-//! What is done with events.
+//! The handlers of the benches.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, StartAt, Tx};
 use crate::gate::Passage;
 use crate::support::pause;
 
-/// One upsert for one event, as an application writes it: a text that the server parses each time.
+/// One upsert for one event, given as text, as an application writes it.
 pub(crate) const COUNT: &str = "
     INSERT INTO counts AS c (aggregate_id, events) VALUES ($1, 1)
     ON CONFLICT (aggregate_id) DO UPDATE SET events = c.events + 1";
@@ -21,15 +21,15 @@ pub(crate) const COUNT_BATCH: &str = "
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Handler {
-    /// Nothing, event by event.
+    /// Does nothing, event by event.
     NoOp,
-    /// Nothing, batch by batch.
+    /// Does nothing, batch by batch.
     NoOpBatches,
     Count,
     CountBatches,
-    /// Waits for a millisecond per event, as for somebody else's answer.
+    /// Waits for a millisecond per event, as if for the answer of another service.
     Wait,
-    /// A row for each event, to see when it is there.
+    /// Inserts a row for each event, which shows when the event was handled.
     Arrive,
 }
 

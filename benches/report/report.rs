@@ -1,4 +1,4 @@
-//! What was found, as it is shown and kept.
+//! The results, as they are printed and stored.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,7 +15,7 @@ pub(crate) struct Report {
     directory: PathBuf,
     section: &'static str,
     lines: Table,
-    /// Tables and plots beside it.
+    /// The other tables, and the plots.
     rest: String,
     begun: Instant,
 }
@@ -49,14 +49,14 @@ impl Report {
         _ = write!(self.rest, "\n{title}\n\n{table}");
     }
 
-    /// Draws into a file of the section's name.
+    /// Draws into a file with the section's name.
     pub(crate) fn plot(&mut self, frame: Frame<'_>, curves: &[Curve]) {
         let name = format!("{}.svg", self.section);
         plot::write(&self.directory.join(&name), frame, curves);
         _ = writeln!(self.rest, "\n![{}]({name})", frame.title);
     }
 
-    /// Writes everything down.
+    /// Writes the whole report.
     pub(crate) fn finish(self) {
         let lines = if self.lines.is_empty() { String::new() } else { format!("\n{}", self.lines) };
         let text = format!("{}{lines}{}", self.header, self.rest);

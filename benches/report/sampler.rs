@@ -1,11 +1,11 @@
-//! Looking at something again and again while something else goes on.
+//! Takes samples repeatedly while something else runs.
 
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded, tick};
 
-/// A thread that looks; what it saw is to be had at the end.
+/// A thread that takes samples, and returns them in the end.
 pub(crate) struct Sampler<T> {
     go_on: Sender<()>,
     thread: JoinHandle<Vec<T>>,

@@ -1,6 +1,7 @@
-//! How the cost of a replica set grows with its workers, each a process with two projections: connections, what an idle set asks of the
-//! server, and what the server does while five hundred events a second are appended, ten at a time and without hints: the statements,
-//! how long it executes those that read, and how many index entries it walks.
+//! Measures how the cost of a replica set grows with its workers, each a process with two
+//! projections. It counts the connections and the statements of an idle replica set. Then, while
+//! five hundred events a second are appended, ten at a time and without hints, it measures all
+//! statements, how long the server executes those that read, and how many index entries it walks.
 
 use std::time::{Duration, Instant};
 
@@ -112,7 +113,8 @@ fn watch(lab: &mut Lab, workers: usize) -> Seen {
         )
         .unwrap()
         .get(0);
-    // The backends tell their counts a second late, and the readers' connections are given back after five.
+    // The backends report their counts with a delay of a second, and the readers return their
+    // connections after five.
     pause(lab.real_or_quick(Duration::from_secs(8), Duration::from_secs(2)));
     let walked = (walked(&mut client) - walked_before) / appended as f64;
     drop(client);
@@ -137,7 +139,8 @@ fn watch(lab: &mut Lab, workers: usize) -> Seen {
     seen
 }
 
-/// How many entries of the indexes of events have been walked, and rows read without an index.
+/// Returns how many entries of the indexes of events were walked, plus the rows that were read
+/// without an index.
 fn walked(client: &mut Client) -> f64 {
     let sql = "SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'events')::float8
                     + (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname = 'events')::float8";

@@ -1,5 +1,5 @@
-//! From the call of `start` to that of the handler with the first event, with the schema and some events in the database, for a replica
-//! set that nobody has run before.
+//! Measures the time from the call of `start` to the call of the handler with the first event. The
+//! database has the schema and some events, and the replica set is new.
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ pub(crate) fn measure(lab: &mut Lab) {
     lab.report.line(&line.percentiles(&[99, 100]).target(Target::AtMost(0.150)));
 }
 
-/// Tells of its first event.
+/// Sends the time of its first event.
 struct Heard {
     name: String,
     sender: Sender<Instant>,
@@ -40,7 +40,7 @@ impl Projection for Heard {
     }
 
     fn handle(&self, _: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {
-        // Full after the first.
+        // The channel is full after the first event.
         _ = self.sender.try_send(Instant::now());
         Ok(())
     }

@@ -1,5 +1,7 @@
-//! Catching up with a handler that sends one upsert for each event, beside a client that sends the same and nothing else: it reads no
-//! events and moves no checkpoint. It commits when the library does: rows that one transaction updates more than once are found more slowly.
+//! Measures a catch-up with a handler that sends one upsert for each event, compared with a client
+//! that sends only the same upserts: it reads no events and moves no checkpoint. The client commits
+//! as often as the library, because a row that one transaction has updated several times takes
+//! longer to find.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +13,7 @@ use crate::support::samples::in_turn;
 use crate::support::server::connect;
 use crate::support::units::Unit::EventsPerSecond;
 
-/// After how much handling the library commits, if not after a batch.
+/// The time of handling after which the library commits, if the batch has not ended before.
 const LONG_ENOUGH: Duration = Duration::from_millis(250);
 
 pub(crate) fn measure(lab: &mut Lab) {

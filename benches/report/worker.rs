@@ -1,4 +1,4 @@
-//! The worker process, from inside.
+//! The program of a worker process.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::lab::{Filling, builder};
 use crate::projections::{Handler, Measured};
 use crate::support::app::shutdown_signal;
 
-/// What a worker process does. It travels as the process's arguments.
+/// What a worker process does. It is passed as the arguments of the process.
 #[derive(Clone, Debug)]
 pub(crate) struct Order {
     pub(crate) url: String,
@@ -17,14 +17,14 @@ pub(crate) struct Order {
     pub(crate) handler: Handler,
     pub(crate) projections: usize,
     pub(crate) start_at: i64,
-    /// It says when it is there with all projections.
+    /// The worker reports when all projections have reached this position.
     pub(crate) upto: i64,
     /// A fixed interval of polling for events, if not the default.
     pub(crate) event_poll: Option<Duration>,
 }
 
 impl Order {
-    /// Through all events there are, with one projection.
+    /// Processes all existing events, with one projection.
     pub(crate) fn from_beginning(url: &str, replica_set: String, handler: Handler, filling: Filling) -> Self {
         Self {
             url: url.to_owned(),
@@ -37,7 +37,7 @@ impl Order {
         }
     }
 
-    /// From the last event on, with one projection.
+    /// Processes the events after the last existing one, with one projection.
     pub(crate) fn from_head(url: &str, replica_set: String, handler: Handler, filling: Filling) -> Self {
         Self { start_at: filling.head(), ..Self::from_beginning(url, replica_set, handler, filling) }
     }
@@ -71,12 +71,13 @@ impl Order {
     }
 }
 
-/// What it says when it holds a partition, has stood at the gate or has nothing to do: this, and of how many partitions.
+/// The worker prints this, with the number of partitions, when it holds a partition and all its
+/// projections either wait at the gate or have nothing to do.
 pub(crate) const HOLDS: &str = "holds";
-/// What it says when every projection has reached the position it was to.
+/// The worker prints this, with the number of its events, when every projection has reached `upto`.
 pub(crate) const REACHED: &str = "reached";
 
-/// Works until it is told to leave.
+/// Runs a worker until it is told to leave.
 pub(crate) fn work(arguments: &[String]) {
     env_logger::init();
     let leave = shutdown_signal().unwrap();
@@ -90,7 +91,8 @@ pub(crate) fn work(arguments: &[String]) {
         builder = builder.event_poll(interval, interval);
     }
     let handle = builder.build().unwrap().start().unwrap();
-    // Until it is there, it looks often; after that there is nothing more to say, and a worker with nothing to do is left alone.
+    // The status is checked often until the worker has reached the position. After that there is
+    // little to report, and frequent checks would disturb an idle worker.
     let (often, seldom) = (tick(Duration::from_millis(2)), tick(Duration::from_millis(50)));
     let mut partitions = 0;
     let mut has_reached = false;

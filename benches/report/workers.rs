@@ -1,5 +1,5 @@
-//! Several worker processes of one replica set that catch up together: how fast, at how much of the server's time, and whether they wait
-//! for one another's locks.
+//! Measures several worker processes of one replica set that catch up together: how fast they are,
+//! how much of the server's time they use, and whether they wait for one another's locks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::worker::Order;
 
 const SIZES: [usize; 3] = [1, 2, 4];
 
-/// How often it is looked who waits for a lock.
+/// How often the bench checks which sessions wait for a lock.
 const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
@@ -28,9 +28,9 @@ struct Found {
     rate: Samples,
     /// Seconds of the server's processor time per event.
     cost: Samples,
-    /// The share of looks, in percent, that found somebody waiting for a lock on a table of the library.
+    /// The percentage of checks that found a session waiting for a lock on a table of the library.
     waits: Samples,
-    /// Every wait for a lock that was seen, the handlers' too.
+    /// Every observed wait for a lock, including those of the handlers.
     waited_for: BTreeMap<String, usize>,
 }
 
@@ -74,7 +74,7 @@ fn catch_up(lab: &mut Lab, filling: Filling, handler: Handler, size: usize, foun
     let gate = Gate::shut(&url);
     let crew = Crew::start(&order, size);
     let mut client = connect(&url);
-    // As the library writes the names of its tables.
+    // The pattern matches the names of tables as the library writes them.
     let waiting = client
         .prepare(
             r#"SELECT query ~ '"public"\."(orchestrator_|events|aggregate_heads)',

@@ -1,4 +1,4 @@
-//! Somebody who appends at a steady pace.
+//! A writer that appends at a steady pace.
 
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -10,9 +10,10 @@ use crate::support::server::connect;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// From one append to the next; at random between half of it and one and a half, so as not to keep step with anybody's polling.
+    /// The mean time between two appends. The actual time is random, between half of it and one and
+    /// a half times it, so that the appends do not synchronise with the polling of a worker.
     pub(crate) every: Duration,
-    /// Events of one append.
+    /// The number of events of one append.
     pub(crate) events: usize,
     pub(crate) hints: bool,
 }
@@ -30,7 +31,7 @@ impl Writer {
         Self { go_on, thread: thread.unwrap() }
     }
 
-    /// Ends it, and says how many events it appended.
+    /// Ends the writer, and returns how many events it appended.
     pub(crate) fn stop(self) -> usize {
         drop(self.go_on);
         self.thread.join().unwrap()

@@ -1,4 +1,4 @@
-//! What the command line and the environment ask for.
+//! The arguments of the command line and the environment.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,22 +8,23 @@ use super::app::shown;
 /// The arguments of a bench.
 #[derive(Debug)]
 pub(crate) struct Arguments {
-    /// Everything once, as little as possible of it: does it work?
+    /// Whether to measure everything only once and as little as possible, to check that the bench
+    /// works.
     pub(crate) quick: bool,
     filters: Vec<String>,
 }
 
-/// Why a bench does not begin.
+/// Why a bench does not start.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Ends {
-    /// It was asked how it is used.
+    /// The usage was requested.
     Help(String),
     /// An argument is wrong.
     Wrong(String),
 }
 
 impl Arguments {
-    /// Understands the arguments of the bench of this name, which has these sections.
+    /// Parses the arguments of the bench of this name, which has these sections.
     pub(crate) fn new(arguments: &[String], bench: &str, sections: &[&str]) -> Result<Self, Ends> {
         let usage = format!(
             "usage: cargo bench --bench {bench} -- [--test] [SECTION…]\n\n\
@@ -45,27 +46,27 @@ impl Arguments {
         if let Some((kind, argument)) = wrong {
             return Err(Ends::Wrong(format!("{bench} has no such {kind}: {}\n\n{usage}", shown(argument))));
         }
-        // `cargo test --benches` says neither.
+        // `cargo test --benches` passes neither.
         let quick = has("--test") || !has("--bench");
         Ok(Self { quick, filters: filters.into_iter().cloned().collect() })
     }
 
-    /// The sections to be measured, as indices, each with what is said when it begins: its name and
-    /// how far the bench is then.
+    /// Returns the sections to be measured, as indices. Each has the text to print when it begins:
+    /// its name and the progress of the bench.
     pub(crate) fn chosen(&self, sections: &[&str]) -> Vec<(usize, String)> {
         let wanted: Vec<usize> = (0..sections.len()).filter(|index| self.wants(sections[*index])).collect();
         let of = wanted.len();
         (1..).zip(wanted).map(|(number, index)| (index, format!("{} ({number} of {of})", sections[index]))).collect()
     }
 
-    /// Whether something of this name is to be measured.
+    /// Whether a section of this name is to be measured.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
     }
 }
 
 impl Ends {
-    /// Says it, and returns the exit code.
+    /// Prints the text, and returns the exit code.
     pub(crate) fn say(&self) -> ExitCode {
         match self {
             Self::Help(text) => {
@@ -80,7 +81,7 @@ impl Ends {
     }
 }
 
-/// A list of numbers in the environment: `1,2,4`.
+/// Returns a list of numbers from the environment, such as `1,2,4`.
 pub(crate) fn numbers(variable: &str) -> Option<Vec<usize>> {
     let text = std::env::var(variable).ok().filter(|text| !text.is_empty())?;
     let parse = |number: &str| {
@@ -89,12 +90,12 @@ pub(crate) fn numbers(variable: &str) -> Option<Vec<usize>> {
     Some(text.split(',').map(parse).collect())
 }
 
-/// A number in the environment.
+/// Returns a number from the environment.
 pub(crate) fn number(variable: &str) -> Option<usize> {
     numbers(variable).map(|numbers| numbers[0])
 }
 
-/// Where tables and plots are written: `target/report`.
+/// Returns the directory for tables and plots: `target/report`.
 pub(crate) fn report_directory() -> PathBuf {
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("report");
     std::fs::create_dir_all(&directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()));

@@ -1,4 +1,4 @@
-//! What the benches share.
+//! Code that the benches share.
 #![allow(dead_code, reason = "several programs compile these files, and few of them call every function")]
 
 pub(crate) mod arguments;
@@ -10,7 +10,7 @@ pub(crate) mod table;
 pub(crate) mod units;
 pub(crate) mod worker_process;
 
-/// Lets so much time pass.
+/// Waits for this time.
 pub(crate) fn pause(time: std::time::Duration) {
     _ = crossbeam_channel::after(time).recv();
 }

@@ -8,7 +8,8 @@ use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (960, 420);
-/// Right of it are the names of the curves, where they cover none.
+/// The width of the plot. The names of the curves are to the right of it, where they cover no
+/// curve.
 const PLOT_WIDTH: u32 = 700;
 
 /// A curve, or the outline of a histogram.
@@ -24,14 +25,14 @@ pub(crate) struct Frame<'a> {
     pub(crate) title: &'a str,
     pub(crate) x: &'a str,
     pub(crate) y: &'a str,
-    /// Whether each step along an axis multiplies. What is to be drawn is above zero then.
+    /// Whether the axis is logarithmic. Then all values must be above zero.
     pub(crate) log_x: bool,
     pub(crate) log_y: bool,
     /// Whether the points are marked.
     pub(crate) dots: bool,
 }
 
-/// Writes a plot; nothing if there is nothing to draw.
+/// Writes a plot. Writes nothing if there is nothing to draw.
 pub(crate) fn write(file: &Path, frame: Frame<'_>, curves: &[Curve]) {
     let points: Vec<(f64, f64)> = curves.iter().flat_map(|curve| curve.points.iter().copied()).collect();
     if points.is_empty() {
@@ -48,7 +49,8 @@ pub(crate) fn write(file: &Path, frame: Frame<'_>, curves: &[Curve]) {
     drawn.unwrap_or_else(|e| panic!("{}: {e}", file.display()));
 }
 
-/// From zero, or for a logarithm from the lowest, to a little above the highest.
+/// Returns the range of an axis: from zero, or on a logarithmic axis from the lowest value, to a
+/// little above the highest.
 fn range(values: impl Iterator<Item = f64>, log: bool) -> Range<f64> {
     let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)));
     let high = if high > 0.0 { high * 1.05 } else { 1.0 };
@@ -107,7 +109,8 @@ fn label(value: f64) -> String {
     format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// The outline of a histogram of positive values over bins that grow by a constant factor, in percent of all.
+/// Returns the outline of a histogram of positive values, over bins that grow by a constant factor,
+/// in percent of all values.
 pub(crate) fn outline(values: &[f64]) -> Vec<(f64, f64)> {
     const PER_DECADE: f64 = 12.0;
     let edge = |bin: i32| 10f64.powf(f64::from(bin) / PER_DECADE);

@@ -1,16 +1,17 @@
-//! What Linux tells of processes, in `/proc`. Elsewhere the figures are zero.
+//! Figures about processes, from Linux's `/proc`. On other systems they are zero.
 
 use std::fs;
 
-/// Of `/proc`'s times, in every Linux there is today.
+/// The number of ticks per second in the times of `/proc`, on every current Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The processor seconds of a process, without its children.
+/// Returns the processor seconds of a process, without its children.
 pub(crate) fn cpu(pid: u32) -> f64 {
     stat(&format!("/proc/{pid}/stat")).map_or(0.0, |stat| stat.own)
 }
 
-/// The processor seconds of a process and all below it, those that ended and were waited for included.
+/// Returns the processor seconds of a process and all its descendants, including those that ended
+/// and were waited for.
 pub(crate) fn cpu_of_tree(root: u32) -> f64 {
     let all: Vec<Stat> = processes().filter_map(|pid| stat(&format!("/proc/{pid}/stat"))).collect();
     let mut seconds = 0.0;
@@ -22,7 +23,7 @@ pub(crate) fn cpu_of_tree(root: u32) -> f64 {
     seconds
 }
 
-/// The name and processor seconds of each thread of a process.
+/// Returns the name and processor seconds of each thread of a process.
 pub(crate) fn cpu_of_threads(pid: u32) -> Vec<(String, f64)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     tasks
@@ -33,17 +34,18 @@ pub(crate) fn cpu_of_threads(pid: u32) -> Vec<(String, f64)> {
         .collect()
 }
 
-/// Bytes of memory a process has at present.
+/// Returns the bytes of memory that a process currently has.
 pub(crate) fn resident(pid: u32) -> f64 {
     kilobytes(pid, "VmRSS:") * 1024.0
 }
 
-/// The most bytes of memory a process ever had.
+/// Returns the most bytes of memory that a process ever had.
 pub(crate) fn peak_resident(pid: u32) -> f64 {
     kilobytes(pid, "VmHWM:") * 1024.0
 }
 
-/// Busy and all time of all processors, in some unit, where the system tells.
+/// Returns the busy and the total time of all processors, in the same unit; `None` if the system
+/// does not report them.
 pub(crate) fn processor_time() -> Option<(f64, f64)> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     let times: Vec<f64> =
@@ -52,7 +54,7 @@ pub(crate) fn processor_time() -> Option<(f64, f64)> {
     Some((all - times.get(3)? - times.get(4)?, all))
 }
 
-/// The model of the processors and how many there are.
+/// Returns the model and the number of the processors.
 pub(crate) fn machine() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, model)| model);
@@ -81,7 +83,7 @@ struct Stat {
 /// See `proc_pid_stat(5)`.
 fn stat(path: &str) -> Option<Stat> {
     let text = fs::read_to_string(path).ok()?;
-    // The name may hold spaces and parentheses.
+    // The name may contain spaces and parentheses.
     let (head, rest) = text.rsplit_once(')')?;
     let (pid, name) = head.split_once(" (")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();

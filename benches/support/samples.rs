@@ -1,6 +1,7 @@
-//! Measured values, and what they amount to.
+//! Measured values, and their statistics.
 
-/// The smallest value that so many percent of all do not exceed; none of none.
+/// Returns the smallest value that this percentage of all values does not exceed; `None` if there
+/// are no values.
 pub(crate) fn percentile<T: Copy + PartialOrd>(values: &[T], percent: usize) -> Option<T> {
     let mut sorted = values.to_vec();
     sorted.sort_by(|a, b| a.partial_cmp(b).expect("comparable values"));
@@ -8,7 +9,7 @@ pub(crate) fn percentile<T: Copy + PartialOrd>(values: &[T], percent: usize) -> 
     sorted.get(rank - 1).copied()
 }
 
-/// The values of one thing that was measured several times.
+/// The values of one quantity that was measured several times.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Samples(Vec<f64>);
 
@@ -21,7 +22,7 @@ impl Samples {
         &self.0
     }
 
-    /// The middle one, or halfway between the two in the middle.
+    /// Returns the middle value, or the mean of the two in the middle.
     pub(crate) fn median(&self) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -48,10 +49,10 @@ impl FromIterator<f64> for Samples {
     }
 }
 
-/// How one thing compares to another that was measured in turn with it.
+/// The ratio of one quantity to another that was measured in turn with it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ratio {
-    /// Of each pair of neighbours, the median: what else the machine did at that time was the same for both.
+    /// The median of the ratios of neighbours. Other load on the machine was the same for both.
     pub(crate) of_pairs: f64,
     pub(crate) of_medians: f64,
 }
@@ -63,7 +64,8 @@ impl Ratio {
     }
 }
 
-/// Measures several things in turn: A B C A B C …, `rounds` times, after one round that does not count if there are several.
+/// Measures several quantities in turn: A B C A B C …, `rounds` times. If there are several rounds,
+/// one that does not count precedes them.
 pub(crate) fn in_turn<C, const N: usize>(
     rounds: usize,
     context: &mut C,

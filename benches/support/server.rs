@@ -1,4 +1,4 @@
-//! A private PostgreSQL that counts its statements and keeps the times of its commits.
+//! A private PostgreSQL that counts its statements and records the times of its commits.
 
 use postgres::{Client, NoTls};
 
@@ -24,7 +24,7 @@ impl Server {
         server
     }
 
-    /// The URL of a database that is made now.
+    /// Creates a database, and returns its URL.
     pub(crate) fn create_database(&self, name: &str) -> String {
         self.postgres.create_database(name).unwrap()
     }
@@ -46,7 +46,7 @@ impl Server {
         self.postgres.pid()
     }
 
-    /// Counts the statements in a database from now on; none if the server has no extension for that.
+    /// Counts the statements in a database from now on; `None` if the server lacks the extension.
     pub(crate) fn count_statements(&self, database: &str) -> Option<Statements> {
         self.counts_statements.then(|| {
             let mut client = self.connect("postgres");
@@ -60,13 +60,13 @@ pub(crate) fn connect(url: &str) -> Client {
     Client::connect(url, NoTls).unwrap()
 }
 
-/// What the server counted in a database. It is looked at from another one.
+/// The statements that the server counted in a database. They are read from another database.
 pub(crate) struct Statements {
     client: Client,
     database: String,
 }
 
-/// Of some statements.
+/// The totals of some statements.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Count {
     pub(crate) calls: f64,
@@ -76,7 +76,7 @@ pub(crate) struct Count {
 }
 
 impl Count {
-    /// Where the server does not count.
+    /// The value if the server does not count.
     pub(crate) const UNKNOWN: Self = Self { calls: f64::NAN, seconds: f64::NAN, rows: f64::NAN };
 
     pub(crate) fn per(self, seconds: f64) -> Self {
@@ -85,7 +85,7 @@ impl Count {
 }
 
 impl Statements {
-    /// Of the statements whose text matches this regular expression.
+    /// Returns the totals of the statements whose text matches this regular expression.
     pub(crate) fn matching(&mut self, pattern: &str) -> Count {
         let row = self
             .client
@@ -99,7 +99,7 @@ impl Statements {
         Count { calls: row.get(0), seconds: row.get(1), rows: row.get(2) }
     }
 
-    /// The texts that came most often, shortened, and how often in each of so many seconds.
+    /// Returns the most frequent texts, shortened, and how often per second each was executed.
     pub(crate) fn most_frequent(&mut self, seconds: f64) -> Vec<(String, f64)> {
         let rows = self
             .client

@@ -1,4 +1,4 @@
-//! Tables, in Markdown that reads well as it is.
+//! Tables, in Markdown that is readable as plain text.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
-//! Figures as people read them.
+//! Formats figures with readable units.
 
 use std::time::Duration;
 
-/// What a value counts.
+/// The unit of a value.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Unit {
     Seconds,
@@ -17,7 +17,7 @@ impl Unit {
         format!("{}{}", self.number(value), self.name())
     }
 
-    /// The value without what it counts, for where that is said once for several.
+    /// Returns the value without its unit, for several values that share one unit.
     pub(crate) fn number(self, value: f64) -> String {
         match self {
             Self::Seconds => seconds(value),

@@ -1,4 +1,4 @@
-//! A bench's own program started once more, as a worker.
+//! Starts a bench's own program a second time, as a worker.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ pub(crate) use process::{Line, Process, Signal};
 
 const AS_WORKER: &str = "--as-worker";
 
-/// What a worker is started with, in the process that is one.
+/// Returns the worker's arguments, if this process is a worker.
 pub(crate) fn as_worker(arguments: &[String]) -> Option<&[String]> {
     let (first, rest) = arguments.split_first()?;
     (first == AS_WORKER).then_some(rest)

@@ -1,9 +1,10 @@
--- The three roles, and all that each of them needs. A test of the library does everything with exactly these. Execute it as a superuser; the
--- second part can also be executed as shop_migrator, if that role may grant USAGE on the schema. Before PostgreSQL 15, revoke what PUBLIC has
--- first: REVOKE CREATE ON SCHEMA public FROM PUBLIC.
+-- The three roles, and every privilege that each of them needs. A test of the library uses exactly
+-- these roles. Execute this file as a superuser; the second part can also be executed as
+-- shop_migrator, if that role may grant USAGE on the schema. Before PostgreSQL 15, first revoke
+-- what PUBLIC has: REVOKE CREATE ON SCHEMA public FROM PUBLIC.
 --
--- The migrator creates and upgrades the tables, and owns them. The worker processes events. The appender, which is the application, appends
--- them.
+-- The migrator creates and upgrades the tables, and owns them. The worker processes events. The
+-- appender is the application: it appends events.
 
 -- Before the migration:
 CREATE ROLE shop_migrator LOGIN;
@@ -14,17 +15,17 @@ GRANT USAGE, CREATE ON SCHEMA public TO shop_migrator;
 -- After the migration:
 GRANT USAGE ON SCHEMA public TO shop_worker, shop_appender;
 
--- The worker reads events, and how far the sequence of their positions is: without that, it could not tell that positions are handed out
--- again. It may not change them.
+-- The worker reads the events and the last value of the sequence of their positions. Without that
+-- value, it could not detect that positions are handed out again. It may not change events.
 GRANT SELECT ON events TO shop_worker;
 GRANT SELECT ON SEQUENCE events_global_position_seq TO shop_worker;
 GRANT SELECT ON orchestrator_migrations TO shop_worker;
 GRANT SELECT, INSERT, UPDATE ON orchestrator_replica_sets, orchestrator_projections TO shop_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON orchestrator_generations, orchestrator_workers, orchestrator_checkpoints TO shop_worker;
--- And whatever its handlers do with the read models.
+-- It also needs the privileges that its handlers need on the read models.
 
--- The appender may choose neither the position of an event nor its time: an event far above all others would keep the safe head from
--- passing any hole.
+-- The appender may choose neither the position of an event nor its time. An event far above all
+-- others would prevent the safe head from passing any hole.
 GRANT SELECT ON events TO shop_appender;
 GRANT INSERT (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, event_version, payload, trace_id,
               correlation_id, causation_id, metadata) ON events TO shop_appender;

@@ -1,8 +1,9 @@
-//! A program of this repository in a process of its own, seen from the process that started it.
+//! A program of this repository in a process of its own, as seen by the process that started it.
 //!
-//! *Invariant*: it never outlives the process that started it, however that one ends. A shell, the
-//! guard, waits for the end of a pipe and then kills the program, also a frozen one. Ctrl-C reaches
-//! neither: both have a process group of their own.
+//! *Invariant:* the program never outlives the process that started it, in whatever way that
+//! process ends. A shell, the guard, waits for the end of a pipe and then kills the program, even
+//! if it is frozen. Ctrl-C reaches neither of the two, because both have a process group of their
+//! own.
 #![allow(dead_code, reason = "several programs compile this file, and few of them call every function")]
 
 use std::io::{self, BufRead as _, BufReader, Read};
@@ -16,8 +17,8 @@ use rustix::process::{Pid, kill_process};
 
 pub(crate) use rustix::process::Signal;
 
-/// On which stream the program says what the process that started it wants to know. The other one
-/// is as its command says.
+/// The stream whose lines are sent to the process that started the program. The command determines
+/// the other stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Stream {
     Stdout,
@@ -58,8 +59,8 @@ impl Process {
         let pid = process.pid();
         let reader = thread::Builder::new().name("process-lines".into()).spawn(move || {
             for text in BufReader::new(output).lines().map_while(Result::ok) {
-                // The line is read even if no test waits for it, or the program would block on a
-                // full pipe.
+                // The line is read even if no caller waits for it. Otherwise the program would
+                // block on a full pipe.
                 _ = lines.send(Line { pid, at: Instant::now(), text });
             }
         });
@@ -71,7 +72,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Sends a signal, unless it is known that the process has ended.
+    /// Sends a signal, unless the process is known to have ended.
     pub(crate) fn signal(&mut self, signal: Signal) -> io::Result<()> {
         if self.child.try_wait()?.is_none() {
             kill_process(Pid::from_child(&self.child), signal)?;
@@ -79,7 +80,7 @@ impl Process {
         Ok(())
     }
 
-    /// How the process has ended, if it has. All its lines have been sent by then.
+    /// Returns how the process has ended, if it has. By then, all its lines have been sent.
     pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         let status = self.child.try_wait()?;
         if status.is_some() {
@@ -102,8 +103,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The guard first: once the process has been waited for, its id may be another's. Errors
-        // say that they have ended already.
+        // The guard is killed first: after the wait for the program, another process may get its
+        // id. Errors mean that the processes have already ended.
         for child in [&mut self.guard, &mut self.child] {
             _ = child.kill();
             _ = child.wait();
@@ -112,7 +113,8 @@ impl Drop for Process {
     }
 }
 
-/// Kills the process when the pipe to the guard is closed, as it is when this process ends.
+/// Starts the guard. It kills the process when its pipe is closed, which happens when this process
+/// ends.
 fn guard(child: &Child) -> io::Result<Child> {
     Command::new("/bin/sh")
         .args(["-c", "read -r _; kill -s KILL \"$1\"", "guard", &child.id().to_string()])

@@ -1,4 +1,4 @@
-//! A shop: what happens in it, three read models of that, and what tells whether they are right.
+//! A shop: its events, three read models, and queries that check the read models.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use pupsourcing_orchestrator::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What happens to an order.
+/// The events of an order.
 #[derive(Serialize, Deserialize)]
 enum OrderEvent {
     Placed { day: String, cents: i64 },
@@ -16,19 +16,19 @@ enum OrderEvent {
     Shipped,
 }
 
-/// What happens to a cart.
+/// The events of a cart.
 #[derive(Serialize, Deserialize)]
 enum CartEvent {
     ItemAdded { article: u32 },
 }
 
-/// What happens to a customer.
+/// The events of a customer.
 #[derive(Serialize, Deserialize)]
 enum CustomerEvent {
     CustomerMoved { city: String },
 }
 
-/// What happens next: events of one aggregate, which is often a new one.
+/// Returns the next events, all of one aggregate, which is often a new one.
 pub(crate) fn next_events() -> Result<(StreamId, Vec<NewEvent>), EncodeError> {
     let new_id = fastrand::u64(..);
     let stream = |aggregate_type: &str, id: String| StreamId::new("shop", aggregate_type, id);
@@ -66,10 +66,10 @@ pub(crate) const TABLES: &str = "
     );
     CREATE INDEX ON timeline (global_position)";
 
-/// The names of the projections that build them.
+/// The names of the projections that build the read models.
 pub(crate) const PROJECTIONS: [&str; 3] = ["revenue_per_day", "customers", "timeline"];
 
-/// How much was sold on each day: one statement for a whole batch.
+/// How much was sold on each day. Uses one statement for a whole batch.
 pub(crate) struct RevenuePerDay;
 
 impl BatchProjection for RevenuePerDay {
@@ -90,8 +90,8 @@ impl BatchProjection for RevenuePerDay {
                 *total += cents;
             }
         }
-        // In the order of the days: workers that add to the same days wait for one another, but
-        // never deadlock.
+        // Sorted by day, so workers that add to the same days wait for one another but never
+        // deadlock.
         let days: Vec<&str> = sold.keys().map(String::as_str).collect();
         let (orders, cents): (Vec<i64>, Vec<i64>) = sold.values().copied().unzip();
         tx.execute(
@@ -104,7 +104,8 @@ impl BatchProjection for RevenuePerDay {
     }
 }
 
-/// Where each customer lives: event by event, and only right if their order is.
+/// Where each customer lives. It handles event by event, and is right only if the events are in
+/// order.
 pub(crate) struct Customers;
 
 impl Projection for Customers {
@@ -127,7 +128,7 @@ impl Projection for Customers {
     }
 }
 
-/// A line for every event: nothing hides one that was handled twice or not at all.
+/// A line for every event, so an event that was handled twice or not at all is visible.
 pub(crate) struct Timeline;
 
 impl BatchProjection for Timeline {
@@ -148,7 +149,7 @@ impl BatchProjection for Timeline {
     }
 }
 
-/// Each read model once more, straight from the events, and in how many rows the two differ.
+/// Computes each read model directly from the events, and counts the rows that differ.
 const DIFFERENCES: [(&str, &str); 5] = [
     (
         "events missing in timeline",
@@ -179,7 +180,8 @@ const DIFFERENCES: [(&str, &str); 5] = [
     ),
 ];
 
-/// What differs between the read models and the events: nothing, if every event had its effects exactly once and in order.
+/// Returns the differences between the read models and the events. There are none if every event
+/// had its effects exactly once and in order.
 pub(crate) fn differences(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
     let mut found = Vec::new();
     for (what, sql) in DIFFERENCES {

@@ -1,4 +1,4 @@
-//! The arguments of the program, and `--help`, which follows from the settings.
+//! The arguments of the program, and `--help`, which is generated from the settings.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -22,7 +22,7 @@ pub(super) enum Task {
 }
 
 impl Task {
-    /// Whether it works in the background, with a log, rather than for a person who waits for it.
+    /// Whether the task runs in the background, with a log, and not for a user who waits for it.
     pub(super) fn is_service(&self) -> bool {
         match self {
             Self::Run | Self::Migrate { .. } | Self::CatchUp { .. } => true,
@@ -37,22 +37,22 @@ pub(super) struct Arguments {
     pub(super) settings: Settings,
 }
 
-/// What is said instead of doing anything.
+/// What the program writes instead of executing a task.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// `--help`, `--version`, or an argument that is wrong.
+    /// The answer to `--help`, to `--version`, or to a wrong argument.
     OfClap(clap::Error),
     Wrong(Failure),
 }
 
 impl Answer {
-    /// Says it, and returns the exit code.
+    /// Writes the answer, and returns the exit code.
     pub(super) fn give(&self) -> ExitCode {
         match self {
             Self::OfClap(answer) => {
                 let text = answer.render().to_string();
                 if answer.use_stderr() {
-                    // An argument may be a connection string in the wrong place.
+                    // A user may have given a connection string as a wrong argument.
                     output::complain(redacted(&text).trim_end());
                     ExitCode::from(2)
                 } else {
@@ -68,8 +68,8 @@ impl Answer {
     }
 }
 
-/// Reads the arguments, of which the first is the program's name, and the environment. `version` is
-/// the application's own.
+/// Reads the arguments and the environment. The first argument is the program's name. `version` is
+/// that of the application.
 pub(super) fn read(arguments: &[OsString], version: Option<&str>) -> Result<Arguments, Answer> {
     let settings = settings::all();
     let program = arguments.first().and_then(|program| Path::new(program).file_stem());
@@ -112,10 +112,10 @@ fn command(program: &str, version: Option<&str>, settings: &[Setting]) -> Comman
         )
         .args(settings.iter().map(argument))
         .subcommands([
-            Command::new("run").about("Run the projections until SIGTERM or SIGINT; also without a command"),
+            Command::new("run").about("Run the projections until SIGTERM or SIGINT; the default command"),
             Command::new("migrate")
                 .about("Create the tables, or bring them up to date, and exit")
-                .arg(switch("print", "Write the SQL instead of executing it; connects to nothing")),
+                .arg(switch("print", "Write the SQL instead of executing it; opens no connection")),
             Command::new("status")
                 .about("Show the workers and the projections of the replica set")
                 .args([json(), switch("watch", "Show it again every second, until SIGTERM or SIGINT")]),
@@ -137,7 +137,8 @@ fn argument(setting: &Setting) -> Arg {
         .long(flag.clone())
         .value_name("VALUE")
         .value_parser(value_parser!(OsString))
-        // A negative number is refused by name, and not as an unknown flag.
+        // Lets the setting refuse a negative number. Otherwise clap would refuse it as an unknown
+        // flag.
         .allow_hyphen_values(true)
         .global(true)
         .help_heading(if option.is_some() { "Options of the library" } else { "Settings" })
@@ -145,7 +146,7 @@ fn argument(setting: &Setting) -> Arg {
         .long_help(long)
 }
 
-/// Only for the tests: what `--help` says.
+/// Returns the text of `--help`, for the tests.
 #[cfg(test)]
 fn help() -> String {
     command("worker", None, &settings::all()).render_long_help().to_string()
@@ -185,7 +186,7 @@ mod tests {
 
     #[test]
     fn help_names_every_option_its_variable_and_its_default() {
-        // As clap wraps its lines.
+        // Removes the line breaks, because clap wraps its lines.
         let help = help().split_whitespace().collect::<Vec<_>>().join(" ");
         for option in Config::declared() {
             let flag = format!("--{} <VALUE>", option.name.replace(['_', '.'], "-"));

@@ -12,7 +12,7 @@ use super::worker::Program;
 use crate::catch_up::Progress;
 use crate::error::field;
 
-/// How often the progress is logged where it cannot be shown on a terminal.
+/// How often the progress is logged if it cannot be shown on a terminal.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) fn catch_up(program: Program, to_position: Option<i64>) -> Result<ExitCode, Failure> {
@@ -52,7 +52,7 @@ fn stopped_early(target: Option<i64>) -> Failure {
     Failure::Failed(format!("stopped before {position} was reached").into())
 }
 
-/// The progress in one line for a person.
+/// Formats the progress in one line for a terminal.
 fn line(progress: &Progress) -> String {
     let Progress { position, target, left, events_per_second, time_to_go } = progress;
     let (Some(position), Some(target)) = (position, target) else { return "starting".to_owned() };

@@ -1,4 +1,4 @@
-//! `check`: whether a worker could run here.
+//! `check`: finds out whether a worker could run here.
 
 use std::process::ExitCode;
 

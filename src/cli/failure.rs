@@ -1,4 +1,4 @@
-//! Why the program ends without having done its work.
+//! Why the program ends without success.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -8,14 +8,14 @@ use crate::error::{BoxError, Error, describe_any};
 
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// A setting is missing or cannot be understood.
+    /// A setting is missing or wrong.
     Setting(String),
     /// Anything else.
     Failed(BoxError),
 }
 
 impl Failure {
-    /// Says why on standard error, in addition to the log.
+    /// Writes the failure to standard error, in addition to the log.
     pub(super) fn report(&self) {
         output::complain(&format!("error: {self}"));
     }

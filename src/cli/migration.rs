@@ -1,4 +1,4 @@
-//! `migrate`: the library's tables, and then the application's own.
+//! `migrate`: creates the library's tables, and then the application's own.
 
 use std::process::ExitCode;
 use std::thread;
@@ -20,12 +20,12 @@ pub(super) fn migrate(program: Program) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the SQL, for another tool to execute.
+/// Writes the SQL, so that another tool can execute it.
 pub(super) fn print(program: &Program) -> ExitCode {
     output::write(program.orchestrator.names().schema_sql().trim_end());
     for step in &program.migrations {
         match step {
-            // What follows a comment at its end would be a part of it.
+            // The semicolon has a line of its own, because the SQL may end with a comment.
             Step::Sql(sql) => output::write(&format!("\n-- The application's own\n{}\n;", sql.trim_end())),
             Step::Code(_) => {
                 output::write("\n-- The application also migrates in code, which only `migrate` executes.")
@@ -35,14 +35,14 @@ pub(super) fn print(program: &Program) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Creates what is not there yet.
+/// Creates the tables that do not exist yet, or brings them up to date.
 pub(super) fn apply(orchestrator: &Orchestrator, steps: Vec<Step>) -> Result<(), BoxError> {
     orchestrator.migrate()?;
     if steps.is_empty() {
         return Ok(());
     }
     let (mut waiting, mut client) = (orchestrator.client_when_reached()?, orchestrator.client_when_reached()?);
-    let turn = migrations::turn_of_application(&mut waiting, orchestrator.names())?;
+    migrations::begin_turn_of_application(&mut waiting, orchestrator.names())?;
     for step in steps {
         match step {
             Step::Sql(sql) => {
@@ -51,12 +51,12 @@ pub(super) fn apply(orchestrator: &Orchestrator, steps: Vec<Step>) -> Result<(),
             Step::Code(migrate) => migrate(&mut client)?,
         }
     }
-    turn.commit().map_err(Error::database("ending the application's migration"))?;
+    waiting.batch_execute("COMMIT").map_err(Error::database("ending the application's migration"))?;
     Ok(())
 }
 
-/// Does what may take long, or returns none as soon as the process is to stop: it need not wait for
-/// a slow server or for another process's migration.
+/// Executes `work` on another thread, because it may take long. Returns `None` as soon as the
+/// process is to stop: it need not wait for a slow server or for another process's migration.
 pub(super) fn unless_stopped<T: Send + 'static>(
     shutdown: &Receiver<()>,
     work: impl FnOnce() -> Result<T, BoxError> + Send + 'static,
@@ -84,8 +84,8 @@ mod tests {
     use crate::database::Database;
     use crate::store::testing;
 
-    /// Without turns, of two sessions that create a table at once one may fail although it asks
-    /// whether the table is there.
+    /// Without turns, if two sessions create a table at the same time, one of them may fail in
+    /// spite of `IF NOT EXISTS`.
     #[test]
     fn migrations_of_the_application_take_turns() {
         const PROCESSES: usize = 6;

@@ -14,15 +14,15 @@
 //!     }
 //!
 //!     fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
-//!         tx.execute("INSERT INTO orders VALUES ($1) ON CONFLICT DO NOTHING", &[&event.aggregate_id()])?;
+//!         let sql = "INSERT INTO orders VALUES ($1) ON CONFLICT DO NOTHING";
+//!         tx.execute(sql, &[&event.aggregate_id()])?;
 //!         Ok(())
 //!     }
 //! }
 //!
 //! fn main() -> ExitCode {
-//!     cli::main(|worker| {
-//!         worker.projection(Orders).migration_sql("CREATE TABLE IF NOT EXISTS orders (id text PRIMARY KEY)")
-//!     })
+//!     let table = "CREATE TABLE IF NOT EXISTS orders (id text PRIMARY KEY)";
+//!     cli::main(|worker| worker.projection(Orders).migration_sql(table))
 //! }
 //! ```
 //!
@@ -30,17 +30,18 @@
 //!
 //! | command | |
 //! |---|---|
-//! | `run`, or none | runs the projections as a worker of the replica set, until SIGTERM or SIGINT |
-//! | `migrate` | creates the tables or brings them up to date, then executes the application's migration |
+//! | `run`, or none | runs the projections as a worker, until SIGTERM or SIGINT |
+//! | `migrate` | creates or updates the tables, then executes the application's migration |
 //! | `migrate --print` | writes the SQL instead of executing it; connects to nothing |
 //! | `status` | shows the replica set: its workers and its projections |
 //! | `status --json` | the same as JSON, with the fields of `overview.replica_set` in `/status` |
-//! | `status --watch` | shows it again every second, until SIGTERM or SIGINT |
-//! | `check` | checks whether a worker could run here; each line is ok, a warning or an error, with the remedy; `--json` for scripts |
-//! | `catch-up` | runs as a worker until everything that is visible now is processed by the whole replica set |
+//! | `status --watch` | shows it every second, until SIGTERM or SIGINT |
+//! | `check` | checks whether a worker could run here; `--json` for scripts |
+//! | `catch-up` | runs as a worker until the replica set has processed all events visible now |
 //! | `catch-up --to-position N` | the same, up to a global position |
 //!
-//! `run` and `catch-up` migrate first, and wait for a server that is away.
+//! `run` and `catch-up` migrate first, and wait for a server that is away. Each line of `check` is
+//! ok, a warning or an error, with the remedy.
 //!
 //! Results are written to standard output, errors and the log to standard error. Tables have
 //! colours only on a terminal, and not if `NO_COLOR` is set.
@@ -49,16 +50,21 @@
 //!
 //! | code | |
 //! |---|---|
-//! | 0 | it is done: a graceful stop, tables up to date, no error found, the position reached |
-//! | 1 | it failed; for `check`, an error was found; for `catch-up`, a projection halted or is paused, or a signal came first; for `migrate`, a signal came first |
+//! | 0 | success: a graceful stop, tables up to date, no error found, the position reached |
+//! | 1 | failure; or `check` found an error |
 //! | 2 | a setting or an argument is missing or wrong; its name is in the message |
-//! | 128 + n | a second signal n ended the process at once: what it has not committed, others process |
+//! | 128 + n | a second signal n ended the process at once |
+//!
+//! `catch-up` fails if a projection halts or is paused, or if a signal comes before the position is
+//! reached. `migrate` fails if a signal comes before the tables are up to date. If a second signal
+//! ends a process, other workers process what it has not committed.
 //!
 //! # Settings
 //!
-//! Each is a flag and an environment variable; the flag wins. A variable that is empty is ignored; so
-//! is one that begins with `ORCHESTRATOR_` and is no setting, with a line in the log.
-//! Other users of the machine may see the flags of a process, so a password belongs into the variable.
+//! Each setting is a flag and an environment variable; the flag wins. An empty variable is ignored.
+//! A variable that begins with `ORCHESTRATOR_` and is not a setting is ignored with a line in the
+//! log. Other users of the machine may see the flags of a process, so set a password in the
+//! variable.
 //!
 #![doc = include_str!("settings.md")]
 
@@ -84,8 +90,8 @@ pub use worker::Worker;
 
 use crate::error::field;
 
-/// Runs the program: reads arguments and environment, and does what they ask for. The closure adds
-/// the projections.
+/// Runs the worker program: reads the arguments and the environment, and executes the command that
+/// they ask for. The closure adds the projections.
 ///
 /// Returns the [exit code](self#exit-codes) for `main` to return.
 pub fn main(set_up: impl FnOnce(Worker) -> Worker) -> ExitCode {
@@ -108,7 +114,7 @@ fn execute(worker: Worker, arguments: arguments::Arguments) -> Result<ExitCode, 
     let arguments::Arguments { task, settings } = arguments;
     let service = run::Service::of(&settings)?;
     let url = match task {
-        // It connects to nothing.
+        // `migrate --print` does not connect, so it needs no URL.
         Task::Migrate { print: true } => settings.text(settings::DATABASE_URL).unwrap_or("postgres://localhost"),
         _ => settings.database_url()?,
     };
@@ -123,12 +129,13 @@ fn execute(worker: Worker, arguments: arguments::Arguments) -> Result<ExitCode, 
     }
 }
 
-/// What writes results, or shows its progress, logs only what goes wrong.
+/// Starts the log. A command that writes results or shows its progress logs only warnings and
+/// errors.
 fn start_log(arguments: &arguments::Arguments) -> Result<(), Failure> {
     let is_shown = matches!(arguments.task, Task::CatchUp { .. }) && output::shows_progress();
     let usual = if arguments.task.is_service() && !is_shown { "info" } else { "warn" };
     let filter = arguments.settings.log_filter()?.unwrap_or(usual);
-    // The application may have set a logger.
+    // Fails if the application has set a logger; then that logger is used.
     _ = env_logger::Builder::new().parse_filters(filter).try_init();
     for variable in settings::unknown(std::env::vars_os().map(|(name, _)| name)) {
         log::warn!("unknown setting, ignored: variable={}", field(&variable));

@@ -9,7 +9,7 @@ use super::signals::shutdown_signal;
 use super::worker::Program;
 use crate::http::MetricsServer;
 
-/// What the metrics server serves, and where.
+/// What the metrics server serves, and on which address.
 pub(super) struct Service {
     address: String,
     status_page: bool,
@@ -38,7 +38,7 @@ pub(super) fn run(program: Program, service: &Service) -> Result<ExitCode, Failu
         apply(&orchestrator, migrations)?;
         Ok(orchestrator.start()?)
     };
-    // The server answers until the worker has left.
+    // The server answers requests until the worker has left.
     if let Some(handle) = unless_stopped(&shutdown, start)? {
         handle.run_until(&shutdown)?;
     }

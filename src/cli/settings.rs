@@ -19,28 +19,28 @@ pub(super) const STATUS_PAGE: &str = "STATUS_PAGE";
 pub(super) const STATUS_HOSTS: &str = "STATUS_HOSTS";
 pub(super) const LOG: &str = "RUST_LOG";
 
-/// Stands where another setting has its default.
+/// Takes the place of the default in a setting that has none.
 pub(super) const REQUIRED: &str = "required";
 
-/// A setting, as `--help` shows it.
+/// A setting, with what `--help` shows of it.
 #[derive(Debug, Clone)]
 pub(super) struct Setting {
-    /// Its environment variable.
+    /// The setting's environment variable.
     pub(super) variable: String,
-    /// Its flag, without the dashes.
+    /// The setting's flag, without the dashes.
     pub(super) flag: String,
-    /// The name of the library's option that it sets, if it is one.
+    /// The name of the library's option that the setting sets, if it sets one.
     pub(super) option: Option<&'static str>,
     pub(super) default: String,
-    /// What may be set.
+    /// The allowed values.
     pub(super) allowed: String,
-    /// One sentence.
+    /// The description in one sentence.
     pub(super) summary: String,
-    /// What else there is to know.
+    /// The rest of the description.
     pub(super) more: String,
 }
 
-/// All settings: those of the program, then the library's options.
+/// Returns all settings: those of the program, then the library's options.
 pub(super) fn all() -> Vec<Setting> {
     let own = [
         (
@@ -107,8 +107,9 @@ pub(super) fn all() -> Vec<Setting> {
     own.into_iter().chain(options).collect()
 }
 
-/// Variables with the prefix that are no setting: most likely misspelt. Kubernetes gives every
-/// container those of a Service that is called `orchestrator`.
+/// Returns the variables that have the prefix and are not a setting, most likely because they are
+/// misspelt. Leaves out the variables that Kubernetes sets in every container for a Service named
+/// `orchestrator`.
 pub(super) fn unknown(variables: impl Iterator<Item = OsString>) -> Vec<String> {
     let known: BTreeSet<_> = all().into_iter().map(|setting| setting.variable).collect();
     let of_service = ["SERVICE_", "PORT"].map(|part| format!("{PREFIX}{part}"));
@@ -119,8 +120,8 @@ pub(super) fn unknown(variables: impl Iterator<Item = OsString>) -> Vec<String> 
         .collect()
 }
 
-/// A text of the documentation without its marks: `[heartbeats_only](Self::heartbeats_only)` is
-/// `heartbeats_only`.
+/// Removes the Markdown from a text of the documentation:
+/// `[heartbeats_only](Self::heartbeats_only)` becomes `heartbeats_only`.
 fn plain(text: &str) -> String {
     let mut shown = String::new();
     let mut rest = text;
@@ -133,7 +134,7 @@ fn plain(text: &str) -> String {
     (shown + rest).replace('`', "")
 }
 
-/// What was set, by the variable's name.
+/// The values that were set, by the variable's name.
 #[derive(Debug, Default)]
 pub(super) struct Settings(BTreeMap<String, Given>);
 
@@ -170,7 +171,7 @@ impl Settings {
         self.0.get(variable).map(|given| given.text.as_str())
     }
 
-    /// The text of a setting without which nothing can be done.
+    /// Returns the database URL, or an error if it is not set.
     pub(super) fn database_url(&self) -> Result<&str, Failure> {
         self.text(DATABASE_URL).ok_or_else(|| {
             Failure::Setting(
@@ -181,7 +182,7 @@ impl Settings {
         })
     }
 
-    /// The value of a setting that is `on` or `off`.
+    /// Returns the value of a setting that is `on` or `off`.
     pub(super) fn switch(&self, variable: &str) -> Result<Option<bool>, Failure> {
         let Some(Given { called, text }) = self.0.get(variable) else { return Ok(None) };
         match text.as_str() {
@@ -191,7 +192,7 @@ impl Settings {
         }
     }
 
-    /// What to log: levels, such as `info` or `warn,shop=debug`.
+    /// Returns what to log: levels, such as `info` or `warn,shop=debug`.
     pub(super) fn log_filter(&self) -> Result<Option<&str>, Failure> {
         let Some(Given { called, text }) = self.0.get(LOG) else { return Ok(None) };
         let is_level =
@@ -200,10 +201,11 @@ impl Settings {
             return Ok(Some(text));
         }
         let levels = "error, warn, info, debug, trace or off, or such levels by module, as in warn,shop=debug";
-        Err(Failure::Setting(format!("{called} is {:?}: needed is {levels}", redacted(text))))
+        Err(Failure::Setting(format!("{called} is {:?}: it must be {levels}", redacted(text))))
     }
 
-    /// The library's options that were set: the name of each, what it was called, and its text.
+    /// Returns the library's options that were set: the name of each, the flag or variable that set
+    /// it, and its text.
     pub(super) fn options(&self) -> impl Iterator<Item = (&'static str, &str, &str)> {
         Config::declared().filter_map(|option| {
             let given = self.0.get(&variable(PREFIX, option.name))?;

@@ -1,4 +1,4 @@
-//! How the process is asked to stop.
+//! The signals that ask the process to stop.
 
 use std::thread;
 
@@ -8,12 +8,12 @@ use signal_hook::iterator::Signals;
 
 use crate::error::field;
 
-/// Becomes ready with the first SIGTERM or SIGINT, for [`Orchestrator::run`](crate::Orchestrator::run).
-/// A second one ends the process at once, whatever it is busy with: with code 128 plus the signal's
-/// number.
+/// Returns a receiver that becomes ready with the first SIGTERM or SIGINT, for
+/// [`Orchestrator::run`](crate::Orchestrator::run). A second signal ends the process at once, in
+/// any case, with code 128 plus the signal's number.
 ///
-/// [`main`](super::main) uses it; it is public for programs with a `main` of their own, which call it
-/// once.
+/// [`main`](super::main) calls this function. It is public for programs with a `main` of their own,
+/// which must call it only once.
 pub fn shutdown_signal() -> std::io::Result<Receiver<()>> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let (sender, receiver) = bounded(1);

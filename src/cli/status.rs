@@ -1,4 +1,4 @@
-//! `status`: the replica set as its tables show it.
+//! `status`: shows the replica set, as recorded in its tables.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::orchestrator::Orchestrator;
 use crate::store::session::Session;
 use crate::store::{migrations, overview};
 
-/// How often it is shown again.
+/// How often `--watch` shows it again.
 const EVERY: Duration = Duration::from_secs(1);
 
 pub(super) fn status(orchestrator: &Orchestrator, json: bool, watch: bool) -> Result<ExitCode, Failure> {
@@ -30,7 +30,7 @@ pub(super) fn status(orchestrator: &Orchestrator, json: bool, watch: bool) -> Re
         };
         Ok(match (watch, json) {
             (true, false) if output::is_terminal() => output::write_anew(&text),
-            // The next one begins after an empty line.
+            // An empty line separates it from the next one.
             (true, false) => output::write(&format!("{text}\n")),
             _ => output::write(&text),
         })
@@ -48,7 +48,7 @@ pub(super) fn status(orchestrator: &Orchestrator, json: bool, watch: bool) -> Re
                     return Ok(ExitCode::SUCCESS);
                 }
             }
-            // The server may come back.
+            // The server may become available again.
             Err(error) if error.is_away() => {
                 session = None;
                 output::complain(&format!("error: {}", error.with_causes()));
@@ -62,7 +62,7 @@ pub(super) fn status(orchestrator: &Orchestrator, json: bool, watch: bool) -> Re
     }
 }
 
-/// Loads the overview, on a connection that is opened if there is none yet.
+/// Loads the overview. Opens a connection if there is none yet.
 fn load(orchestrator: &Orchestrator, session: &mut Option<Session>) -> Result<Box<RawValue>, Error> {
     let names = orchestrator.names();
     let session = if let Some(session) = session {
@@ -193,7 +193,7 @@ impl Overview {
                 .as_ref()
                 .map_or_else(|| worker.state.clone(), |reason| format!("{}: {reason}", worker.state));
             table.push([
-                // The first part of a UUID is enough to find it.
+                // The first part of a UUID is enough to identify the worker.
                 worker.id.split('-').next().unwrap_or_default().into(),
                 Cell::new(state, tone),
                 worker.partition.map_or_else(String::new, |partition| partition.to_string()).into(),

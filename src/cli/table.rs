@@ -1,4 +1,4 @@
-//! Tables for people. Pure.
+//! Renders tables as text. Pure.
 
 /// How a cell is shown on a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,7 +39,7 @@ pub(super) struct Cell {
 
 impl Cell {
     pub(super) fn new(text: impl Into<String>, tone: Tone) -> Self {
-        // A line is a line.
+        // A line break in the text would break the table.
         Self { text: text.into().replace(char::is_control, " "), tone }
     }
 }
@@ -50,7 +50,7 @@ impl<T: Into<String>> From<T> for Cell {
     }
 }
 
-/// Rows of the same columns. Columns of numbers stand to the right.
+/// Rows with the same columns. Columns of numbers are aligned to the right.
 #[derive(Debug)]
 pub(super) struct Table<const N: usize> {
     heads: Option<[&'static str; N]>,
@@ -60,7 +60,7 @@ pub(super) struct Table<const N: usize> {
 }
 
 impl<const N: usize> Table<N> {
-    /// Creates a table. The head of a column of numbers begins with `#`.
+    /// Creates a table with heads. The head of a column of numbers begins with `#`.
     pub(super) fn with_heads(heads: [&'static str; N]) -> Self {
         let numbers = heads.map(|head| head.starts_with('#'));
         Self { heads: Some(heads.map(|head| head.trim_start_matches('#'))), numbers, rows: Vec::new() }
@@ -93,7 +93,7 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// A number of seconds as a person wants to read it.
+/// Formats a number of seconds with the unit that fits.
 pub(super) fn time(seconds: f64) -> String {
     match seconds {
         ..10.0 => format!("{:.1} s", seconds.max(0.0)),

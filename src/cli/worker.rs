@@ -17,10 +17,10 @@ pub(super) enum Step {
 
 type Code = Box<dyn FnOnce(&mut postgres::Client) -> Result<(), BoxError> + Send>;
 
-/// How a builder is changed before the settings are applied.
+/// A change of the builder, made before the settings are applied.
 type Adjust = Box<dyn FnOnce(Builder) -> Builder>;
 
-/// Collects the projections of a worker program, and what else the application adds to it.
+/// The projections of a worker program, and what else the application adds to it.
 #[derive(Default)]
 #[must_use = "the closure returns it"]
 pub struct Worker {
@@ -37,34 +37,34 @@ impl fmt::Debug for Worker {
     }
 }
 
-/// What the commands work with.
+/// What the commands operate on.
 pub(super) struct Program {
     pub(super) orchestrator: Orchestrator,
     pub(super) migrations: Vec<Step>,
 }
 
 impl Worker {
-    /// Adds a projection, see [`Builder::projection`].
+    /// Adds a projection: see [`Builder::projection`].
     pub fn projection(mut self, projection: impl Projection + 'static) -> Self {
         self.projections.push(Box::new(|builder| builder.projection(projection)));
         self
     }
 
-    /// Adds a projection that takes many events at once, see [`Builder::batch_projection`].
+    /// Adds a projection that handles many events at once: see [`Builder::batch_projection`].
     pub fn batch_projection(mut self, projection: impl BatchProjection + 'static) -> Self {
         self.projections.push(Box::new(|builder| builder.batch_projection(projection)));
         self
     }
 
-    /// Sets the replica set for which `REPLICA_SET` and `--replica-set` name no other. Defaults to
-    /// `main-projections`.
+    /// Sets the name of the replica set, used unless `REPLICA_SET` or `--replica-set` sets another.
+    /// Defaults to `main-projections`.
     pub fn replica_set(mut self, name: impl Into<String>) -> Self {
         self.replica_set = Some(name.into());
         self
     }
 
-    /// Sets the program's version, as `--version` writes it before that of the library:
-    /// `env!("CARGO_PKG_VERSION")`, for example.
+    /// Sets the program's version, for example `env!("CARGO_PKG_VERSION")`. `--version` writes it
+    /// before the version of the library.
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.version = Some(version.into());
         self
@@ -75,19 +75,20 @@ impl Worker {
     }
 
     /// Adds SQL that creates the application's own tables, or brings them up to date. `migrate`,
-    /// `run` and `catch-up` execute it after the library's migration, each time: so it must not
-    /// fail if everything is there. Processes that start at the same time take turns.
+    /// `run` and `catch-up` execute it each time, after the library's migration, so it must not
+    /// fail if the tables exist already. Processes that start at the same time take turns.
     ///
-    /// All statements are one transaction. PostgreSQL asks for the privilege to create also for
-    /// `CREATE TABLE IF NOT EXISTS` where there is nothing to create. If workers run as a user who
-    /// may not create, look the table up first, with `to_regclass`.
+    /// All statements are one transaction. PostgreSQL requires the privilege `CREATE` for
+    /// `CREATE TABLE IF NOT EXISTS` even if the table exists. If workers run as a user without this
+    /// privilege, check for the table first, with `to_regclass`.
     pub fn migration_sql(mut self, sql: impl Into<String>) -> Self {
         self.migrations.push(Step::Sql(sql.into()));
         self
     }
 
-    /// Adds code that does the same, on a connection of its own: a migration tool, for example.
-    /// `migrate --print` cannot print it.
+    /// Adds code that creates the application's tables on a connection of its own: a migration
+    /// tool, for example. It is executed at the same times as
+    /// [`migration_sql`](Self::migration_sql). `migrate --print` cannot print it.
     pub fn migration(
         mut self,
         migrate: impl FnOnce(&mut postgres::Client) -> Result<(), BoxError> + Send + 'static,
@@ -96,7 +97,7 @@ impl Worker {
         self
     }
 
-    /// Adjusts the builder: its names, its metrics, other defaults of its options. Flags and
+    /// Adjusts the builder: its names, its metrics, the defaults of its options. Flags and
     /// environment variables are applied afterwards, and win.
     pub fn configure(mut self, adjust: impl FnOnce(Builder) -> Builder + 'static) -> Self {
         self.adjustments.push(Box::new(adjust));

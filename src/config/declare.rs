@@ -3,11 +3,11 @@
 use super::value::Form;
 use crate::error::Error;
 
-/// What is known of an option besides its value.
+/// What is declared about an option, besides its value.
 pub(crate) struct Declared {
     pub(crate) name: &'static str,
     pub(crate) form: Form,
-    /// What `--help` shows, and the tables in the documentation.
+    /// What `--help` and the tables in the documentation show.
     #[cfg(any(test, feature = "cli"))]
     pub(crate) documented: Documented,
 }
@@ -30,7 +30,7 @@ pub(crate) struct OptionOf<C> {
 }
 
 impl<C> OptionOf<C> {
-    /// Sets the option from text. Errors call it `called`.
+    /// Sets the option from text. Errors name the option `called`.
     pub(crate) fn set(&self, of: &mut C, called: &str, text: &str) -> Result<(), Error> {
         (self.set)(of, text)
             .ok_or_else(|| Error::config(called, format!("{text:?}"), format!("it must be {}", self.declared.form)))
@@ -98,7 +98,8 @@ macro_rules! quantity {
     ($($word:ident)+) => { None };
 }
 
-/// `at least 1`, `1 to 64`, `10 ms to 24 h`, `on or off`. A default that depends on other options is a relation.
+/// `at least 1`, `1 to 64`, `10 ms to 24 h`, `on or off`. A default that depends on other options
+/// is a relation.
 macro_rules! bounds {
     (on or off) => {
         Bounds { least: (false, "off"), most: None }

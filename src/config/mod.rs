@@ -19,11 +19,12 @@ use crate::plan::Policy;
 use crate::store::Names;
 use crate::store::events;
 
-/// Names are stored, sent as notification payloads and used as metric labels.
+/// The most bytes of a name. Names are stored, sent as notification payloads and used as metric
+/// labels.
 const MAX_NAME_BYTES: usize = 255;
 
 with_options! { declare! {
-    /// What the builder collects.
+    /// The options and names that the builder collects.
     #[derive(Debug, Clone)]
     pub(crate) struct Config, named "", with { replica_set: String, retry: Retry, names: Names }
 } }
@@ -33,13 +34,13 @@ impl Config {
         Self { replica_set, ..Self::default() }
     }
 
-    /// All options, including those of [`Retry`].
+    /// Returns all options, including those of [`Retry`].
     pub(crate) fn declared() -> impl Iterator<Item = &'static Declared> {
         let own = Self::OPTIONS.iter().map(|option| &option.declared);
         own.chain(Retry::OPTIONS.iter().map(|option| &option.declared))
     }
 
-    /// Sets an option from text. Errors call it `called`.
+    /// Sets an option from text. Errors name the option `called`.
     pub(crate) fn set(&mut self, name: &str, called: &str, text: &str) -> Result<(), Error> {
         if let Some(option) = Self::OPTIONS.iter().find(|option| option.declared.name == name) {
             option.set(self, called, text)
@@ -72,7 +73,8 @@ impl Config {
         self.pool_size.unwrap_or_else(|| self.needed_connections(projections))
     }
 
-    /// Each lane of a projection has one connection for writing and one for reading ahead.
+    /// Returns how many connections the lanes of all projections need. Each lane has one connection
+    /// for writing and one for reading ahead.
     fn needed_connections(&self, projections: usize) -> u32 {
         u32::try_from(projections * self.lanes * 2).unwrap_or(u32::MAX)
     }
@@ -142,7 +144,7 @@ impl Config {
     }
 }
 
-/// The environment variable of an option.
+/// Returns the name of an option's environment variable.
 pub(crate) fn variable(prefix: &str, option: &str) -> String {
     format!("{prefix}{}", option.to_uppercase().replace('.', "_"))
 }
@@ -154,7 +156,7 @@ fn name(field: &str, name: &str) -> Result<(), Error> {
         return refuse("it must not be empty".into());
     }
     if has_password(name) {
-        return refuse("it contains a password, as of a database URL, and names are shown and stored".into());
+        return refuse("it contains a password, as in a database URL, and names are shown and stored".into());
     }
     if name.len() > MAX_NAME_BYTES {
         return refuse(format!("it has {} bytes, {MAX_NAME_BYTES} are allowed", name.len()));

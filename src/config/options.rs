@@ -1,27 +1,27 @@
-//! Every option, declared: to add one, add a row here and read the field where it is needed.
+//! Declares every option. To add one, add a row here and read the field where it is needed.
 //!
 //! A row is
 //!
 //! ```text
 //! /// The sentence that the tables of options show.
 //! ///
-//! /// What else the setter's documentation says.
+//! /// The rest of the setter's documentation.
 //! name: Value = (default), (bounds);
 //! ```
 //!
-//! From it follow the field and its default, the check of the bounds, the setter with its
-//! documentation, and how it is read from text. Tests hold the tables in the guide and
-//! `examples/worker.rs` equal to it; `UPDATE_DOCS=1 cargo test --lib config::` writes them. What
-//! options require of one another is in `Config::validate_relations`, the kinds of values are in
-//! `value.rs`.
+//! From a row, macros generate the field and its default, the check of the bounds, the setter with
+//! its documentation, and the code that reads the option from text. Tests check that the tables in
+//! `src/guide/tuning.md` and `src/cli/settings.md` equal the rows;
+//! `UPDATE_DOCS=1 cargo test --lib lists_the` writes them. What options require of one another is
+//! in `Config::validate_relations`, and the kinds of values are in `value.rs`.
 
-/// Hands the options of the builder to a macro, after what it is given itself.
+/// Passes the options of the builder to a macro, after the tokens in braces.
 macro_rules! with_options {
     ($then:ident! { $($given:tt)* }) => {
         $then! {
             $($given)*
 
-            /// How often the worker says that it is alive.
+            /// How often the worker reports that it is alive.
             heartbeat_interval: Duration = (5 s), (10 ms to 24 h);
 
             /// How long a worker may send no heartbeat before it is considered dead; at least three
@@ -41,7 +41,7 @@ macro_rules! with_options {
             /// excluded. Must be longer than the longest call of a handler.
             coordination_timeout: Duration = (60 s), (100 ms to 24 h);
 
-            /// How often the worker looks at its replica set without being told to.
+            /// How often the worker reads the state of its replica set without being notified.
             ///
             /// At most `coordination_timeout`.
             poll_interval: Duration = (1 s), (10 ms to 24 h);
@@ -59,21 +59,21 @@ macro_rules! with_options {
             /// is starting up or shutting down, is a standby, or is not the primary that
             /// `target_session_attrs` asks for; or a pooler that has no connection to give. An
             /// answer that waiting does not change, such as a wrong password, is returned at once.
-            /// Zero waits for nothing.
+            /// With zero, they do not wait.
             database_wait: Duration = (1 min), (0 s to 24 h);
 
             /// How long a worker that leaves waits for its handlers and for the server.
             ///
             /// Then it cancels the statements that still run, and what they did is rolled back. If
-            /// the server does not answer that either, the worker goes after three more seconds
-            /// and leaves the waiting threads behind. Should be longer than the longest call of a
+            /// the server does not answer that either, the worker ends three seconds later and
+            /// leaves the waiting threads behind. Should be longer than the longest call of a
             /// handler and shorter than the time after which the process is killed.
             leave_timeout: Duration = (20 s), (100 ms to 24 h);
 
             /// Whether the worker is ready while one of its projections is halted.
             ///
             /// `off` stops a rolling update at a version that fails on its first events. With `on`,
-            /// `/readyz` leaves halted projections to the alerts.
+            /// `/readyz` ignores halted projections, and only the alerts report them.
             ready_while_halted: Switch = (off), (on or off);
 
             /// How often the worker polls for new events: the shortest interval while it finds
@@ -83,28 +83,29 @@ macro_rules! with_options {
             /// poll at once, and then after the shortest interval or 5 ms, whichever is less.
             event_poll: DurationRange = (5 ms and 250 ms), (1 ms to 24 h);
 
-            /// The most events of one transaction.
+            /// The maximum number of events in one transaction.
             batch_size: Count = (2000), (1 to 1000000);
 
-            /// How long the handlers may take in one transaction: then it is committed with the
-            /// events handled so far.
+            /// How long the handlers may take in one transaction. After that, it is committed with
+            /// the events handled so far.
             ///
             /// A longer time means fewer commits, but older read models and row locks that are held
             /// longer. A call of a handler is never interrupted.
             batch_time: Duration = (250 ms), (1 ms to 24 h);
 
-            /// The most bytes of events in one transaction: payload, metadata and texts.
+            /// The maximum number of bytes of events in one transaction: payload, metadata and texts.
             ///
             /// An event that is larger by itself is handled alone.
             batch_bytes: Bytes = (8 MiB), (at least 1);
 
-            /// The most bytes of one event; a projection that wants a larger one halts before it.
+            /// The maximum number of bytes of one event; a projection that wants a larger one halts
+            /// before it.
             ///
             /// The error names the event's position. The worker would need several times as much
             /// memory to read it.
             max_event_bytes: Bytes = (64 MiB), (at least 1);
 
-            /// The number of lanes, each a thread, into which a worker cuts its part of each
+            /// The number of lanes, each a thread, into which a worker divides its part of each
             /// projection, by aggregate.
             ///
             /// Each lane has a transaction of its own, so several handlers can wait for the
@@ -113,15 +114,16 @@ macro_rules! with_options {
             /// threads at once.
             lanes: Count = (1), (1 to 64);
 
-            /// The most connections of the pool that the projections work on.
+            /// The maximum number of connections in the pool that the projections use.
             ///
-            /// Three more are used beside it: for coordination, notifications and the live tail.
+            /// The worker uses three more connections: for coordination, notifications and the live
+            /// tail.
             pool_size: Connections = (two for each lane of each projection), (the default to 10000);
         }
     };
 }
 
-/// Hands the options of [`Retry`](super::Retry) to a macro, after what it is given itself.
+/// Passes the options of [`Retry`](super::Retry) to a macro, after the tokens in braces.
 macro_rules! with_retry_options {
     ($then:ident! { $($given:tt)* }) => {
         $then! {
@@ -129,7 +131,7 @@ macro_rules! with_retry_options {
 
             /// How many times a failing event is tried before the projection halts.
             ///
-            /// What does not count is in [`Retry`](crate::Retry). An event that ends the process or
+            /// [`Retry`](crate::Retry) lists what does not count. An event that ends the process or
             /// its connection is tried at least three times, because it first has to be found in
             /// its batch.
             attempts: Attempts = (8), (at least 1);
@@ -144,7 +146,7 @@ macro_rules! with_retry_options {
 
             /// How often a halted projection tries again, with one event.
             ///
-            /// If that succeeds, the projection goes on by itself.
+            /// If that succeeds, the projection continues by itself.
             /// See also [`stay_halted`](crate::Retry::stay_halted).
             halted_interval: DurationOrOff = (1 min), (10 ms to 24 h);
         }

@@ -10,21 +10,24 @@ use crate::error::Error;
 with_retry_options! { declare! {
     /// How a failing projection is retried.
     ///
-    /// What counts as an attempt is what comes from the handler: its errors, its panics, values that
-    /// cannot be decoded, and the end of its connection or of the whole process while it is at
-    /// work. When the attempts are used up, the projection halts, and tries again with one event
-    /// after each [`halted_interval`](Self::halted_interval).
+    /// A failure counts as an attempt if it comes from the handler: its errors, its panics, values
+    /// that cannot be decoded, and the end of its connection or of the whole process while it runs.
+    /// When the attempts are used up, the projection halts, and retries with one event after each
+    /// [`halted_interval`](Self::halted_interval).
     ///
-    /// What other transactions, the network or the server cause does not count and is always
-    /// retried: deadlocks, serialisation failures and lost connections at once; a full disk, a lock
-    /// or a statement that took too long, and what a handler calls [`Passing`](crate::Passing),
-    /// after the delays of this setting.
+    /// A failure that other transactions, the network or the server cause does not count, and is
+    /// always retried. Deadlocks, serialisation failures and lost connections are retried at once.
+    /// A full disk, a lock or a statement that took too long, and failures that a handler returns
+    /// as [`Passing`](crate::Passing) are retried after the delays of these settings.
     ///
     /// ```
     /// use std::time::Duration;
     /// use pupsourcing_orchestrator::Retry;
     ///
-    /// let retry = Retry::default().attempts(3).first_delay(Duration::from_millis(50)).longest_delay(Duration::from_secs(5));
+    /// let retry = Retry::default()
+    ///     .attempts(3)
+    ///     .first_delay(Duration::from_millis(50))
+    ///     .longest_delay(Duration::from_secs(5));
     /// ```
     #[derive(Debug, Clone, PartialEq, Eq)]
     #[must_use = "the methods return the changed settings"]
@@ -34,9 +37,9 @@ with_retry_options! { declare! {
 with_retry_options! { setters! { Retry () } }
 
 impl Retry {
-    /// Never tries again by itself after it has halted: only when the worker is restarted or the
-    /// partitions are redistributed. An event that ended the process is not tried then either,
-    /// until `attempts` and `attempt_position` of the projection's checkpoint are set to 0 and NULL.
+    /// Keeps a halted projection halted until the worker is restarted or the partitions are
+    /// redistributed. An event that ended the process is not tried even then, until `attempts` and
+    /// `attempt_position` of the projection's checkpoint are set to 0 and NULL.
     pub fn stay_halted(mut self) -> Self {
         self.halted_interval = None;
         self

@@ -213,8 +213,8 @@ fn variables_are_in_upper_case() {
     assert_eq!(variable("A_", "retry.first_delay"), "A_RETRY_FIRST_DELAY");
 }
 
-/// A version that fails on its first events has halted, and its pod is not ready, before the next
-/// pod is replaced.
+/// A version that fails on its first events halts, and its pod becomes unready, before the next pod
+/// is replaced.
 #[test]
 fn a_rollout_waits_for_a_version_that_halts() {
     let deployment = include_str!("../../examples/kubernetes/deployment.yaml");

@@ -1,5 +1,5 @@
-//! The kinds of values that options have: how each is read from text, and checked against its
-//! bounds. Pure.
+//! The kinds of values that options have. Reads each from text, and checks it against its bounds.
+//! Pure.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -11,13 +11,13 @@ pub(crate) type DurationRange = (Duration, Duration);
 pub(crate) type Count = usize;
 pub(crate) type Attempts = u32;
 pub(crate) type Switch = bool;
-/// `None` means as many as are needed.
+/// `None` means as many connections as are needed.
 pub(crate) type Connections = Option<u32>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) usize);
 
-/// The form in which a value is written.
+/// A description of the text that a value is read from.
 pub(crate) type Form = &'static str;
 
 pub(crate) trait Value: Sized {

@@ -42,7 +42,7 @@ fn faults(view: &ClusterView, context: &Context) -> Vec<(Arc<str>, String)> {
                  again"
             }
             Fault::Torn => {
-                "its rows in {checkpoints} overlap or leave keys out, which only a change by hand can bring about: restore them, or \
+                "its rows in {checkpoints} overlap or leave keys out, which only a change by hand can cause: restore them, or \
                  rebuild the projection"
             }
         };

@@ -1,8 +1,9 @@
-//! A worker's part in its replica set, on one connection: what the coordinator reads and writes
-//! there.
+//! A worker's membership in its replica set, on one connection: everything that the coordinator
+//! reads and writes.
 //!
 //! Any worker may change the shared state. It does so in a transaction that holds the replica set's
-//! lock, on a view loaded under that lock, exactly as [`plan`] asks for.
+//! lock. It loads a view under that lock, and makes exactly the changes that [`plan`] returns for
+//! it.
 
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ use crate::threads::Pulse;
 const LOOKING: &str = "looking at the replica set";
 const CHANGING: &str = "changing the generation";
 /// How many workers of a replica set inspect the checkpoints in each round of polls, on average. So
-/// a change by hand is detected within about one poll, and its cost does not grow with the number
-/// of workers.
+/// a change by hand is detected within about one poll, and the cost of inspections does not grow
+/// with the number of workers.
 const INSPECTIONS: usize = 4;
 
 pub(super) struct Membership<'a> {
@@ -38,7 +39,8 @@ pub(super) struct Membership<'a> {
     workers: usize,
 }
 
-/// What is remembered from one look to the next. The mentions limit how often something is logged.
+/// What the worker remembers between two looks at the replica set. The mentions limit how often
+/// something is logged.
 #[derive(Default)]
 struct Memory {
     sightings: Sightings,
@@ -48,7 +50,7 @@ struct Memory {
     unheard: Mentions,
 }
 
-/// The result of a look at the whole replica set: what it showed, and what was planned.
+/// The result of a look at the whole replica set: the view, and the plan for it.
 pub(super) struct Looked {
     pub(super) view: ClusterView,
     pub(super) plan: Plan,
@@ -83,7 +85,7 @@ impl<'a> Membership<'a> {
             .map_err(Error::database("sending the heartbeat"))
     }
 
-    /// Looks at the whole replica set, and makes the changes that are due.
+    /// Loads the view of the whole replica set, and makes the changes that are due.
     pub(super) fn look(&mut self) -> Result<Looked, Error> {
         let looked = self.look_and_change()?;
         self.workers = looked.view.workers.len();
@@ -102,8 +104,8 @@ impl<'a> Membership<'a> {
         if !is_member || decided.actions.is_empty() {
             return Ok(Looked { view, plan: decided, is_others_turn: false });
         }
-        // All workers may see at the same moment that something is due. Those that do not get the
-        // lock skip it instead of queueing up to find the work done.
+        // All workers may find at the same moment that a change is due. A worker that does not get
+        // the lock skips the change, because another worker is making it.
         let locked = coordination::try_lock(&mut self.session, &self.context.names, replica_set);
         let Some(tx) = locked.map_err(Error::database(CHANGING))? else {
             return Ok(Looked { view, plan: decided, is_others_turn: true });
@@ -118,21 +120,21 @@ impl<'a> Membership<'a> {
         Ok(Looked { view, plan, is_others_turn: false })
     }
 
-    /// Reads only what concerns the worker itself: the worker that changed something has done the
-    /// rest.
+    /// Reads only what concerns the worker itself. The worker that made a change has done the rest.
     pub(super) fn glance(&mut self) -> Result<Standing, Error> {
         let Self { registration: Registration { replica_set, worker, .. }, session, statements, .. } = self;
         session.check(LOOKING, |client| statements.standing(client, replica_set, *worker))
     }
 
-    /// Records that the worker is ready for a generation. Returns whether other workers are not
+    /// Records that the worker is ready for a generation. Returns whether any other worker is not
     /// ready yet.
     pub(super) fn say_ready(&mut self, generation: i64) -> Result<bool, Error> {
         let Self { registration, session, statements, .. } = self;
         session
             .run(|client| statements.mark_ready(client, registration.worker, generation))
             .map_err(Error::database(LOOKING))?;
-        // After the commit, so that the last worker to become ready finds no other one pending.
+        // Executed after the commit, so that the last worker to become ready finds no other worker
+        // pending.
         session
             .run(|client| statements.are_others_pending(client, registration.worker, generation))
             .map_err(Error::database(LOOKING))
@@ -153,7 +155,8 @@ impl<'a> Membership<'a> {
         Ok(())
     }
 
-    /// Records that the worker was asked to leave: it gets no partition of a new generation.
+    /// Records that the worker was asked to leave, so that it gets no partition of a new
+    /// generation.
     pub(super) fn say_stopping(&mut self) -> Result<(), Error> {
         let (names, worker) = (&self.context.names, self.registration.worker);
         self.session
@@ -161,8 +164,8 @@ impl<'a> Membership<'a> {
             .map_err(Error::database("leaving"))
     }
 
-    /// Records that the worker has left and redistributes its partition, in one transaction: no
-    /// worker has to detect that it is gone.
+    /// Records that the worker has left and redistributes its partition, in one transaction, so
+    /// that no other worker has to detect that it is gone.
     pub(super) fn leave(&mut self) -> Result<(), Error> {
         let (names, worker) = (&self.context.names, self.registration.worker);
         let mut tx = coordination::lock(&mut self.session, names, &self.registration.replica_set)
@@ -172,21 +175,23 @@ impl<'a> Membership<'a> {
         let (_, actions) = change(tx, self.context, self.policy, self.registration, &self.statements, memory)?;
         self.announce(&actions);
         if actions.is_empty() {
-            // No other worker needs it, but this worker's listener checks then whether it is to stop.
+            // No other worker needs the notification, but it makes this worker's listener check
+            // whether to stop.
             self.notify();
         }
         Ok(())
     }
 
-    /// Whether no other worker could process what this one holds.
+    /// Whether no other worker could process the partition of this one.
     pub(super) fn is_alone(&mut self) -> Result<bool, Error> {
         let Self { session, statements, registration, .. } = self;
         let view = session.check(LOOKING, |client| statements.view(client, &registration.replica_set, false))?;
         Ok(is_alone(&view, registration))
     }
 
-    /// Leaves the replica set unless this worker is alone there. Returns whether it has left. The
-    /// replica set's lock decides: of workers that want to leave at once, one stays.
+    /// Leaves the replica set unless this worker is alone in it. Returns whether it has left. It
+    /// holds the replica set's lock, so if all workers want to leave at the same time, one of them
+    /// stays.
     pub(super) fn leave_to_others(&mut self) -> Result<bool, Error> {
         let (names, registration) = (&self.context.names, self.registration);
         let mut tx = coordination::lock(&mut self.session, names, &registration.replica_set)
@@ -200,7 +205,7 @@ impl<'a> Membership<'a> {
         Ok(true)
     }
 
-    /// Tells people and the other workers what was changed.
+    /// Logs the changes, and notifies the other workers.
     fn announce(&mut self, actions: &[Action]) {
         for action in actions {
             applied(self.context, action);
@@ -221,7 +226,7 @@ fn is_alone(view: &ClusterView, own: &Registration) -> bool {
     !view.workers.iter().any(|worker| worker.id != own.worker && worker.state != WorkerState::Stopping)
 }
 
-/// What [`plan`] asks for, without what this worker cannot do.
+/// Returns the plan without the actions that this worker cannot execute.
 fn decide(view: &ClusterView, policy: &Policy, worker: &Registration) -> Plan {
     let mut plan = plan(view, policy);
     // Only a worker that knows the projection knows where it starts.
@@ -230,7 +235,7 @@ fn decide(view: &ClusterView, policy: &Policy, worker: &Registration) -> Plan {
     plan
 }
 
-/// Makes the changes that `plan` asks for, in a transaction that holds the replica set's lock, and
+/// Makes the changes that [`plan`] returns, in a transaction that holds the replica set's lock, and
 /// commits. Returns the resulting view, and the changes.
 fn change(
     mut tx: Transaction<'_>,
@@ -241,7 +246,7 @@ fn change(
     memory: &mut Memory,
 ) -> Result<(ClusterView, Vec<Action>), Error> {
     let replica_set = context.replica_set();
-    // The lock was not held before, so anything may have changed.
+    // The view is loaded again, because anything may have changed before this worker got the lock.
     let mut view = memory.sightings.settle(statements.view(&mut tx, replica_set, true)?);
     let actions = decide(&view, policy, worker).actions;
     for action in &actions {

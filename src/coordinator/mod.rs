@@ -1,12 +1,13 @@
 //! The coordinator: the thread that keeps a worker a member of its replica set.
 //!
-//! A thin loop: look at the replica set, change what [`plan`](crate::plan::plan) asks for
-//! ([`membership`]), act on the worker's own [`stance`], wait. When it is notified of a change, it
-//! reads only its own worker's standing, because the worker that made the change has done the rest.
-//! It sends heartbeats, and pauses and resumes the runners. It waits for them only by listening for
-//! their reports, so a slow handler cannot make the worker look dead.
+//! It is a thin loop: load the view of the replica set, make the changes that
+//! [`plan`](crate::plan::plan) returns ([`membership`]), act on the worker's own [`stance`], wait.
+//! When it is notified of a change, it reads only its own worker's standing, because the worker
+//! that made the change has done the rest. It sends heartbeats, and pauses and resumes the runners.
+//! It never blocks on a runner but receives its reports, so a slow handler cannot make the worker
+//! look dead.
 //!
-//! When its connection fails it opens another and takes the session lock again. Meanwhile the
+//! When its connection fails, it opens another and takes the session lock again. Meanwhile the
 //! runners continue until the worker's [trust](crate::trust) runs out. When the worker is asked to
 //! stop, the coordinator pauses the runners, records that the worker has left, and redistributes
 //! the partitions in the same transaction: no worker has to wait for a timeout to detect it.
@@ -43,23 +44,26 @@ const VALIDITY_PATIENCE: Duration = Duration::from_secs(2);
 /// A leaving worker that cannot reach the database gives up after this time: the other workers will
 /// detect that its session is gone.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a worker that gave up waiting for its connections leaves them to others.
+/// How long a worker that gave up waiting for its connections leaves the connections to other
+/// workers.
 const BEFORE_REJOIN: Duration = Duration::from_secs(1);
-/// How soon to look again while another worker changes the replica set, or has just changed it:
-/// after this time there is most likely nothing left to do.
+/// How soon to look at the replica set again while another worker changes it, or has just changed
+/// it. After this time, there is most likely nothing left to do.
 const WHILE_OTHERS_CHANGE: Duration = Duration::from_millis(50);
-/// The most that a worker delays an action that is due at a moment. A death, for example, becomes
-/// due for all workers at once; the first that acts notifies the others before they act as well.
+/// The longest random delay of an action that becomes due at a certain moment. An eviction, for
+/// example, becomes due for all workers at once. With the delay, the first worker that acts
+/// notifies the others before they act as well.
 const SPREAD: Duration = Duration::from_millis(20);
-/// How long to wait for the runners to pause. Most runners are between two events, or soon will be.
-/// Waiting for them here saves a look at the replica set for each report.
+/// How long to wait for the runners to pause. Most of them finish their current event within this
+/// time. Waiting for them here saves a look at the replica set for each report.
 const SOON: Duration = Duration::from_millis(20);
 
-/// How often the coordinator lets itself be woken: so many times at once, and then this far apart.
+/// How many notifications may wake the coordinator without a delay between them.
 const WAKES_AT_ONCE: u32 = 20;
+/// The time between two such wake-ups after that.
 const WAKE_SPACING: Duration = Duration::from_millis(50);
 
-/// Everything a coordinator works with.
+/// Everything that a coordinator works with.
 pub(crate) struct Parts {
     pub(crate) context: Context,
     pub(crate) registration: Registration,
@@ -72,9 +76,9 @@ pub(crate) struct Parts {
     pub(crate) feed: Feed,
     pub(crate) trust: Trust,
     pub(crate) metrics: WorkerMetrics,
-    /// Something in the replica set has changed.
+    /// Wakes the coordinator because something in the replica set has changed.
     pub(crate) woken: Receiver<()>,
-    /// A worker of the replica set seems to be missing.
+    /// Wakes the coordinator because a worker of the replica set seems to be missing.
     pub(crate) missing: Receiver<()>,
 }
 
@@ -82,17 +86,17 @@ pub(crate) struct Coordinator {
     parts: Parts,
     runners: Runners,
     assigned: Option<Assigned>,
-    /// Since when processing has been interrupted by coordination, if it is.
+    /// When coordination interrupted processing, if it is interrupted.
     interrupted: Option<Instant>,
     /// Limits how often failures of coordination on a sound connection are logged.
     complaints: Mentions,
 }
 
-/// The owner and the deals for which the feed was last told the worker's keys.
+/// The owner and the deals for which the worker's keys were last assigned to the feed.
 type Assigned = (Owner, BTreeMap<Arc<str>, i64>);
 
 impl Coordinator {
-    /// Creates a coordinator. `begun` is when the worker began to register.
+    /// Creates a coordinator. `begun` is the moment when the worker began to register.
     pub(crate) fn new(parts: Parts, runners: Runners, begun: Instant) -> Self {
         Self { parts, runners, assigned: None, interrupted: Some(begun), complaints: Mentions::default() }
     }
@@ -128,7 +132,7 @@ impl Coordinator {
         };
         if Reconnect::new(context, "coordinator").run(is_given_up, serve, lost)? == End::GivenUp {
             log::warn!(
-                "left without saying so, the database is out of reach: replica_set={} worker={}",
+                "left without telling the other workers, the database cannot be reached: replica_set={} worker={}",
                 field(&context.replica_set()),
                 context.worker()
             );
@@ -137,7 +141,7 @@ impl Coordinator {
     }
 }
 
-/// Shows that the worker has stopped when its coordinator ends, also by an error or a panic.
+/// Shows that the worker has stopped when its coordinator ends, even by an error or a panic.
 struct ShowsEnded(Board);
 
 impl Drop for ShowsEnded {
@@ -157,7 +161,7 @@ struct Serving<'a, 'c> {
     complaints: &'a mut Mentions,
     connection: &'a mut Reconnect<'c>,
     connected_at: Instant,
-    /// How far the pool of a worker that is no member has got.
+    /// The progress of filling the pool, while the worker is not a member.
     filling: Option<Filling>,
 }
 
@@ -172,7 +176,7 @@ impl Serving<'_, '_> {
         while !context.stop.is_raised() {
             if heartbeat_due <= Instant::now() {
                 heartbeat_due = Instant::now() + *heartbeat_interval;
-                // Its connection may be sound, as below.
+                // The connection may still work, as below.
                 if let Err(error) = self.heartbeat() {
                     self.complain(error)?;
                 }
@@ -190,22 +194,23 @@ impl Serving<'_, '_> {
                     context.board.coordinated();
                     again
                 }
-                // The connection may be sound and its session lock held. A statement that waited
-                // too long for a lock, for example, is no reason to give them up.
+                // The connection may still work and hold its session lock. For example, a statement
+                // that waited too long for a lock is not a reason to give them up.
                 Err(error) => Some(self.complain(error)?),
             };
             if let Some(delay) = again {
                 look_due = look_due.min(Instant::now() + delay);
             }
             let wait = look_due.min(heartbeat_due).saturating_duration_since(Instant::now());
-            // Any role may notify, as often as it likes.
+            // Any database role may send notifications at any rate, so the wake-ups are limited.
             let hold = wakes.wait(Instant::now());
             let deaf = never();
             let (woken, wait) = if hold.is_zero() { (woken, wait) } else { (&deaf, wait.min(hold)) };
             select! {
                 recv(context.stop.heard()) -> _ => {}
                 recv(woken) -> _ => {
-                    // The change has most likely settled what was about to become due.
+                    // Most likely, what was about to become due has been done by the worker that
+                    // made the change.
                     let now = Instant::now();
                     wakes.take(now);
                     if look_due > now {
@@ -228,7 +233,8 @@ impl Serving<'_, '_> {
             return Err(error);
         }
         self.parts.context.board.coordination_failed(&error);
-        // Only one of several statements may fail, and the others reset the delays.
+        // Uses its own limit for log lines: if only one of several statements fails, the others
+        // reset the limit of the connection.
         if self.complaints.is_due() {
             let context = &self.parts.context;
             log::error!(
@@ -256,8 +262,8 @@ impl Serving<'_, '_> {
         Ok(())
     }
 
-    /// Looks at the whole replica set, makes the changes that are due, and does the worker's own
-    /// part. Returns when to look again at the latest.
+    /// Loads the view of the whole replica set, makes the changes that are due, and does the
+    /// worker's own part. Returns the time after which to look again at the latest.
     fn look(&mut self) -> Result<Option<Duration>, Error> {
         let Parts { context, registration, .. } = self.parts;
         let Looked { view, mut plan, is_others_turn } = self.membership.look()?;
@@ -269,20 +275,21 @@ impl Serving<'_, '_> {
         Ok(own.or(plan.recheck_after.map(|delay| delay + SPREAD.mul_f64(fastrand::f64()))))
     }
 
-    /// Reads only the worker's own standing, and does its own part. Returns when to look at the
-    /// whole replica set, if that is sooner than planned.
+    /// Reads only the worker's own standing, and does its own part. Returns the time after which to
+    /// look at the whole replica set, if that is sooner than planned.
     fn glance(&mut self) -> Result<Option<Duration>, Error> {
         let standing = self.membership.glance()?;
         self.do_own_part(&standing)
     }
 
-    /// Lets the runners process or pause, according to the worker's standing. Returns when to look
-    /// at the whole replica set, if it must.
+    /// Lets the runners process or pause, according to the worker's standing. Returns the time
+    /// after which to look at the whole replica set, if that is necessary.
     fn do_own_part(&mut self, standing: &Standing) -> Result<Option<Duration>, Error> {
         self.show_state(standing.member.map_or(WorkerState::Stopped, |member| member.state));
         let partitions = standing.generation.as_ref().map_or(0, |generation| generation.total_partitions);
         self.parts.context.metrics.partitions.set(i64::try_from(partitions).unwrap_or(0));
-        // A worker that is alone keeps its partition: some of its projections may still go on.
+        // A worker that is alone keeps its partition, because some of its projections may still
+        // continue.
         if standing.member.is_some()
             && let Some(problem) = self.shortage()
             && !self.membership.is_alone()?
@@ -295,7 +302,7 @@ impl Serving<'_, '_> {
                 let others_follow = self.membership.say_ready(generation)?;
                 log::debug!("ready: worker={} generation={generation}", self.parts.registration.worker);
                 self.show_state(WorkerState::Ready);
-                // The worker that is ready last activates the generation.
+                // The last worker to become ready activates the generation.
                 return Ok((!others_follow).then_some(Duration::ZERO));
             }
             Stance::Rejoin if self.pause() => return self.rejoin().map(Some),
@@ -317,8 +324,9 @@ impl Serving<'_, '_> {
         }
         let partition = standing.member.and_then(|member| member.partition);
         let total_partitions = standing.generation.as_ref().map_or(0, |generation| generation.total_partitions);
-        // A runner that was fenced is told to run again although nothing was redistributed. If a
-        // policy hides its rows, loading them fails and the runner reports it.
+        // A runner that was fenced is told to run again even if nothing was redistributed. Then the
+        // feed already has the keys. If a policy hides the runner's rows, loading them fails and
+        // the runner reports it.
         if !self.assigned.as_ref().is_some_and(|(by, deals)| (by, deals) == (&owner, &standing.deals)) {
             feed.assign(self.membership.keys(generation)?);
             *self.assigned = Some((owner, standing.deals.clone()));
@@ -349,7 +357,7 @@ impl Serving<'_, '_> {
         self.runners.pause()
     }
 
-    /// Waits briefly for the runners to pause. Returns whether all of them have.
+    /// Waits briefly for the runners to pause. Returns whether all of them have paused.
     fn paused_soon(&mut self) -> bool {
         let deadline = Instant::now() + SOON;
         while let Ok(report) = self.runners.reports.recv_deadline(deadline) {
@@ -361,17 +369,18 @@ impl Serving<'_, '_> {
         false
     }
 
-    /// Why the worker cannot process although it can coordinate: one of its threads has had no
-    /// connection for too long.
+    /// Returns why the worker cannot process although it can coordinate: one of its threads has had
+    /// no connection for too long.
     fn shortage(&self) -> Option<String> {
         let Parts { context, shortage_limit, .. } = self.parts;
         let (lasts, problem) = context.board.shortage.longest()?;
-        // After an outage of the server this connection may be the first that works again.
+        // After an outage of the server, this connection may be the first that works again, so the
+        // time counts from its opening.
         (lasts.min(self.connected_at.elapsed()) > *shortage_limit).then_some(problem)
     }
 
     /// Leaves the replica set until the worker has its connections, so that other workers process
-    /// its partition. Returns when to look again.
+    /// its partition. Returns the time after which to look again.
     fn give_back(&mut self, problem: &str) -> Result<Option<Duration>, Error> {
         if self.pause() || self.paused_soon() {
             if !self.membership.leave_to_others()? {
@@ -379,7 +388,7 @@ impl Serving<'_, '_> {
             }
             let context = &self.parts.context;
             log::error!(
-                "partition given back, connections are lacking: replica_set={} worker={} error={problem}",
+                "partition given back, too few connections: replica_set={} worker={} error={problem}",
                 field(&context.replica_set()),
                 context.worker(),
                 problem = field(&problem)
@@ -391,14 +400,15 @@ impl Serving<'_, '_> {
     }
 
     /// Registers the worker again after it has been evicted or has given its partition back, if it
-    /// can get all its connections or no other worker is left. Returns when to look again.
+    /// can get all its connections or no other worker is left. Returns the time after which to look
+    /// again.
     fn rejoin(&mut self) -> Result<Duration, Error> {
         let Parts { context, trust, pool, .. } = self.parts;
         let shortage = &context.board.shortage;
         let filling = self.filling.get_or_insert_with(|| Filling::begin(pool));
         let opened = shortage.note(|| filling.step(pool)).map_err(|error| error.with_causes());
         let is_filling = opened.is_err() && !filling.is_stuck();
-        // The tailer keeps trying by itself.
+        // The tailer itself keeps trying to get a connection.
         let lacking = opened.err().or_else(|| shortage.of(tailer::THREAD));
         if let Some(error) = lacking
             && !self.membership.is_alone()?
@@ -410,17 +420,17 @@ impl Serving<'_, '_> {
             self.filling = None;
             if self.complaints.is_due() {
                 log::error!(
-                    "connections are lacking, registering later: replica_set={} worker={} error={error}",
+                    "too few connections, will register later: replica_set={} worker={} error={error}",
                     field(&context.replica_set()),
                     context.worker(),
                     error = field(&error)
                 );
             }
-            // Others may lack some as well, and wait for the same ones.
+            // Other workers may lack connections as well, and wait for the same ones.
             return Ok(BEFORE_REJOIN.mul_f64(1.0 + fastrand::f64()));
         }
         self.filling = None;
-        // The runners have failed to get one before they were paused.
+        // Forgets that the runners failed to get connections before they were paused.
         shortage.end();
         log::warn!("registering again: replica_set={} worker={}", field(&context.replica_set()), context.worker());
         let sent = Instant::now();

@@ -1,5 +1,5 @@
-//! What the coordinator knows of its runners. It tells them to run and to pause, and they report to
-//! it when they have paused.
+//! What the coordinator knows about its runners. It tells them to run and to pause, and they report
+//! to it when they have paused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ struct Runner {
 /// What a runner was last told to do, until it reports that it has paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// It processes nothing.
+    /// The runner processes nothing.
     Paused,
     Running(Task),
-    /// It may still process its last task.
+    /// The runner may still process its last task.
     Pausing,
 }
 
@@ -39,41 +39,42 @@ impl Runners {
         Self { each: Vec::new(), reports, is_running: false }
     }
 
-    /// Adds a runner, and returns the receiver of its commands. Its index is the number of runners
-    /// added before it.
+    /// Adds a runner, and returns the receiver of its commands. The runner's index is the number of
+    /// runners that were added before it.
     pub(crate) fn add(&mut self, projection: &str) -> Receiver<Command> {
-        // At most one command to run, followed by one to pause.
+        // There is at most one command to run, followed by one to pause.
         let (commands, inbox) = bounded(2);
         self.each.push(Runner { projection: projection.into(), commands, state: State::Paused });
         inbox
     }
 
-    /// Whether every runner has been told this, and processes it.
+    /// Whether every runner has been told to process for this owner and these deals, and has not
+    /// paused since.
     pub(super) fn are_told(&self, owner: Owner, deals: &BTreeMap<Arc<str>, i64>) -> bool {
         self.each.iter().all(|runner| runner.state == State::Running(runner.task(owner, deals)))
     }
 
-    /// Starts the runners that are paused, and lets those whose projection was redistributed reload
-    /// their checkpoints.
+    /// Starts the runners that are paused, and tells those whose projection was redistributed to
+    /// reload their checkpoints.
     pub(super) fn run(&mut self, owner: Owner, deals: &BTreeMap<Arc<str>, i64>) {
         self.hear_all();
         self.is_running = true;
         for runner in &mut self.each {
             let task = runner.task(owner, deals);
             match runner.state {
-                // It has to report its pause first. Otherwise its report could be taken for one
-                // about the new task.
+                // The runner has to report its pause first. Otherwise this report could be mistaken
+                // for one about the new task.
                 State::Pausing => {}
                 State::Running(told) if told == task => {}
-                // It has not taken its last command yet. The next look tells it again: there must
-                // be room for a pause.
+                // The runner has not taken its last command yet, and the channel must keep room for
+                // a pause. It is told after a later look.
                 State::Running(_) if !runner.commands.is_empty() => {}
                 State::Running(_) | State::Paused => runner.tell(Command::Run(task), State::Running(task)),
             }
         }
     }
 
-    /// Tells the running runners to pause, once. Returns whether all of them have paused.
+    /// Tells each running runner once to pause. Returns whether all runners have paused.
     pub(super) fn pause(&mut self) -> bool {
         self.hear_all();
         self.is_running = false;
@@ -85,7 +86,8 @@ impl Runners {
         self.are_paused()
     }
 
-    /// Takes all reports, so that there is room for the runners' answers to the next commands.
+    /// Receives all reports, so that the channel has room for the runners' answers to the next
+    /// commands.
     fn hear_all(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
             self.heard(Some(report));
@@ -94,7 +96,8 @@ impl Runners {
 
     pub(super) fn heard(&mut self, report: Option<Report>) {
         match report {
-            // Otherwise it has been told something else since, and will act on that.
+            // In another state, the runner has been told something else since, and will act on
+            // that.
             Some(Report::Fenced(index, task)) => self.paused(index, |state| state == State::Running(task)),
             Some(Report::Paused(index)) => self.paused(index, |_| true),
             // All runners have ended.
@@ -123,8 +126,8 @@ impl Runner {
     }
 
     fn tell(&mut self, command: Command, state: State) {
-        // There is room, so sending fails only if the runner's thread has ended. Then it processes
-        // nothing.
+        // There is room, so sending fails only if the runner's thread has ended. Then the runner
+        // processes nothing.
         self.state = if self.commands.try_send(command).is_ok() { state } else { State::Paused };
     }
 }
@@ -138,8 +141,8 @@ mod tests {
 
     const OWNER: Owner = Owner { worker: WorkerId(Uuid::from_u128(1)), generation: 1 };
 
-    /// Two runners, of p and q, with the receivers of their commands and the sender of their
-    /// reports.
+    /// Creates two runners, of p and q, with the receivers of their commands and the sender of
+    /// their reports.
     fn runners() -> (Runners, [Receiver<Command>; 2], Sender<Report>) {
         let (reports, inbox) = bounded(8);
         let mut runners = Runners::new(inbox);
@@ -168,7 +171,8 @@ mod tests {
         assert!(!runners.are_told(OWNER, &deals(2, 1)));
         runners.run(OWNER, &deals(2, 1));
         assert_eq!((told(&p), told(&q)), (vec![Command::Run(task(2))], vec![]));
-        // While it has not taken a command, the next has to wait: a pause must find room.
+        // While a runner has not taken a command, the next command has to wait: there must be room
+        // for a pause.
         runners.run(OWNER, &deals(3, 1));
         runners.run(OWNER, &deals(4, 1));
         assert!(!runners.are_told(OWNER, &deals(4, 1)));
@@ -183,7 +187,7 @@ mod tests {
         reports.send(Report::Fenced(0, task(1))).unwrap();
         runners.run(OWNER, &deals(1, 1));
         assert_eq!(told(&p), [Command::Run(task(1)), Command::Run(task(1))]);
-        // It reports its former task, and will take the new one.
+        // The runner reports its former task, and will take the new one.
         runners.run(OWNER, &deals(2, 1));
         reports.send(Report::Fenced(0, task(1))).unwrap();
         runners.run(OWNER, &deals(2, 1));
@@ -199,7 +203,7 @@ mod tests {
         assert!(!runners.pause());
         assert_eq!(told(&p), [Command::Run(task(1)), Command::Pause], "once");
         reports.send(Report::Paused(0)).unwrap();
-        // It has not taken the command to pause yet.
+        // The runner has not taken the command to pause yet.
         reports.send(Report::Fenced(1, task(1))).unwrap();
         assert!(!runners.pause());
         runners.run(OWNER, &deals(1, 1));

@@ -1,4 +1,4 @@
-//! A connection of the application's own.
+//! A connection that the application uses itself.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -7,11 +7,12 @@ use postgres::{Client, GenericClient, Transaction};
 
 use crate::blocking::drop_blocking;
 
-/// A connection of the application: a [`postgres::Client`] that may be dropped on any thread.
+/// A connection that the application uses itself: a [`postgres::Client`] that may be dropped on any
+/// thread.
 ///
-/// Within an asynchronous runtime of tokio, the client's own methods panic: call them on a thread
-/// that may block, such as one of `spawn_blocking`. [`EventStore`](crate::EventStore) uses the
-/// connection on any thread.
+/// On a thread of a tokio runtime, the client's own methods panic: call them on a thread that may
+/// block, such as one of `spawn_blocking`. The methods of [`EventStore`](crate::EventStore) may use
+/// the connection on any thread.
 pub struct Connection(Option<Client>);
 
 impl Connection {
@@ -19,7 +20,8 @@ impl Connection {
         Self(Some(client))
     }
 
-    /// Returns the client itself. Within an asynchronous runtime, its drop panics.
+    /// Returns the client itself. Dropping the client on a thread of an asynchronous runtime
+    /// panics.
     pub fn into_client(mut self) -> Client {
         self.0.take().unwrap_or_else(|| taken())
     }
@@ -57,8 +59,8 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// What an [`EventStore`](crate::EventStore) works with: a [`Connection`], a [`postgres::Client`] or
-/// a [`postgres::Transaction`].
+/// What an [`EventStore`](crate::EventStore) executes statements on: a [`Connection`], a
+/// [`postgres::Client`] or a [`postgres::Transaction`].
 pub trait AsClient: sealed::Sealed {
     /// The client or transaction.
     type Client: GenericClient + Send;

@@ -1,8 +1,9 @@
 //! Opens all connections of a pool, step by step.
 //!
-//! A worker without all its connections takes no partition. While it waits for the rest, those it
-//! has got may be just what another worker lacks: so it does not keep them for long. How long one
-//! connection takes depends on the network, so the patience is for each and not for all of them.
+//! A worker without all its connections takes no partition. While it waits for the rest, another
+//! worker may lack exactly the connections that it has got, so it does not keep them for long. The
+//! time to open a connection depends on the network, so the limit is for each connection and not
+//! for all of them.
 
 use std::time::{Duration, Instant};
 
@@ -11,22 +12,22 @@ use crate::error::Error;
 
 /// The longest time between two connections: several round trips on a very slow network.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a step lasts. Between two of them the caller does what else there is to do.
+/// How long a step lasts. Between two steps, the caller does its other work.
 const STEP: Duration = Duration::from_millis(250);
 
-/// How far a pool has got.
+/// The progress of filling a pool.
 pub(crate) struct Filling {
     begun: Instant,
-    /// When one more connection was last open than ever before.
+    /// When the number of open connections last reached a new maximum.
     grown: Instant,
     most: u32,
 }
 
 impl Filling {
-    /// Begins to open the connections, and waits for none.
+    /// Begins to open the connections, without waiting for them.
     pub(crate) fn begin(pool: &Pool) -> Self {
         let filling = Self::at(Instant::now());
-        // What is missing so far is of no interest yet.
+        // The error only says which connections are missing so far.
         _ = pool.open_all(filling.begun, Duration::ZERO);
         filling
     }
@@ -35,15 +36,15 @@ impl Filling {
         Self { begun: now, grown: now, most: 0 }
     }
 
-    /// Waits until all connections are open, for a short time only. The error says what is missing
-    /// so far.
+    /// Waits for a short time until all connections are open. The error says what is missing so
+    /// far.
     pub(crate) fn step(&mut self, pool: &Pool) -> Result<(), Error> {
         let outcome = pool.open_all(self.begun, STEP);
         self.note(pool.open(), Instant::now());
         outcome
     }
 
-    /// Whether no further connection has come for so long that those that are there are better
+    /// Whether no further connection was opened for so long that the open ones should be
     /// [closed](Pool::close_idle).
     pub(crate) fn is_stuck(&self) -> bool {
         self.is_stuck_at(Instant::now())
@@ -69,13 +70,13 @@ mod tests {
         let mut filling = Filling::at(Instant::now());
         let begun = filling.begun;
         let at = |seconds: f64| begun + PATIENCE.mul_f64(seconds);
-        // One connection for each nine tenths of the patience.
+        // One connection is opened in each nine tenths of the patience.
         for open in 1..=20 {
             let now = at(0.9 * f64::from(open));
             assert!(!filling.is_stuck_at(now), "{open}");
             filling.note(open, now);
         }
-        // It loses one, gets it back, and no other.
+        // The pool loses one connection, gets it back, and gets no other.
         filling.note(19, at(18.1));
         filling.note(20, at(18.9));
         assert!(!filling.is_stuck_at(at(18.9)));

@@ -1,4 +1,4 @@
-//! The connections in use, so that a worker that has to leave can cancel what they wait for.
+//! The connections in use, so that a worker that has to leave can cancel their statements.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use postgres::CancelToken;
 
-/// The connections that a worker uses. Clones are the same.
+/// The connections that a worker uses. Clones share the same connections.
 #[derive(Clone, Default)]
 pub(super) struct InUse {
     cells: Arc<Mutex<Cells>>,
@@ -18,7 +18,7 @@ struct Cells {
     next: u64,
 }
 
-/// A connection counts as in use until this is dropped.
+/// Marks a connection as in use until it is dropped.
 pub(super) struct Use {
     number: u64,
     in_use: InUse,

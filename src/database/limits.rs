@@ -1,4 +1,4 @@
-//! The limits that detect a server which went away silently.
+//! The limits that detect a server that went away silently.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ pub(super) const KEEPALIVES_INTERVAL: Duration = Duration::from_secs(2);
 pub(super) const KEEPALIVES_RETRIES: u32 = 3;
 pub(super) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sets the limits that `is_set` does not know by name.
+/// Sets the limits for whose names `is_set` returns false.
 pub(super) fn fill(config: &mut Config, is_set: impl Fn(&str) -> bool) {
     if !is_set("connect_timeout") {
         config.connect_timeout(CONNECT_TIMEOUT);

@@ -1,8 +1,7 @@
-//! Where the database is, and how to connect to it: with a connection of one's own, or one from a
-//! pool.
+//! The database, and how to connect to it: with a separate connection, or with one from a pool.
 //!
-//! Connections have limits that detect a server which went away silently: see [`Database`].
-//! The type of the TLS connector ends in this module; nothing above it is generic over it.
+//! Connections have limits that detect a server that went away silently: see [`Database`]. The type
+//! of the TLS connector is erased in this module, so no other module is generic over it.
 
 mod attempt;
 mod connection;
@@ -38,29 +37,29 @@ pub(crate) use self::pool::{Pool, PoolOptions, PooledClient};
 use crate::error::Error;
 use crate::threads::caught;
 
-/// The idle time that the `postgres` crate uses if none was set. Its getter does not distinguish
-/// the two.
+/// The idle time that the `postgres` crate uses if none was set. Its getter does not tell whether
+/// one was set.
 const CRATE_KEEPALIVES_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// The server truncates longer application names.
+/// The most bytes of an application name. The server truncates longer names.
 const APPLICATION_NAME_BYTES: usize = 63;
 
-/// The greatest number of attempts to connect that were given up and have not ended. At this
-/// number, no other is begun.
+/// The most attempts to connect that were given up and have not ended. At this number, no further
+/// attempt is begun.
 const ABANDONED_ATTEMPTS: u32 = 64;
 
-/// Where the database is, and how to connect to it.
+/// A database, and how to connect to it.
 ///
-/// These limits hold unless the URL or the `Config` sets them, so that a server which went away
-/// silently is detected:
+/// These limits detect a server that went away silently. The URL or the `Config` may set other
+/// values:
 ///
 /// | parameter | default |
 /// |---|---|
-/// | `connect_timeout` | 5 s for each address, and as long again until the first answer to a statement (0: no limit) |
+/// | `connect_timeout` | 5 s for each address, 5 s more for the first answer (0: no limit) |
 /// | `keepalives_idle`, `keepalives_interval`, `keepalives_retries` | 5 s, 2 s, 3 |
-/// | `tcp_user_timeout` | 10 s (in a URL it counts milliseconds, as in libpq) |
+/// | `tcp_user_timeout` | 10 s (in milliseconds in a URL, as in libpq) |
 ///
-/// Its `Debug` shows host, port, database and user; never the password.
+/// Its `Debug` output has host, port, database and user, but never the password.
 #[derive(Clone)]
 pub struct Database {
     connector: Arc<dyn Connect>,
@@ -72,8 +71,9 @@ pub struct Database {
 impl Database {
     /// Reads a [libpq
     /// URL](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING)
-    /// (`postgres://` or `postgresql://`) or `name=value` string. Connects to nothing, but reads
-    /// the certificate files. They are read again for each connection, so they may be replaced.
+    /// (`postgres://` or `postgresql://`) or a `name=value` string. It does not connect, but it
+    /// reads the certificate files. They are read again for each connection, so they may be
+    /// replaced.
     ///
     /// Parameters: `host`, `hostaddr`, `port` (lists too), `user`, `password`, `dbname`, `options`,
     /// `application_name`, `fallback_application_name`, `connect_timeout`, `tcp_user_timeout`,
@@ -84,31 +84,32 @@ impl Database {
     /// | `sslmode` | TLS | the server's certificate |
     /// |---|---|---|
     /// | `disable` | never | |
-    /// | `prefer` (default) | if the server offers it | is verified as with `verify-ca` if `sslrootcert` is given |
-    /// | `require` | always | is verified as with `verify-ca` if there is a CA file |
+    /// | `prefer` (default) | if the server offers it | as `verify-ca` if `sslrootcert` is given |
+    /// | `require` | always | as `verify-ca` if there is a CA file |
     /// | `verify-ca` | always | must come from a trusted CA |
-    /// | `verify-full` | always | must come from a trusted CA and be for this host, by its alternative names |
+    /// | `verify-full` | always | must come from a trusted CA and name this host |
     ///
-    /// `sslrootcert` is the PEM file with the trusted CAs, `~/.postgresql/root.crt` if not given,
-    /// or `system`: the CAs that the operating system trusts, for which `verify-full` is the
-    /// default and the only mode. `sslcert` and `sslkey` (PEM) are the client's own certificate. As
-    /// in libpq, a key that the group or others can read is refused (0640 is allowed if root owns
-    /// it).
-    /// Without the feature `tls`, `prefer` never uses TLS, and the modes below it are refused.
-    /// Connections through a Unix socket never use TLS. Unlike libpq, neither environment variables
-    /// nor password and service files are read.
+    /// The name of the host is compared only with the certificate's alternative names.
+    /// `sslrootcert` is the PEM file with the trusted CAs; it defaults to `~/.postgresql/root.crt`.
+    /// The value `system` means the CAs that the operating system trusts; with it, `verify-full` is
+    /// the default and the only mode. `sslcert` and `sslkey` (PEM) are the client's own certificate
+    /// and key. As in libpq, a key that the group or others can read is refused (0640 is allowed if
+    /// root owns it). Without the feature `tls`, `prefer` never uses TLS, and the modes below it
+    /// are refused. Connections through a Unix socket never use TLS. Unlike libpq, the library
+    /// reads neither environment variables nor password and service files.
     ///
-    /// Use `sslmode=require` or more wherever a network is between worker and server. With
-    /// `prefer`, an attacker on the way can claim that the server has no TLS and then ask for the
-    /// password in clear text, and the database client answers; it does not offer to refuse that,
-    /// so libpq's `require_auth` is not supported. `channel_binding=require` does refuse it.
+    /// Use `sslmode=require` or stronger if there is a network between worker and server. With
+    /// `prefer`, an attacker in the network can claim that the server has no TLS and ask for the
+    /// password in clear text, and the database client sends it. The client has no setting to
+    /// refuse this, so libpq's `require_auth` is not supported. `channel_binding=require` refuses
+    /// it.
     ///
-    /// What the server says in notices is logged at the level `debug`.
+    /// Notices of the server are logged at the level `debug`.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidUrl`] names the part or parameter that is malformed, unknown or not
-    /// supported; [`Error::Tls`] the file that cannot be used. Neither repeats the password.
+    /// supported. [`Error::Tls`] names the file that cannot be used. Neither contains the password.
     pub fn from_url(url: &str) -> Result<Self, Error> {
         let parsed = url::parse(url)?;
         let (mut config, notices) = (parsed.config, Notices::Ours);
@@ -119,11 +120,12 @@ impl Database {
         })
     }
 
-    /// Takes a ready `postgres::Config` and the application's own TLS connector, or
+    /// Creates a database from a `postgres::Config` and the application's own TLS connector, or
     /// [`postgres::NoTls`].
     ///
-    /// What the `Config` sets is kept. Because it cannot tell whether `keepalives_idle` was set,
-    /// two hours, the default of the `postgres` crate, count as not set.
+    /// Everything that the `Config` sets is kept. Exception: a `keepalives_idle` of two hours, the
+    /// default of the `postgres` crate, counts as not set, because the `Config` does not tell
+    /// whether it was set.
     pub fn with_connector<T>(mut config: Config, tls: T) -> Self
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -147,8 +149,8 @@ impl Database {
         Self { connector: Arc::new(connector), target, abandoned: Arc::default(), in_use: InUse::default() }
     }
 
-    /// Opens a connection. May be called from any thread, also from within an asynchronous runtime,
-    /// although it blocks.
+    /// Opens a connection. It blocks, but may be called on any thread, including a thread of an
+    /// asynchronous runtime.
     ///
     /// # Errors
     ///
@@ -158,19 +160,20 @@ impl Database {
         self.client().map(Connection::new)
     }
 
-    /// Opens a connection for a thread that belongs to no runtime.
+    /// Opens a connection for a thread that does not belong to a runtime.
     pub(crate) fn client(&self) -> Result<Client, Error> {
         // connect_timeout covers only the opening of the socket, and the kernel of a frozen server
         // continues to open sockets. The attempt itself cannot be interrupted, so it runs on a
-        // thread that can be left behind. It ends when the server resumes or goes away, or when the
-        // pooler has a session for it or refuses it.
+        // thread that can be left behind. The attempt ends when the server resumes or goes away, or
+        // when the pooler has a session for it or refuses it.
         let limit = attempt::limit(self.connector.config());
         let timed_out =
             || Error::ConnectTimeout { target: self.target.to_string(), waited: limit.unwrap_or(Duration::MAX) };
         if limit.is_some() && self.abandoned.load(Ordering::Relaxed) >= ABANDONED_ATTEMPTS {
             return Err(timed_out());
         }
-        // Without room: a connection that is not taken is closed by the thread that opened it.
+        // The channel has no buffer, so a connection that is not received is closed by the thread
+        // that opened it.
         let (sender, receiver) = bounded(0);
         let (connector, abandoned) = (self.connector.clone(), self.abandoned.clone());
         let name = "pup-connect";
@@ -188,7 +191,7 @@ impl Database {
                 Err(Error::ClientSetup { target: self.target.to_string() })
             }
             Err(RecvTimeoutError::Timeout) => {
-                // Before the thread can find that nothing waits for it.
+                // Counted before the receiver is dropped, so before the thread can subtract it.
                 self.abandoned.fetch_add(1, Ordering::Relaxed);
                 Err(timed_out())
             }
@@ -200,8 +203,8 @@ impl Database {
         Ok(PooledClient::from(self.client()?).used_in(&self.in_use))
     }
 
-    /// Asks the server to cancel what all connections wait for that were [opened](Self::open) here
-    /// or taken from a pool. Waits for the server, which may be frozen.
+    /// Asks the server to cancel the statements of all connections that were [opened](Self::open)
+    /// here or taken from a pool. Blocks until the server answers, which a frozen server does not.
     pub(crate) fn cancel_all(&self) {
         for token in self.in_use.tokens() {
             // If the server cannot be reached, the connection will be lost as well.
@@ -209,8 +212,8 @@ impl Database {
         }
     }
 
-    /// The same database, for one worker: its connections are counted apart, and have this
-    /// application name, unless the URL or the `Config` sets one. The server keeps 63 bytes.
+    /// Returns the same database for one worker. Its connections are tracked separately, and have
+    /// this application name unless the URL or the `Config` sets one. The server keeps 63 bytes.
     pub(crate) fn for_worker(&self, name: &str) -> Self {
         let own = Self { in_use: InUse::default(), ..self.clone() };
         if self.connector.config().get_application_name().is_some() {
@@ -221,17 +224,17 @@ impl Database {
         Self { connector: self.connector.with_application_name(name), ..own }
     }
 
-    /// `host:port/database as user`, for the log and for errors.
+    /// Returns `host:port/database as user`, for the log and for errors.
     pub(crate) fn target(&self) -> &str {
         &self.target
     }
 
-    /// `host:port/database`, the same for all users.
+    /// Returns `host:port/database`, the same for all users.
     pub(crate) fn place(&self) -> String {
         target::place(self.connector.config())
     }
 
-    /// Creates a pool of connections. Opens none: the first [`Pool::get`] does.
+    /// Creates a pool of connections. It opens none until the first [`Pool::get`].
     pub(crate) fn pool(&self, options: PoolOptions) -> Result<Pool, Error> {
         if options.size == 0 {
             return Err(Error::config("pool_size", "0", "at least one connection is needed"));
@@ -246,7 +249,7 @@ impl fmt::Debug for Database {
     }
 }
 
-/// A [`Connector`] of some type.
+/// A [`Connector`] with its type erased.
 trait Connect: Send + Sync {
     fn config(&self) -> &Config;
     fn connect(&self) -> Result<Client, postgres::Error>;
@@ -320,7 +323,7 @@ mod tests {
         assert_eq!(name(&unnamed.for_worker("pup")).as_deref(), Some("pup"));
         let named = Database::from_url("host=h application_name=mine").unwrap();
         assert_eq!(name(&named.for_worker("pup")).as_deref(), Some("mine"));
-        // 62 bytes, then a character of two.
+        // 62 bytes, then a character of two bytes.
         let long = format!("{}\u{e9}", "x".repeat(62));
         assert_eq!(name(&unnamed.for_worker(&long)), Some("x".repeat(62)));
         assert_eq!(name(&unnamed.for_worker(&"x".repeat(99))), Some("x".repeat(63)));
@@ -355,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_server_that_never_answers_is_given_up() {
-        // The kernel completes connections to a socket that accepts none.
+        // The kernel completes connections even if the program never accepts them.
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = silent.local_addr().unwrap().port();
         let database = Database::from_url(&format!("postgres://u@127.0.0.1:{port}/d?connect_timeout=1")).unwrap();

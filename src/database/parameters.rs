@@ -1,7 +1,9 @@
-//! Takes a libpq URL or key=value string apart: <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING>.
+//! Splits a libpq URL or key=value string into its parameters:
+//! <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING>.
 //!
-//! Invariant: no error repeats a password, not even one that was not percent-encoded and therefore ended up in another part of
-//! the URL. Wherever that may have happened, an error names the part and keeps the value to itself.
+//! *Invariant:* no error contains a password, not even one that was not percent-encoded and
+//! therefore ended up in another part of the URL. If that may have happened, an error names the
+//! part but does not show its value.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +13,8 @@ pub(super) const EXAMPLE: &str = "postgres://user:password@host:5432/database";
 pub(super) const ENCODE: &str =
     "in a user or password, write @ as %40, : as %3A, / as %2F, ? as %3F, # as %23 and % as %25";
 
-/// What the `postgres` crate understands by itself. Its `sslmode` and `tcp_user_timeout` differ from libpq's.
+/// The parameters that are passed on to the `postgres` crate. Its `sslmode` and `tcp_user_timeout`
+/// differ from libpq's, so they are not among them.
 pub(super) const HANDED_ON: &[&str] = &[
     "user",
     "dbname",
@@ -31,7 +34,7 @@ pub(super) const HANDED_ON: &[&str] = &[
     "sslnegotiation",
 ];
 
-/// What libpq accepts and what changes nothing here, as long as it has one of these values.
+/// Parameters of libpq that have no effect here if they have one of these values.
 pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
     ("client_encoding", &["UTF8", "utf8", "UTF-8", "utf-8", "auto"]),
     ("gssencmode", &["disable", "prefer"]),
@@ -39,7 +42,7 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
     ("sslsni", &["1"]),
 ];
 
-/// One parameter as it was given.
+/// The given value of one parameter.
 pub(super) struct Given {
     pub(super) value: Vec<u8>,
     /// Whether an error may show the value.
@@ -48,14 +51,15 @@ pub(super) struct Given {
 
 pub(super) type Parameters = BTreeMap<String, Given>;
 
-/// The parameters of a URL or key=value string, by name. Those that were not given, or are empty, are absent.
+/// Returns the parameters of a URL or key=value string, by name. Parameters that were not given, or
+/// are empty, are absent.
 pub(super) fn split(text: &str) -> Result<Parameters, Error> {
     let text = text.trim_start();
     if text.is_empty() {
         return refuse(format!("it is empty; write {EXAMPLE}"));
     }
     match ["postgres://", "postgresql://"].iter().find_map(|scheme| text.strip_prefix(scheme)) {
-        // At the end of the other form, a \ may say that the space is meant.
+        // Only a URL is trimmed at its end: in the other form, a \ may escape a space at the end.
         Some(rest) => split_url(rest.trim_end()),
         None => split_pairs(text),
     }
@@ -84,11 +88,11 @@ fn split_url(text: &str) -> Result<Parameters, Error> {
         _ => text,
     };
 
-    // An @ that is left over probably belongs to a password, and then what stands around it does too.
+    // An @ that is left over probably belongs to a password, and then the text around it does too.
     let repeatable = !rest.contains('@');
     let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
     if place.contains('@') {
-        return refuse(format!("there is an @ too many: {ENCODE}"));
+        return refuse(format!("there is one @ too many: {ENCODE}"));
     }
     let (authority, database) =
         place.split_once('/').map_or((place, ""), |(authority, database)| (authority, database));
@@ -99,7 +103,7 @@ fn split_url(text: &str) -> Result<Parameters, Error> {
 
     let mut after_password = false;
     for parameter in query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty()) {
-        // What follows a password may be the rest of it, after an & that was not encoded.
+        // The text after a password may be the rest of it, following an & that was not encoded.
         let repeatable = repeatable && !after_password;
         let Some((name, value)) = parameter.split_once('=') else {
             return refuse(match nameable(parameter, repeatable) {
@@ -114,7 +118,7 @@ fn split_url(text: &str) -> Result<Parameters, Error> {
         set(&mut parameters, name, decode(name, value)?, repeatable);
         after_password = name == "password";
     }
-    // As JDBC writes it, and libpq accepts it in URLs.
+    // JDBC writes `ssl=true`, and libpq accepts it in URLs.
     if let Some(given) = parameters.remove("ssl") {
         if given.value != b"true" {
             return refuse("ssl takes only the value true; use sslmode");
@@ -124,7 +128,7 @@ fn split_url(text: &str) -> Result<Parameters, Error> {
     Ok(parameters)
 }
 
-/// `host[:port],...`; an IPv6 address stands in brackets.
+/// `host[:port],...`; an IPv6 address is in brackets.
 fn split_authority(authority: &str, parameters: &mut Parameters) -> Result<(), Error> {
     let (mut hosts, mut ports) = (Vec::new(), Vec::new());
     for (index, entry) in authority.split(',').enumerate() {
@@ -144,7 +148,8 @@ fn split_authority(authority: &str, parameters: &mut Parameters) -> Result<(), E
             },
         };
         let port = port.filter(|port| !port.is_empty()).unwrap_or("5432");
-        // Not repeated: in user:password/database, where the host is missing, this is the password.
+        // The error does not repeat the port: in user:password/database, where the host is missing,
+        // it is the password.
         if port.parse::<u16>().map_or(true, |port| port == 0) {
             return refuse(format!(
                 "the port of host number {number} is not a number from 1 to 65535; if it is a password, then the host is missing \
@@ -160,7 +165,7 @@ fn split_authority(authority: &str, parameters: &mut Parameters) -> Result<(), E
     Ok(())
 }
 
-/// `name = value name = 'value with spaces'`, with \ before a character that is meant as such.
+/// `name = value name = 'value with spaces'`, with \ to escape a character.
 fn split_pairs(text: &str) -> Result<Parameters, Error> {
     if let Some((scheme, _)) = text.split_once("://").filter(|(scheme, _)| !scheme.contains('=')) {
         return refuse(match nameable(&scheme.to_ascii_lowercase(), true) {
@@ -192,7 +197,8 @@ fn split_pairs(text: &str) -> Result<Parameters, Error> {
             return unknown_parameter(name, repeatable);
         }
         let (value, after) = take_value(name, after.trim_start())?;
-        // What follows a password without quotes may be the rest of it. In `port= password=…`, the password is a part of the port.
+        // The text after a password without quotes may be the rest of it. In `port= password=…`,
+        // the password is a part of the port.
         let holds_password = value.contains("password");
         repeatable = name != "password" && !holds_password;
         set(&mut parameters, name, value.into_bytes(), !holds_password);
@@ -240,7 +246,7 @@ fn decode(part: &str, text: &str) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// The last one wins, and an empty value is one that was not given, as in libpq.
+/// Sets a parameter. As in libpq, the last value wins, and an empty value counts as not given.
 fn set(parameters: &mut Parameters, name: &str, value: Vec<u8>, repeatable: bool) {
     let name = if name == "keepalives_count" { "keepalives_retries" } else { name };
     if !value.is_empty() {
@@ -263,7 +269,8 @@ fn is_known(name: &str) -> bool {
     HANDED_ON.contains(&name) || OURS.contains(&name) || WITHOUT_EFFECT.iter().any(|(known, _)| *known == name)
 }
 
-/// The name if an error may show it: it looks like one, and nothing hints at it being a part of a password.
+/// Returns the name if an error may show it: it looks like a name, and nothing suggests that it is
+/// a part of a password.
 fn nameable(name: &str, repeatable: bool) -> Option<&str> {
     let like_a_name = name.len() <= 40 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
     (repeatable && like_a_name).then_some(name)

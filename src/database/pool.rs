@@ -1,5 +1,5 @@
-//! A pool of connections: r2d2's, with the TLS connector's type erased, errors that keep their cause, and dead connections
-//! sorted out.
+//! A pool of connections: r2d2's pool, with the TLS connector's type erased, errors that keep their
+//! cause, and dead connections replaced.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -19,11 +19,11 @@ use crate::backoff::Mentions;
 use crate::error::{Error, describe, field, one_line};
 use crate::threads::caught;
 
-/// A connection from a [`Pool`], or one that belongs to no pool. Dropping it gives it back, or
-/// closes it if it is broken or condemned.
+/// A connection from a [`Pool`], or one that belongs to no pool. Dropping it returns the connection
+/// to the pool, or closes it if it is broken or condemned.
 pub(crate) struct PooledClient {
     pooled: Box<dyn DerefMut<Target = Pooled> + Send>,
-    /// Until it is dropped, what the connection waits for can be cancelled.
+    /// Until this is dropped, the connection's statements can be cancelled.
     in_use: Option<Use>,
 }
 
@@ -32,20 +32,21 @@ impl PooledClient {
         Self { pooled, in_use: None }
     }
 
-    /// Lets what it waits for be cancelled together with all else that is in use there.
+    /// Lets the connection's statements be cancelled, together with those of all other connections
+    /// in use.
     pub(super) fn used_in(mut self, in_use: &InUse) -> Self {
         self.in_use = Some(in_use.add(self.cancel_token()));
         self
     }
 
-    /// Has the connection closed instead of given back. It may be open and yet of no use to anyone:
-    /// it leads to a server that has become a standby, for example.
+    /// Closes the connection on drop, instead of returning it to the pool. A connection may be open
+    /// and yet useless, for example if its server has become a standby.
     pub(crate) fn condemn(&mut self) {
         self.pooled.is_condemned = true;
     }
 
-    /// Why the server has ended the session, if it has told so in a notice. It does so to sessions
-    /// that it ends because another backend has crashed.
+    /// Returns why the server has ended the session, if a notice said so. The server sends such a
+    /// notice to sessions that it ends because another backend has crashed.
     pub(crate) fn farewell(&self) -> Option<SqlState> {
         self.pooled.farewell.lock().clone()
     }
@@ -71,32 +72,33 @@ impl DerefMut for PooledClient {
     }
 }
 
-/// r2d2 waits at most half of this between two attempts to connect, so a server that comes back is found within half a second.
-/// It limits nothing else here: the time that [`Pool::get`] waits is its caller's choice.
+/// r2d2 waits at most half of this time between two attempts to connect, so it finds a server that
+/// is available again within half a second. The time has no other effect here: the caller of
+/// [`Pool::get`] chooses how long to wait.
 const RETRY_LIMIT: Duration = Duration::from_secs(1);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
-/// A connection that lay idle for so long is tried before it is handed out. One that is in steady use is spared the round trip:
-/// should it be dead, its user notices.
+/// A connection that was idle for so long is tested before it is handed out. A connection in steady
+/// use is not, which saves a round trip: if it is dead, the next statement fails.
 const TRY_AFTER: Duration = Duration::from_secs(1);
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How many threads open the pool's connections.
 const THREADS: usize = 3;
-/// With these the server ends a session for reasons that have nothing to do with what it did.
+/// The codes with which the server ends a session for reasons unrelated to its statements.
 const FAREWELLS: [SqlState; 2] = [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN];
 
-/// How a [`Pool`] is set up.
+/// The options of a [`Pool`].
 pub(crate) struct PoolOptions {
-    /// The most connections it holds.
+    /// The most connections that the pool holds.
     pub(crate) size: u32,
-    /// Resets a connection: executed whenever one is handed out, in one round
-    /// trip. An error closes the connection, and another attempt follows.
+    /// The SQL that resets a connection, executed in one round trip each time a connection is
+    /// handed out. An error closes the connection, and the pool tries another one.
     pub(crate) reset: Option<String>,
 }
 
-/// Who receives the server's notices.
+/// The receiver of the server's notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Notices {
     /// The pool, which writes them to the log.
@@ -105,7 +107,7 @@ pub(super) enum Notices {
     TheApplications,
 }
 
-/// Connections that are opened when needed and used again.
+/// A pool of connections that are opened when needed and reused. Clones share the same pool.
 #[derive(Clone)]
 pub(crate) struct Pool {
     connections: Arc<dyn Connections>,
@@ -115,8 +117,9 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A connection, after `timeout` at most. One that was lost while it lay idle is replaced; each such one may take two seconds
-    /// beyond the timeout, if the server went away without a word.
+    /// Returns a connection, after `timeout` at most. A connection that was lost while it was idle
+    /// is replaced. If the server went away silently, each such connection may take two seconds
+    /// beyond the timeout.
     pub(crate) fn get(&self, timeout: Duration) -> Result<PooledClient, Error> {
         let begun = Instant::now();
         if let Some(client) = self.connections.get(timeout) {
@@ -125,8 +128,9 @@ impl Pool {
         Err(self.failed(begun))
     }
 
-    /// Opens all connections that are not open yet, and keeps them for later. After `wait` it keeps
-    /// what it has got, and the others are still being opened; the error then counts from `begun`.
+    /// Opens all connections that are not open yet, and keeps them for later. If some are missing
+    /// after `wait`, it returns an error, which counts the time from `begun`; it keeps the
+    /// connections that are open, and the pool continues to open the others.
     pub(super) fn open_all(&self, begun: Instant, wait: Duration) -> Result<(), Error> {
         let in_use = self.open().saturating_sub(self.idle());
         if self.connections.are_open(self.size.saturating_sub(in_use), Instant::now() + wait) {
@@ -135,8 +139,8 @@ impl Pool {
         Err(self.failed(begun))
     }
 
-    /// Closes the idle connections of a worker that cannot process yet: another worker may need
-    /// just these.
+    /// Closes the idle connections of a worker that cannot process yet, because another worker may
+    /// need them.
     pub(crate) fn close_idle(&self) {
         self.connections.close_idle();
     }
@@ -156,12 +160,12 @@ impl Pool {
         self.size
     }
 
-    /// The connections that are open at present.
+    /// The number of connections that are currently open.
     pub(crate) fn open(&self) -> u32 {
         self.connections.state().connections
     }
 
-    /// The open connections that are currently idle.
+    /// The number of open connections that are currently idle.
     pub(crate) fn idle(&self) -> u32 {
         self.connections.state().idle_connections
     }
@@ -195,7 +199,7 @@ where
     let pool = r2d2::Pool::builder()
         .thread_pool(Arc::new(threads()?))
         .max_size(options.size)
-        // Its default is max_size: all connections at once, whether needed or not.
+        // The default is max_size, which opens all connections at once, whether needed or not.
         .min_idle(Some(0))
         .test_on_check_out(true)
         .idle_timeout(Some(IDLE_TIMEOUT))
@@ -203,19 +207,20 @@ where
         .connection_timeout(RETRY_LIMIT)
         .connection_customizer(Box::new(Customizer { trouble: trouble.clone() }))
         .error_handler(Box::new(Handler(trouble.clone())))
-        // Unlike build(), does not wait for a connection.
+        // Unlike build(), this does not wait for a connection.
         .build_unchecked(Manager { config, tls, notices, reset: options.reset });
     Ok(Pool { connections: Arc::new(pool), trouble, size: options.size, in_use })
 }
 
-/// Creates the threads that open connections. Unlike r2d2's own, they end with the pool, and not
-/// half a minute later. Each pool has its own: they wait as long as its server keeps them waiting.
+/// Creates the threads that open connections. Unlike r2d2's own threads, they end with the pool,
+/// and not half a minute later. Each pool has threads of its own, because they may wait long for
+/// its server.
 fn threads() -> Result<ScheduledThreadPool, Error> {
     let threads = ScheduledThreadPool::builder()
         .num_threads(THREADS)
         .thread_name_pattern("pup-pool-{}")
         .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled);
-    // It panics if the system starts no thread.
+    // `build` panics if the operating system refuses to start a thread.
     caught(|| threads.build())
         .map_err(|message| Error::Spawn { thread: "pup-pool".to_owned(), source: std::io::Error::other(message) })
 }
@@ -225,7 +230,10 @@ fn threads() -> Result<ScheduledThreadPool, Error> {
 enum Problem {
     #[error("{}", describe(.0))]
     Database(#[from] postgres::Error),
-    #[error("the database client could not set up a connection (are there file descriptors left?)")]
+    #[error(
+        "the database client could not set up a connection: most likely the process has no file descriptor left; raise its \
+         limit of open files"
+    )]
     NotSetUp,
 }
 
@@ -236,13 +244,13 @@ pub(super) fn log_notice(notice: &DbError) {
 /// A connection, with what the pool knows about it.
 struct Pooled {
     client: Client,
-    /// Since when it has been idle.
+    /// When the connection became idle.
     idle_since: Instant,
     is_condemned: bool,
     farewell: Farewell,
 }
 
-/// Why the server has ended a session, if it has told so in a notice.
+/// Why the server has ended a session, if a notice said so.
 type Farewell = Arc<Mutex<Option<SqlState>>>;
 
 impl Pooled {
@@ -293,14 +301,14 @@ where
         Ok(self.reset.as_deref().map_or(Ok(()), |reset| pooled.client.batch_execute(reset))?)
     }
 
-    /// Called when a connection comes back.
+    /// Called when a connection is returned.
     fn has_broken(&self, pooled: &mut Pooled) -> bool {
         pooled.idle_since = Instant::now();
         pooled.is_condemned || pooled.client.is_closed()
     }
 }
 
-/// A connection that is out.
+/// A connection that was handed out.
 struct Lent<T>(PooledConnection<Manager<T>>)
 where
     Manager<T>: ManageConnection<Connection = Pooled>;
@@ -325,10 +333,11 @@ where
     }
 }
 
-/// An [`r2d2::Pool`] of some type.
+/// An [`r2d2::Pool`] with its type erased.
 trait Connections: Send + Sync {
     fn get(&self, timeout: Duration) -> Option<PooledClient>;
-    /// Gets so many at once and gives them back. Returns whether it has got all of them.
+    /// Takes this many connections at the same time, and returns them to the pool. Returns whether
+    /// it got all of them.
     fn are_open(&self, count: u32, deadline: Instant) -> bool;
     fn close_idle(&self);
     fn state(&self) -> State;
@@ -342,12 +351,12 @@ where
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
     fn get(&self, timeout: Duration) -> Option<PooledClient> {
-        // The error holds less than what Trouble has kept.
+        // The error says less than what `Trouble` has stored.
         self.get_timeout(timeout).ok().map(|client| PooledClient::new(Box::new(Lent(client))))
     }
 
     fn are_open(&self, count: u32, deadline: Instant) -> bool {
-        // Also after the deadline each is asked for: the pool then begins to open it.
+        // Asks for each connection even after the deadline, so that the pool begins to open it.
         let left = || deadline.saturating_duration_since(Instant::now());
         let got: Vec<_> = (0..count).map(|_| self.get_timeout(left())).collect();
         got.iter().all(Result::is_ok)
@@ -364,13 +373,13 @@ where
     }
 }
 
-/// Why a connection was last lost or not made, until one is made.
+/// Why the last attempt to get a connection failed, until one succeeds.
 #[derive(Debug)]
 struct Trouble {
     target: Arc<str>,
     last: Mutex<Option<String>>,
-    /// Attempts follow each other by fractions of a second, on behalf of every connection that is
-    /// missing, and fail for changing reasons.
+    /// Limits the log lines. Attempts for each missing connection follow each other within
+    /// fractions of a second, and fail for changing reasons.
     mentions: Mutex<Mentions>,
 }
 

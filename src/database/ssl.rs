@@ -1,4 +1,4 @@
-//! What a URL says about TLS. Whether this build can do it is the matter of `tls`.
+//! What a URL says about TLS. The module `tls` decides whether this build supports it.
 
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ pub(super) struct Tls {
     pub(super) roots: Option<Roots>,
     /// The client's own certificate and its key.
     pub(super) identity: Option<(PathBuf, PathBuf)>,
-    /// TLS from the first byte on, which servers know since version 17.
+    /// TLS from the first byte on, which servers support since version 17.
     pub(super) direct: bool,
 }
 

@@ -1,4 +1,5 @@
-//! Names hosts and connection targets in logs and errors. Such a name never contains a password.
+//! The names of hosts and connection targets in logs and errors. Such a name never contains a
+//! password.
 
 use postgres::Config;
 use postgres::config::Host;

@@ -1,9 +1,11 @@
 //! TLS by rustls, with libpq's sslmodes: <https://www.postgresql.org/docs/current/libpq-ssl.html>.
 //!
-//! The cryptography provider is passed explicitly everywhere: a process-wide default belongs to the application.
+//! The cryptography provider is passed explicitly everywhere: a process-wide default belongs to the
+//! application.
 //!
-//! Two things differ from libpq. A certificate without subject alternative names fails `verify-full`, because rustls does not
-//! look at the common name. And `prefer` never continues without TLS after a handshake that failed.
+//! Two things differ from libpq. First, a certificate without subject alternative names fails
+//! `verify-full`, because rustls ignores the common name. Second, `prefer` never continues without
+//! TLS after a failed handshake.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,13 +24,13 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::ssl::{Mode, Roots, Tls};
 use crate::error::{BoxError, Error};
 
-/// `~/.postgresql/root.crt`, where libpq looks if no sslrootcert is given.
+/// Returns `~/.postgresql/root.crt`, which libpq uses if no sslrootcert is given.
 fn home_roots() -> Option<PathBuf> {
     std::env::home_dir().filter(|home| !home.as_os_str().is_empty()).map(|home| home.join(".postgresql/root.crt"))
 }
 
-/// Returns the connector, or `None` where TLS is not to be used. Reads the files now, so that a
-/// wrong one is an error now.
+/// Returns the connector, or `None` if TLS is not to be used. Reads the files immediately, so that
+/// a wrong file is an error here.
 pub(super) fn connector(tls: &Tls) -> Result<Option<Connector>, Error> {
     with_default_roots(tls, home_roots())
 }
@@ -57,7 +59,14 @@ impl Tls {
                 let key_der = PrivateKeyDer::from_pem_slice(&pem)
                     .map_err(|error| refuse(format!("sslkey {} holds no unencrypted PEM key", key.display()), error))?;
                 builder.with_client_auth_cert(chain, key_der).map_err(|error| {
-                    refuse(format!("sslcert {} and sslkey {} do not fit", certificate.display(), key.display()), error)
+                    refuse(
+                        format!(
+                            "sslcert {} and sslkey {} do not belong together",
+                            certificate.display(),
+                            key.display()
+                        ),
+                        error,
+                    )
                 })?
             }
             None => builder.with_no_client_auth(),
@@ -73,12 +82,13 @@ impl Tls {
         let roots = match self.mode {
             Mode::Disable => None,
             Mode::Prefer => self.roots.clone(),
-            // libpq's documented rule: require is verify-ca as soon as there is a CA to verify with.
+            // libpq's documented rule: `require` acts as `verify-ca` if there is a CA to verify
+            // with.
             Mode::Require => self.roots.clone().or_else(default_roots),
             Mode::VerifyCa | Mode::VerifyFull => {
                 let Some(roots) = self.roots.clone().or_else(default_roots) else {
                     return Err(Error::Tls {
-                        problem: "the sslmode asks to verify the server's certificate, but nothing says with which CA: add \
+                        problem: "the sslmode asks to verify the server's certificate, but no CA is given: add \
                                   sslrootcert=/path/to/ca.pem, or sslmode=verify-full&sslrootcert=system for the CAs that the \
                                   system trusts, or create ~/.postgresql/root.crt"
                             .to_owned(),
@@ -103,8 +113,9 @@ impl Tls {
     }
 }
 
-/// Makes the TLS of each connection from the files as they are at that moment: certificates that live for hours or minutes are
-/// replaced while the worker runs. An error, which names the file, fails that connection only.
+/// Sets up TLS for each connection from the current content of the files, because certificates that
+/// are valid for hours or minutes are replaced while the worker runs. An error names the file, and
+/// fails only that connection.
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
     tls: Tls,
@@ -156,8 +167,8 @@ fn check_access(_key: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The group may read a key that is root's: so do services whose group was given a certificate of
-/// the system.
+/// The group may read a key that root owns, because services read certificates of the system
+/// through a group.
 #[cfg(unix)]
 fn is_too_open(owner: u32, mode: u32) -> bool {
     mode & if owner == 0 { 0o037 } else { 0o077 } != 0
@@ -183,7 +194,7 @@ fn read_certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<
 fn system_certificates() -> Result<Vec<CertificateDer<'static>>, Error> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
-        let problem = "sslrootcert=system, but this system has no trusted CAs (are ca-certificates installed?)";
+        let problem = "sslrootcert=system, but this system has no trusted CAs: install ca-certificates";
         return Err(match found.errors.into_iter().next() {
             Some(error) => refuse(problem, error),
             None => Error::Tls { problem: problem.to_owned(), source: None },
@@ -207,7 +218,8 @@ impl Chain {
     ) -> Result<Self, Error> {
         let mut store = RootCertStore::empty();
         match roots {
-            // Some systems ship a certificate that cannot be read; that must not take the others along.
+            // Some systems have a certificate that cannot be parsed. The others must be usable
+            // nevertheless.
             Roots::System => _ = store.add_parsable_certificates(trusted.iter().cloned()),
             Roots::File(path) => {
                 for (index, certificate) in trusted.iter().enumerate() {
@@ -230,18 +242,20 @@ impl Chain {
         Ok(Self { verifier, trusted })
     }
 
-    /// Whether a certificate that the server presents although it is a CA's was given as trusted itself: a self-signed one.
+    /// Whether a certificate that was refused because it is a CA's is itself among the trusted
+    /// ones: a self-signed certificate.
     ///
-    /// `openssl req -x509` marks its certificates as a CA's, and libpq accepts such a one as its own root. webpki refuses it,
-    /// but not before its validity period has been checked.
+    /// `openssl req -x509` marks its certificates as a CA's, and libpq accepts such a certificate
+    /// as its own root. webpki refuses it, but only after it has checked the validity period.
     fn trusts_itself(&self, error: &rustls::Error, certificate: &CertificateDer<'_>) -> bool {
         let rustls::Error::InvalidCertificate(CertificateError::Other(other)) = error else { return false };
-        // webpki's own error type is not a part of rustls' interface; its name is what there is.
+        // webpki's own error type is not part of rustls' interface, so only its name can be
+        // compared.
         format!("{:?}", other.0) == "CaUsedAsEndEntity" && self.trusted.iter().any(|trusted| trusted == certificate)
     }
 }
 
-/// Verifies as much as the sslmode asks for: the chain, the chain and the name, or nothing.
+/// Verifies what the sslmode asks for: the chain, the chain and the name, or nothing.
 #[derive(Debug)]
 struct Verifier {
     chain: Option<Chain>,
@@ -260,7 +274,7 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
         match chain.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // webpki looks at the name last, so everything else is in order.
+            // webpki checks the name last, so everything else is valid.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.name => Ok(ServerCertVerified::assertion()),
@@ -298,8 +312,9 @@ impl ServerCertVerifier for Verifier {
 }
 
 impl Verifier {
-    /// X.509 version 1 certificates, which older `openssl x509 -req` makes, cannot be parsed. Where any certificate is accepted
-    /// anyway, the signature made with its key proves nothing either.
+    /// Accepts the signature of a certificate that cannot be parsed, if any certificate is accepted
+    /// anyway: then the signature proves nothing either. X.509 version 1 certificates, which older
+    /// versions of `openssl x509 -req` create, cannot be parsed.
     fn excuse(
         &self,
         certificate: &CertificateDer<'_>,
@@ -378,7 +393,7 @@ mod tests {
         private("key.pem", &other.serialize_pem(), 0o400);
         let no_key = private("no.key", &issued.cert.pem(), 0o600);
         assert!(problem(&identity(&certificate, no_key), None).contains("no unencrypted PEM key"));
-        assert!(problem(&identity(&certificate, dir.path().join("key.pem")), None).contains("do not fit"));
+        assert!(problem(&identity(&certificate, dir.path().join("key.pem")), None).contains("do not belong together"));
     }
 
     #[test]
@@ -411,7 +426,7 @@ mod tests {
         }
         with_default_roots(&tls(Mode::Require), Some(path.clone())).unwrap();
         std::fs::write(&path, "nonsense").unwrap();
-        // It is looked at in these modes, and in no other.
+        // The file is read in these modes, and in no other.
         for mode in [Mode::Require, Mode::VerifyCa, Mode::VerifyFull] {
             assert!(problem(&tls(mode), Some(path.clone())).contains("root.crt"));
         }

@@ -1,7 +1,7 @@
-//! What the parameters of a URL mean.
+//! Interprets the parameters of a URL.
 //!
 //! The `postgres` crate has a parser too, but it refuses sslrootcert and the verifying sslmodes. So
-//! this module interprets those itself, and hands each of the other parameters to that crate.
+//! this module interprets those itself, and passes each of the other parameters to that crate.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use super::ssl::{Mode, Roots, Tls};
 use super::target::{host_text, is_unix};
 use crate::error::Error;
 
-/// A URL or key=value string, understood.
+/// What a URL or key=value string means.
 #[derive(Debug)]
 pub(super) struct Parsed {
     pub(super) config: Config,
@@ -44,7 +44,7 @@ fn expected(name: &str) -> &'static str {
 fn understand(mut given: Parameters) -> Result<Parsed, Error> {
     let tls = understand_tls(&mut given)?;
     let user_timeout = match given.remove("tcp_user_timeout") {
-        // The crate's parser takes seconds here, libpq milliseconds.
+        // The crate's parser expects seconds here, libpq milliseconds.
         Some(value) => match value.text("tcp_user_timeout")?.parse::<i64>() {
             Ok(milliseconds) => Some(u64::try_from(milliseconds).map_or(Duration::ZERO, Duration::from_millis)),
             Err(_) => return value.wrong("tcp_user_timeout", "a whole number of milliseconds"),
@@ -112,7 +112,7 @@ fn check_hosts(config: &mut Config) -> Result<(), Error> {
         if addresses.is_empty() {
             return refuse(format!("it names no host; write {EXAMPLE}, or host=/var/run/postgresql for a Unix socket"));
         }
-        // The TLS handshake needs a name, and there is no other one.
+        // The TLS handshake needs a name, and there is no other name.
         for address in addresses {
             config.host(&address.to_string());
         }
@@ -159,7 +159,7 @@ fn understand_tls(given: &mut Parameters) -> Result<Tls, Error> {
         None if roots == Some(Roots::System) => Mode::VerifyFull,
         None => Mode::Prefer,
     };
-    // libpq's rule: any person can get a certificate from some public CA, so the chain alone proves
+    // libpq's rule: anyone can get a certificate from some public CA, so the chain alone proves
     // nothing.
     if roots == Some(Roots::System) && mode != Mode::VerifyFull {
         return refuse(
@@ -245,7 +245,7 @@ mod tests {
         let primary = good("host=a,b port=7 target_session_attrs=primary").config;
         assert_eq!(primary.get_target_session_attrs(), TargetSessionAttrs::ReadWrite);
         assert_eq!(primary.get_ports(), [7]);
-        // TLS needs a name where only addresses are given.
+        // TLS needs a name even if only addresses are given.
         assert_eq!(good("hostaddr=127.0.0.1").config.get_hosts(), [Host::Tcp("127.0.0.1".to_owned())]);
     }
 

@@ -1,9 +1,9 @@
-//! Keeps passwords out of errors: a connection string may be given where something else belongs.
+//! Keeps passwords out of errors: a user may give a connection string where something else belongs.
 
 const HIDDEN: &str = "***";
 
-/// Returns the text without the passwords of URLs and of `password=…`. It hides rather too much: a
-/// password that is not encoded may contain any character.
+/// Returns the text without the passwords of URLs and of `password=…`. It may hide too much,
+/// because a password that is not encoded may contain any character.
 pub(crate) fn redacted(text: &str) -> String {
     let (text, tail) = match password_setting(text) {
         Some(end) => (&text[..end], HIDDEN),
@@ -25,12 +25,13 @@ pub(crate) fn redacted(text: &str) -> String {
     format!("{shown}{rest}{tail}")
 }
 
-/// Whether the text contains a password, as far as can be told.
+/// Whether the text contains anything that [`redacted`] hides.
 pub(crate) fn has_password(text: &str) -> bool {
     redacted(text) != text
 }
 
-/// Where the value of the first `password=` begins, also as in `PGPASSWORD=` or `password = `.
+/// Returns where the value of the first `password=` begins. Also finds `PGPASSWORD=` and
+/// `password = `.
 fn password_setting(text: &str) -> Option<usize> {
     const NAME: &str = "password";
     let lower = text.to_ascii_lowercase();

@@ -25,7 +25,7 @@ pub(crate) struct Columns<T, B> {
     pub(crate) created_at: SystemTime,
 }
 
-/// The columns as they go in and come out.
+/// The columns of an event that is put into a buffer or read from it.
 pub(crate) type EventColumns<'a> = Columns<&'a str, &'a [u8]>;
 
 impl<T, B> Columns<T, B> {
@@ -63,7 +63,7 @@ impl EventColumns<'_> {
 /// Where a value is in a buffer.
 type Span = Range<usize>;
 
-/// How much room events take.
+/// How much memory events take.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Room {
     texts: usize,
@@ -78,7 +78,7 @@ impl Room {
     }
 }
 
-/// Events, one after the other.
+/// Events, stored one after the other.
 #[derive(Debug, Default)]
 pub(crate) struct EventBuffer {
     texts: String,
@@ -123,8 +123,8 @@ impl EventBuffer {
     /// The `index`-th event that was added.
     #[inline]
     pub(super) fn get(&self, index: usize) -> EventColumns<'_> {
-        // The event exists; reading it in a way that cannot panic lets the compiler remove the
-        // columns that no caller uses.
+        // The spans are always valid. Reading them in a way that cannot panic lets the compiler
+        // remove the columns that a caller does not use.
         self.events[index].map(
             |span| self.texts.get(span.clone()).unwrap_or_default(),
             |span| self.payloads.get(span.clone()).unwrap_or_default(),

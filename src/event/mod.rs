@@ -1,4 +1,4 @@
-//! Events: as they are read, and as they are appended.
+//! Events: those that are read, and those that are appended.
 
 mod buffer;
 mod new_event;

@@ -1,4 +1,4 @@
-//! An event that is yet to be appended.
+//! An event that is to be appended.
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -26,7 +26,7 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// An event with a payload in any encoding, and a random event id.
+    /// Creates an event with a payload in any encoding, and a random event id.
     pub fn new(event_type: impl Into<String>, payload: impl Into<Vec<u8>>) -> Self {
         Self {
             event_id: Uuid::new_v4(),
@@ -40,7 +40,7 @@ impl NewEvent {
         }
     }
 
-    /// What happened.
+    /// The type of the event.
     pub fn event_type(&self) -> &str {
         &self.event_type
     }
@@ -50,37 +50,37 @@ impl NewEvent {
         &self.payload
     }
 
-    /// Its own identifier. Defaults to a random one.
+    /// Sets the event's own identifier. Defaults to a random one.
     pub fn event_id(mut self, id: Uuid) -> Self {
         self.event_id = id;
         self
     }
 
-    /// The version of the payload's form. Defaults to 1.
+    /// Sets the version of the payload's format. Defaults to 1.
     pub fn event_version(mut self, version: i32) -> Self {
         self.event_version = version;
         self
     }
 
-    /// The trace it belongs to. Defaults to none.
+    /// Sets the trace that the event belongs to. Defaults to none.
     pub fn trace_id(mut self, id: impl Into<String>) -> Self {
         self.trace_id = Some(id.into());
         self
     }
 
-    /// What it is correlated with. Defaults to nothing.
+    /// Sets the identifier that correlates the event with others. Defaults to none.
     pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
         self.correlation_id = Some(id.into());
         self
     }
 
-    /// What caused it. Defaults to nothing.
+    /// Sets the identifier of what caused the event. Defaults to none.
     pub fn causation_id(mut self, id: impl Into<String>) -> Self {
         self.causation_id = Some(id.into());
         self
     }
 
-    /// Anything else. Defaults to none.
+    /// Sets further data about the event. Defaults to none.
     pub fn metadata(mut self, metadata: Value) -> Self {
         self.metadata = Some(metadata);
         self

@@ -1,4 +1,4 @@
-//! A committed event, as it is read.
+//! A committed event that was read.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,14 +11,16 @@ use uuid::Uuid;
 use super::buffer::{EventBuffer, EventColumns};
 use super::stream_id::StreamId;
 
-/// A committed event. Cloning it is cheap: it refers to where it lies in memory with those that were read together with it.
+/// A committed event. A clone is cheap: it shares the memory that holds all events that were read
+/// together.
 #[derive(Clone)]
 pub struct Event {
     buffer: Arc<EventBuffer>,
     index: usize,
 }
 
-/// The columns of an event. Public so that the tests of a projection can build events without a database.
+/// The columns of an event. They are public so that the tests of a projection can build events
+/// without a database.
 ///
 /// ```
 /// use pupsourcing_orchestrator::{Event, EventParts};
@@ -34,33 +36,33 @@ pub struct Event {
 /// ```
 #[derive(Debug, Clone)]
 pub struct EventParts {
-    /// Its place among all events.
+    /// The event's position among all events.
     pub global_position: i64,
-    /// The bounded context of its aggregate.
+    /// The bounded context of the event's aggregate.
     pub bounded_context: String,
-    /// The type of its aggregate.
+    /// The type of the event's aggregate.
     pub aggregate_type: String,
-    /// The identifier of its aggregate.
+    /// The identifier of the event's aggregate.
     pub aggregate_id: String,
-    /// Its place among the events of its aggregate, from 1.
+    /// The event's position among the events of its aggregate, from 1.
     pub aggregate_version: i64,
-    /// Its own identifier.
+    /// The event's own identifier.
     pub event_id: Uuid,
-    /// What happened.
+    /// The type of the event.
     pub event_type: String,
-    /// The version of the payload's form.
+    /// The version of the payload's format.
     pub event_version: i32,
-    /// The payload, in whatever encoding the application chose.
+    /// The payload, in the encoding that the application chose.
     pub payload: Vec<u8>,
-    /// The trace it belongs to.
+    /// The trace that the event belongs to.
     pub trace_id: Option<String>,
-    /// What it is correlated with.
+    /// The identifier that correlates the event with others.
     pub correlation_id: Option<String>,
-    /// What caused it.
+    /// The identifier of what caused the event.
     pub causation_id: Option<String>,
-    /// Anything else, as JSON text.
+    /// Further data about the event, as JSON text.
     pub metadata: Option<Box<RawValue>>,
-    /// When it was inserted, by the server's clock.
+    /// When the event was inserted, by the server's clock.
     pub created_at: SystemTime,
 }
 
@@ -115,7 +117,7 @@ impl From<EventParts> for Event {
 }
 
 impl Event {
-    /// Every event of a buffer, in the order in which they were put in.
+    /// Returns every event of a buffer, in the order in which they were added.
     pub(crate) fn all(buffer: EventBuffer) -> Vec<Self> {
         let buffer = Arc::new(buffer);
         (0..buffer.len()).map(|index| Self { buffer: buffer.clone(), index }).collect()
@@ -126,68 +128,69 @@ impl Event {
         self.buffer.get(self.index)
     }
 
-    /// Its place among all events: unique and ascending, with holes where transactions rolled back.
+    /// The event's position among all events: unique and ascending, with holes where transactions
+    /// rolled back.
     pub fn global_position(&self) -> i64 {
         self.columns().global_position
     }
 
-    /// The bounded context of its aggregate.
+    /// The bounded context of the event's aggregate.
     pub fn bounded_context(&self) -> &str {
         self.columns().bounded_context
     }
 
-    /// The type of its aggregate.
+    /// The type of the event's aggregate.
     pub fn aggregate_type(&self) -> &str {
         self.columns().aggregate_type
     }
 
-    /// The identifier of its aggregate.
+    /// The identifier of the event's aggregate.
     pub fn aggregate_id(&self) -> &str {
         self.columns().aggregate_id
     }
 
-    /// Its aggregate.
+    /// The name of the event's aggregate.
     pub fn stream(&self) -> StreamId {
         let EventColumns { bounded_context, aggregate_type, aggregate_id, .. } = self.columns();
         StreamId::new(bounded_context, aggregate_type, aggregate_id)
     }
 
-    /// Its place among the events of its aggregate, from 1.
+    /// The event's position among the events of its aggregate, from 1.
     pub fn aggregate_version(&self) -> i64 {
         self.columns().aggregate_version
     }
 
-    /// Its own identifier: unique, and so what to deduplicate by outside the transaction.
+    /// The event's own identifier. It is unique: deduplicate effects outside the transaction by it.
     pub fn event_id(&self) -> Uuid {
         self.columns().event_id
     }
 
-    /// What happened.
+    /// The type of the event.
     pub fn event_type(&self) -> &str {
         self.columns().event_type
     }
 
-    /// The version of the payload's form.
+    /// The version of the payload's format.
     pub fn event_version(&self) -> i32 {
         self.columns().event_version
     }
 
-    /// The payload's bytes, in whatever encoding the application chose.
+    /// The payload's bytes, in the encoding that the application chose.
     pub fn payload(&self) -> &[u8] {
         self.columns().payload
     }
 
-    /// The trace it belongs to.
+    /// The trace that the event belongs to.
     pub fn trace_id(&self) -> Option<&str> {
         self.columns().trace_id
     }
 
-    /// What it is correlated with.
+    /// The identifier that correlates the event with others.
     pub fn correlation_id(&self) -> Option<&str> {
         self.columns().correlation_id
     }
 
-    /// What caused it.
+    /// The identifier of what caused the event.
     pub fn causation_id(&self) -> Option<&str> {
         self.columns().causation_id
     }
@@ -197,13 +200,13 @@ impl Event {
         self.columns().metadata
     }
 
-    /// The metadata, parsed on every call.
+    /// The metadata, parsed again on every call.
     pub fn metadata(&self) -> Option<Value> {
-        // The server checked it when it was stored, so parsing cannot fail.
+        // The server checked the metadata when it was stored, so parsing cannot fail.
         self.metadata_json().and_then(|text| serde_json::from_str(text).ok())
     }
 
-    /// When it was inserted, by the server's clock.
+    /// When the event was inserted, by the server's clock.
     pub fn created_at(&self) -> SystemTime {
         self.columns().created_at
     }

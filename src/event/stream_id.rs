@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Names an aggregate, whose events are a stream.
+/// The name of an aggregate. The events of an aggregate are a stream.
 ///
 /// ```
 /// use pupsourcing_orchestrator::StreamId;
@@ -12,16 +12,16 @@ use std::fmt;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId {
-    /// The bounded context to which it belongs.
+    /// The bounded context to which the aggregate belongs.
     pub bounded_context: String,
-    /// Its type.
+    /// The aggregate's type.
     pub aggregate_type: String,
-    /// Its identifier, unique within the context and the type.
+    /// The aggregate's identifier, unique within the context and the type.
     pub aggregate_id: String,
 }
 
 impl StreamId {
-    /// Names an aggregate.
+    /// Creates the name of an aggregate.
     pub fn new(
         bounded_context: impl Into<String>,
         aggregate_type: impl Into<String>,

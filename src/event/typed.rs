@@ -1,4 +1,4 @@
-//! Events as Rust types: an enum of serde, whose variants are the event types.
+//! Events as Rust types: an enum that serde serializes, whose variants are the event types.
 
 mod decode;
 mod encode;
@@ -17,8 +17,8 @@ use crate::error::BoxError;
 
 /// # Typed events
 ///
-/// A set of events is an enum that serde derives, in serde's default representation. The variant is
-/// the event type, and what it holds is the payload, as JSON.
+/// A set of events is an enum with serde's derives, in serde's default representation. The variant
+/// is the event type, and its fields are the payload, as JSON.
 ///
 /// ```
 /// use pupsourcing_orchestrator::{Event, EventParts, NewEvent};
@@ -29,7 +29,7 @@ use crate::error::BoxError;
 ///     OrderPlaced { total: i64 },
 ///     #[serde(rename = "order-paid")]
 ///     Paid,
-///     /// Every other type, also one that a later version of the program writes.
+///     /// Every other type, including types that a later version of the program writes.
 ///     #[serde(other)]
 ///     Other,
 /// }
@@ -37,26 +37,31 @@ use crate::error::BoxError;
 /// let new = NewEvent::encode(&OrderEvent::OrderPlaced { total: 12 })?;
 /// assert_eq!(new.event_type(), "OrderPlaced");
 ///
-/// let parts = EventParts { event_type: "OrderPlaced".into(), payload: new.payload().into(), ..EventParts::default() };
-/// assert_eq!(Event::from(parts).decode::<OrderEvent>()?, OrderEvent::OrderPlaced { total: 12 });
+/// let stored = Event::from(EventParts {
+///     event_type: "OrderPlaced".into(),
+///     payload: new.payload().into(),
+///     ..EventParts::default()
+/// });
+/// assert_eq!(stored.decode::<OrderEvent>()?, OrderEvent::OrderPlaced { total: 12 });
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 impl Event {
     /// Decodes the event: its type selects the variant, and the payload is that variant's JSON. The
-    /// payload of a variant that holds nothing is ignored.
+    /// payload of a variant without fields is ignored.
     ///
     /// # Errors
     ///
-    /// [`DecodeError`] if the enum has no such variant, or the payload does not fit.
+    /// [`DecodeError`] if the enum has no such variant, or the payload does not match the variant's
+    /// fields.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
         decode::variant(self.event_type(), Payload::Text(self.payload())).map_err(|failed| self.not_decoded(failed))
     }
 
-    /// Decodes the event after `upcast` has brought its JSON into the current form. `upcast` is
-    /// called with every event whose payload is JSON, and looks at its type and
-    /// [version](Self::event_version): so writers of a new form set its
-    /// [version](NewEvent::event_version). Numbers go through [`Value`], which holds those of 64 bits
-    /// exactly.
+    /// Decodes the event after `upcast` has converted its JSON to the current format. `upcast` is
+    /// called with every event whose payload is JSON. It examines the type and the
+    /// [version](Self::event_version) of the event, so writers of a new format must set its
+    /// [version](NewEvent::event_version). Numbers pass through [`Value`], which represents 64-bit
+    /// numbers exactly.
     ///
     /// ```
     /// use pupsourcing_orchestrator::{BoxError, Event, EventParts};
@@ -67,39 +72,46 @@ impl Event {
     ///     OrderPlaced { cents: i64 },
     /// }
     ///
-    /// /// The first version had whole euros.
+    /// /// Version 1 had whole euros.
     /// fn upcast(event: &Event, json: Value) -> Result<Value, BoxError> {
     ///     Ok(match (event.event_type(), event.event_version()) {
-    ///         ("OrderPlaced", 1) => json!({"cents": json["euros"].as_i64().ok_or("no euros")? * 100}),
+    ///         ("OrderPlaced", 1) => {
+    ///             let euros = json["euros"].as_i64().ok_or("no euros")?;
+    ///             json!({"cents": euros * 100})
+    ///         }
     ///         _ => json,
     ///     })
     /// }
     ///
-    /// let old = EventParts { event_type: "OrderPlaced".into(), payload: br#"{"euros":3}"#.into(), ..EventParts::default() };
-    /// let event = Event::from(old).decode_with::<OrderEvent>(upcast)?;
-    /// assert_eq!(event, OrderEvent::OrderPlaced { cents: 300 });
+    /// let old = Event::from(EventParts {
+    ///     event_type: "OrderPlaced".into(),
+    ///     payload: br#"{"euros":3}"#.into(),
+    ///     ..EventParts::default()
+    /// });
+    /// assert_eq!(old.decode_with::<OrderEvent>(upcast)?, OrderEvent::OrderPlaced { cents: 300 });
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// [`DecodeError`] if the payload is no JSON, `upcast` fails, the enum has no such variant, or
-    /// the new JSON does not fit.
+    /// [`DecodeError`] if the payload is not JSON, `upcast` fails, the enum has no such variant, or
+    /// the new JSON does not match the variant's fields.
     pub fn decode_with<T: DeserializeOwned>(
         &self,
         upcast: impl FnOnce(&Self, Value) -> Result<Value, BoxError>,
     ) -> Result<T, DecodeError> {
-        // No JSON: there is nothing to upcast, and a variant that holds nothing ignores it.
+        // The payload is not JSON, so there is nothing to upcast. A variant without fields ignores
+        // it.
         let Ok(json) = self.json() else { return self.decode() };
         let json = upcast(self, json).map_err(|error| self.not_decoded(Failed::of(error)))?;
         decode::variant(self.event_type(), Payload::Json(json)).map_err(|failed| self.not_decoded(failed))
     }
 
-    /// Parses the payload as JSON, whatever the event's type is.
+    /// Parses the payload as JSON, regardless of the event's type.
     ///
     /// # Errors
     ///
-    /// [`DecodeError`] if it is no JSON, or does not fit.
+    /// [`DecodeError`] if the payload is not JSON, or does not match `T`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
         decode::json(Payload::Text(self.payload())).map_err(|failed| self.not_decoded(failed))
     }
@@ -117,15 +129,15 @@ impl Event {
 }
 
 impl NewEvent {
-    /// Encodes an event of an enum that serde derives, see [`Event::decode`]: the variant is the
-    /// event type, and what it holds is the payload, as JSON. One that holds nothing has the payload
-    /// `{}`, so that fields may be added later. As JSON has no NaN and no infinity, these become
-    /// `null`, which only an `Option` decodes.
+    /// Encodes an event of an enum with serde's derives, as [`Event::decode`] reads it: the variant
+    /// is the event type, and its fields are the payload, as JSON. A variant without fields has the
+    /// payload `{}`, so that fields may be added later. JSON has no NaN and no infinity: these
+    /// become `null`, which only an `Option` decodes.
     ///
     /// # Errors
     ///
-    /// [`EncodeError`] if it is no enum in serde's default representation, or cannot be JSON: a map
-    /// with keys that are no strings, for example.
+    /// [`EncodeError`] if `event` is not an enum in serde's default representation, or cannot be
+    /// JSON: for example, a map with keys that are not strings.
     pub fn encode<T: Serialize + ?Sized>(event: &T) -> Result<Self, EncodeError> {
         match encode::variant(event) {
             Ok((event_type, payload)) => Ok(Self::new(event_type, payload)),
@@ -133,11 +145,11 @@ impl NewEvent {
         }
     }
 
-    /// An event with this payload as JSON.
+    /// Creates an event with this payload as JSON.
     ///
     /// # Errors
     ///
-    /// [`EncodeError`] if it cannot be JSON.
+    /// [`EncodeError`] if the payload cannot be JSON.
     pub fn json<T: Serialize + ?Sized>(event_type: impl Into<String>, payload: &T) -> Result<Self, EncodeError> {
         let event_type = event_type.into();
         match serde_json::to_vec(payload) {
@@ -147,8 +159,8 @@ impl NewEvent {
     }
 }
 
-/// Why an event was not decoded. As a handler's failure it counts like any other: the projection is
-/// retried, and halts when its attempts are used up.
+/// Why an event was not decoded. Returned by a handler, it counts like any other failure: the
+/// projection is retried, and halts when its attempts are used up.
 #[derive(Debug)]
 pub struct DecodeError {
     position: i64,
@@ -175,13 +187,13 @@ impl DecodeError {
         &self.event_type
     }
 
-    /// The version of its form.
+    /// The version of the payload's format.
     pub fn event_version(&self) -> i32 {
         self.event_version
     }
 
-    /// Where in the payload the problem is, such as `items[2].price`; empty if it is not in one
-    /// place.
+    /// Where in the payload the problem is, such as `items[2].price`; empty if the problem has no
+    /// single place.
     pub fn path(&self) -> &str {
         &self.path
     }

@@ -8,21 +8,21 @@ use crate::database::AsClient;
 use crate::error::{BoxError, Error};
 use crate::event::{Event, NewEvent, StreamId};
 
-/// How many events of a stream are in memory at once.
+/// The most events of a stream that are in memory at once.
 const PAGE: i64 = 1_000;
 
-/// How often a command is decided at most.
+/// The most times that a command is decided.
 const ATTEMPTS: u32 = 10;
 
-/// Why an aggregate was not loaded.
+/// Why an aggregate could not be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// Its events could not be read.
+    /// The aggregate's events could not be read.
     #[error("the stream cannot be read")]
     Read(#[source] Error),
 
-    /// The fold refused one of them.
+    /// The fold refused an event.
     #[non_exhaustive]
     #[error("the {event_type} at global position {position} (event {event_id}) cannot be folded")]
     Fold {
@@ -32,7 +32,7 @@ pub enum LoadError {
         event_id: Uuid,
         /// The event's type.
         event_type: String,
-        /// What the fold returned.
+        /// The error that the fold returned.
         source: BoxError,
     },
 }
@@ -41,7 +41,7 @@ pub enum LoadError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommandError<E> {
-    /// The decision was to refuse it.
+    /// The function `decide` rejected the command.
     #[error("the command was rejected: {0}")]
     Rejected(E),
 
@@ -49,7 +49,7 @@ pub enum CommandError<E> {
     #[error("the aggregate cannot be loaded")]
     Load(#[source] LoadError),
 
-    /// The events could not be appended, for another reason than a conflict.
+    /// The events could not be appended, for a reason other than a conflict.
     #[error("the command's events cannot be appended")]
     Append(#[source] AppendError),
 
@@ -59,22 +59,22 @@ pub enum CommandError<E> {
     Contended {
         /// The aggregate.
         stream: StreamId,
-        /// How often the command was decided.
+        /// How many times the command was decided.
         attempts: u32,
     },
 }
 
 impl LoadError {
-    /// Whether loading again may help, see [`Error::is_transient`].
+    /// Whether loading again may help: see [`Error::is_transient`].
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Read(error) if error.is_transient())
     }
 }
 
 impl<E> CommandError<E> {
-    /// Whether executing the command again may help: others were quicker, or the database failed for
-    /// a reason that passes, see [`Error::is_transient`]. If the connection was lost, the command may
-    /// have taken effect.
+    /// Whether executing the command again may help: other writers were faster, or the database
+    /// failed for a transient reason (see [`Error::is_transient`]). If the connection was lost, the
+    /// command may have taken effect.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Rejected(_) => false,
@@ -86,11 +86,11 @@ impl<E> CommandError<E> {
 }
 
 impl EventStore {
-    /// Loads an aggregate: folds its events, in their order, into a state that `init` creates.
-    /// Returns it with the aggregate's version, which is 0 if it has no events.
+    /// Loads an aggregate: folds its events, in order, into a state that `init` creates. Returns
+    /// the state and the aggregate's version, which is 0 if it has no events.
     ///
-    /// The events are read in pages, each with a statement of its own. What is appended meanwhile is
-    /// either in the state and in the version, or in neither.
+    /// The events are read in pages, each with a statement of its own. An event that is appended
+    /// meanwhile is either in both the state and the version, or in neither.
     ///
     /// # Errors
     ///
@@ -120,10 +120,11 @@ impl EventStore {
         }
     }
 
-    /// Executes a command: [loads](Self::load) the aggregate, lets `decide` choose the events that
-    /// follow from its state, and appends them, if any. If another writer has appended meanwhile,
-    /// all of it is repeated, up to ten times. The events are committed when this returns, so it
-    /// takes a connection and no transaction; [`hint`](Self::hint) may tell the workers then.
+    /// Executes a command: [loads](Self::load) the aggregate, calls `decide` with its state, and
+    /// appends the events that `decide` returns. Returns `None` if it returns no events. If another
+    /// writer has appended meanwhile, all of this is repeated, up to ten attempts in all. The
+    /// events are committed when this method returns, so it takes a connection and not a
+    /// transaction. Afterwards, [`hint`](Self::hint) may tell the workers.
     ///
     /// ```no_run
     /// use pupsourcing_orchestrator::{BoxError, Database, Event, EventStore, NewEvent, StreamId};
@@ -150,19 +151,20 @@ impl EventStore {
     /// let mut client = Database::from_url("postgres://app@localhost/shop")?.connect()?;
     /// let order = StreamId::new("shop", "Order", "order-7");
     /// let store = EventStore::default();
-    /// store.execute(&mut client, &order, Order::default, Order::apply, |order| -> Result<_, BoxError> {
+    /// let pay = |order: &Order| -> Result<_, BoxError> {
     ///     if order.is_paid {
     ///         return Err("the order has been paid".into());
     ///     }
     ///     Ok(vec![NewEvent::encode(&OrderEvent::OrderPaid)?])
-    /// })?;
+    /// };
+    /// store.execute(&mut client, &order, Order::default, Order::apply, pay)?;
     /// # Ok::<(), BoxError>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// [`CommandError`]; nothing was appended then, except that the outcome is unknown if the
-    /// connection is lost.
+    /// [`CommandError`]. Then nothing was appended, except that the outcome is unknown if the
+    /// connection was lost.
     pub fn execute<S, F: Into<BoxError>, E>(
         &self,
         client: &mut impl AsClient<Client = Client>,

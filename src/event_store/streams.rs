@@ -1,4 +1,4 @@
-//! Appending events to streams, and reading them.
+//! Appends events to streams, and reads streams.
 
 use std::ops::{Bound, RangeBounds, RangeInclusive};
 
@@ -14,15 +14,15 @@ use crate::store::event_store::{Appended, append, read_stream};
 use crate::store::{Names, notifications};
 use crate::threads::safely;
 
-/// What the caller of [`EventStore::append`] knows of the aggregate.
+/// What the caller of [`EventStore::append`] expects of the aggregate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExpectedVersion {
-    /// Nothing: append after whatever is there.
+    /// Any version: the events are appended after those that exist.
     Any,
-    /// It has no events yet.
+    /// The aggregate has no events yet.
     NoStream,
-    /// Its last event has this version.
+    /// The aggregate's last event has this version.
     Exact(i64),
 }
 
@@ -38,15 +38,15 @@ pub struct AppendResult {
     pub event_ids: Vec<Uuid>,
 }
 
-/// Why events were not appended. Nothing of the call was written.
+/// Why events were not appended. The call has written nothing.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
     /// The aggregate is not at the expected version: another writer has appended. Read the
     /// aggregate and decide again.
     ///
-    /// If a unique constraint reported it within the caller's transaction, that transaction can
-    /// only be rolled back.
+    /// If a unique constraint reported the conflict within the caller's transaction, that
+    /// transaction can only be rolled back.
     #[error(
         "aggregate {stream} is not at the expected version: expected {expected:?}{}",
         actual.map_or(String::new(), |actual| format!(", it is at {actual}"))
@@ -57,20 +57,20 @@ pub enum AppendError {
         stream: StreamId,
         /// What the caller expected.
         expected: ExpectedVersion,
-        /// Its version, 0 if it has no events; unknown where a unique constraint reported the
-        /// conflict.
+        /// The aggregate's version, 0 if it has no events; `None` if a unique constraint reported
+        /// the conflict.
         actual: Option<i64>,
     },
 
-    /// The events cannot be appended in one call.
+    /// The events cannot be appended: there are none, or a name or a version is not valid.
     #[error("the events cannot be appended: {problem}")]
     #[non_exhaustive]
     Invalid {
-        /// What is wrong with which event.
+        /// Which event or name is wrong, and why.
         problem: String,
     },
 
-    /// The schema has no function to append with.
+    /// The schema has no function to append events with.
     #[error("the schema cannot be used: {problem}")]
     #[non_exhaustive]
     Schema {
@@ -78,8 +78,8 @@ pub enum AppendError {
         problem: String,
     },
 
-    /// Within an asynchronous runtime, another thread is needed for the statement, and the system
-    /// would not start one.
+    /// The operating system refused to start a thread. One is needed for the statement if the
+    /// caller's thread belongs to an asynchronous runtime.
     #[error("cannot start a thread to append on")]
     #[non_exhaustive]
     Thread {
@@ -105,31 +105,32 @@ impl AppendError {
     /// Whether the same append may succeed later without any change: see
     /// [`Error::is_transient`].
     ///
-    /// If the connection was lost, the events may have been appended nevertheless. An
-    /// [`ExpectedVersion`] other than `Any` makes the repetition a conflict then.
+    /// If the connection was lost, the events may have been appended nevertheless. In that case,
+    /// with an [`ExpectedVersion`] other than `Any`, the second attempt is a conflict.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Database { source } if is_away(source) || is_transient(source))
     }
 
-    /// The error and its causes in one text: see [`Error::with_causes`].
+    /// Returns the error and its causes in one text: see [`Error::with_causes`].
     pub fn with_causes(&self) -> String {
         describe_any(self)
     }
 }
 
-/// For what an application does beside the append in the same transaction.
+/// For other statements of the application in the same transaction.
 impl From<postgres::Error> for AppendError {
     fn from(source: postgres::Error) -> Self {
         Self::Database { source }
     }
 }
 
-/// Appends events and reads an aggregate's stream. Holds no connection: every call is given one.
+/// Appends events and reads an aggregate's stream. It holds no connection: the caller passes one to
+/// each method.
 ///
-/// The methods may be called from any thread, also from within an asynchronous runtime, although
-/// they block: for a round trip, and there for starting a thread. An application that has an
-/// asynchronous client calls the SQL function `orchestrator_append` with that instead, with the same
-/// guarantees: see the example `async_append`.
+/// The methods may be called on any thread, including a thread of an asynchronous runtime. They
+/// block for a round trip, and on such a thread also for starting another thread. An application
+/// with an asynchronous client can call the SQL function `orchestrator_append` with that client
+/// instead, with the same guarantees: see the example `async_append`.
 ///
 /// ```no_run
 /// use pupsourcing_orchestrator::{Database, EventStore, ExpectedVersion, NewEvent, StreamId};
@@ -149,20 +150,22 @@ pub struct EventStore {
 }
 
 impl EventStore {
-    /// Creates an event store in these tables.
+    /// Creates an event store that uses these tables.
     pub fn new(names: Names) -> Result<Self, Error> {
         names.validate()?;
         Ok(Self { names })
     }
 
-    /// Appends events to one aggregate, in one round trip, whatever their number and the outcome.
+    /// Appends events to one aggregate, in one round trip, regardless of their number and of the
+    /// outcome.
     ///
-    /// Given a client, they are committed when this returns; given a transaction, when it commits.
-    /// Afterwards [`hint`](Self::hint) may tell the workers, which detect the events in any case.
-    /// The versions continue the aggregate's, and the positions ascend with them.
+    /// With a client, the events are committed when this method returns; with a transaction, when
+    /// the transaction commits. Afterwards, [`hint`](Self::hint) may tell the workers, which detect
+    /// the events in any case. The versions of the events continue those of the aggregate, and
+    /// their positions ascend in the same order.
     ///
     /// The statements are in a function that the migrations create, `orchestrator_append` by
-    /// default. Programs in other languages can call it, too. It runs with the caller's privileges.
+    /// default. Programs in other languages can call it too. It runs with the caller's privileges.
     ///
     /// # Errors
     ///
@@ -198,9 +201,9 @@ impl EventStore {
         }
     }
 
-    /// Tells the workers that events were appended, so that they look at once. Best effort: an
-    /// error is logged, and no event is lost without the hint. Call it after the commit, never
-    /// within the transaction: notifications serialise commits.
+    /// Tells the workers that events were appended, so that they read them at once. It is best
+    /// effort: an error is logged, and no event is lost without the hint. Call it after the commit,
+    /// never within the transaction, because notifications serialise commits.
     pub fn hint(&self, client: &mut Client) {
         let error = match blocking(|| notifications::notify_events(client, &self.names)) {
             Ok(Ok(())) => return,
@@ -210,8 +213,8 @@ impl EventStore {
         safely(|| log::debug!("no hint sent: error={error}", error = field(&error)));
     }
 
-    /// Reads the events of one aggregate, ascending by version: those with `versions`, such as `..`
-    /// for all of them or `7..`.
+    /// Reads the events of one aggregate whose versions are in `versions`, in ascending order. `..`
+    /// reads all of them, `7..` those from version 7.
     pub fn read_stream(
         &self,
         client: &mut impl AsClient,
@@ -234,9 +237,9 @@ impl EventStore {
             .map_err(Error::database("reading the stream"))
     }
 
-    /// Names the remedy if the function is missing: the server's message suggests type casts.
+    /// Names the remedy if the function is missing. The server's message only suggests type casts.
     fn explained(&self, error: postgres::Error) -> AppendError {
-        // If a trigger calls a function that is missing, the error says where.
+        // If a trigger calls a missing function, the error has a context (`where`).
         let is_missing = |error: &DbError| *error.code() == SqlState::UNDEFINED_FUNCTION && error.where_().is_none();
         if !error.as_db_error().is_some_and(is_missing) {
             return AppendError::from(error);
@@ -251,7 +254,7 @@ impl EventStore {
 }
 
 /// Whether the error comes from the unique constraint on the aggregate's versions, and not from
-/// another one, such as that on event ids.
+/// another constraint, such as the one on event ids.
 fn is_version_taken(error: &postgres::Error) -> bool {
     error.as_db_error().is_some_and(|error| {
         *error.code() == SqlState::UNIQUE_VIOLATION
@@ -259,7 +262,7 @@ fn is_version_taken(error: &postgres::Error) -> bool {
     })
 }
 
-/// The first and the last version of a range.
+/// Returns the first and the last version of a range.
 fn inclusive(versions: &impl RangeBounds<i64>) -> (i64, i64) {
     let from = match versions.start_bound() {
         Bound::Included(from) => *from,

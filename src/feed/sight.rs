@@ -114,7 +114,7 @@ impl Mentioned {
     pub(super) fn lock(&mut self, board: &Board, error: &Error) {
         if self.locks.is_due() {
             log::warn!(
-                "events are locked, will look again: replica_set={} worker={} error={error}",
+                "events are locked, will retry: replica_set={} worker={} error={error}",
                 field(&board.replica_set()),
                 board.worker_id(),
                 error = field(&error)

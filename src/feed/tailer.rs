@@ -73,7 +73,7 @@ impl Tailer {
             Failure::Unacceptable(error) => {
                 if connection.is_worth_logging() {
                     log::error!(
-                        "events cannot be followed, will retry: replica_set={} worker={} error={error}",
+                        "table of events cannot be used, will retry: replica_set={} worker={} error={error}",
                         field(&self.context.replica_set()),
                         self.context.worker(),
                         error = field(&error)

@@ -22,9 +22,6 @@
 //! | compare it with others | [`comparison`] |
 //! | see figures | [`benchmarks`] |
 
-#[allow(unused_imports, reason = "the pages name these items")]
-use crate::*;
-
 /// A module for each page. What `links.md` defines counts before what the page's last lines define
 /// for GitHub.
 macro_rules! pages {
@@ -48,6 +45,8 @@ pages!(
     tuning,
     capacity,
     postgres,
+    upgrading,
+    security,
     guarantees,
     comparison,
     benchmarks,

@@ -1,9 +1,9 @@
-//! Connected clients, and which of them is closed for another when there are too many.
+//! The connected clients. Decides which of them is closed when there are too many.
 //!
-//! A client that opens connections without end must not displace a probe. So the connection that is
-//! closed is one of the peer that has the most of them. Several clients may come from one address,
-//! for example through a proxy; so of that peer's, the first to go are those that have not sent a
-//! request, and of these the oldest.
+//! A client that opens connections without end must not displace a probe. So the server closes a
+//! connection of the peer that has the most. Several clients may share one address, for example
+//! behind a proxy. So among the connections of that peer, it first closes those that have not sent
+//! a request, the oldest of these first.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
@@ -11,14 +11,15 @@ use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How many bytes of a request are looked at before it has a thread: a scrape or probe has fewer.
+/// How many bytes of a request are examined before it gets a thread. A scrape or a probe is
+/// shorter.
 const LOOKED_AT: usize = 1024;
 
 /// A connection that was accepted.
 pub(super) struct Client {
     pub(super) stream: TcpStream,
     pub(super) peer: IpAddr,
-    /// Whether the whole request has arrived, as far as is known.
+    /// Whether the whole request is known to have arrived.
     pub(super) has_asked: AtomicBool,
 }
 
@@ -27,13 +28,15 @@ impl Client {
         Self { stream, peer: peer.to_canonical(), has_asked: false.into() }
     }
 
-    /// Whether a request has arrived, of a client without a thread. The stream must not block.
+    /// Whether a request has arrived, for a client that has no thread yet. The stream must be
+    /// non-blocking.
     pub(super) fn is_asking(&self) -> bool {
         let has_arrived = || {
             let mut head = [0; LOOKED_AT];
             self.stream.peek(&mut head).is_ok_and(|read| ends_head(&head[..read]))
         };
-        // Looked at until it is there: a flood of requests must not cost more than one of silence.
+        // A request that has arrived is not examined again: a flood of requests must not cost more
+        // than a flood of silent clients.
         let is_asking = self.has_asked() || has_arrived();
         self.has_asked.store(is_asking, Ordering::Relaxed);
         is_asking
@@ -43,14 +46,14 @@ impl Client {
         self.has_asked.load(Ordering::Relaxed)
     }
 
-    /// Ends any read or write on the connection, in whichever thread.
+    /// Ends any read or write on the connection, on any thread.
     pub(super) fn close(&self) {
-        // Fails only if the client has already gone.
+        // Fails only if the client has already closed the connection.
         _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
-/// Clients with their numbers, by peer; the oldest of each first.
+/// Clients with their numbers, by peer. The oldest client of each peer comes first.
 #[derive(Default)]
 pub(super) struct Clients(BTreeMap<IpAddr, VecDeque<(u64, Arc<Client>)>>);
 
@@ -79,7 +82,8 @@ impl Clients {
         }
     }
 
-    /// Closes clients until no more than `most` are left. Returns the last that was closed.
+    /// Closes clients until no more than `most` are left. Returns the number of the last one that
+    /// was closed.
     pub(super) fn close_down_to(&mut self, most: usize, has_asked: impl Fn(&Client) -> bool) -> Option<u64> {
         let mut closed = None;
         for _ in most..self.len() {
@@ -91,8 +95,9 @@ impl Clients {
         closed
     }
 
-    /// Takes the client to answer next: rather one that is asking for something, of the peer with
-    /// the fewest clients, and of these the newest, which is most likely to be still waiting.
+    /// Takes the client to answer next. It prefers a client that has sent a request, then one of
+    /// the peer with the fewest clients, then the newest, because that one is most likely still
+    /// waiting.
     pub(super) fn take_next(
         &mut self,
         is_asking: impl Fn(&Client) -> bool,
@@ -107,7 +112,7 @@ impl Clients {
         self.take(peer, index)
     }
 
-    /// Returns the peer that has the most clients, and the index of the one to close for another.
+    /// Returns the peer that has the most clients, and the index of its client to close.
     fn expendable(&self, has_asked: impl Fn(&Client) -> bool) -> Option<(IpAddr, usize)> {
         let most = self.0.values().map(VecDeque::len).max()?;
         let candidates = self.0.iter().filter(|(_, of)| of.len() == most).map(|(peer, of)| {
@@ -139,7 +144,8 @@ mod tests {
 
     use super::*;
 
-    /// Each letter is a client, the oldest first: its peer, in upper case if it has asked.
+    /// Creates clients, the oldest first. Each letter is a client of the peer of that letter, in
+    /// upper case if the client has sent a request.
     fn clients(letters: &str) -> Clients {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut clients = Clients::default();

@@ -1,5 +1,5 @@
-//! Accepts connections and gives each a seat. When seats are short, [`Clients`] chooses who gets
-//! them.
+//! Accepts connections and gives each a seat. If there are too few seats, [`Clients`] chooses which
+//! connections get one.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, TcpListener};
@@ -16,12 +16,12 @@ use crate::backoff::Mentions;
 use crate::error::field;
 use crate::threads::{Never, Stop, safely};
 
-/// The most connections answered at the same time: many more than scrapers and probes make, few
-/// enough to do no harm.
+/// The most connections that are answered at the same time: many more than scrapers and probes
+/// open, and few enough to do no harm.
 pub(super) const MOST_CONNECTIONS: usize = 64;
-/// How many connections the system may queue for the acceptor; Linux allows as many by default.
-/// With std's 128, a burst of idle clients makes the system drop the first packet of a scrape, and
-/// the scraper sends it again only after a second.
+/// How many connections the operating system may queue for the acceptor; Linux allows this many by
+/// default. With std's 128, a burst of idle clients makes the system drop the first packet of a
+/// scrape, and the scraper sends it again only after a second.
 pub(super) const BACKLOG: i32 = 4096;
 /// How many connections are accepted before one of them is answered.
 const BURST: usize = 256;
@@ -43,7 +43,7 @@ impl Connections {
         open.close_down_to(MOST_CONNECTIONS, Client::has_asked) != Some(number)
     }
 
-    /// Closes half of the connections, when file descriptors or memory are short.
+    /// Closes half of the connections, because file descriptors or memory are exhausted.
     fn close_half(&self) {
         let mut open = self.open.lock();
         let half = half(open.len());
@@ -55,9 +55,9 @@ impl Connections {
     }
 }
 
-/// How many of so many connections are kept when file descriptors are short. A single one is kept:
-/// an accept fails for want of a descriptor even if nobody is waiting to be accepted, and the one
-/// that got the last descriptor may be a probe.
+/// Returns how many connections are kept when file descriptors are exhausted. A single connection
+/// is kept: an accept without a free descriptor fails even if no client is waiting, and the
+/// connection that got the last descriptor may be a probe.
 fn half(connections: usize) -> usize {
     connections.div_ceil(2)
 }
@@ -66,7 +66,7 @@ pub(super) struct Acceptor {
     pub(super) listener: TcpListener,
     pub(super) site: Arc<Site>,
     pub(super) connections: Arc<Connections>,
-    /// A message for each thread that answers a connection.
+    /// Holds a message for each thread that answers a connection.
     pub(super) seats: (Sender<()>, Receiver<()>),
     pub(super) stop: Stop,
     pub(super) alive: Sender<Never>,
@@ -82,7 +82,7 @@ impl Acceptor {
             if self.stop.is_raised() {
                 break;
             }
-            // Silent clients get a thread only if no others are waiting to be accepted.
+            // Silent clients get a thread only if no other clients are waiting to be accepted.
             let are_all_accepted = *accepted.as_ref().unwrap_or(&true);
             if let Some((number, client)) = waiting.take_next(Client::is_asking, are_all_accepted)
                 && let Err(error) = self.answer_in_a_thread(number, client)
@@ -96,8 +96,8 @@ impl Acceptor {
                 });
             }
             if let Err(error) = &accepted {
-                // Most likely file descriptors or memory are exhausted. That is temporary, so it is
-                // no reason to end.
+                // Most likely file descriptors or memory are exhausted. That is temporary, so the
+                // server continues.
                 if refused.is_due() {
                     safely(|| {
                         log::warn!(
@@ -111,22 +111,22 @@ impl Acceptor {
                 self.stop.wait(ACCEPT_PAUSE);
             }
         }
-        // Closes connections that were accepted after the server closed all.
+        // Closes connections that were accepted after the server had closed all others.
         self.connections.close_all();
     }
 
-    /// Takes the waiting connections, numbered by age; waits for one if there is none. Of a burst,
-    /// only as many are kept as there are seats, so that the rest cost one accept each and no
-    /// thread. Returns whether it has taken all.
+    /// Accepts the waiting connections, and numbers them in that order. Waits for one if there is
+    /// none. It keeps at most as many as there are seats: in a burst, each further connection costs
+    /// one accept and no thread. Returns whether it has accepted all.
     fn accept_into(&self, waiting: &mut Clients, last: &mut u64) -> io::Result<bool> {
         let mut is_blocking = waiting.is_empty();
         self.listener.set_nonblocking(!is_blocking)?;
-        // Bounded, because clients may come as fast as they are taken.
+        // Bounded, because clients may connect as fast as they are accepted.
         for _ in 0..BURST {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
                     *last += 1;
-                    // If it fails, the client has gone.
+                    // If this fails, the client has closed the connection.
                     if stream.set_nonblocking(true).is_ok() {
                         waiting.insert(*last, Arc::new(Client::new(stream, peer.ip())));
                         waiting.close_down_to(MOST_CONNECTIONS, Client::is_asking);
@@ -142,13 +142,13 @@ impl Acceptor {
         Ok(false)
     }
 
-    /// The error is that of starting the thread.
+    /// Answers a client on a thread of its own. The error is that of starting the thread.
     fn answer_in_a_thread(&self, number: u64, client: Arc<Client>) -> io::Result<()> {
         let is_gone = client.stream.set_nonblocking(false).is_err();
         if is_gone || !self.connections.open(number, client.clone()) {
             return Ok(());
         }
-        // The thread of a closed connection gives its seat back within microseconds.
+        // The thread of a closed connection returns its seat within microseconds.
         select! {
             send(self.seats.0, ()) -> _ => {}
             recv(self.stop.heard()) -> _ => return Ok(()),
@@ -163,7 +163,7 @@ impl Acceptor {
         let site = self.site.clone();
         let thread = std::thread::Builder::new().name(format!("pup-http-{}", number % 1000));
         let spawned = thread.spawn(move || {
-            // Kept until the end, also if the answer panics.
+            // Kept until the thread ends, even if the answer panics.
             let _seat = seat;
             if let Err(error) = answer(&site, &client) {
                 log::debug!("metrics server could not answer: error={error}", error = field(&error));
@@ -173,7 +173,7 @@ impl Acceptor {
     }
 }
 
-/// A connection's place among the open ones. It is given back when the connection's thread ends.
+/// The place of a connection among the open ones. It is returned when the connection's thread ends.
 pub(super) struct Seat {
     number: u64,
     peer: IpAddr,

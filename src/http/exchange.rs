@@ -1,4 +1,4 @@
-//! One request, one response, each against a deadline.
+//! One request and one response, each with a deadline.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -12,25 +12,26 @@ use super::clients::{Client, ends_head};
 use super::page::POLICY;
 use super::site::{Page, Site};
 
-/// The greatest length of a request's first line and headers together, in bytes.
+/// The most bytes of a request's first line and headers together.
 pub(super) const LONGEST_HEAD: usize = 8 * 1024;
 /// The time from the accept to the last byte of the request's head.
 pub(super) const HEAD_TIME: Duration = Duration::from_secs(5);
 /// The time from the first byte of the response to the last.
 const RESPONSE_TIME: Duration = Duration::from_secs(10);
-/// How long, and how many bytes, the server reads from a refused client, so that the client reads
-/// its answer before the connection is reset.
+/// How long the server reads from a refused client, so that the client reads its answer before the
+/// connection is reset.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
+/// How many bytes the server reads from a refused client at most.
 pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
 
-/// Why a request is not understood.
+/// The code and the reason with which a request is refused.
 pub(super) struct Refusal(u16, &'static str);
 
-/// What is understood of a request.
+/// The parts of a request that the server uses.
 pub(super) struct Request {
     method: Method,
     path: String,
-    /// Its `Host` headers; more than one is wrong, and none is usual in HTTP/1.0.
+    /// The `Host` headers. More than one is an error; none is usual in HTTP/1.0.
     hosts: Vec<String>,
 }
 
@@ -68,8 +69,8 @@ pub(super) fn refused(refusal: &Refusal) -> (Method, Page, bool) {
     (Method::Get, Page::text(refusal.0, refusal.1), false)
 }
 
-/// Reads the request line and the headers; `None` if the client leaves without a request, or takes
-/// too long.
+/// Reads the request line and the headers; `None` if the client closes the connection before the
+/// end of the request, or takes too long.
 pub(super) fn read_head(client: &mut Timed<'_>) -> io::Result<Option<Vec<u8>>> {
     let mut head = Vec::with_capacity(1024);
     let mut part = [0; 1024];
@@ -79,12 +80,12 @@ pub(super) fn read_head(client: &mut Timed<'_>) -> io::Result<Option<Vec<u8>>> {
             Ok(read) => read,
             Err(error) => match error.kind() {
                 ErrorKind::Interrupted => continue,
-                // Which of the two errors means a timeout depends on the system.
+                // Which of the two errors means a timeout depends on the operating system.
                 ErrorKind::TimedOut | ErrorKind::WouldBlock => return Ok(None),
                 _ => return Err(error),
             },
         };
-        // The end may be split between two reads, by three bytes at most.
+        // The end may be split between two reads, with at most three bytes in the first.
         let looked_at = head.len().saturating_sub(3);
         head.extend_from_slice(&part[..read]);
         if ends_head(&head[looked_at..]) {
@@ -94,7 +95,7 @@ pub(super) fn read_head(client: &mut Timed<'_>) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(head))
 }
 
-/// Understands the first line and the `Host` headers. No answer depends on another header.
+/// Parses the first line and the `Host` headers. No answer depends on another header.
 pub(super) fn parse(head: &[u8]) -> Result<Request, Refusal> {
     let mut lines = head.split(|&byte| byte == b'\n');
     let Some(line) = lines.next().filter(|line| line.len() < head.len().min(LONGEST_HEAD)) else {
@@ -122,7 +123,7 @@ pub(super) fn parse(head: &[u8]) -> Result<Request, Refusal> {
     Ok(Request { method, path: path.to_owned(), hosts: lines.map_while(header_line).filter_map(host).collect() })
 }
 
-/// A line of the headers; `None` for the empty line that ends them.
+/// Returns a line of the headers; `None` for the empty line that ends them.
 fn header_line(line: &[u8]) -> Option<&[u8]> {
     Some(line.trim_ascii()).filter(|line| !line.is_empty())
 }
@@ -133,7 +134,7 @@ fn host(line: &[u8]) -> Option<String> {
     field.trim_end().eq_ignore_ascii_case("host").then(|| value.trim().to_owned())
 }
 
-/// Formats the response as HTTP/1.0, so that the client knows that the connection ends with it.
+/// Formats the response as HTTP/1.0, which tells the client that the connection ends with it.
 pub(super) fn print(page: &Page, method: &Method, allow: bool) -> io::Result<Vec<u8>> {
     let mut headers = vec![
         header("Server", "pupsourcing-orchestrator")?,
@@ -157,8 +158,8 @@ pub(super) fn header(field: &str, value: &str) -> io::Result<Header> {
     Header::from_bytes(field, value).map_err(|()| io::Error::new(ErrorKind::InvalidData, format!("header {field}")))
 }
 
-/// A stream with one deadline for everything that is read or written. A client that sends a byte
-/// now and then does not extend it.
+/// A stream with one deadline for everything that is read or written. A client that sends single
+/// bytes does not extend the deadline.
 pub(super) struct Timed<'a> {
     pub(super) stream: &'a TcpStream,
     pub(super) until: Instant,
@@ -170,8 +171,8 @@ impl Timed<'_> {
         if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
     }
 
-    /// Reads and discards what a refused client still sends. Closing over unread input would reset
-    /// the connection, and the client might lose the answer.
+    /// Reads and discards what a refused client still sends. If the server closed the connection
+    /// with unread input, the connection would be reset, and the client might lose the answer.
     fn drain(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
         self.until = Instant::now() + DRAIN_TIME;

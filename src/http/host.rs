@@ -1,9 +1,9 @@
-//! Under which host names the status is served. Pure.
+//! The host names under which the status is served. Pure.
 //!
-//! A page of a foreign site can give its own name the address of this server (DNS rebinding): the
-//! browser then takes both for one site, and lets the page read the answers. The request still
-//! names that site in its `Host` header. So the status is served only under names that no foreign
-//! site has. An address needs no list: a name is what such a page begins with.
+//! A foreign site can let its own name resolve to the address of this server (DNS rebinding). The
+//! browser then treats both as one site, and lets a page of that site read the answers. The request
+//! still has the site's name in its `Host` header. So the status is served only under names that no
+//! foreign site has. IP addresses need no list, because this attack needs a name.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -19,7 +19,7 @@ impl HostNames {
     }
 
     /// Returns the first of the request's hosts under which the status is not served. A request
-    /// without one comes from no browser.
+    /// without a host does not come from a browser.
     pub(super) fn stranger<'a>(&self, hosts: &'a [String]) -> Option<&'a str> {
         hosts.iter().map(String::as_str).find(|host| !self.has(&name(host)))
     }

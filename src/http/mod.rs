@@ -1,23 +1,24 @@
 //! The metrics server: `/metrics`, `/livez`, `/readyz`, `/status` and the status page.
 //!
-//! It answers from memory: no request ever queries the database, so it answers as fast while
+//! It answers from memory: no request ever queries the database, so it answers equally fast while
 //! PostgreSQL is down.
 //!
-//! *Invariants:* no client can block another client or the shutdown, and no request, of whatever
-//! form, costs more than [`MOST_CONNECTIONS`] threads, [`LONGEST_HEAD`] bytes of each client's
-//! input and one response of output.
+//! *Invariants:* no client can block another client or the shutdown. Whatever clients send, the
+//! server uses at most [`MOST_CONNECTIONS`] threads, and for each client at most [`LONGEST_HEAD`]
+//! bytes of input and one response of output.
 //!
-//! `pup-http` accepts. Each connection is answered by a short-lived thread `pup-http-N` of its own:
-//! one request and one response, in HTTP/1.0, which scrapers and probes understand and which keeps
-//! no connection alive. When all seats are taken, a connection is closed for the newest: one of the
-//! peer that has the most, and rather one that has sent no request. So neither idle or slow clients
-//! nor one that opens connections without end can delay a scrape. Shutdown closes every socket, so
-//! that a thread that reads or writes one ends at once.
+//! The thread `pup-http` accepts connections. A short-lived thread `pup-http-N` answers each
+//! connection: one request and one response, in HTTP/1.0, which scrapers and probes understand and
+//! which keeps no connection alive. When all seats are taken, the server closes a connection to
+//! make room for the newest: a connection of the peer that has the most, preferably one that has
+//! sent no request. So neither idle or slow clients nor a client that opens connections without end
+//! can delay a scrape. Shutdown closes every socket, so each thread that reads or writes ends at
+//! once.
 //!
-//! It uses the requests and responses of `tiny_http`, but not its `Server`. That has a thread for
-//! each idle connection, no timeout, no bound for a request line, ends for good when the process is
-//! out of file descriptors, and aborts the process over a body that is announced as larger than
-//! memory.
+//! It uses the requests and responses of `tiny_http`, but not its `Server`. That server has a
+//! thread for each idle connection, no timeout, and no limit for a request line. It stops
+//! permanently when the process has no file descriptors left, and it aborts the process if a
+//! request announces a body larger than memory.
 
 mod clients;
 mod connections;
@@ -53,31 +54,37 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 ///
 /// | path | answer |
 /// |---|---|
-/// | `/metrics` | everything in the registry, in Prometheus's text format 0.0.4; 404 if the metrics are disabled |
-/// | `/livez` | 503 and the reason if a restart of this process would help a watched worker, else 200; also 200 when none is watched; [see below](#the-probes) |
-/// | `/readyz` | 200 while every watched worker can process events, else 503 and the reason; also 503 when none is watched; [see below](#the-probes) |
-/// | `/status` | what the watched workers know, as JSON; [see below](#status) |
-/// | `/` | the same as a page for people, live |
+/// | `/metrics` | everything in the registry, in Prometheus's text format 0.0.4 |
+/// | `/livez` | 503 and the reason if a restart would help a watched worker, else 200 |
+/// | `/readyz` | 200 while every watched worker can process events, else 503 and the reason |
+/// | `/status` | what the watched workers know, as JSON |
+/// | `/` | the same as a web page that updates itself |
 ///
-/// No answer queries the database, so all of them are immediate even while it is down. GET and HEAD
-/// are served; a query string is ignored. The connection is closed after each answer.
+/// [The probes](#the-probes) and [`/status`](#status) are described below. If no worker is watched,
+/// `/livez` is 200 and `/readyz` is 503. If the metrics are disabled, `/metrics` is 404.
+///
+/// No answer queries the database, so all of them are immediate even while the database is down.
+/// GET and HEAD are served; a query string is ignored. The connection is closed after each answer.
 ///
 /// # Who may see the status
 ///
-/// There is no password: any client that reaches the port can read everything that is served. What a browser
-/// lets other sites read is restricted. `/status` and `/` are served only under `localhost`, an IP
-/// address, the host name given to [`bind`](MetricsServerBuilder::bind) and the names given to
-/// [`allow_hosts`](MetricsServerBuilder::allow_hosts); a request whose `Host` header has another name is refused
-/// with 421. Otherwise a page of a foreign site, opened in a browser that reaches this
-/// port, could read the status under a name of its own (DNS rebinding). Probes and `/metrics` are
-/// served under every name: the kubelet, load balancers and Prometheus use names that cannot be
-/// known here.
+/// There is no password: any client that reaches the port can read everything that is served. Only
+/// what a browser lets other sites read is restricted. `/status` and `/` are served only under
+/// `localhost`, an IP address, the host name given to [`bind`](MetricsServerBuilder::bind) and the
+/// names given to [`allow_hosts`](MetricsServerBuilder::allow_hosts); a request whose `Host` header
+/// has another name is refused with 421. Otherwise a page of a foreign site, opened in a browser
+/// that reaches this port, could read the status under a name of its own (DNS rebinding). Probes
+/// and `/metrics` are served under every name, because the kubelet, load balancers and Prometheus
+/// use names that the server cannot know.
 ///
 /// Dropping the server shuts it down.
 ///
 /// ```no_run
 /// # use pupsourcing_orchestrator::{Metrics, MetricsServer, Orchestrator};
-/// # fn serve(orchestrator: &Orchestrator, metrics: Metrics) -> Result<(), Box<dyn std::error::Error>> {
+/// # fn serve(
+/// #     orchestrator: &Orchestrator,
+/// #     metrics: Metrics,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
 /// let server = MetricsServer::builder(metrics)
 ///     .allow_hosts(["ops.example"])
 ///     .watch(orchestrator.health())
@@ -100,13 +107,13 @@ pub struct MetricsServer {
 }
 
 impl MetricsServer {
-    /// Configures a server. Nothing is served before [`MetricsServerBuilder::bind`].
+    /// Returns a builder of a server. Nothing is served before [`MetricsServerBuilder::bind`].
     pub fn builder(metrics: Metrics) -> MetricsServerBuilder {
         let site = Site { metrics, has_status: true, status_hosts: HostNames::default(), watched: RwLock::default() };
         MetricsServerBuilder { site }
     }
 
-    /// The bound address, with the actual port if port 0 was asked for.
+    /// The bound address, with the actual port if port 0 was requested.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -117,14 +124,14 @@ impl MetricsServer {
         self.site.watch(probe);
     }
 
-    /// Stops answering for this worker: to be called when it was shut down and the process
+    /// Stops answering for this worker. Call it when the worker was shut down and the process
     /// continues.
     pub fn unwatch(&self, worker: WorkerId) {
         self.site.watched.write().remove(&worker);
     }
 
     /// Stops at once: the port is free again, and clients in the middle of a request or an answer
-    /// are cut off.
+    /// are disconnected.
     pub fn shutdown(self) {
         drop(self);
     }
@@ -138,7 +145,7 @@ pub struct MetricsServerBuilder {
 }
 
 impl MetricsServerBuilder {
-    /// Sets whether `/status` and the page at `/` are served: they name hosts, projections and
+    /// Sets whether `/status` and the page at `/` are served. They show hosts, projections and
     /// errors to every client that reaches the port. If they are not served, nothing is ever loaded
     /// for them. Defaults to true.
     pub fn status_page(mut self, served: bool) -> Self {
@@ -146,9 +153,9 @@ impl MetricsServerBuilder {
         self
     }
 
-    /// Serves `/status` and the page at `/` also under these host names, such as that of an ingress:
-    /// see [`MetricsServer`](MetricsServer#who-may-see-the-status). A port is ignored. Defaults to
-    /// none.
+    /// Serves `/status` and the page at `/` also under these host names, such as the name of an
+    /// ingress: see [`MetricsServer`](MetricsServer#who-may-see-the-status). A port is ignored.
+    /// Defaults to none.
     pub fn allow_hosts(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
         for name in names {
             self.site.status_hosts.add(name.as_ref());
@@ -166,7 +173,9 @@ impl MetricsServerBuilder {
     /// Binds `address`, such as `0.0.0.0:9090`, and begins to serve. Port 0 takes any free port:
     /// see [`MetricsServer::address`].
     ///
-    /// [`Error::Http`] if the address is malformed, in use or not this host's.
+    /// # Errors
+    ///
+    /// [`Error::Http`] if the address is malformed, in use or not an address of this host.
     pub fn bind(mut self, address: &str) -> Result<MetricsServer, Error> {
         let refused = |source| Error::Http { address: redacted(address), source };
         let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
@@ -202,15 +211,15 @@ impl MetricsServerBuilder {
 impl Drop for MetricsServer {
     fn drop(&mut self) {
         self.stop.raise();
-        // Only a connection ends the acceptor's wait. If none can be made, it ends at the next
-        // client's.
+        // Only a connection ends the acceptor's wait. If none can be opened, the wait ends with the
+        // next client's connection.
         if let Err(error) = TcpStream::connect_timeout(&reachable(self.address), JOIN_TIME) {
             safely(|| log::debug!("metrics server cannot wake its acceptor: error={error}", error = field(&error)));
         }
         self.connections.close_all();
         match self.ended.recv_timeout(JOIN_TIME) {
             Err(RecvTimeoutError::Disconnected) => {
-                // The panic hook has printed the panic; a drop cannot report more.
+                // The panic hook has already printed the panic.
                 _ = self.acceptor.take().map(JoinHandle::join);
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -227,7 +236,7 @@ impl fmt::Debug for MetricsServer {
     }
 }
 
-/// Returns an address under which this host reaches the address that it has bound.
+/// Returns an address with which this host reaches the bound address.
 fn reachable(bound: SocketAddr) -> SocketAddr {
     let ip = match bound.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

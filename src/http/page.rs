@@ -1,8 +1,9 @@
-//! The status page: one document with its style and its script inside, which shows the answer of
+//! The status page: one document that contains its style and its script, and shows the answer of
 //! `/status`.
 //!
-//! The document itself holds no data. The script inserts names and errors as text, never as markup.
-//! The policy allows only this script to run, and only the origin of the page to be queried.
+//! The document itself contains no data. The script inserts names and errors as text, never as
+//! markup. The policy allows only this script to run, and allows it to query only the origin of the
+//! page.
 
 use std::sync::LazyLock;
 
@@ -15,7 +16,7 @@ macro_rules! style {
     };
 }
 
-/// The script, in parts by purpose. The last part starts it.
+/// The script, in parts by purpose. The last part starts the script.
 macro_rules! script {
     () => {
         concat!(
@@ -44,7 +45,7 @@ pub(super) const PAGE: &str = concat!(
     "<link rel=\"icon\" href=\"data:,\">\n",
     "<title>Projections</title>\n<style>",
     style!(),
-    "</style>\n</head>\n<body>\n<main id=\"page\"><p class=\"quiet\">Asking for the status …</p></main>\n",
+    "</style>\n</head>\n<body>\n<main id=\"page\"><p class=\"quiet\">Loading the status …</p></main>\n",
     "<noscript><p>This page needs JavaScript. <a href=\"/status\">/status</a> has the same as JSON.</p></noscript>\n",
     "<footer><a href=\"/status\">/status</a> <a href=\"/metrics\">/metrics</a> <a href=\"/livez\">/livez</a> ",
     "<a href=\"/readyz\">/readyz</a></footer>\n<script>",
@@ -52,7 +53,7 @@ pub(super) const PAGE: &str = concat!(
     "</script>\n</body>\n</html>\n",
 );
 
-/// What a browser may do with an answer: the style and the script are named by their hashes.
+/// The policy for the browser. It names the style and the script by their hashes.
 pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
     let (style, script) = (hash(style!()), hash(script!()));
     format!(

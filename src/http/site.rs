@@ -12,13 +12,13 @@ use crate::probe::{HealthProbe, StatusReport, Unhealthy};
 
 const ALWAYS_SERVED: &str = "\
 /metrics  Prometheus's text format
-/livez    503 if a restart of this process would help a worker in it
+/livez    503 if restarting this process would help a worker in it
 /readyz   200 while every worker in this process can process events
 ";
 
 const STATUS_SERVED: &str = "\
 /status   what the workers know, as JSON
-/         the same for people
+/         the same as a page
 ";
 
 /// The served pages: pure except for the answers of the probes.
@@ -27,7 +27,7 @@ pub(super) struct Site {
     pub(super) metrics: Metrics,
     /// Whether `/status` and its page are served.
     pub(super) has_status: bool,
-    /// Under which host names they are served.
+    /// The host names under which they are served.
     pub(super) status_hosts: HostNames,
     pub(super) watched: RwLock<BTreeMap<WorkerId, HealthProbe>>,
 }
@@ -76,7 +76,7 @@ impl Site {
 
     pub(super) fn missing(&self) -> Page {
         let status = if self.has_status { STATUS_SERVED } else { "" };
-        Page::text(404, format!("no such path; served are:\n\n{ALWAYS_SERVED}{status}"))
+        Page::text(404, format!("no such path; these are served:\n\n{ALWAYS_SERVED}{status}"))
     }
 
     fn status_page(&self) -> Page {
@@ -84,8 +84,8 @@ impl Site {
         Page { code: 200, content_type: "application/json", body: report.to_string() }
     }
 
-    /// The watched workers. They are queried without the lock, because their answers may take any
-    /// locks.
+    /// Returns the probes of the watched workers. They are called without the lock, because they
+    /// may take any other lock.
     fn probes(&self) -> Vec<HealthProbe> {
         self.watched.read().values().cloned().collect()
     }
@@ -100,8 +100,8 @@ impl Site {
         }
     }
 
-    /// Returns the page of a health check. `unwatched` is the reason if no orchestrator is watched;
-    /// empty if that is no failure.
+    /// Returns the page of a health check. `unwatched` is the reason if no orchestrator is watched,
+    /// and empty if that is not a failure.
     pub(super) fn health(&self, unwatched: &str, check: impl Fn(&HealthProbe) -> Result<(), Unhealthy>) -> Page {
         let watched = self.probes();
         let mut reasons: Vec<String> =

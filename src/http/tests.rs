@@ -38,7 +38,7 @@ fn send(server: &MetricsServer, request: &[u8]) -> String {
 
 fn send_to(address: SocketAddr, request: &[u8]) -> io::Result<String> {
     let mut stream = connect_to(address)?;
-    // The server may have refused the request before it has read everything.
+    // The server may refuse the request before it has read everything.
     _ = stream.write_all(request);
     let mut answer = Vec::new();
     _ = stream.read_to_end(&mut answer);
@@ -86,7 +86,7 @@ fn watch(server: &MetricsServer, number: u128) -> Switches {
     switches
 }
 
-/// Polls until the condition holds. Each poll is a round trip to the server, so this is no busy
+/// Polls until the condition holds. Each poll is a round trip to the server, so this is not a busy
 /// wait.
 fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
@@ -95,8 +95,8 @@ fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// 1,000 connections, or as many as two tests at once may have in this process beside its other
-/// files.
+/// Returns 1,000, or as many connections as two tests at the same time can have besides the other
+/// files of this process.
 fn many() -> usize {
     const WANTED: u64 = 2 * 1000 + 400;
     let mut limit = getrlimit(Resource::Nofile);
@@ -315,8 +315,8 @@ fn every_interface_can_be_bound_and_shut_down() {
     }
 }
 
-/// Expects an answer within 50 ms, or within a longer bound if this machine is busy, but before any
-/// client is given up for its slowness.
+/// Expects an answer within 50 ms. On a busy machine it repeats the request, but only until the
+/// server would give up a slow client.
 fn answers_quickly(server: &MetricsServer, path: &str) {
     let first = Instant::now();
     let mut took = Vec::new();
@@ -328,7 +328,8 @@ fn answers_quickly(server: &MetricsServer, path: &str) {
     }
 }
 
-/// Expects that no thread of the server is left after it: each of them holds a sender of `ended`.
+/// Shuts the server down, and expects that none of its threads is left: each of them holds a sender
+/// of `ended`.
 fn shut_down_at_once(server: MetricsServer) {
     let ended = server.ended.clone();
     let begun = Instant::now();
@@ -358,7 +359,7 @@ fn half_a_request_line_delays_no_other_client() {
 fn clients_that_do_not_read_delay_no_other_client() {
     let registry = prometheus::Registry::new();
     let metrics = Metrics::in_registry(&registry).unwrap();
-    // More than the sockets' buffers hold, so that each answer blocks halfway.
+    // This is more than the sockets' buffers hold, so each answer blocks halfway.
     let help = "a".repeat(16 * 1024 * 1024);
     registry.register(Box::new(prometheus::IntGauge::new("large", help).unwrap())).unwrap();
     let server = MetricsServer::builder(metrics).bind("127.0.0.1:0").unwrap();
@@ -382,7 +383,7 @@ fn idle_connections_delay_no_other_client() {
     let server = server();
     let idle: Vec<TcpStream> = (0..many()).map(|_| connect(&server)).collect();
     answers_quickly(&server, "/metrics");
-    // The newest of them came after the one that was answered.
+    // The newest idle connections were opened after the one that was answered.
     eventually("the newest of the idle ones stay", || {
         assert_eq!(code(&get(&server, "/livez").0), 200);
         (MOST_CONNECTIONS / 2..=MOST_CONNECTIONS).contains(&server.connections.open.lock().len())
@@ -391,7 +392,7 @@ fn idle_connections_delay_no_other_client() {
     shut_down_at_once(server);
 }
 
-/// Acts every five milliseconds until it is stopped: acting more often would displace a scrape that
+/// Acts every five milliseconds until it is stopped. Acting more often would displace a scrape that
 /// waits for this machine, not for the server.
 fn again_and_again(begun: &Barrier, stopped: &Receiver<()>, mut act: impl FnMut()) {
     begun.wait();
@@ -401,7 +402,7 @@ fn again_and_again(begun: &Barrier, stopped: &Receiver<()>, mut act: impl FnMut(
 }
 
 /// Sends the head of a request byte by byte on as many connections as there are seats, and opens
-/// another for each one that is lost.
+/// another one for each that is lost.
 fn dawdle(address: SocketAddr, begun: &Barrier, stopped: &Receiver<()>) {
     let mut clients: VecDeque<TcpStream> = VecDeque::new();
     again_and_again(begun, stopped, || {
@@ -466,7 +467,8 @@ fn connect_from(from: Ipv4Addr, address: SocketAddr) -> io::Result<TcpStream> {
     Ok(socket.into())
 }
 
-/// Opens connections as fast as it can and sends the same bytes on each; keeps a few hundred.
+/// Opens connections as fast as possible, sends the same bytes on each, and keeps a few hundred
+/// open. Returns how many it opened.
 fn flood(from: Ipv4Addr, address: SocketAddr, bytes: &[u8], begun: &Barrier, stopped: &Receiver<()>) -> usize {
     let (mut clients, mut opened) = (VecDeque::new(), 0);
     begun.wait();
@@ -486,7 +488,7 @@ fn flood(from: Ipv4Addr, address: SocketAddr, bytes: &[u8], begun: &Barrier, sto
 /// The kubelet's timeout, if it is set to twice the default of one second.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Asks as the kubelet does.
+/// Requests `/livez` as the kubelet does.
 fn probe(address: SocketAddr) -> io::Result<Duration> {
     let begun = Instant::now();
     let mut stream = TcpStream::connect_timeout(&address, PROBE_TIMEOUT)?;

@@ -11,8 +11,8 @@ use crate::error::Error;
 /// The label of a histogram's buckets.
 const BUCKET: &str = "le";
 
-/// Refuses a registry that gives its series a label which the families have as well: the series
-/// would have it twice, which no scraper accepts.
+/// Refuses a registry that gives its series a label which the families have as well. The series
+/// would have the label twice, which no scraper accepts.
 pub(super) fn refuse_labels(registry: &Registry, families: &Families) -> Result<(), Error> {
     let own = |label: &str| label == BUCKET || families.all().iter().any(|of| of.declared().labels.contains(&label));
     match labels(registry)?.into_iter().find(|label| own(label)) {
@@ -25,7 +25,8 @@ pub(super) fn refuse_labels(registry: &Registry, families: &Families) -> Result<
     }
 }
 
-/// The names of the labels. A registry shows them only with a series.
+/// Returns the names of the labels. A registry shows them only in a series, so this registers one
+/// for a moment.
 fn labels(registry: &Registry) -> Result<Vec<String>, Error> {
     let name = format!("{PREFIX}probe");
     let refused = |source| Error::Metrics { metric: name.clone(), source };

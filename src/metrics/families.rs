@@ -1,8 +1,9 @@
-//! Every metric, declared: to add one, add a row here, and set it where it is known.
+//! Declares every metric. To add one, add a row here, and set the metric where its value is known.
 //!
-//! Registration and the end of a gauge's series follow from the row. A test holds the table in
-//! `metrics.md` equal to it; `UPDATE_DOCS=1 cargo test --lib metrics::` writes it. Names and labels
-//! are a published interface.
+//! A row also determines how the metric is registered and when the series of a gauge are removed. A
+//! test checks that the table in `metrics.md` equals the rows;
+//! `UPDATE_DOCS=1 cargo test --lib metrics::` writes it. Names and labels are a published
+//! interface.
 
 use prometheus::core::Collector;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
@@ -12,7 +13,7 @@ use super::family::{AnyFamily, Child, Declared, Family, Kind, PREFIX};
 use super::handle::{Handle, Reading, Series};
 use crate::error::Error;
 
-/// Half a millisecond, a good network's round trip, to the default coordination timeout.
+/// From half a millisecond, the round trip in a good network, to the default coordination timeout.
 const COORDINATION_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 const ROUND_TRIP_SECONDS: &[f64] =
@@ -47,7 +48,7 @@ declare! {
         heartbeat_latency: Histogram = "heartbeat_latency_seconds",
             "Seconds from sending a heartbeat to its answer.", ROUND_TRIP_SECONDS;
         safe_head: Reading<IntGauge> = "safe_head_position",
-            "Every event that will ever exist up to this global position is visible.";
+            "The safe head: every event that will ever exist up to this global position is visible.";
         head_blocked: Reading<Gauge> = "head_blocked_seconds",
             "Seconds for which an open transaction has blocked the safe head; 0 when nothing blocks it.";
         head_blocker_age: Reading<Gauge> = "head_blocker_age_seconds",
@@ -78,11 +79,11 @@ declare! {
             "Failed attempts that count: the handler's error or panic, or what the server refuses. Deadlocks, \
              serialisation failures and lost connections do not count.";
         processing_duration: Histogram = "event_processing_duration_seconds",
-            "Seconds of the handler for one event; of a batch handler, its time divided by the events.", HANDLER_SECONDS;
+            "Seconds that the handler takes for one event; for a batch handler, its time divided by the events.", HANDLER_SECONDS;
         batch_events: Histogram = "batch_events",
             "Events committed together in one transaction.", BATCH_EVENTS;
         commit_duration: Histogram = "commit_duration_seconds",
-            "Seconds of the checkpoint's update and the commit of one batch.", ROUND_TRIP_SECONDS;
+            "Seconds that the checkpoint's update and the commit of one batch take.", ROUND_TRIP_SECONDS;
         retries: IntCounter = "retries_total",
             "Batches retried after an error.";
         fenced: IntCounter = "fenced_batches_total",
@@ -94,10 +95,10 @@ declare! {
         state: Series<IntGauge> [state] = "worker_state",
             "1 for the state the worker is in; its other states have no series.";
         ready: IntGauge = "ready",
-            "1 while the worker is ready, as `/readyz` says it, else 0.";
+            "1 while the worker is ready, as `/readyz` reports it, else 0.";
         not_ready: Series<IntGauge> [reason] = "not_ready",
-            "1 for the reason why the worker is not ready; without series while it is ready. The table of the probes \
-             has the reasons.";
+            "1 for the reason why the worker is not ready; no series while it is ready. The table of the probes has \
+             the reasons.";
         database_up: IntGauge = "database_up",
             "1 while a heartbeat of the worker was answered within the last half of `stale_worker_timeout`, else 0.";
         pool_size: Reading<IntGauge> = "pool_size",
@@ -116,8 +117,8 @@ declare! {
 }
 
 impl Families {
-    /// Removes the gauges of what has ended, a replica set or a worker, given by labels and values.
-    /// An outdated figure would mislead. Counters and histograms stay.
+    /// Removes the gauges of a replica set or a worker that has ended, because an outdated value
+    /// would mislead. `ended` has its labels and their values. Counters and histograms stay.
     pub(super) fn end(&self, ended: &[(&str, &str)]) {
         let (labels, values): (Vec<&str>, Vec<&str>) = ended.iter().copied().unzip();
         for family in self.all() {
@@ -129,7 +130,7 @@ impl Families {
     }
 }
 
-/// The families that are in a registry. When it is dropped, they are taken out again.
+/// The families that are in a registry. Dropping this removes them from the registry.
 pub(super) struct Registered {
     registry: Option<Registry>,
     families: Vec<Box<dyn Collector>>,
@@ -163,7 +164,7 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         for family in self.families.drain(..) {
-            // Fails only if the application has taken it out itself.
+            // Fails only if the application has removed the family itself.
             _ = self.registry.as_ref().map(|registry| registry.unregister(family));
         }
     }

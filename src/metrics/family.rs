@@ -10,7 +10,7 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, Opts};
 
 pub(super) const PREFIX: &str = "pupsourcing_orchestrator_";
 
-/// What is known of a metric before it has a value.
+/// What is declared about a metric, before it has a value.
 pub(super) struct Declared {
     /// The name without the prefix that all names have.
     pub(super) name: &'static str,
@@ -40,9 +40,10 @@ struct FamilyInner<M> {
     /// The full name.
     name: String,
     desc: Desc,
-    /// Counts if a series could not be created, so that no caller has to handle this: a series is
-    /// refused only for its labels' names, and those are constants, each of which a test shows. It is
-    /// not logged: the application's logger may panic, and this may be one of its threads.
+    /// Used in place of a series that could not be created, so that no caller has to handle this. A
+    /// series is refused only for the names of its labels, which are constants that a test covers.
+    /// The refusal is not logged, because the application's logger may panic, and the calling
+    /// thread may belong to the application.
     spare: M,
     children: RwLock<BTreeMap<Vec<String>, M>>,
 }
@@ -77,8 +78,8 @@ impl<M: Child> Family<M> {
 }
 
 impl<P: Atomic + 'static> Family<GenericGauge<P>> {
-    /// Replaces every series whose label values begin with `prefix` by these, at once: no scrape
-    /// sees both, or neither.
+    /// Replaces every series whose label values begin with `prefix` by these, in one step: no
+    /// scrape sees both, or neither.
     pub(super) fn replace(&self, prefix: &[impl AsRef<str>], series: impl IntoIterator<Item = (Vec<String>, P::T)>) {
         let mut children = self.0.children.write();
         children.retain(|values, _| !begins_with(values, prefix));
@@ -132,7 +133,7 @@ impl<M: Child> Collector for Family<M> {
         vec![&self.0.desc]
     }
 
-    /// One family per series: the registry combines those with the same name.
+    /// Returns one family per series. The registry combines those with the same name.
     fn collect(&self) -> Vec<MetricFamily> {
         self.0.children.read().values().flat_map(Collector::collect).collect()
     }

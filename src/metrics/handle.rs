@@ -1,4 +1,4 @@
-//! The handles by which a part of the library reports a metric: the series of its own labels.
+//! The handles with which a part of the library reports a metric: the series with its own labels.
 
 use std::fmt;
 
@@ -6,9 +6,9 @@ use prometheus::core::{Atomic, Collector, GenericGauge};
 
 use super::family::{Child, Family};
 
-/// Created from a family for given label values. The type determines when a series is shown: a
-/// child at once, a [`Reading`] with its first value, [`Series`] when their remaining labels are
-/// known.
+/// A handle is created from a family for given label values. Its type determines when a series is
+/// shown: a child at once, a [`Reading`] with its first value, [`Series`] once their remaining
+/// labels are known.
 pub(super) trait Handle {
     type Child: Child;
 
@@ -23,7 +23,7 @@ impl<M: Child> Handle for M {
     }
 }
 
-/// A gauge that shows itself with its first value, until it is cleared.
+/// A gauge that is shown from its first value until it is cleared.
 #[derive(Clone)]
 pub(crate) struct Reading<M> {
     family: Family<M>,
@@ -43,7 +43,7 @@ impl<P: Atomic + 'static> Reading<GenericGauge<P>> {
         self.family.child(&self.values).set(value);
     }
 
-    /// Shows it no longer: its value is not known any more.
+    /// Removes the gauge, because its value is no longer known.
     pub(crate) fn clear(&self) {
         self.family.remove(&self.values);
     }

@@ -20,7 +20,7 @@ use prometheus::{IntCounter, Registry, TextEncoder};
 use self::families::{Families, ProjectionSeries, Registered, ReplicaSetSeries, WorkerProjectionSeries, WorkerSeries};
 use crate::error::Error;
 
-/// The metrics of all orchestrators that share one registry. Clones are the same metrics.
+/// The metrics of all orchestrators that share one registry. Clones share the same metrics.
 ///
 #[doc = include_str!("metrics.md")]
 #[derive(Clone)]
@@ -43,22 +43,23 @@ impl Metrics {
 
     /// Creates metrics in the application's registry.
     ///
-    /// Make one per registry, and clone it for each orchestrator. When the last clone is dropped,
-    /// by the application and by the orchestrators that have ended, the metrics leave the registry;
-    /// then others may be made there.
+    /// Create one per registry, and clone it for each orchestrator. When the application and all
+    /// orchestrators have dropped their clones, the metrics are removed from the registry. Then
+    /// others may be created in it.
     ///
     /// # Errors
     ///
-    /// [`Error::Metrics`] names the metric that the registry has already: of another `Metrics`, or
-    /// of the application. [`Error::InvalidConfig`] if the registry gives all its series a label
-    /// that these metrics have themselves. The registry is then unchanged.
+    /// [`Error::Metrics`] if the registry already has one of the metrics, from another `Metrics` or
+    /// from the application; the error names it. [`Error::InvalidConfig`] if the registry gives all
+    /// its series a label that these metrics have themselves. In both cases, the registry is
+    /// unchanged.
     pub fn in_registry(registry: &Registry) -> Result<Self, Error> {
         let made = Self::make(Some(registry))?;
         common::refuse_labels(registry, &made.inner.families)?;
         Ok(made)
     }
 
-    /// Creates metrics that are counted, but registered nowhere.
+    /// Creates metrics that are counted, but not registered anywhere.
     pub fn disabled() -> Result<Self, Error> {
         Self::make(None)
     }
@@ -86,8 +87,8 @@ impl Metrics {
     }
 
     /// Creates the metrics of a replica set as a whole. `place` is the database and the tables that
-    /// it works on: replica sets of one name, but of several places, would overwrite each other's
-    /// gauges.
+    /// it works on: replica sets with the same name in different places would overwrite each
+    /// other's gauges.
     pub(crate) fn for_replica_set(&self, replica_set: &str, place: &str) -> Result<ReplicaSetMetrics, Error> {
         let by = self.reporter(replica_set, place)?;
         Ok(Held { series: ReplicaSetSeries::new(&self.inner.families, &[replica_set]), by })
@@ -101,7 +102,7 @@ impl Metrics {
             reporters.insert(replica_set, Arc::downgrade(&reporter));
             return Ok(reporter);
         };
-        // Its drop takes the lock.
+        // Dropping `reporter` takes the lock.
         drop(reporters);
         if reporter.place != place {
             return Err(Error::config(
@@ -159,13 +160,13 @@ impl ReplicaSetMetrics {
         Held { series, by: Arc::new(worker) }
     }
 
-    /// How often the connection with this use was opened again.
+    /// Returns the counter of how often the connection with this use was opened again.
     pub(crate) fn reconnects(&self, connection: &str) -> IntCounter {
         self.reconnects.child(connection)
     }
 
-    /// Shows how far these projections are behind, and no others: a figure that is no longer
-    /// measured would mislead.
+    /// Shows the lag of these projections, and removes that of all others: a value that is no
+    /// longer measured would mislead.
     pub(crate) fn set_lags<'a>(&self, lags: impl Iterator<Item = Lag<'a>> + Clone) {
         let of = |lag: &Lag<'_>| [lag.projection.to_owned()];
         self.checkpoint_position.replace(lags.clone().map(|lag| (of(&lag), lag.position)));
@@ -174,11 +175,11 @@ impl ReplicaSetMetrics {
     }
 }
 
-/// How far a projection is behind.
+/// The lag of a projection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lag<'a> {
     pub(crate) projection: &'a str,
-    /// Its lowest checkpoint.
+    /// The projection's lowest checkpoint.
     pub(crate) position: i64,
     pub(crate) events: i64,
     pub(crate) seconds: f64,
@@ -225,8 +226,8 @@ impl Reporter {
 impl Drop for Reporter {
     fn drop(&mut self) {
         let mut reporters = self.metrics.inner.reporters.lock();
-        // Another reporter may have begun between the drop of this one's last reference and the
-        // lock.
+        // Another reporter may have been created after the last reference to this one was dropped
+        // and before the lock was taken.
         if reporters.get(&self.replica_set).is_some_and(|successor| successor.strong_count() > 0) {
             return;
         }

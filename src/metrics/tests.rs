@@ -8,7 +8,7 @@ use crate::documented::assert_table;
 
 type Named = BTreeMap<String, (String, BTreeSet<String>)>;
 
-/// Type and labels by name, without the prefix, as the rendered text shows them.
+/// Returns type and labels by name, without the prefix, as the rendered text shows them.
 fn published(text: &str) -> Named {
     let mut named = Named::new();
     for line in text.lines() {
@@ -35,7 +35,7 @@ fn declared<T>(read: impl Fn(&Declared) -> T) -> Vec<T> {
     metrics.inner.families.all().into_iter().map(|family| read(family.declared())).collect()
 }
 
-/// Metrics that each have one series.
+/// Creates metrics that each have one series.
 fn shown() -> Metrics {
     let metrics = Metrics::new().unwrap();
     metrics.inner.families.all().into_iter().for_each(|family| family.show("main"));
@@ -262,7 +262,7 @@ fn registry_refuses_a_second_set_of_metrics_unchanged() {
     first.for_replica_set("main", "here").unwrap().generations.inc();
     assert_eq!(registry.gather().iter().filter(|family| family.name().ends_with("generations_total")).count(), 1);
 
-    // One of the application's own names that comes late in the list: the names before it are
+    // One of the application's own metrics has a name late in the list. The names before it are
     // unregistered again.
     let registry = Registry::new();
     let own = IntGauge::new(format!("{PREFIX}pool_size"), "The application's own.").unwrap();

@@ -16,8 +16,8 @@ use crate::status::Board;
 use crate::store::Names;
 use crate::threads::{Crew, Waker};
 
-/// Collects what an [`Orchestrator`] needs. Every setter documents its default;
-/// [`build`](Self::build) validates.
+/// Builds an [`Orchestrator`]. Every setter documents its default. [`build`](Self::build) validates
+/// the settings.
 #[must_use = "a builder does nothing until built"]
 pub struct Builder {
     pub(super) database: Database,
@@ -37,21 +37,21 @@ impl std::fmt::Debug for Builder {
 }
 
 impl Orchestrator {
-    /// Begins to set up a worker of a replica set. The name has 1 to 255 bytes and is the same for
-    /// all workers that share the work.
+    /// Returns a builder for a worker of a replica set. The name has 1 to 255 bytes, and is the
+    /// same for all workers that share the work.
     pub fn builder(database: Database, replica_set: impl Into<String>) -> Builder {
         Builder { database, config: Config::new(replica_set.into()), projections: Vec::new(), metrics: None }
     }
 }
 
 impl Builder {
-    /// Adds a projection. At least one of any kind is needed, and each name may occur once. An
-    /// application that keeps a reference to it gives an [`Arc`].
+    /// Adds a projection. At least one projection of any kind is needed, and each name may occur
+    /// only once. To keep a reference to it, pass an [`Arc`].
     pub fn projection(self, projection: impl Projection + 'static) -> Self {
         self.handler(Arc::new(Each(projection)))
     }
 
-    /// Adds a projection that takes many events at once.
+    /// Adds a projection that handles many events at once.
     pub fn batch_projection(self, projection: impl BatchProjection + 'static) -> Self {
         self.handler(Arc::new(Batches(projection)))
     }
@@ -63,12 +63,13 @@ impl Builder {
 
     /// Uses no session locks: liveness relies on heartbeats alone.
     ///
-    /// For a pooler in transaction mode, where sessions mean nothing. A killed process is then
-    /// detected after `stale_worker_timeout`, notifications do not arrive (polling serves), and a
-    /// handler that leaves its transaction idle for longer than that timeout loses it. The pooler
-    /// must support prepared statements (PgBouncer does from 1.21 on, with
-    /// `max_prepared_statements` above 0); a worker refuses to start otherwise, and behind any
-    /// pooler in transaction mode without this option. Defaults to using session locks.
+    /// This is for a pooler in transaction mode, which shares sessions between clients. A killed
+    /// process is then detected after `stale_worker_timeout`. Notifications do not arrive, so
+    /// workers rely on polling. A handler that leaves its transaction idle for longer than
+    /// `stale_worker_timeout` loses the transaction. The pooler must support prepared statements
+    /// (PgBouncer does from 1.21 on, with `max_prepared_statements` above 0); otherwise a worker
+    /// refuses to start. Without this option, a worker refuses to start behind any pooler in
+    /// transaction mode. Defaults to using session locks.
     pub fn heartbeats_only(mut self) -> Self {
         self.config.session_loss_grace = None;
         self
@@ -86,32 +87,32 @@ impl Builder {
     /// ```
     ///
     /// A duration is `500ms`, `10s`, `2m` or `1h`; a size is `8388608`, `64KiB`, `8MiB` or `1GiB`.
-    /// `session_loss_grace` may be `off`, which means [`heartbeats_only`](Self::heartbeats_only);
-    /// `event_poll` is `5ms..250ms`; those of [`Retry`] are `retry.attempts`, `retry.first_delay`,
-    /// `retry.longest_delay` and `retry.halted_interval`, which may be `off`
-    /// ([`stay_halted`](Retry::stay_halted)).
+    /// `session_loss_grace` may be `off`, which means [`heartbeats_only`](Self::heartbeats_only).
+    /// `event_poll` is written as `5ms..250ms`. The options of [`Retry`] are `retry.attempts`,
+    /// `retry.first_delay`, `retry.longest_delay` and `retry.halted_interval`; the last may be
+    /// `off` ([`stay_halted`](Retry::stay_halted)).
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] names the option, the text and the right form. Bounds are checked
-    /// by [`build`](Self::build).
+    /// [`Error::InvalidConfig`] names the option, the text and the expected form.
+    /// [`build`](Self::build) checks the bounds.
     pub fn option(self, name: &str, text: &str) -> Result<Self, Error> {
         self.option_called(name, name, text)
     }
 
-    /// Sets an option from text. Errors call it `called`.
+    /// Sets an option from text. Errors name the option `called`.
     pub(crate) fn option_called(mut self, name: &str, called: &str, text: &str) -> Result<Self, Error> {
         self.config.set(name, called, text)?;
         Ok(self)
     }
 
-    /// Sets the options that the environment has: with the prefix `ORCHESTRATOR_`, the variable
-    /// `ORCHESTRATOR_HEARTBEAT_INTERVAL` is `heartbeat_interval`, and `ORCHESTRATOR_RETRY_ATTEMPTS`
-    /// is `retry.attempts`. A variable that is empty is ignored.
+    /// Sets options from environment variables: with the prefix `ORCHESTRATOR_`, the variable
+    /// `ORCHESTRATOR_HEARTBEAT_INTERVAL` sets `heartbeat_interval`, and
+    /// `ORCHESTRATOR_RETRY_ATTEMPTS` sets `retry.attempts`. An empty variable is ignored.
     ///
     /// # Errors
     ///
-    /// As of [`option`](Self::option), with the variable's name.
+    /// As [`option`](Self::option), with the variable's name.
     pub fn options_from_env(mut self, prefix: &str) -> Result<Self, Error> {
         for Declared { name, .. } in Config::declared() {
             let variable = variable(prefix, name);
@@ -126,7 +127,7 @@ impl Builder {
         Ok(self)
     }
 
-    /// Sets how failing projections are retried that have no settings of their own
+    /// Sets how a failing projection is retried, unless it has settings of its own
     /// ([`Projection::retry`]). See [`Retry`] for the defaults.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.config.retry = retry;
@@ -139,9 +140,10 @@ impl Builder {
         self
     }
 
-    /// Sets where the metrics go: share one [`Metrics`] between the orchestrators of a registry.
-    /// Replica sets that share it have names of their own, also if they work on several databases:
-    /// the series are distinguished by the name. Defaults to a registry of its own.
+    /// Sets the metrics that the worker reports to. Share one [`Metrics`] between the orchestrators
+    /// of a registry. Replica sets that share it need different names, even on different databases,
+    /// because the series are distinguished by the name. Defaults to metrics in a registry of their
+    /// own.
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = Some(metrics);
         self
@@ -152,7 +154,7 @@ impl Builder {
     /// # Errors
     ///
     /// [`Error::InvalidConfig`] names the first setting that is out of bounds or contradicts
-    /// another, its value and the bound, or the method of a projection that panicked.
+    /// another, its value and the bound; or it names the method of a projection that panicked.
     pub fn build(self) -> Result<Orchestrator, Error> {
         let projections: Vec<Hosted> = self.projections.into_iter().map(Hosted::new).collect::<Result<_, _>>()?;
         let names: Vec<&str> = projections.iter().map(Hosted::name).collect();

@@ -1,4 +1,4 @@
-//! What a worker that is not started can do for operators: look at its database.
+//! What a worker that is not started can do for operators: check its database.
 
 use super::reach::once_reached;
 use super::worker::Orchestrator;
@@ -25,7 +25,8 @@ impl Orchestrator {
         Session::open(&self.database, self.sessions())
     }
 
-    /// Opens a connection for the application's statements, as soon as the server lets it.
+    /// Opens a connection for the application's statements. Waits for a server that is away, for up
+    /// to `database_wait`.
     pub(crate) fn client_when_reached(&self) -> Result<postgres::Client, Error> {
         once_reached(self.config.database_wait, self.crew.stop(), || self.database.client())
     }
@@ -59,7 +60,7 @@ impl Orchestrator {
                 if can_be_read {
                     checkup::projections(found, &mut session, self.names(), &self.registration());
                 }
-                // Behind a pooler, its own limits count.
+                // Behind a pooler, the pooler's own limits apply.
                 if can_be_read && self.sessions().member().is_some() {
                     let own = self.config.pool_size(self.projections.len()) + BESIDE_THE_POOL;
                     checkup::connections(found, &mut session, self.names(), self.replica_set(), own.into());

@@ -17,13 +17,13 @@ use crate::threads::{Crew, safely};
 /// well-behaved handler, and for leaving the replica set.
 const DROP_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a worker that is asked to stop while it starts waits for the start to end. It may be
-/// waiting for a server that does not answer, and is then left behind: should it succeed after all,
+/// How long a worker that is asked to stop during its start waits for the start to end. The start
+/// may be waiting for a server that does not answer; then it is left behind. If it succeeds later,
 /// the worker leaves the replica set.
 const GIVE_UP_PATIENCE: Duration = Duration::from_secs(1);
 
-/// A running worker. Dropping it stops the worker and waits for it, at most 10 s; not at all in one
-/// of the worker's own handlers.
+/// The handle of a running worker. Dropping it stops the worker and waits for it, at most 10 s. In
+/// one of the worker's own handlers, the drop does not wait.
 #[derive(Debug)]
 #[must_use = "dropping the handle stops the worker"]
 pub struct Handle {
@@ -31,14 +31,15 @@ pub struct Handle {
     pub(super) board: Board,
     pub(super) overview: Overview,
     pub(super) metrics: Metrics,
-    /// Keeps the series of a worker that has failed: they say so for as long as it is held.
+    /// Keeps the series of a worker that has failed, so that they show the failure while the handle
+    /// exists.
     pub(super) _own_metrics: WorkerMetrics,
     /// Whether a caller has already waited for the end, so that the drop does not wait again.
     pub(super) waited_for: bool,
 }
 
 impl Handle {
-    /// The worker's identity, as the table of workers and the metrics name it.
+    /// The worker's identity, as in the table of workers and the metrics.
     pub fn worker_id(&self) -> WorkerId {
         self.board.worker_id()
     }
@@ -48,17 +49,17 @@ impl Handle {
         self.board.read().assignment
     }
 
-    /// The worker's current status. Never queries the database.
+    /// The worker's current status. This never queries the database.
     pub fn status(&self) -> Status {
         self.board.read()
     }
 
-    /// The metrics this worker reports to.
+    /// The metrics that this worker reports to.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// A probe with which a [`MetricsServer`](crate::MetricsServer) answers for this worker's
+    /// Returns a probe, with which a [`MetricsServer`](crate::MetricsServer) reports this worker's
     /// health and status.
     pub fn health(&self) -> HealthProbe {
         probe(&self.crew, &self.board, &self.overview)
@@ -85,28 +86,28 @@ impl Handle {
     }
 
     /// Leaves gracefully: the runners commit what they have handled, the partitions are
-    /// redistributed, the threads end.
+    /// redistributed, and the threads end.
     ///
     /// # Errors
     ///
-    /// [`Error::ShutdownTimeout`] if a handler takes longer. The threads then continue to end; if
-    /// the process exits before that, other workers process what was not committed.
-    /// [`Error::OwnThread`] if a handler of this worker calls it: the worker leaves then as well. If
-    /// a thread failed before, the error of [`join`](Self::join).
+    /// [`Error::ShutdownTimeout`] if a handler takes longer. The threads then still end on their
+    /// own; if the process exits before that, other workers process what was not committed.
+    /// [`Error::OwnThread`] if a handler of this worker calls this method; the worker leaves
+    /// nevertheless. If a thread failed before, the error of [`join`](Self::join).
     pub fn shutdown(mut self, timeout: Duration) -> Result<(), Error> {
         self.crew.stop().raise();
         self.waited_for = true;
         self.crew.join(Some(timeout))
     }
 
-    /// Waits until the worker has ended, because [`request_shutdown`](Self::request_shutdown) asked
-    /// it to, or because a thread failed.
+    /// Waits until the worker has ended, because [`request_shutdown`](Self::request_shutdown) was
+    /// called or because a thread failed.
     ///
     /// # Errors
     ///
     /// The failure of the thread: [`Error::ThreadPanicked`], or [`Error::Schema`] if positions of
-    /// events are handed out again. [`Error::OwnThread`] if a handler of this worker calls it; since
-    /// the handle is gone then, the worker leaves.
+    /// events are assigned a second time. [`Error::OwnThread`] if a handler of this worker calls
+    /// this method; the handle is then dropped, so the worker leaves.
     pub fn join(mut self) -> Result<(), Error> {
         self.waited_for = true;
         self.crew.join(None)
@@ -114,14 +115,14 @@ impl Handle {
 }
 
 impl Handle {
-    /// Gives up a start that is under way.
+    /// Gives up a start that is in progress.
     pub(super) fn give_up(mut self, started: &Outcome<()>) -> Result<(), Error> {
         self.crew.stop().raise();
         self.waited_for = true;
         match started.recv_timeout(GIVE_UP_PATIENCE) {
             Ok(Ok(())) => self.crew.join(None),
             Ok(Err(panicked @ Error::ThreadPanicked { .. })) => Err(panicked),
-            // What it failed for does not matter any more.
+            // The reason of the failure no longer matters.
             Ok(Err(_)) | Err(_) => Ok(()),
         }
     }

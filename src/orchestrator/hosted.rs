@@ -1,5 +1,5 @@
-//! What a projection says of itself. It is asked once, before anything is started, so that a panic
-//! of the user's code is an error of [`build`](super::Builder::build).
+//! What a projection declares about itself. Its methods are called once, before anything is
+//! started, so that a panic of the user's code is an error of [`build`](super::Builder::build).
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use crate::scope::{Scope, StartAt};
 use crate::store::Known;
 use crate::threads::caught;
 
-/// A projection, and what it says of itself.
+/// A projection, and what it declares about itself.
 pub(super) struct Hosted {
     pub(super) handler: Arc<dyn Handler>,
     pub(super) known: Known,
     pub(super) scope: Scope,
-    /// Its own settings, if it has any.
+    /// The projection's own settings, if it has any.
     pub(super) retry: Option<Retry>,
 }
 

@@ -1,5 +1,5 @@
-//! The orchestrator: its builder, the migration, the start, and the handle of a running worker. The
-//! only module that knows every other.
+//! The orchestrator: its builder, the migration, the start, and the handle of a running worker. It
+//! is the only module that depends on all others.
 
 mod builder;
 #[cfg(feature = "cli")]

@@ -1,8 +1,8 @@
-//! Reaches the database before the worker has registered: on a thread of its own, with retries.
+//! Reaches the database before the worker has registered, on a thread of its own and with retries.
 //!
-//! The database client refuses to block a thread that belongs to an asynchronous runtime, and
-//! panics when it is dropped there. So no connection ever gets to the caller's thread: it only
-//! waits for a thread of the library, and can leave that behind.
+//! The database client refuses to block a thread of an asynchronous runtime, and panics when it is
+//! dropped there. So the caller's thread never holds a connection. It only waits for a thread of
+//! the library, which it can leave behind.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,8 @@ use crate::threads::{Stop, caught};
 /// The outcome of work on another thread, to be received once.
 pub(super) type Outcome<T> = Receiver<Result<T, Error>>;
 
-/// Executes `work` on a thread of its own. A panic is an error; what the work owns is dropped
-/// there.
+/// Executes `work` on a thread of its own. A panic is returned as an error. What `work` owns is
+/// dropped on that thread.
 pub(super) fn elsewhere<T: Send + 'static>(
     thread: &str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -29,7 +29,7 @@ pub(super) fn elsewhere<T: Send + 'static>(
     std::thread::Builder::new()
         .name(thread.to_owned())
         .spawn(move || {
-            // The caller may have left.
+            // Fails if the caller no longer waits.
             _ = sender.send(caught(work).unwrap_or_else(panicked));
         })
         .map_err(|source| Error::Spawn { thread: thread.to_owned(), source })?;
@@ -43,8 +43,8 @@ pub(super) fn settled<T>(outcome: &Outcome<T>) -> Result<T, Error> {
     })
 }
 
-/// Executes `attempt`. While the server is away it retries for up to `wait`, and until it is asked
-/// to stop.
+/// Executes `attempt`. While the server is away, it retries until `wait` is over or the stop signal
+/// is raised.
 pub(super) fn once_reached<T>(
     wait: Duration,
     stop: &Stop,
@@ -59,7 +59,7 @@ pub(super) fn once_reached<T>(
             Err(error) if error.is_away() && !left.is_zero() => {
                 if backoff.is_worth_logging() {
                     log::warn!(
-                        "the database is away, waited for: at_most={left:?} error={error}",
+                        "database is away, waiting for it: at_most={left:?} error={error}",
                         error = field(&error)
                     );
                 }

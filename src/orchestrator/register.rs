@@ -16,16 +16,17 @@ use crate::threads::Stop;
 pub(super) struct Registered {
     /// The session that holds the "alive" lock.
     pub(super) session: Session,
-    /// The first connection of the tailer, and of the listener.
+    /// The first connections of the tailer and of the listener.
     pub(super) for_tailer: Session,
     pub(super) for_listener: Session,
     /// When the registration began.
     pub(super) begun: Instant,
-    /// What an operator should know of the schema.
+    /// What an operator should know about the schema.
     pub(super) warnings: Vec<Warning>,
 }
 
-/// Verifies that the worker can work there, and registers it, unless it has been asked to stop.
+/// Verifies that the worker can use the database, and registers it unless it has been asked to
+/// stop.
 ///
 /// It first opens all connections that the worker needs. Otherwise the worker would be given a
 /// partition that it cannot process.
@@ -35,7 +36,7 @@ pub(super) fn register(
     pool: &Pool,
     up_to: Option<i64>,
 ) -> Result<Option<Registered>, Error> {
-    // Until the next attempt, others may need what this one has got.
+    // Until the next attempt, other workers may need the connections that this worker has got.
     verify_and_register(context, registration, pool, up_to).inspect_err(|_| pool.close_idle())
 }
 
@@ -48,7 +49,7 @@ fn verify_and_register(
     let begun = Instant::now();
     let mut client = context.database.open()?;
     preflight::server(&mut client)?;
-    // To open a connection takes several round trips: all others are opened at the same time.
+    // Opening a connection takes several round trips, so all others are opened at the same time.
     let mut filling = Filling::begin(pool);
     let [other, for_listener] = [(); 2].map(|()| {
         let database = context.database.clone();
@@ -56,7 +57,7 @@ fn verify_and_register(
     });
     let mut other = settled(&other?)?;
     preflight::pooler(&mut client, &mut other, registration.sessions)?;
-    // Read before the library sets its own path: handlers will have this one.
+    // Read before the library sets its own path, because handlers use this one.
     let path = preflight::path(&mut client)?;
     let set_up =
         |client| Session::new(client, registration.sessions).map_err(Error::database("setting the session up"));
@@ -94,7 +95,7 @@ fn fill(filling: &mut Filling, pool: &Pool, stop: &Stop) -> Result<(), Error> {
 }
 
 /// Returns the last position that can be reached now, at most `up_to`. No checkpoint moves beyond
-/// the newest event, or beyond what the sequence has handed out.
+/// the newest event, or beyond the last position that the sequence has assigned.
 fn goal(session: &mut Session, context: &Context, up_to: i64) -> Result<i64, Error> {
     let (newest, last) = session
         .run(|client| sequence::positions(client, &context.names))

@@ -1,4 +1,4 @@
-//! A worker that runs until what was there when it began is processed.
+//! Runs a worker until the events that were visible when it began are processed.
 
 use crossbeam_channel::{Receiver, bounded, select};
 
@@ -10,14 +10,14 @@ use crate::error::Error;
 
 impl Orchestrator {
     /// Runs as a normal member of the replica set until all events that were visible when it
-    /// registered, or those of them up to `position`, are processed. Then leaves gracefully and
-    /// returns. Also returns when `shutdown` becomes ready or disconnected:
-    /// [`is_complete`](Progress::is_complete) tells the two apart.
+    /// registered, or those of them up to `position`, are processed. Then it leaves gracefully and
+    /// returns. It also returns when `shutdown` becomes ready or disconnected:
+    /// [`is_complete`](Progress::is_complete) tells the two cases apart.
     ///
-    /// Other workers of the replica set may run as well; each processes its share. The end is
-    /// reached when the whole replica set has processed these events for all projections of this
-    /// worker. It does not wait for events that are appended later. Like every worker, it waits for
-    /// transactions that were writing lower positions when it began.
+    /// Other workers of the replica set may run at the same time; each processes its part. The run
+    /// is complete when the whole replica set has processed these events for all projections of
+    /// this worker. It does not wait for events that are appended later. Like every worker, it
+    /// waits for transactions that were writing lower positions when it began.
     ///
     /// `progress` is called on this thread, with the first known progress, then at most about every
     /// 100 ms, and with the last.
@@ -27,10 +27,18 @@ impl Orchestrator {
     /// # struct OrderCount;
     /// # impl Projection for OrderCount {
     /// #     fn name(&self) -> &str { "order_count" }
-    /// #     fn handle(&self, _: &mut pupsourcing_orchestrator::Tx<'_>, _: &Event) -> Result<(), BoxError> { Ok(()) }
+    /// #     fn handle(
+    /// #         &self,
+    /// #         _: &mut pupsourcing_orchestrator::Tx<'_>,
+    /// #         _: &Event,
+    /// #     ) -> Result<(), BoxError> {
+    /// #         Ok(())
+    /// #     }
     /// # }
     /// # let database = Database::from_url("postgres://app@localhost/shop")?;
-    /// let orchestrator = Orchestrator::builder(database, "main-projections").projection(OrderCount).build()?;
+    /// let orchestrator = Orchestrator::builder(database, "main-projections")
+    ///     .projection(OrderCount)
+    ///     .build()?;
     /// let shutdown = crossbeam_channel::never();
     /// let end = orchestrator.run_to(None, &shutdown, |progress| println!("{progress:?}"))?;
     /// assert!(end.is_complete());
@@ -39,9 +47,9 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// [`Error::ProjectionStopped`] if a projection halts before that, on this worker or on another,
-    /// or is paused; the worker has then left as well. Those of [`start`](Self::start) and
-    /// [`Handle::join`](crate::Handle::join).
+    /// [`Error::ProjectionStopped`] if a projection halts before that, on this worker or on
+    /// another, or is paused. The worker has left in this case, too. The errors of
+    /// [`start`](Self::start) and [`Handle::join`](crate::Handle::join).
     pub fn run_to(
         self,
         position: Option<i64>,
@@ -71,7 +79,7 @@ impl Orchestrator {
                         }
                     }
                     Ok(Err(stopped)) => break Err(stopped),
-                    // Its thread has ended, as the whole worker will.
+                    // The thread that reports has ended, and the whole worker will end.
                     Err(_) => break Ok(()),
                 },
                 recv(shutdown) -> _ => break Ok(()),

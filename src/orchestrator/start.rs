@@ -1,7 +1,7 @@
 //! Creates the threads of a worker, and lets them begin once it is registered.
 //!
-//! *Invariant:* all that can fail is done before the worker registers. So a start that fails leaves
-//! nothing in the database, and nothing has to be undone.
+//! *Invariant:* everything that can fail is done before the worker registers. So a start that fails
+//! leaves nothing in the database, and nothing has to be undone.
 
 use std::time::Instant;
 
@@ -31,7 +31,7 @@ use crate::threads::{Crew, Gate, Waker, safely};
 use crate::trust::Trust;
 use crate::watch::Watch;
 
-/// Everything from which the threads of a worker are made.
+/// Everything from which the threads of a worker are created.
 pub(super) struct Start {
     pub(super) context: Context,
     pub(super) metrics: WorkerMetrics,
@@ -44,19 +44,21 @@ pub(super) struct Start {
     pub(super) coordination: (Waker, Receiver<()>),
 }
 
-/// Where a worker is to stop, and where it reports its progress.
+/// The position at which a worker stops, and the channel for its progress.
 pub(super) struct RunTo {
-    /// At most: it stops at the newest event.
+    /// The last position to process. If it is above the newest event, the worker stops at that
+    /// event.
     pub(super) position: i64,
     pub(super) reports: Sender<Result<Progress, Error>>,
 }
 
-/// A worker whose threads wait for it to be registered. If it is dropped, they end.
+/// A worker whose threads wait until it is registered. If this is dropped, the threads end.
 pub(super) struct Prepared {
     context: Context,
     trust: Trust,
     pub(super) pool: Pool,
-    /// Gives the coordinator the session in which the worker was registered, and when that began.
+    /// Sends the coordinator the session in which the worker was registered, and the time when the
+    /// registration began.
     registered: Sender<(Session, Instant)>,
     for_tailer: Sender<Session>,
     for_listener: Sender<Session>,
@@ -71,7 +73,7 @@ impl Prepared {
         trust.renew(begun);
         context.board.heartbeat_answered(begun);
         context.metrics.workers_registered.inc();
-        // There is room for each, and the threads wait.
+        // The channels have room, and the threads wait for the messages.
         _ = registered.try_send((session, begun));
         _ = for_tailer.try_send(worker.for_tailer);
         _ = for_listener.try_send(worker.for_listener);
@@ -92,7 +94,7 @@ impl Prepared {
 }
 
 impl Start {
-    /// Creates the thread that watches how the worker gets to its goal.
+    /// Creates the thread that watches the worker's progress towards its goal.
     pub(super) fn watch_progress(
         &self,
         reports: Sender<Result<Progress, Error>>,
@@ -149,7 +151,7 @@ impl Start {
             scope: Scope::union(self.projections.iter().map(|hosted| hosted.scope.clone())),
             bounds: self.config.bounds(),
             poll: self.config.event_poll,
-            // For operators, the report is also a sign that the worker is alive.
+            // Reports at this interval also show operators that the worker is alive.
             report_every: self.config.heartbeat_interval,
             hints,
             missing: says_missing,
@@ -173,7 +175,7 @@ impl Start {
         let (registered, registration) = bounded(1);
         self.crew.spawn("pup-coord", move |pulse| match registration.recv() {
             Ok((session, begun)) => Coordinator::new(parts, runners, begun).run(session, pulse),
-            // It was never registered.
+            // The worker was never registered.
             Err(_) => Ok(()),
         })?;
         Ok(Prepared { context, trust, pool, registered, for_tailer, for_listener, gate })
@@ -207,7 +209,8 @@ impl Start {
                 requests: reader.spawn(&self.crew, format!("pup-read-{index:02}"))?,
                 retry: hosted.retry.clone().unwrap_or_else(|| config.retry.clone()),
                 batch_time: config.batch_time,
-                // Workers that cannot end its session wait for it at most as long as for a handler.
+                // If the other workers cannot end the session, they wait for it at most as long as
+                // for a handler.
                 idle_limit: match context.sessions {
                     Sessions::Own(_) => config.coordination_timeout,
                     Sessions::Shared => config.stale_worker_timeout,

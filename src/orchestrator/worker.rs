@@ -22,17 +22,25 @@ use crate::store::session::Sessions;
 use crate::store::{Registration, migrations, preflight};
 use crate::threads::{Crew, Gate, Waker};
 
-/// A worker that can be started: it runs its projections as a member of a replica set.
+/// A worker that can be started. It then runs its projections as a member of a replica set.
 ///
 /// ```no_run
 /// use pupsourcing_orchestrator::{BoxError, Database, Event, Orchestrator, Projection};
 /// # struct OrderCount;
 /// # impl Projection for OrderCount {
 /// #     fn name(&self) -> &str { "order_count" }
-/// #     fn handle(&self, _: &mut pupsourcing_orchestrator::Tx<'_>, _: &Event) -> Result<(), BoxError> { Ok(()) }
+/// #     fn handle(
+/// #         &self,
+/// #         _: &mut pupsourcing_orchestrator::Tx<'_>,
+/// #         _: &Event,
+/// #     ) -> Result<(), BoxError> {
+/// #         Ok(())
+/// #     }
 /// # }
 /// let database = Database::from_url("postgres://app@localhost/shop")?;
-/// let orchestrator = Orchestrator::builder(database, "main-projections").projection(OrderCount).build()?;
+/// let orchestrator = Orchestrator::builder(database, "main-projections")
+///     .projection(OrderCount)
+///     .build()?;
 /// orchestrator.migrate()?;
 /// let handle = orchestrator.start()?;
 /// println!("{:?}", handle.status());
@@ -45,7 +53,7 @@ pub struct Orchestrator {
     /// The waker of the coordinator, and the receiver on which it is woken.
     pub(super) coordination: (Waker, Receiver<()>),
     pub(super) crew: Crew,
-    /// Where the threads of the crew wait until the worker is registered.
+    /// The gate at which the threads of the crew wait until the worker is registered.
     pub(super) gate: Gate,
     pub(super) database: Database,
     pub(super) config: Config,
@@ -64,19 +72,19 @@ impl std::fmt::Debug for Orchestrator {
 
 impl Orchestrator {
     /// Creates the tables that do not exist yet, or brings them up to date. Any number of processes
-    /// may do it at once: they wait for one another, for up to
+    /// may call this at the same time: they wait for one another, for up to
     /// [`database_wait`](crate::Builder::database_wait).
     ///
     /// # Errors
     ///
     /// [`Error::Schema`] if existing tables have a form that the library cannot use, or are newer
     /// than the library; [`Error::MissingPrivilege`] if the user may not create them;
-    /// [`Error::InvalidConfig`] if the [`Metrics`] are those of another database. Then nothing has
-    /// been changed.
+    /// [`Error::InvalidConfig`] if a replica set of the same name, but of another database, reports
+    /// to the same [`Metrics`]. In each case, nothing has been changed.
     pub fn migrate(&self) -> Result<(), Error> {
         let (database, names, wait) = (self.database.clone(), self.config.names.clone(), self.config.database_wait);
         let stop = self.crew.stop().clone();
-        // Until it is done.
+        // Reports until the migration has ended.
         let _reported = self.report()?;
         let outcome = elsewhere("pup-migrate", move || {
             let mut waits = Mentions::default();
@@ -89,30 +97,31 @@ impl Orchestrator {
         settled(&outcome)
     }
 
-    /// A probe with which a [`MetricsServer`](crate::MetricsServer) answers for this worker's
-    /// health, also while the worker waits for the database to migrate or to start. The same as
-    /// [`Handle::health`] returns later.
+    /// Returns a probe, with which a [`MetricsServer`](crate::MetricsServer) reports this worker's
+    /// health, even while the worker waits for the database to migrate or to start.
+    /// [`Handle::health`] later returns the same probe.
     pub fn health(&self) -> HealthProbe {
         probe(&self.crew, &self.board, &self.overview)
     }
 
-    /// The metrics this worker reports to.
+    /// The metrics that this worker reports to.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
     /// Verifies server, schema and privileges, registers the worker, and starts its threads.
     ///
-    /// May be called from any thread, also from within an asynchronous runtime, although it blocks:
-    /// for some round trips, and while the server is away for up to
+    /// It may be called on any thread, including a thread of an asynchronous runtime. It blocks for
+    /// some round trips, and while the server is away, for up to
     /// [`database_wait`](crate::Builder::database_wait).
     ///
     /// # Errors
     ///
-    /// What is wrong with the server, the schema or the user's privileges;
-    /// [`Error::ProjectionClaimed`]; [`Error::Spawn`] if the system gives no more threads;
-    /// [`Error::InvalidConfig`] if a replica set of the same name, but of another database, reports
-    /// to the same [`Metrics`]. Then no thread runs and the worker is not registered.
+    /// An error that says what is wrong with the server, the schema or the user's privileges;
+    /// [`Error::ProjectionClaimed`]; [`Error::Spawn`] if the operating system refuses to start a
+    /// thread; [`Error::InvalidConfig`] if a replica set of the same name, but of another database,
+    /// reports to the same [`Metrics`]. In each case, no thread runs and the worker is not
+    /// registered.
     pub fn start(self) -> Result<Handle, Error> {
         let (handle, started) = self.begin(None)?;
         settled(&started)?;
@@ -122,11 +131,12 @@ impl Orchestrator {
     /// Starts the worker and blocks until `shutdown` becomes ready or disconnected, or the worker
     /// fails. Then leaves gracefully, and waits for the handlers to finish what they have begun.
     ///
-    /// A start that is under way is given up within a second, whatever the server does.
+    /// If `shutdown` becomes ready during the start, the start is given up within a second, even if
+    /// the server does not answer.
     ///
     /// # Errors
     ///
-    /// Those of [`start`](Self::start), and those of [`Handle::join`].
+    /// The errors of [`start`](Self::start) and of [`Handle::join`].
     pub fn run(self, shutdown: &Receiver<()>) -> Result<(), Error> {
         let (handle, started) = self.begin(None)?;
         select! {
@@ -136,8 +146,7 @@ impl Orchestrator {
         handle.run_until(shutdown)
     }
 
-    /// Begins the start on a thread of its own. If it fails, the drop of the handle ends the
-    /// threads.
+    /// Begins the start on a thread of its own. If it fails, dropping the handle ends the threads.
     pub(super) fn begin(self, run_to: Option<RunTo>) -> Result<(Handle, Outcome<()>), Error> {
         let (metrics, own_metrics) = self.report()?;
         let handle = Handle {
@@ -177,10 +186,11 @@ impl Orchestrator {
             let prepared = start.threads(self.gate)?;
             let attempt = || {
                 let registered = register(&context, &registration, &prepared.pool, up_to);
-                // Attempts of the pool may have succeeded since the worker gave them up.
+                // Closes connections that the pool has opened since the worker gave up waiting for
+                // them.
                 registered.inspect_err(|_| prepared.pool.close_idle())
             };
-            // Nothing if the worker was asked to stop.
+            // `None` if the worker was asked to stop.
             if let Some(registered) = once_reached(wait, &context.stop, attempt)? {
                 prepared.begin(registered, registration.projections.len());
             }
@@ -189,7 +199,7 @@ impl Orchestrator {
         Ok((handle, started))
     }
 
-    /// Begins to report, as a worker that has not registered.
+    /// Begins to report the metrics of a worker that has not registered.
     fn report(&self) -> Result<(ReplicaSetMetrics, WorkerMetrics), Error> {
         let place = format!("{}, table {}", self.database.place(), self.config.names.workers());
         let metrics = self.metrics.for_replica_set(&self.config.replica_set, &place)?;

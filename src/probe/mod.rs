@@ -1,4 +1,4 @@
-//! The probe: what an HTTP server asks one orchestrator for.
+//! The probe: answers an HTTP server's questions about one orchestrator.
 
 mod report;
 
@@ -10,10 +10,10 @@ use crate::overview::Sight;
 use crate::plan::WorkerId;
 use crate::status::Status;
 
-/// Answers for the health and the status of one orchestrator, at once and without the database.
+/// Reports the health and the status of one orchestrator, immediately and without the database.
 ///
-/// The orchestrator and its handle return it, for a [`MetricsServer`](crate::MetricsServer), which
-/// documents what the answers mean, or for the application's own HTTP server:
+/// The orchestrator and its handle return it. Give it to a [`MetricsServer`](crate::MetricsServer),
+/// whose documentation explains the answers, or use it in the application's own HTTP server:
 ///
 /// ```
 /// use pupsourcing_orchestrator::HealthProbe;
@@ -43,7 +43,7 @@ pub struct HealthProbe {
 type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 impl HealthProbe {
-    /// Creates a probe. The functions must answer at once and from memory.
+    /// Creates a probe. The functions must answer immediately and from memory.
     pub(crate) fn new(
         live: impl Fn() -> Result<(), String> + Send + Sync + 'static,
         ready: impl Fn() -> Result<(), String> + Send + Sync + 'static,
@@ -53,21 +53,21 @@ impl HealthProbe {
         Self { live: Arc::new(live), ready: Arc::new(ready), status: Arc::new(status), look: Arc::new(look) }
     }
 
-    /// Whether the worker's threads run, as `/livez` of the `MetricsServer` tells: an error means
-    /// that a restart of the process would help.
+    /// Whether the worker's threads run, as `/livez` of the `MetricsServer` reports it. An error
+    /// means that a restart of the process would help.
     pub fn live(&self) -> Result<(), Unhealthy> {
         self.check(&self.live)
     }
 
-    /// Whether the worker can process events, as `/readyz` of the `MetricsServer` tells. A restart
-    /// does not help one that cannot.
+    /// Whether the worker can process events, as `/readyz` of the `MetricsServer` reports it. If it
+    /// cannot, a restart does not help.
     pub fn ready(&self) -> Result<(), Unhealthy> {
         self.check(&self.ready)
     }
 
-    /// What the worker knows of itself and its replica set, as `/status` of the `MetricsServer`
-    /// shows it. While this is called, the worker loads an overview of the replica set at most once
-    /// a second; the first report has none yet.
+    /// What the worker knows about itself and its replica set, as `/status` of the `MetricsServer`
+    /// shows it. While this method is called regularly, the worker loads an overview of the replica
+    /// set at most once a second. The first report has no overview yet.
     pub fn status(&self) -> StatusReport {
         StatusReport::new((self.status)(), (self.look)())
     }

@@ -11,8 +11,8 @@ use crate::status::{Assignment, HeadBlocker, ProjectionStatus, Status};
 
 /// What workers of this process know, as `/status` of the `MetricsServer` shows it.
 ///
-/// It serialises to the JSON that is documented there, and displays as that JSON. The reports of
-/// several workers are put into one by `collect()`.
+/// It serialises to the JSON that is documented there, and displays as that JSON. `collect()`
+/// combines the reports of several workers into one.
 #[derive(Debug, Clone)]
 pub struct StatusReport {
     workers: Vec<(Status, Option<Sight>)>,
@@ -23,7 +23,7 @@ impl StatusReport {
         Self { workers: vec![(status, sight)] }
     }
 
-    /// What each worker knows of itself.
+    /// What each worker knows about itself.
     pub fn workers(&self) -> impl Iterator<Item = &Status> {
         self.workers.iter().map(|(status, _)| status)
     }
@@ -42,7 +42,7 @@ impl Serialize for StatusReport {
     }
 }
 
-/// The JSON in one line.
+/// Writes the JSON in one line.
 impl fmt::Display for StatusReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
@@ -158,7 +158,7 @@ impl<'a> Projection<'a> {
     }
 }
 
-/// In seconds, rounded to milliseconds like the ages from the server.
+/// Returns a duration in seconds, rounded to milliseconds like the ages from the server.
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e3).round() / 1e3
 }

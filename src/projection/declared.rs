@@ -1,24 +1,26 @@
-//! What projections of all kinds say of themselves, in one place: the traits and their
-//! implementations are declared from it.
+//! What projections of all kinds declare about themselves, in one place: the traits and their
+//! implementations are generated from it.
 
 /// Declares the methods in a trait.
 macro_rules! declaration {
     () => {
-        /// The name its checkpoints are kept under: 1 to 255 bytes, unique in the database, and the
-        /// same for ever. Read once, by [`build`](crate::Builder::build), as the following are.
+        /// The name of the projection, under which its checkpoints are stored: 1 to 255 bytes,
+        /// unique in the database, and never changed. [`build`](crate::Builder::build) calls this
+        /// method, `scope`, `start_at` and `retry` once.
         fn name(&self) -> &str;
 
-        /// Which events it wants. Defaults to every event.
+        /// Which events the projection handles. Defaults to every event.
         fn scope(&self) -> Scope {
             Scope::all()
         }
 
-        /// Where it begins when it is run for the first time. Defaults to the beginning.
+        /// Where the projection begins when it is run for the first time. Defaults to the
+        /// beginning.
         fn start_at(&self) -> StartAt {
             StartAt::Beginning
         }
 
-        /// How it is retried when it fails. Defaults to the settings of the
+        /// How the projection is retried when it fails. Defaults to the settings of the
         /// [builder](crate::Builder::retry).
         fn retry(&self) -> Option<Retry> {
             None
@@ -26,7 +28,7 @@ macro_rules! declaration {
     };
 }
 
-/// Implements them by those of what `self` leads to.
+/// Implements the methods by calling those of the value that `self` dereferences to.
 macro_rules! forwarded {
     () => {
         fn name(&self) -> &str {

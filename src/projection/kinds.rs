@@ -16,7 +16,7 @@ pub(crate) trait Handler: Send + Sync {
     fn handle(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError>;
 }
 
-/// A projection that takes events one by one.
+/// A projection that handles events one by one.
 pub(crate) struct Each<P>(pub(crate) P);
 
 impl<P: Projection> std::ops::Deref for Each<P> {
@@ -38,7 +38,7 @@ impl<P: Projection> Handler for Each<P> {
     }
 }
 
-/// A projection that takes many events at once.
+/// A projection that handles many events at once.
 pub(crate) struct Batches<P>(pub(crate) P);
 
 impl<P: BatchProjection> std::ops::Deref for Batches<P> {

@@ -4,9 +4,10 @@ use std::fmt;
 
 use crate::error::BoxError;
 
-/// A failure that passes by itself: a service that the handler needs is away. A handler returns it,
-/// or an error whose [source](std::error::Error::source) it is. The event is retried without limit,
-/// after the delays of [`Retry`](crate::Retry), and no attempt is counted.
+/// A failure that passes by itself, for example because a service that the handler needs is not
+/// available. A handler returns it, or an error that has it as a
+/// [source](std::error::Error::source). The event is retried without limit, after the delays of
+/// [`Retry`](crate::Retry), and no attempt is counted.
 ///
 /// ```
 /// use pupsourcing_orchestrator::{BoxError, Event, Passing, Projection, Tx};
@@ -19,7 +20,8 @@ use crate::error::BoxError;
 ///     }
 ///
 ///     fn handle(&self, _: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
-///         let address = std::str::from_utf8(event.payload())?; // counts: no attempt will make it an address
+///         // This failure counts as an attempt: no retry turns the payload into an address.
+///         let address = std::str::from_utf8(event.payload())?;
 ///         send(address).map_err(Passing::new)?;
 ///         Ok(())
 ///     }
@@ -34,7 +36,7 @@ use crate::error::BoxError;
 pub struct Passing(BoxError);
 
 impl Passing {
-    /// Says that this failure passes by itself.
+    /// Marks a failure as one that passes by itself.
     pub fn new(error: impl Into<BoxError>) -> Self {
         Self(error.into())
     }

@@ -9,44 +9,44 @@ use crate::event::Event;
 use crate::scope::{Scope, StartAt};
 use crate::tx::Tx;
 
-/// Builds a read model from events, one by one. [`BatchProjection`] takes many at once, which is
-/// faster.
+/// Builds a read model from events, one by one. A [`BatchProjection`] handles many at once, which
+/// is faster.
 ///
-/// One instance serves every partition that the worker holds. The orchestrator never calls it from
+/// One instance serves every partition that the worker holds. The orchestrator never calls it on
 /// two threads at once for the same keys.
 ///
 /// # Guarantees
 ///
-/// What a handler writes through the transaction it is given is committed together with the
-/// checkpoint: each event's effects there are committed **exactly once**, whatever crashes. Events
-/// of one aggregate come in the order of their versions.
+/// What a handler writes through its transaction is committed together with the checkpoint. So
+/// these effects of each event are committed **exactly once**, whatever crashes. Events of one
+/// aggregate arrive in the order of their versions.
 ///
 /// Anything else a handler does (an e-mail, an HTTP call, a file, a second database connection)
 /// happens **at least once**, in order: if the batch is rolled back afterwards, its events are
-/// handled again. Make such effects idempotent, for instance with [`Event::event_id`].
+/// handled again. Make such effects idempotent, for example with [`Event::event_id`].
 ///
 /// # Errors and panics
 ///
-/// An error or a panic rolls the whole batch back; then the events before the failing one are
-/// committed, and that one is retried with growing delays. When its attempts are used up
-/// ([`Retry`]), this projection halts on this worker while all others continue, and retries now and
-/// then. No event is ever skipped.
+/// An error or a panic rolls the whole batch back. Then the events before the failing one are
+/// committed, and the failing one is retried with growing delays. When its attempts are used up
+/// ([`Retry`]), this projection halts on this worker while all others continue, and retries at an
+/// interval. No event is ever skipped.
 ///
-/// What is not the handler's failure does not count: deadlocks, serialisation failures, connections
-/// that are lost outside a handler, a full disk, a statement or a lock that took too long, and what
-/// the handler itself calls [`Passing`](crate::Passing).
+/// Failures that the handler does not cause do not count as attempts: deadlocks, serialisation
+/// failures, connections that are lost outside a handler, a full disk, a statement or a lock that
+/// took too long, and failures that the handler returns as [`Passing`](crate::Passing).
 ///
 /// An event that ends the process, the server or its connection counts as well, across restarts and
-/// workers: the worker records which event it is about to handle, finds it among the others, and
-/// halts before it. The exception: if the server says that it ended the session for another reason
-/// (SQLSTATE 57P01 to 57P04: `pg_terminate_backend`, a shutdown, the crash of another session), the
-/// event is retried without a limit. The server cannot tell who gave the order, so do not let a
-/// handler terminate its own session.
+/// workers: the worker records which event it is about to handle, finds the event among the others,
+/// and halts before it. The exception: if the server says that it ended the session for another
+/// reason (SQLSTATE 57P01 to 57P04: `pg_terminate_backend`, a shutdown, the crash of another
+/// session), the event is retried without a limit. The server does not report who ended the
+/// session, so a handler must not terminate its own session.
 ///
-/// A program that is compiled with `panic = "abort"` ends at the first panic of a handler, as does
-/// one whose handler overflows its stack or panics in a destructor while it unwinds. Other workers
-/// take over and reach the same event. Leave `panic` at `"unwind"`, the default, in such a program's
-/// profile.
+/// A program that is compiled with `panic = "abort"` ends at the first panic of a handler. So does
+/// a program whose handler overflows its stack, or panics in a destructor during unwinding. Other
+/// workers take over and reach the same event. Leave `panic` at `"unwind"`, the default, in the
+/// profile of a program that runs projections.
 ///
 /// ```
 /// use pupsourcing_orchestrator::{BoxError, Event, Projection, Scope, Tx};
@@ -72,22 +72,24 @@ pub trait Projection: Send + Sync {
     declaration!();
 
     /// Handles one event. The transaction is READ COMMITTED and read-write; its other settings are
-    /// those of the role and the database. Do not end it: the orchestrator commits it, together
-    /// with the checkpoint, and halts the projection if it finds another transaction, or none. What
-    /// is set for the session (`SET`, temporary tables, `LISTEN`) is reset before another
-    /// projection gets the connection, except with
-    /// [`heartbeats_only`](crate::Builder::heartbeats_only), where the session is the pooler's.
+    /// those of the role and the database. Do not end it: the orchestrator commits it together with
+    /// the checkpoint, and halts the projection if it finds another transaction, or none. The
+    /// library resets what a handler changes in the session (`SET`, temporary tables, `LISTEN`)
+    /// before another projection gets the connection. It does not with
+    /// [`heartbeats_only`](crate::Builder::heartbeats_only), where the session belongs to the
+    /// pooler.
     fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError>;
 }
 
-/// Builds a read model from events, many at once: with one statement for many events it is several
-/// times as fast as a [`Projection`], which documents its guarantees and what an error does.
+/// Builds a read model from events, many at once. With one statement for many events, it is several
+/// times as fast as a [`Projection`]. The same guarantees hold, and errors have the same effects:
+/// see [`Projection`].
 ///
 /// Write the rows in the order of their key: sort them, and combine the events of each row. Workers
 /// and lanes write at the same time. If two of them lock the same rows in different orders, they
 /// wait for each other (a deadlock); PostgreSQL then ends one of the transactions, and its batch is
-/// retried. Nothing is lost, but the work is done twice. Rows that belong to one aggregate are
-/// written by one worker only.
+/// retried. Nothing is lost, but the work is done twice. Only one worker at a time writes rows that
+/// belong to one aggregate.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -111,7 +113,8 @@ pub trait Projection: Send + Sync {
 ///         tx.execute(
 ///             "INSERT INTO events_per_type (event_type, events)
 ///              SELECT * FROM unnest($1::text[], $2::bigint[])
-///              ON CONFLICT (event_type) DO UPDATE SET events = events_per_type.events + excluded.events",
+///              ON CONFLICT (event_type)
+///              DO UPDATE SET events = events_per_type.events + excluded.events",
 ///             &[&types, &counts],
 ///         )?;
 ///         Ok(events.len())
@@ -121,10 +124,10 @@ pub trait Projection: Send + Sync {
 pub trait BatchProjection: Send + Sync {
     declaration!();
 
-    /// Handles events from the front of `events` (never empty), and returns how many: at least one,
-    /// like [`Write::write`](std::io::Write::write). Usually all of them. The orchestrator calls
-    /// again with the rest, in the same transaction, unless it has to pause or the batch has become
-    /// long. The transaction is that of [`Projection::handle`].
+    /// Handles events from the front of `events`, which is never empty, and returns how many: at
+    /// least one, usually all of them, like [`Write::write`](std::io::Write::write). The
+    /// orchestrator calls it again with the rest, in the same transaction, unless it has to pause
+    /// or the batch has taken long. The transaction is as in [`Projection::handle`].
     fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError>;
 }
 

@@ -132,8 +132,8 @@ fn transaction_ended(events: &[Event]) -> Failure {
     Failure::Final(
         format!(
             "the handler has ended the transaction it was given (COMMIT, ROLLBACK, PREPARE TRANSACTION, or RESET ALL), at one of \
-             the events at global positions {} to {}, so what it wrote is not committed together with the checkpoint: correct it, \
-             then repair what it has committed",
+             the events at global positions {} to {}, so what it wrote is not committed together with the checkpoint: correct the \
+             handler, then repair what it has committed",
             position(events.first()),
             position(events.last())
         )

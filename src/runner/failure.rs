@@ -178,7 +178,7 @@ impl Failure {
     /// Describes what went wrong.
     pub(super) fn describe(&self) -> String {
         match self {
-            Self::Fenced => "the checkpoint is another worker's".to_owned(),
+            Self::Fenced => "the checkpoint belongs to another worker".to_owned(),
             Self::Transient(error)
             | Self::Outdated(error)
             | Self::Connection(error)
@@ -213,7 +213,7 @@ fn name(event: &Event) -> String {
 /// Says that this many attempts from an event on have ended uncleanly.
 pub(super) fn ended_uncleanly(attempts: u32, event: &Event) -> String {
     format!(
-        "{attempts} attempts from {} on have ended together with their connection, their process or the server",
+        "{attempts} attempts from {} on were interrupted: their connection, their process or the server ended",
         name(event)
     )
 }

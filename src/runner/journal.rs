@@ -91,7 +91,7 @@ impl<'a> Journal<'a> {
     pub(super) fn suspects(&self, attempts: u32, event: &Event) {
         let error = failure::ended_uncleanly(attempts, event);
         log::warn!(
-            "attempts have not ended, will retry: replica_set={} worker={} projection={} attempts={attempts} error={}",
+            "attempts were interrupted, will retry: replica_set={} worker={} projection={} attempts={attempts} error={}",
             field(&self.board.replica_set()),
             self.owner.worker,
             field(&self.projection),

@@ -1,4 +1,5 @@
-//! Whether metadata has certain strings, decided on its text as the server decides on its `jsonb`.
+//! Decides whether metadata has certain strings. It works on JSON text, with the same outcome as
+//! the server has on `jsonb`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,8 +10,8 @@ use serde_json::value::RawValue;
 
 /// Whether the JSON text is an object with all of these strings under their keys.
 ///
-/// Only what is wanted is parsed: `jsonb` has numbers and depths that no parser of Rust values takes,
-/// and none of these may decide whether an event is handled.
+/// Only the wanted values are parsed: `jsonb` allows numbers and nesting depths that no parser of
+/// Rust values accepts, and these must not decide whether an event is handled.
 pub(super) fn has(text: Option<&str>, wanted: &[(String, String)]) -> bool {
     if wanted.is_empty() {
         return true;
@@ -20,7 +21,7 @@ pub(super) fn has(text: Option<&str>, wanted: &[(String, String)]) -> bool {
     found.is_ok_and(|found| found == wanted.len())
 }
 
-/// Counts the pairs that are there.
+/// Counts how many of these pairs an object has.
 struct Wanted<'w>(&'w [(String, String)]);
 
 impl<'de> Visitor<'de> for Wanted<'_> {

@@ -87,7 +87,7 @@ pub(crate) fn server(found: &mut Findings, client: &mut Client) -> bool {
 pub(crate) fn pooling(found: &mut Findings, one: &mut Client, other: &mut Client, sessions: Sessions) -> bool {
     let right = match sessions {
         Sessions::Own(_) => "each connection has a session of its own",
-        Sessions::Shared => "sessions may be shared: killed workers are found by their heartbeats alone",
+        Sessions::Shared => "sessions may be shared: killed workers are detected by their heartbeats alone",
     };
     found.take("sessions", preflight::pooler(one, other, sessions), |()| right.to_owned()).is_some()
 }
@@ -102,7 +102,7 @@ pub(crate) fn schema(found: &mut Findings, session: &mut Session, names: &Names,
     }
     match check(session, |tx| privileges::missing(tx, names)) {
         Ok(missing) if missing.is_empty() => {
-            found.add(Level::Ok, "privileges", "this user may read and write what a worker does");
+            found.add(Level::Ok, "privileges", "this user has every privilege that a worker needs");
         }
         Ok(missing) => {
             for lacking in missing {
@@ -123,7 +123,7 @@ pub(crate) fn schema(found: &mut Findings, session: &mut Session, names: &Names,
     let events = check(session, |tx| event_tables::tables(tx, names));
     found.take("events", events, |()| format!("table {} is acceptable", names.events()));
     positions(found, session, names);
-    search_path(found, session, path);
+    search_path(found, session, names, path);
     true
 }
 
@@ -142,7 +142,7 @@ pub(crate) fn projections(found: &mut Findings, session: &mut Session, names: &N
             Level::Warning,
             SUBJECT,
             format!(
-                "{} belong to another replica set, of which no worker lives, and would be taken over: correct REPLICA_SET if that \
+                "{} belong to another replica set, which has no living worker, and would be taken over: correct REPLICA_SET if that \
                  is not intended",
                 taken_over.join(", ")
             ),
@@ -170,10 +170,10 @@ fn positions(found: &mut Findings, session: &mut Session, names: &Names) {
     }
 }
 
-fn search_path(found: &mut Findings, session: &mut Session, path: &[String]) {
+fn search_path(found: &mut Findings, session: &mut Session, names: &Names, path: &[String]) {
     const SUBJECT: &str = "search path";
     let writable = check(session, |tx| {
-        preflight::writable_schemas(tx, path).map_err(Error::database("reading who may create what"))
+        preflight::writable_schemas(tx, names, path).map_err(Error::database("reading who may create what"))
     });
     match writable {
         Err(error) => found.error(SUBJECT, &error),

@@ -68,7 +68,7 @@ pub(crate) fn reach(client: &mut impl GenericClient, names: &Names, position: i6
     Err(not_the_same(
         names,
         &format!("{what} is at position {position}, and the last position of {} is {last}", names.events()),
-        &format!(", or move the sequence of the positions on to {position}"),
+        &format!(", or advance the sequence of the positions to {position}"),
     ))
 }
 
@@ -85,7 +85,7 @@ fn not_the_same(names: &Names, sign: &str, or: &str) -> Error {
     Error::Schema {
         problem: format!(
             "{sign}: the events of {} were removed together with their positions, or restored without the orchestrator's tables. \
-             Restore both, or rebuild the projections from the events there are{or}",
+             Restore both, or rebuild the projections from the events that exist{or}",
             names.events()
         ),
     }

@@ -97,7 +97,7 @@ fn refuse(problem: String) -> Result<(), Error> {
 
 fn missing(table: &str) -> String {
     format!(
-        "there is no table {table}, which is created together with the orchestrator's tables only: create it, or \
+        "there is no table {table}, which the migration creates only together with the orchestrator's tables: create it, or \
          give both a schema or a prefix of their own"
     )
 }
@@ -112,7 +112,7 @@ fn encoding(client: &mut impl GenericClient) -> Result<(), Error> {
     }
     Err(Error::UnsupportedServer {
         problem: format!(
-            "the database has encoding {encoding}, in which there may be texts that have no form in UTF-8, and no event after such a one \
+            "the database has encoding {encoding}, which may hold texts that cannot be converted to UTF-8, and no event after such a text \
              could be read: create a database with encoding UTF8, and move the tables there"
         ),
     })
@@ -151,7 +151,7 @@ fn columns(client: &mut impl GenericClient, qualified: &str, table: &str, expect
         }
         if !row.get::<_, bool>(4) {
             return refuse(format!(
-                "column {name} of {table} has the nondeterministic collation {:?}, by which the server finds different texts equal and \
+                "column {name} of {table} has the nondeterministic collation {:?}, under which the server considers different texts equal and \
                  a worker does not: ALTER TABLE {qualified} ALTER COLUMN {name} TYPE {found} COLLATE \"C\"",
                 row.get::<_, &str>(3)
             ));
@@ -179,29 +179,29 @@ fn kind(client: &mut impl GenericClient, names: &Names) -> Result<(), Error> {
         "r" | "p" => None,
         "v" | "m" => Some("a view"),
         "f" => Some("a foreign table"),
-        _ => Some("no table"),
+        _ => Some("not a table"),
     };
     if let Some(relation) = relation {
         return refuse(format!(
-            "{events} is {relation}. Writers lock other tables, so it cannot be told which events are yet to come: name the table \
+            "{events} is {relation}. Writers lock other tables, so a worker cannot know which events are still to come: name the table \
              that they write to, with Names::events_table()"
         ));
     }
     if row.get(1) {
         return refuse(format!(
-            "{events} is a partition of another table. Writers to that one lock the partition only after they have got their \
+            "{events} is a partition of another table. Writers to that table lock the partition only after they have got their \
              positions: name the partitioned table, with Names::events_table()"
         ));
     }
     if let Some(child) = row.get::<_, Option<String>>(2) {
         return refuse(format!(
-            "{events} has the child {child} (INHERITS). Writers to it lock nothing else: make it a partitioned table, or let the \
-             child go with ALTER TABLE {child} NO INHERIT {events}"
+            "{events} has the child {child} (INHERITS). Writers to the child do not lock {events}: make it a partitioned table, or detach \
+             the child with ALTER TABLE {child} NO INHERIT {events}"
         ));
     }
     if let Some(partition) = row.get::<_, Option<String>>(3) {
         return refuse(format!(
-            "the partition {partition} of {events} is a foreign table. Writers to it elsewhere lock nothing here: \
+            "the partition {partition} of {events} is a foreign table. Writers to it on the other server lock nothing on this one: \
              ALTER TABLE {events} DETACH PARTITION {partition}"
         ));
     }
@@ -292,8 +292,8 @@ pub(super) fn positions(client: &mut impl GenericClient, names: &Names) -> Resul
     }
     match last.filter(|last| *last < newest) {
         Some(last) => refuse(format!(
-            "{events} has an event at position {newest}, and the sequence of the positions is at {last}: the positions between are still \
-             to be handed out, and their events would be missed. Delete the event, or move the sequence on: \
+            "{events} has an event at position {newest}, and the sequence of the positions is at {last}: the positions between them are still \
+             to be handed out, and their events would be missed. Delete the event, or advance the sequence: \
              SELECT setval(pg_get_serial_sequence('{events}', 'global_position'), {newest})",
             events = names.events()
         )),

@@ -2,11 +2,12 @@
 
 use crate::plan::{KEY_SPACE, KeySet};
 
-/// A hash of a fixed text, in SQL. It is stored when the schema is created and compared at every
-/// start: the server computes the keys, so a server that hashes differently would assign events to
-/// other partitions than their checkpoints do.
+/// A hash of a fixed text and the name of the encoding, in SQL. It is stored when the schema is
+/// created and compared at every start: the server computes the keys, so a server that hashes
+/// differently would assign events to other partitions than their checkpoints do. It hashes the
+/// bytes of the database's encoding.
 pub(super) fn hash_probe() -> String {
-    hash("'pupsourcing-orchestrator'")
+    hash("('pupsourcing-orchestrator in ' || pg_catalog.current_setting('server_encoding'))")
 }
 
 /// The key of the event in this row, in SQL.
@@ -33,7 +34,7 @@ mod tests {
     fn formula_of_an_events_key_never_changes() {
         let sql = format!(
             "SELECT {} = (hashtextextended(aggregate_id, 0) & 65535)::int4, {} = '{{[0,65536)}}'::int4multirange,
-                    {} = hashtextextended('pupsourcing-orchestrator', 0)
+                    {} = hashtextextended('pupsourcing-orchestrator in UTF8', 0)
              FROM (VALUES (''), ('order-7'), ('a longer one, so that more of the hash is used')) AS event (aggregate_id)",
             event_key(),
             all_keys(),

@@ -2,10 +2,10 @@
 
 use postgres::error::SqlState;
 use postgres::types::Type;
-use postgres::{Client, Transaction};
+use postgres::{Client, Row, Transaction};
 
 use super::names::{Names, Own};
-use super::session::{Session, Sessions};
+use super::session::{PATIENCE, Session, Sessions};
 use super::{event_tables, privileges};
 use crate::backoff::Mentions;
 use crate::error::{Error, field};
@@ -108,7 +108,10 @@ fn log_holder(session: &mut Session, names: &Names) {
                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended($1, 0)";
     let table = names.migrations().to_string();
-    let holders = session.run(|client| client.query_typed(sql, &[(&table, Type::TEXT)]));
+    log_holders(names, session.run(|client| client.query_typed(sql, &[(&table, Type::TEXT)])));
+}
+
+fn log_holders(names: &Names, holders: Result<Vec<Row>, postgres::Error>) {
     for holder in holders.iter().flatten() {
         let (pid, user): (i32, &str) = (holder.get(0), holder.get(1));
         log::warn!(
@@ -194,21 +197,36 @@ pub(crate) fn required(tx: &mut Transaction<'_>, names: &Names) -> Result<Applie
     Ok(applied)
 }
 
-/// Waits until no other process executes the application's migration, and begins the transaction
-/// that keeps other processes out.
+/// Waits until no other process executes the application's migration, for as long as that takes,
+/// and keeps the others out until the transaction ends. Logs which session it waits for.
+///
+/// The lock is that of a table on which only workers and the migrating role have privileges, so no
+/// stranger can take it. Its mode conflicts with itself, and not with what workers do.
 #[cfg(feature = "cli")]
-pub(crate) fn turn_of_application<'c>(client: &'c mut Client, names: &Names) -> Result<Transaction<'c>, Error> {
+pub(crate) fn begin_turn_of_application(client: &mut Client, names: &Names) -> Result<(), Error> {
     let doing = "waiting for the application's migration in another process";
-    let mut tx = client.transaction().map_err(Error::database(doing))?;
     // The transaction is idle for as long as the migration takes.
-    let key = format!("the application beside {}", names.migrations());
-    tx.batch_execute("SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = 0")
-        .and_then(|()| {
-            let sql = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 0))";
-            tx.query_typed(sql, &[(&key, Type::TEXT)])
-        })
-        .map_err(Error::database(doing))?;
-    Ok(tx)
+    let begin = names.sql_with(
+        "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0;
+         SET LOCAL lock_timeout = '{patience}'; LOCK TABLE {replica_sets} IN SHARE UPDATE EXCLUSIVE MODE",
+        &[("patience", &PATIENCE)],
+    );
+    let mut waits = Mentions::default();
+    while let Err(error) = client.batch_execute(&begin) {
+        if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
+            return Err(Error::Database { doing, source: error });
+        }
+        client.batch_execute("ROLLBACK").map_err(Error::database(doing))?;
+        if waits.is_due() {
+            let sql = "SELECT l.pid, coalesce(a.usename::text, '')
+                       FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+                       WHERE l.mode = 'ShareUpdateExclusiveLock' AND l.granted AND l.relation = pg_catalog.to_regclass($1)
+                       AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
+            let table = names.own(Own::ReplicaSets).to_string();
+            log_holders(names, client.query_typed(sql, &[(&table, Type::TEXT)]));
+        }
+    }
+    Ok(())
 }
 
 fn preamble(names: &Names) -> String {

@@ -156,7 +156,8 @@ pub(crate) fn schema(
     event_tables::shape(&mut tx, names)?;
     event_tables::positions(&mut tx, names)?;
     scopes(&mut tx, names, projections)?;
-    let mut warnings = writable_schemas(&mut tx, path).map_err(Error::database("reading who may create what"))?;
+    let mut warnings =
+        writable_schemas(&mut tx, names, path).map_err(Error::database("reading who may create what"))?;
     warnings
         .extend(sequence_warning(&mut tx, names).map_err(Error::database("reading the sequence of the positions"))?);
     Ok(warnings)
@@ -170,7 +171,11 @@ pub(super) fn scopes(tx: &mut Transaction<'_>, names: &Names, projections: &[Kno
     }
 }
 
-pub(super) fn writable_schemas(tx: &mut Transaction<'_>, path: &[String]) -> Result<Vec<Warning>, postgres::Error> {
+pub(super) fn writable_schemas(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    path: &[String],
+) -> Result<Vec<Warning>, postgres::Error> {
     let rows = tx.query_typed(
         "SELECT n.nspname::text, string_agg(DISTINCT coalesce(r.rolname::text, 'PUBLIC'), ', ')
          FROM pg_namespace n JOIN pg_database d ON d.datname = current_database()
@@ -179,9 +184,11 @@ pub(super) fn writable_schemas(tx: &mut Transaction<'_>, path: &[String]) -> Res
              UNION SELECT n.nspowner) AS creator (role)
          LEFT JOIN pg_roles r ON r.oid = creator.role
          WHERE n.nspname = ANY ($1) AND r.rolsuper IS NOT TRUE AND creator.role <> d.datdba
+         AND creator.role IS DISTINCT FROM (SELECT relowner FROM pg_class WHERE oid = to_regclass($2))
          AND r.rolname IS DISTINCT FROM current_user AND r.rolname IS DISTINCT FROM 'pg_database_owner'
          GROUP BY 1 ORDER BY 1",
-        &[(&path, Type::TEXT_ARRAY)],
+        // The owner of the library's tables is trusted: its triggers would run as the workers.
+        &[(&path, Type::TEXT_ARRAY), (&names.migrations().to_string(), Type::TEXT)],
     )?;
     Ok(rows.iter().map(|row| Warning::WritableSchema { schema: row.get(0), roles: row.get(1) }).collect())
 }
@@ -206,8 +213,8 @@ pub(super) fn hash_probe(tx: &mut Transaction<'_>, names: &Names) -> Result<(), 
     }
     Err(Error::UnsupportedServer {
         problem: "its hashtextextended() gives other values than when the schema was created, so the checkpoints' keys no \
-                  longer mean the same events: run on a server of the same byte order and hash function, or rebuild the \
-                  projections in a new schema"
+                  longer mean the same events: use a database of the same encoding, on a server of the same byte order and \
+                  hash function, or rebuild the projections in a new schema"
             .into(),
     })
 }

@@ -19,7 +19,7 @@ use crate::plan::WorkerId;
 /// transaction of the library may be idle before the server ends it. So neither a frozen process
 /// nor a long `ALTER TABLE` blocks a thread for longer. It is much shorter than any
 /// `stale_worker_timeout`; otherwise a frozen worker could keep the other workers from evicting it.
-const PATIENCE: &str = "3s";
+pub(super) const PATIENCE: &str = "3s";
 
 /// The settings on which every statement of the library relies, by name and value.
 ///

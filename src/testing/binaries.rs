@@ -1,4 +1,4 @@
-//! Where the binaries of a PostgreSQL server are on this machine.
+//! Finds the binaries of a PostgreSQL server on this machine.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,10 +8,10 @@ use super::output::output;
 use super::sources::{cache, places_in};
 use super::user::is_root;
 
-/// The oldest major version the library works with.
+/// The oldest major version that the library works with.
 pub(super) const OLDEST: u32 = 14;
 
-/// Why a directory is not where a server's binaries are.
+/// Why a directory does not have a server's binaries.
 pub(super) enum Refusal {
     Missing,
     TooOld(String),
@@ -26,7 +26,8 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// The directory itself, if a server that is new enough is in it. A client's development package has `pg_config` alone.
+/// Returns the directory itself if it has a server that is new enough. A client's development
+/// package has only `pg_config`.
 pub(super) fn checked(dir: &Path) -> Result<PathBuf, Refusal> {
     if !dir.join("initdb").is_file() {
         return Err(Refusal::Missing);
@@ -45,8 +46,8 @@ fn leading_number(text: &str) -> Option<u32> {
     text.get(..end)?.parse().ok()
 }
 
-/// Returns the first of the usual places that has a server which is new enough. If there is none, returns which servers
-/// are too old, a line for each.
+/// Returns the first of the usual places that has a server that is new enough. If there is none,
+/// returns a line for each server that is too old.
 pub(super) fn find() -> Result<PathBuf, String> {
     let mut places = Vec::new();
     if let Some(dir) = output("pg_config", &["--bindir"]) {
@@ -82,7 +83,7 @@ pub(super) fn find() -> Result<PathBuf, String> {
     Err(too_old)
 }
 
-/// The directories `parent/prefixN`, the highest N first.
+/// Returns the directories `parent/prefixN`, the highest N first.
 fn newest_first(parent: &str, prefix: &str) -> Vec<PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = fs::read_dir(parent)
         .into_iter()

@@ -12,10 +12,12 @@ use crate::database::{Connection, Database};
 use crate::store::Names;
 use crate::store::migrations::migrate;
 
-/// Creates a database for one test alone, on the PostgreSQL server that all tests of this process share.
+/// Creates a database for one test alone, on the PostgreSQL server that all tests of this process
+/// share.
 ///
-/// The first call starts the server: see [`Postgres`](super::Postgres). If it cannot be started and `DATABASE_URL` names a
-/// server, the database is created there, and removed when the value is dropped.
+/// The first call starts the server: see [`Postgres`](super::Postgres). If the server cannot be
+/// started and `DATABASE_URL` names another one, the database is created there, and is removed when
+/// the value is dropped.
 ///
 /// ```
 /// use pupsourcing_orchestrator::testing::database;
@@ -27,14 +29,15 @@ use crate::store::migrations::migrate;
 ///
 /// # Errors
 ///
-/// No server can be started: the error says why, and what to install. Later calls return the same error at once.
+/// An error if no server can be started. It says why, and what to install. Later calls return the
+/// same error at once.
 pub fn database() -> Result<TestDatabase, Error> {
     TestDatabase::create(shared()?, None)
 }
 
-/// A database that has the tables of events and of the orchestrator.
+/// Creates a database that has the tables of events and of the orchestrator.
 pub(super) fn database_with_schema() -> Result<TestDatabase, Error> {
-    /// To copy a database takes less than half the time of creating the tables.
+    /// The database that is copied, which takes less than half the time of creating the tables.
     static TEMPLATE: OnceLock<Result<TestDatabase, Error>> = OnceLock::new();
 
     let server = shared()?;
@@ -46,12 +49,12 @@ pub(super) fn database_with_schema() -> Result<TestDatabase, Error> {
     if server.is_private() {
         TEMPLATE.get_or_init(migrated).as_ref().map_err(Error::clone)?.copy()
     } else {
-        // A template is never dropped, and would remain on the user's server.
+        // The template is never dropped, so it would remain on the user's server.
         migrated()
     }
 }
 
-/// A database for one test alone. It goes with the process.
+/// A database for one test alone. It is removed when the process ends.
 #[derive(Debug)]
 pub struct TestDatabase {
     server: &'static Server,
@@ -64,7 +67,8 @@ impl TestDatabase {
     fn create(server: &'static Server, template: Option<&str>) -> Result<Self, Error> {
         static DATABASES: AtomicU32 = AtomicU32::new(0);
 
-        // The test's name is in the database's, so that the server's log and pg_stat_activity can be read.
+        // The database's name contains the test's name, so that the server's log and
+        // pg_stat_activity show which test uses it.
         let number = DATABASES.fetch_add(1, Ordering::Relaxed) + 1;
         let test = thread::current().name().unwrap_or_default().to_owned();
         let mut name = format!("test_{number}_{}_{}", std::process::id(), test.replace("::", "_"));
@@ -74,28 +78,28 @@ impl TestDatabase {
         Ok(Self { server, database: Database::from_url(&url)?, name, url })
     }
 
-    /// A database with the same content. Nothing may be connected to this one.
+    /// Creates a database with the same content. No session may be connected to this one.
     pub(super) fn copy(&self) -> Result<Self, Error> {
         Self::create(self.server, Some(&self.name))
     }
 
-    /// Removes the database now, and not with the server.
+    /// Removes the database now, instead of together with the server.
     pub(super) fn remove(self) -> Result<(), Error> {
-        // On the user's server, the drop does it.
+        // On the user's server, dropping the value removes it.
         if self.server.is_private() { self.server.drop_database(&self.name) } else { Ok(()) }
     }
 
-    /// Its name.
+    /// The database's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its URL, for programs that connect by themselves.
+    /// The database's URL, for programs that connect by themselves.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// What an [`Orchestrator`](crate::Orchestrator) is built with.
+    /// The value from which an [`Orchestrator`](crate::Orchestrator) is built.
     pub fn database(&self) -> Database {
         self.database.clone()
     }
@@ -104,7 +108,7 @@ impl TestDatabase {
     ///
     /// # Errors
     ///
-    /// Those of [`Database::connect`], for instance if the server has no connection left.
+    /// The errors of [`Database::connect`], for example if the server has no connection left.
     pub fn client(&self) -> Result<Connection, Error> {
         Ok(self.database.connect()?)
     }
@@ -115,7 +119,7 @@ impl Drop for TestDatabase {
         if !self.server.is_private()
             && let Err(problem) = self.server.drop_database(&self.name)
         {
-            // The only place left to say it.
+            // A destructor cannot return the error.
             _ = writeln!(io::stderr(), "{problem}");
         }
     }

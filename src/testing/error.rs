@@ -15,7 +15,7 @@ impl Error {
         Self(text.into())
     }
 
-    /// For `map_err`: what could not be done, and why.
+    /// For `map_err`: creates an error that says what could not be done, and why.
     pub(super) fn cannot<E: Into<BoxError>>(what: impl fmt::Display) -> impl FnOnce(E) -> Self {
         move |error| Self(format!("cannot {what}: {}", describe_any(&*error.into())))
     }

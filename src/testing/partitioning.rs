@@ -6,13 +6,14 @@ use super::rows::Tables;
 use super::scenario::Scenario;
 use crate::blocking::blocking;
 
-/// The sizes of batches: one event, an odd number, and as many as a worker takes.
+/// The sizes of batches: one event, an odd number, and as many events as a worker handles in one
+/// batch.
 const SIZES: [usize; 3] = [1, 3, 2_000];
 
 /// The numbers of partitions that are compared with a single one.
 const PARTITIONS: [usize; 3] = [1, 2, 5];
 
-/// A check of the scenario's projections, of [`Scenario::check_partitioning`].
+/// A check of a scenario's projections, which [`Scenario::check_partitioning`] returns.
 #[derive(Debug)]
 #[must_use = "nothing is checked until it is run"]
 pub struct PartitioningCheck<'a> {
@@ -22,11 +23,12 @@ pub struct PartitioningCheck<'a> {
 }
 
 impl Scenario {
-    /// Begins a check that the read models do not depend on how the events are distributed.
+    /// Returns a check that the read models do not depend on how the events are distributed.
     ///
-    /// Only the events of one aggregate arrive in order. Events of different aggregates may be in different partitions,
-    /// and so arrive in any order; a batch may have any size; and it may be rolled back, and handled again. A projection
-    /// that relies on anything else works in a test with one worker, and fails in production.
+    /// Only the events of one aggregate arrive in order. Events of different aggregates may be in
+    /// different partitions, and so arrive in any order. A batch may have any size, and it may be
+    /// rolled back and handled again. A projection that relies on anything else works in a test
+    /// with one worker, and fails in production.
     ///
     /// ```
     /// # use pupsourcing_orchestrator::{BoxError, Event, NewEvent, Projection, StreamId, Tx};
@@ -46,8 +48,8 @@ impl Scenario {
     ///     }
     /// }
     ///
-    /// let mut shop = Scenario::new("CREATE TABLE last_order (id text); INSERT INTO last_order VALUES (NULL)")?
-    ///     .projection(LastOrder);
+    /// let table = "CREATE TABLE last_order (id text); INSERT INTO last_order VALUES (NULL)";
+    /// let mut shop = Scenario::new(table)?.projection(LastOrder);
     /// for id in ["order-1", "order-2"] {
     ///     shop.append(&StreamId::new("shop", "Order", id), &[NewEvent::new("Placed", "{}")])?;
     /// }
@@ -61,42 +63,44 @@ impl Scenario {
 }
 
 impl PartitioningCheck<'_> {
-    /// The tables of the read models, which are compared. At least one is needed.
+    /// Adds tables of the read models, which are compared. At least one is needed.
     pub fn tables(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.tables.names.extend(names.into_iter().map(Into::into));
         self
     }
 
-    /// Columns that may differ, in any of the tables: a time of writing, a number from a sequence. Defaults to none.
+    /// Adds columns that may differ, in any of the tables: for example a time of writing, or a
+    /// number from a sequence. Defaults to none.
     pub fn ignoring(mut self, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.tables.ignored.extend(columns.into_iter().map(Into::into));
         self
     }
 
-    /// Chooses the order in which the partitions take turns, and where batches are rolled back. The same seed gives the
-    /// same order. Defaults to 0.
+    /// Sets the seed, which determines the order in which the partitions take turns, and which
+    /// batches are rolled back. The same seed gives the same order. Defaults to 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// Has the projections handle the scenario's events in databases of their own: with 1, 2 and 5 partitions, in batches
-    /// of one, three and all events, one partition after the other or in turns, with batches that are rolled back and
-    /// handled again. Compares the tables with those that one partition makes of all events in their order.
+    /// Lets the projections handle the scenario's events in separate databases: with 1, 2 and 5
+    /// partitions, in batches of one, three and all events, one partition after the other or in
+    /// turns, with batches that are rolled back and handled again. Compares the tables with those
+    /// that one partition writes when it handles all events in order.
     ///
-    /// The scenario itself does not change. The projections are called on one thread.
+    /// The scenario's own database does not change. The projections are called on one thread.
     ///
     /// # Errors
     ///
-    /// A table differs: the error names the first row. A handler fails: the error names the event. Nothing is compared:
-    /// there are no tables, or one of them is empty.
+    /// An error if a table differs, which names the first row; if a handler fails, which names the
+    /// event; or if nothing can be compared, because there are no tables or one of them is empty.
     pub fn run(self) -> Result<(), Error> {
         if self.tables.names.is_empty() {
             return Err(Error::new("nothing is compared: name the tables of the read models with tables()"));
         }
         let Scenario { setup, projections, database, .. } = self.scenario;
         blocking(|| {
-            // It is copied, so nothing may be connected to it.
+            // The original is copied, so no session may be connected to it.
             let (original, _) = setup.prepared()?;
             let stage = Stage::new(original, database, projections)?;
             let expected = stage.play(Course::REFERENCE, &self.tables)?;
@@ -113,7 +117,7 @@ impl PartitioningCheck<'_> {
     }
 }
 
-/// For each number of partitions, one order for each size of batches.
+/// Returns, for each number of partitions, one order for each size of batches.
 fn courses(seed: u64) -> impl Iterator<Item = Course> {
     let orders = [Order::InTurns, Order::LastFirst, Order::FirstFirst];
     PARTITIONS.into_iter().flat_map(move |partitions| {

@@ -1,5 +1,5 @@
-//! A private PostgreSQL server: it needs nothing but the server's binaries, and nothing of it is left when its owner is
-//! gone. Its parent is the [watchdog](super::watchdog).
+//! A private PostgreSQL server. It needs only the server's binaries, and nothing of it remains when
+//! its owner has ended. Its parent process is the [watchdog](super::watchdog).
 
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
@@ -18,13 +18,15 @@ use super::statement::execute;
 use super::user::{User, give, user_of_server};
 use super::watchdog::{PATIENCE, WATCHDOG_GONE, Watchdog};
 
-/// A running PostgreSQL server of this process alone. Dropping it stops it and removes its directory, as does the end of
-/// the process, also by `kill -9`.
+/// A running PostgreSQL server for this process alone. Dropping it stops the server and removes its
+/// directory. So does the end of the process, even by `kill -9`.
 ///
-/// It listens on a free port of 127.0.0.1 and trusts every user of this machine. The superuser is `postgres`, the locale
-/// `C`, the encoding UTF8, the time zone UTC. It does not wait for the disk (`fsync = off`).
+/// It listens on a free port of 127.0.0.1 and trusts every user of this machine. The superuser is
+/// `postgres`, the locale `C`, the encoding UTF8 and the time zone UTC. It does not wait for the
+/// disk (`fsync = off`).
 ///
-/// Starting takes about a second. Tests that need no server of their own share one: see [`database`](super::database()).
+/// Starting it takes about a second. Tests that need no server of their own can share one: see
+/// [`database`](super::database()).
 ///
 /// ```no_run
 /// use pupsourcing_orchestrator::testing::{Postgres, StopMode};
@@ -44,7 +46,7 @@ pub struct Postgres {
     watchdog: Watchdog,
 }
 
-/// How a private server differs from the usual one.
+/// The options of a private server.
 #[derive(Clone, Debug, Default)]
 #[must_use = "options do nothing until a server is started"]
 pub struct PostgresOptions {
@@ -55,36 +57,39 @@ pub struct PostgresOptions {
 }
 
 impl PostgresOptions {
-    /// Sets a parameter of `postgresql.conf`. Defaults to those of [`Postgres`], with 200 connections.
+    /// Sets a parameter of `postgresql.conf`. The defaults are those of [`Postgres`], with 200
+    /// connections.
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((name.into(), value.into()));
         self
     }
 
-    /// Puts a file into the data directory, readable by the server's user only. Defaults to none.
+    /// Creates a file in the data directory, which only the server's user can read. Defaults to
+    /// none.
     pub fn file(mut self, name: impl Into<String>, content: impl Into<Vec<u8>>) -> Self {
         self.files.push((name.into(), content.into()));
         self
     }
 
-    /// Replaces `pg_hba.conf`. Defaults to trusting every user of this machine.
+    /// Replaces `pg_hba.conf`. By default, every user of this machine is trusted.
     pub fn hba(mut self, content: impl Into<String>) -> Self {
         self.hba = Some(content.into());
         self
     }
 
-    /// Says where `initdb` and `postgres` are. Defaults to what the [module](super#where-the-binaries-come-from)
-    /// describes.
+    /// Sets the directory that has `initdb` and `postgres`. Defaults to what the
+    /// [module](super#where-the-binaries-come-from) describes.
     pub fn bin_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.bin_dir = Some(dir.into());
         self
     }
 
-    /// Creates a cluster and starts a server on it; returns when it accepts connections.
+    /// Creates a cluster and starts a server on it. Returns when the server accepts connections.
     ///
     /// # Errors
     ///
-    /// There are no binaries and none can be installed, or the server does not start: then the error ends with its log.
+    /// An error if there are no binaries and none can be installed, or if the server does not
+    /// start; in the second case, the error ends with the server's log.
     pub fn start(self) -> Result<Postgres, Error> {
         let bin_dir = match &self.bin_dir {
             Some(dir) => checked(dir).map_err(|refusal| Error::new(format!("{}: {refusal}", dir.display())))?,
@@ -116,28 +121,29 @@ impl PostgresOptions {
 /// How to stop a server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum StopMode {
-    /// Ends the sessions and writes a checkpoint.
+    /// Ends the sessions, and writes a checkpoint.
     Fast,
-    /// Ends everything at once: the next start has to recover, as after a crash.
+    /// Ends all processes at once. The next start has to recover, as after a crash.
     Immediate,
 }
 
 impl Postgres {
-    /// Creates a cluster and starts a server on it; returns when it accepts connections.
+    /// Creates a cluster and starts a server on it. Returns when the server accepts connections.
     ///
     /// # Errors
     ///
-    /// Those of [`PostgresOptions::start`].
+    /// The errors of [`PostgresOptions::start`].
     pub fn start() -> Result<Self, Error> {
         Self::options().start()
     }
 
-    /// Begins to set up a server that is not as usual.
+    /// Returns options, to start a server with other settings than the default.
     pub fn options() -> PostgresOptions {
         PostgresOptions::default()
     }
 
-    /// The port it listens on, at 127.0.0.1; it stays the same across [`start_again`](Self::start_again).
+    /// The port of 127.0.0.1 that the server listens on. It stays the same across
+    /// [`start_again`](Self::start_again).
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -151,17 +157,17 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// The server is stopped or refuses, for instance because the database exists.
+    /// An error if the server is stopped or refuses, for example because the database exists.
     pub fn create_database(&self, name: &str) -> Result<String, Error> {
         execute(&self.url("postgres"), &format!("CREATE DATABASE \"{}\"", name.replace('"', "\"\"")))?;
         Ok(self.url(name))
     }
 
-    /// Stops the server and waits until none of its processes is left. The data stays.
+    /// Stops the server, and waits until none of its processes is left. The data stays.
     ///
     /// # Errors
     ///
-    /// It does not end within 30 seconds.
+    /// An error if the server does not end within 30 seconds.
     pub fn stop(&mut self, mode: StopMode) -> Result<(), Error> {
         if self.running {
             self.watchdog.order(match mode {
@@ -174,18 +180,21 @@ impl Postgres {
         Ok(())
     }
 
-    /// Starts the server on the same data and port, after a [`stop`](Self::stop) or when it ended by itself.
+    /// Starts the server with the same data and port, after a [`stop`](Self::stop) or after it
+    /// ended by itself.
     ///
     /// # Errors
     ///
-    /// It does not accept connections within 30 seconds; the error ends with its log.
+    /// An error if the server does not accept connections within 30 seconds. It ends with the
+    /// server's log.
     pub fn start_again(&mut self) -> Result<(), Error> {
         self.stop(StopMode::Immediate)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.launch() {
                 Ok(()) => return Ok(()),
-                // The program that took the port in the meantime may soon release it, and the clients know no other.
+                // Another program has taken the port in the meantime. It may soon release the port,
+                // which is the only one that the clients know.
                 Err(Failure::PortTaken(_)) if Instant::now() < deadline => {}
                 Err(Failure::PortTaken(why) | Failure::Other(why)) => return Err(why),
             }
@@ -232,8 +241,9 @@ impl Postgres {
         Err(if is_taken { Failure::PortTaken(why) } else { Failure::Other(why) })
     }
 
-    /// Whether the postmaster says in its pid file that it accepts connections. Unlike a connection, this asks for no
-    /// password and no TLS, whatever `pg_hba.conf` says. `pg_ctl` waits in the same way.
+    /// Whether the postmaster's pid file says that it accepts connections. Unlike a connection,
+    /// this needs no password and no TLS, whatever `pg_hba.conf` says. `pg_ctl` waits in the same
+    /// way.
     fn is_ready(&self) -> bool {
         fs::read_to_string(self.data.join("postmaster.pid")).is_ok_and(|file| {
             let mut lines = file.lines().map(str::trim);
@@ -275,11 +285,11 @@ impl Postgres {
     }
 }
 
-/// How often a starting server is asked whether it is ready.
+/// How often the library checks whether a starting server is ready.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Nothing here outlives its server, so nothing has to reach the disk. `synchronous_commit` stays on: without fsync it
-/// costs little, and commits then take the path they take in production.
+/// No data outlives its server, so nothing has to reach the disk. `synchronous_commit` stays on:
+/// without fsync it costs little, and commits then work as in production.
 const OUR_SETTINGS: [(&str, &str); 8] = [
     ("listen_addresses", "127.0.0.1"),
     ("unix_socket_directories", ""),
@@ -303,15 +313,16 @@ impl From<Error> for Failure {
     }
 }
 
-/// Adds a line to `postgresql.conf`. The last one of a name wins.
+/// Adds a line to `postgresql.conf`. The last line with a name wins.
 fn add_setting(conf: &mut String, name: &str, value: &str) {
     let value = value.replace('\\', r"\\").replace('\'', "''");
     // Writing to a String cannot fail.
     _ = writeln!(conf, "{name} = '{value}'");
 }
 
-/// A port that is free now, below those that the system gives to outgoing connections: a client that tries a stopped
-/// server's port again and again must not be given that very port as its own, which would keep the server from coming back.
+/// Returns a port that is free now, below the ports that the system assigns to outgoing
+/// connections. Otherwise a client that repeatedly tries the port of a stopped server might be
+/// assigned this port as its own, and the server could not start again.
 fn free_port() -> Result<u16, Error> {
     for _ in 0..100 {
         let port = fastrand::u16(10_240..32_768);

@@ -1,4 +1,4 @@
-//! Where a private server's binaries come from: the machine, or an installation.
+//! Finds or installs a private server's binaries.
 
 use std::path::PathBuf;
 
@@ -6,16 +6,17 @@ use super::binaries::{OLDEST, checked, find};
 use super::error::Error;
 use super::install::install;
 
-/// Decides where the binaries come from.
+/// The environment variable that decides where the binaries come from.
 const VARIABLE: &str = "PUPSOURCING_POSTGRES";
 
-/// Returns where the server's binaries are, and installs them if they are nowhere. `PUPSOURCING_POSTGRES` decides
-/// otherwise: it is the directory they are in, or `never`, which installs nothing.
+/// Returns where the server's binaries are, and installs them if there are none.
+/// `PUPSOURCING_POSTGRES` changes this: it names their directory, or it is `never`, which installs
+/// nothing.
 pub(super) fn find_server() -> Result<PathBuf, Error> {
     let setting = std::env::var_os(VARIABLE).filter(|setting| !setting.is_empty());
     if let Some(dir) = setting.as_ref().filter(|setting| *setting != "never") {
         let wrong = |refusal| Error::new(format!("{VARIABLE} is {}: {refusal}", dir.display()));
-        // The server is started in another directory.
+        // Made absolute, because the server is started in another directory.
         let dir = std::path::absolute(dir).map_err(Error::cannot(format_args!("find {VARIABLE}")))?;
         return checked(&dir).map_err(wrong);
     }

@@ -1,5 +1,5 @@
-//! Has projections handle events in a certain order, on one thread: which partition is next, how large its batches are,
-//! and which of them are rolled back, follows from a seed.
+//! Lets projections handle events in a certain order, on one thread. A course and its seed
+//! determine which partition is next, how large its batches are, and which of them are rolled back.
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,16 +35,16 @@ pub(super) struct Course {
 /// Which partition is next.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Order {
-    /// The first one, until it has handled everything.
+    /// The first partition, until it has handled everything.
     FirstFirst,
-    /// The last one, until it has handled everything.
+    /// The last partition, until it has handled everything.
     LastFirst,
-    /// Any.
+    /// A random partition.
     InTurns,
 }
 
 impl Course {
-    /// All events in their order, in few large batches.
+    /// All events in order, in few large batches.
     pub(super) const REFERENCE: Self =
         Self { partitions: 1, batch: 2_000, order: Order::FirstFirst, rolls_back: false, seed: 0 };
 }
@@ -62,9 +62,9 @@ impl fmt::Display for Course {
     }
 }
 
-/// The events, and who handles them.
+/// The events, and the projections that handle them.
 pub(super) struct Stage<'a> {
-    /// What each course gets a copy of.
+    /// The database of which each course gets a copy.
     original: TestDatabase,
     projections: &'a [Arc<dyn Handler>],
     /// The keys of the aggregates, ascending.
@@ -74,7 +74,7 @@ pub(super) struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    /// Copies the events into a database that has none.
+    /// Creates a stage. Copies the events into `original`, which has none.
     pub(super) fn new(
         original: TestDatabase,
         events: &TestDatabase,
@@ -85,7 +85,8 @@ impl<'a> Stage<'a> {
         Ok(Self { original, projections, keys, end })
     }
 
-    /// Has a copy of the database go through a course, and returns what is in its tables then.
+    /// Executes a course on a copy of the database, and returns the content of its tables
+    /// afterwards.
     pub(super) fn play(&self, course: Course, tables: &Tables) -> Result<Rows, Error> {
         let copy = self.original.copy()?;
         self.rehearse(&copy, course)?;
@@ -110,7 +111,7 @@ impl<'a> Stage<'a> {
             let batch = reading.run(|client| part.reader.read(client, &part.range));
             let batch = batch.map_err(|error| Error::from(error.into_error()))?;
             let transaction = handling.transaction().map_err(Error::cannot("begin a transaction"))?;
-            // Nothing is kept: a statement that became outdated would fail here.
+            // No statements are kept, because one that became outdated would fail here.
             let mut kept = KeptStatements::default();
             let about = About { projection: part.projection.name(), generation: 1, is_pause_requested: &|| false };
             let mut tx = Tx::new(transaction, &mut kept, about);
@@ -118,7 +119,7 @@ impl<'a> Stage<'a> {
             let count = if is_rolled_back { rng.usize(1..=batch.events.len()) } else { batch.events.len() };
             handle(part.projection, &mut tx, batch.events.get(..count).unwrap_or(&batch.events))?;
             if is_rolled_back {
-                // The same events come again; another part may be first.
+                // The same events are handled again. Another part may be next.
                 tx.rollback().map_err(Error::cannot("roll a transaction back"))?;
                 continue;
             }
@@ -151,15 +152,15 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// A partition of a projection, and what is left of its events.
+/// A partition of a projection, and the range of its remaining events.
 struct Part<'a> {
     projection: &'a dyn Handler,
     reader: EventReader,
     range: Range,
 }
 
-/// Cuts the key space so that each part has about as many aggregates. A worker cuts it into equal ranges: two aggregates
-/// of a test might then always be in the same part.
+/// Cuts the key space so that each part has about the same number of aggregates. Workers cut it
+/// into equal ranges, with which two aggregates of a test might always be in the same part.
 fn cut(keys: &[i32], parts: usize) -> Vec<KeySet> {
     let inner = (1..parts).filter_map(|part| keys.get(keys.len() * part / parts).copied());
     let mut bounds: Vec<i32> = [0].into_iter().chain(inner).chain([KEY_SPACE]).collect();
@@ -167,7 +168,7 @@ fn cut(keys: &[i32], parts: usize) -> Vec<KeySet> {
     bounds.windows(2).map(|pair| KeySet::from_ranges(pair.iter().copied().zip(pair.iter().skip(1).copied()))).collect()
 }
 
-/// Copies what the event store has, and returns the keys of their aggregates and the last position.
+/// Copies all events, and returns the keys of their aggregates and the last position.
 fn copy_events(from: &TestDatabase, to: &TestDatabase) -> Result<(Vec<i32>, i64), BoxError> {
     let (mut from, mut to) = (from.database().client()?, to.database().client()?);
     let names = Names::default();
@@ -181,7 +182,7 @@ fn copy_events(from: &TestDatabase, to: &TestDatabase) -> Result<(Vec<i32>, i64)
     let keys = to.query(&keys, &[])?.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     let end = names.sql("SELECT coalesce(max(global_position), 0) FROM {events}");
     let end: i64 = to.query_one(&end, &[])?.try_get(0)?;
-    // A handler may append events, whose positions must follow.
+    // A handler may append events, whose positions must be higher.
     let follow = "SELECT setval(pg_get_serial_sequence('{events}', 'global_position'), $1) WHERE $1 > 0";
     to.execute(&names.sql(follow), &[&end])?;
     Ok((keys, end))
@@ -202,7 +203,7 @@ fn handle(projection: &dyn Handler, tx: &mut Tx<'_>, events: &[Event]) -> Result
     Ok(())
 }
 
-/// The events from the first on were being handled.
+/// Creates the error of a projection that failed while it handled `events`.
 fn failure(projection: &dyn Handler, events: &[Event], error: &BoxError) -> Error {
     let event = events.first().map_or_else(String::new, |event| {
         format!(

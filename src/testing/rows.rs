@@ -1,11 +1,11 @@
-//! What is in the tables of read models, and how two states differ.
+//! The content of the tables of read models, and how two states differ.
 
 use postgres::Client;
 
 use super::error::Error;
 use crate::error::describe;
 
-/// What is compared.
+/// The tables that are compared.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     pub(super) names: Vec<String>,
@@ -13,7 +13,8 @@ pub(super) struct Tables {
     pub(super) ignored: Vec<String>,
 }
 
-/// The rows of each table, each as JSON, in an order that does not depend on how they were written.
+/// The rows of each table, each row as JSON, in an order that does not depend on the order of
+/// writing.
 #[derive(Debug)]
 pub(super) struct Rows(Vec<(String, Vec<String>)>);
 
@@ -35,12 +36,12 @@ impl Tables {
 }
 
 impl Rows {
-    /// The first table that has no rows.
+    /// Returns the first table that has no rows.
     pub(super) fn first_empty(&self) -> Option<&str> {
         self.0.iter().find(|(_, rows)| rows.is_empty()).map(|(name, _)| name.as_str())
     }
 
-    /// Returns the first row that differs from those expected, as text.
+    /// Returns the first row that differs from the expected ones, as text.
     pub(super) fn compare(&self, found: &Self) -> Result<(), String> {
         for ((name, expected), (_, found)) in self.0.iter().zip(&found.0) {
             let (missing, added) = (first_not_in(expected, found), first_not_in(found, expected));
@@ -60,7 +61,7 @@ impl Rows {
     }
 }
 
-/// The first of these sorted rows that the others do not contain as often.
+/// Returns the first of these sorted rows that the others do not contain as often.
 fn first_not_in<'a>(rows: &'a [String], others: &[String]) -> Option<&'a String> {
     let mut others = others.iter().peekable();
     rows.iter().find(|row| {

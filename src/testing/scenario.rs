@@ -1,4 +1,4 @@
-//! A scenario: given these events, what do the read models contain?
+//! A scenario: appends events, runs projections, and shows the read models.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::metrics::Metrics;
 use crate::orchestrator::Orchestrator;
 use crate::projection::{BatchProjection, Batches, Each, Handler, Projection};
 
-/// The replica set of every scenario, each in a database of its own.
+/// The replica set of every scenario. Each scenario has a database of its own.
 const REPLICA_SET: &str = "scenario";
 
-/// How long the projections may take. An error that passes by itself is retried until then.
+/// How long the projections may take. A transient error is retried until then.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What creates the tables of the read models.
@@ -33,10 +33,11 @@ pub(super) enum Setup {
 
 type Create = dyn Fn(&Database) -> Result<(), BoxError> + Send + Sync;
 
-/// Events, projections, and the read models that they make of them, in a database of its own.
+/// Events, projections, and the read models that the projections build, in a database of their own.
 ///
-/// The projections run as they do in production: in a worker, which starts, processes all events and leaves. Nothing
-/// sleeps; after the server has started, a scenario takes about a tenth of a second.
+/// The projections run as in production: in a worker, which starts, processes all events and
+/// leaves. There are no sleeps; after the server has started, a scenario takes about a tenth of a
+/// second.
 ///
 /// ```
 /// use pupsourcing_orchestrator::testing::Scenario;
@@ -55,7 +56,8 @@ type Create = dyn Fn(&Database) -> Result<(), BoxError> + Send + Sync;
 /// #     }
 /// # }
 ///
-/// let mut shop = Scenario::new("CREATE TABLE orders (id text PRIMARY KEY, cents bigint NOT NULL)")?.projection(Orders);
+/// let table = "CREATE TABLE orders (id text PRIMARY KEY, cents bigint NOT NULL)";
+/// let mut shop = Scenario::new(table)?.projection(Orders);
 /// shop.given(&StreamId::new("shop", "Order", "order-7"), [OrderEvent::Placed { cents: 1_200 }])?;
 /// shop.run_to_end()?;
 /// let row = shop.client().query_one("SELECT cents FROM orders WHERE id = 'order-7'", &[])?;
@@ -66,7 +68,7 @@ type Create = dyn Fn(&Database) -> Result<(), BoxError> + Send + Sync;
 pub struct Scenario {
     pub(super) setup: Setup,
     pub(super) projections: Vec<Arc<dyn Handler>>,
-    // Before the database, which may be removed from the server.
+    // Declared before the database, so that it is closed before the database is removed.
     client: Connection,
     pub(super) database: TestDatabase,
 }
@@ -82,22 +84,23 @@ impl fmt::Debug for Scenario {
 }
 
 impl Scenario {
-    /// Creates a database with the tables of events and of the orchestrator, and executes the statements that create the
-    /// tables of the read models.
+    /// Creates a database with the tables of events and of the orchestrator, and executes the
+    /// statements that create the tables of the read models.
     ///
     /// # Errors
     ///
-    /// No server can be started, or a statement fails.
+    /// An error if no server can be started, or if a statement fails.
     pub fn new(read_models: &str) -> Result<Self, Error> {
         Self::set_up(Setup::Statements(read_models.to_owned()))
     }
 
-    /// Like [`new`](Self::new), where something else creates the tables: the application's own migrations, for instance.
-    /// It may be called several times, each time with an empty database, on a thread that may block.
+    /// Like [`new`](Self::new), but calls `setup` to create the tables: for example, with the
+    /// application's own migrations. `setup` may be called several times, each time with a database
+    /// without these tables, on a thread that may block.
     ///
     /// # Errors
     ///
-    /// No server can be started, or `setup` fails.
+    /// An error if no server can be started, or if `setup` fails.
     pub fn with_setup(
         setup: impl Fn(&Database) -> Result<(), BoxError> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
@@ -109,23 +112,24 @@ impl Scenario {
         Ok(Self { setup, projections: Vec::new(), client, database })
     }
 
-    /// Adds a projection. At least one is needed, and each name may occur once.
+    /// Adds a projection. At least one is needed, and each name may occur only once.
     pub fn projection(mut self, projection: impl Projection + 'static) -> Self {
         self.projections.push(Arc::new(Each(projection)));
         self
     }
 
-    /// Adds a projection that takes many events at once.
+    /// Adds a projection that handles many events at once.
     pub fn batch_projection(mut self, projection: impl BatchProjection + 'static) -> Self {
         self.projections.push(Arc::new(Batches(projection)));
         self
     }
 
-    /// Appends typed events to a stream: each is the variant of an enum, see [`NewEvent::encode`].
+    /// Appends typed events to a stream. Each event is a variant of an enum: see
+    /// [`NewEvent::encode`].
     ///
     /// # Errors
     ///
-    /// As [`append`](Self::append), or an event cannot be encoded.
+    /// As [`append`](Self::append); also if an event cannot be encoded.
     pub fn given<E: Serialize>(&mut self, stream: &StreamId, events: impl IntoIterator<Item = E>) -> Result<(), Error> {
         let encode = |event: E| NewEvent::encode(&event).map_err(|error| Error::new(describe_any(&error)));
         let events: Vec<NewEvent> = events.into_iter().map(encode).collect::<Result<_, _>>()?;
@@ -136,7 +140,8 @@ impl Scenario {
     ///
     /// # Errors
     ///
-    /// [`AppendError`](crate::AppendError), for instance because an event id occurs twice.
+    /// The text of an [`AppendError`](crate::AppendError), for example because an event id occurs
+    /// twice.
     pub fn append(&mut self, stream: &StreamId, events: &[NewEvent]) -> Result<(), Error> {
         EventStore::default()
             .append(&mut self.client, stream, ExpectedVersion::Any, events)
@@ -148,8 +153,8 @@ impl Scenario {
     ///
     /// # Errors
     ///
-    /// A handler fails: the error names the projection, the event and what the handler said. Nothing is retried, except
-    /// what passes by itself, for up to a minute.
+    /// An error if a handler fails. It has the projection, the event and the handler's error. A
+    /// failure is not retried, except a transient one, for up to a minute.
     pub fn run_to_end(&mut self) -> Result<(), Error> {
         let retry = Retry::default().attempts(1);
         let builder = Orchestrator::builder(self.database.database(), REPLICA_SET)
@@ -168,7 +173,7 @@ impl Scenario {
         Err(Error::new(format!("the projections have not processed all events within {PATIENCE:?}")))
     }
 
-    /// A connection to the scenario's database, on which to query the read models.
+    /// A connection to the scenario's database, for queries on the read models.
     pub fn client(&mut self) -> &mut Connection {
         &mut self.client
     }
@@ -180,8 +185,8 @@ impl Scenario {
 }
 
 impl Setup {
-    /// Creates a database with the tables of events, of the orchestrator and of the read models, on a thread that may
-    /// block, and a connection to it.
+    /// Creates a database with the tables of events, of the orchestrator and of the read models, on
+    /// a thread that may block, and a connection to it.
     pub(super) fn prepared(&self) -> Result<(TestDatabase, Connection), Error> {
         let database = database_with_schema()?;
         let mut client = database.client()?;

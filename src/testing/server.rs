@@ -13,16 +13,16 @@ use crate::database::{Connection, Database};
 /// A server on which databases can be created.
 pub(super) struct Server {
     place: Place,
-    /// The session that creates and removes databases. A new one needs ten times as long for the first: it has to map the
-    /// server's memory.
+    /// The session that creates and removes databases. It is kept, because a new session takes ten
+    /// times as long for its first database: it has to map the server's memory.
     admin: Mutex<Option<Connection>>,
 }
 
 #[derive(Debug)]
 enum Place {
-    /// Started for this process alone, and gone with it.
+    /// Started for this process alone, and removed when the process ends.
     Private(Postgres),
-    /// The user's, with this URL: what is created on it has to be removed again.
+    /// The user's server, at this URL. Databases that are created on it have to be removed again.
     Given(String),
 }
 
@@ -32,7 +32,8 @@ impl fmt::Debug for Server {
     }
 }
 
-/// Returns the server of this process, which the first call starts. If it cannot be started, each call says why.
+/// Returns the server of this process, which the first call starts. If it cannot be started, each
+/// call returns the reason.
 pub(super) fn shared() -> Result<&'static Server, Error> {
     static SERVER: OnceLock<Result<Server, Error>> = OnceLock::new();
     let start = || Place::find().map(|place| Server { place, admin: Mutex::default() });
@@ -40,7 +41,7 @@ pub(super) fn shared() -> Result<&'static Server, Error> {
 }
 
 impl Place {
-    /// Starts a private server; if that is not possible, takes the one that `DATABASE_URL` names.
+    /// Starts a private server. If that is not possible, uses the server that `DATABASE_URL` names.
     fn find() -> Result<Self, Error> {
         let missing = match Postgres::start() {
             Ok(server) => return Ok(Self::Private(server)),
@@ -54,7 +55,7 @@ impl Place {
 }
 
 impl Server {
-    /// Whether the server and its databases go with this process.
+    /// Whether the server and its databases are removed when this process ends.
     pub(super) fn is_private(&self) -> bool {
         matches!(self.place, Place::Private(_))
     }
@@ -87,7 +88,7 @@ impl Server {
     }
 }
 
-/// The URL of another database on the same server.
+/// Returns the URL of another database on the same server.
 fn with_database(url: &str, name: &str) -> Result<String, Error> {
     let (base, query) = url.split_once('?').map_or((url, None), |(base, query)| (base, Some(query)));
     let (scheme, rest) = base

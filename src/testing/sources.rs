@@ -1,31 +1,33 @@
-//! Where the binaries of a PostgreSQL server can be installed from.
+//! The sources from which the binaries of a PostgreSQL server can be installed.
 //!
-//! Each source is a shell script. It finds the oldest acceptable version in `$oldest`, and an empty folder in `$folder` if
-//! it installs for one user. What it writes is shown only if it fails.
+//! Each source is a shell script. `$oldest` is the oldest acceptable version. `$folder` is an empty
+//! folder, if the script installs for one user. The output is shown only if the script fails.
 
 use std::path::{Path, PathBuf};
 
 /// A program that can install the binaries.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Source {
-    /// The program, which has to be there.
+    /// The program, which has to be installed.
     pub(super) program: &'static str,
     pub(super) script: &'static str,
     pub(super) kind: Kind,
 }
 
-/// What a source needs, and where it leaves the binaries.
+/// What a source needs, and where it installs the binaries.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kind {
-    /// It needs root, or sudo that asks for no password, and leaves them in one of the usual places.
+    /// Needs root, or sudo without a password, and installs the binaries in one of the usual
+    /// places.
     System,
-    /// It refuses root, and leaves them in one of the usual places.
+    /// Refuses root, and installs the binaries in one of the usual places.
     Homebrew,
-    /// It needs nothing but a folder, whose name contains the version: the binaries are below it.
+    /// Needs only a folder, whose name contains the version. The binaries are below it.
     Folder { name: &'static str, bin: &'static str },
 }
 
-/// The sources, the best first: the distribution's package gets its updates, and npm's has no `pg_basebackup`.
+/// The sources, the best first: a distribution's package gets updates, and npm's package has no
+/// `pg_basebackup`.
 pub(super) const SOURCES: [Source; 6] = [
     Source { program: "apt-get", script: include_str!("sources/apt-get.sh"), kind: Kind::System },
     Source { program: "dnf", script: include_str!("sources/dnf.sh"), kind: Kind::System },
@@ -43,7 +45,7 @@ pub(super) const SOURCES: [Source; 6] = [
     },
 ];
 
-/// Where binaries may have been installed for one user.
+/// Returns the places where binaries may have been installed for one user.
 pub(super) fn places_in(cache: &Path) -> impl Iterator<Item = PathBuf> {
     SOURCES.iter().filter_map(move |source| match source.kind {
         Kind::Folder { name, bin } => Some(cache.join(name).join(bin)),
@@ -51,7 +53,8 @@ pub(super) fn places_in(cache: &Path) -> impl Iterator<Item = PathBuf> {
     })
 }
 
-/// The folder for what is installed for one user alone. Root's server runs as another user, who cannot read root's home.
+/// Returns the folder for installations for one user alone. For root it is not below root's home,
+/// because the server then runs as another user, who cannot read that.
 pub(super) fn cache(is_root: bool) -> Option<PathBuf> {
     let parent = if is_root {
         PathBuf::from("/var/cache")

@@ -1,16 +1,17 @@
-//! Single statements for the server's administration.
+//! Executes single statements for the server's administration.
 
 use super::error::Error;
 use crate::blocking::blocking;
 use crate::database::{Connection, Database};
 use crate::error::describe;
 
-/// Executes a statement on a connection of its own. May be called from within an asynchronous runtime.
+/// Executes a statement on a connection of its own. It may be called on a thread of an asynchronous
+/// runtime.
 pub(super) fn execute(url: &str, statement: &str) -> Result<(), Error> {
     execute_on(&mut Database::from_url(url)?.connect()?, statement)
 }
 
-/// Executes a statement. May be called from within an asynchronous runtime.
+/// Executes a statement. It may be called on a thread of an asynchronous runtime.
 pub(super) fn execute_on(connection: &mut Connection, statement: &str) -> Result<(), Error> {
     blocking(|| connection.batch_execute(statement))
         .map_err(Error::cannot("start a thread"))?

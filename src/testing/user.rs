@@ -1,4 +1,4 @@
-//! Whom a server runs as: PostgreSQL refuses to run as root.
+//! The user that a server runs as. PostgreSQL refuses to run as root.
 
 use std::os::unix::fs::chown;
 use std::path::Path;
@@ -6,14 +6,15 @@ use std::path::Path;
 use super::error::Error;
 use super::output::output;
 
-/// Whom the server runs as, where that is not the user of this process.
+/// The user that the server runs as, if it is not the user of this process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct User {
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
 
-/// Returns an unprivileged user if this process is root's: `postgres`, or `nobody` where there is no such user.
+/// Returns an unprivileged user if this process runs as root: `postgres`, or `nobody` if there is
+/// no such user.
 pub(super) fn user_of_server() -> Result<Option<User>, Error> {
     if !is_root() {
         return Ok(None);
@@ -31,12 +32,12 @@ pub(super) fn user_of_server() -> Result<Option<User>, Error> {
         })
 }
 
-/// Whether this process is root's.
+/// Whether this process runs as root.
 pub(super) fn is_root() -> bool {
     id(&["-u"]) == Some(0)
 }
 
-/// Gives a file or directory to the server's user.
+/// Makes the server's user the owner of a file or directory.
 pub(super) fn give(path: &Path, user: Option<User>) -> std::io::Result<()> {
     match user {
         Some(user) => chown(path, Some(user.uid), Some(user.gid)),

@@ -1,8 +1,9 @@
-//! The parent of a private server: a small shell script that takes orders over a pipe.
+//! The parent process of a private server: a small shell script that receives orders over a pipe.
 //!
-//! *Invariant*: the server never outlives the process that started it, however that process ends. When the pipe closes,
-//! because the value was dropped or because its process was killed, the watchdog stops the server at once and removes the
-//! directory. It runs in a process group of its own, so Ctrl-C reaches the program and not its database.
+//! *Invariant:* the server never outlives the process that started it, in whatever way that process
+//! ends. When the pipe closes, because the value was dropped or because its process was killed, the
+//! watchdog stops the server at once and removes the directory. It runs in a process group of its
+//! own, so Ctrl-C reaches the program and not its database.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
@@ -24,21 +25,22 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) const WATCHDOG_GONE: &str = "the server's watchdog ended";
 
-/// A running watchdog. Dropping it ends it and its server, and removes the directory.
+/// A running watchdog. Dropping this value ends the watchdog and its server, and removes the
+/// directory.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     log: PathBuf,
-    /// Closing this pipe is the order to end everything.
+    /// Closing this pipe tells the watchdog to end everything.
     orders: Option<ChildStdin>,
     replies: Receiver<String>,
     reader: Option<JoinHandle<()>>,
     process: Child,
-    /// Last, so that it is dropped last: it removes what the watchdog could not.
+    /// Declared last, so that it is dropped last: it removes what the watchdog could not remove.
     home: TempDir,
 }
 
 impl Watchdog {
-    /// Makes the directory and starts the watchdog, which has no server yet.
+    /// Creates the directory and starts the watchdog, which has no server yet.
     pub(super) fn start(bin_dir: &Path, user: Option<User>) -> Result<Self, Error> {
         let home = make_home(user)?;
         let log = home.path().join("log");
@@ -56,7 +58,8 @@ impl Watchdog {
             .arg(home.path())
             .arg(bin_dir)
             .current_dir(home.path())
-            // Messages in one language, because one of them is looked for.
+            // Sets the language of the messages, because the library searches the log for one of
+            // them.
             .env("LC_ALL", "C")
             .process_group(0)
             .stdin(Stdio::piped())
@@ -68,7 +71,7 @@ impl Watchdog {
         let mut process = command.spawn().map_err(Error::cannot("run /bin/sh"))?;
         let orders = process.stdin.take();
         let output = process.stdout.take().ok_or_else(|| Error::new("the watchdog has no output to read"))?;
-        // At most one line is ever unread: that the server ended.
+        // At most one line is ever unread: the one that says that the server ended.
         let (sender, replies) = bounded(8);
         let reader = thread::Builder::new()
             .name("pup-pg-watch".to_owned())
@@ -83,7 +86,7 @@ impl Watchdog {
         Ok(Self { log, orders, replies, reader: Some(reader), process, home })
     }
 
-    /// The directory that it removes in the end.
+    /// The directory that the watchdog removes in the end.
     pub(super) fn home(&self) -> &Path {
         self.home.path()
     }
@@ -96,7 +99,7 @@ impl Watchdog {
             .map_err(|error| Error::new(format!("{WATCHDOG_GONE}: {error}")))
     }
 
-    /// Waits for the reply that begins with `word`, and returns what follows it.
+    /// Waits for the reply that begins with `word`, and returns the rest of the reply.
     pub(super) fn reply(&self, word: &str) -> Result<String, Error> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -114,22 +117,22 @@ impl Watchdog {
         }
     }
 
-    /// Waits for any reply: to a server that has started, there is none but that it has ended.
+    /// Waits for any reply. After the server has started, the only one is that it has ended.
     pub(super) fn next_reply(&self, timeout: Duration) -> Result<(), RecvTimeoutError> {
         self.replies.recv_timeout(timeout).map(drop)
     }
 
-    /// Forgets what an earlier server of this directory left unread.
+    /// Drops unread replies about an earlier server of this directory.
     pub(super) fn forget_replies(&self) {
         while self.replies.try_recv().is_ok() {}
     }
 
-    /// How long the log is now.
+    /// Returns the current length of the log.
     pub(super) fn log_length(&self) -> u64 {
         fs::metadata(&self.log).map_or(0, |log| log.len())
     }
 
-    /// The reason, and the last lines of the log from `start` on.
+    /// Creates an error with the reason and the last lines of the log from `start` on.
     pub(super) fn with_log(&self, reason: &str, start: u64) -> Error {
         let mut bytes = Vec::new();
         let read = File::open(&self.log).and_then(|mut log| {
@@ -149,7 +152,7 @@ impl Watchdog {
 impl Drop for Watchdog {
     fn drop(&mut self) {
         drop(self.orders.take());
-        // Neither can fail in a way that anything is left to do about.
+        // If either fails, there is nothing left to do.
         _ = self.process.wait();
         if let Some(reader) = self.reader.take() {
             _ = reader.join();
@@ -157,9 +160,11 @@ impl Drop for Watchdog {
     }
 }
 
-/// Its arguments are the directory and the place of the binaries. Orders are lines on its input, replies lines on its
-/// output; its errors and those of the server go to the log. The server and all its processes hold the writing end of
-/// the fifo `alive`, so its end is theirs. `wait` waits for that too, and no signal but KILL ends the watchdog first.
+/// The watchdog's script. Its arguments are the directory and the place of the binaries. Orders are
+/// lines on its input, and replies are lines on its output. Its errors and those of the server go
+/// to the log. The server and all its processes hold the writing end of the fifo `alive`, so
+/// reading it ends when all of them have ended. `wait` waits for that reader too, and the watchdog
+/// ignores the signals that could end it earlier, except KILL.
 const SCRIPT: &str = r#"
 home=$1 bin=$2 server=
 trap '' HUP INT TERM PIPE
@@ -193,7 +198,8 @@ done
 rm -rf "$home"
 "#;
 
-/// An empty directory that belongs to the server's user and that this user can reach and remove.
+/// Creates an empty directory that belongs to the server's user, and that this user can reach and
+/// remove.
 fn make_home(user: Option<User>) -> Result<TempDir, Error> {
     let mut parents = vec![std::env::temp_dir()];
     if user.is_some() {

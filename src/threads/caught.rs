@@ -1,4 +1,4 @@
-//! Catches panics, of the library and of the code that it calls.
+//! Catches panics of the library and of the code that it calls.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -8,7 +8,7 @@ use crate::error::panic_message;
 pub(crate) fn caught<T>(code: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(code)).map_err(|payload| {
         let message = panic_message(&*payload);
-        // Its destructor is foreign code, which may panic as well.
+        // The payload's destructor is foreign code, which may panic as well.
         std::mem::forget(payload);
         message
     })
@@ -17,7 +17,7 @@ pub(crate) fn caught<T>(code: impl FnOnce() -> T) -> Result<T, String> {
 /// Logs where a panic of the application's logger would do harm: in a destructor, or before
 /// something that must be done.
 pub(crate) fn safely(log: impl FnOnce()) {
-    // A logger that panics cannot be told so.
+    // The panic of a logger cannot be logged.
     _ = caught(log);
 }
 

@@ -1,7 +1,7 @@
 //! Holds threads back until everything is ready for their work.
 //!
-//! So the threads of a worker are created before the worker registers: what can fail has then been
-//! done, and nothing has to be undone.
+//! With it, the threads of a worker are created before the worker registers. A failure to create
+//! one then leaves nothing to undo.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// Lets the threads behind it begin when it is opened. If it is dropped instead, they end.
+/// Lets the waiting threads begin when it is opened. If it is dropped instead, they end.
 #[derive(Debug)]
 pub(crate) struct Gate {
     is_open: Arc<AtomicBool>,

@@ -1,4 +1,4 @@
-//! Wakes another thread, so that it checks for itself what there is to do.
+//! Wakes another thread, which then checks what there is to do.
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 

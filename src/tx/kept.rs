@@ -1,19 +1,20 @@
-//! Statements that are kept prepared on a connection, by their text. Pure.
+//! The statements that are kept prepared on a connection, by their text. Pure.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// The greatest number of statements kept on a connection, and of bytes of a text that is kept. Each
-/// statement takes memory of the server, the more the longer it is.
+/// The most statements that are kept on a connection. Each takes memory of the server, a longer one
+/// takes more.
 const MOST: usize = 128;
+/// The most bytes of a text that is kept.
 const LONGEST: usize = 8 * 1024;
 
 /// The statements of one connection.
 ///
-/// A statement becomes outdated when another session alters what it reads: it then fails for
-/// nothing that its events did. Each failure of a handler empties the whole, so that the next
-/// attempt is as if nothing had been kept.
+/// A statement becomes outdated when another session alters a table that it reads. It then fails
+/// for a reason that has nothing to do with the events. After each failure of a handler, all
+/// statements are dropped, so that the next attempt begins without kept statements.
 #[derive(Debug)]
 pub(crate) struct Kept<S> {
     statements: HashMap<Box<str>, Entry<S>>,
@@ -21,10 +22,10 @@ pub(crate) struct Kept<S> {
     unkept: Vec<u64>,
     /// The number of the current transaction.
     transaction: u64,
-    /// Orders the uses.
+    /// Numbers the uses of statements, to find the one that was not used for longest.
     clock: u64,
     was_outdated: bool,
-    /// What distinguishes the texts from those that a pooler still has prepared.
+    /// Distinguishes the texts from those that a pooler still has prepared.
     mark: Option<u64>,
 }
 
@@ -49,13 +50,13 @@ impl<S> Default for Kept<S> {
 }
 
 impl<S: Clone> Kept<S> {
-    /// Takes note that a transaction begins.
+    /// Records that a transaction begins.
     pub(crate) fn begin(&mut self) {
         self.transaction += 1;
         self.was_outdated = false;
     }
 
-    /// Returns the statement of a text.
+    /// Returns the statement that is kept for this text.
     pub(super) fn get(&mut self, text: &str) -> Option<S> {
         self.clock += 1;
         let entry = self.statements.get_mut(text)?;
@@ -63,13 +64,13 @@ impl<S: Clone> Kept<S> {
         Some(entry.statement.clone())
     }
 
-    /// The form in which to prepare a text. A pooler in transaction mode keeps one statement for
-    /// each text, so an outdated one would be met again.
+    /// Returns the form in which to prepare a text. A pooler in transaction mode keeps one
+    /// statement for each text, so without the mark it would use an outdated statement again.
     pub(super) fn marked<'t>(&self, text: &'t str) -> Cow<'t, str> {
         self.mark.map_or(Cow::Borrowed(text), |mark| Cow::Owned(format!("{text}\n/* {mark:x} */")))
     }
 
-    /// Keeps a statement, in place of the one that was not used for longest if there are too many.
+    /// Keeps a statement. If there are too many, it replaces the one that was not used for longest.
     pub(super) fn put(&mut self, text: &str, statement: S) {
         if text.len() > LONGEST || self.unkept.contains(&hash(text)) {
             return;
@@ -83,11 +84,11 @@ impl<S: Clone> Kept<S> {
         self.statements.insert(text.into(), entry);
     }
 
-    /// Takes note that a statement was outdated: that of a text, or one that the handler had in its
-    /// hands.
+    /// Records that a statement was outdated: the one kept for this text, or one that the handler
+    /// holds itself.
     ///
     /// If this transaction has prepared the text and made it outdated itself, each further attempt
-    /// would fail as well, so it is not kept any more.
+    /// would fail as well, so the text is no longer kept.
     pub(super) fn found_outdated(&mut self, text: Option<&str>) {
         let is_own = |entry: &Entry<S>| entry.prepared_in == self.transaction;
         let was_kept = match text {
@@ -107,13 +108,13 @@ impl<S: Clone> Kept<S> {
         self.statements.clear();
     }
 
-    /// Whether the current transaction has met a statement that was outdated. Whatever the handler
-    /// made of the error, it must not be committed.
+    /// Whether a statement was outdated in the current transaction. Such a transaction must not be
+    /// committed, even if the handler ignored the error.
     pub(crate) fn was_outdated(&self) -> bool {
         self.was_outdated
     }
 
-    /// Takes note that the transaction failed.
+    /// Records that the transaction failed.
     pub(crate) fn failed(&mut self) {
         self.statements.clear();
         if self.was_outdated {
@@ -188,7 +189,7 @@ mod tests {
         kept.begin();
         kept.put("a", 2);
         assert_eq!(kept.get("a"), None);
-        // It was prepared for this use, as one that the handler prepared itself.
+        // The statement was prepared for this use only, like one that the handler prepares itself.
         kept.found_outdated(Some("a"));
         kept.found_outdated(None);
         assert!(!kept.was_outdated());

@@ -1,7 +1,7 @@
 //! The transaction of a handler.
 //!
-//! *Invariant:* nothing is committed that a handler did because a statement that was kept for it was
-//! outdated. The runner finds that in [`Kept`], and repeats the batch.
+//! *Invariant:* a transaction in which a kept statement was outdated is never committed. The runner
+//! finds this in [`Kept`], and repeats the batch.
 
 mod kept;
 mod sql;
@@ -19,18 +19,20 @@ use self::sql::Form;
 pub use self::sql::Sql;
 use crate::database::{AsClient, sealed};
 
-/// The transaction in which a projection writes, as its handler gets it.
+/// The transaction in which a projection's handler writes.
 ///
-/// It is a [`postgres::Transaction`], with the methods of that, and two additions. A statement that
-/// is given as text is prepared when it is first used, and stays prepared on the connection: up to
-/// 128 of them, with at most 8 KiB of text. So a text with placeholders costs one round trip, and
-/// the server parses it once. As with each prepared statement, the server plans the first five
-/// executions, and then may keep a plan for all parameters; `SET LOCAL plan_cache_mode` decides
-/// otherwise. And it tells what a handler may want to know.
+/// It is a [`postgres::Transaction`] with the same methods and two additions. First, a statement
+/// that is given as text is prepared when it is first used, and stays prepared on the connection:
+/// up to 128 statements, with at most 8 KiB of text each. So a text with placeholders costs one
+/// round trip, and the server parses it once. As with each prepared statement, the server plans
+/// each of the first five executions, and then may keep one plan for all parameters;
+/// `SET LOCAL plan_cache_mode` changes this. Second, it has information for the handler, such as
+/// [`is_pause_requested`](Self::is_pause_requested).
 ///
-/// A kept statement can become outdated, when a table that it reads is altered for example. Then the
-/// batch is rolled back and repeated, up to three times without being counted as a failed attempt.
-/// After any failure nothing is kept, so the next attempt prepares everything again.
+/// A kept statement can become outdated, for example when a table that it reads is altered. Then
+/// the batch is rolled back and repeated, up to three times without being counted as a failed
+/// attempt. After any failure all kept statements are dropped, so the next attempt prepares them
+/// again.
 ///
 /// ```
 /// use pupsourcing_orchestrator::{BoxError, Event, Tx};
@@ -42,8 +44,8 @@ use crate::database::{AsClient, sealed};
 /// }
 /// ```
 ///
-/// Functions that take a `&mut postgres::Transaction` can be given a `&mut Tx`; what they execute is
-/// not kept.
+/// A `&mut Tx` can be passed to functions that take a `&mut postgres::Transaction`; the statements
+/// that they execute are not kept.
 #[must_use = "a nested transaction that is not committed is rolled back"]
 pub struct Tx<'a> {
     transaction: Transaction<'a>,
@@ -54,7 +56,7 @@ pub struct Tx<'a> {
 /// The statements that are kept on a connection.
 pub(crate) type KeptStatements = Kept<Statement>;
 
-/// What a handler may ask.
+/// The information that a handler may ask for.
 #[derive(Clone, Copy)]
 pub(crate) struct About<'a> {
     pub(crate) projection: &'a str,
@@ -63,7 +65,7 @@ pub(crate) struct About<'a> {
 }
 
 impl<'a> Tx<'a> {
-    /// Whether the transaction has met a kept statement that was outdated.
+    /// Whether a kept statement was outdated in this transaction.
     pub(crate) fn was_outdated(&self) -> bool {
         self.kept.was_outdated()
     }
@@ -73,19 +75,19 @@ impl<'a> Tx<'a> {
         Self { transaction, kept, about }
     }
 
-    /// The name of the projection that is being processed.
+    /// The name of the projection that the handler belongs to.
     pub fn projection(&self) -> &str {
         self.about.projection
     }
 
-    /// The number of the generation in which it is processed.
+    /// The number of the generation in which the projection is processed.
     pub fn generation(&self) -> i64 {
         self.about.generation
     }
 
-    /// Whether the worker has been asked to pause or to leave. A
-    /// [batch handler](crate::BatchProjection::handle_batch) that takes long can then return
-    /// early, with the number of events that it has handled.
+    /// Whether the worker has been asked to pause or to leave. A long-running [batch
+    /// handler](crate::BatchProjection::handle_batch) can then return early, with the number of
+    /// events that it has handled.
     pub fn is_pause_requested(&self) -> bool {
         (self.about.is_pause_requested)()
     }
@@ -105,7 +107,7 @@ impl<'a> Tx<'a> {
         self.run(sql, |transaction, statement| transaction.query_one(statement, params))
     }
 
-    /// Executes a statement that returns at most one row; more are an error.
+    /// Executes a statement that returns at most one row; more rows are an error.
     pub fn query_opt<S: Sql + ?Sized>(
         &mut self,
         sql: &S,
@@ -138,8 +140,8 @@ impl<'a> Tx<'a> {
         Ok(statement)
     }
 
-    /// Begins a nested transaction: a savepoint, to which the outer one returns unless it is
-    /// [committed](Self::commit).
+    /// Begins a nested transaction: a savepoint, to which the outer transaction rolls back unless
+    /// the nested one is [committed](Self::commit).
     pub fn transaction(&mut self) -> Result<Tx<'_>, Error> {
         let Self { transaction, kept, about } = self;
         Ok(Tx { transaction: transaction.transaction()?, kept, about: *about })
@@ -151,12 +153,13 @@ impl<'a> Tx<'a> {
         Ok(Tx { transaction: transaction.savepoint(name)?, kept, about: *about })
     }
 
-    /// Commits a nested transaction: what it wrote is committed with the outer one.
+    /// Commits a nested transaction: what it wrote is committed together with the outer
+    /// transaction.
     pub fn commit(self) -> Result<(), Error> {
         self.transaction.commit()
     }
 
-    /// Rolls a nested transaction back, as dropping it does.
+    /// Rolls back a nested transaction. Dropping it does the same.
     pub fn rollback(self) -> Result<(), Error> {
         self.transaction.rollback()
     }
@@ -179,7 +182,7 @@ impl<'a> Tx<'a> {
     }
 }
 
-/// Takes note of a statement that failed because it is outdated.
+/// Records a statement that failed because it is outdated.
 fn note<S: Sql + ?Sized>(kept: &mut KeptStatements, sql: &S, error: &Error) {
     if is_outdated(error) {
         kept.found_outdated(match sql.form() {
@@ -189,8 +192,8 @@ fn note<S: Sql + ?Sized>(kept: &mut KeptStatements, sql: &S, error: &Error) {
     }
 }
 
-/// Whether a prepared statement failed because what it reads has been altered since, so that its
-/// rows have other columns now, or because the session does not have it any more.
+/// Whether a prepared statement failed because the tables that it reads were altered, so that its
+/// rows now have other columns, or because the session no longer has the statement.
 fn is_outdated(error: &Error) -> bool {
     let Some(error) = error.as_db_error() else { return !error.is_closed() && has_other_columns(error) };
     match *error.code() {
@@ -201,7 +204,8 @@ fn is_outdated(error: &Error) -> bool {
 }
 
 /// Whether the client could not read a row. A pooler may have prepared the statement on another
-/// session meanwhile, after the change: then the rows have columns that the client does not expect.
+/// session after the tables were altered. Then the rows have columns that the client does not
+/// expect.
 fn has_other_columns(error: &Error) -> bool {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
     cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)
@@ -242,7 +246,7 @@ impl fmt::Debug for Tx<'_> {
 mod tests {
     use super::*;
 
-    /// Like the client's own transaction, so that a handler may give it to another thread.
+    /// A handler may pass it to another thread, as it may with the client's own transaction.
     #[test]
     fn it_may_be_sent_to_another_thread() {
         fn is_send<T: Send>() {}

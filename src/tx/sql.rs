@@ -1,9 +1,9 @@
-//! What a [`Tx`](super::Tx) executes.
+//! The statements that a [`Tx`](super::Tx) executes.
 
 use postgres::Statement;
 
-/// A statement as text, or a prepared one. The methods of [`Tx`](crate::Tx) take it; a text is
-/// prepared on first use, and kept.
+/// A statement as text, or a prepared statement. The methods of [`Tx`](crate::Tx) take it. A text
+/// is prepared on first use, and kept.
 pub trait Sql: sealed::Sealed {
     #[doc(hidden)]
     fn form(&self) -> Form<'_>;

@@ -160,7 +160,7 @@ fn a_worker_after_a_crash_names_the_event_that_caused_it() {
     let mut next = start(&[]);
     let (_, line) = next.await_line(&[
         "WARN",
-        "attempts have not ended, will retry: replica_set=chaos worker=",
+        "attempts were interrupted, will retry: replica_set=chaos worker=",
         "projection=event_type_counts attempts=1 error=",
     ]);
     for part in ["Happened", "thing-0", "global position 1 "] {

@@ -314,7 +314,7 @@ fn a_worker_that_cannot_coordinate_gives_that_reason() {
     let mut locked = client.transaction().unwrap();
     locked.batch_execute("LOCK TABLE orchestrator_generations").unwrap();
     worker.await_line(&["coordination failed, will retry", "lock timeout"]);
-    let reason = await_unready(&address, "the replica set cannot be coordinated since");
+    let reason = await_unready(&address, "the replica set could not be coordinated for");
     assert!(reason.contains("lock timeout"), "{reason}");
     assert_alive(&address);
     eventually("the metric says so", SOON, || {

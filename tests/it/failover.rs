@@ -214,7 +214,7 @@ fn a_worker_that_starts_on_a_standby_awaits_its_promotion() {
 
     let mut worker = WorkerProcess::start(&standby.url("failover"), &[]);
     let address = worker.metrics_address();
-    worker.await_logged(&["the database is away, waited for: at_most=", "in recovery (a standby)"]);
+    worker.await_logged(&["database is away, waiting for it: at_most=", "in recovery (a standby)"]);
     assert_eq!(get(&address, "/livez").0, 200);
     let (status, reason) = get(&address, "/readyz");
     assert!(status == 503 && reason.contains("has not registered yet"), "{status} {reason}");

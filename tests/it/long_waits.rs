@@ -82,7 +82,7 @@ fn worker_that_waits_for_a_long_time_is_alive() {
 
     let begun = Instant::now();
     let waiting = [
-        ("events locked", blind.address.as_str(), Some("the events cannot be read since")),
+        ("events locked", blind.address.as_str(), Some("the events could not be read for")),
         ("workers locked", &silent.address, Some("no heartbeat was answered for")),
         ("handler busy", &busy.address, None),
         ("notifications", &flooded.address, None),

@@ -52,6 +52,7 @@ mod runtimes;
 mod safe_head;
 mod scenarios;
 mod scopes;
+mod screenshots;
 mod sessions;
 mod settings;
 mod shortage;

@@ -214,7 +214,7 @@ fn a_worker_started_at_a_full_pooler_waits_for_room() {
 
             let mut second = WorkerProcess::start(&url, &[]);
             let address = second.metrics_address();
-            second.await_line(&["the database is away, waited for: at_most=", said]);
+            second.await_line(&["database is away, waiting for it: at_most=", said]);
             assert_eq!(get(&address, "/livez").0, 200);
             let (status, reason) = get(&address, "/readyz");
             assert!(status == 503 && reason.contains("has not registered yet"), "{status} {reason}");
@@ -256,9 +256,9 @@ fn a_full_pooler_does_not_delay_a_coordinator() {
     terminate(&mut client, &others);
     occupants.await_sessions();
     append_plainly(&mut client, 100, 10);
-    second.await_line(&["partition given back, connections are lacking"]);
+    second.await_line(&["partition given back, too few connections"]);
     assert_read_models_become_right(&mut client);
-    second.await_line(&["connections are lacking, registering later"]);
+    second.await_line(&["too few connections, will register later"]);
 
     let heartbeats = || -> i64 {
         let (_, metrics) = get(address, "/metrics");
@@ -268,7 +268,7 @@ fn a_full_pooler_does_not_delay_a_coordinator() {
     let enough = heartbeats() + 5;
     eventually("the coordinator continues", SOON, || {
         let (status, reason) = get(address, "/readyz");
-        assert!(status == 503 && reason.contains("it cannot get its connections since"), "{status} {reason}");
+        assert!(status == 503 && reason.contains("it could not get its connections for"), "{status} {reason}");
         (heartbeats() >= enough).then_some(())
     });
     assert_eq!(get(address, "/livez").0, 200);

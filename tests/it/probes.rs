@@ -204,15 +204,15 @@ fn a_lock_on_the_events_does_not_affect_coordination() {
     let mut lock = other.transaction().unwrap();
     lock.batch_execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE").unwrap();
     for (_, address) in &probes {
-        await_unready(address, "the events cannot be read since");
+        await_unready(address, "the events could not be read for");
         let reason = await_unready(address, "lock timeout");
-        assert!(reason.contains("the events cannot be read since"), "{reason}");
+        assert!(reason.contains("the events could not be read for"), "{reason}");
     }
-    await_unready(&process_address, "the events cannot be read since");
+    await_unready(&process_address, "the events could not be read for");
     let log = [
-        ("events are locked, will look again:", "lock timeout"),
-        ("not measured, will retry:", "lock timeout"),
-        ("not ready:", "reason=\"the events cannot be read since"),
+        ("events are locked, will retry:", "lock timeout"),
+        ("measuring failed, will retry:", "lock timeout"),
+        ("not ready:", "reason=\"the events could not be read for"),
     ];
     for (line, error) in log {
         process.await_logged(&["WARN", line, " replica_set=main-projections worker=", error]);
@@ -345,14 +345,14 @@ fn a_worker_that_cannot_coordinate_is_not_ready() {
     let mut other = database.client();
     let mut lock = other.transaction().unwrap();
     lock.batch_execute("LOCK TABLE orchestrator_generations IN ACCESS EXCLUSIVE MODE").unwrap();
-    let reason = await_unready(&address, "the replica set cannot be coordinated since ");
+    let reason = await_unready(&address, "the replica set could not be coordinated for ");
     assert!(reason.contains("lock timeout"), "{reason}");
     eventually("the gauge says so", SOON, || (gauge(&address, "ready") == Some(0.0)).then_some(()));
     assert_eq!(gauge(&address, "database_up"), Some(1.0), "heartbeats are answered");
     assert_alive(&address);
     let failed = "coordination failed, will retry: replica_set=main-projections worker=";
     worker.await_logged(&["ERROR", failed, "lock timeout"]);
-    let reason = "reason=\"the replica set cannot be coordinated since ";
+    let reason = "reason=\"the replica set could not be coordinated for ";
     worker.await_logged(&["WARN", "not ready: replica_set=main-projections worker=", reason]);
 
     lock.rollback().unwrap();
@@ -372,7 +372,7 @@ fn locked_checkpoints_are_logged_at_most_every_30_s() {
     let id = worker_of(&mut client, worker.pid());
     let lost = backends_of(&mut client, id, false);
     terminate(&mut client, &lost);
-    worker.await_line(&["WARN", "events are locked, will look again:", "lock timeout"]);
+    worker.await_line(&["WARN", "events are locked, will retry:", "lock timeout"]);
     // The tailer begins again and again, each time on another connection.
     let mut sessions = BTreeSet::from_iter(backends_of(&mut client, id, false));
     let enough = sessions.len() + 3;

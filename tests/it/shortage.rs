@@ -120,7 +120,7 @@ const OPTIONS: [(&str, &str); 4] = [
 /// How many connections the example `worker` needs: three, and two for each of its projections.
 const NEEDED: usize = 7;
 
-const AWAY: &str = "the database is away, waited for: at_most=";
+const AWAY: &str = "database is away, waiting for it: at_most=";
 
 /// Checks that the newcomer waits for connections that it cannot get for this reason, logs this
 /// line, and takes no partition.
@@ -180,7 +180,7 @@ fn newcomer_waits_while_its_pooler_has_no_more_connections() {
         filler.batch_execute("SELECT 1").unwrap();
         let mut newcomer = WorkerProcess::start(&url, &OPTIONS);
         // The pooler accepts every connection, and lets the statement wait.
-        let line = "the database is away, waited for: at_most=";
+        let line = "database is away, waiting for it: at_most=";
         assert_waits(&mut newcomer, &mut client, line, "no connection from the pool of");
         drop(filler);
         assert_takes_part(&mut first, &mut newcomer, &mut client);
@@ -249,7 +249,7 @@ fn lose_connections(
     first.await_processing(1);
     assert_eq!(state_of(client, worker), ("stopped".into(), Some("left".into())));
     assert_read_models_become_right(client);
-    await_unready(&address, "it cannot get its connections since ");
+    await_unready(&address, "it could not get its connections for ");
     eventually("the gauge says so", SOON, || (gauge(&address, "ready") == Some(0.0)).then_some(()));
     assert_eq!(gauge(&address, "database_up"), Some(1.0));
     assert_alive(&address);
@@ -257,12 +257,12 @@ fn lose_connections(
     for (level, line, subject, reason) in [
         ("WARN", "connection lost:", of_worker.as_str(), "terminating connection"),
         ("WARN", "pool has no connection: database=", "", " error="),
-        ("ERROR", "partition given back, connections are lacking:", &of_worker, reason),
-        ("ERROR", "connections are lacking, registering later:", &of_worker, reason),
+        ("ERROR", "partition given back, too few connections:", &of_worker, reason),
+        ("ERROR", "too few connections, will register later:", &of_worker, reason),
     ] {
         second.await_logged(&[level, line, subject, reason]);
     }
-    second.await_logged(&["WARN", "not ready:", &of_worker, "reason=\"it cannot get its connections since "]);
+    second.await_logged(&["WARN", "not ready:", &of_worker, "reason=\"it could not get its connections for "]);
 
     limit(client, second.pid(), false);
     second.await_logged(&["WARN", "registering again:", of_worker.trim()]);

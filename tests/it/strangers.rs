@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::Names;
 
@@ -162,6 +163,26 @@ fn a_stranger_with_the_migration_lock_is_named() {
     // Once the schema exists, a migration does not wait.
     let _holder = with_lock(&stranger);
     orchestrator().build().unwrap().migrate().unwrap();
+}
+
+#[test]
+fn the_application_migrates_in_turns_that_no_stranger_can_take() {
+    let database = database();
+    let mut client = database.client();
+    let stranger = new_role(&mut client, database.url());
+    WorkerProcess::start(database.url(), &[]).await_processing(1);
+    let turn = "BEGIN; LOCK TABLE orchestrator_replica_sets IN SHARE UPDATE EXCLUSIVE MODE";
+    let denied = Client::connect(&stranger, NoTls).unwrap().batch_execute(turn).unwrap_err();
+    assert_eq!(denied.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE));
+
+    // Another process migrates.
+    let mut other = database.client();
+    other.batch_execute(turn).unwrap();
+    let pid: i32 = other.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    let mut worker = WorkerProcess::start(database.url(), &[("DATABASE_WAIT", "1s")]);
+    worker.await_line(&["migration waits for another session: schema=public", &format!(" pid={pid} user=postgres")]);
+    other.batch_execute("COMMIT").unwrap();
+    worker.await_logged(&["processing:"]);
 }
 
 /// The URL of a new role that may process, but not notify. Notifications fail for other reasons as

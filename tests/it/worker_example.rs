@@ -33,7 +33,7 @@ fn a_worker_exits_and_names_a_wrong_setting() {
         (
             &[("DATABASE_URL", url), ("ORCHESTRATOR_DATABASE_WAIT", "50ms")],
             1,
-            &["the database is away, waited for: at_most=", "cannot connect to 127.0.0.1:1/none as user", "refused"],
+            &["database is away, waiting for it: at_most=", "cannot connect to 127.0.0.1:1/none as user", "refused"],
         ),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_DATABASE_WAIT", "25h")], 2, &["database_wait is 90000s", "24 h"]),
         (&[("DATABASE_URL", url), ("REPLICA_SET", url)], 2, &["replica_set is \"postgres://user:***@", "password"]),
@@ -231,13 +231,13 @@ fn a_worker_started_before_its_server_waits_and_logs_it() {
     server.stop(StopMode::Fast).unwrap();
     let mut worker = WorkerProcess::start_with(&[], &[("DATABASE_URL", &url)]);
     let address = worker.metrics_address();
-    eventually("it is waiting", SOON, || text_of(&mut worker).contains("waited for").then_some(()));
+    eventually("it is waiting", SOON, || text_of(&mut worker).contains("waiting for it").then_some(()));
     let (status, reason) = get(&address, "/readyz");
     assert!(status == 503 && reason.contains("has not registered yet"), "{status} {reason}");
     assert_eq!(get(&address, "/livez"), (200, "ok\n".into()));
 
     let mut told_to_stop = WorkerProcess::start_with(&[], &[("DATABASE_URL", &url)]);
-    eventually("another one is waiting", SOON, || text_of(&mut told_to_stop).contains("waited for").then_some(()));
+    eventually("another one is waiting", SOON, || text_of(&mut told_to_stop).contains("waiting for it").then_some(()));
     told_to_stop.signal(Signal::TERM);
     assert_eq!(told_to_stop.exit_code(), Some(0));
 

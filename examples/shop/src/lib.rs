@@ -1,17 +1,18 @@
-//! A shop: what happens to its orders, a command, and three read models built from the events.
+//! A shop: the events of its orders, a command, and three read models that are built from the
+//! events.
 
 use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, NewEvent, Projection, Scope, Tx, postgres::Client};
 use pupsourcing_orchestrator::{CommandError, DecodeError, EventStore, StreamId};
 use serde::{Deserialize, Serialize};
 
-/// What happened to an order. The variant is the event type, its fields are the payload.
+/// The events of an order. The variant is the event type, and its fields are the payload.
 #[derive(Serialize, Deserialize)]
 pub enum OrderEvent {
     OrderPlaced { product: String, cents: i64 },
     OrderPaid { address: String },
 }
 
-/// An order as its commands see it.
+/// The state of an order, on which its commands decide.
 #[derive(Default)]
 enum Order {
     #[default]
@@ -34,7 +35,8 @@ pub fn order(id: &str) -> StreamId {
     StreamId::new("shop", "Order", id)
 }
 
-/// Pays an order. If another command has changed it meanwhile, this one decides again with the new state.
+/// Pays an order. If another command has changed the order meanwhile, this one decides again with
+/// the new state.
 pub fn pay(client: &mut Client, id: &str, address: &str) -> Result<(), CommandError<BoxError>> {
     let store = EventStore::default();
     store.execute(client, &order(id), Order::default, Order::apply, |order| match order {
@@ -42,7 +44,7 @@ pub fn pay(client: &mut Client, id: &str, address: &str) -> Result<(), CommandEr
         Order::Placed => Ok(vec![NewEvent::encode(&OrderEvent::OrderPaid { address: address.into() })?]),
         Order::Paid => Err("the order has been paid".into()),
     })?;
-    store.hint(client); // so that the workers look at once
+    store.hint(client); // The workers then read the event at once.
     Ok(())
 }
 
@@ -71,7 +73,7 @@ impl Projection for Orders {
     }
 }
 
-/// How many orders each product has. Orders of all workers write the same rows.
+/// How many orders each product has. All workers write the same rows.
 pub struct Products;
 
 impl BatchProjection for Products {
@@ -86,7 +88,7 @@ impl BatchProjection for Products {
                 names.push(product);
             }
         }
-        // Workers that lock the rows in one order, that of their key, cannot deadlock.
+        // Sorted by key: workers that lock the rows in the same order cannot deadlock.
         tx.execute(
             "INSERT INTO products SELECT name, count(*) FROM unnest($1::text[]) AS name GROUP BY name ORDER BY name
              ON CONFLICT (name) DO UPDATE SET orders = products.orders + excluded.orders",
@@ -96,7 +98,7 @@ impl BatchProjection for Products {
     }
 }
 
-/// Where to send the orders that are paid.
+/// The addresses to which paid orders are sent.
 pub struct ToShip;
 
 impl Projection for ToShip {

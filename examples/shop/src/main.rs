@@ -1,4 +1,5 @@
-//! The worker that keeps the read models up to date. Start as many as you like; `--help` lists commands and settings.
+//! The worker that keeps the read models up to date. Start as many of them as you like. `--help`
+//! lists commands and settings.
 
 use pupsourcing_orchestrator::cli;
 use shop::{Orders, Products, TABLES, ToShip};

@@ -1,4 +1,4 @@
-//! What holds for every URL and every key=value string.
+//! Properties of every URL and every key=value string.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +8,7 @@ use proptest::sample::select;
 
 use super::*;
 
-/// What a connection string says.
+/// The content of a connection string.
 #[derive(Debug, Clone)]
 struct Said {
     user: String,
@@ -53,7 +53,8 @@ fn place() -> impl Strategy<Value = Place> {
     ]
 }
 
-/// Any text but the character that PostgreSQL's protocol ends its strings with; with many of those that mean something here.
+/// Any text without the character that ends strings in PostgreSQL's protocol, with many characters
+/// that are special in connection strings.
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![
         "[^\0]{1,12}",
@@ -78,14 +79,14 @@ fn said(password: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Said>
     )
 }
 
-/// Encodes everything, or only what RFC 3986 does not leave unreserved.
+/// Encodes all characters, or only those that are not unreserved in RFC 3986.
 fn encoded(value: &[u8], all: bool) -> String {
     let keep = |byte: u8| !all && (byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
     let encode = |&byte: &u8| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02x}") };
     value.iter().map(encode).collect()
 }
 
-/// In quotes, or with a \ before each character that would mean something without them.
+/// Writes a value in quotes, or with a \ before each character that is special without quotes.
 fn quoted(value: &str, quotes: bool) -> String {
     let special = |c: char| if quotes { "'\\".contains(c) } else { c.is_whitespace() || "'\\".contains(c) };
     let text: String =
@@ -163,10 +164,11 @@ fn pieces() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
 }
 
-/// A word that stands in no error and no other part of a connection string, but might pass for the name of a parameter.
+/// A word that occurs in no error and in no other part of a connection string, but could be the
+/// name of a parameter.
 const WORD: &str = "[jqxz]{6,10}";
 
-/// Words with between them what should have been encoded, and the words.
+/// A password of words with characters between them that should have been encoded, and the words.
 fn careless_password() -> impl Strategy<Value = (String, Vec<String>)> {
     let between = "[@:/?#%&=,' \\\\\\[\\]0-9]{1,3}";
     (prop::collection::vec((between, WORD), 0..4), WORD, "[0-9]{0,2}").prop_map(|(rest, first, digits)| {
@@ -214,7 +216,7 @@ proptest! {
         said.is_what(&order.iter().zip(&forms).map(write).collect::<String>())?;
     }
 
-    /// Wherever the error is, and whatever in the password was not encoded or quoted.
+    /// The error may be anywhere, and any character of the password may not be encoded or quoted.
     #[test]
     fn no_error_repeats_any_password(
         (password, words) in careless_password(),
@@ -244,7 +246,7 @@ proptest! {
         let parsed = parse(&said.url("postgres", false)).expect("it is good");
         let shown = format!("{parsed:?} {}", super::super::target::describe(&parsed.config));
         let password = String::from_utf8(said.password.clone()).expect("it is a word");
-        // Any other part may hold the same letters.
+        // Any other part may contain the same letters.
         let other = format!("{:?}", Said { password: Vec::new(), ..said });
         prop_assert!(!shown.contains(&password) || other.contains(&password), "{}", shown);
     }

@@ -1,4 +1,4 @@
-//! Decodes an event: an enum's variant from the event type, and what the variant holds from the
+//! Decodes an event: an enum's variant from the event type, and the variant's fields from the
 //! payload.
 
 use serde::de::value::StrDeserializer;
@@ -11,7 +11,7 @@ use serde_path_to_error::Track;
 
 use crate::error::BoxError;
 
-/// A payload, as it is stored or after an upcast.
+/// A payload: as stored, or after an upcast.
 pub(super) enum Payload<'a> {
     Text(&'a [u8]),
     Json(Value),
@@ -19,7 +19,7 @@ pub(super) enum Payload<'a> {
 
 /// Why a payload was not decoded.
 pub(super) struct Failed {
-    /// Where in the payload; empty if it is not in one place.
+    /// Where in the payload the problem is; empty if it has no single place.
     pub(super) path: String,
     pub(super) error: BoxError,
 }
@@ -30,7 +30,7 @@ impl Failed {
     }
 }
 
-/// Decodes what the payload is, whatever the event's type is.
+/// Decodes the payload, regardless of the event's type.
 pub(super) fn json<T: DeserializeOwned>(payload: Payload<'_>) -> Result<T, Failed> {
     let mut path = String::new();
     payload.read(&mut path, std::marker::PhantomData::<T>).map_err(|error| Failed { path, error: error.into() })
@@ -43,7 +43,7 @@ pub(super) fn variant<T: DeserializeOwned>(name: &str, payload: Payload<'_>) -> 
 }
 
 impl<'a> Payload<'a> {
-    /// Reads the whole payload. If that fails, `path` is where.
+    /// Reads the whole payload. If that fails, `path` is set to the place of the problem.
     fn read<S: DeserializeSeed<'a>>(self, path: &mut String, seed: S) -> Result<S::Value, Error> {
         let mut track = Track::new();
         let outcome = match self {
@@ -56,7 +56,7 @@ impl<'a> Payload<'a> {
         };
         outcome.inspect_err(|_| {
             let found = track.path().to_string();
-            // How the path of the whole is written.
+            // `serde_path_to_error` writes "." for the payload as a whole.
             if found != "." {
                 *path = found;
             }
@@ -64,7 +64,7 @@ impl<'a> Payload<'a> {
     }
 }
 
-/// The name of a variant, and what it holds.
+/// The name of a variant, and the payload that holds its fields.
 struct Variant<'de, 'p> {
     name: &'de str,
     payload: Payload<'de>,
@@ -83,7 +83,7 @@ impl<'de> Deserializer<'de> for Variant<'de, '_> {
         visitor.visit_enum(self)
     }
 
-    /// A type around an enum.
+    /// Accepts a type that wraps an enum.
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
         visitor.visit_newtype_struct(self)
     }
@@ -128,7 +128,7 @@ impl<'de> VariantAccess<'de> for Variant<'de, '_> {
     }
 }
 
-/// What a variant with unnamed fields holds.
+/// The fields of a variant with unnamed fields.
 struct Tuple<V> {
     fields: usize,
     visitor: V,
@@ -142,7 +142,7 @@ impl<'de, V: Visitor<'de>> DeserializeSeed<'de> for Tuple<V> {
     }
 }
 
-/// What a variant with named fields holds.
+/// The fields of a variant with named fields.
 struct Struct<V> {
     fields: &'static [&'static str],
     visitor: V,

@@ -1,4 +1,4 @@
-//! Encodes an event: an enum's variant as the event type, and what the variant holds as the payload.
+//! Encodes an event: an enum's variant as the event type, and the variant's fields as the payload.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use serde::ser::{Impossible, Serialize, Serializer};
 use serde_json::Error;
 use serde_json::ser::to_vec;
 
-/// The payload of a variant that holds nothing.
+/// The payload of a variant without fields.
 const NOTHING: &[u8] = b"{}";
 
-/// Encodes the variant of an enum: its name, and what it holds.
+/// Encodes the variant of an enum. Returns its name and its payload.
 pub(super) fn variant<T: Serialize + ?Sized>(event: &T) -> Result<(String, Vec<u8>), Error> {
     let (name, holds_nothing) = match event.serialize(Tagger) {
         Err(Tag::Variant { name, holds_nothing }) => (name, holds_nothing),
@@ -19,18 +19,18 @@ pub(super) fn variant<T: Serialize + ?Sized>(event: &T) -> Result<(String, Vec<u
     if holds_nothing {
         return Ok((name.to_owned(), NOTHING.to_vec()));
     }
-    // {"name":payload}
+    // `whole` is {"name":payload}.
     let mut whole = to_vec(event)?;
     let before = to_vec(name)?.len() + 2;
     whole.truncate(whole.len().saturating_sub(1));
     Ok((name.to_owned(), whole.split_off(before.min(whole.len()))))
 }
 
-/// Finds the variant of an enum in serde's default representation: that alone tells a serializer its
-/// name. It looks at nothing else, and returns what it found as the error.
+/// Finds the variant of an enum in serde's default representation, the only one that tells a
+/// serializer the variant's name. It examines nothing else, and returns what it found as the error.
 struct Tagger;
 
-/// What was found.
+/// What [`Tagger`] found.
 #[derive(Debug)]
 enum Tag {
     Variant { name: &'static str, holds_nothing: bool },
@@ -54,7 +54,7 @@ impl serde::ser::Error for Tag {
     }
 }
 
-/// There is no such value.
+/// A type without values.
 enum Never {}
 
 fn no_enum<T>() -> Result<T, Tag> {
@@ -114,7 +114,7 @@ impl Serializer for Tagger {
         Err(Tag::Variant { name, holds_nothing: false })
     }
 
-    /// A type around an enum.
+    /// Accepts a type that wraps an enum.
     fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<Never, Tag> {
         value.serialize(self)
     }

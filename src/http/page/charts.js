@@ -16,7 +16,7 @@ function strip(parts, people) {
   const percent = (keys) => `${(100 * keys) / KEY_SPACE}%`;
   return s('svg', { class: 'strip', role: 'img', 'aria-label': `the key space in ${plural(parts.length, 'part')}` }, parts.map((part) => {
     const owner = people.get(part.owner);
-    const words = part.owner == null ? 'nobody' : owner ? `${owner.host}:${owner.pid}` : part.owner;
+    const words = part.owner == null ? 'no worker' : owner ? `${owner.host}:${owner.pid}` : part.owner;
     return s('svg', { x: percent(part.from), width: percent(part.to - part.from), height: '100%', class: 'part' },
       s('title', {}, `keys ${part.from} to ${part.to - 1}: ${words}`),
       s('rect', { width: '100%', height: '100%', class: colour(owner?.partition) }),
@@ -49,7 +49,10 @@ function causeMark(cause) {
   return s('svg', { class: 'mark', width: 12, height: 12, viewBox: '-6 -6 12 12', 'aria-hidden': 'true' }, shape(cause));
 }
 
-/** Both axes are logarithmic: what happened just now has as much room as what happened last week, and 20 ms as 20 s. */
+/**
+ * Both axes are logarithmic, so recent and old generations, and short and long pauses, have the
+ * same room.
+ */
 function timeLine(all) {
   const oldest = Math.max(10, ...all.map((generation) => generation.at)) * 1.3;
   const x = (at) => 98 - (97 * Math.log1p(at)) / Math.log1p(oldest);

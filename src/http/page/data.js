@@ -1,10 +1,10 @@
 'use strict';
-// Shows what /status answers. Whatever comes from there is put in as text or as a number, never as
-// markup.
+// Shows the answer of /status. Everything in the answer is inserted as text or as a number, never
+// as markup.
 
-// Data: the last answer, and how far each projection has come.
+// Data: the last answer, and the progress of each projection.
 
-/** Seconds that the small plots show, and over which a rate is taken. */
+/** Seconds that the small plots show, and over which a rate is measured. */
 const PLOTTED = 120;
 const RATE_OVER = 3.5;
 
@@ -21,7 +21,7 @@ function now() {
   return performance.now() / 1000;
 }
 
-/** The watched workers by replica set, each with the freshest overview that any of them has. */
+/** Returns the watched workers by replica set, each with the newest overview of any of them. */
 function replicaSets(answer) {
   const sets = new Map();
   for (const worker of answer.workers) {
@@ -36,7 +36,10 @@ function replicaSets(answer) {
   return [...sets.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
 }
 
-/** Notes how far a projection is: the mean over its keys, which no new cut of the checkpoints moves. */
+/**
+ * Records the progress of a projection: the mean position over its keys, which does not change when
+ * the checkpoints are cut along new partitions.
+ */
 function follow(set, projection) {
   const at = known.heardAt - set.age;
   const sizes = projection.checkpoints.map((checkpoint) => size(checkpoint.keys));
@@ -65,7 +68,7 @@ function sum(numbers) {
   return numbers.reduce((a, b) => a + b, 0);
 }
 
-/** The ranges of an int4multirange, half open. */
+/** Returns the half-open ranges of an int4multirange. */
 function ranges(keys) {
   return [...keys.matchAll(/\[(\d+),(\d+)\)/g)].map(([, from, to]) => [Number(from), Number(to)]);
 }
@@ -74,7 +77,7 @@ function size(keys) {
   return sum(ranges(keys).map(([from, to]) => to - from));
 }
 
-/** Who owns which part of the key space: neighbouring ranges of one owner are one. */
+/** Returns the parts of the key space with their owners. Joins neighbouring ranges of one owner. */
 function ownership(projection) {
   const parts = projection.checkpoints
     .flatMap(({ keys, worker_id }) => ranges(keys).map(([from, to]) => ({ from, to, owner: worker_id })))

@@ -1,4 +1,4 @@
-// Elements, and how the page is changed.
+// Elements, and the function that updates the page.
 
 function maker(create) {
   return (tag, attributes, ...children) => {
@@ -12,7 +12,7 @@ function maker(create) {
 const h = maker((tag) => document.createElement(tag));
 const s = maker((tag) => document.createElementNS('http://www.w3.org/2000/svg', tag));
 
-/** A text of the application, in whatever direction it is written. */
+/** Shows a text of the application, which may be written in any direction. */
 function name(text) {
   return h('bdi', { class: 'name', title: text }, text);
 }
@@ -40,12 +40,12 @@ function table(kind, heads, rows) {
   return h('table', { class: kind }, h('thead', {}, head), h('tbody', {}, rows));
 }
 
-/** A cell that has its column's name, for screens without room for columns. */
+/** Makes a cell that has its column's name, for screens that are too small for columns. */
 function cell(label, kind, ...content) {
   return h('td', { 'data-label': label, class: kind }, ...content);
 }
 
-/** Makes one tree like another with as few changes as it takes, so that a selection or an open list stays. */
+/** Makes one tree equal to another with few changes, so that a selection or an open list stays. */
 function patch(old, next) {
   if (old.nodeName !== next.nodeName) return old.replaceWith(next);
   if (old.nodeType === Node.TEXT_NODE) {

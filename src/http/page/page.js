@@ -1,6 +1,6 @@
-// The page: what is wrong, then one article for each replica set.
+// The page: one article for each replica set, which begins with its problems.
 
-/** Seconds after which an answer or an overview is said to be old. */
+/** Seconds after which an answer or an overview is shown as old. */
 const OLD = 4;
 
 function render() {
@@ -24,12 +24,12 @@ function show(parts) {
 }
 
 function cutOff(silent) {
-  return banner('alarm', h('strong', {}, 'Cut off.'), ` This worker has not answered for ${age(silent)}; what is shown is what it said last.`);
+  return banner('alarm', h('strong', {}, 'No answer.'), ` This worker has not answered for ${age(silent)}. The page shows its last answer.`);
 }
 
 function replicaSet(set, silent) {
   const { overview, own } = set;
-  // Ages within the overview are those of the moment when it was loaded.
+  // Ages within the overview are as of the moment when it was loaded.
   const past = overview ? set.age + silent : 0;
   const people = new Map((overview?.workers ?? []).map((worker) => [worker.worker_id, worker]));
   return h('article', {},
@@ -61,20 +61,20 @@ function heading(set, past) {
     h('dl', {}, facts.map(([label, value]) => h('div', {}, h('dt', {}, label), h('dd', {}, value)))));
 }
 
-/** What is wrong with a worker of this process. */
+/** Returns banners for the problems of a worker of this process. */
 function troubles(worker, overview, silent) {
   const found = [];
   if (!worker.database_reachable) {
     const heard = worker.heartbeat_age_seconds;
-    found.push(banner('alarm', h('strong', {}, 'Database out of reach.'),
-      ` The last heartbeat got through ${heard == null ? 'never' : `${age(heard + silent)} ago`}. What is shown of the replica set is from before.`));
+    found.push(banner('alarm', h('strong', {}, 'The database cannot be reached.'),
+      ` ${heard == null ? 'No heartbeat was answered yet' : `The last answered heartbeat was sent ${age(heard + silent)} ago`}. The replica set is shown as it was before.`));
   }
   if (worker.head_blocked && worker.database_reachable) found.push(headBlocked(worker.head_blocked, silent));
-  // Unless the overview, which may be older, says so of it.
+  // Leaves out a projection that the overview, which may be older, already shows as halted.
   const isSaid = (projection) => overview?.projections.some((other) => other.name === projection.name && other.state === 'halted');
   for (const projection of worker.projections.filter((projection) => projection.state === 'halted' && !isSaid(projection))) {
     found.push(banner('alarm', h('strong', {}, 'Halted: '), name(projection.name),
-      ' processes nothing on this worker until it is restarted or the partitions are redistributed.'));
+      ' processes nothing on this worker. Its error is shown below.'));
   }
   return found;
 }
@@ -85,7 +85,7 @@ function headBlocked(blocked, silent) {
     name(blocker.name || 'unnamed'),
     ` (${blocker.pid == null ? 'prepared transaction' : `pid ${blocker.pid}`}${blocker.age_seconds > 0 ? `, open for ${age(blocker.age_seconds + silent)}` : ''})`,
   ]);
-  return banner('notice', h('strong', {}, 'Safe head held back'), ` for ${age(blocked.seconds + silent)} by an open transaction: `, ...by);
+  return banner('notice', h('strong', {}, 'Safe head blocked'), ` for ${age(blocked.seconds + silent)} by an open transaction: `, ...by);
 }
 
 const FAULTS = {
@@ -94,23 +94,23 @@ const FAULTS = {
   deleted: 'its rows were deleted',
 };
 
-/** What is wrong with a projection, whichever worker it concerns. */
+/** Returns a banner for the problem of a projection, on any worker. */
 function trouble(projection, people) {
   const { state, fault } = projection;
   if (state === 'broken') {
     const why = Object.hasOwn(FAULTS, fault) ? FAULTS[fault] : fault;
-    return banner('alarm', h('strong', {}, 'Broken: '), name(projection.name), ` is not processed, ${why}. The log says what to do.`);
+    return banner('alarm', h('strong', {}, 'Broken: '), name(projection.name), ` is not processed: ${why}. The log says what to do.`);
   }
   if (state === 'halted') {
     const halted = projection.checkpoints.filter((checkpoint) => checkpoint.state === 'halted');
-    const where = halted.flatMap(({ worker_id: id }, i) => [i ? ', ' : '', people.has(id) ? place(people.get(id)) : id ?? 'nobody']);
+    const where = halted.flatMap(({ worker_id: id }, i) => [i ? ', ' : '', people.has(id) ? place(people.get(id)) : id ?? 'no worker']);
     return banner('alarm', h('strong', {}, 'Halted: '), name(projection.name), ' stands still on ', ...where, '.');
   }
-  if (state === 'orphaned') return banner('notice', h('strong', {}, 'Orphaned: '), name(projection.name), ' belongs to this replica set, and none of its workers knows it.');
+  if (state === 'orphaned') return banner('notice', h('strong', {}, 'Orphaned: '), name(projection.name), ' belongs to this replica set, but none of its workers knows it.');
   return null;
 }
 
-/** The state that needs most attention, if any does. */
+/** Returns the state that needs most attention, if any does. */
 function worst(overview) {
   return ['broken', 'halted', 'retrying'].find((state) => overview.projections.some((projection) => projection.state === state));
 }

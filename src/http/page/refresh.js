@@ -1,4 +1,4 @@
-// Refresh: asks for the status once a second while the page is visible.
+// Refresh: requests the status once a second while the page is visible.
 
 const POLL_MS = 1000;
 const PATIENCE_MS = 5000;
@@ -15,7 +15,7 @@ async function poll() {
     known.isLost = true;
   }
   render();
-  // A hidden page does not ask.
+  // A hidden page does not request the status.
   if (!document.hidden) timer = setTimeout(poll, POLL_MS);
 }
 

