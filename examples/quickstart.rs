@@ -1,6 +1,7 @@
-//! The main job on a PostgreSQL server that this program starts and removes by itself: while a shop keeps selling, its read models
-//! are built by one worker process, then three, then two, of which one is killed; and in the end every read model is compared with the
-//! events. About 20 seconds.
+//! Shows the library at work, on a PostgreSQL server that this program starts and removes by
+//! itself. While a shop keeps selling, one worker process builds its read models, then three, then
+//! two; one of them is killed. In the end every read model is compared with the events. It takes
+//! about 20 seconds.
 //!
 //! `--serve` runs until Ctrl-C or SIGTERM, and compares then.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a show")]
@@ -212,8 +213,9 @@ impl Worker {
     }
 }
 
-/// Threads that append events. Some transactions stay open for a while and some are rolled back, so events become visible in another
-/// order than that of their positions, and some positions never do.
+/// Threads that append events. Some transactions stay open for a while and some are rolled back, so
+/// events become visible in another order than that of their positions, and some positions never
+/// do.
 struct Writers {
     hurry: Arc<AtomicBool>,
     /// Dropped when they are to stop.

@@ -1,11 +1,13 @@
 //! Checks that the names of tests, which say subject and behaviour, are short enough for a readable
-//! list of results.
+//! list of results, and that comments are narrow enough to be read side by side.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const LONGEST: usize = 60;
+/// The most columns of a line with a comment alone.
+const WIDEST: usize = 100;
 
 #[test]
 fn names_of_tests_are_short() {
@@ -25,6 +27,26 @@ fn names_of_tests_are_short() {
         .map(|(file, name)| format!("{file}: {name} has {} characters", name.len()))
         .collect();
     assert!(long.is_empty(), "at most {LONGEST} are allowed:\n{}", long.join("\n"));
+}
+
+#[test]
+fn comments_are_narrow() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut wide = Vec::new();
+    for file in ["src", "tests", "benches", "examples"].into_iter().flat_map(|folder| sources(&root.join(folder))) {
+        let text = fs::read_to_string(&file).unwrap();
+        for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| is_wide_comment(line)) {
+            wide.push(format!("{}:{number}: {line}", file.strip_prefix(root).unwrap().display()));
+        }
+    }
+    assert!(wide.is_empty(), "at most {WIDEST} columns are allowed:\n{}", wide.join("\n"));
+}
+
+/// A row of a table and an address cannot be wrapped.
+fn is_wide_comment(line: &str) -> bool {
+    let comment = line.trim_start().strip_prefix("//").map(|comment| comment.trim_start_matches(['/', '!', ' ']));
+    line.chars().count() > WIDEST
+        && comment.is_some_and(|comment| !comment.starts_with(['|', '[']) && !comment.contains("://"))
 }
 
 #[test]

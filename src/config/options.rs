@@ -93,7 +93,8 @@ macro_rules! with_options {
             /// longer. A call of a handler is never interrupted.
             batch_time: Duration = (250 ms), (1 ms to 24 h);
 
-            /// The maximum number of bytes of events in one transaction: payload, metadata and texts.
+            /// The maximum number of bytes of events in one transaction: payload, metadata and
+            /// texts.
             ///
             /// An event that is larger by itself is handled alone.
             batch_bytes: Bytes = (8 MiB), (at least 1);

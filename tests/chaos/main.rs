@@ -83,8 +83,8 @@ const SOME_PANIC_WITHIN: usize = 15_000;
 const SOME_ABORT_WITHIN: usize = 40_000;
 
 /// In a run longer than this, the neighbour must succeed at least once with each kind of deed that
-/// it has tried often. Each deed occurs about once in 60 seconds, and may fail because the server is
-/// away or a lock is not available.
+/// it has tried often. Each deed occurs about once in 60 seconds, and may fail because the server
+/// is away or a lock is not available.
 const ALL_DEEDS_WITHIN: Duration = Duration::from_secs(150);
 /// Of six attempts at a statement that waits for all transactions, such as `REINDEX CONCURRENTLY`,
 /// all may be interrupted by chance: about half of them are.

@@ -17,7 +17,7 @@ const MARGIN: f64 = 16.0;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// No window, and nothing but what the page needs.
+/// The options for a browser without a window and with only what the page needs.
 const QUIETLY: [&str; 8] = [
     "--headless",
     "--no-sandbox",
@@ -68,13 +68,13 @@ impl Drop for Browser {
 
 /// A page that stays open, in a browser that takes commands (Chrome's `DevTools` protocol).
 ///
-/// Unlike that of [`rendered`], it runs in real time.
+/// Unlike the browser of [`rendered`], this one runs in real time.
 pub(crate) struct Page {
     commands: ChildStdin,
     answers: BufReader<ChildStdout>,
     /// The number of the last command.
     sent: u64,
-    /// What addresses a command to the page; null for the browser itself.
+    /// The session of the page, to which commands are sent; null for the browser itself.
     session: Value,
     browser: Browser,
     profile: TempDir,
@@ -150,7 +150,7 @@ impl Page {
             self.answers.read_until(0, &mut answer).unwrap();
             assert_eq!(answer.pop(), Some(0), "the browser has ended before it has answered {method}");
             let mut answer: Value = serde_json::from_slice(&answer).unwrap();
-            // What has no number is an event, and no command asks for events.
+            // A message without a number is an event, and no command asks for events.
             if answer["id"] == self.sent {
                 assert!(answer["error"].is_null(), "{method}: {answer}");
                 return answer["result"].take();
