@@ -5,7 +5,9 @@ use postgres::types::Type;
 use postgres::{Client, Row, Transaction};
 
 use super::names::{Names, Own};
-use super::session::{PATIENCE, Session, Sessions};
+#[cfg(feature = "cli")]
+use super::session::PATIENCE;
+use super::session::{Session, Sessions};
 use super::{event_tables, privileges};
 use crate::backoff::Mentions;
 use crate::error::{Error, field};
@@ -108,10 +110,10 @@ fn log_holder(session: &mut Session, names: &Names) {
                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended($1, 0)";
     let table = names.migrations().to_string();
-    log_holders(names, session.run(|client| client.query_typed(sql, &[(&table, Type::TEXT)])));
+    log_holders(names, &session.run(|client| client.query_typed(sql, &[(&table, Type::TEXT)])));
 }
 
-fn log_holders(names: &Names, holders: Result<Vec<Row>, postgres::Error>) {
+fn log_holders(names: &Names, holders: &Result<Vec<Row>, postgres::Error>) {
     for holder in holders.iter().flatten() {
         let (pid, user): (i32, &str) = (holder.get(0), holder.get(1));
         log::warn!(
@@ -223,7 +225,7 @@ pub(crate) fn begin_turn_of_application(client: &mut Client, names: &Names) -> R
                        WHERE l.mode = 'ShareUpdateExclusiveLock' AND l.granted AND l.relation = pg_catalog.to_regclass($1)
                        AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
             let table = names.own(Own::ReplicaSets).to_string();
-            log_holders(names, client.query_typed(sql, &[(&table, Type::TEXT)]));
+            log_holders(names, &client.query_typed(sql, &[(&table, Type::TEXT)]));
         }
     }
     Ok(())
