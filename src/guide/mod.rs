@@ -18,6 +18,7 @@
 //! | set up the server: roles, poolers, standbys | [`postgres`] |
 //! | upgrade, roll back, back up, restore | [`upgrading`] |
 //! | protect it | [`security`] |
+//! | have a short answer | [`questions`] |
 //! | know exactly what is guaranteed | [`guarantees`] |
 //! | compare it with others | [`comparison`] |
 //! | see figures | [`benchmarks`] |
@@ -47,6 +48,7 @@ pages!(
     postgres,
     upgrading,
     security,
+    questions,
     guarantees,
     comparison,
     benchmarks,

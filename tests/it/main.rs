@@ -25,6 +25,7 @@ mod event_tables;
 mod failover;
 mod failures;
 mod feed;
+mod guide;
 mod handles;
 mod hangs;
 mod joins_and_leaves;
