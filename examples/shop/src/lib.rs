@@ -1,5 +1,4 @@
-//! A shop: the events of its orders, a command, and three read models that are built from the
-//! events.
+//! A shop: the events of its orders, a command, and three read models that are built from them.
 
 use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, NewEvent, Projection, Scope, Tx, postgres::Client};
 use pupsourcing_orchestrator::{CommandError, DecodeError, EventStore, StreamId};
@@ -35,8 +34,7 @@ pub fn order(id: &str) -> StreamId {
     StreamId::new("shop", "Order", id)
 }
 
-/// Pays an order. If another command has changed the order meanwhile, this one decides again with
-/// the new state.
+/// Pays an order. If another command has changed it meanwhile, this one decides again.
 pub fn pay(client: &mut Client, id: &str, address: &str) -> Result<(), CommandError<BoxError>> {
     let store = EventStore::default();
     store.execute(client, &order(id), Order::default, Order::apply, |order| match order {

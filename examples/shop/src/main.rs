@@ -1,5 +1,4 @@
-//! The worker that keeps the read models up to date. Start as many of them as you like. `--help`
-//! lists commands and settings.
+//! The worker that keeps the read models up to date. Start as many of them as you like.
 
 use pupsourcing_orchestrator::cli;
 use shop::{Orders, Products, TABLES, ToShip};
