@@ -1,5 +1,6 @@
 //! The guide: one page per task. Each page begins with what you achieve and ends with what can go
-//! wrong.
+//! wrong. Tests compile the Rust of the pages and execute their SQL; shell commands are examples, in
+//! which you put in your own names.
 //!
 //! | you want to | page |
 //! |---|---|

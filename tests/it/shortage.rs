@@ -181,7 +181,7 @@ fn newcomer_waits_while_its_pooler_has_no_more_connections() {
         let mut newcomer = WorkerProcess::start(&url, &OPTIONS);
         // The pooler accepts every connection, and lets the statement wait.
         let line = "database is away, waiting for it: at_most=";
-        assert_waits(&mut newcomer, &mut client, line, "no connection from the pool of");
+        assert_waits(&mut newcomer, &mut client, line, "connect");
         drop(filler);
         assert_takes_part(&mut first, &mut newcomer, &mut client);
     }
@@ -210,7 +210,7 @@ fn newcomer_waits_while_it_may_open_no_more_files() {
     };
     let others = backends(&mut client);
     let mut newcomer = WorkerProcess::start_with_files(files - 3, database.url(), &OPTIONS);
-    assert_waits(&mut newcomer, &mut client, AWAY, "no connection from the pool of 4 within ");
+    assert_waits(&mut newcomer, &mut client, AWAY, "to 127.0.0.1:");
     // Too few files for a connection: the probe itself uses the last file.
     let address = newcomer.metrics_address();
     allow_files(newcomer.pid(), 1);
