@@ -1,6 +1,6 @@
 //! The guide: one page per task. Each page begins with what you achieve and ends with what can go
-//! wrong. Tests compile the Rust of the pages and execute their SQL; shell commands are examples, in
-//! which you put in your own names.
+//! wrong. Tests compile the Rust of the pages and execute their SQL. Shell commands are examples:
+//! put in your own names.
 //!
 //! | you want to | page |
 //! |---|---|

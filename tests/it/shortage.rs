@@ -293,8 +293,8 @@ fn worker_whose_role_is_limited_gives_its_partition_back() {
 fn worker_that_may_open_no_files_gives_its_partition_back() {
     let database = database();
     let mut client = database.client();
-    // The pool, the listener and the tailer lack connections. The one that lacked a connection first
-    // gives the reason, which may be that there is no answer yet.
+    // The pool, the listener and the tailer lack connections. The first of them gives the reason,
+    // which may be that there is no answer yet.
     let reason = " error=";
     lose_connections(database.url(), database.url(), &mut client, reason, |_, pid, is_limited| {
         // Enough for the coordinator's connection, and for the probes.
