@@ -255,6 +255,9 @@ mod tests {
         let writable =
             |schema: &str, roles: &str| Warning::WritableSchema { schema: schema.into(), roles: roles.into() };
         assert_eq!(warnings(), [writable("public", "PUBLIC"), writable("theirs", "meddler")]);
+        admin.batch_execute("ALTER TABLE orchestrator_migrations OWNER TO meddler").unwrap();
+        assert_eq!(warnings(), [writable("public", "PUBLIC")], "the owner of the tables is trusted");
+        admin.batch_execute("ALTER TABLE orchestrator_migrations OWNER TO CURRENT_USER").unwrap();
         admin
             .batch_execute(
                 "ALTER ROLE warned RESET search_path; REVOKE CREATE ON SCHEMA public FROM PUBLIC;
