@@ -74,12 +74,28 @@ impl Scope {
     }
 
     /// What the metadata has to contain, as a JSON object; `None` if it may be anything.
-    pub(crate) fn metadata_object(&self) -> Option<String> {
+    pub(crate) fn metadata_object(&self) -> Option<Value> {
         if self.metadata.is_empty() {
             return None;
         }
         let pairs = self.metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str())));
-        Some(Value::Object(pairs.collect()).to_string())
+        Some(Value::Object(pairs.collect()))
+    }
+
+    /// The scope as JSON text, for everyone who can read the database: a missing member does not
+    /// restrict anything.
+    pub(crate) fn to_json(&self) -> String {
+        let lists = [
+            ("bounded_contexts", &self.bounded_contexts),
+            ("aggregate_types", &self.aggregate_types),
+            ("event_types", &self.event_types),
+        ];
+        let lists = lists.into_iter().filter_map(|(name, list)| Some((name.to_owned(), list.clone()?.into())));
+        let mut members: serde_json::Map<String, Value> = lists.collect();
+        if let Some(metadata) = self.metadata_object() {
+            members.insert("metadata".to_owned(), metadata);
+        }
+        Value::Object(members).to_string()
     }
 
     /// Returns a scope that contains everything that any of these contains, and possibly more.

@@ -20,8 +20,11 @@ GRANT USAGE ON SCHEMA public TO shop_worker, shop_appender;
 GRANT SELECT ON events TO shop_worker;
 GRANT SELECT ON SEQUENCE events_global_position_seq TO shop_worker;
 GRANT SELECT ON orchestrator_migrations TO shop_worker;
-GRANT SELECT, INSERT, UPDATE ON orchestrator_replica_sets, orchestrator_projections TO shop_worker;
-GRANT SELECT, INSERT, UPDATE, DELETE ON orchestrator_generations, orchestrator_workers, orchestrator_checkpoints TO shop_worker;
+GRANT SELECT, INSERT, UPDATE ON orchestrator_replica_sets TO shop_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON orchestrator_generations, orchestrator_workers, orchestrator_projections, orchestrator_checkpoints,
+              orchestrator_parked TO shop_worker;
+GRANT SELECT, UPDATE ON orchestrator_commands TO shop_worker;
+GRANT SELECT, INSERT, DELETE ON orchestrator_discarded TO shop_worker;
 -- It also needs the privileges that its handlers need on the read models.
 
 -- The appender may choose neither the position of an event nor its time. An event far above all

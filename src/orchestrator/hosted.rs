@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::Retry;
 use crate::error::Error;
 use crate::projection::Handler;
-use crate::scope::{Scope, StartAt};
+use crate::scope::StartAt;
 use crate::store::Known;
 use crate::threads::caught;
 
@@ -14,7 +14,6 @@ use crate::threads::caught;
 pub(super) struct Hosted {
     pub(super) handler: Arc<dyn Handler>,
     pub(super) known: Known,
-    pub(super) scope: Scope,
     /// The projection's own settings, if it has any.
     pub(super) retry: Option<Retry>,
 }
@@ -41,8 +40,7 @@ impl Hosted {
                 format!("projection {name:?} cannot start there: positions begin with 1, and 0 is before the first");
             return Err(Error::config("start_at", position.to_string(), problem));
         }
-        let wants_metadata = scope.metadata_object().is_some();
-        Ok(Self { handler, known: Known { name, start_at, wants_metadata }, scope, retry })
+        Ok(Self { handler, known: Known { name, start_at, scope }, retry })
     }
 
     pub(super) fn name(&self) -> &str {

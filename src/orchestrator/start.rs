@@ -148,7 +148,7 @@ impl Start {
             first,
             projections: self.registration.projections.clone(),
             feed: feed.clone(),
-            scope: Scope::union(self.projections.iter().map(|hosted| hosted.scope.clone())),
+            scope: Scope::union(self.projections.iter().map(|hosted| hosted.known.scope.clone())),
             bounds: self.config.bounds(),
             poll: self.config.event_poll,
             // Reports at this interval also show operators that the worker is alive.
@@ -192,7 +192,7 @@ impl Start {
                 pool: pool.clone(),
                 sessions: context.sessions,
                 names: context.names.clone(),
-                scope: hosted.scope.clone(),
+                scope: hosted.known.scope.clone(),
                 bounds: config.bounds(),
                 shortage: context.board.shortage.clone(),
             };
@@ -202,7 +202,7 @@ impl Start {
                 lane,
                 name: hosted.name().into(),
                 handler: hosted.handler.clone(),
-                scope: hosted.scope.clone(),
+                scope: hosted.known.scope.clone(),
                 pool: pool.clone(),
                 feed: feed.clone(),
                 follower: feed.follow(),

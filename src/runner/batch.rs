@@ -9,7 +9,7 @@ use crate::event::Event;
 use crate::metrics::ProjectionMetrics;
 use crate::projection::Handler;
 use crate::store::events::Batch;
-use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Owner, Statements};
+use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Owner, Progress, Statements};
 use crate::store::session::{Session, Sessions};
 use crate::threads::caught;
 use crate::tx::{About, KeptStatements, Tx};
@@ -31,6 +31,8 @@ pub(super) struct Job<'a> {
     pub(super) owner: Owner,
     /// The checkpoint on which the batch follows.
     pub(super) row: &'a Checkpoint,
+    /// Events above this position are counted.
+    pub(super) counted_from: i64,
     pub(super) batch: &'a Batch,
     /// How many events from the front of the batch to handle.
     pub(super) count: usize,
@@ -86,7 +88,9 @@ fn handle_and_commit(session: &mut Session, kept: &mut KeptStatements, job: &Job
     let position = if handled < batch.events.len() { last.position } else { batch.end };
     let begun = Instant::now();
     let refused = |error: postgres::Error| Failure::of_commit(&error, done);
-    match job.statements.advance(&mut *tx, job.row, job.owner, position, last, &mark) {
+    let counted = done.iter().filter(|event| event.global_position() > job.counted_from).count();
+    let progress = Progress { to: position, last, handled: i64::try_from(counted).unwrap_or(i64::MAX) };
+    match job.statements.advance(&mut *tx, job.row, job.owner, progress, &mark) {
         Ok(Advanced::Moved) => {}
         // Dropping the transaction rolls it back.
         Ok(Advanced::Fenced) => return Err(Failure::Fenced),

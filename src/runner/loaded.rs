@@ -24,6 +24,8 @@ pub(super) struct Loaded {
     pub(super) owner: Owner,
     pub(super) connection: Connection,
     pub(super) rows: Rows,
+    /// Events above this position are counted when they are handled.
+    pub(super) counted_from: i64,
     /// Taken right before the rows were loaded.
     mark: Mark,
     /// The events that follow on the first row: an answer of the reader, or the rest of a batch.
@@ -55,8 +57,9 @@ impl Loaded {
             let error = continuity::other_event(names, position, &format!("projection {projection:?}"));
             return Err(Failure::Final(error.into()));
         }
+        let counted_from = found.counted_from;
         let rows = Rows::new(found.rows);
-        Ok(Self { owner, connection, rows, mark, unread: None, reading: None, noted_at: Instant::now() })
+        Ok(Self { owner, connection, rows, counted_from, mark, unread: None, reading: None, noted_at: Instant::now() })
     }
 
     /// Whether this was loaded, or its position was written, longer ago than this time.

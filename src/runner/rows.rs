@@ -39,10 +39,13 @@ impl Rows {
         self.0.front()
     }
 
-    /// The range over which the first may be advanced, if it is below the head.
+    /// The range over which the first may be advanced, if it is below the head. It ends where
+    /// events begin that were never handled, so that a handler can be told which kind its events
+    /// are.
     pub(super) fn range(&self, head: i64) -> Option<Range> {
         let first = self.first()?;
         let upto = self.0.get(1).map_or(head, |next| next.reached.min(head));
+        let upto = if first.reached < first.stored.highest { upto.min(first.stored.highest) } else { upto };
         (first.reached < upto).then(|| Range { keys: first.stored.keys.clone(), after: first.reached, upto })
     }
 
@@ -59,6 +62,7 @@ impl Rows {
         {
             let (kept, gone) = (&mut first.stored, merged.stored);
             kept.keys = kept.keys.union(&gone.keys);
+            kept.highest = kept.highest.max(gone.highest);
             let number = |attempt: Option<Attempt>| attempt.map_or(0, |attempt| attempt.number);
             if number(gone.attempt) > number(kept.attempt) {
                 kept.attempt = gone.attempt;
@@ -77,6 +81,7 @@ impl Rows {
     pub(super) fn store(&mut self, position: i64) {
         if let Some(first) = self.0.front_mut() {
             first.stored.position = position;
+            first.stored.highest = first.stored.highest.max(position);
             first.stored.attempt = first.stored.attempt.filter(|attempt| attempt.event.position > position);
             first.reached = position;
         }
@@ -100,7 +105,7 @@ mod tests {
     use super::*;
 
     fn row(token: i64, k: usize, position: i64) -> Checkpoint {
-        Checkpoint { token, keys: KeySet::partition(k, 4), position, attempt: None }
+        Checkpoint { token, keys: KeySet::partition(k, 4), position, highest: position, attempt: None }
     }
 
     fn bounds(rows: &Rows, head: i64) -> Option<(i64, i64)> {
@@ -125,10 +130,26 @@ mod tests {
         rows.merge();
         assert_eq!(
             rows.first().unwrap().stored,
-            Checkpoint { token: 3, keys: KeySet::from_ranges([(16_384, 49_152)]), position: 20, attempt: None }
+            Checkpoint {
+                token: 3,
+                keys: KeySet::from_ranges([(16_384, 49_152)]),
+                position: 20,
+                highest: 20,
+                attempt: None
+            }
         );
         assert_eq!(bounds(&rows, 99), Some((20, 30)));
         assert_eq!(rows.keys(), KeySet::from_ranges([(0, 49_152)]));
+    }
+
+    #[test]
+    fn range_ends_where_the_events_are_new() {
+        let stored = Checkpoint { highest: 7, ..row(1, 0, 5) };
+        let mut rows = Rows::new(vec![stored]);
+        assert_eq!(bounds(&rows, 6), Some((5, 6)));
+        assert_eq!(bounds(&rows, 9), Some((5, 7)));
+        rows.store(7);
+        assert_eq!(bounds(&rows, 9), Some((7, 9)));
     }
 
     #[test]

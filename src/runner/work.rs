@@ -217,7 +217,7 @@ impl Runner {
     }
 
     fn commit(&self, loaded: &mut Loaded, batch: &Batch, count: usize) -> Result<Committed, Failure> {
-        let Loaded { owner, connection: Connection { session, statements, kept, .. }, rows, .. } = loaded;
+        let Loaded { owner, connection: Connection { session, statements, kept, .. }, rows, counted_from, .. } = loaded;
         let Some(row) = rows.first() else { return Err(Failure::Fenced) };
         let is_pause_requested = || !self.commands.is_empty() || self.context.stop.is_raised();
         let job = Job {
@@ -225,11 +225,14 @@ impl Runner {
             about: About {
                 projection: &self.name,
                 generation: owner.generation,
+                // A batch never contains both kinds of events, see `Rows::range`.
+                is_replay: batch.end <= row.stored.highest,
                 is_pause_requested: &is_pause_requested,
             },
             statements,
             owner: *owner,
             row: &row.stored,
+            counted_from: *counted_from,
             batch,
             count,
             batch_time: self.batch_time,

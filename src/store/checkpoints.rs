@@ -47,6 +47,7 @@ pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registrati
             }
         }
     }
+    declare_scopes(tx, names, &worker.projections).map_err(Error::database(doing))?;
     continuity::verify(tx, names, &worker.projections)
 }
 
@@ -59,9 +60,13 @@ pub(crate) fn begin_again(
     projection: &str,
 ) -> Result<(), postgres::Error> {
     let known = worker.projections.iter().find(|known| known.name == projection);
-    let Some(Known { name, start_at, .. }) = known else { return Ok(()) };
+    let Some(known @ Known { name, start_at, .. }) = known else { return Ok(()) };
     let is_new = owners_of(tx, names, &[name], worker)?.is_empty();
-    if is_new { begin(tx, names, name, *start_at) } else { Ok(()) }
+    if is_new {
+        begin(tx, names, name, *start_at)?;
+        declare_scopes(tx, names, std::slice::from_ref(known))?;
+    }
+    Ok(())
 }
 
 /// Returns the replica set to which each projection belongs, and whether a living worker of it
@@ -137,8 +142,8 @@ fn begin(tx: &mut Transaction<'_>, names: &Names, projection: &str, start: Start
         StartAt::End => (true, 0),
     };
     let sql = names.sql(
-        "INSERT INTO {checkpoints} (projection, keys, position, last_event_position, last_event_id)
-         SELECT $1, $2, start.position, event.global_position, event.event_id
+        "INSERT INTO {checkpoints} (projection, keys, position, highest, last_event_position, last_event_id)
+         SELECT $1, $2, start.position, start.position, event.global_position, event.event_id
          FROM (SELECT CASE WHEN $3 THEN coalesce((SELECT max(global_position) FROM {events}), 0) ELSE $4 END AS position) AS start
          LEFT JOIN {events} event ON event.global_position = start.position",
     );
@@ -151,6 +156,18 @@ fn begin(tx: &mut Transaction<'_>, names: &Names, projection: &str, start: Start
             (&position, Type::INT8),
         ],
     )?;
+    Ok(())
+}
+
+/// Records which events the projections want. If that has changed, the number of handled events
+/// begins again with the next deal.
+fn declare_scopes(tx: &mut Transaction<'_>, names: &Names, projections: &[Known]) -> Result<(), postgres::Error> {
+    let sql = names.sql(
+        "UPDATE {projections} p SET scope = known.scope::jsonb, counted_from = NULL
+         FROM unnest($1, $2) AS known (name, scope) WHERE p.name = known.name AND p.scope <> known.scope::jsonb",
+    );
+    let scopes: Vec<String> = projections.iter().map(|known| known.scope.to_json()).collect();
+    tx.execute_typed(&sql, &[(&Known::names(projections), Type::TEXT_ARRAY), (&scopes, Type::TEXT_ARRAY)])?;
     Ok(())
 }
 

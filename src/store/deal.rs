@@ -16,7 +16,8 @@ use crate::plan::{Deal, Fault, KeySet};
 /// each row is intersected with each share, and the pieces get new tokens. A projection without
 /// shares belongs to no worker. No position is changed: rows of one lane at one position become one
 /// row, other rows stay separate. A merged row keeps the latest of the last events. Every piece
-/// gets what the former owner reported; a merged row keeps the report with the most attempts.
+/// gets what the former owner reported; a merged row keeps the report with the most attempts. The number
+/// of handled events goes to one of the pieces, or begins again if the scope has changed.
 pub(crate) fn apply(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -58,11 +59,14 @@ pub(crate) fn apply(
              WHERE projection <> ALL ($2)
          ), old AS (
              DELETE FROM {checkpoints} WHERE projection = ANY ($1)
-             RETURNING projection, keys, position, last_event_position, last_event_id, {reported}
+             RETURNING projection, keys, position, highest, handled, last_event_position, last_event_id, {reported}
          )
-         INSERT INTO {checkpoints} (projection, keys, position, last_event_position, last_event_id, generation, worker_id, lane,
-                                    {reported})
-         SELECT old.projection, range_agg(piece), old.position, max(old.last_event_position),
+         INSERT INTO {checkpoints} (projection, keys, position, highest, handled, last_event_position, last_event_id, generation,
+                                    worker_id, lane, {reported})
+         SELECT old.projection, range_agg(piece), old.position, max(old.highest),
+                coalesce(sum(old.handled) FILTER (WHERE lower(piece) = lower(old.keys) AND old.projection = ANY (
+                    SELECT name FROM {projections} WHERE counted_from IS NOT NULL)), 0),
+                max(old.last_event_position),
                 (array_agg(old.last_event_id ORDER BY old.last_event_position DESC NULLS LAST))[1], $6, share.worker_id, share.lane,
                 {of_worst}
          FROM old JOIN share USING (projection), unnest(old.keys * share.keys) AS piece
@@ -88,7 +92,8 @@ pub(crate) fn apply(
     .and_then(|_| {
         tx.execute_typed(
             &names.sql_with(
-                "UPDATE {projections} p SET deal = DEFAULT, dealt_state = dealt.state, dealt_as = {digest}, fault = NULL
+                "UPDATE {projections} p SET deal = DEFAULT, dealt_state = dealt.state, dealt_as = {digest}, fault = NULL,
+                        counted_from = coalesce(counted_from, (SELECT max(position) FROM {checkpoints} WHERE projection = p.name))
                  FROM unnest($1::text[], $2::text[]) AS dealt (name, state) WHERE p.name = dealt.name",
                 &[("digest", &inspection::digest_sql(names))],
             ),
@@ -248,7 +253,13 @@ mod tests {
             )
             .unwrap();
         let owner = Owner { worker: WorkerId(Uuid::from_u128(1)), generation: 1 };
-        let row = |token, keys| Checkpoint { token, keys: KeySet::from_ranges([keys]), position: 7, attempt: None };
+        let row = |token, keys| Checkpoint {
+            token,
+            keys: KeySet::from_ranges([keys]),
+            position: 7,
+            highest: 0,
+            attempt: None,
+        };
         let (from, into) = (row(1, (0, 100)), row(2, (100, 65_536)));
         let mut tx = dealer.transaction().unwrap();
         // The state of a deal that has locked its first row.

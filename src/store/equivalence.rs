@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestError, TestRunner};
 
 use super::coordination;
-use super::fence::{self, Advanced, Checkpoint, EventMark, Statements};
+use super::fence::{self, Advanced, Checkpoint, EventMark, Progress, Statements};
 use super::names::Names;
 use super::registration::{Known, Registration};
 use super::session::{Session as Connection, Sessions};
@@ -24,7 +24,7 @@ use crate::plan::{
     WorkerState, WorkerView, plan,
 };
 
-use crate::scope::StartAt;
+use crate::scope::{Scope, StartAt};
 
 const WORKERS: usize = 4;
 const PROJECTIONS: usize = 2;
@@ -132,7 +132,7 @@ fn registration(worker: usize, bits: u8, lanes: usize) -> Registration {
             .map(|number| Known {
                 name: projection_name(number).to_string(),
                 start_at: StartAt::Beginning,
-                wants_metadata: false,
+                scope: Scope::all(),
             })
             .collect(),
         lanes,
@@ -303,7 +303,10 @@ impl Both<'_> {
             let mut tx = self.session.transaction().unwrap();
             let mark = fence::mark(&mut tx, Sessions::Shared, Duration::from_secs(30)).unwrap();
             let last = EventMark { position: to, id: uuid::Uuid::nil() };
-            let advanced = self.statements.advance(&mut tx, stored, real(*owner), to, last, &mark).unwrap();
+            let advanced = self
+                .statements
+                .advance(&mut tx, stored, real(*owner), Progress { to, last, handled: 1 }, &mark)
+                .unwrap();
             tx.commit().unwrap();
             prop_assert!(advanced != Advanced::OtherTransaction);
             advanced == Advanced::Moved

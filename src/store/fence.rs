@@ -34,6 +34,8 @@ pub(crate) struct Checkpoint {
     pub(crate) token: i64,
     pub(crate) keys: KeySet,
     pub(crate) position: i64,
+    /// The highest position that any of the keys ever had.
+    pub(crate) highest: i64,
     /// The attempt that is recorded in it, if there is one.
     pub(crate) attempt: Option<Attempt>,
 }
@@ -82,6 +84,8 @@ pub(crate) enum Advanced {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Owned {
     pub(crate) rows: Vec<Checkpoint>,
+    /// Events above this position are counted when they are handled.
+    pub(crate) counted_from: i64,
     /// A position at which there is another event than the one that was handled: these are not the
     /// events that were handled.
     pub(crate) other_event_at: Option<i64>,
@@ -109,8 +113,20 @@ const NOTHING_REPORTED: &str =
      attempted_at = CASE WHEN attempt_position OPERATOR(pg_catalog.>) $5 THEN attempted_at END,
      attempt_position = CASE WHEN attempt_position OPERATOR(pg_catalog.>) $5 THEN attempt_position END";
 
-/// Token, position, generation and worker; the new position, the last event and its id; the mark.
-type Advance = (i64, i64, i64, Uuid, i64, i64, Uuid, String);
+/// Token, position, generation and worker; the new position, the last event and its id; the mark;
+/// how many of the handled events are counted.
+type Advance = (i64, i64, i64, Uuid, i64, i64, Uuid, String, i64);
+
+/// What a batch has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// The position to which the row moves.
+    pub(crate) to: i64,
+    /// The last event, whether it was handled or parked.
+    pub(crate) last: EventMark,
+    /// How many events were handled that are to be counted.
+    pub(crate) handled: i64,
+}
 
 /// The statements that a runner executes often, prepared on its connection.
 pub(crate) struct Statements {
@@ -125,7 +141,9 @@ impl Statements {
             "SELECT token, keys, position, last_event_position,
                     (SELECT event.event_id OPERATOR(pg_catalog.<>) last_event_id FROM {events} AS event
                      WHERE event.global_position OPERATOR(pg_catalog.=) last_event_position),
-                    attempt_position, attempt_event_id, attempts
+                    attempt_position, attempt_event_id, attempts, highest,
+                    coalesce((SELECT projection.counted_from FROM {projections} AS projection
+                              WHERE projection.name OPERATOR(pg_catalog.=) $1), 0)
              FROM {checkpoints}
              WHERE projection OPERATOR(pg_catalog.=) $1 AND generation OPERATOR(pg_catalog.=) $2
                AND worker_id OPERATOR(pg_catalog.=) $3 AND lane OPERATOR(pg_catalog.=) $4 ORDER BY position, token",
@@ -134,12 +152,12 @@ impl Statements {
         let nothing_reported: (&str, &dyn Display) = ("nothing_reported", &NOTHING_REPORTED);
         let advance = names.sql_with(
             "UPDATE {checkpoints} SET position = $5, last_event_position = $6, last_event_id = $7,
-                    {nothing_reported}, updated_at = pg_catalog.clock_timestamp()
+                    highest = greatest(highest, $5), handled = handled OPERATOR(pg_catalog.+) $9, {nothing_reported}, updated_at = pg_catalog.clock_timestamp()
              WHERE {fence} AND pg_catalog.current_setting('{mark}', true) OPERATOR(pg_catalog.=) $8",
             &[fence, nothing_reported, ("mark", &MARK)],
         );
         let note = names.sql_with(
-            "UPDATE {checkpoints} SET position = $5, {nothing_reported}, updated_at = pg_catalog.clock_timestamp()
+            "UPDATE {checkpoints} SET position = $5, highest = greatest(highest, $5), {nothing_reported}, updated_at = pg_catalog.clock_timestamp()
              WHERE {fence}",
             &[fence, nothing_reported],
         );
@@ -162,6 +180,7 @@ impl Statements {
         let rows = self.owned.query(client, (projection, owner.generation, owner.worker.0, lane))?;
         let other_event = rows.iter().find(|row| row.get::<_, Option<bool>>(4) == Some(true));
         Ok(Owned {
+            counted_from: rows.first().map_or(0, |row| row.get(9)),
             other_event_at: other_event.map(|row| row.get(3)),
             rows: rows
                 .iter()
@@ -169,6 +188,7 @@ impl Statements {
                     token: row.get(0),
                     keys: row.get(1),
                     position: row.get(2),
+                    highest: row.get(8),
                     attempt: row.get::<_, Option<i64>>(5).zip(row.get(6)).map(|(position, id)| Attempt {
                         event: EventMark { position, id },
                         number: u32::try_from(row.get::<_, i32>(7)).unwrap_or(0),
@@ -178,19 +198,19 @@ impl Statements {
         })
     }
 
-    /// Moves a row to a position, in the transaction that was marked. `last` is the last event that
-    /// was handled.
+    /// Moves a row, in the transaction that was marked.
     pub(crate) fn advance(
         &self,
         client: &mut impl GenericClient,
         row: &Checkpoint,
         owner: Owner,
-        to: i64,
-        last: EventMark,
+        progress: Progress,
         mark: &Mark,
     ) -> Result<Advanced, postgres::Error> {
         let Owner { worker, generation } = owner;
-        let values = (row.token, row.position, generation, worker.0, to, last.position, last.id, mark.0.as_str());
+        let Progress { to, last, handled } = progress;
+        let mark_text = mark.0.as_str();
+        let values = (row.token, row.position, generation, worker.0, to, last.position, last.id, mark_text, handled);
         if self.advance.execute(client, values)? == 1 {
             return Ok(Advanced::Moved);
         }
@@ -272,10 +292,11 @@ pub(crate) fn merge(
              DELETE FROM {checkpoints} WHERE token OPERATOR(pg_catalog.=) $5 AND position OPERATOR(pg_catalog.=) $2
              AND generation OPERATOR(pg_catalog.=) $3 AND worker_id OPERATOR(pg_catalog.=) $4
              AND (SELECT pg_catalog.count(*) FROM pair) OPERATOR(pg_catalog.=) 2
-             RETURNING keys, last_event_position, last_event_id, {reported}
+             RETURNING keys, highest, handled, last_event_position, last_event_id, {reported}
          )
          UPDATE {checkpoints} AS kept
-         SET keys = kept.keys OPERATOR(pg_catalog.+) gone.keys,
+         SET keys = kept.keys OPERATOR(pg_catalog.+) gone.keys, highest = greatest(kept.highest, gone.highest),
+             handled = kept.handled OPERATOR(pg_catalog.+) gone.handled,
              last_event_position = CASE WHEN {gone_is_later} THEN gone.last_event_position ELSE kept.last_event_position END,
              last_event_id = CASE WHEN {gone_is_later} THEN gone.last_event_id ELSE kept.last_event_id END,
              {report_of_worse}, updated_at = pg_catalog.clock_timestamp()

@@ -62,7 +62,7 @@ impl Names {
         self
     }
 
-    /// The prefix of the names of the orchestrator's own tables and of its function. Defaults to
+    /// The prefix of the names of the orchestrator's own tables and of its functions. Defaults to
     /// `orchestrator_`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
@@ -131,6 +131,11 @@ impl Names {
         Quoted { schema: &self.schema, prefix: &self.prefix, table: "append" }
     }
 
+    /// The function that records a command.
+    pub(crate) fn command(&self) -> Quoted<'_> {
+        Quoted { schema: &self.schema, prefix: &self.prefix, table: "command" }
+    }
+
     pub(crate) fn own(&self, table: Own) -> Quoted<'_> {
         Quoted { schema: &self.schema, prefix: &self.prefix, table: table.suffix() }
     }
@@ -171,12 +176,24 @@ pub(crate) enum Own {
     Workers,
     Projections,
     Checkpoints,
+    Commands,
+    Parked,
+    Discarded,
     Migrations,
 }
 
 impl Own {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::ReplicaSets, Self::Generations, Self::Workers, Self::Projections, Self::Checkpoints, Self::Migrations];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::ReplicaSets,
+        Self::Generations,
+        Self::Workers,
+        Self::Projections,
+        Self::Checkpoints,
+        Self::Commands,
+        Self::Parked,
+        Self::Discarded,
+        Self::Migrations,
+    ];
 
     pub(crate) fn suffix(self) -> &'static str {
         match self {
@@ -185,6 +202,9 @@ impl Own {
             Self::Workers => "workers",
             Self::Projections => "projections",
             Self::Checkpoints => "checkpoints",
+            Self::Commands => "commands",
+            Self::Parked => "parked",
+            Self::Discarded => "discarded",
             Self::Migrations => "migrations",
         }
     }

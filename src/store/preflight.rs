@@ -165,7 +165,7 @@ pub(crate) fn schema(
 
 /// Refuses scopes by which the table of events cannot be filtered.
 pub(super) fn scopes(tx: &mut Transaction<'_>, names: &Names, projections: &[Known]) -> Result<(), Error> {
-    match projections.iter().find(|known| known.wants_metadata) {
+    match projections.iter().find(|known| known.scope.metadata_object().is_some()) {
         Some(known) => event_tables::metadata_is_jsonb(tx, names, &known.name),
         None => Ok(()),
     }

@@ -107,6 +107,7 @@ parameters!(A, B, C);
 parameters!(A, B, C, D);
 parameters!(A, B, C, D, E);
 parameters!(A, B, C, D, E, F, G, H);
+parameters!(A, B, C, D, E, F, G, H, I);
 parameters!(A, B, C, D, E, F, G, H, I, J);
 
 #[cfg(test)]

@@ -31,14 +31,19 @@ fn schemas(names: &Names) -> Vec<Needed> {
 /// The privileges on tables that a worker needs.
 fn tables(names: &Names) -> Vec<Needed> {
     let mut needed = vec![(names.events().to_string(), "SELECT")];
-    for own in [Own::ReplicaSets, Own::Generations, Own::Workers, Own::Projections, Own::Checkpoints] {
-        let table = names.own(own).to_string();
-        for privilege in ["SELECT", "INSERT", "UPDATE", "DELETE"] {
-            // Replica sets and projections are never deleted.
-            if privilege != "DELETE" || !matches!(own, Own::ReplicaSets | Own::Projections) {
-                needed.push((table.clone(), privilege));
+    for own in Own::ALL {
+        let privileges: &[&str] = match own {
+            // Their version has been read already.
+            Own::Migrations => &[],
+            Own::ReplicaSets => &["SELECT", "INSERT", "UPDATE"],
+            // Only operators give commands.
+            Own::Commands => &["SELECT", "UPDATE"],
+            Own::Discarded => &["SELECT", "INSERT", "DELETE"],
+            Own::Generations | Own::Workers | Own::Projections | Own::Checkpoints | Own::Parked => {
+                &["SELECT", "INSERT", "UPDATE", "DELETE"]
             }
-        }
+        };
+        needed.extend(privileges.iter().map(|privilege| (names.own(own).to_string(), *privilege)));
     }
     needed
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::session::Sessions;
 use crate::plan::WorkerId;
-use crate::scope::StartAt;
+use crate::scope::{Scope, StartAt};
 
 /// What a worker states when it registers.
 #[derive(Debug, Clone)]
@@ -27,8 +27,7 @@ pub(crate) struct Registration {
 pub(crate) struct Known {
     pub(crate) name: String,
     pub(crate) start_at: StartAt,
-    /// Whether its scope filters by metadata.
-    pub(crate) wants_metadata: bool,
+    pub(crate) scope: Scope,
 }
 
 impl Known {

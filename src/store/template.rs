@@ -51,10 +51,11 @@ impl Names {
             "events" => self.events().to_string(),
             "aggregate_heads" => self.aggregate_heads().to_string(),
             "append" => self.append().to_string(),
+            "command" => self.command().to_string(),
             // Without quotes, because the text contains them.
             "schema" => self.schema_name().to_owned(),
             "events_schema" => self.events_schema_name().to_owned(),
-            "workers_by_replica_set" | "checkpoints_by_owner" => self.index(name),
+            "workers_by_replica_set" | "checkpoints_by_owner" | "commands_pending" => self.index(name),
             "all_keys" => key::all_keys(),
             "event_key" => key::event_key(),
             "hash_probe" => key::hash_probe(),
@@ -65,7 +66,7 @@ impl Names {
 }
 
 /// The word before the next closing brace, if there is only a word before it.
-fn word(after: &str) -> Option<&str> {
+pub(super) fn word(after: &str) -> Option<&str> {
     let (word, _) = after.split_once('}')?;
     let is_word = word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');

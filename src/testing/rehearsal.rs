@@ -113,7 +113,8 @@ impl<'a> Stage<'a> {
             let transaction = handling.transaction().map_err(Error::cannot("begin a transaction"))?;
             // No statements are kept, because one that became outdated would fail here.
             let mut kept = KeptStatements::default();
-            let about = About { projection: part.projection.name(), generation: 1, is_pause_requested: &|| false };
+            let (projection, is_pause_requested) = (part.projection.name(), || false);
+            let about = About { projection, generation: 1, is_replay: false, is_pause_requested: &is_pause_requested };
             let mut tx = Tx::new(transaction, &mut kept, about);
             let is_rolled_back = course.rolls_back && !batch.events.is_empty() && rng.u8(..3) == 0;
             let count = if is_rolled_back { rng.usize(1..=batch.events.len()) } else { batch.events.len() };

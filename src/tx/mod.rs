@@ -61,6 +61,7 @@ pub(crate) type KeptStatements = Kept<Statement>;
 pub(crate) struct About<'a> {
     pub(crate) projection: &'a str,
     pub(crate) generation: i64,
+    pub(crate) is_replay: bool,
     pub(crate) is_pause_requested: &'a (dyn Fn() -> bool + Sync),
 }
 
@@ -83,6 +84,18 @@ impl<'a> Tx<'a> {
     /// The number of the generation in which the projection is processed.
     pub fn generation(&self) -> i64 {
         self.about.generation
+    }
+
+    /// Whether the projection has handled these events before, and handles them again after a
+    /// rewind. A handler can then omit what must not be repeated, such as a message to a customer.
+    ///
+    /// The answer is the same for all events of the transaction. It compares positions: an event is
+    /// handled again if its position is not above the highest that its checkpoint ever had. Where
+    /// checkpoints are merged, the highest of them counts for all their keys. So the answer may be
+    /// true for an event that was never handled, if the rewind came while some keys were behind
+    /// others. It is never false for an event that was handled before.
+    pub fn is_replay(&self) -> bool {
+        self.about.is_replay
     }
 
     /// Whether the worker has been asked to pause or to leave. A long-running [batch

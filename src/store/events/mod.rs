@@ -85,7 +85,7 @@ impl EventReader {
         Ok(Self {
             light: Prepared::on(client, &light)?,
             weighed: Prepared::on(client, &weighed)?,
-            metadata: scope.metadata_object(),
+            metadata: scope.metadata_object().map(|object| object.to_string()),
             scope,
             bounds,
             gives_keys,

@@ -3,8 +3,15 @@ CREATE TABLE IF NOT EXISTS {projections} (
     name TEXT PRIMARY KEY,
     replica_set TEXT NOT NULL REFERENCES {replica_sets},
     registered_at TIMESTAMPTZ NOT NULL DEFAULT now(),
-    -- The desired state, and what it was when the keys were last distributed to workers.
+    -- Which events it wants, as a worker last declared it: lists of names, and an object that the
+    -- metadata contains. What is missing is not restricted.
+    scope JSONB NOT NULL DEFAULT '{}',
+    -- The desired state, with who wanted it, when and why; and what it was when the keys were last
+    -- distributed to workers. While a command clears the read model, the latter is 'paused'.
     desired_state TEXT NOT NULL DEFAULT 'running' CHECK (desired_state IN ('running', 'paused')),
+    desired_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    desired_by TEXT,
+    desired_reason TEXT,
     dealt_state TEXT NOT NULL DEFAULT 'running' CHECK (dealt_state IN ('running', 'paused')),
     -- The number of the last distribution; no number is used twice. A runner that knows another
     -- number has to reload its checkpoints.
@@ -14,7 +21,10 @@ CREATE TABLE IF NOT EXISTS {projections} (
     dealt_as BIGINT,
     -- The fault for which the keys are distributed to no worker: the checkpoints were changed by
     -- hand.
-    fault TEXT
+    fault TEXT,
+    -- Events above this position are counted when they are handled. NULL if the count begins again
+    -- with the next distribution, because the scope has changed.
+    counted_from BIGINT
 );
 
 CREATE TABLE IF NOT EXISTS {checkpoints} (
@@ -25,6 +35,12 @@ CREATE TABLE IF NOT EXISTS {checkpoints} (
     projection TEXT NOT NULL REFERENCES {projections},
     keys INT4MULTIRANGE NOT NULL CHECK (keys OPERATOR(pg_catalog.<@) {all_keys} AND NOT pg_catalog.isempty(keys)),
     position BIGINT NOT NULL CHECK (position >= 0),
+    -- The highest position that any of the keys ever had. Up to it, a handler is told that events
+    -- are handled again.
+    highest BIGINT NOT NULL DEFAULT 0,
+    -- How many events above the projection's counted_from were handled. When keys are distributed,
+    -- one of the new rows gets the whole number.
+    handled BIGINT NOT NULL DEFAULT 0,
     -- The last event handled, if there is one. Another event at its position means that these are
     -- not the events that were handled.
     last_event_position BIGINT,
