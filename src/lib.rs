@@ -11,6 +11,7 @@
 //! | have a whole worker program | [`cli::main`] |
 //! | run a worker among the threads of an application | [`Orchestrator`], [`Builder`], [`Handle`] |
 //! | append and read events | [`EventStore`], [`NewEvent`], [`StreamId`] |
+//! | pause, resume or rewind a projection | [`operator`], or the commands of [`cli`] |
 //! | serve metrics, probes and the status page | [`MetricsServer`], [`Metrics`], [`HealthProbe`] |
 //! | test projections | [`testing::Scenario`] |
 //!
@@ -62,6 +63,8 @@ mod leave;
 mod listener;
 mod measure;
 mod metrics;
+mod moment;
+pub mod operator;
 mod orchestrator;
 mod overview;
 mod plan;

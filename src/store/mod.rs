@@ -24,6 +24,7 @@ pub(crate) mod locks;
 pub(crate) mod migrations;
 mod names;
 pub(crate) mod notifications;
+pub(crate) mod operations;
 pub(crate) mod overview;
 pub(crate) mod preflight;
 pub(crate) mod prepared;
