@@ -4,9 +4,11 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgMatches, Command, value_parser};
 
 use super::failure::Failure;
+use super::flags::{json, switch};
+use super::operating::{self, Asked};
 use super::output;
 use super::settings::{self, Setting, Settings};
 use crate::error::redacted;
@@ -19,6 +21,7 @@ pub(super) enum Task {
     Status { json: bool, watch: bool },
     Check { json: bool },
     CatchUp { to_position: Option<i64> },
+    Operate(Asked),
 }
 
 impl Task {
@@ -26,7 +29,7 @@ impl Task {
     pub(super) fn is_service(&self) -> bool {
         match self {
             Self::Run | Self::Migrate { .. } | Self::CatchUp { .. } => true,
-            Self::Status { .. } | Self::Check { .. } => false,
+            Self::Status { .. } | Self::Check { .. } | Self::Operate(_) => false,
         }
     }
 }
@@ -87,14 +90,12 @@ fn task(matches: &ArgMatches) -> Task {
         Some(("status", own)) => Task::Status { json: own.get_flag("json"), watch: own.get_flag("watch") },
         Some(("check", own)) => Task::Check { json: own.get_flag("json") },
         Some(("catch-up", own)) => Task::CatchUp { to_position: own.get_one("to_position").copied() },
-        _ => Task::Run,
+        Some((name, own)) => operating::asked(name, own).map_or(Task::Run, Task::Operate),
+        None => Task::Run,
     }
 }
 
 fn command(program: &str, version: Option<&str>, settings: &[Setting]) -> Command {
-    let switch =
-        |name: &'static str, about: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(about);
-    let json = || switch("json", "Write JSON, for scripts");
     let to_position = Arg::new("to_position")
         .long("to-position")
         .value_name("N")
@@ -107,7 +108,7 @@ fn command(program: &str, version: Option<&str>, settings: &[Setting]) -> Comman
         .max_term_width(100)
         .after_help(
             "Exit codes: 0 done; 1 failed, or an error was found; 2 a setting or an argument is missing or wrong; \
-             128 + n after a second signal n.\n\
+             3 the command for a projection is refused; 4 it is recorded, and not applied yet; 128 + n after a second signal n.\n\
              Each setting is a flag and an environment variable; the flag wins.",
         )
         .args(settings.iter().map(argument))
@@ -126,6 +127,7 @@ fn command(program: &str, version: Option<&str>, settings: &[Setting]) -> Comman
                 .about("Run as a worker until everything that is visible now is processed; exits with 1 if a projection halts")
                 .arg(to_position),
         ])
+        .subcommands(operating::subcommands())
 }
 
 fn argument(setting: &Setting) -> Arg {

@@ -17,7 +17,7 @@ use crate::moment::{parse_rfc3339, rfc3339};
 /// let command = Command::pause("orders").reason("the disk is full").by("kim");
 /// assert_eq!((command.name(), command.projection()), ("pause", "orders"));
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "an Operator executes it"]
 pub struct Command {
     projection: String,
@@ -26,7 +26,7 @@ pub struct Command {
     by: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Action {
     Pause,
     Resume,

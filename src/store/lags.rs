@@ -64,8 +64,7 @@ pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Res
 }
 
 /// Projection, position, lag in events and in seconds for each projection `p` that meets a
-/// condition
-/// and has checkpoints, in SQL.
+/// condition and has checkpoints, in SQL.
 pub(super) fn sql(names: &Names, which: &str) -> String {
     names.sql_with(
         "SELECT c.projection, c.position, greatest(newest.position - c.position, 0),

@@ -6,6 +6,8 @@
 
 mod reading;
 mod records;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use postgres::types::{Json, Type};
 use postgres::{Client, GenericClient, IsolationLevel};
