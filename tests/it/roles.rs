@@ -1,10 +1,11 @@
-//! The three roles of `examples/postgres/roles.sql`: each can do its work with exactly the
+//! The four roles of `examples/postgres/roles.sql`: each can do its work with exactly the
 //! privileges in that file, and not without any of them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use postgres::{Client, NoTls};
-use pupsourcing_orchestrator::{Builder, EventStore, ExpectedVersion, Handle};
+use pupsourcing_orchestrator::operator::{Command, Operator, OperatorError};
+use pupsourcing_orchestrator::{Builder, EventStore, ExpectedVersion, Handle, Names};
 
 use crate::bad_input::SOON;
 use crate::support::ledger::{Ledger, assert_exactly_once, happened, is_complete, thing};
@@ -82,6 +83,87 @@ impl Roles {
     }
 }
 
+/// What the operator does: everything that the type `Operator` offers, and the commands of the
+/// program for operators need no more.
+fn operate(client: &mut Client) -> Result<(), OperatorError> {
+    let operator = Operator::new(Names::default()).unwrap();
+    for command in [Command::pause("p").by("kim").reason("why"), Command::resume("p")] {
+        // There is no worker.
+        match operator.execute(client, &command, SOON) {
+            Err(OperatorError::NoWorker { .. }) => {}
+            Err(error) => return Err(error),
+            Ok(applied) => panic!("{applied}"),
+        }
+    }
+    operator.projections(client)?;
+    operator.history(client, None, 10)?;
+    operator.parked(client, None)?;
+    Ok(())
+}
+
+#[test]
+fn the_operator_needs_each_of_its_privileges() {
+    let mut roles = Roles::migrated();
+    let role = format!("{}_operator", roles.prefix);
+    roles
+        .admin
+        .batch_execute(
+            "INSERT INTO orchestrator_replica_sets (name) VALUES ('set');
+             INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'set')",
+        )
+        .unwrap();
+    let mut client = roles.client("operator");
+    operate(&mut client).unwrap();
+    for revoke in [
+        "INSERT (projection) ON orchestrator_commands",
+        "INSERT (command) ON orchestrator_commands",
+        "INSERT (arguments) ON orchestrator_commands",
+        "INSERT (requested_by) ON orchestrator_commands",
+        "INSERT (reason) ON orchestrator_commands",
+        "SELECT ON orchestrator_commands",
+        "SELECT ON orchestrator_projections",
+        "SELECT ON orchestrator_workers",
+        "SELECT ON orchestrator_checkpoints",
+        "SELECT ON orchestrator_parked",
+        "SELECT (global_position) ON events",
+        "SELECT (created_at) ON events",
+    ] {
+        roles.admin.batch_execute(&format!("REVOKE {revoke} FROM {role}")).unwrap();
+        let error = operate(&mut client).unwrap_err();
+        assert!(matches!(error, OperatorError::Forbidden { .. }), "{revoke}: {error:?}");
+        roles.grant();
+    }
+    operate(&mut client).unwrap();
+    for statement in [
+        "UPDATE orchestrator_commands SET outcome = 'done', applied_at = now()",
+        "INSERT INTO orchestrator_commands (projection, command, requested_as) VALUES ('p', 'pause', 'someone')",
+        "INSERT INTO orchestrator_commands (projection, command, outcome) VALUES ('p', 'pause', 'done')",
+        "INSERT INTO orchestrator_commands (projection, command, requested_at) VALUES ('p', 'pause', now())",
+        "DELETE FROM orchestrator_commands",
+        "UPDATE orchestrator_projections SET desired_state = 'paused'",
+        "UPDATE orchestrator_checkpoints SET position = 0",
+        "DELETE FROM orchestrator_parked",
+        "INSERT INTO orchestrator_discarded (projection) VALUES ('p')",
+        "UPDATE orchestrator_workers SET state = 'stopped'",
+        "SELECT payload FROM events",
+        "UPDATE events SET payload = ''",
+        "SELECT FROM orchestrator_generations",
+        "CREATE TABLE mine (n int)",
+    ] {
+        assert_forbidden(&mut client, statement);
+    }
+    // What the others may not do with commands: a worker gives none, and the appender sees none.
+    assert_forbidden(&mut roles.client("worker"), "SELECT orchestrator_command('p', 'pause')");
+    assert_forbidden(&mut roles.client("appender"), "SELECT orchestrator_command('p', 'pause')");
+    assert_forbidden(&mut roles.client("appender"), "SELECT FROM orchestrator_commands");
+}
+
+#[track_caller]
+fn assert_forbidden(client: &mut Client, statement: &str) {
+    let error = client.batch_execute(statement).unwrap_err();
+    assert_eq!(error.code().map(postgres::error::SqlState::code), Some("42501"), "{statement}: {error:?}");
+}
+
 #[test]
 fn the_documented_privileges_are_sufficient() {
     let mut roles = Roles::migrated();
@@ -111,8 +193,7 @@ fn the_documented_privileges_are_sufficient() {
         ("appender", "DELETE FROM events"),
         ("appender", "SELECT FROM orchestrator_checkpoints"),
     ] {
-        let error = roles.client(role).batch_execute(statement).unwrap_err();
-        assert_eq!(error.code().map(postgres::error::SqlState::code), Some("42501"), "{role}: {statement}: {error:?}");
+        assert_forbidden(&mut roles.client(role), statement);
     }
 }
 
