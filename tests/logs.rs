@@ -14,7 +14,11 @@ use std::path::Path;
 const DOCUMENTED: [&str; 3] = ["error", "warn", "info"];
 
 /// Fields whose values are numbers, ids or durations, which never need quotes.
-const PLAIN: [&str; 26] = [
+const PLAIN: [&str; 30] = [
+    "command",
+    "id",
+    "outcome",
+    "position",
     "worker",
     "waited",
     "generation",

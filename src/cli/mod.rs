@@ -46,7 +46,7 @@
 //! | `remove NAME` | forgets a projection that no running worker knows |
 //! | `parked [NAME]` | shows the aggregates whose events are not handled, because one failed |
 //! | `replay NAME (--all \| --aggregate CONTEXT/TYPE/ID \| --error-like TEXT)` | handles them again |
-//! | `discard NAME --event ID --reason …` | never handles the failed event, and replays those after it |
+//! | `discard NAME --event ID --reason …` | never handles an event that fails; the aggregate goes on after it |
 //! | `history [NAME]` | shows the last commands: who gave them, why, and what they did |
 //!
 //! `run` and `catch-up` migrate first, and wait for a server that is away. Each line of `check` is

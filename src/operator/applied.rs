@@ -69,7 +69,7 @@ impl fmt::Display for Applied {
                 let parts = parts.map(|parts| parts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("/"));
                 let aggregate = parts.map_or_else(String::new, |aggregate| format!(" of {aggregate}"));
                 let position = self.at_position("at position", "position");
-                write!(f, "{projection} discards the event{position}{aggregate}, and replays those after it")
+                write!(f, "{projection} will not handle the event{position}{aggregate}")
             }
         }
     }
@@ -126,9 +126,9 @@ mod tests {
             (
                 "discard",
                 json!({"position": 7, "aggregate": ["shop", "Order", "a/b"]}),
-                "p discards the event at position 7 of shop/Order/a/b, and replays those after it",
+                "p will not handle the event at position 7 of shop/Order/a/b",
             ),
-            ("discard", json!([]), "p discards the event, and replays those after it"),
+            ("discard", json!([]), "p will not handle the event"),
         ] {
             let applied = Applied { id: 1, command, projection: "p".into(), result };
             assert_eq!(applied.to_string(), words);

@@ -128,7 +128,7 @@ pub(crate) fn subcommands() -> [Subcommand; 9] {
             ])
             .group(ArgGroup::new("which").args(["all", "aggregate", "error-like"]).required(true)),
         command("discard", true)
-            .about("Never handle the event at which an aggregate is parked, and replay those after it")
+            .about("Never handle an event that fails; if its aggregate is parked, replay those after it")
             .arg(needed("event", "ID").required(true).value_parser(event).help("The id of the event")),
     ]
 }

@@ -220,7 +220,8 @@ orders      running  n/a               1000       0   0.0 s      12.3       0
 revenue     halted   0.1.0, 0.2.0         7     993  50 min       n/a       0  no such customer
 
 revenue is halted: no such customer
-  correct the cause, then it goes on by itself; until then, stop its attempts with: shop pause revenue --reason …";
+  correct the cause, then it goes on by itself
+  never to handle the event: shop discard revenue --event ID --reason …";
         assert_eq!(projections_shown("shop", &seen, false), shown);
         let json = serde_json::to_value(&seen).unwrap();
         assert_eq!((&json[0]["name"], &json[0]["events_per_second"]), (&json!("orders"), &json!(12.34)));

@@ -13,10 +13,14 @@ pub(super) fn remedies(program: &str, projection: &ProjectionRecord) -> Vec<Stri
     let at = projection.failing_event.map_or_else(String::new, |event| format!(" at event {event}"));
     let error = projection.error.as_deref().map_or_else(|| "no error is recorded".to_owned(), one_line);
     match state.as_str() {
-        "halted" => said.push(format!(
-            "{shown} is halted{at}: {error}\n  correct the cause, then it goes on by itself; until then, stop its attempts with: {}",
-            command("pause", " --reason …")
-        )),
+        "halted" => {
+            // Without a recorded event, the error names its id.
+            let event = projection.failing_event.map_or_else(|| "ID".to_owned(), |event| event.to_string());
+            said.push(format!(
+                "{shown} is halted{at}: {error}\n  correct the cause, then it goes on by itself\n  never to handle the event: {}",
+                command("discard", &format!(" --event {event} --reason …"))
+            ));
+        }
         "retrying" => said.push(format!("{shown} is being retried{at}: {error}")),
         "broken" => {
             let fault = projection.fault.as_deref().map_or_else(|| "no fault is recorded".to_owned(), one_line);
@@ -99,7 +103,8 @@ pub(super) mod tests {
             (
                 halted,
                 "orders is halted at event 00000000-0000-0000-0000-000000000000: no such customer\n  correct the cause, then it \
-                 goes on by itself; until then, stop its attempts with: worker pause orders --reason …\n\
+                 goes on by itself\n  never to handle the event: worker discard orders --event 00000000-0000-0000-0000-000000000000 \
+                 --reason …\n\
                  orders has 1 parked aggregate\n  look with: worker parked orders\n  after the cause is corrected: worker replay \
                  orders --all",
             ),
