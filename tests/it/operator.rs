@@ -291,3 +291,41 @@ fn projections_are_listed_as_workers_process_them() {
     worker.shutdown(SOON).unwrap();
     assert_eq!(operator().projections(&mut client).unwrap()[0].state, "stopped");
 }
+
+/// The workers look by themselves only every ten seconds.
+#[test]
+fn workers_apply_commands_as_soon_as_they_are_notified() {
+    let database = database();
+    let mut client = prepared(&database);
+    let patient = || builder(database.url(), "set").poll_interval(Duration::from_secs(10));
+    let workers = [(); 2].map(|()| start(patient(), vec![Box::new(Ledger::named("p"))]));
+    await_running(&workers.each_ref());
+    append_plainly(&mut client, 50, 10);
+    eventually("all are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    let operator = operator().replica_set("set");
+    let begun = Instant::now();
+    let mut execute = |command: &Command| operator.execute(&mut client, command, SOON);
+    let said = execute(&Command::pause("p").by("kim").reason("a test")).unwrap().to_string();
+    assert!(said.starts_with("p is paused at position ") && said.ends_with(" on 2 workers"), "{said}");
+    let refused = execute(&Command::pause("p")).unwrap_err().to_string();
+    assert!(refused.contains("was refused: it is paused already") && refused.contains("by kim (a test)"), "{refused}");
+    let said = execute(&Command::resume("p")).unwrap().to_string();
+    assert!(said.starts_with("p is resumed at position ") && said.ends_with(" on 2 workers"), "{said}");
+    let rewound = execute(&Command::rewind("p", RewindTo::Position(20))).unwrap();
+    assert_eq!(rewound.position(), Some(20));
+    assert!(rewound.to_string().starts_with("p is rewound from position 50 to position 20 in "), "{rewound}");
+    let refused = execute(&Command::remove("p")).unwrap_err().to_string();
+    assert!(refused.contains("workers that run know it"), "{refused}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+
+    eventually("all are handled again", SOON, || is_complete(&mut client, "p").then_some(()));
+    assert_exactly_once(&mut client, "p");
+    let record = operator.projections(&mut client).unwrap().remove(0);
+    assert_eq!((record.desired_state.as_str(), record.pending_commands), ("running", 0));
+    let outcomes: Vec<_> =
+        operator.history(&mut client, Some("p"), 10).unwrap().into_iter().map(|r| r.outcome).collect();
+    assert_eq!(outcomes, ["refused", "done", "done", "refused", "done"].map(|outcome| Some(outcome.to_owned())));
+    for worker in workers {
+        worker.shutdown(SOON).unwrap();
+    }
+}
