@@ -260,7 +260,7 @@ ID  REQUESTED             PROJECTION  COMMAND               BY   ROLE     OUTCOM
             replay_requested_at: Some(SystemTime::UNIX_EPOCH),
             ..parked("orders")
         };
-        let shown = parked_shown("shop", &[record.clone()], false);
+        let shown = parked_shown("shop", std::slice::from_ref(&record), false);
         let id = Uuid::nil();
         let row = format!(
             "orders      shop/Order/it's 7         8  OrderPlaced  {id}         8  1970-01-01T00:00:00Z  requested  it is bad"
