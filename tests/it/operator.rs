@@ -297,7 +297,10 @@ fn projections_are_listed_as_workers_process_them() {
 fn workers_apply_commands_as_soon_as_they_are_notified() {
     let database = database();
     let mut client = prepared(&database);
-    let patient = || builder(database.url(), "set").poll_interval(Duration::from_secs(10));
+    let patient = || {
+        let rarely = Duration::from_secs(10);
+        builder(database.url(), "set").poll_interval(rarely).heartbeat_interval(rarely).stale_worker_timeout(rarely * 3)
+    };
     let workers = [(); 2].map(|()| start(patient(), vec![Box::new(Ledger::named("p"))]));
     await_running(&workers.each_ref());
     append_plainly(&mut client, 50, 10);
