@@ -31,10 +31,12 @@ mod privileges;
 pub(crate) mod progress;
 mod registration;
 pub(crate) mod safe_head;
+mod scopes;
 pub(crate) mod sequence;
 pub(crate) mod session;
 mod template;
 pub(crate) mod view;
+pub(crate) mod waiting;
 
 #[cfg(test)]
 mod equivalence;
