@@ -34,3 +34,7 @@ GRANT INSERT (bounded_context, aggregate_type, aggregate_id, aggregate_version, 
               correlation_id, causation_id, metadata) ON events TO shop_appender;
 GRANT USAGE ON SEQUENCE events_global_position_seq TO shop_appender;
 GRANT SELECT, INSERT, UPDATE ON aggregate_heads TO shop_appender;
+-- To wait for projections, it reads how far they are, and why they do not get on. An application
+-- that does not wait needs none of this.
+GRANT SELECT ON orchestrator_workers, orchestrator_projections, orchestrator_checkpoints, orchestrator_commands, orchestrator_parked
+    TO shop_appender;
