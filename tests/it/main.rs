@@ -62,5 +62,6 @@ mod storm;
 mod strangers;
 mod support;
 mod tls;
+mod waiting;
 mod worker_example;
 mod zombies;
