@@ -89,7 +89,7 @@ pub use config::Retry;
 pub use database::{AsClient, Connection, Database};
 pub use error::{BoxError, Error};
 pub use event::{DecodeError, EncodeError, Event, EventParts, NewEvent, StreamId};
-pub use event_store::{AppendError, AppendResult, CommandError, EventStore, ExpectedVersion, LoadError};
+pub use event_store::{AppendError, AppendResult, CommandError, EventStore, ExpectedVersion, LoadError, WaitError};
 #[cfg(feature = "http")]
 pub use http::{MetricsServer, MetricsServerBuilder};
 pub use metrics::Metrics;

@@ -59,6 +59,7 @@ mod start;
 #[path = "../support/mod.rs"]
 mod support;
 mod upserts;
+mod waiting;
 mod worker;
 mod workers;
 mod writer;
@@ -72,7 +73,7 @@ use support::worker_process::as_worker;
 /// The name of a section, and the function that measures it.
 type Section = (&'static str, fn(&mut Lab));
 
-const SECTIONS: [Section; 14] = [
+const SECTIONS: [Section; 15] = [
     ("catch_up", catch_up::measure),
     ("batch_size", batch_size::measure),
     ("upserts", upserts::measure),
@@ -83,6 +84,7 @@ const SECTIONS: [Section; 14] = [
     ("memory", memory::measure),
     ("live_tail", live_tail::measure),
     ("latency", latency::measure),
+    ("waiting", waiting::measure),
     ("start", start::measure),
     ("append", append::measure),
     ("idle", idle::measure),

@@ -39,6 +39,7 @@ pub(crate) mod sequence;
 pub(crate) mod session;
 mod template;
 pub(crate) mod view;
+pub(crate) mod waiting;
 
 #[cfg(test)]
 mod equivalence;

@@ -65,5 +65,6 @@ mod storm;
 mod strangers;
 mod support;
 mod tls;
+mod waiting;
 mod worker_example;
 mod zombies;
