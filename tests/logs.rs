@@ -14,7 +14,7 @@ use std::path::Path;
 const DOCUMENTED: [&str; 3] = ["error", "warn", "info"];
 
 /// Fields whose values are numbers, ids or durations, which never need quotes.
-const PLAIN: [&str; 26] = [
+const PLAIN: [&str; 27] = [
     "worker",
     "waited",
     "generation",
@@ -37,6 +37,7 @@ const PLAIN: [&str; 26] = [
     "thread_id",
     "positions",
     "events",
+    "event",
     "lane",
     "position",
     "lag",

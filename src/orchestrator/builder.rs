@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::hosted::Hosted;
 use super::worker::Orchestrator;
-use crate::config::{Bytes, Config, Declared, Retry, setter, setters, variable, with_options};
+use crate::config::{Bytes, Config, Declared, OnFailure, Retry, setter, setters, variable, with_options};
 use crate::database::Database;
 use crate::error::Error;
 use crate::metrics::Metrics;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::declared::{declaration, forwarded};
-use crate::config::Retry;
+use crate::config::{OnFailure, Retry};
 use crate::error::BoxError;
 use crate::event::Event;
 use crate::scope::{Scope, StartAt};

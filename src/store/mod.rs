@@ -25,6 +25,7 @@ pub(crate) mod migrations;
 mod names;
 pub(crate) mod notifications;
 pub(crate) mod overview;
+pub(crate) mod parked;
 pub(crate) mod preflight;
 pub(crate) mod prepared;
 mod privileges;

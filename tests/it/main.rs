@@ -35,6 +35,7 @@ mod logins;
 mod logs;
 mod long_waits;
 mod many_at_once;
+mod parking;
 mod payloads;
 mod poison;
 mod poolers;
