@@ -98,8 +98,8 @@ macro_rules! quantity {
     ($($word:ident)+) => { None };
 }
 
-/// `at least 1`, `1 to 64`, `10 ms to 24 h`, `on or off`, `halt or park at least 1`. A default that depends on other options
-/// is a relation.
+/// `at least 1`, `1 to 64`, `10 ms to 24 h`, `on or off`, `halt or park at least 1`. A default that
+/// depends on other options is a relation.
 macro_rules! bounds {
     (on or off) => {
         Bounds { least: (false, "off"), most: None }

@@ -2,12 +2,12 @@
 //!
 //! *Invariants.* A position changes only by [`advance`](Statements::advance), by [`pass`] if the
 //! event is parked, or by [`note`](Statements::note) if no event was handled. All name the row's
-//! token, the position from which it moves, the generation and the worker (I1, I4). A worker that lost the row, or that did
-//! not learn that its commit succeeded, changes nothing and must not commit. Because of the token,
-//! a batch that was begun before a row was taken away cannot commit after the same worker has got
-//! the row back, at the same position. `advance` works only in the transaction that [`mark`] has
-//! marked: a handler that ended this transaction has committed or rolled back what belongs to the
-//! batch, so the rest must not be committed either.
+//! token, the position from which it moves, the generation and the worker (I1, I4). A worker that
+//! lost the row, or that did not learn that its commit succeeded, changes nothing and must not
+//! commit. Because of the token, a batch that was begun before a row was taken away cannot commit
+//! after the same worker has got the row back, at the same position. `advance` works only in the
+//! transaction that [`mark`] has marked: a handler that ended this transaction has committed or
+//! rolled back what belongs to the batch, so the rest must not be committed either.
 //!
 //! These statements are executed beside a handler, under the settings of the application: its
 //! search path, its role. So each function, operator and type in them is qualified. To put

@@ -10,10 +10,13 @@ use pupsourcing_orchestrator::{
     BatchProjection, BoxError, Builder, Event, Handle, OnFailure, Passing, Projection, ProjectionState, Retry, Tx,
 };
 
-use crate::support::handlers::{meddled, prepared};
+use crate::support::cluster::assert_read_models_become_right;
+use crate::support::handlers::{Meddled, meddled, prepared};
+use crate::support::insert::insert;
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, handled, is_complete};
 use crate::support::metrics::projection_metric;
 use crate::support::parking::{accounts, assert_accounts, await_parked, discard, parked, replay};
+use crate::support::worker_process::{Signal, WorkerProcess};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
 
@@ -456,7 +459,7 @@ fn a_replay_runs_beside_new_events_and_keeps_the_order() {
     let fault = Fault::new();
     let struck = fault.clone();
     let slow = Ledger { takes: Duration::from_millis(1), ..Ledger::named("p") };
-    let projection: Box<dyn Projection> = Box::new(crate::support::handlers::Meddled {
+    let projection: Box<dyn Projection> = Box::new(Meddled {
         ledger: slow,
         before: Box::new(move |_, event| if event.global_position() == 5 { struck.strike() } else { Ok(()) }),
     });
@@ -542,4 +545,118 @@ fn a_parked_event_is_no_replay_unless_a_rewind_came_before() {
     seen.dedup();
     assert_eq!(seen, [(1, false), (5, true), (9, true), (13, false), (17, false)]);
     worker.shutdown(SOON).unwrap();
+}
+
+/// Appends this many events of the aggregate `poison-1`.
+fn append_poison(client: &mut Client, events: i64) {
+    let columns = [("aggregate_id", "'poison-1'"), ("event_type", "'Poison'"), ("aggregate_version", "i")];
+    client.execute(&insert("generate_series(1, $1::bigint) AS i", &columns), &[&events]).unwrap();
+}
+
+#[track_caller]
+fn await_read_models(client: &mut Client) {
+    assert_read_models_become_right(client);
+    assert_accounts(client);
+}
+
+const SHORT_WAITS: [(&str, &str); 5] = [
+    ("SESSION_LOSS_GRACE", "200ms"),
+    ("POLL_INTERVAL", "100ms"),
+    ("RETRY_FIRST_DELAY", "20ms"),
+    ("RETRY_ATTEMPTS", "3"),
+    ("ON_FAILURE", "park:5"),
+];
+
+fn worker_with(url: &str, more: &[(&str, &str)]) -> WorkerProcess {
+    WorkerProcess::start_program("chaos_worker", url, &[&SHORT_WAITS, more].concat())
+}
+
+/// Starts workers again whenever they end, until this is true. Returns how often they have ended.
+#[track_caller]
+fn supervised(url: &str, options: &[(&str, &str)], mut is_over: impl FnMut() -> bool) -> usize {
+    let mut workers = [(); 2].map(|()| worker_with(url, options));
+    let mut crashes = 0;
+    eventually("the workers come to an end", 2 * SOON, || {
+        for process in &mut workers {
+            if process.ended().is_some() {
+                crashes += 1;
+                *process = worker_with(url, options);
+            }
+        }
+        is_over().then_some(())
+    });
+    crashes
+}
+
+#[test]
+fn an_event_that_ends_every_process_is_parked_and_given_up() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 50, 10);
+    append_poison(&mut client, 3);
+    append_plainly(&mut client, 50, 10);
+    let mut observer = database.client();
+    let aborts = [("ABORT_ON", "Poison")];
+    let crashes = supervised(database.url(), &aborts, || parked(&mut observer, "event_type_counts").len() == 1);
+    assert_eq!(crashes, 3, "as often as it may be tried");
+    let row = parked(&mut client, "event_type_counts").remove(0);
+    assert_eq!((row.aggregate.as_str(), row.position, row.attempts), ("poison-1", 51, 3));
+    assert!(row.error.contains("were interrupted") && row.error.contains("global position 51 "), "{row:?}");
+
+    // Its replay does not end the workers without end.
+    replay(&mut client, "event_type_counts");
+    let is_given_up = || {
+        let row = parked(&mut observer, "event_type_counts").remove(0);
+        row.attempts == 4 && !row.is_requested
+    };
+    let crashes = supervised(database.url(), &aborts, is_given_up);
+    assert_eq!(crashes, 3);
+    let row = parked(&mut client, "event_type_counts").remove(0);
+    assert!(row.error.contains("3 attempts") && row.error.contains("global position 51 "), "{row:?}");
+    assert_eq!((row.position, row.errors.len()), (51, 2));
+
+    let _fixed = worker_with(database.url(), &[("ON_FAILURE", "park:5:replay-at-start")]);
+    await_read_models(&mut client);
+    assert!(parked(&mut client, "event_type_counts").is_empty());
+}
+
+#[test]
+fn a_replay_whose_process_is_killed_is_continued_by_another() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 20, 2);
+    let small = [("BATCH_SIZE", "10")];
+    let mut first = worker_with(database.url(), &small);
+    first.await_processing(1);
+    await_read_models(&mut client);
+    client
+        .batch_execute("ALTER TABLE aggregate_activity ADD CONSTRAINT wrong CHECK (aggregate_id <> 'poison-1')")
+        .unwrap();
+    append_poison(&mut client, 200);
+    append_plainly(&mut client, 20, 2);
+    let row = await_parked(&mut client, "aggregate_activity", 1).remove(0);
+    assert!(row.error.contains("wrong"), "{row:?}");
+    client
+        .batch_execute(
+            "ALTER TABLE aggregate_activity DROP CONSTRAINT wrong;
+             CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN IF new.aggregate_id = 'poison-1' THEN PERFORM pg_sleep(0.05); END IF; RETURN new; END $$;
+             CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON aggregate_activity FOR EACH ROW EXECUTE FUNCTION slow()",
+        )
+        .unwrap();
+    replay(&mut client, "aggregate_activity");
+    let mut position = row.position;
+    for _ in 0..3 {
+        let next = worker_with(database.url(), &small);
+        position = eventually("the replay makes progress", SOON, || {
+            parked(&mut client, "aggregate_activity").first().map(|row| row.position).filter(|at| *at > position + 20)
+        });
+        first.signal(Signal::KILL);
+        first.await_end();
+        assert_accounts(&mut client);
+        first = next;
+    }
+    await_read_models(&mut client);
+    eventually("nothing is parked", SOON, || parked(&mut client, "aggregate_activity").is_empty().then_some(()));
+    await_read_models(&mut client);
 }
