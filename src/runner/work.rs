@@ -130,6 +130,7 @@ impl Runner {
             journal.running(&loaded.rows, trouble.is_failing());
             return idle(loaded, wait);
         };
+        loaded.attempted = None;
         let mut batch = match loaded.unread.take() {
             Some(read) => read.map_err(Failure::of_reading)?,
             None => match pulse.judged(|| self.in_memory(&range, trouble)) {
