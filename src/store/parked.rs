@@ -259,3 +259,195 @@ fn change(
 fn whole(number: u32) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use postgres::Client;
+
+    use super::*;
+    use crate::plan::WorkerId;
+    use crate::scope::Scope;
+    use crate::store::fence::{self, Checkpoint, Owner};
+    use crate::store::session::Sessions;
+    use crate::store::testing;
+
+    const OWNER: Owner = Owner { worker: WorkerId(Uuid::from_u128(1)), generation: 1 };
+
+    /// Five events of two aggregates in turn, and a checkpoint at position 2.
+    fn begin() -> (Client, Checkpoint, Vec<Event>) {
+        let mut client = testing::connect_with_projection();
+        client
+            .batch_execute(
+                "INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+                 SELECT 'test', 'Thing', chr(97 + i % 2), 1 + i / 2, gen_random_uuid(), 'Type' || i, '' FROM generate_series(0, 4) AS i;
+                 INSERT INTO orchestrator_checkpoints (projection, keys, position, generation, worker_id)
+                 VALUES ('p', '{[0,65536)}', 2, 1, '00000000-0000-0000-0000-000000000001')",
+            )
+            .unwrap();
+        let token = client.query_one("SELECT token FROM orchestrator_checkpoints", &[]).unwrap().get(0);
+        let row = Checkpoint { token, keys: KeySet::all(), position: 2, highest: 0, attempt: None };
+        let sql = "SELECT global_position, event_id, event_type FROM events ORDER BY 1";
+        let rows = client.query(sql, &[]).unwrap();
+        let all: Vec<Waiting> = rows
+            .iter()
+            .map(|row| Waiting {
+                event: EventMark { position: row.get(0), id: row.get(1) },
+                event_type: row.get(2),
+                weight: 0,
+            })
+            .collect();
+        let events = in_transaction(&mut client, |tx| read(tx, &Names::default(), &all).unwrap());
+        (client, row, events)
+    }
+
+    fn in_transaction<T>(client: &mut Client, change: impl FnOnce(&mut Transaction<'_>) -> T) -> T {
+        let mut tx = client.transaction().unwrap();
+        let value = change(&mut tx);
+        tx.commit().unwrap();
+        value
+    }
+
+    fn failed(event: &Event) -> Failed<'_> {
+        let mark = EventMark { position: event.global_position(), id: event.event_id() };
+        Failed { event: mark, event_type: event.event_type(), attempts: 3, error: "no such customer" }
+    }
+
+    fn park(client: &mut Client, event: &Event) {
+        in_transaction(client, |tx| insert(tx, &Names::default(), "p", event, failed(event), 9).unwrap());
+    }
+
+    fn loaded(client: &mut Client, keys: &KeySet, above: i64) -> Exceptions {
+        in_transaction(client, |tx| load(tx, &Names::default(), "p", keys, above).unwrap())
+    }
+
+    #[test]
+    fn exceptions_are_loaded_by_key_and_position() {
+        let (mut client, _, events) = begin();
+        park(&mut client, &events[2]);
+        let row = loaded(&mut client, &KeySet::all(), 0).parked.remove(0);
+        let key = "SELECT (hashtextextended('a', 0) & 65535)::int";
+        let key: i32 = client.query_one(key, &[]).unwrap().get(0);
+        let stream = StreamId::new("test", "Thing", "a");
+        let expected = Parked { stream, key, position: 3, highest: 9, is_requested: false, replays_begun: 0 };
+        assert_eq!(row, expected);
+        client
+            .execute(
+                "INSERT INTO orchestrator_discarded (projection, event_id, bounded_context, aggregate_type, aggregate_id, key, position,
+                     event_type, discarded_by, reason, command_id)
+                 SELECT 'p', event_id, bounded_context, aggregate_type, aggregate_id, $1, global_position, event_type, '', '', 0
+                 FROM events WHERE global_position IN (3, 5)",
+                &[&key],
+            )
+            .unwrap();
+        for (keys, above, parked, discarded) in [
+            (KeySet::all(), 0, 1, 2),
+            (KeySet::all(), 3, 1, 1),
+            (KeySet::all(), 5, 1, 0),
+            (KeySet::from_ranges([(0, key)]), 0, 0, 0),
+            (KeySet::from_ranges([(key, key + 1)]), 4, 1, 1),
+            (KeySet::default(), 0, 0, 0),
+        ] {
+            let found = loaded(&mut client, &keys, above);
+            assert_eq!((found.parked.len(), found.discarded.len()), (parked, discarded), "{keys} above {above}");
+        }
+    }
+
+    #[test]
+    fn what_waits_is_of_the_aggregate_in_scope_and_not_discarded() {
+        let (mut client, _, _) = begin();
+        let stream = StreamId::new("test", "Thing", "a");
+        client
+            .batch_execute(
+                "INSERT INTO orchestrator_discarded (projection, event_id, bounded_context, aggregate_type, aggregate_id, key, position,
+                     event_type, discarded_by, reason, command_id)
+                 SELECT 'p', event_id, '', '', '', 0, 1, '', '', '', 0 FROM events WHERE global_position = 1",
+            )
+            .unwrap();
+        for (scope, range, limit, positions) in [
+            (Scope::all(), (1, 9), 9, &[3, 5][..]),
+            (Scope::all(), (1, 9), 1, &[3]),
+            (Scope::all(), (1, 4), 9, &[3]),
+            (Scope::all(), (4, 4), 9, &[]),
+            (Scope::all().event_types(["Type4"]), (1, 9), 9, &[5]),
+            (Scope::all().aggregate_types(["Other"]), (1, 9), 9, &[]),
+            (Scope::all().metadata("tenant", "a"), (1, 9), 9, &[]),
+        ] {
+            let found = in_transaction(&mut client, |tx| {
+                waiting(tx, &Names::default(), "p", &scope, &stream, range, limit).unwrap()
+            });
+            let found: Vec<i64> = found.iter().map(|waiting| waiting.event.position).collect();
+            assert_eq!(found, positions, "{scope:?} {range:?} {limit}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_has_moved_is_not_changed() {
+        let (mut client, _, events) = begin();
+        let names = Names::default();
+        park(&mut client, &events[2]);
+        let before = loaded(&mut client, &KeySet::all(), 0).parked.remove(0);
+        let next = Waiting {
+            event: EventMark { position: 5, id: events[4].event_id() },
+            event_type: "Type4".into(),
+            weight: 0,
+        };
+        in_transaction(&mut client, |tx| {
+            assert!(!set_begun(tx, &names, "p", &before, 1).unwrap(), "no replay is requested");
+            assert_eq!(request_all(tx, &names, "another", &["p"]).unwrap(), 0);
+            assert_eq!(request_all(tx, &names, "set", &["p"]).unwrap(), 1);
+            assert!(set_begun(tx, &names, "p", &before, 2).unwrap());
+            assert!(set_next(tx, &names, "p", &before, &next).unwrap());
+            assert!(!set_next(tx, &names, "p", &before, &next).unwrap());
+            assert!(!set_begun(tx, &names, "p", &before, 1).unwrap());
+            assert!(!set_failed(tx, &names, "p", &before, failed(&events[2])).unwrap());
+            assert!(!delete(tx, &names, "p", &before).unwrap());
+        });
+        let after = loaded(&mut client, &KeySet::all(), 0).parked.remove(0);
+        assert_eq!(after, Parked { position: 5, is_requested: true, replays_begun: 1, ..before });
+        in_transaction(&mut client, |tx| {
+            assert!(set_failed(tx, &names, "p", &after, failed(&events[4])).unwrap());
+            assert!(!set_begun(tx, &names, "p", &after, 1).unwrap(), "no replay is requested any more");
+            assert!(delete(tx, &names, "p", &after).unwrap());
+        });
+        assert!(loaded(&mut client, &KeySet::all(), 0).parked.is_empty());
+    }
+
+    #[test]
+    fn a_worker_that_lost_the_row_passes_and_replays_nothing() {
+        let (mut client, row, events) = begin();
+        let names = Names::default();
+        let mark = failed(&events[2]).event;
+        for (row, owner) in [
+            (Checkpoint { token: row.token + 1, ..row.clone() }, OWNER),
+            (Checkpoint { position: 1, ..row.clone() }, OWNER),
+            (row.clone(), Owner { generation: 2, ..OWNER }),
+            (row.clone(), Owner { worker: WorkerId(Uuid::from_u128(2)), ..OWNER }),
+        ] {
+            in_transaction(&mut client, |tx| {
+                assert!(!fence::lock(tx, &names, &row, owner).unwrap());
+                assert_eq!(fence::pass(tx, &names, &row, owner, mark).unwrap(), None);
+                let marked = fence::mark(tx, Sessions::Shared, Duration::from_secs(9)).unwrap();
+                assert_eq!(fence::replayed(tx, &names, &row, owner, (1, true), &marked).unwrap(), None);
+            });
+        }
+        let unmarked =
+            in_transaction(&mut client, |tx| fence::mark(tx, Sessions::Shared, Duration::from_secs(9)).unwrap());
+        assert_eq!(fence::replayed(&mut client, &names, &row, OWNER, (1, true), &unmarked).unwrap(), None);
+        let mut tx = client.transaction().unwrap();
+        assert!(fence::lock(&mut tx, &names, &row, OWNER).unwrap());
+        let marked = fence::mark(&mut tx, Sessions::Shared, Duration::from_secs(9)).unwrap();
+        assert_eq!(fence::replayed(&mut tx, &names, &row, OWNER, (2, false), &marked).unwrap(), Some(row.token));
+        let renewed = fence::replayed(&mut tx, &names, &row, OWNER, (1, true), &marked).unwrap().unwrap();
+        assert!(renewed > row.token);
+        let row = Checkpoint { token: renewed, ..row };
+        let passed = fence::pass(&mut tx, &names, &row, OWNER, mark).unwrap().unwrap();
+        assert!(passed > renewed);
+        tx.commit().unwrap();
+        let sql = "SELECT position, handled, last_event_position, last_event_id, highest FROM orchestrator_checkpoints";
+        let found = client.query_one(sql, &[]).unwrap();
+        let found: (i64, i64, i64, Uuid, i64) = (found.get(0), found.get(1), found.get(2), found.get(3), found.get(4));
+        assert_eq!(found, (3, 3, 3, mark.id, 3));
+    }
+}

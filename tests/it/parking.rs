@@ -449,6 +449,15 @@ fn the_end_of_a_replay_gives_the_checkpoint_a_new_token() {
     worker.shutdown(SOON).unwrap();
 }
 
+/// A ledger that takes this long for each event, and fails at position 5 as long as there is a fault.
+fn slow(name: &'static str, takes: Duration, fault: &Fault) -> Box<dyn Projection> {
+    let fault = fault.clone();
+    let before = move |_: &mut Tx<'_>, event: &Event| {
+        if event.global_position() == 5 { fault.strike() } else { Ok(()) }
+    };
+    Box::new(Meddled { ledger: Ledger { takes, ..Ledger::named(name) }, before: Box::new(before) })
+}
+
 /// Events of the parked aggregate that arrive while it is being replayed are handled after the
 /// others, and none is lost.
 #[test]
@@ -457,12 +466,7 @@ fn a_replay_runs_beside_new_events_and_keeps_the_order() {
     let mut client = prepared(&database);
     append_plainly(&mut client, 300, 3);
     let fault = Fault::new();
-    let struck = fault.clone();
-    let slow = Ledger { takes: Duration::from_millis(1), ..Ledger::named("p") };
-    let projection: Box<dyn Projection> = Box::new(Meddled {
-        ledger: slow,
-        before: Box::new(move |_, event| if event.global_position() == 5 { struck.strike() } else { Ok(()) }),
-    });
+    let projection = slow("p", Duration::from_millis(1), &fault);
     let worker = start(parking(&database, 5).batch_size(10), vec![projection]);
     await_parked(&mut client, "p", 1);
     fault.repair();
@@ -470,6 +474,46 @@ fn a_replay_runs_beside_new_events_and_keeps_the_order() {
     for _ in 0..100 {
         append_plainly(&mut client, 6, 3);
     }
+    await_complete(&mut client, "p");
+    worker.shutdown(SOON).unwrap();
+}
+
+/// A transaction handles one event, so the runner has read more than it has handled when the replay
+/// ends: events of the aggregate, which it has left out, come next.
+#[test]
+fn what_was_read_before_a_replay_ended_is_read_again() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 900, 3);
+    let fault = Fault::new();
+    let projection = slow("p", Duration::from_millis(2), &fault);
+    let worker = start(parking(&database, 5).batch_time(Duration::from_millis(1)), vec![projection]);
+    await_parked(&mut client, "p", 1);
+    fault.repair();
+    replay(&mut client, "p");
+    eventually("the replay ends", SOON, || parked(&mut client, "p").is_empty().then_some(()));
+    assert!(handled(&mut client, "p") < 900, "the replay should end before all events are handled");
+    await_complete(&mut client, "p");
+    worker.shutdown(SOON).unwrap();
+}
+
+/// All events belong to the parked aggregate, so the checkpoint moves past new ones without handling
+/// any, at first only in memory.
+#[test]
+fn events_that_were_only_passed_in_memory_are_replayed() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 200, 1);
+    let fault = Fault::new();
+    let projection = slow("p", Duration::from_millis(3), &fault);
+    let worker = start(parking(&database, 5).batch_size(20), vec![projection]);
+    await_parked(&mut client, "p", 1);
+    fault.repair();
+    replay(&mut client, "p");
+    eventually("the replay ends", SOON, || {
+        append_plainly(&mut client, 1, 1);
+        parked(&mut client, "p").is_empty().then_some(())
+    });
     await_complete(&mut client, "p");
     worker.shutdown(SOON).unwrap();
 }
