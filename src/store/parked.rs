@@ -262,11 +262,12 @@ fn whole(number: u32) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use postgres::Client;
 
     use super::*;
+    use crate::event::EventParts;
     use crate::plan::WorkerId;
     use crate::scope::Scope;
     use crate::store::fence::{self, Checkpoint, Owner};
@@ -449,5 +450,32 @@ mod tests {
         let found = client.query_one(sql, &[]).unwrap();
         let found: (i64, i64, i64, Uuid, i64) = (found.get(0), found.get(1), found.get(2), found.get(3), found.get(4));
         assert_eq!(found, (3, 3, 3, mark.id, 3));
+    }
+
+    /// Otherwise two owners could both park the last aggregate that is allowed.
+    #[test]
+    fn whoever_counts_first_parks_first() {
+        let url = testing::database();
+        let connect = || Client::connect(&url, postgres::NoTls).unwrap();
+        let (mut first, mut second, mut observer) = (connect(), connect(), connect());
+        testing::begin(&mut first);
+        let events = [1, 2].map(|number| {
+            Event::from(EventParts {
+                aggregate_id: number.to_string(),
+                global_position: number,
+                ..EventParts::default()
+            })
+        });
+        let mut tx = first.transaction().unwrap();
+        assert_eq!(count(&mut tx, &Names::default(), "p").unwrap(), 0);
+        let counted = std::thread::spawn(move || in_transaction(&mut second, |tx| count(tx, &Names::default(), "p")));
+        let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+        let begun = Instant::now();
+        while !observer.query_one(waits, &[]).unwrap().get::<_, bool>(0) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the second does not wait");
+        }
+        insert(&mut tx, &Names::default(), "p", &events[0], failed(&events[0]), 0).unwrap();
+        tx.commit().unwrap();
+        assert_eq!(counted.join().unwrap().unwrap(), 1);
     }
 }

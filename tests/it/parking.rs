@@ -449,7 +449,8 @@ fn the_end_of_a_replay_gives_the_checkpoint_a_new_token() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// A ledger that takes this long for each event, and fails at position 5 as long as there is a fault.
+/// A ledger that takes this long for each event, and fails at position 5 as long as there is a
+/// fault.
 fn slow(name: &'static str, takes: Duration, fault: &Fault) -> Box<dyn Projection> {
     let fault = fault.clone();
     let before = move |_: &mut Tx<'_>, event: &Event| {
@@ -497,8 +498,8 @@ fn what_was_read_before_a_replay_ended_is_read_again() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// All events belong to the parked aggregate, so the checkpoint moves past new ones without handling
-/// any, at first only in memory.
+/// All events belong to the parked aggregate, so the checkpoint moves past new ones without
+/// handling any, at first only in memory.
 #[test]
 fn events_that_were_only_passed_in_memory_are_replayed() {
     let database = database();
