@@ -1,12 +1,13 @@
 //! What the threads of one worker share.
 
 use crate::database::Database;
-use crate::error::Error;
+use crate::error::{Error, field};
 use crate::goal::Goal;
 use crate::metrics::ReplicaSetMetrics;
-use crate::plan::WorkerId;
+use crate::plan::{Asked, WorkerId};
 use crate::status::Board;
 use crate::store::Names;
+use crate::store::commands::Outcome;
 use crate::store::session::{Session, Sessions};
 use crate::threads::Stop;
 
@@ -31,6 +32,26 @@ impl Context {
 
     pub(crate) fn worker(&self) -> WorkerId {
         self.board.worker_id()
+    }
+
+    /// Reports that a command of an operator has this outcome.
+    pub(crate) fn command_applied(&self, asked: Asked, projection: &str, id: i64, outcome: &Outcome) {
+        let (replica_set, command) = (self.replica_set(), asked.as_str());
+        match outcome.why_not() {
+            None => log::info!(
+                "command applied: replica_set={replica_set} projection={projection} command={command} id={id}",
+                replica_set = field(&replica_set),
+                projection = field(&projection)
+            ),
+            Some(error) => log::warn!(
+                "command not applied: replica_set={replica_set} projection={projection} command={command} id={id} outcome={} \
+                 error={error}",
+                outcome.as_str(),
+                replica_set = field(&replica_set),
+                projection = field(&projection),
+                error = field(&error)
+            ),
+        }
     }
 
     /// Opens a connection for the worker.

@@ -39,6 +39,7 @@ struct Readme;
 mod backoff;
 mod blocking;
 mod catch_up;
+mod clearing;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod config;

@@ -14,7 +14,12 @@ use std::path::Path;
 const DOCUMENTED: [&str; 3] = ["error", "warn", "info"];
 
 /// Fields whose values are numbers, ids or durations, which never need quotes.
-const PLAIN: [&str; 27] = [
+const PLAIN: [&str; 31] = [
+    "command",
+    "event",
+    "id",
+    "outcome",
+    "position",
     "worker",
     "waited",
     "generation",
@@ -37,7 +42,6 @@ const PLAIN: [&str; 27] = [
     "thread_id",
     "positions",
     "events",
-    "event",
     "lane",
     "position",
     "lag",

@@ -14,6 +14,7 @@ use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::{Error, field};
 use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Sightings, Standing, WorkerState, plan};
+use crate::store::commands::Outcome;
 use crate::store::session::Session;
 use crate::store::view::Statements;
 use crate::store::{Registration, checkpoints, coordination, notifications};
@@ -206,9 +207,9 @@ impl<'a> Membership<'a> {
     }
 
     /// Logs the changes, and notifies the other workers.
-    fn announce(&mut self, actions: &[Action]) {
-        for action in actions {
-            applied(self.context, action);
+    fn announce(&mut self, actions: &[Applied]) {
+        for (action, outcome) in actions {
+            applied(self.context, action, outcome.as_ref());
         }
         if !actions.is_empty() {
             self.notify();
@@ -244,22 +245,26 @@ fn change(
     worker: &Registration,
     statements: &Statements,
     memory: &mut Memory,
-) -> Result<(ClusterView, Vec<Action>), Error> {
+) -> Result<(ClusterView, Vec<Applied>), Error> {
     let replica_set = context.replica_set();
     // The view is loaded again, because anything may have changed before this worker got the lock.
     let mut view = memory.sightings.settle(statements.view(&mut tx, replica_set, true)?);
-    let actions = decide(&view, policy, worker).actions;
-    for action in &actions {
-        coordination::apply(&mut tx, &context.names, worker, action, &mut memory.unended)?;
+    let mut applied = Vec::new();
+    for action in decide(&view, policy, worker).actions {
+        let outcome = coordination::apply(&mut tx, &context.names, worker, &action, &mut memory.unended)?;
+        applied.push((action, outcome));
     }
-    if !actions.is_empty() {
+    if !applied.is_empty() {
         view = memory.sightings.settle(statements.view(&mut tx, replica_set, true)?);
     }
     tx.commit().map_err(Error::database(CHANGING))?;
-    Ok((view, actions))
+    Ok((view, applied))
 }
 
-fn applied(context: &Context, action: &Action) {
+/// An action that was applied, and the outcome of a command that has one now.
+type Applied = (Action, Option<Outcome>);
+
+fn applied(context: &Context, action: &Action, outcome: Option<&Outcome>) {
     let replica_set = context.replica_set();
     match action {
         Action::NoteSessionLost(worker) => {
@@ -308,6 +313,11 @@ fn applied(context: &Context, action: &Action) {
                 replica_set = field(&replica_set),
                 projection = field(&projection)
             );
+        }
+        Action::Command { id, asked, projection, .. } => {
+            if let Some(outcome) = outcome {
+                context.command_applied(*asked, projection, *id, outcome);
+            }
         }
         // Every worker reports the fault.
         Action::Withdraw(..) => {}

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, never, select};
+use crossbeam_channel::{Receiver, Sender, never, select};
 
 use crate::backoff::{Allowance, Mentions};
 use crate::context::Context;
@@ -28,7 +28,7 @@ use crate::database::{Filling, Pool};
 use crate::error::{Error, field};
 use crate::feed::{Feed, tailer};
 use crate::metrics::WorkerMetrics;
-use crate::plan::{Policy, Stance, Standing, WorkerState, stance};
+use crate::plan::{Policy, Stance, Standing, ToClear, WorkerState, stance};
 use crate::reconnect::{End, Reconnect};
 use crate::status::{Assignment, Board};
 use crate::store::Registration;
@@ -78,14 +78,19 @@ pub(crate) struct Parts {
     pub(crate) metrics: WorkerMetrics,
     /// Wakes the coordinator because something in the replica set has changed.
     pub(crate) woken: Receiver<()>,
-    /// Wakes the coordinator because a worker of the replica set seems to be missing.
+    /// Wakes the coordinator so that it looks at the whole replica set: a worker seems to be
+    /// missing, or a read model has been cleared.
     pub(crate) missing: Receiver<()>,
+    /// Sends the read models that this worker has to clear.
+    pub(crate) to_clear: Sender<ToClear>,
 }
 
 pub(crate) struct Coordinator {
     parts: Parts,
     runners: Runners,
     assigned: Option<Assigned>,
+    /// The read model that the worker was last told to clear.
+    clearing: Option<ToClear>,
     /// When coordination interrupted processing, if it is interrupted.
     interrupted: Option<Instant>,
     /// Limits how often failures of coordination on a sound connection are logged.
@@ -98,12 +103,19 @@ type Assigned = (Owner, BTreeMap<Arc<str>, i64>);
 impl Coordinator {
     /// Creates a coordinator. `begun` is the moment when the worker began to register.
     pub(crate) fn new(parts: Parts, runners: Runners, begun: Instant) -> Self {
-        Self { parts, runners, assigned: None, interrupted: Some(begun), complaints: Mentions::default() }
+        Self {
+            parts,
+            runners,
+            assigned: None,
+            clearing: None,
+            interrupted: Some(begun),
+            complaints: Mentions::default(),
+        }
     }
 
     /// Runs until the worker has left. `session` is the one in which the worker was registered.
     pub(crate) fn run(self, session: Session, pulse: &Pulse) -> Result<(), Error> {
-        let Self { parts, mut runners, mut assigned, mut interrupted, mut complaints } = self;
+        let Self { parts, mut runners, mut assigned, mut clearing, mut interrupted, mut complaints } = self;
         let context = &parts.context;
         let _ended = ShowsEnded(context.board.clone());
         let mut first = Some(session);
@@ -117,6 +129,7 @@ impl Coordinator {
                 parts: &parts,
                 runners: &mut runners,
                 assigned: &mut assigned,
+                clearing: &mut clearing,
                 interrupted: &mut interrupted,
                 complaints: &mut complaints,
                 connection,
@@ -157,6 +170,7 @@ struct Serving<'a, 'c> {
     membership: Membership<'a>,
     runners: &'a mut Runners,
     assigned: &'a mut Option<Assigned>,
+    clearing: &'a mut Option<ToClear>,
     interrupted: &'a mut Option<Instant>,
     complaints: &'a mut Mentions,
     connection: &'a mut Reconnect<'c>,
@@ -279,13 +293,28 @@ impl Serving<'_, '_> {
     /// look at the whole replica set, if that is sooner than planned.
     fn glance(&mut self) -> Result<Option<Duration>, Error> {
         let standing = self.membership.glance()?;
-        self.do_own_part(&standing)
+        let own = self.do_own_part(&standing)?;
+        // An operator waits for the command, so it is not left to the next poll.
+        let at_once = SPREAD.mul_f64(fastrand::f64());
+        Ok(if standing.is_command_due { Some(own.map_or(at_once, |own| own.min(at_once))) } else { own })
+    }
+
+    /// Lets a read model be cleared, if this is the worker's to do.
+    fn clear(&mut self, standing: &Standing) {
+        if let Some(order) = &standing.to_clear
+            && self.clearing.as_ref() != Some(order)
+            // If the thread is still busy, the order is sent after a later look.
+            && self.parts.to_clear.try_send(order.clone()).is_ok()
+        {
+            *self.clearing = Some(order.clone());
+        }
     }
 
     /// Lets the runners process or pause, according to the worker's standing. Returns the time
     /// after which to look at the whole replica set, if that is necessary.
     fn do_own_part(&mut self, standing: &Standing) -> Result<Option<Duration>, Error> {
         self.show_state(standing.member.map_or(WorkerState::Stopped, |member| member.state));
+        self.clear(standing);
         let partitions = standing.generation.as_ref().map_or(0, |generation| generation.total_partitions);
         self.parts.context.metrics.partitions.set(i64::try_from(partitions).unwrap_or(0));
         // A worker that is alone keeps its partition, because some of its projections may still

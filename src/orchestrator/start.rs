@@ -3,13 +3,14 @@
 //! *Invariant:* everything that can fail is done before the worker registers. So a start that fails
 //! leaves nothing in the database, and nothing has to be undone.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::hosted::Hosted;
 use super::register::Registered;
 use crate::catch_up::{CatchUp, Progress};
+use crate::clearing::Clearing;
 use crate::config::Config;
 use crate::context::Context;
 use crate::coordinator::{Coordinator, Parts, Runners};
@@ -110,6 +111,7 @@ impl Start {
         let context = self.context.clone();
         let trust = Trust::new(self.config.stale_worker_timeout);
         let metrics = self.metrics.clone();
+        let idle_limit = self.idle_limit();
         let (feed, hints) = Feed::new(self.config.bounds());
         let pool = self.context.database.pool(PoolOptions {
             size: self.config.pool_size(self.projections.len()),
@@ -119,6 +121,7 @@ impl Start {
         let runners = self.runners(&pool, &feed, &trust, &metrics)?;
         let (wakes_coordinator, woken) = self.coordination;
         let (says_missing, missing) = Waker::new();
+        let looks_again = says_missing.clone();
 
         let (for_listener, first_of_listener) = bounded(1);
         let listener = Listener {
@@ -158,6 +161,22 @@ impl Start {
         };
         self.crew.spawn(tailer::THREAD, move |pulse| tailer.run(pulse))?;
 
+        // The thread has one order at a time, and there is room for the next.
+        let (to_clear, orders) = bounded(1);
+        let handlers = self.projections.iter().map(|hosted| (hosted.name().into(), hosted.handler.clone())).collect();
+        let clearing = Clearing {
+            context: self.context.clone(),
+            handlers,
+            pool: pool.clone(),
+            idle_limit,
+            orders,
+            finished: looks_again,
+        };
+        self.crew.spawn("pup-clear", move |_| {
+            clearing.run();
+            Ok(())
+        })?;
+
         let parts = Parts {
             context: self.context,
             registration: self.registration,
@@ -171,6 +190,7 @@ impl Start {
             metrics,
             woken,
             missing,
+            to_clear,
         };
         let (registered, registration) = bounded(1);
         self.crew.spawn("pup-coord", move |pulse| match registration.recv() {
@@ -179,6 +199,15 @@ impl Start {
             Err(_) => Ok(()),
         })?;
         Ok(Prepared { context, trust, pool, registered, for_tailer, for_listener, gate })
+    }
+
+    /// How long a transaction of a handler may be idle. If the other workers cannot end its
+    /// session, they wait for it at most as long as for a handler.
+    fn idle_limit(&self) -> Duration {
+        match self.context.sessions {
+            Sessions::Own(_) => self.config.coordination_timeout,
+            Sessions::Shared => self.config.stale_worker_timeout,
+        }
     }
 
     fn runners(&self, pool: &Pool, feed: &Feed, trust: &Trust, metrics: &WorkerMetrics) -> Result<Runners, Error> {
@@ -211,12 +240,7 @@ impl Start {
                 on_failure: hosted.on_failure.unwrap_or(config.on_failure),
                 bounds: config.bounds(),
                 batch_time: config.batch_time,
-                // If the other workers cannot end the session, they wait for it at most as long as
-                // for a handler.
-                idle_limit: match context.sessions {
-                    Sessions::Own(_) => config.coordination_timeout,
-                    Sessions::Shared => config.stale_worker_timeout,
-                },
+                idle_limit: self.idle_limit(),
                 trust: trust.clone(),
                 metrics: context.metrics.projection(hosted.name()),
                 own_metrics: metrics.projection(hosted.name()),

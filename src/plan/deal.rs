@@ -26,7 +26,7 @@ pub(crate) struct Share {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Deal {
     pub(crate) projection: Arc<str>,
-    /// What was desired of the projection when this was decided.
+    /// Whether workers are to process the projection.
     pub(crate) desired: DesiredState,
     /// Disjoint, and all keys together; empty if no worker owns any of it.
     pub(crate) shares: Vec<Share>,
@@ -34,14 +34,15 @@ pub(crate) struct Deal {
 
 impl Deal {
     /// Distributes a projection among the members that know it, or to no worker while it is to be
-    /// paused.
+    /// paused, or cleared.
     pub(crate) fn of(projection: &ProjectionView, members: &[&WorkerView]) -> Self {
-        let mut able: Vec<&WorkerView> = match projection.desired {
+        let desired = projection.target();
+        let mut able: Vec<&WorkerView> = match desired {
             DesiredState::Running => members.iter().copied().filter(|worker| worker.knows(&projection.name)).collect(),
             DesiredState::Paused => Vec::new(),
         };
         able.sort_by_key(|worker| worker.partition);
-        Self { projection: projection.name.clone(), desired: projection.desired, shares: contiguous(&able) }
+        Self { projection: projection.name.clone(), desired, shares: contiguous(&able) }
     }
 }
 
@@ -78,7 +79,7 @@ mod tests {
 
     fn projection(name: &str, desired: DesiredState) -> ProjectionView {
         let (dealt, rows) = (DesiredState::Running, Rows::AsDealt);
-        ProjectionView { name: name.into(), desired, dealt, deal: 7, rows, withdrawn: None }
+        ProjectionView { name: name.into(), desired, is_clearing: false, dealt, deal: 7, rows, withdrawn: None }
     }
 
     fn shares(name: &str, desired: DesiredState, members: &[WorkerView]) -> Vec<(u128, usize, String)> {

@@ -16,6 +16,7 @@
 //! [redistributed](Deal) within a generation while its runners process. The fence ensures there,
 //! too, that only the owner commits.
 
+mod commands;
 mod deal;
 mod keys;
 mod sightings;
@@ -24,14 +25,15 @@ mod view;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use commands::{Effect, Refusal};
 pub(crate) use deal::Deal;
 #[cfg(test)]
 pub(crate) use deal::Share;
 pub(crate) use keys::{KEY_SPACE, KeySet};
 pub(crate) use sightings::Sightings;
 pub(crate) use view::{
-    ClusterView, DesiredState, Fault, GenerationState, GenerationView, Member, ProjectionView, Rows, ServerTime,
-    Session, Standing, Unclaimed, WorkerView,
+    Asked, ClusterView, CommandView, DesiredState, Fault, GenerationState, GenerationView, Member, ProjectionView,
+    Rows, ServerTime, Session, Standing, Step, ToClear, Unclaimed, WorkerView,
 };
 pub use view::{WorkerId, WorkerState};
 
@@ -114,6 +116,8 @@ pub(crate) enum Action {
     /// Take this projection from all workers, and record why. It is dealt again once its
     /// checkpoints are whole.
     Withdraw(Arc<str>, Fault),
+    /// Apply this command of an operator, within this generation. No other projection is touched.
+    Command { id: i64, asked: Asked, projection: Arc<str>, generation: i64, effect: Effect },
 }
 
 /// What [`plan`] decided.
@@ -162,18 +166,32 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
         plan.create(generation.number, cause, &alive);
         return plan;
     }
+    // A worker that is leaving gets no share: nothing would process it until the next generation.
+    let running: Vec<&WorkerView> =
+        assigned.iter().copied().filter(|worker| worker.state == WorkerState::Running).collect();
+    let command = commands::next(view, &running, &alive).map(|(command, effect)| Action::Command {
+        id: command.id,
+        asked: command.asked,
+        projection: command.projection.clone(),
+        generation: generation.number,
+        effect,
+    });
+    let mut upkeep: Vec<Action> = command.into_iter().collect();
     match generation.state {
         GenerationState::Pending => {
             let late: Vec<WorkerId> = assigned.iter().filter(|w| w.state != WorkerState::Ready).map(|w| w.id).collect();
-            if late.is_empty() {
+            if !late.is_empty() {
+                if plan.is_due_or_recheck(generation.created_at, policy.coordination_timeout, view.now) {
+                    plan.actions.extend(late.iter().map(|id| Action::Evict(*id, Death::NotReady)));
+                    alive.retain(|worker| !late.contains(&worker.id));
+                    plan.create(generation.number, Cause::Departed, &alive);
+                }
+            // A projection that was to be paused before any worker started is not processed at all.
+            } else if upkeep.is_empty() {
                 // One projection that cannot be distributed does not hold up the others.
                 let usable = view.projections.iter().filter(|projection| !matches!(projection.rows, Rows::Unusable(_)));
                 let deals = usable.map(|projection| Deal::of(projection, &assigned)).collect();
                 plan.actions.push(Action::Activate { number: generation.number, deals });
-            } else if plan.is_due_or_recheck(generation.created_at, policy.coordination_timeout, view.now) {
-                plan.actions.extend(late.iter().map(|id| Action::Evict(*id, Death::NotReady)));
-                alive.retain(|worker| !late.contains(&worker.id));
-                plan.create(generation.number, Cause::Departed, &alive);
             }
         }
         GenerationState::Active => {
@@ -185,19 +203,17 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
                 plan.create(generation.number, Cause::Joined, &alive);
                 return plan;
             }
-            // A worker that is leaving gets no share: nothing would process it until the next
-            // generation.
-            let running: Vec<&WorkerView> =
-                assigned.iter().copied().filter(|worker| worker.state == WorkerState::Running).collect();
-            let upkeep = upkeep(view, generation.number, &running);
-            if plan.actions.is_empty() {
-                plan.actions = upkeep;
-            } else if !upkeep.is_empty() {
-                // The upkeep gets a transaction of its own: a deal that fails must not undo changes
-                // that concern the workers.
-                plan.recheck_within(Duration::ZERO);
+            if upkeep.is_empty() {
+                upkeep = self::upkeep(view, generation.number, &running);
             }
         }
+    }
+    if plan.actions.is_empty() {
+        plan.actions = upkeep;
+    } else if !upkeep.is_empty() {
+        // Commands and upkeep get transactions of their own: if one of them fails, this must not
+        // undo changes that concern the workers.
+        plan.recheck_within(Duration::ZERO);
     }
     plan
 }
@@ -209,16 +225,17 @@ fn upkeep(view: &ClusterView, generation: i64, running: &[&WorkerView]) -> Vec<A
     let deleted = view.unclaimed.iter().filter(|unclaimed| unclaimed.owner.is_none() && is_known(&unclaimed.name));
     let begin = deleted.map(|unclaimed| Action::Begin(unclaimed.name.clone()));
     let due = view.projections.iter().filter_map(|projection| {
-        let ProjectionView { name, desired, dealt, rows, withdrawn, .. } = projection;
+        let ProjectionView { name, dealt, rows, withdrawn, .. } = projection;
+        let target = projection.target();
         let is_due = match rows {
             Rows::Unusable(fault) => {
                 return (*withdrawn != Some(*fault)).then(|| Action::Withdraw(name.clone(), *fault));
             }
             // A projection that no running worker knows is dealt in the generation of the worker
             // that has registered it.
-            Rows::Whole => desired != dealt || *desired == DesiredState::Paused || is_known(name),
-            Rows::AsDealt => desired != dealt,
-            Rows::NotInspected => desired != dealt && withdrawn.is_none(),
+            Rows::Whole => target != *dealt || target == DesiredState::Paused || is_known(name),
+            Rows::AsDealt => target != *dealt,
+            Rows::NotInspected => target != *dealt && withdrawn.is_none(),
         };
         is_due.then(|| Action::Deal { generation, deal: Deal::of(projection, running) })
     });

@@ -14,7 +14,7 @@ const POLICY: Policy = Policy {
     registration_wait: Duration::from_secs(1),
 };
 
-fn id(n: u128) -> WorkerId {
+pub(crate) fn id(n: u128) -> WorkerId {
     WorkerId(Uuid::from_u128(n))
 }
 
@@ -46,7 +46,7 @@ fn joined(n: u128, registered_at: i64) -> WorkerView {
 }
 
 /// At second 100, generation 5 created at second 90.
-fn view(state: GenerationState, total_partitions: usize, workers: Vec<WorkerView>) -> ClusterView {
+pub(crate) fn view(state: GenerationState, total_partitions: usize, workers: Vec<WorkerView>) -> ClusterView {
     ClusterView {
         now: at(100),
         observing_since: at(0),
@@ -54,11 +54,20 @@ fn view(state: GenerationState, total_partitions: usize, workers: Vec<WorkerView
         workers,
         projections: vec![projection("orders", DesiredState::Running, DesiredState::Running)],
         unclaimed: vec![],
+        commands: vec![],
     }
 }
 
-fn projection(name: &str, desired: DesiredState, dealt: DesiredState) -> ProjectionView {
-    ProjectionView { name: name.into(), desired, dealt, deal: 1, rows: Rows::AsDealt, withdrawn: None }
+pub(crate) fn projection(name: &str, desired: DesiredState, dealt: DesiredState) -> ProjectionView {
+    ProjectionView {
+        name: name.into(),
+        desired,
+        is_clearing: false,
+        dealt,
+        deal: 1,
+        rows: Rows::AsDealt,
+        withdrawn: None,
+    }
 }
 
 fn share(worker: u128, k: usize, total: usize) -> Share {

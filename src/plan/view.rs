@@ -167,6 +167,59 @@ impl DesiredState {
     }
 }
 
+/// What an operator asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Asked {
+    Pause,
+    Resume,
+    Rewind,
+    Remove,
+    Replay,
+    Discard,
+}
+
+impl Asked {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Pause, Self::Resume, Self::Rewind, Self::Remove, Self::Replay, Self::Discard];
+
+    /// The command's name in the database, the metrics and the log.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Rewind => "rewind",
+            Self::Remove => "remove",
+            Self::Replay => "replay",
+            Self::Discard => "discard",
+        }
+    }
+
+    /// The command with this name.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|asked| asked.as_str() == name)
+    }
+}
+
+/// How far a command has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Step {
+    /// Nothing has happened yet.
+    Queued,
+    /// This worker clears the read model. No worker owns the projection's checkpoints.
+    Clearing { executor: WorkerId, attempt: i32 },
+    /// The read model is cleared, and the checkpoints are moved.
+    Cleared,
+}
+
+/// A command that is not finished.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct CommandView {
+    pub(crate) id: i64,
+    pub(crate) projection: Arc<str>,
+    pub(crate) asked: Asked,
+    pub(crate) step: Step,
+}
+
 /// Why a projection cannot be distributed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Fault {
@@ -212,7 +265,9 @@ pub(crate) enum Rows {
 pub(crate) struct ProjectionView {
     pub(crate) name: Arc<str>,
     pub(crate) desired: DesiredState,
-    /// What was desired when it was last distributed.
+    /// Whether a command clears its read model. Meanwhile no worker may process it.
+    pub(crate) is_clearing: bool,
+    /// How it was last distributed.
     pub(crate) dealt: DesiredState,
     /// The number of its last distribution; no number is used twice. A runner that was told another
     /// number has to reload its checkpoints.
@@ -220,6 +275,13 @@ pub(crate) struct ProjectionView {
     pub(crate) rows: Rows,
     /// The fault for which it was withdrawn from all workers.
     pub(crate) withdrawn: Option<Fault>,
+}
+
+impl ProjectionView {
+    /// How it is to be distributed.
+    pub(crate) fn target(&self) -> DesiredState {
+        if self.is_clearing { DesiredState::Paused } else { self.desired }
+    }
 }
 
 /// A projection that workers of the replica set know, but that does not belong to it.
@@ -242,6 +304,8 @@ pub(crate) struct ClusterView {
     pub(crate) workers: Vec<WorkerView>,
     pub(crate) projections: Vec<ProjectionView>,
     pub(crate) unclaimed: Vec<Unclaimed>,
+    /// In the order in which they were given.
+    pub(crate) commands: Vec<CommandView>,
 }
 
 impl ClusterView {
@@ -256,7 +320,9 @@ impl ClusterView {
             partition,
         });
         let deals = self.projections.iter().map(|projection| (projection.name.clone(), projection.deal)).collect();
-        Standing { generation: self.generation.clone(), member, deals }
+        let to_clear = to_clear(&self.commands, id);
+        let is_command_due = self.commands.iter().any(|command| !matches!(command.step, Step::Clearing { .. }));
+        Standing { generation: self.generation.clone(), member, deals, to_clear, is_command_due }
     }
 }
 
@@ -269,6 +335,10 @@ pub(crate) struct Standing {
     pub(crate) member: Option<Member>,
     /// The number of the last distribution of each projection of the replica set.
     pub(crate) deals: BTreeMap<Arc<str>, i64>,
+    /// The read model that the worker has to clear.
+    pub(crate) to_clear: Option<ToClear>,
+    /// Whether there is a command that a coordinator may have to apply.
+    pub(crate) is_command_due: bool,
 }
 
 /// The worker's own row. See [`WorkerView`] for the fields.
@@ -277,4 +347,22 @@ pub(crate) struct Member {
     pub(crate) state: WorkerState,
     pub(crate) generation: i64,
     pub(crate) partition: Option<usize>,
+}
+
+/// A read model that a worker has to clear, without the replica set's lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ToClear {
+    pub(crate) command: i64,
+    pub(crate) attempt: i32,
+    pub(crate) projection: Arc<str>,
+}
+
+/// Returns what this worker has to clear, if anything. A worker clears one read model at a time.
+pub(super) fn to_clear(commands: &[CommandView], worker: WorkerId) -> Option<ToClear> {
+    commands.iter().find_map(|command| match command.step {
+        Step::Clearing { executor, attempt } if executor == worker => {
+            Some(ToClear { command: command.id, attempt, projection: command.projection.clone() })
+        }
+        _ => None,
+    })
 }

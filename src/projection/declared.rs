@@ -20,6 +20,23 @@ macro_rules! declaration {
             StartAt::Beginning
         }
 
+        /// Clears the read model for a rewind: afterwards, it has to be as if only the events up to
+        /// the global position `to` had been handled; 0 is before the first event. Then the events
+        /// above `to` are handled again, with [`Tx::is_replay`](crate::Tx::is_replay).
+        ///
+        /// The transaction is as for a batch, and the checkpoints move in it. No other worker
+        /// handles events of the projection meanwhile, and no lock is held that another projection
+        /// needs, so it may take long. If the worker ends before it is committed, another worker
+        /// calls `reset` again. After three errors, the command has failed, and the projection
+        /// continues where it was.
+        ///
+        /// A projection that is to be rewound only to the beginning can refuse other positions with
+        /// an error. Defaults to refusing all.
+        fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
+            _ = (tx, to);
+            Err(Box::new(NoReset))
+        }
+
         /// How the projection is retried when it fails. Defaults to the settings of the
         /// [builder](crate::Builder::retry).
         fn retry(&self) -> Option<Retry> {
@@ -47,6 +64,10 @@ macro_rules! forwarded {
 
         fn start_at(&self) -> StartAt {
             (**self).start_at()
+        }
+
+        fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
+            (**self).reset(tx, to)
         }
 
         fn retry(&self) -> Option<Retry> {

@@ -1,6 +1,7 @@
 //! A projection of any kind, as the runner knows it.
 
 use super::declared::{declaration, forwarded};
+use super::resetting::NoReset;
 use super::traits::{BatchProjection, Projection};
 use crate::config::{OnFailure, Retry};
 use crate::error::BoxError;

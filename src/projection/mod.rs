@@ -3,8 +3,10 @@
 mod declared;
 mod kinds;
 mod passing;
+mod resetting;
 mod traits;
 
 pub(crate) use self::kinds::{Batches, Each, Handler};
 pub use self::passing::Passing;
+pub(crate) use self::resetting::NoReset;
 pub use self::traits::{BatchProjection, Projection};

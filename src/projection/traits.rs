@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::declared::{declaration, forwarded};
+use super::resetting::NoReset;
 use crate::config::{OnFailure, Retry};
 use crate::error::BoxError;
 use crate::event::Event;

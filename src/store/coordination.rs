@@ -11,6 +11,7 @@ use postgres::types::Type;
 use postgres::{Client, Transaction};
 use uuid::Uuid;
 
+use super::commands::{self, Outcome, Target};
 use super::locks::{self, IS_ADVISORY, IS_OF_WORKER};
 use super::names::Names;
 use super::registration::{Known, Registration};
@@ -174,16 +175,18 @@ fn stop(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, reason: &str)
     Ok(())
 }
 
-/// Applies an action of `plan` for this worker, under the replica set's lock. If a log line is due,
-/// logs the sessions that had to be ended but could not.
+/// Applies an action of `plan` for this worker, under the replica set's lock. Returns the outcome
+/// if the action was a command that has one now. If a log line is due, logs the sessions that had
+/// to be ended but could not.
 pub(crate) fn apply(
     tx: &mut Transaction<'_>,
     names: &Names,
     worker: &Registration,
     action: &Action,
     unended: &mut Mentions,
-) -> Result<(), Error> {
+) -> Result<Option<Outcome>, Error> {
     let replica_set = worker.replica_set.as_str();
+    let doing = "changing the generation";
     match action {
         Action::NoteSessionLost(worker) => note_session(tx, names, *worker, "clock_timestamp()"),
         Action::NoteSessionRegained(worker) => note_session(tx, names, *worker, "NULL"),
@@ -191,14 +194,23 @@ pub(crate) fn apply(
         Action::CreateGeneration { number, cause, members } => {
             create_generation(tx, names, replica_set, *number, *cause, members)
         }
-        Action::Activate { number, deals } => return activate(tx, names, replica_set, *number, deals, unended),
+        Action::Activate { number, deals } => {
+            return activate(tx, names, replica_set, *number, deals, unended).map(|()| None);
+        }
         Action::Deal { generation, deal } => {
-            return deal::apply(tx, names, replica_set, *generation, std::slice::from_ref(deal));
+            return deal::apply(tx, names, replica_set, *generation, std::slice::from_ref(deal)).map(|()| None);
         }
         Action::Begin(projection) => checkpoints::begin_again(tx, names, worker, projection),
         Action::Withdraw(projection, fault) => deal::withdraw(tx, names, replica_set, projection, *fault),
+        Action::Command { id, projection, generation, effect, .. } => {
+            // A frozen process may hold the lock of a checkpoint.
+            end_sessions_of_evicted(tx, names, replica_set, unended).map_err(Error::database(doing))?;
+            let target = Target { id: *id, projection, replica_set, generation: *generation };
+            return commands::apply(tx, names, target, effect);
+        }
     }
-    .map_err(Error::database("changing the generation"))
+    .map(|()| None)
+    .map_err(Error::database(doing))
 }
 
 fn note_session(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, at: &str) -> Result<(), postgres::Error> {

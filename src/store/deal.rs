@@ -139,7 +139,7 @@ pub(super) fn disown(tx: &mut Transaction<'_>, names: &Names, projection: &str) 
 /// Refuses to continue with checkpoints that overlap or leave keys out (I5), because events would
 /// be processed twice or lost. Either the shares are wrong, or the table was changed by hand a
 /// moment ago.
-fn verify_cover(tx: &mut Transaction<'_>, names: &Names, projections: &[&str]) -> Result<(), Error> {
+pub(super) fn verify_cover(tx: &mut Transaction<'_>, names: &Names, projections: &[&str]) -> Result<(), Error> {
     let sql = names.sql(
         "SELECT p.name FROM unnest($1::text[]) AS p (name)
          LEFT JOIN {checkpoints} c ON c.projection = p.name LEFT JOIN unnest(c.keys) AS piece ON true

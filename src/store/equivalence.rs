@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use postgres::types::ToSql;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestError, TestRunner};
 
@@ -15,13 +16,14 @@ use super::fence::{self, Advanced, Checkpoint, EventMark, Progress, Statements};
 use super::names::Names;
 use super::registration::{Known, Registration};
 use super::session::{Session as Connection, Sessions};
-use super::{locks, testing, view};
+use super::{locks, rewinding, testing, view};
 use crate::backoff::Mentions;
+use crate::plan::model::commands::Clearing;
 use crate::plan::model::database::{Clock, Database, Edit, Owner, POLICY, Row, projection_name, worker_id};
 use crate::plan::model::sabotage::Sabotage;
 use crate::plan::{
-    Action, Cause, ClusterView, Deal, Death, DesiredState, KeySet, ProjectionView, Rows, ServerTime, Session, WorkerId,
-    WorkerState, WorkerView, plan,
+    Action, Asked, Cause, ClusterView, Deal, Death, DesiredState, KeySet, ProjectionView, Rows, ServerTime, Session,
+    ToClear, WorkerId, WorkerState, WorkerView, plan,
 };
 
 use crate::scope::{Scope, StartAt};
@@ -50,6 +52,10 @@ enum Op {
     Activate,
     /// What an operator wants of a projection.
     Desire(usize, DesiredState),
+    /// An operator gives a command.
+    Command(usize, Asked),
+    /// A worker clears the read model that it has to clear, or had to clear before.
+    Clear(usize, bool),
     /// Distributes one projection among the running workers, whether or not `plan` would.
     Deal(usize),
     /// An operator changes its rows by hand.
@@ -81,12 +87,23 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Activate),
         3 => (0..PROJECTIONS, prop_oneof![Just(DesiredState::Running), Just(DesiredState::Paused)])
             .prop_map(|(projection, desired)| Op::Desire(projection, desired)),
+        4 => (0..PROJECTIONS, asked()).prop_map(|(projection, asked)| Op::Command(projection, asked)),
+        4 => (worker(), prop::bool::weighted(0.8)).prop_map(|(worker, is_current)| Op::Clear(worker, is_current)),
         1 => (0..PROJECTIONS).prop_map(Op::Deal),
         2 => (0..PROJECTIONS, edit()).prop_map(|(projection, edit)| Op::Edit(projection, edit)),
         6 => Just(Op::Settle),
         6 => any::<prop::sample::Index>().prop_map(Op::Load),
         8 => (any::<prop::sample::Index>(), 1..3_i64).prop_map(|(row, by)| Op::Advance(row, by)),
         8 => (any::<prop::sample::Index>(), any::<prop::sample::Index>()).prop_map(|(into, from)| Op::Merge(into, from)),
+    ]
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    prop_oneof![
+        3 => Just(Asked::Pause),
+        3 => Just(Asked::Resume),
+        4 => Just(Asked::Rewind),
+        1 => Just(Asked::Remove),
     ]
 }
 
@@ -119,6 +136,11 @@ struct Both<'c> {
     /// The number of each deal in SQL, by projection and its number in memory. No number is used
     /// twice.
     deals: BTreeMap<(Arc<str>, i64), i64>,
+    /// The ids of the commands in SQL, in the order in which they were given, by their ids in
+    /// memory.
+    commands: BTreeMap<i64, i64>,
+    /// What each worker last had to clear.
+    clearing: BTreeMap<usize, Clearing>,
 }
 
 fn registration(worker: usize, bits: u8, lanes: usize) -> Registration {
@@ -150,7 +172,11 @@ impl Both<'_> {
     fn apply(&mut self, actions: &[Action]) {
         let mut tx = coordination::lock(self.session, &self.names, SET).unwrap();
         for action in actions {
-            coordination::apply(&mut tx, &self.names, &everybody(), action, &mut Mentions::default()).unwrap();
+            let mut real = action.clone();
+            if let Action::Command { id, .. } = &mut real {
+                *id = self.commands[id];
+            }
+            coordination::apply(&mut tx, &self.names, &everybody(), &real, &mut Mentions::default()).unwrap();
             assert!(self.memory.apply(action));
         }
         tx.commit().unwrap();
@@ -223,6 +249,8 @@ impl Both<'_> {
                 self.session.client().execute(&sql, &[&desired.as_str(), &name]).unwrap();
                 self.memory.desire(*projection, *desired);
             }
+            Op::Command(projection, asked) => self.command(*projection, *asked),
+            Op::Clear(worker, is_current) => self.clear(*worker, *is_current)?,
             Op::Deal(projection) => {
                 let view = self.memory.view(Clock::default(), |_| true);
                 let running = members(&view, newest, WorkerState::Running);
@@ -272,6 +300,37 @@ impl Both<'_> {
         if let Some(from) = pick(&partners, from) {
             self.merge(&into, &from)?;
         }
+        Ok(())
+    }
+
+    fn command(&mut self, projection: usize, asked: Asked) {
+        if self.memory.projections[projection].is_none() {
+            return;
+        }
+        self.memory.command(projection, asked);
+        let arguments = if asked == Asked::Rewind { r#"{"to_beginning": true}"# } else { "{}" };
+        let sql = self.names.sql("SELECT {command}($1, $2, $3::text::jsonb)");
+        let values: [&(dyn ToSql + Sync); 3] = [&&**projection_name(projection), &asked.as_str(), &arguments];
+        let id = self.session.client().query_one(&sql, &values).unwrap().get(0);
+        self.commands.insert(self.memory.commands.last().unwrap().id, id);
+    }
+
+    fn clear(&mut self, worker: usize, is_current: bool) -> TestCaseResult {
+        if let Some(clearing) = self.memory.to_clear(worker).map(|(clearing, _)| clearing).filter(|_| is_current) {
+            self.clearing.insert(worker, clearing);
+        }
+        let Some(clearing) = self.clearing.get(&worker).copied() else { return Ok(()) };
+        let known = self.memory.commands.iter().find(|command| command.id == clearing.command);
+        let Some(projection) = known.map(|command| command.projection) else { return Ok(()) };
+        let order = ToClear {
+            command: self.commands[&clearing.command],
+            attempt: clearing.attempt,
+            projection: projection_name(projection).clone(),
+        };
+        let mut tx = self.session.transaction().unwrap();
+        let cleared = rewinding::rewind(&mut tx, &self.names, &order, worker_id(worker), 0, 0.0).unwrap();
+        tx.commit().unwrap();
+        prop_assert_eq!(cleared, self.memory.clear(worker_id(worker), clearing).is_some());
         Ok(())
     }
 
@@ -348,6 +407,11 @@ impl Both<'_> {
             prop_assert_eq!(real.deal, number);
             real.deal = memory.deal;
         }
+        prop_assert_eq!(real.commands.len(), memory.commands.len());
+        for (real, memory) in real.commands.iter_mut().zip(&memory.commands) {
+            prop_assert_eq!(real.id, self.commands[&memory.id]);
+            real.id = memory.id;
+        }
         prop_assert_eq!(
             self.deals.values().collect::<BTreeSet<_>>().len(),
             self.deals.len(),
@@ -420,7 +484,8 @@ impl<'c> Both<'c> {
     fn new(session: &'c mut Connection, workers: Vec<(u8, usize)>) -> Self {
         let names = Names::default();
         let client = session.client();
-        let truncate = names.sql("SELECT pg_advisory_unlock_all(); TRUNCATE {replica_sets} CASCADE");
+        let truncate =
+            names.sql("SELECT pg_advisory_unlock_all(); TRUNCATE {replica_sets} CASCADE; TRUNCATE {commands}");
         client.batch_execute(&truncate).unwrap();
         let statements = Statements::prepare(client, &names).unwrap();
         let memory = Database::new(WORKERS, Sabotage::None);
@@ -435,6 +500,8 @@ impl<'c> Both<'c> {
             workers,
             loaded: Vec::new(),
             deals: BTreeMap::new(),
+            commands: BTreeMap::new(),
+            clearing: BTreeMap::new(),
         }
     }
 

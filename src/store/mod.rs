@@ -9,6 +9,7 @@ pub(crate) mod attempts;
 pub(crate) mod checkpoints;
 #[cfg(feature = "cli")]
 pub(crate) mod checkup;
+pub(crate) mod commands;
 pub(crate) mod continuity;
 pub(crate) mod coordination;
 mod deal;
@@ -31,7 +32,9 @@ pub(crate) mod prepared;
 mod privileges;
 pub(crate) mod progress;
 mod registration;
+pub(crate) mod rewinding;
 pub(crate) mod safe_head;
+mod scopes;
 pub(crate) mod sequence;
 pub(crate) mod session;
 mod template;

@@ -11,8 +11,8 @@ use super::prepared::Prepared;
 use super::{inspection, micros};
 use crate::error::Error;
 use crate::plan::{
-    ClusterView, DesiredState, Fault, GenerationState, GenerationView, Member, ProjectionView, Rows, ServerTime,
-    Session, Standing, Unclaimed, WorkerId, WorkerState, WorkerView,
+    Asked, ClusterView, CommandView, DesiredState, Fault, GenerationState, GenerationView, Member, ProjectionView,
+    Rows, ServerTime, Session, Standing, Step, ToClear, Unclaimed, WorkerId, WorkerState, WorkerView,
 };
 
 const LOOKING: &str = "looking at the replica set";
@@ -57,6 +57,7 @@ impl Statements {
             workers: rows.iter().map(worker_of).filter_map(Result::transpose).collect::<Result<_, _>>()?,
             projections: first.map(projections_of).transpose()?.unwrap_or_default(),
             unclaimed: first.map(unclaimed_of).unwrap_or_default(),
+            commands: first.map(commands_of).unwrap_or_default(),
         })
     }
 
@@ -74,6 +75,8 @@ impl Statements {
             generation: generation_of(&row)?,
             member: member_of(&row)?,
             deals: names.into_iter().map(Arc::from).zip(deals).collect(),
+            to_clear: to_clear_of(&row),
+            is_command_due: row.get("is_command_due"),
         })
     }
 
@@ -115,19 +118,27 @@ fn view_sql(names: &Names) -> String {
                 w.projections AS known,
                 CASE WHEN w.session_class IS NOT NULL THEN (w.session_class::oid, w.session_pid) IN (SELECT * FROM held) END AS held,
                 {started} AS started_at,
-                {heartbeat} AS last_heartbeat, p.names, p.desired, p.dealt, p.deals, p.faults, p.found, u.unclaimed, u.owners
+                {heartbeat} AS last_heartbeat, p.names, p.desired, p.dealt, p.deals, p.faults, p.found, u.unclaimed, u.owners,
+                k.command_ids, k.commanded, k.commands, k.steps, k.executors, k.attempts, p.clearing
          FROM (SELECT) AS always
          LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
          LEFT JOIN worker w ON true
          LEFT JOIN (SELECT array_agg(name ORDER BY name) AS names, array_agg(desired_state ORDER BY name) AS desired,
                            array_agg(dealt_state ORDER BY name) AS dealt, array_agg(deal ORDER BY name) AS deals,
                            array_agg(fault ORDER BY name) AS faults,
+                           array_agg(EXISTS (SELECT FROM {commands} k WHERE k.projection = p.name AND k.applied_at IS NULL
+                                             AND k.step IS NOT NULL) ORDER BY name) AS clearing,
                            array_agg(CASE WHEN $2 THEN {found} END ORDER BY name) AS found
                     FROM {projections} p WHERE replica_set = $1) p ON coalesce(w.number_in_view, 1) = 1
          LEFT JOIN (SELECT array_agg(known.name ORDER BY known.name) AS unclaimed,
                            array_agg(p.replica_set ORDER BY known.name) AS owners
                     FROM (SELECT DISTINCT unnest(projections) AS name FROM worker) known LEFT JOIN {projections} p USING (name)
                     WHERE p.replica_set IS DISTINCT FROM $1) u ON coalesce(w.number_in_view, 1) = 1
+         LEFT JOIN (SELECT array_agg(k.id ORDER BY k.id) AS command_ids, array_agg(k.projection ORDER BY k.id) AS commanded,
+                           array_agg(k.command ORDER BY k.id) AS commands, array_agg(k.step ORDER BY k.id) AS steps,
+                           array_agg(k.executor ORDER BY k.id) AS executors, array_agg(k.attempt ORDER BY k.id) AS attempts
+                    FROM {commands} k JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
+                    WHERE k.applied_at IS NULL) k ON coalesce(w.number_in_view, 1) = 1
          ORDER BY w.number_in_view",
         &[
             ("is_advisory", &IS_ADVISORY),
@@ -145,10 +156,16 @@ fn standing_sql(names: &Names) -> String {
     names.sql_with(
         "SELECT g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at, w.id, w.state, w.generation,
                 w.partition_key, ARRAY(SELECT name FROM {projections} WHERE replica_set = $1 ORDER BY name) AS projections,
-                ARRAY(SELECT deal FROM {projections} WHERE replica_set = $1 ORDER BY name) AS deals
+                ARRAY(SELECT deal FROM {projections} WHERE replica_set = $1 ORDER BY name) AS deals,
+                k.id AS command_id, k.attempt, k.projection AS to_clear,
+                EXISTS (SELECT FROM {commands} k JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
+                        WHERE k.applied_at IS NULL AND k.step IS DISTINCT FROM 'clearing') AS is_command_due
          FROM (SELECT) AS always
          LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
-         LEFT JOIN {workers} w ON w.id = $2 AND w.state <> 'stopped'",
+         LEFT JOIN {workers} w ON w.id = $2 AND w.state <> 'stopped'
+         LEFT JOIN (SELECT k.id, k.attempt, k.projection FROM {commands} k
+                    JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
+                    WHERE k.applied_at IS NULL AND k.step = 'clearing' AND k.executor = $2 ORDER BY k.id LIMIT 1) k ON true",
         &[("created", &micros("g.created_at"))],
     )
 }
@@ -220,23 +237,25 @@ fn projections_of(row: &Row) -> Result<Vec<ProjectionView>, Error> {
     let (desired, dealt): (Vec<&str>, Vec<&str>) = (row.get("desired"), row.get("dealt"));
     let numbers: Vec<i64> = row.get("deals");
     let (faults, found): (Vec<Option<&str>>, Vec<Option<&str>>) = (row.get("faults"), row.get("found"));
+    let clearing: Vec<bool> = row.get("clearing");
     let parse = |name: &str, state: &str| {
         DesiredState::parse(state).ok_or_else(|| unknown(&format!("projection {name:?}"), state))
     };
-    let rows = names.into_iter().zip(desired).zip(dealt).zip(numbers).zip(faults.into_iter().zip(found));
-    rows.map(|((((name, desired), dealt), deal), (fault, found))| {
-        let (desired, dealt) = (parse(name, desired)?, parse(name, dealt)?);
-        let rows = match found {
-            None => Rows::NotInspected,
-            Some("as dealt") => Rows::AsDealt,
-            Some("whole") => Rows::Whole,
-            Some(found) => Rows::Unusable(Fault::parse(found).unwrap_or(Fault::Torn)),
-        };
-        // A fault that this version does not know still keeps the projection withdrawn.
-        let withdrawn = fault.map(|fault| Fault::parse(fault).unwrap_or(Fault::Torn));
-        Ok(ProjectionView { name: name.into(), desired, dealt, deal, rows, withdrawn })
-    })
-    .collect()
+    let rows = names.into_iter().zip(desired.into_iter().zip(dealt)).zip(numbers.into_iter().zip(clearing));
+    rows.zip(faults.into_iter().zip(found))
+        .map(|(((name, (desired, dealt)), (deal, is_clearing)), (fault, found))| {
+            let (desired, dealt) = (parse(name, desired)?, parse(name, dealt)?);
+            let rows = match found {
+                None => Rows::NotInspected,
+                Some("as dealt") => Rows::AsDealt,
+                Some("whole") => Rows::Whole,
+                Some(found) => Rows::Unusable(Fault::parse(found).unwrap_or(Fault::Torn)),
+            };
+            // A fault that this version does not know still keeps the projection withdrawn.
+            let withdrawn = fault.map(|fault| Fault::parse(fault).unwrap_or(Fault::Torn));
+            Ok(ProjectionView { name: name.into(), desired, is_clearing, dealt, deal, rows, withdrawn })
+        })
+        .collect()
 }
 
 fn unclaimed_of(row: &Row) -> Vec<Unclaimed> {
@@ -244,6 +263,33 @@ fn unclaimed_of(row: &Row) -> Vec<Unclaimed> {
     let owners: Vec<Option<&str>> = row.get("owners");
     let of = |(name, owner): (&str, Option<&str>)| Unclaimed { name: name.into(), owner: owner.map(Arc::from) };
     names.into_iter().zip(owners).map(of).collect()
+}
+
+/// The pending commands. A command that this version does not know is left to workers of the
+/// version that does.
+fn commands_of(row: &Row) -> Vec<CommandView> {
+    let Some(ids) = row.get::<_, Option<Vec<i64>>>("command_ids") else { return Vec::new() };
+    let (projections, names): (Vec<&str>, Vec<&str>) = (row.get("commanded"), row.get("commands"));
+    let (steps, executors): (Vec<Option<&str>>, Vec<Option<Uuid>>) = (row.get("steps"), row.get("executors"));
+    let attempts: Vec<i32> = row.get("attempts");
+    let all =
+        ids.into_iter().zip(projections.into_iter().zip(names)).zip(steps.into_iter().zip(executors)).zip(attempts);
+    all.filter_map(|(((id, (projection, name)), (step, executor)), attempt)| {
+        let step = match (step, executor) {
+            (None, _) => Step::Queued,
+            (Some("clearing"), Some(executor)) => Step::Clearing { executor: WorkerId(executor), attempt },
+            (Some("cleared"), _) => Step::Cleared,
+            _ => return None,
+        };
+        Some(CommandView { id, projection: projection.into(), asked: Asked::parse(name)?, step })
+    })
+    .collect()
+}
+
+fn to_clear_of(row: &Row) -> Option<ToClear> {
+    let command = row.get::<_, Option<i64>>("command_id")?;
+    let projection = row.get::<_, &str>("to_clear").into();
+    Some(ToClear { command, attempt: row.get("attempt"), projection })
 }
 
 /// The error for a state that another version of the library or an operator has written. To treat

@@ -2,6 +2,7 @@
 
 use super::database::{Clock, Edit};
 use super::world::{Life, Meanwhile, Runner, Step, World};
+use crate::plan::Asked;
 
 impl World {
     /// Adds every step that may happen next.
@@ -65,6 +66,11 @@ impl World {
         }
         let claimed = || (0..self.handled.len()).filter(|projection| self.database.projections[*projection].is_some());
         steps.extend(claimed().filter(|_| self.wishes > 0).map(Step::Wish));
+        let asked = [Asked::Pause, Asked::Resume, Asked::Rewind];
+        let commanded = claimed().filter(|_| self.commands > 0);
+        steps.extend(commanded.flat_map(|projection| asked.map(|asked| Step::Command(projection, asked))));
+        let clearing = (0..self.processes.len()).filter(|worker| self.processes[*worker].clearing.is_some());
+        steps.extend(clearing.map(Step::Clear));
         for projection in claimed().filter(|_| self.edits > 0) {
             let edits = [Edit::Forget, Edit::DropRows, Edit::Disown(0), Edit::GiveTo(0, 0), Edit::GiveTo(1, 0)];
             steps.extend(edits.map(|edit| Step::Edit(projection, edit)));

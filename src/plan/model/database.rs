@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::commands::Command;
 use super::sabotage::{self, Cut, Fenced, Sabotage};
 use crate::plan::{
     Action, ClusterView, Deal, DesiredState, Fault, GenerationState, GenerationView, KeySet, Policy, ProjectionView,
@@ -32,7 +33,7 @@ pub(crate) fn worker_id(worker: usize) -> WorkerId {
     WorkerId(Uuid::from_u128((u128::try_from(worker).unwrap() + 1) << 96))
 }
 
-fn worker_of(id: WorkerId) -> usize {
+pub(super) fn worker_of(id: WorkerId) -> usize {
     usize::try_from((id.0.as_u128() >> 96) - 1).unwrap()
 }
 
@@ -58,6 +59,7 @@ pub(crate) fn lowest_keys(lanes: &[usize]) -> Vec<i32> {
     let projection = ProjectionView {
         name: NAMES[0].clone(),
         desired: DesiredState::Running,
+        is_clearing: false,
         dealt: DesiredState::Running,
         deal: 0,
         rows: Rows::AsDealt,
@@ -183,6 +185,8 @@ pub(crate) struct Database {
     pub(crate) projections: [Option<Projection>; MOST_PROJECTIONS],
     /// Sorted by id.
     pub(crate) rows: Vec<Row>,
+    /// The commands that are not finished, in the order in which they were given.
+    pub(crate) commands: Vec<Command>,
     pub(crate) next_token: i64,
     pub(crate) next_deal: i64,
     pub(crate) sabotage: Sabotage,
@@ -191,7 +195,16 @@ pub(crate) struct Database {
 impl Database {
     pub(crate) fn new(workers: usize, sabotage: Sabotage) -> Self {
         let (workers, projections) = (vec![None; workers], [const { None }; MOST_PROJECTIONS]);
-        Self { generation: None, workers, projections, rows: Vec::new(), next_token: 1, next_deal: 1, sabotage }
+        Self {
+            generation: None,
+            workers,
+            projections,
+            rows: Vec::new(),
+            commands: Vec::new(),
+            next_token: 1,
+            next_deal: 1,
+            sabotage,
+        }
     }
 
     /// Returns what `store::view` would load; `held` tells whether a worker's session lock is held.
@@ -232,6 +245,7 @@ impl Database {
                     Some(ProjectionView {
                         name: name.clone(),
                         desired: *desired,
+                        is_clearing: self.is_clearing(projection),
                         dealt: *dealt,
                         deal: *deal,
                         rows: self.inspect(projection),
@@ -246,6 +260,12 @@ impl Database {
                     self.projections[*projection].is_none() && self.workers.iter().flatten().any(knows)
                 })
                 .map(|(_, name)| Unclaimed { name: name.clone(), owner: None })
+                .collect(),
+            commands: self
+                .commands
+                .iter()
+                .filter(|command| self.projections[command.projection].is_some())
+                .map(Command::view)
                 .collect(),
         }
     }
@@ -388,13 +408,16 @@ impl Database {
             Action::Deal { generation, deal } => return self.deal(*generation, deal),
             Action::Begin(name) => self.begin(projection_of(name)),
             Action::Withdraw(name, fault) => self.withdraw(projection_of(name), *fault),
+            Action::Command { id, projection, generation, effect, .. } => {
+                return self.apply_command(*id, projection_of(projection), *generation, effect);
+            }
         }
         true
     }
 
     /// Cuts the rows of a projection along the shares. Returns false if the shares overlap or leave
     /// keys out.
-    fn deal(&mut self, generation: i64, Deal { projection, desired, shares }: &Deal) -> bool {
+    pub(super) fn deal(&mut self, generation: i64, Deal { projection, desired, shares }: &Deal) -> bool {
         let projection = projection_of(projection);
         let mut number = self.take_deal();
         let is_sabotaged = self.sabotage == Sabotage::DealNumberReused;

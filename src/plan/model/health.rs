@@ -29,6 +29,7 @@ impl World {
                 self.change_as_member(worker);
                 self.look(worker, bounds);
             }
+            self.step(Step::Clear(worker), bounds);
             self.drain(worker, bounds);
         }
     }
@@ -89,6 +90,7 @@ impl World {
                 && living.iter().all(runs)
                 && wanted.all(|projection| is_there(&projection))
                 && self.database.rows.iter().all(is_owned)
+                && self.database.commands.is_empty()
                 && self.decide(self.fair_clock()).is_empty()
     }
 

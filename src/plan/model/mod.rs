@@ -10,6 +10,7 @@
 //! same time: in the model, each transaction happens at one moment.
 
 mod choices;
+pub(crate) mod commands;
 pub(crate) mod database;
 mod health;
 mod renumber;
@@ -26,6 +27,7 @@ use std::time::Instant;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use super::{DesiredState, GenerationState, KeySet, WorkerState};
+use crate::plan;
 use sabotage::{Fenced, Sabotage};
 use world::{Bounds, Life, Runner, Step, Told, World};
 
@@ -85,7 +87,8 @@ impl Model for Cluster {
         let faults = world.faults.checked_sub(world.cost(step))?;
         let wishes = world.wishes - u8::from(matches!(step, Step::Wish(_)));
         let edits = world.edits - u8::from(matches!(step, Step::Edit(..)));
-        world.after(step, &self.bounds).map(|next| World { faults, wishes, edits, ..next })
+        let commands = world.commands - u8::from(matches!(step, Step::Command(..)));
+        world.after(step, &self.bounds).map(|next| World { faults, wishes, edits, commands, ..next })
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
@@ -111,17 +114,19 @@ impl Model for Cluster {
                 world.could_commit().iter().all(|(row, _)| current(row) == Some(row.deal))
             }),
             Property::always("it gets well by itself", |cluster: &Self, world| cluster.recovers(world)),
-            Property::sometimes("a batch of a former owner is still under way", |_, world: &World| {
-                let able = world.could_commit();
-                all_batches(world).any(|(worker, keys)| {
-                    able.iter().any(|(row, by)| by.worker != worker && !row.keys.intersection(keys).is_empty())
-                })
-            }),
             Property::sometimes("all workers run", |_, world: &World| {
                 let total = world.processes.len();
                 world.database.generation.is_some_and(|g| g.state == GenerationState::Active && g.total == total)
             }),
         ];
+        if self.bounds.faults + self.bounds.edits > 0 {
+            properties.push(Property::sometimes("a batch of a former owner is still under way", |_, world: &World| {
+                let able = world.could_commit();
+                all_batches(world).any(|(worker, keys)| {
+                    able.iter().any(|(row, by)| by.worker != worker && !row.keys.intersection(keys).is_empty())
+                })
+            }));
+        }
         if self.bounds.faults > 0 {
             properties.push(Property::sometimes("one who lives has been evicted", |_, world: &World| {
                 let mut all = world.processes.iter().zip(&world.database.workers);
@@ -135,7 +140,7 @@ impl Model for Cluster {
                 world.edits == 0 && world.database.projections[0].as_ref().is_some_and(|row| row.dealt_as.is_none())
             }));
         }
-        if self.bounds.last > 0 {
+        if self.bounds.last > 0 && self.bounds.faults + self.bounds.edits > 0 {
             properties.extend([
                 Property::sometimes("two rows are about to be merged", |_, world: &World| {
                     running_rows(world).any(|rows| rows.len() > 1 && rows[0].position == rows[1].position)
@@ -160,6 +165,7 @@ impl Model for Cluster {
                 }),
             ]);
         }
+        properties.extend(of_commands(&self.bounds));
         if self.bounds.last > 0 && self.bounds.faults > 0 {
             properties.push(Property::sometimes(
                 "a commit is under way that its worker has given up on",
@@ -176,6 +182,27 @@ impl Model for Cluster {
         }
         properties
     }
+}
+
+/// What must happen sometimes if an operator gives commands.
+fn of_commands(bounds: &Bounds) -> Vec<Property<Cluster>> {
+    if bounds.commands == 0 {
+        return Vec::new();
+    }
+    let mut properties = vec![
+        Property::sometimes("a read model is being cleared", |_, world: &World| {
+            world.processes.iter().any(|process| process.clearing.is_some())
+        }),
+        Property::sometimes("a read model has been cleared", |_, world: &World| {
+            world.database.commands.iter().any(|command| command.step == plan::Step::Cleared)
+        }),
+    ];
+    if bounds.faults > 0 {
+        properties.push(Property::sometimes("two workers clear one read model", |_, world: &World| {
+            world.processes.iter().filter(|process| process.clearing.is_some()).count() > 1
+        }));
+    }
+    properties
 }
 
 fn all_batches(world: &World) -> impl Iterator<Item = (usize, &KeySet)> {
@@ -210,7 +237,7 @@ fn bounds_with_lanes(knows: &[u8], lanes: &[usize], already: usize, faults: u8, 
     let projections = knows.iter().fold(0, |all, knows| all | knows).count_ones() as usize;
     let probes = database::lowest_keys(lanes);
     let (knows, lanes) = (knows.to_vec(), lanes.to_vec());
-    Bounds { knows, lanes, projections, faults, wishes: 0, edits: 0, already, last, probes }
+    Bounds { knows, lanes, projections, faults, wishes: 0, edits: 0, commands: 0, already, last, probes }
 }
 
 fn check(bounds: Bounds) {
@@ -267,6 +294,19 @@ fn a_projection_is_paused_and_resumed_under_two_workers() {
 }
 
 #[test]
+fn commands_are_exact_under_two_workers() {
+    check(Bounds { commands: 3, ..bounds(&[1, 1], 1, 0, 1) });
+    check(Bounds { commands: 2, ..bounds(&[1, 1], 2, 1, 1) });
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn commands_are_exact_while_workers_fail() {
+    check(Bounds { commands: 2, ..bounds(&[1, 1], 1, 2, 1) });
+    check(Bounds { commands: 2, ..bounds_with_lanes(&[1, 3], &[1, 2], 2, 1, 1) });
+}
+
+#[test]
 fn rows_are_changed_by_hand_under_two_workers() {
     check(Bounds { edits: 2, ..bounds(&[1, 1], 2, 0, 1) });
     check(Bounds { edits: 1, ..bounds(&[1, 1], 2, 1, 1) });
@@ -316,6 +356,7 @@ fn model_notices_each_sabotage() {
     const STALE: &str = "a batch begun before a deal cannot commit after it";
     let two = || bounds(&[1, 1], 0, 2, 2);
     let edits = || Bounds { edits: 1, ..bounds(&[1, 1], 2, 0, 1) };
+    let commands = || Bounds { commands: 2, ..bounds(&[1, 1], 2, 1, 1) };
     let wishes = || Bounds { wishes: 2, ..bounds(&[1, 1], 2, 1, 2) };
     for (sabotage, bounds, expected) in [
         (S::FenceWithout(Fenced::Position), two(), ONCE),
@@ -325,6 +366,8 @@ fn model_notices_each_sabotage() {
         (S::TokenNotRenewed, wishes(), STALE),
         (S::DealDropsShare, two(), RECOVERS),
         (S::DealNotTold, wishes(), RECOVERS),
+        (S::ClearsUndealt, commands(), ONCE),
+        (S::AttemptNotCompared, commands(), ONCE),
         (S::NeverBegins, edits(), RECOVERS),
         (S::DealNumberReused, edits(), RECOVERS),
         (S::EditNotSeen, edits(), RECOVERS),

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use super::database::{Owner, Row};
 use super::world::{Bounds, Damage, Runner, World};
+use crate::plan::DesiredState;
 
 impl World {
     /// The batch that a runner is processing, if it has one.
@@ -54,6 +55,10 @@ impl World {
     pub(super) fn commit(&mut self, row: &Row, owner: Owner, bounds: &Bounds) -> bool {
         let moved = self.database.advance(row, owner, row.position + 1);
         if moved {
+            let claim = self.database.projections[row.projection].as_ref();
+            if claim.is_some_and(|claim| claim.dealt == DesiredState::Paused) {
+                self.damage = Some(Damage::ProcessedWhilePaused);
+            }
             let probed = self.handled[row.projection].iter_mut().zip(&bounds.probes);
             for (handled, _) in probed.filter(|(_, key)| row.keys.contains(**key)) {
                 match row.position.cmp(handled) {

@@ -40,6 +40,10 @@ pub(crate) enum Sabotage {
     DealNumberReused,
     /// No worker sees that rows are not owned as they were dealt.
     EditNotSeen,
+    /// A read model is cleared although workers still own its checkpoints.
+    ClearsUndealt,
+    /// Any worker that has ever begun to clear a read model may finish.
+    AttemptNotCompared,
     /// A generation is not activated while a projection has no checkpoints.
     FaultBlocksAll,
 }

@@ -4,9 +4,12 @@
 //! saw ([`Step::Ready`]). A runner that has loaded its rows may be in the middle of a batch on the
 //! first of them: it commits, through the fence, at any later time ([`Step::Work`]).
 
+use super::commands::Clearing;
 use super::database::{Clock, Database, Edit, Owner, POLICY, Row, worker_id};
 use super::sabotage::Sabotage;
-use crate::plan::{Action, ClusterView, Deal, DesiredState, GenerationState, Rows, Stance, WorkerState, plan, stance};
+use crate::plan::{
+    Action, Asked, ClusterView, Deal, DesiredState, GenerationState, Rows, Stance, WorkerState, plan, stance,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Life {
@@ -41,6 +44,8 @@ pub(crate) struct Process {
     pub(crate) linked: bool,
     /// What it saw that it has to do, if it has not done it yet.
     pub(crate) seen: Option<Stance>,
+    /// The read model that it clears, and which events had been handled when its statements saw it.
+    pub(crate) clearing: Option<(Clearing, Vec<i64>)>,
     /// The lanes of the first projection, then those of the next.
     pub(crate) runners: Vec<Runner>,
 }
@@ -50,6 +55,11 @@ pub(crate) struct Process {
 pub(crate) enum Damage {
     HandledTwice,
     Skipped,
+    /// A batch of a projection was committed that no worker may process.
+    ProcessedWhilePaused,
+    /// A read model has kept what was written while it was being cleared.
+    ClearedInPart,
+    ClearedTwice,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -61,10 +71,11 @@ pub(crate) struct World {
     /// The position up to which the events of each probed key have been handled, by projection.
     pub(crate) handled: Vec<Vec<i64>>,
     pub(crate) damage: Option<Damage>,
-    /// How many more faults, and wishes and edits of an operator, there may be.
+    /// How many more faults, and wishes, edits and commands of an operator, there may be.
     pub(crate) faults: u8,
     pub(crate) wishes: u8,
     pub(crate) edits: u8,
+    pub(crate) commands: u8,
 }
 
 /// One thing that happens.
@@ -102,6 +113,10 @@ pub(crate) enum Step {
     Wish(usize),
     /// An operator changes its rows by hand.
     Edit(usize, Edit),
+    /// An operator gives a command.
+    Command(usize, Asked),
+    /// A worker commits the transaction in which it has cleared a read model.
+    Clear(usize),
 }
 
 /// What a worker reports between a plan and its application, without the replica set's lock.
@@ -123,6 +138,7 @@ pub(crate) struct Bounds {
     pub(crate) faults: u8,
     pub(crate) wishes: u8,
     pub(crate) edits: u8,
+    pub(crate) commands: u8,
     /// How many workers already run at the beginning.
     pub(crate) already: usize,
     /// The position of the last event. Every position has an event of every key.
@@ -151,7 +167,7 @@ impl World {
     pub(crate) fn new(bounds: &Bounds, sabotage: Sabotage) -> Self {
         let process = |worker| {
             let runners = bounds.runners(worker).map(|_| Runner::Paused).collect();
-            Process { life: Life::NotYet, linked: false, seen: None, runners }
+            Process { life: Life::NotYet, linked: false, seen: None, clearing: None, runners }
         };
         let mut world = Self {
             database: Database::new(bounds.knows.len(), sabotage),
@@ -162,6 +178,7 @@ impl World {
             faults: bounds.faults,
             wishes: bounds.wishes,
             edits: bounds.edits,
+            commands: bounds.commands,
         };
         for worker in 0..bounds.already {
             world.step(Step::Join(worker), bounds);
@@ -320,6 +337,19 @@ impl World {
                 }
                 return self.database.edit(projection, edit);
             }
+            Step::Command(projection, asked) => self.database.command(projection, asked),
+            Step::Clear(worker) => {
+                let Some((clearing, seen)) = self.processes[worker].clearing.take() else { return false };
+                let was_cleared = self.database.is_cleared(clearing);
+                if let Some(projection) = self.database.clear(worker_id(worker), clearing) {
+                    if was_cleared {
+                        self.damage = Some(Damage::ClearedTwice);
+                    } else if self.handled[projection] != seen {
+                        self.damage = Some(Damage::ClearedInPart);
+                    }
+                    self.handled[projection].fill(0);
+                }
+            }
             Step::Vanish(at) => {
                 self.adrift.remove(at);
             }
@@ -330,6 +360,8 @@ impl World {
                 self.adrift.clear();
                 for process in &mut self.processes {
                     (process.linked, process.seen) = (false, None);
+                    // Its transaction is gone, and it begins anew when it looks.
+                    process.clearing = None;
                     for runner in &mut process.runners {
                         *runner = match runner {
                             Runner::Running(told, _) => Runner::Running(*told, None),
@@ -344,7 +376,7 @@ impl World {
 
     fn end(&mut self, worker: usize) {
         let process = &mut self.processes[worker];
-        (process.life, process.linked, process.seen) = (Life::Gone, false, None);
+        (process.life, process.linked, process.seen, process.clearing) = (Life::Gone, false, None, None);
         process.runners.fill(Runner::Paused);
     }
 
@@ -355,6 +387,11 @@ impl World {
         let before = self.processes[worker].clone();
         let seen = stance(&self.view(Clock::default()).standing(worker_id(worker)));
         self.processes[worker].seen = None;
+        if let Some((clearing, projection)) = self.database.to_clear(worker)
+            && self.processes[worker].clearing.as_ref().is_none_or(|(before, _)| *before != clearing)
+        {
+            self.processes[worker].clearing = Some((clearing, self.handled[projection].clone()));
+        }
         match seen {
             Stance::Run(generation) => self.run(worker, generation, bounds),
             Stance::Prepare(_) => self.processes[worker].seen = self.pause(worker).then_some(seen),
@@ -382,9 +419,9 @@ impl World {
             let told = Told { generation, deal: row.deal };
             match &self.processes[worker].runners[index] {
                 Runner::Paused => {
-                    // Without wishes, only this worker changes the rows while it owns them, so it
-                    // may load them at once.
-                    let rows = (bounds.wishes == 0).then(|| self.load(worker, index, told, bounds));
+                    // Without wishes and commands, only this worker changes the rows while it owns
+                    // them, so it may load them at once.
+                    let rows = (bounds.wishes + bounds.commands == 0).then(|| self.load(worker, index, told, bounds));
                     self.processes[worker].runners[index] = Runner::Running(told, rows);
                 }
                 Runner::Running(before, _) if *before != told && self.database.sabotage != Sabotage::DealNotTold => {

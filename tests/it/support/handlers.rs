@@ -40,6 +40,10 @@ impl Projection for Meddled {
         (self.before)(tx, event)?;
         self.ledger.handle(tx, event)
     }
+
+    fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
+        self.ledger.reset(tx, to)
+    }
 }
 
 /// Creates the schema and the ledger's table, and returns a client.

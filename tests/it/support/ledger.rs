@@ -63,6 +63,11 @@ impl Projection for Ledger {
         )?;
         Ok(())
     }
+
+    fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
+        tx.execute("DELETE FROM ledger WHERE projection = $1 AND global_position > $2", &[&self.name, &to])?;
+        Ok(())
+    }
 }
 
 /// How many events the projection has in its ledger.

@@ -7,6 +7,7 @@ mod process;
 pub(crate) mod alone;
 pub(crate) mod browser;
 pub(crate) mod cluster;
+pub(crate) mod commands;
 pub(crate) mod frozen;
 pub(crate) mod handlers;
 pub(crate) mod http;

@@ -43,37 +43,18 @@ pub(crate) fn await_parked(client: &mut Client, projection: &str, count: usize) 
     })
 }
 
-/// Asks for the replay of everything that is parked of a projection.
+/// Commands the replay of everything that is parked of a projection.
 pub(crate) fn replay(client: &mut impl GenericClient, projection: &str) {
-    let sql = "WITH requested AS (UPDATE orchestrator_parked SET replay_requested_at = clock_timestamp() WHERE projection = $1)
-               UPDATE orchestrator_projections SET deal = DEFAULT WHERE name = $1";
-    client.execute(sql, &[&projection]).unwrap();
+    let sql = r#"SELECT orchestrator_command($1, 'replay', '{"all": true}')"#;
+    client.query_one(sql, &[&projection]).unwrap();
 }
 
-/// Discards the event at a position.
-pub(crate) fn discard(client: &mut Client, projection: &str, position: i64) {
-    let mut tx = client.transaction().unwrap();
-    tx.execute("SELECT FROM orchestrator_projections WHERE name = $1 FOR NO KEY UPDATE", &[&projection]).unwrap();
-    tx.execute("UPDATE orchestrator_checkpoints SET token = DEFAULT WHERE projection = $1", &[&projection]).unwrap();
-    let discarded = tx
-        .execute(
-            "INSERT INTO orchestrator_discarded (projection, event_id, bounded_context, aggregate_type, aggregate_id, key, position,
-                                                 event_type, discarded_by, reason, command_id)
-             SELECT $1, event_id, bounded_context, aggregate_type, aggregate_id, (hashtextextended(aggregate_id, 0) & 65535)::int,
-                    global_position, event_type, 'a test', 'it is wrong', 0
-             FROM events WHERE global_position = $2",
-            &[&projection, &position],
-        )
-        .unwrap();
-    assert_eq!(discarded, 1);
-    tx.execute(
-        "UPDATE orchestrator_parked p SET replay_requested_at = clock_timestamp() FROM events e
-         WHERE p.projection = $1 AND e.global_position = $2 AND p.aggregate_id = e.aggregate_id",
-        &[&projection, &position],
-    )
-    .unwrap();
-    tx.execute("UPDATE orchestrator_projections SET deal = DEFAULT WHERE name = $1", &[&projection]).unwrap();
-    tx.commit().unwrap();
+/// Commands that the event at a position is discarded.
+pub(crate) fn discard(client: &mut impl GenericClient, projection: &str, position: i64) {
+    let sql =
+        "SELECT orchestrator_command($1, 'discard', jsonb_build_object('event', event_id), reason => 'it is wrong')
+               FROM events WHERE global_position = $2";
+    client.query_one(sql, &[&projection, &position]).unwrap();
 }
 
 /// The query of the guide that checks that every event is accounted for: for each projection, the

@@ -1,0 +1,403 @@
+//! Applies the commands of operators, under the replica set's lock.
+//!
+//! *Invariant (I10):* a command's effect and the record that it is done are committed by one
+//! transaction. Whoever reads that it is done, reads a state in which it is.
+
+use postgres::error::SqlState;
+use postgres::types::{ToSql, Type};
+use postgres::{Row, Transaction};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::deal;
+use super::names::Names;
+use super::scopes;
+use crate::error::Error;
+use crate::plan::{Deal, DesiredState, Effect, Fault, Refusal, WorkerId};
+
+const APPLYING: &str = "applying a command";
+
+/// What has become of a command.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Outcome {
+    /// It has taken effect.
+    Done(Value),
+    /// It cannot be executed, for this reason. It has changed nothing.
+    Refused(String),
+    /// It was tried. It has changed nothing.
+    Failed(String),
+}
+
+impl Outcome {
+    /// The outcome's name in the database, the metrics and the log.
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Done(_) => "done",
+            Self::Refused(_) => "refused",
+            Self::Failed(_) => "failed",
+        }
+    }
+
+    /// Why it was not executed.
+    pub(crate) fn why_not(&self) -> Option<&str> {
+        match self {
+            Self::Done(_) => None,
+            Self::Refused(why) | Self::Failed(why) => Some(why),
+        }
+    }
+}
+
+/// A command, and the generation in which it is applied.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub(crate) id: i64,
+    pub(crate) projection: &'a str,
+    pub(crate) replica_set: &'a str,
+    pub(crate) generation: i64,
+}
+
+/// Applies a command, and records its outcome if it has one now. A command that the server refuses
+/// changes nothing, and is recorded as failed: it must not hold up the commands behind it.
+pub(crate) fn apply(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    target: Target<'_>,
+    effect: &Effect,
+) -> Result<Option<Outcome>, Error> {
+    let mut nested = tx.transaction().map_err(Error::database(APPLYING))?;
+    let outcome = match try_apply(&mut nested, names, target, effect) {
+        // What a refused command has done before it was refused is undone.
+        Ok(Some(refused @ Outcome::Refused(_))) => {
+            drop(nested);
+            Some(refused)
+        }
+        Ok(outcome) => {
+            nested.commit().map_err(Error::database(APPLYING))?;
+            outcome
+        }
+        Err(error) if is_final(&error) => {
+            drop(nested);
+            Some(Outcome::Failed(error.with_causes()))
+        }
+        Err(error) => return Err(error),
+    };
+    if let Some(outcome) = &outcome {
+        conclude(tx, names, target.id, outcome).map_err(Error::database(APPLYING))?;
+    }
+    Ok(outcome)
+}
+
+/// Whether another attempt would fail in the same way.
+fn is_final(error: &Error) -> bool {
+    match error {
+        Error::Database { source, .. } => source.code().is_some_and(|state| {
+            // Data, constraints, statements, privileges.
+            *state != SqlState::LOCK_NOT_AVAILABLE && matches!(state.code().get(..2), Some("22" | "23" | "42" | "55"))
+        }),
+        Error::Schema { .. } => true,
+        _ => false,
+    }
+}
+
+/// Records the outcome of a command. It may be executed under the settings of the application.
+pub(crate) fn conclude(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    id: i64,
+    outcome: &Outcome,
+) -> Result<(), postgres::Error> {
+    let sql = names.sql(
+        "UPDATE {commands} SET applied_at = pg_catalog.clock_timestamp(), outcome = $2, error = $3,
+                result = CASE WHEN $4 IS NULL THEN result ELSE coalesce(result, '{}') OPERATOR(pg_catalog.||) $4 END
+         WHERE id OPERATOR(pg_catalog.=) $1 AND applied_at IS NULL",
+    );
+    let result = match outcome {
+        Outcome::Done(result) => Some(result),
+        Outcome::Refused(_) | Outcome::Failed(_) => None,
+    };
+    let values: [(&(dyn ToSql + Sync), Type); 4] =
+        [(&id, Type::INT8), (&outcome.as_str(), Type::TEXT), (&outcome.why_not(), Type::TEXT), (&result, Type::JSONB)];
+    tx.execute_typed(&sql, &values)?;
+    Ok(())
+}
+
+fn try_apply(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    target: Target<'_>,
+    effect: &Effect,
+) -> Result<Option<Outcome>, Error> {
+    let database = Error::database(APPLYING);
+    match effect {
+        Effect::Refuse(refusal) => refuse(tx, names, target, refusal).map(Some).map_err(database),
+        Effect::Desire(state, deal) => desire(tx, names, target, *state, deal.as_ref()).map(Some),
+        Effect::Clear(executor, deal) => {
+            if let Some(refused) = nothing_to_rewind(tx, names, target).map_err(database)? {
+                return Ok(Some(refused));
+            }
+            dealt(tx, names, target, Some(deal))?;
+            let clearing = "UPDATE {commands} SET step = 'clearing', executor = $2, attempt = 1 WHERE id = $1";
+            assign(tx, names, target.id, *executor, clearing).map(|()| None).map_err(Error::database(APPLYING))
+        }
+        Effect::ClearAgain(executor) => {
+            // Waits for a transaction of the former executor that is committing.
+            let again =
+                "UPDATE {commands} SET executor = $2, attempt = attempt + 1 WHERE id = $1 AND step = 'clearing'";
+            assign(tx, names, target.id, *executor, again).map(|()| None).map_err(database)
+        }
+        Effect::GiveUp(deal) => {
+            dealt(tx, names, target, deal.as_ref())?;
+            let why = "each of the workers that began to clear its read model has ended before that was done: look into their logs, \
+                       and correct reset()";
+            Ok(Some(Outcome::Failed(why.to_owned())))
+        }
+        Effect::Finish(deal) => {
+            dealt(tx, names, target, deal.as_ref())?;
+            Ok(Some(Outcome::Done(json!({}))))
+        }
+        Effect::Remove => remove(tx, names, target).map(Some).map_err(database),
+        Effect::Replay => replay(tx, names, target).map(Some).map_err(database),
+        Effect::Discard => discard(tx, names, target).map(Some).map_err(database),
+    }
+}
+
+fn dealt(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>, deal: Option<&Deal>) -> Result<(), Error> {
+    deal.map_or(Ok(()), |deal| {
+        deal::apply(tx, names, target.replica_set, target.generation, std::slice::from_ref(deal))
+    })
+}
+
+fn assign(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    id: i64,
+    executor: WorkerId,
+    sql: &str,
+) -> Result<(), postgres::Error> {
+    tx.execute_typed(&names.sql(sql), &[(&id, Type::INT8), (&executor.0, Type::UUID)])?;
+    Ok(())
+}
+
+fn refuse(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    target: Target<'_>,
+    refusal: &Refusal,
+) -> Result<Outcome, postgres::Error> {
+    let why = match refusal {
+        Refusal::AlreadyPaused => {
+            let sql = names.sql(
+                "SELECT concat_ws(' ', 'it is paused already, since', date_trunc('second', desired_at), 'by ' || desired_by,
+                                  '(' || desired_reason || ')')
+                 FROM {projections} WHERE name = $1",
+            );
+            tx.query_typed_one(&sql, &[(&target.projection, Type::TEXT)])?.get(0)
+        }
+        Refusal::NotPaused => "it is not paused".to_owned(),
+        Refusal::NobodyKnows => "no running worker knows it: start one that has its code".to_owned(),
+        Refusal::StillKnown(workers) => {
+            let ids: Vec<Uuid> = workers.iter().map(|worker| worker.0).collect();
+            let sql = names.sql(
+                "SELECT 'workers that run know it, and would create it again: stop them, or deploy them without it: '
+                        || string_agg(host || ' pid ' || pid, ', ' ORDER BY host, pid)
+                 FROM {workers} WHERE id = ANY ($1)",
+            );
+            tx.query_typed_one(&sql, &[(&ids, Type::UUID_ARRAY)])?.get(0)
+        }
+        Refusal::Unusable(fault) => match fault {
+            Fault::Missing => "its checkpoints are missing: they were deleted by hand".to_owned(),
+            Fault::Torn => "its checkpoints overlap or leave keys out: they were changed by hand".to_owned(),
+        },
+    };
+    Ok(Outcome::Refused(why))
+}
+
+/// The lowest checkpoint of a projection, and how many workers own one.
+fn position_and_workers(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    projection: &str,
+) -> Result<(Option<i64>, i64), postgres::Error> {
+    let sql = names.sql("SELECT min(position), count(DISTINCT worker_id) FROM {checkpoints} WHERE projection = $1");
+    let row = tx.query_typed_one(&sql, &[(&projection, Type::TEXT)])?;
+    Ok((row.get(0), row.get(1)))
+}
+
+fn desire(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    target: Target<'_>,
+    state: DesiredState,
+    deal: Option<&Deal>,
+) -> Result<Outcome, Error> {
+    let sql = names.sql(
+        "UPDATE {projections} p SET desired_state = $2, desired_at = clock_timestamp(), desired_by = c.requested_by,
+                desired_reason = c.reason
+         FROM {commands} c WHERE c.id = $1 AND p.name = c.projection",
+    );
+    tx.execute_typed(&sql, &[(&target.id, Type::INT8), (&state.as_str(), Type::TEXT)])
+        .map_err(Error::database(APPLYING))?;
+    let (_, before) = position_and_workers(tx, names, target.projection).map_err(Error::database(APPLYING))?;
+    dealt(tx, names, target, deal)?;
+    let (position, after) = position_and_workers(tx, names, target.projection).map_err(Error::database(APPLYING))?;
+    let workers = match state {
+        DesiredState::Paused => before,
+        DesiredState::Running => after,
+    };
+    Ok(Outcome::Done(json!({"position": position, "workers": workers})))
+}
+
+/// Refuses a rewind to a position above which there is no checkpoint. A rewind to a time is looked
+/// up by the worker that executes it.
+fn nothing_to_rewind(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    target: Target<'_>,
+) -> Result<Option<Outcome>, postgres::Error> {
+    let sql = names.sql(
+        "SELECT max(c.position), CASE WHEN k.arguments ? 'to_beginning' THEN 0 ELSE (k.arguments ->> 'to_position')::int8 END
+         FROM {commands} k LEFT JOIN {checkpoints} c ON c.projection = k.projection WHERE k.id = $1 GROUP BY k.arguments",
+    );
+    let row = tx.query_typed_one(&sql, &[(&target.id, Type::INT8)])?;
+    let (highest, to): (Option<i64>, Option<i64>) = (row.get(0), row.get(1));
+    Ok(to.filter(|to| highest.is_none_or(|highest| highest <= *to)).map(|to| not_above(highest, to)))
+}
+
+/// The refusal of a rewind to a position that the projection has not passed.
+pub(crate) fn not_above(highest: Option<i64>, to: i64) -> Outcome {
+    let highest = highest.unwrap_or(0);
+    Outcome::Refused(format!(
+        "its highest checkpoint is at position {highest}, so there is nothing above {to} to rewind"
+    ))
+}
+
+fn remove(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result<Outcome, postgres::Error> {
+    let (position, _) = position_and_workers(tx, names, target.projection)?;
+    let projection: [(&(dyn ToSql + Sync), Type); 1] = [(&target.projection, Type::TEXT)];
+    for sql in [
+        "DELETE FROM {parked} WHERE projection = $1",
+        "DELETE FROM {discarded} WHERE projection = $1",
+        "DELETE FROM {checkpoints} WHERE projection = $1",
+        "DELETE FROM {projections} WHERE name = $1",
+    ] {
+        tx.execute_typed(&names.sql(sql), &projection)?;
+    }
+    let others = names.sql(
+        "UPDATE {commands} SET applied_at = clock_timestamp(), outcome = 'refused', error = 'the projection was removed before'
+         WHERE projection = $1 AND applied_at IS NULL AND id <> $2",
+    );
+    tx.execute_typed(&others, &[(&target.projection, Type::TEXT), (&target.id, Type::INT8)])?;
+    Ok(Outcome::Done(json!({"position": position})))
+}
+
+/// Lets the runners load again what they own. No row is changed.
+fn reload(tx: &mut Transaction<'_>, names: &Names, projection: &str) -> Result<(), postgres::Error> {
+    tx.execute_typed(
+        &names.sql("UPDATE {projections} SET deal = DEFAULT WHERE name = $1"),
+        &[(&projection, Type::TEXT)],
+    )?;
+    Ok(())
+}
+
+fn replay(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result<Outcome, postgres::Error> {
+    let sql = names.sql(
+        "UPDATE {parked} p SET replay_requested_at = clock_timestamp(), replays_begun = 0
+         FROM (SELECT projection, arguments, arguments -> 'aggregate' AS aggregate FROM {commands} WHERE id = $1) k
+         WHERE p.projection = k.projection
+         AND (k.arguments ? 'all' OR p.error LIKE k.arguments ->> 'error_like'
+              OR (p.bounded_context, p.aggregate_type, p.aggregate_id)
+                 = (k.aggregate ->> 0, k.aggregate ->> 1, k.aggregate ->> 2))",
+    );
+    let aggregates = tx.execute_typed(&sql, &[(&target.id, Type::INT8)])?;
+    if aggregates == 0 {
+        return Ok(Outcome::Refused("none of its aggregates is parked that the command means".to_owned()));
+    }
+    reload(tx, names, target.projection)?;
+    Ok(Outcome::Done(json!({"aggregates": aggregates})))
+}
+
+/// The event that is to be discarded.
+struct Doomed {
+    position: i64,
+    key: i32,
+    aggregate: [String; 3],
+    is_wanted: bool,
+    is_discarded: bool,
+}
+
+impl Doomed {
+    fn of(row: &Row) -> Self {
+        Self {
+            position: row.get(0),
+            key: row.get(1),
+            aggregate: [row.get(2), row.get(3), row.get(4)],
+            is_wanted: row.get(5),
+            is_discarded: row.get(6),
+        }
+    }
+}
+
+/// Discards an event that was not handled: the failed event of a parked aggregate, one that waits
+/// behind it, or one above the checkpoint of its key.
+///
+/// The checkpoint is locked and gets a new token. So a batch or a replay that has begun with the
+/// event cannot commit afterwards, and the event is either handled or discarded.
+fn discard(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result<Outcome, postgres::Error> {
+    let find = names.sql_with(
+        "SELECT e.global_position, (SELECT {event_key} FROM (SELECT e.aggregate_id) AS event), e.bounded_context, e.aggregate_type,
+                e.aggregate_id, {is_wanted}, EXISTS (SELECT FROM {discarded} d WHERE d.projection = p.name AND d.event_id = e.event_id)
+         FROM {commands} k JOIN {projections} p ON p.name = k.projection
+         JOIN {events} e ON e.event_id = (k.arguments ->> 'event')::uuid WHERE k.id = $1",
+        &[("is_wanted", &scopes::contains_sql("p", "e"))],
+    );
+    let Some(row) = tx.query_typed_opt(&find, &[(&target.id, Type::INT8)])? else {
+        return Ok(Outcome::Refused("there is no event with this id".to_owned()));
+    };
+    let Doomed { position, key, aggregate, is_wanted, is_discarded } = Doomed::of(&row);
+    if !is_wanted {
+        return Ok(Outcome::Refused(
+            "the event is not in the projection's scope, so it is not handled anyway".to_owned(),
+        ));
+    }
+    if is_discarded {
+        return Ok(Outcome::Refused("the event is discarded already".to_owned()));
+    }
+    let lock = names.sql("SELECT FROM {projections} WHERE name = $1 FOR NO KEY UPDATE");
+    tx.query_typed(&lock, &[(&target.projection, Type::TEXT)])?;
+    let lock = names.sql("SELECT token, position FROM {checkpoints} WHERE projection = $1 AND keys @> $2 FOR UPDATE");
+    let Some(checkpoint) = tx.query_typed_opt(&lock, &[(&target.projection, Type::TEXT), (&key, Type::INT4)])? else {
+        return Ok(Outcome::Refused("no checkpoint covers the event's key: it was deleted by hand".to_owned()));
+    };
+    let (token, reached): (i64, i64) = (checkpoint.get(0), checkpoint.get(1));
+    let [context, kind, id] = &aggregate;
+    let of_aggregate: [(&(dyn ToSql + Sync), Type); 4] =
+        [(&target.projection, Type::TEXT), (context, Type::TEXT), (kind, Type::TEXT), (id, Type::TEXT)];
+    let parked = names.sql(
+        "SELECT position, error FROM {parked}
+         WHERE projection = $1 AND bounded_context = $2 AND aggregate_type = $3 AND aggregate_id = $4 FOR UPDATE",
+    );
+    let parked = tx.query_typed_opt(&parked, &of_aggregate)?;
+    let failed_at: Option<i64> = parked.as_ref().map(|row| row.get(0));
+    if reached >= position && failed_at.is_none_or(|failed_at| failed_at > position) {
+        return Ok(Outcome::Refused("the event was handled already".to_owned()));
+    }
+    let error: Option<String> = parked.as_ref().filter(|_| failed_at == Some(position)).map(|row| row.get(1));
+    let insert = names.sql(
+        "INSERT INTO {discarded} (projection, event_id, bounded_context, aggregate_type, aggregate_id, key, position, event_type,
+                                  error, discarded_by, reason, command_id)
+         SELECT k.projection, e.event_id, e.bounded_context, e.aggregate_type, e.aggregate_id, $2, e.global_position, e.event_type,
+                $3, k.requested_by, coalesce(k.reason, ''), k.id
+         FROM {commands} k JOIN {events} e ON e.event_id = (k.arguments ->> 'event')::uuid WHERE k.id = $1",
+    );
+    tx.execute_typed(&insert, &[(&target.id, Type::INT8), (&key, Type::INT4), (&error, Type::TEXT)])?;
+    tx.execute_typed(&names.sql("UPDATE {checkpoints} SET token = DEFAULT WHERE token = $1"), &[(&token, Type::INT8)])?;
+    if failed_at == Some(position) {
+        let request = names.sql(
+            "UPDATE {parked} SET replay_requested_at = clock_timestamp(), replays_begun = 0
+             WHERE projection = $1 AND bounded_context = $2 AND aggregate_type = $3 AND aggregate_id = $4",
+        );
+        tx.execute_typed(&request, &of_aggregate)?;
+    }
+    reload(tx, names, target.projection)?;
+    Ok(Outcome::Done(json!({"position": position, "aggregate": aggregate})))
+}

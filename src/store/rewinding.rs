@@ -1,0 +1,145 @@
+//! What a worker executes when it clears the read model of a projection that is rewound.
+//!
+//! These statements run beside code of the application, under its settings. So each function,
+//! operator and type in them is qualified, as in [`fence`](super::fence).
+
+use postgres::types::{ToSql, Type};
+use postgres::{GenericClient, Transaction};
+
+use super::commands::{self, Outcome};
+use super::deal;
+use super::names::Names;
+use crate::error::Error;
+use crate::plan::{ToClear, WorkerId};
+
+const CLEARING: &str = "clearing a read model";
+
+/// Returns the position to which a command rewinds: all events up to it stay handled. For a time,
+/// it is the last position before the first event of that time or later. Events without a time
+/// count as early.
+pub(crate) fn position_of(
+    client: &mut impl GenericClient,
+    names: &Names,
+    command: i64,
+) -> Result<Option<i64>, postgres::Error> {
+    let sql = names.sql(
+        "SELECT CASE
+             WHEN arguments OPERATOR(pg_catalog.?) 'to_beginning' THEN 0
+             WHEN arguments OPERATOR(pg_catalog.?) 'to_position' THEN (arguments OPERATOR(pg_catalog.->>) 'to_position')::pg_catalog.int8
+             ELSE coalesce(
+                 (SELECT event.global_position OPERATOR(pg_catalog.-) 1 FROM {events} AS event
+                  WHERE event.created_at OPERATOR(pg_catalog.>=) (arguments OPERATOR(pg_catalog.->>) 'to_time')::pg_catalog.timestamptz
+                  ORDER BY event.global_position LIMIT 1),
+                 (SELECT pg_catalog.max(event.global_position) FROM {events} AS event), 0)
+         END
+         FROM {commands} AS command WHERE command.id OPERATOR(pg_catalog.=) $1",
+    );
+    let row = client.query_typed_opt(&sql, &[(&command, Type::INT8)])?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Locks the command, if this is still the worker and the attempt that executes it.
+///
+/// *Invariant:* nothing of an attempt is committed without this lock. So of two workers that clear
+/// one read model, because one of them was considered dead, only one commits.
+fn hold(tx: &mut Transaction<'_>, names: &Names, order: &ToClear, worker: WorkerId) -> Result<bool, postgres::Error> {
+    let sql = names.sql(
+        "SELECT FROM {commands} AS command
+         WHERE command.id OPERATOR(pg_catalog.=) $1 AND command.executor OPERATOR(pg_catalog.=) $2
+           AND command.attempt OPERATOR(pg_catalog.=) $3 AND command.step OPERATOR(pg_catalog.=) 'clearing'
+           AND command.applied_at IS NULL
+         FOR UPDATE",
+    );
+    let values: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&order.command, Type::INT8), (&worker.0, Type::UUID), (&order.attempt, Type::INT4)];
+    Ok(tx.query_typed_opt(&sql, &values)?.is_some())
+}
+
+/// Records why the attempt has failed. Returns false if another worker has taken over.
+pub(crate) fn fail(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    order: &ToClear,
+    worker: WorkerId,
+    outcome: &Outcome,
+) -> Result<bool, postgres::Error> {
+    let is_held = hold(tx, names, order, worker)?;
+    if is_held {
+        commands::conclude(tx, names, order.command, outcome)?;
+    }
+    Ok(is_held)
+}
+
+/// Moves the checkpoints of the projection to a position, in the transaction in which its read
+/// model was cleared. Each of them gets a new token. Checkpoints at or below that position stay.
+/// Returns false if another worker has taken over.
+pub(crate) fn rewind(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    order: &ToClear,
+    worker: WorkerId,
+    to: i64,
+    seconds: f64,
+) -> Result<bool, Error> {
+    let database = Error::database(CLEARING);
+    if !hold(tx, names, order, worker).map_err(database)? {
+        return Ok(false);
+    }
+    let of_projection: [(&(dyn ToSql + Sync), Type); 2] = [(&&*order.projection, Type::TEXT), (&to, Type::INT8)];
+    let [projection, _] = &of_projection;
+    // The same order of locks as in a deal.
+    let counted = names.sql(
+        "UPDATE {projections} AS projection SET counted_from = $2 WHERE projection.name OPERATOR(pg_catalog.=) $1",
+    );
+    let lock = names.sql(
+        "SELECT FROM {checkpoints} AS checkpoint WHERE checkpoint.projection OPERATOR(pg_catalog.=) $1
+         ORDER BY checkpoint.token FOR UPDATE",
+    );
+    let result = names.sql(
+        "UPDATE {commands} AS command
+         SET step = 'cleared', result = pg_catalog.jsonb_build_object(
+             'position', $2::pg_catalog.int8, 'seconds', $3::pg_catalog.float8, 'from', (
+                 SELECT pg_catalog.max(checkpoint.position) FROM {checkpoints} AS checkpoint
+                 WHERE checkpoint.projection OPERATOR(pg_catalog.=) command.projection))
+         WHERE command.id OPERATOR(pg_catalog.=) $1",
+    );
+    // What a former owner reported concerns events that are handled again.
+    let rewind = names.sql(
+        "UPDATE {checkpoints} AS checkpoint
+         SET token = DEFAULT, position = least(checkpoint.position, $2), handled = 0,
+             last_event_position = CASE WHEN checkpoint.position OPERATOR(pg_catalog.<=) $2 THEN checkpoint.last_event_position
+                                        ELSE event.global_position END,
+             last_event_id = CASE WHEN checkpoint.position OPERATOR(pg_catalog.<=) $2 THEN checkpoint.last_event_id ELSE event.event_id END,
+             state = 'running', error = NULL, attempts = 0, attempt_position = NULL, attempt_event_id = NULL, attempted_at = NULL,
+             updated_at = pg_catalog.clock_timestamp()
+         FROM (SELECT) AS always LEFT JOIN {events} AS event ON event.global_position OPERATOR(pg_catalog.=) $2
+         WHERE checkpoint.projection OPERATOR(pg_catalog.=) $1",
+    );
+    let unpark = names.sql(
+        "DELETE FROM {parked} AS parked
+         WHERE parked.projection OPERATOR(pg_catalog.=) $1 AND parked.position OPERATOR(pg_catalog.>) $2",
+    );
+    tx.execute_typed(&counted, &of_projection)
+        .and_then(|_| tx.query_typed(&lock, std::slice::from_ref(projection)))
+        .and_then(|_| {
+            tx.execute_typed(&result, &[(&order.command, Type::INT8), (&to, Type::INT8), (&seconds, Type::FLOAT8)])
+        })
+        .and_then(|_| tx.execute_typed(&rewind, &of_projection))
+        .and_then(|_| tx.execute_typed(&unpark, &of_projection))
+        .map_err(Error::database(CLEARING))?;
+    deal::verify_cover(tx, names, &[&order.projection])?;
+    Ok(true)
+}
+
+/// The highest checkpoint of a projection.
+pub(crate) fn highest(
+    client: &mut impl GenericClient,
+    names: &Names,
+    projection: &str,
+) -> Result<Option<i64>, postgres::Error> {
+    let sql = names.sql(
+        "SELECT pg_catalog.max(checkpoint.position) FROM {checkpoints} AS checkpoint
+         WHERE checkpoint.projection OPERATOR(pg_catalog.=) $1",
+    );
+    Ok(client.query_typed_one(&sql, &[(&projection, Type::TEXT)])?.get(0))
+}
