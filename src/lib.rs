@@ -85,7 +85,7 @@ mod tx;
 mod watch;
 
 pub use catch_up::Progress;
-pub use config::Retry;
+pub use config::{OnFailure, Retry};
 pub use database::{AsClient, Connection, Database};
 pub use error::{BoxError, Error};
 pub use event::{DecodeError, EncodeError, Event, EventParts, NewEvent, StreamId};

@@ -51,6 +51,7 @@ mod latency;
 mod line;
 mod live_tail;
 mod memory;
+mod parked;
 mod projections;
 mod report;
 mod sampler;
@@ -73,11 +74,12 @@ use support::worker_process::as_worker;
 /// The name of a section, and the function that measures it.
 type Section = (&'static str, fn(&mut Lab));
 
-const SECTIONS: [Section; 15] = [
+const SECTIONS: [Section; 16] = [
     ("catch_up", catch_up::measure),
     ("batch_size", batch_size::measure),
     ("upserts", upserts::measure),
     ("batches", batches::measure),
+    ("parked", parked::measure),
     ("lanes", lanes::measure),
     ("workers", workers::measure),
     ("holes", holes::measure),

@@ -1,6 +1,6 @@
 //! Measures the time from an append to the moment when its caller knows that the read model has it:
-//! the caller appends one event, sends a hint and calls `EventStore::wait_for`. It is measured by the
-//! caller, from the return of the append, which is after the commit.
+//! the caller appends one event, sends a hint and calls `EventStore::wait_for`. It is measured by
+//! the caller, from the return of the append, which is after the commit.
 //!
 //! Beside it is the time from the commit of the same appends to that of their read-model rows, as
 //! the server recorded them. See `latency`.

@@ -1,6 +1,7 @@
 //! The configuration of an orchestrator: options, their defaults and their validation.
 
 mod declare;
+mod on_failure;
 mod options;
 mod retry;
 mod value;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 pub(crate) use self::declare::{Declared, setter, setters};
 use self::declare::{OptionOf, bounds, declare, quantity};
+pub use self::on_failure::OnFailure;
 pub(crate) use self::options::with_options;
 pub use self::retry::Retry;
 pub(crate) use self::value::Bytes;

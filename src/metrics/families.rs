@@ -87,6 +87,10 @@ declare! {
             "Seconds that the checkpoint's update and the commit of one batch take.", ROUND_TRIP_SECONDS;
         retries: IntCounter = "retries_total",
             "Batches retried after an error.";
+        parked: IntCounter = "parked_events_total",
+            "Events at which their aggregate was parked.";
+        replayed: IntCounter = "replayed_events_total",
+            "Events of parked aggregates that were handled by a replay.";
         fenced: IntCounter = "fenced_batches_total",
             "Batches rolled back because their keys had been redistributed.";
     }

@@ -27,6 +27,7 @@ mod names;
 pub(crate) mod notifications;
 pub(crate) mod operations;
 pub(crate) mod overview;
+pub(crate) mod parked;
 pub(crate) mod preflight;
 pub(crate) mod prepared;
 mod privileges;

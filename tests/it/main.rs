@@ -38,6 +38,7 @@ mod logs;
 mod long_waits;
 mod many_at_once;
 mod operator;
+mod parking;
 mod payloads;
 mod poison;
 mod poolers;
