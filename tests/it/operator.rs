@@ -288,6 +288,11 @@ fn projections_are_listed_as_workers_process_them() {
     assert_eq!((record.position, record.lag_events, record.lag_seconds), (Some(50), Some(0), Some(0.0)));
     assert_eq!((record.workers, record.versions), (1, vec![env!("CARGO_PKG_VERSION").to_owned()]));
     assert_eq!((record.error, record.parked, record.pending_commands), (None, 0, 0));
+    // A pause hides that it was halted.
+    client.batch_execute("UPDATE orchestrator_checkpoints SET state = 'halted', error = 'it is bad'").unwrap();
+    assert_eq!(operator().projections(&mut client).unwrap()[0].state, "halted");
+    operator().execute(&mut client, &Command::pause("p"), SOON).unwrap();
+    assert_eq!(operator().projections(&mut client).unwrap()[0].state, "paused");
     worker.shutdown(SOON).unwrap();
     assert_eq!(operator().projections(&mut client).unwrap()[0].state, "stopped");
 }
