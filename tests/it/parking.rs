@@ -217,6 +217,7 @@ fn a_discarded_event_is_skipped_and_the_rest_is_replayed() {
     await_handled(&mut client, "p", 19);
     eventually("nothing is parked", SOON, || parked(&mut client, "p").is_empty().then_some(()));
     assert_eq!(accounts(&mut client), [("p".to_owned(), [19, 0, 1, 20])]);
+    assert_eq!(projection_metric(&worker, "discarded_events_total", "p"), Some(1.0));
     worker.shutdown(SOON).unwrap();
 }
 
@@ -783,4 +784,33 @@ impl Projection for Rewound {
         tx.execute("DELETE FROM ledger WHERE projection = $1 AND global_position > $2", &[&self.name(), &to])?;
         Ok(())
     }
+}
+
+/// The projection halts again while its only parked aggregate is being replayed. It does not wait
+/// for its next attempt when that has made room.
+#[test]
+fn a_replay_that_makes_room_ends_a_halt_at_once() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 100, 2);
+    let (first, second) = (Fault::new(), Fault::new());
+    let (one, two) = (first.clone(), second.clone());
+    let p = meddled("p", move |_, event| match event.global_position() {
+        5 => one.strike(),
+        96 => two.strike(),
+        _ => Ok(()),
+    });
+    let retry = Retry::default().attempts(1).halted_interval(LONG);
+    let worker = start(parking(&database, 1).retry(retry).batch_size(5), vec![p]);
+    await_halted(&worker, "p");
+    first.repair();
+    replay(&mut client, "p");
+    eventually("the other aggregate is parked", SOON, || {
+        let rows = parked(&mut client, "p");
+        (rows.len() == 1 && rows[0].position == 96).then_some(())
+    });
+    second.repair();
+    replay(&mut client, "p");
+    await_complete(&mut client, "p");
+    worker.shutdown(SOON).unwrap();
 }
