@@ -91,6 +91,8 @@ declare! {
             "Events at which their aggregate was parked.";
         replayed: IntCounter = "replayed_events_total",
             "Events of parked aggregates that were handled by a replay.";
+        discarded: IntCounter = "discarded_events_total",
+            "Events that a person has discarded, counted by the worker that applied the command.";
         fenced: IntCounter = "fenced_batches_total",
             "Batches rolled back because their keys had been redistributed.";
     }

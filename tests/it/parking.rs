@@ -91,8 +91,11 @@ fn a_failing_event_parks_its_aggregate_and_others_continue() {
     replay(&mut client, "p");
     await_complete(&mut client, "p");
     assert_eq!(projection_metric(&worker, "replayed_events_total", "p"), Some(10.0));
+    // The aggregate is like any other again.
+    append_plainly(&mut client, 3, 3);
+    await_complete(&mut client, "p");
     worker.shutdown(SOON).unwrap();
-    assert_eq!(accounts(&mut client).unwrap(), [("p".to_owned(), [33, 0, 0, 33])]);
+    assert_eq!(accounts(&mut client).unwrap(), [("p".to_owned(), [36, 0, 0, 36])]);
 }
 
 #[test]
@@ -214,6 +217,7 @@ fn a_discarded_event_is_skipped_and_the_rest_is_replayed() {
     await_handled(&mut client, "p", 19);
     eventually("nothing is parked", SOON, || parked(&mut client, "p").is_empty().then_some(()));
     assert_eq!(accounts(&mut client).unwrap(), [("p".to_owned(), [19, 0, 1, 20])]);
+    assert_eq!(projection_metric(&worker, "discarded_events_total", "p"), Some(1.0));
     worker.shutdown(SOON).unwrap();
 }
 
@@ -704,4 +708,109 @@ fn a_replay_whose_process_is_killed_is_continued_by_another() {
     await_read_models(&mut client);
     eventually("nothing is parked", SOON, || parked(&mut client, "aggregate_activity").is_empty().then_some(()));
     await_read_models(&mut client);
+}
+
+/// A replay that stops because the keys are redistributed has ended by itself, however often.
+#[test]
+fn clean_ends_of_a_replay_do_not_count() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 20, 2);
+    let (fault, away) = (Fault::new(), Fault::new());
+    let calls = Arc::new(AtomicUsize::new(0));
+    let (struck, gone, noted) = (fault.clone(), away.clone(), calls.clone());
+    let p = meddled("p", move |_, event| {
+        if event.global_position() == 5 {
+            struck.strike()?;
+            noted.fetch_add(1, Ordering::SeqCst);
+            gone.strike().map_err(Passing::new)?;
+        }
+        Ok(())
+    });
+    let worker = start(parking(&database, 5), vec![p]);
+    await_parked(&mut client, "p", 1);
+    fault.repair();
+    replay(&mut client, "p");
+    for _ in 0..5 {
+        let before = calls.load(Ordering::SeqCst);
+        eventually("the event is tried", SOON, || (calls.load(Ordering::SeqCst) > before + 1).then_some(()));
+        client.batch_execute("UPDATE orchestrator_projections SET deal = DEFAULT").unwrap();
+    }
+    assert_eq!(parked(&mut client, "p")[0].attempts, 2);
+    away.repair();
+    await_complete(&mut client, "p");
+    worker.shutdown(SOON).unwrap();
+}
+
+/// A rewind begins below some of what is parked, and above the rest.
+#[test]
+fn a_rewind_keeps_what_is_parked_below_it() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 40, 4);
+    let fault = Fault::new();
+    let worker = start(parking(&database, 5), vec![Box::new(Rewound(failing("p", &[5, 22], &fault)))]);
+    await_parked(&mut client, "p", 2);
+    await_handled(&mut client, "p", 26);
+    let rewind = r#"SELECT orchestrator_command('p', 'rewind', '{"to_position": 12}')"#;
+    client.batch_execute(rewind).unwrap();
+    eventually("the projection is rewound", SOON, || {
+        let sql = "SELECT FROM orchestrator_commands WHERE outcome = 'done'";
+        client.query_opt(sql, &[]).unwrap()
+    });
+    let rows = await_parked(&mut client, "p", 2);
+    assert_eq!(rows.iter().map(|row| row.position).collect::<Vec<_>>(), [5, 22], "the second has failed again");
+    await_handled(&mut client, "p", 26);
+    assert_accounts(&mut client);
+    fault.repair();
+    replay(&mut client, "p");
+    await_complete(&mut client, "p");
+    worker.shutdown(SOON).unwrap();
+}
+
+/// A projection whose read model can be cleared.
+struct Rewound(Box<dyn Projection>);
+
+impl Projection for Rewound {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
+        self.0.handle(tx, event)
+    }
+
+    fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
+        tx.execute("DELETE FROM ledger WHERE projection = $1 AND global_position > $2", &[&self.name(), &to])?;
+        Ok(())
+    }
+}
+
+/// The projection halts again while its only parked aggregate is being replayed. It does not wait
+/// for its next attempt when that has made room.
+#[test]
+fn a_replay_that_makes_room_ends_a_halt_at_once() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 100, 2);
+    let (first, second) = (Fault::new(), Fault::new());
+    let (one, two) = (first.clone(), second.clone());
+    let p = meddled("p", move |_, event| match event.global_position() {
+        5 => one.strike(),
+        96 => two.strike(),
+        _ => Ok(()),
+    });
+    let retry = Retry::default().attempts(1).halted_interval(LONG);
+    let worker = start(parking(&database, 1).retry(retry).batch_size(5), vec![p]);
+    await_halted(&worker, "p");
+    first.repair();
+    replay(&mut client, "p");
+    eventually("the other aggregate is parked", SOON, || {
+        let rows = parked(&mut client, "p");
+        (rows.len() == 1 && rows[0].position == 96).then_some(())
+    });
+    second.repair();
+    replay(&mut client, "p");
+    await_complete(&mut client, "p");
+    worker.shutdown(SOON).unwrap();
 }
