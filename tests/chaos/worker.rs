@@ -24,7 +24,7 @@ use worker::{AggregateActivity, EventTypeCounts, TABLES};
 const DANGEROUS: u128 = 4_000;
 
 /// One in this many events is bad.
-const BAD: u128 = 1_500;
+const BAD: u128 = 5_000;
 
 /// Does what the projection does, and panics or aborts the process with these probabilities.
 struct Panicking<P> {
