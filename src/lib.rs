@@ -11,6 +11,7 @@
 //! | have a whole worker program | [`cli::main`] |
 //! | run a worker among the threads of an application | [`Orchestrator`], [`Builder`], [`Handle`] |
 //! | append and read events | [`EventStore`], [`NewEvent`], [`StreamId`] |
+//! | pause, resume or rewind a projection | [`operator`], or the commands of [`cli`] |
 //! | serve metrics, probes and the status page | [`MetricsServer`], [`Metrics`], [`HealthProbe`] |
 //! | test projections | [`testing::Scenario`] |
 //!
@@ -63,6 +64,8 @@ mod leave;
 mod listener;
 mod measure;
 mod metrics;
+mod moment;
+pub mod operator;
 mod orchestrator;
 mod overview;
 mod plan;
@@ -86,7 +89,7 @@ pub use config::{OnFailure, Retry};
 pub use database::{AsClient, Connection, Database};
 pub use error::{BoxError, Error};
 pub use event::{DecodeError, EncodeError, Event, EventParts, NewEvent, StreamId};
-pub use event_store::{AppendError, AppendResult, CommandError, EventStore, ExpectedVersion, LoadError};
+pub use event_store::{AppendError, AppendResult, CommandError, EventStore, ExpectedVersion, LoadError, WaitError};
 #[cfg(feature = "http")]
 pub use http::{MetricsServer, MetricsServerBuilder};
 pub use metrics::Metrics;

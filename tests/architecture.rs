@@ -34,6 +34,7 @@ const FLOORS: [(u32, &[&str]); 7] = [
             "http",
             "listener",
             "measure",
+            "operator",
             "probe",
             "projection",
             "tx",
@@ -41,7 +42,7 @@ const FLOORS: [(u32, &[&str]); 7] = [
         ],
     ),
     (2, &["context", "database", "goal", "overview", "reconnect", "scope", "status", "store", "threads"]),
-    (1, &["backoff", "blocking", "error", "event", "health", "idle", "metrics", "plan", "shortage", "trust"]),
+    (1, &["backoff", "blocking", "error", "event", "health", "idle", "metrics", "moment", "plan", "shortage", "trust"]),
 ];
 
 const STATEMENTS: &str = "prepared statements are made in store/, each with a method of its own";

@@ -60,6 +60,7 @@ mod start;
 #[path = "../support/mod.rs"]
 mod support;
 mod upserts;
+mod waiting;
 mod worker;
 mod workers;
 mod writer;
@@ -73,7 +74,7 @@ use support::worker_process::as_worker;
 /// The name of a section, and the function that measures it.
 type Section = (&'static str, fn(&mut Lab));
 
-const SECTIONS: [Section; 15] = [
+const SECTIONS: [Section; 16] = [
     ("catch_up", catch_up::measure),
     ("batch_size", batch_size::measure),
     ("upserts", upserts::measure),
@@ -85,6 +86,7 @@ const SECTIONS: [Section; 15] = [
     ("memory", memory::measure),
     ("live_tail", live_tail::measure),
     ("latency", latency::measure),
+    ("waiting", waiting::measure),
     ("start", start::measure),
     ("append", append::measure),
     ("idle", idle::measure),

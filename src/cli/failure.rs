@@ -4,12 +4,17 @@ use std::fmt;
 use std::process::ExitCode;
 
 use super::output;
-use crate::error::{BoxError, Error, describe_any};
+use crate::error::{BoxError, Error, describe_any, one_line};
+use crate::operator::OperatorError;
 
 #[derive(Debug)]
 pub(super) enum Failure {
     /// A setting is missing or wrong.
     Setting(String),
+    /// A command for a projection was refused.
+    Refused(String),
+    /// A command for a projection is recorded, and not applied yet as far as is known.
+    Pending(String),
     /// Anything else.
     Failed(BoxError),
 }
@@ -23,6 +28,8 @@ impl Failure {
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Setting(_) => ExitCode::from(2),
+            Self::Refused(_) => ExitCode::from(3),
+            Self::Pending(_) => ExitCode::from(4),
             Self::Failed(_) => ExitCode::FAILURE,
         }
     }
@@ -31,7 +38,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Setting(problem) => f.write_str(problem),
+            Self::Setting(problem) | Self::Refused(problem) | Self::Pending(problem) => f.write_str(problem),
             Self::Failed(error) => f.write_str(&describe_any(&**error)),
         }
     }
@@ -40,6 +47,21 @@ impl fmt::Display for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         if error.is_config() { Self::Setting(error.with_causes()) } else { Self::Failed(error.into()) }
+    }
+}
+
+/// The texts contain what other operators and workers have written, so they become one line.
+impl From<OperatorError> for Failure {
+    fn from(error: OperatorError) -> Self {
+        let text = one_line(&error.with_causes());
+        match error {
+            _ if error.is_pending() => Self::Pending(text),
+            OperatorError::Refused { .. } | OperatorError::Unknown { .. } | OperatorError::Elsewhere { .. } => {
+                Self::Refused(text)
+            }
+            OperatorError::Invalid { .. } => Self::Setting(text),
+            _ => Self::Failed(text.into()),
+        }
     }
 }
 
@@ -55,5 +77,23 @@ impl From<BoxError> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::Failed(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_have_written_becomes_one_line() {
+        let why = || "no\x1b[2J\nhook".to_owned();
+        for error in [
+            OperatorError::Refused { id: 7, why: why() },
+            OperatorError::Failed { id: 7, why: why() },
+            OperatorError::Forbidden { problem: why() },
+        ] {
+            let shown = Failure::from(error).to_string();
+            assert!(shown.contains("no [2J hook") && !shown.contains(char::is_control), "{shown:?}");
+        }
     }
 }

@@ -39,9 +39,27 @@
 //! | `check` | checks whether a worker could run here; `--json` for scripts |
 //! | `catch-up` | runs as a worker until the replica set has processed all events visible now |
 //! | `catch-up --to-position N` | the same, up to a global position |
+//! | `projections` | shows the projections, and how to go on with each that does not proceed |
+//! | `pause NAME --reason …` | stops a projection on all workers, across restarts and deployments |
+//! | `resume NAME` | continues a paused projection |
+//! | `rewind NAME (--to-beginning \| --to-position N \| --to-time T) --reason …` | clears the read model with the projection's own code, and handles the events again |
+//! | `remove NAME` | forgets a projection that no running worker knows |
+//! | `parked [NAME]` | shows the aggregates whose events are not handled, because one failed |
+//! | `replay NAME (--all \| --aggregate CONTEXT/TYPE/ID \| --error-like TEXT)` | handles them again |
+//! | `discard NAME --event ID --reason …` | never handles an event that fails; the aggregate goes on after it |
+//! | `history [NAME]` | shows the last commands: who gave them, why, and what they did |
+//! | `wait NAME…` | waits until the running workers have processed all events visible now |
+//! | `wait NAME… --position N --timeout 1m` | the same, up to a global position; by default for 10 s at most |
 //!
 //! `run` and `catch-up` migrate first, and wait for a server that is away. Each line of `check` is
 //! ok, a warning or an error, with the remedy.
+//!
+//! The commands from `projections` on have `--json`, and work on the projections of `REPLICA_SET`.
+//! `pause`, `resume`, `rewind`, `remove`, `replay` and `discard` wait until a worker has applied
+//! the command, for up to `--timeout` (30 s), and print what it has done: "orders is paused at
+//! position 81,234 on 3 workers". With `--no-wait` they print its number. `--by` says who gives the
+//! command; it defaults to the database user and the host. [`operator`](crate::operator) offers the
+//! same to programs, and [the page on operating](crate::guide::operating) has the same in SQL.
 //!
 //! Results are written to standard output, errors and the log to standard error. Tables have
 //! colours only on a terminal, and not if `NO_COLOR` is set.
@@ -53,11 +71,14 @@
 //! | 0 | success: a graceful stop, tables up to date, no error found, the position reached |
 //! | 1 | failure; or `check` found an error |
 //! | 2 | a setting or an argument is missing or wrong; its name is in the message |
+//! | 3 | the command for a projection is refused: there is no such projection, it belongs to another replica set, or its state does not allow it |
+//! | 4 | the command is recorded, and not applied yet: the time is over, or no worker runs |
 //! | 128 + n | a second signal n ended the process at once |
 //!
 //! `catch-up` fails if a projection halts or is paused, or if a signal comes before the position is
-//! reached. `migrate` fails if a signal comes before the tables are up to date. If a second signal
-//! ends a process, other workers process what it has not committed.
+//! reached. `wait` fails if a projection does not get there in time, or cannot. `migrate` fails if
+//! a signal comes before the tables are up to date. If a second signal ends a process, other
+//! workers process what it has not committed.
 //!
 //! # Settings
 //!
@@ -72,13 +93,16 @@ mod arguments;
 mod catch_up;
 mod check;
 mod failure;
+mod flags;
 mod migration;
+mod operating;
 mod output;
 mod run;
 mod settings;
 mod signals;
 mod status;
 mod table;
+mod wait;
 mod worker;
 
 use std::process::ExitCode;
@@ -125,7 +149,9 @@ fn execute(worker: Worker, arguments: arguments::Arguments) -> Result<ExitCode, 
         Task::Migrate { print: true } => Ok(migration::print(&program)),
         Task::Status { json, watch } => status::status(&program.orchestrator, json, watch),
         Task::Check { json } => check::check(&program.orchestrator, json),
+        Task::Wait(wait) => wait::wait(&program.orchestrator, &wait),
         Task::CatchUp { to_position } => catch_up::catch_up(program, to_position),
+        Task::Operate(asked) => operating::operate(&program.orchestrator, asked),
     }
 }
 

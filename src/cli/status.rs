@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::failure::Failure;
 use super::output;
 use super::signals::shutdown_signal;
-use super::table::{Cell, Table, Tone, time};
+use super::table::{Cell, Table, Tone, state_tone, time};
 use crate::error::{BoxError, Error};
 use crate::orchestrator::Orchestrator;
 use crate::store::session::Session;
@@ -159,16 +159,11 @@ impl Overview {
         let mut table = Table::with_heads(["PROJECTION", "STATE", "#POSITION", "#BEHIND", "#BY", "#PARTS", "ERROR"]);
         for projection in &self.projections {
             let Projection { name, state, fault, position, lag_events, lag_seconds, checkpoints } = projection;
-            let tone = match state.as_str() {
-                "running" => Tone::Good,
-                "halted" | "broken" => Tone::Bad,
-                _ => Tone::Warning,
-            };
             let error = fault.as_ref().or_else(|| checkpoints.iter().find_map(|checkpoint| checkpoint.error.as_ref()));
             let number = |value: &Option<i64>| value.map_or_else(String::new, |value| value.to_string());
             table.push([
                 name.as_str().into(),
-                Cell::new(state, tone),
+                Cell::new(state, state_tone(state)),
                 number(position).into(),
                 number(lag_events).into(),
                 lag_seconds.map_or_else(String::new, time).into(),

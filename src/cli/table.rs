@@ -31,6 +31,15 @@ impl Tone {
     }
 }
 
+/// The tone of a projection's state.
+pub(super) fn state_tone(state: &str) -> Tone {
+    match state {
+        "running" => Tone::Good,
+        "halted" | "broken" => Tone::Bad,
+        _ => Tone::Warning,
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Cell {
     text: String,

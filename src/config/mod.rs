@@ -25,6 +25,12 @@ use crate::store::events;
 /// labels.
 const MAX_NAME_BYTES: usize = 255;
 
+/// Reads a duration in the form that the options have, such as `10s`.
+#[cfg(feature = "cli")]
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    Value::parse(text).ok_or_else(|| format!("not {}", Duration::FORM))
+}
+
 with_options! { declare! {
     /// The options and names that the builder collects.
     #[derive(Debug, Clone)]

@@ -59,7 +59,8 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// What an [`EventStore`](crate::EventStore) executes statements on: a [`Connection`], a
+/// What an [`EventStore`](crate::EventStore) or an [`Operator`](crate::operator::Operator) executes
+/// statements on: a [`Connection`], a
 /// [`postgres::Client`] or a [`postgres::Transaction`].
 pub trait AsClient: sealed::Sealed {
     /// The client or transaction.

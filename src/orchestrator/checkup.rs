@@ -1,4 +1,4 @@
-//! What a worker that is not started can do for operators: check its database.
+//! What a worker that is not started can do for operators: check its database, and connect to it.
 
 use super::reach::once_reached;
 use super::worker::Orchestrator;
@@ -23,6 +23,16 @@ impl Orchestrator {
     /// Opens a connection for the library's statements.
     pub(crate) fn session(&self) -> Result<Session, Error> {
         Session::open(&self.database, self.sessions())
+    }
+
+    /// Opens a connection for an operator.
+    pub(crate) fn client(&self) -> Result<postgres::Client, Error> {
+        self.database.client()
+    }
+
+    /// The name of this host, as a worker would register it.
+    pub(crate) fn host(&self) -> String {
+        self.registration().host
     }
 
     /// Opens a connection for the application's statements. Waits for a server that is away, for up

@@ -49,7 +49,7 @@ pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Res
         "SELECT p.name, lag.position, lag.events, lag.seconds, {is_orphan} FROM {projections} p
          LEFT JOIN ({lags}) AS lag (projection, position, events, seconds) ON lag.projection = p.name
          WHERE p.replica_set = $1 AND p.fault IS NULL",
-        &[("lags", &sql(names)), ("is_orphan", &is_orphan_sql(names))],
+        &[("lags", &sql(names, "p.replica_set = $1")), ("is_orphan", &is_orphan_sql(names))],
     );
     let mut lags = Lags::default();
     for row in client.query_typed(&sql, &[(&replica_set, Type::TEXT)])? {
@@ -63,17 +63,18 @@ pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Res
     Ok(lags)
 }
 
-/// Projection, position, lag in events and in seconds for each projection of the replica set `$1`
-/// that has checkpoints, in SQL.
-pub(super) fn sql(names: &Names) -> String {
-    names.sql(
+/// Projection, position, lag in events and in seconds for each projection `p` that meets a
+/// condition and has checkpoints, in SQL.
+pub(super) fn sql(names: &Names, which: &str) -> String {
+    names.sql_with(
         "SELECT c.projection, c.position, greatest(newest.position - c.position, 0),
                 greatest(coalesce(extract(epoch FROM clock_timestamp() - next.created_at), 0), 0)::float8
          FROM (SELECT projection, min(position) AS position FROM {checkpoints} GROUP BY projection) c
-         JOIN {projections} p ON p.name = c.projection AND p.replica_set = $1
+         JOIN {projections} p ON p.name = c.projection AND {which}
          CROSS JOIN (SELECT coalesce(max(global_position), 0) AS position FROM {events}) newest
          LEFT JOIN LATERAL (SELECT created_at FROM {events} e WHERE e.global_position > c.position
                             ORDER BY e.global_position LIMIT 1) next ON isfinite(next.created_at)",
+        &[("which", &which)],
     )
 }
 
@@ -83,4 +84,33 @@ pub(super) fn is_orphan_sql(names: &Names) -> String {
         "NOT EXISTS (SELECT FROM {workers} w WHERE w.replica_set = p.replica_set AND w.state <> 'stopped'
                      AND p.name = ANY (w.projections))",
     )
+}
+
+/// The state of projection `p` for people, in SQL. A pause hides what the owners have reported
+/// before: it is kept, and counts again when the projection is resumed.
+pub(super) fn state_sql(names: &Names) -> String {
+    names.sql_with(
+        "CASE WHEN {is_served} AND {is_orphan} THEN 'orphaned'
+              WHEN p.fault IS NOT NULL THEN 'broken'
+              WHEN NOT {is_served} THEN 'stopped'
+              WHEN p.dealt_state = 'paused' THEN 'paused'
+              ELSE coalesce((SELECT CASE max(CASE c.state WHEN 'halted' THEN 2 WHEN 'retrying' THEN 1 END)
+                                         WHEN 2 THEN 'halted' WHEN 1 THEN 'retrying' END
+                             FROM {checkpoints} c WHERE c.projection = p.name), p.dealt_state) END",
+        &[("is_served", &is_served_sql(names)), ("is_orphan", &is_orphan_sql(names))],
+    )
+}
+
+/// Whether the lag of projection `p` means anything, in SQL: a fault makes its positions
+/// meaningless, and what no living worker knows is not behind.
+pub(super) fn is_measured_sql(names: &Names) -> String {
+    names.sql_with(
+        "(p.fault IS NULL AND NOT ({is_served} AND {is_orphan}))",
+        &[("is_served", &is_served_sql(names)), ("is_orphan", &is_orphan_sql(names))],
+    )
+}
+
+/// Whether a worker of the replica set of projection `p` runs, in SQL.
+fn is_served_sql(names: &Names) -> String {
+    names.sql("EXISTS (SELECT FROM {workers} w WHERE w.replica_set = p.replica_set AND w.state <> 'stopped')")
 }

@@ -25,6 +25,7 @@ pub(crate) mod locks;
 pub(crate) mod migrations;
 mod names;
 pub(crate) mod notifications;
+pub(crate) mod operations;
 pub(crate) mod overview;
 pub(crate) mod parked;
 pub(crate) mod preflight;
@@ -39,6 +40,7 @@ pub(crate) mod sequence;
 pub(crate) mod session;
 mod template;
 pub(crate) mod view;
+pub(crate) mod waiting;
 
 #[cfg(test)]
 mod equivalence;

@@ -33,6 +33,15 @@ pub(crate) fn notify_coordination(session: &mut Session, names: &Names, replica_
     }
 }
 
+/// Notifies the workers of a replica set that a command was recorded. The client is an operator's.
+pub(crate) fn notify_workers(
+    client: &mut impl GenericClient,
+    names: &Names,
+    replica_set: &str,
+) -> Result<(), postgres::Error> {
+    notify(client, COORDINATION_CHANNEL, &coordination_payload(names, replica_set))
+}
+
 /// Notifies the workers that events were appended. The client may be an application's.
 pub(crate) fn notify_events(client: &mut impl GenericClient, names: &Names) -> Result<(), postgres::Error> {
     notify(client, EVENTS_CHANNEL, &events_payload(names))

@@ -23,7 +23,7 @@ pub(crate) fn load(
     let sql = names.sql_with(
         include_str!("sql/overview.sql"),
         &[
-            ("lags", &lags::sql(names)),
+            ("lags", &lags::sql(names, "p.replica_set = $1")),
             ("most_generations", &MOST_GENERATIONS),
             ("stopped_shown", &STOPPED_SHOWN),
             ("created_age", &age("g.created_at")),
@@ -34,7 +34,8 @@ pub(crate) fn load(
             ("stopped_age", &age("w.stopped_at")),
             ("moved_age", &age("c.updated_at")),
             ("attempted_age", &age("c.attempted_at")),
-            ("is_orphan", &lags::is_orphan_sql(names)),
+            ("state", &lags::state_sql(names)),
+            ("is_measured", &lags::is_measured_sql(names)),
         ],
     );
     let row = client.query_typed_one(&sql, &[(&replica_set, Type::TEXT)])?;

@@ -1,12 +1,14 @@
-//! The three roles of `examples/postgres/roles.sql`: each can do its work with exactly the
+//! The four roles of `examples/postgres/roles.sql`: each can do its work with exactly the
 //! privileges in that file, and not without any of them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use postgres::{Client, NoTls};
-use pupsourcing_orchestrator::{Builder, EventStore, ExpectedVersion, Handle};
+use pupsourcing_orchestrator::operator::{Command, Operator, OperatorError};
+use pupsourcing_orchestrator::{Builder, EventStore, ExpectedVersion, Handle, Names};
 
 use crate::bad_input::SOON;
+use crate::cli::{fails, succeeds};
 use crate::support::ledger::{Ledger, assert_exactly_once, happened, is_complete, thing};
 use crate::support::workers::{await_running, builder};
 use crate::support::{TestDatabase, database, eventually};
@@ -80,6 +82,119 @@ impl Roles {
         store.hint(&mut client);
         Ok(())
     }
+
+    /// Appends an event, and waits for the projection.
+    fn wait(&self) -> Result<(), String> {
+        let mut client = self.client("appender");
+        let store = EventStore::default();
+        let appended = store.append(&mut client, &thing("waits"), ExpectedVersion::Any, &[happened()]).unwrap();
+        store.wait_for(&mut client, &["p"], &appended, SOON).map_err(|error| error.with_causes())
+    }
+}
+
+#[test]
+fn the_appender_needs_each_of_its_privileges_to_wait() {
+    let mut roles = Roles::migrated();
+    let role = format!("{}_appender", roles.prefix);
+    let worker = roles.start();
+    await_running(&[&worker]);
+    roles.wait().unwrap();
+    for table in ["workers", "projections", "checkpoints", "commands", "parked"] {
+        roles.admin.batch_execute(&format!("REVOKE SELECT ON orchestrator_{table} FROM {role}")).unwrap();
+        let error = roles.wait().unwrap_err();
+        assert!(error.contains("42501") && error.contains(&format!("orchestrator_{table}")), "{table}: {error}");
+        roles.grant();
+    }
+    roles.wait().unwrap();
+}
+
+/// What the operator does: everything that the type `Operator` offers.
+fn operate(client: &mut Client) -> Result<(), OperatorError> {
+    let operator = Operator::new(Names::default()).unwrap();
+    for command in [Command::pause("p").by("kim").reason("why"), Command::resume("p")] {
+        // There is no worker.
+        match operator.execute(client, &command, SOON) {
+            Err(OperatorError::NoWorker { .. }) => {}
+            Err(error) => return Err(error),
+            Ok(applied) => panic!("{applied}"),
+        }
+    }
+    operator.projections(client)?;
+    operator.history(client, None, 10)?;
+    operator.parked(client, None)?;
+    Ok(())
+}
+
+#[test]
+fn the_operator_needs_each_of_its_privileges() {
+    let mut roles = Roles::migrated();
+    let role = format!("{}_operator", roles.prefix);
+    roles
+        .admin
+        .batch_execute(
+            "INSERT INTO orchestrator_replica_sets (name) VALUES ('set');
+             INSERT INTO orchestrator_projections (name, replica_set) VALUES ('p', 'set')",
+        )
+        .unwrap();
+    let mut client = roles.client("operator");
+    operate(&mut client).unwrap();
+    // The commands of the program need no more.
+    let url = roles.url("operator");
+    for arguments in [["projections", "--no-rate"], ["history", "p"], ["parked", "p"]] {
+        succeeds(&url, &[&arguments[..], &["--replica-set", "set"]].concat());
+    }
+    fails(4, &url, &["resume", "p", "--replica-set", "set"]);
+    let sql =
+        "SELECT requested_by LIKE $1 || '@%' AND requested_as = $1 FROM orchestrator_commands ORDER BY id DESC LIMIT 1";
+    assert!(client.query_one(sql, &[&role]).unwrap().get::<_, bool>(0));
+    for revoke in [
+        "INSERT (projection) ON orchestrator_commands",
+        "INSERT (command) ON orchestrator_commands",
+        "INSERT (arguments) ON orchestrator_commands",
+        "INSERT (requested_by) ON orchestrator_commands",
+        "INSERT (reason) ON orchestrator_commands",
+        "SELECT ON orchestrator_commands",
+        "SELECT ON orchestrator_projections",
+        "SELECT ON orchestrator_workers",
+        "SELECT ON orchestrator_checkpoints",
+        "SELECT ON orchestrator_parked",
+        "SELECT (global_position) ON events",
+        "SELECT (created_at) ON events",
+    ] {
+        roles.admin.batch_execute(&format!("REVOKE {revoke} FROM {role}")).unwrap();
+        let error = operate(&mut client).unwrap_err();
+        assert!(matches!(error, OperatorError::Forbidden { .. }), "{revoke}: {error:?}");
+        roles.grant();
+    }
+    operate(&mut client).unwrap();
+    for statement in [
+        "UPDATE orchestrator_commands SET outcome = 'done', applied_at = now()",
+        "INSERT INTO orchestrator_commands (projection, command, requested_as) VALUES ('p', 'pause', 'someone')",
+        "INSERT INTO orchestrator_commands (projection, command, outcome) VALUES ('p', 'pause', 'done')",
+        "INSERT INTO orchestrator_commands (projection, command, requested_at) VALUES ('p', 'pause', now())",
+        "DELETE FROM orchestrator_commands",
+        "UPDATE orchestrator_projections SET desired_state = 'paused'",
+        "UPDATE orchestrator_checkpoints SET position = 0",
+        "DELETE FROM orchestrator_parked",
+        "INSERT INTO orchestrator_discarded (projection) VALUES ('p')",
+        "UPDATE orchestrator_workers SET state = 'stopped'",
+        "SELECT payload FROM events",
+        "UPDATE events SET payload = ''",
+        "SELECT FROM orchestrator_generations",
+        "CREATE TABLE mine (n int)",
+    ] {
+        assert_forbidden(&mut client, statement);
+    }
+    // What the others may not do with commands: a worker gives none, and the appender sees none.
+    assert_forbidden(&mut roles.client("worker"), "SELECT orchestrator_command('p', 'pause')");
+    assert_forbidden(&mut roles.client("appender"), "SELECT orchestrator_command('p', 'pause')");
+    assert_forbidden(&mut roles.client("appender"), "SELECT FROM orchestrator_commands");
+}
+
+#[track_caller]
+fn assert_forbidden(client: &mut Client, statement: &str) {
+    let error = client.batch_execute(statement).unwrap_err();
+    assert_eq!(error.code().map(postgres::error::SqlState::code), Some("42501"), "{statement}: {error:?}");
 }
 
 #[test]
@@ -90,6 +205,7 @@ fn the_documented_privileges_are_sufficient() {
     for _ in 0..50 {
         roles.append().unwrap();
     }
+    roles.wait().unwrap();
     eventually("all events are handled", SOON, || is_complete(&mut roles.admin, "p").then_some(()));
     // One worker leaves, and the other one takes over its keys.
     let [one, other] = workers;
@@ -109,10 +225,12 @@ fn the_documented_privileges_are_sufficient() {
         ("appender", "INSERT INTO events (created_at) VALUES ('infinity')"),
         ("appender", "SELECT setval('events_global_position_seq', 1)"),
         ("appender", "DELETE FROM events"),
-        ("appender", "SELECT FROM orchestrator_checkpoints"),
+        ("appender", "SELECT FROM orchestrator_generations"),
+        ("appender", "UPDATE orchestrator_checkpoints SET position = 0"),
+        ("appender", "DELETE FROM orchestrator_parked"),
+        ("appender", "INSERT INTO orchestrator_commands (projection, command) VALUES ('p', 'pause')"),
     ] {
-        let error = roles.client(role).batch_execute(statement).unwrap_err();
-        assert_eq!(error.code().map(postgres::error::SqlState::code), Some("42501"), "{role}: {statement}: {error:?}");
+        assert_forbidden(&mut roles.client(role), statement);
     }
 }
 

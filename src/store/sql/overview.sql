@@ -60,15 +60,8 @@ SELECT json_build_object(
         ) ORDER BY p.name), '[]')
         FROM (
             SELECT p.name, p.desired_state, p.fault, true AS is_own,
-                   p.fault IS NULL AND NOT (served.is_served AND {is_orphan}) AS is_measured,
-                   CASE WHEN served.is_served AND {is_orphan} THEN 'orphaned'
-                        WHEN p.fault IS NOT NULL THEN 'broken'
-                        WHEN NOT served.is_served THEN 'stopped'
-                        ELSE coalesce((SELECT CASE max(CASE c.state WHEN 'halted' THEN 2 WHEN 'retrying' THEN 1 END)
-                                                   WHEN 2 THEN 'halted' WHEN 1 THEN 'retrying' END
-                                       FROM {checkpoints} c WHERE c.projection = p.name), p.dealt_state) END AS state
+                   {is_measured} AS is_measured, {state} AS state
             FROM {projections} p
-            CROSS JOIN (SELECT EXISTS (SELECT FROM {workers} w WHERE w.replica_set = $1 AND w.state <> 'stopped')) served (is_served)
             WHERE p.replica_set = $1
             UNION ALL
             SELECT known.name, NULL, coalesce('belongs to ' || p.replica_set, 'deleted'), false, false, 'broken'

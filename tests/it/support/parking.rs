@@ -59,19 +59,19 @@ pub(crate) fn discard(client: &mut impl GenericClient, projection: &str, positio
 
 /// The query of the guide that checks that every event is accounted for: for each projection, the
 /// handled, waiting and discarded events, and those that its checkpoints have passed.
-pub(crate) fn accounts(client: &mut impl GenericClient) -> Vec<(String, [i64; 4])> {
+pub(crate) fn accounts(client: &mut impl GenericClient) -> Result<Vec<(String, [i64; 4])>, postgres::Error> {
     let guide = include_str!("../../../src/guide/failures.md");
     let (_, after) = guide.split_once("<!-- accounts -->\n```sql\n").expect("the guide has the query");
     let (sql, _) = after.split_once("```").unwrap();
-    let rows = client.query(sql.trim().trim_end_matches(';'), &[]).unwrap();
-    rows.iter().map(|row| (row.get(0), [1, 2, 3, 4].map(|column| row.get(column)))).collect()
+    let rows = client.query(sql.trim().trim_end_matches(';'), &[])?;
+    Ok(rows.iter().map(|row| (row.get(0), [1, 2, 3, 4].map(|column| row.get(column)))).collect())
 }
 
 /// Checks that every event that a checkpoint has passed was handled, waits or was discarded.
 #[track_caller]
 pub(crate) fn assert_accounts(client: &mut Client) {
     // All in one statement, so also while workers run.
-    let accounts = accounts(client);
+    let accounts = accounts(client).unwrap();
     assert!(!accounts.is_empty(), "there is no projection to check");
     for (projection, [handled, waiting, discarded, passed]) in accounts {
         assert_eq!(handled + waiting + discarded, passed, "{projection}: {handled} + {waiting} + {discarded}");

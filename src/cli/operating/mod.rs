@@ -1,0 +1,32 @@
+//! The commands for operators: what they ask for, and how their results are shown.
+
+mod asked;
+mod given;
+mod listed;
+mod remedy;
+
+use std::process::ExitCode;
+
+pub(super) use self::asked::{Asked, asked, subcommands};
+use super::failure::Failure;
+use crate::operator::Operator;
+use crate::orchestrator::Orchestrator;
+
+pub(super) fn operate(orchestrator: &Orchestrator, asked: Asked) -> Result<ExitCode, Failure> {
+    let operator = Operator::new(orchestrator.names().clone())?.replica_set(orchestrator.replica_set());
+    let mut client = orchestrator.client()?;
+    match asked {
+        Asked::Projections { rate, json } => listed::projections(&operator, &mut client, rate, json)?,
+        Asked::History { projection, last, json } => {
+            listed::history(&operator, &mut client, projection.as_deref(), last, json)?;
+        }
+        Asked::Parked { projection, json } => {
+            listed::parked(&operator, &mut client, projection.as_deref(), json)?;
+        }
+        Asked::Command { command, by, timeout, json } => {
+            let by = by.map_or_else(|| given::whoever(orchestrator, &mut client), Ok)?;
+            given::give(&operator, &mut client, &command.by(by), timeout, json)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

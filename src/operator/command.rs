@@ -1,0 +1,200 @@
+//! A command, as a value.
+
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::error::OperatorError;
+use crate::event::StreamId;
+use crate::moment::{parse_rfc3339, rfc3339};
+
+/// A command for one projection.
+///
+/// ```
+/// use pupsourcing_orchestrator::operator::Command;
+///
+/// let command = Command::pause("orders").reason("the disk is full").by("kim");
+/// assert_eq!((command.name(), command.projection()), ("pause", "orders"));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "an Operator executes it"]
+pub struct Command {
+    projection: String,
+    action: Action,
+    reason: Option<String>,
+    by: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Action {
+    Pause,
+    Resume,
+    Rewind(RewindTo),
+    Remove,
+    Replay(Replay),
+    Discard(Uuid),
+}
+
+/// Where a rewound projection begins again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RewindTo {
+    /// At the first event.
+    Beginning,
+    /// At the first event above this global position, which must not be negative.
+    Position(i64),
+    /// At the first event that was appended at this time or later, by the time in the event.
+    Time(SystemTime),
+}
+
+/// Which parked aggregates are replayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Replay {
+    /// All of the projection.
+    All,
+    /// One.
+    Aggregate(StreamId),
+    /// Those whose last error matches this pattern of SQL's `LIKE`, such as `%no such customer%`.
+    ErrorLike(String),
+}
+
+impl RewindTo {
+    /// Reads a time such as `2026-01-31T12:00:00Z` or `2026-01-31T13:00:00+01:00` (RFC 3339). The
+    /// offset from UTC is required.
+    ///
+    /// ```
+    /// use pupsourcing_orchestrator::operator::RewindTo;
+    ///
+    /// let noon = RewindTo::time("2026-01-31T12:00:00Z")?;
+    /// assert_eq!(RewindTo::time("2026-01-31T13:00:00+01:00")?, noon);
+    /// assert!(RewindTo::time("2026-01-31 12:00").is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`OperatorError::Invalid`] if the text is no such time.
+    pub fn time(text: &str) -> Result<Self, OperatorError> {
+        parse_rfc3339(text).map(Self::Time).ok_or_else(|| OperatorError::Invalid {
+            problem: format!("{text:?} is no time with its offset from UTC, such as 2026-01-31T12:00:00Z"),
+        })
+    }
+}
+
+impl Command {
+    fn new(projection: impl Into<String>, action: Action) -> Self {
+        Self { projection: projection.into(), action, reason: None, by: None }
+    }
+
+    /// No event of the projection is processed any more, on no worker, until it is resumed. It
+    /// lasts across restarts and deployments.
+    pub fn pause(projection: impl Into<String>) -> Self {
+        Self::new(projection, Action::Pause)
+    }
+
+    /// A paused projection is processed again.
+    pub fn resume(projection: impl Into<String>) -> Self {
+        Self::new(projection, Action::Resume)
+    }
+
+    /// The projection clears its read model with its own code, and handles the events from an
+    /// earlier position on once more.
+    pub fn rewind(projection: impl Into<String>, to: RewindTo) -> Self {
+        Self::new(projection, Action::Rewind(to))
+    }
+
+    /// The library forgets the projection. It is refused while a living worker knows the
+    /// projection. The read model stays.
+    pub fn remove(projection: impl Into<String>) -> Self {
+        Self::new(projection, Action::Remove)
+    }
+
+    /// Parked aggregates are handled from the event that failed on.
+    pub fn replay(projection: impl Into<String>, which: Replay) -> Self {
+        Self::new(projection, Action::Replay(which))
+    }
+
+    /// An event that was not handled is never handled: the one at which an aggregate is parked,
+    /// whose later events are then replayed, or the one before which the projection has halted. It
+    /// needs a [reason](Self::reason).
+    pub fn discard(projection: impl Into<String>, event: Uuid) -> Self {
+        Self::new(projection, Action::Discard(event))
+    }
+
+    /// Records why the command is given.
+    pub fn reason(mut self, reason: impl Into<String>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+
+    /// Records who gives the command. Defaults to the database user.
+    pub fn by(mut self, who: impl Into<String>) -> Self {
+        self.by = Some(who.into());
+        self
+    }
+
+    /// The command's name: `pause`, for example.
+    pub fn name(&self) -> &'static str {
+        match self.action {
+            Action::Pause => "pause",
+            Action::Resume => "resume",
+            Action::Rewind(_) => "rewind",
+            Action::Remove => "remove",
+            Action::Replay(_) => "replay",
+            Action::Discard(_) => "discard",
+        }
+    }
+
+    /// The projection that it is for.
+    pub fn projection(&self) -> &str {
+        &self.projection
+    }
+
+    pub(super) fn given_by(&self) -> Option<&str> {
+        self.by.as_deref()
+    }
+
+    pub(super) fn given_reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// The arguments, as the SQL function takes them.
+    pub(super) fn arguments(&self) -> Value {
+        match &self.action {
+            Action::Pause | Action::Resume | Action::Remove => json!({}),
+            Action::Rewind(RewindTo::Beginning) => json!({ "to_beginning": true }),
+            Action::Rewind(RewindTo::Position(position)) => json!({ "to_position": position }),
+            Action::Rewind(RewindTo::Time(time)) => json!({ "to_time": rfc3339(*time) }),
+            Action::Replay(Replay::All) => json!({ "all": true }),
+            Action::Replay(Replay::Aggregate(StreamId { bounded_context, aggregate_type, aggregate_id })) => {
+                json!({ "aggregate": [bounded_context, aggregate_type, aggregate_id] })
+            }
+            Action::Replay(Replay::ErrorLike(pattern)) => json!({ "error_like": pattern }),
+            Action::Discard(event) => json!({ "event": event.to_string() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_those_of_the_sql_function() {
+        let aggregate = StreamId::new("shop", "Order", "a/b");
+        for (command, arguments) in [
+            (Command::pause("p"), r"{}"),
+            (Command::rewind("p", RewindTo::Beginning), r#"{"to_beginning":true}"#),
+            (Command::rewind("p", RewindTo::Position(7)), r#"{"to_position":7}"#),
+            (Command::rewind("p", RewindTo::Time(SystemTime::UNIX_EPOCH)), r#"{"to_time":"1970-01-01T00:00:00Z"}"#),
+            (Command::replay("p", Replay::All), r#"{"all":true}"#),
+            (Command::replay("p", Replay::Aggregate(aggregate)), r#"{"aggregate":["shop","Order","a/b"]}"#),
+            (Command::replay("p", Replay::ErrorLike("%no%".into())), r#"{"error_like":"%no%"}"#),
+            (Command::discard("p", Uuid::nil()), r#"{"event":"00000000-0000-0000-0000-000000000000"}"#),
+        ] {
+            assert_eq!(command.arguments().to_string(), arguments, "{command:?}");
+        }
+    }
+}
