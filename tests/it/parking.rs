@@ -733,7 +733,8 @@ fn clean_ends_of_a_replay_do_not_count() {
     replay(&mut client, "p");
     for _ in 0..5 {
         let before = calls.load(Ordering::SeqCst);
-        eventually("the event is tried", SOON, || (calls.load(Ordering::SeqCst) > before + 1).then_some(()));
+        // More often than within one poll, so that the runner has loaded its rows again.
+        eventually("the event is tried", SOON, || (calls.load(Ordering::SeqCst) > before + 20).then_some(()));
         client.batch_execute("UPDATE orchestrator_projections SET deal = DEFAULT").unwrap();
     }
     assert_eq!(parked(&mut client, "p")[0].attempts, 2);
