@@ -46,10 +46,7 @@ impl<P> Panicking<P> {
         // The nil id stands for every event.
         let sql = "SELECT id FROM unnest($1::uuid[]) AS id
                    WHERE NOT EXISTS (SELECT FROM mended WHERE event_id IN (id, '00000000-0000-0000-0000-000000000000')) LIMIT 1";
-        match bad.is_empty() || tx.query_opt(sql, &[&bad])?.is_none() {
-            true => Ok(()),
-            false => Err("the event is bad".into()),
-        }
+        if bad.is_empty() || tx.query_opt(sql, &[&bad])?.is_none() { Ok(()) } else { Err("the event is bad".into()) }
     }
 
     /// Called after the handler has done its work, so that there is something to roll back.
