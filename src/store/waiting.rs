@@ -262,6 +262,7 @@ mod tests {
     const HALT: &str = "UPDATE orchestrator_checkpoints SET state = 'halted', error = 'bad', attempted_at = now()";
     const BREAK: &str = "UPDATE orchestrator_projections SET fault = 'torn'";
     const PASS: &str = "UPDATE orchestrator_checkpoints SET position = 3";
+    const REPLAY: &str = "UPDATE orchestrator_parked SET replay_requested_at = now()";
     const CLEAR: &str =
         "INSERT INTO orchestrator_commands (projection, command, step) VALUES ('p', 'rewind', 'clearing')";
     const SILENT: &str = "UPDATE orchestrator_workers SET last_heartbeat = now() - interval '11 s', session_class = 7,
@@ -296,6 +297,8 @@ mod tests {
             (vec![park("a", 2)], both(parked())),
             (vec![PASS.into(), park("a", 2)], both(parked())),
             (vec![park("a", 3), CLEAR.into(), BREAK.into(), PAUSE.into(), HALT.into()], both(parked())),
+            (vec![PASS.into(), park("a", 2), REPLAY.into()], both(behind(3, 3))),
+            (vec![park("a", 2), REPLAY.into(), PAUSE.into()], both(paused())),
             (vec![PASS.into(), park("a", 4)], both(Standing::Done)),
             (
                 vec![PASS.into(), park("b", 2)],

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, unbounded};
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{
-    AppendResult, EventStore, ExpectedVersion, Metrics, Names, Projection, Retry, Scope, WaitError,
+    AppendResult, EventStore, ExpectedVersion, Metrics, Names, OnFailure, Projection, Retry, Scope, WaitError,
 };
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::support::cluster::positions;
+use crate::support::commands::done;
 use crate::support::handlers::{meddled, prepared};
 use crate::support::ledger::{Ledger, happened, thing};
 use crate::support::metrics::series::{text, values};
@@ -47,6 +49,10 @@ fn has_all(client: &mut Client, projection: &str, appended: &AppendResult) -> bo
 
 fn wait(client: &mut Client, projection: &str, appended: &AppendResult) -> Result<(), WaitError> {
     EventStore::default().wait_for(client, &[projection], appended, SHORT)
+}
+
+fn wait_long(client: &mut Client, appended: &AppendResult) -> Result<(), WaitError> {
+    EventStore::default().wait_for(client, &["p"], appended, SOON)
 }
 
 /// Waits until the reason is found, because the state from which it follows takes a moment.
@@ -563,4 +569,45 @@ fn the_time_of_a_wait_is_counted_by_outcome() {
         let count = values::<f64>(&text(&metrics), "wait_duration_seconds_count", &[("outcome", outcome)]);
         assert_eq!(count, [1.0], "{outcome}");
     }
+}
+
+/// What the other tests write into the tables, done by commands.
+#[test]
+fn waits_end_as_the_commands_of_an_operator_say() {
+    let database = database();
+    let mut client = prepared(&database);
+    let refuses = meddled("p", |_, event| if event.aggregate_id() == "bad" { Err("it is bad".into()) } else { Ok(()) });
+    let parks = builder(database.url(), "set").retry(Retry::default().attempts(1)).on_failure(OnFailure::park(5));
+    let worker = start(parks, vec![refuses]);
+    await_running(&[&worker]);
+    let good = append(&mut client, "good");
+    wait_long(&mut client, &good).unwrap();
+
+    done(&mut client, "p", "pause", &json!({}));
+    let late = append(&mut client, "good");
+    let paused = wait_long(&mut client, &late).unwrap_err();
+    assert_eq!(paused.to_string(), r#"projection "p" is paused by tester (a test): resume it"#);
+    wait_long(&mut client, &good).unwrap();
+    done(&mut client, "p", "resume", &json!({}));
+    wait_long(&mut client, &late).unwrap();
+
+    let bad = append(&mut client, "bad");
+    let parked = wait_long(&mut client, &bad).unwrap_err();
+    assert!(matches!(&parked, WaitError::Parked { aggregate, .. } if *aggregate == thing("bad")), "{parked}");
+    let other = append(&mut client, "good");
+    wait_long(&mut client, &other).unwrap();
+    for id in &bad.event_ids {
+        done(&mut client, "p", "discard", &json!({"event": id.to_string()}));
+    }
+    wait_long(&mut client, &bad).unwrap();
+
+    done(&mut client, "p", "rewind", &json!({"to_beginning": true}));
+    wait_long(&mut client, &good).unwrap();
+    assert!(has_all(&mut client, "p", &good));
+    done(&mut client, "p", "pause", &json!({}));
+    worker.shutdown(Duration::from_secs(10)).unwrap();
+    let other = start(builder(database.url(), "set"), vec![Box::new(Ledger::named("q"))]);
+    await_running(&[&other]);
+    done(&mut client, "p", "remove", &json!({}));
+    assert!(matches!(wait_long(&mut client, &good), Err(WaitError::Unknown { .. })));
 }

@@ -38,7 +38,8 @@ SELECT t.number,
        CASE WHEN p.name IS NULL THEN 'unknown'
             WHEN NOT t.is_visible THEN 'invisible'
             WHEN t.position IS NULL OR k.position IS NULL AND c.position OPERATOR(pg_catalog.>=) t.position THEN 'done'
-            WHEN k.position IS NOT NULL THEN 'parked'
+            -- A replay that is requested may be about to handle it.
+            WHEN k.replay_requested_at IS NULL AND k.position IS NOT NULL THEN 'parked'
             WHEN clearing.projection IS NOT NULL AND served.name IS NOT NULL THEN 'behind'
             WHEN p.fault IS NOT NULL THEN 'broken'
             WHEN p.desired_state OPERATOR(pg_catalog.=) 'paused' THEN 'paused'
@@ -63,12 +64,12 @@ CROSS JOIN LATERAL (
     WHERE c.projection OPERATOR(pg_catalog.=) t.projection
       AND (t.key IS NULL OR c.keys OPERATOR(pg_catalog.@>) t.key)) AS c (position, halted)
 LEFT JOIN LATERAL (
-    SELECT k.bounded_context, k.aggregate_type, k.aggregate_id, k.position, k.error FROM {parked} k
+    SELECT k.bounded_context, k.aggregate_type, k.aggregate_id, k.position, k.error, k.replay_requested_at FROM {parked} k
     WHERE k.projection OPERATOR(pg_catalog.=) t.projection AND k.bounded_context OPERATOR(pg_catalog.=) t.bounded_context
       AND k.aggregate_type OPERATOR(pg_catalog.=) t.aggregate_type AND k.aggregate_id OPERATOR(pg_catalog.=) t.aggregate_id
       AND k.position OPERATOR(pg_catalog.<=) t.position
     UNION ALL
-    (SELECT k.bounded_context, k.aggregate_type, k.aggregate_id, k.position, k.error FROM {parked} k
+    (SELECT k.bounded_context, k.aggregate_type, k.aggregate_id, k.position, k.error, k.replay_requested_at FROM {parked} k
      WHERE t.key IS NULL AND k.projection OPERATOR(pg_catalog.=) t.projection AND k.position OPERATOR(pg_catalog.<=) t.position
-     ORDER BY k.position LIMIT 1)) AS k ON true
+     ORDER BY k.replay_requested_at IS NOT NULL, k.position LIMIT 1)) AS k ON true
 ORDER BY t.number
