@@ -35,6 +35,12 @@ impl BatchProjection for EventTypeCounts {
         )?;
         Ok(events.len())
     }
+
+    fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
+        only_to_the_beginning(to)?;
+        tx.execute("DELETE FROM event_type_counts", &[])?;
+        Ok(())
+    }
 }
 
 /// Tracks every aggregate: how many events it has, its version, and whether the events arrived in
@@ -73,6 +79,17 @@ impl BatchProjection for AggregateActivity {
         )?;
         Ok(events.len())
     }
+
+    fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
+        only_to_the_beginning(to)?;
+        tx.execute("DELETE FROM aggregate_activity", &[])?;
+        Ok(())
+    }
+}
+
+/// These read models do not contain positions, so they cannot be cleared in part.
+fn only_to_the_beginning(to: i64) -> Result<(), BoxError> {
+    if to == 0 { Ok(()) } else { Err("this read model can be rewound to the beginning only".into()) }
 }
 
 /// Checks for the tables first, because `CREATE TABLE IF NOT EXISTS` requires the privilege to

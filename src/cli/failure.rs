@@ -79,3 +79,21 @@ impl From<std::io::Error> for Failure {
         Self::Failed(error.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_have_written_becomes_one_line() {
+        let why = || "no\x1b[2J\nhook".to_owned();
+        for error in [
+            OperatorError::Refused { id: 7, why: why() },
+            OperatorError::Failed { id: 7, why: why() },
+            OperatorError::Forbidden { problem: why() },
+        ] {
+            let shown = Failure::from(error).to_string();
+            assert!(shown.contains("no [2J hook") && !shown.contains(char::is_control), "{shown:?}");
+        }
+    }
+}

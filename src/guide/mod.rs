@@ -10,7 +10,7 @@
 //! | know what happens when a handler fails | [`failures`] |
 //! | test projections | [`testing`] |
 //! | run workers in production | [`deploying`] |
-//! | look, rebuild, remove | [`operating`] |
+//! | look, pause, rewind, rebuild, remove, find out who did what | [`operating`] |
 //! | find out why something stands still | [`troubleshooting`] |
 //! | understand a line of the log | [`logs`] |
 //! | set up alerts | [`metrics`] |

@@ -116,9 +116,9 @@ impl Command {
         Self::new(projection, Action::Replay(which))
     }
 
-    /// An event that was not handled is never handled: the one at which an aggregate is parked, whose
-    /// later events are then replayed, or the one before which the projection has halted. It needs a
-    /// [reason](Self::reason).
+    /// An event that was not handled is never handled: the one at which an aggregate is parked,
+    /// whose later events are then replayed, or the one before which the projection has halted. It
+    /// needs a [reason](Self::reason).
     pub fn discard(projection: impl Into<String>, event: Uuid) -> Self {
         Self::new(projection, Action::Discard(event))
     }

@@ -201,8 +201,8 @@ impl Start {
         Ok(Prepared { context, trust, pool, registered, for_tailer, for_listener, gate })
     }
 
-    /// How long a transaction of a handler may be idle. If the other workers cannot end its session,
-    /// they wait for it at most as long as for a handler.
+    /// How long a transaction of a handler may be idle. If the other workers cannot end its
+    /// session, they wait for it at most as long as for a handler.
     fn idle_limit(&self) -> Duration {
         match self.context.sessions {
             Sessions::Own(_) => self.config.coordination_timeout,

@@ -6,7 +6,7 @@
 //! the code of the application must not run under that lock. It has three steps:
 //!
 //! ```text
-//! queued ──(dealt to no worker)──► clearing ──(by one worker, without the lock)──► cleared ──(dealt again)──► done
+//! queued ──(dealt to no worker)──► clearing ──(by one worker)──► cleared ──(dealt again)──► done
 //! ```
 //!
 //! While the read model is being cleared, nobody owns the projection's checkpoints. If the worker

@@ -175,9 +175,9 @@ fn stop(tx: &mut Transaction<'_>, names: &Names, worker: WorkerId, reason: &str)
     Ok(())
 }
 
-/// Applies an action of `plan` for this worker, under the replica set's lock. Returns the outcome if
-/// the action was a command that has one now. If a log line is due, logs the sessions that had to
-/// be ended but could not.
+/// Applies an action of `plan` for this worker, under the replica set's lock. Returns the outcome
+/// if the action was a command that has one now. If a log line is due, logs the sessions that had
+/// to be ended but could not.
 pub(crate) fn apply(
     tx: &mut Transaction<'_>,
     names: &Names,

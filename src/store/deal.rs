@@ -16,8 +16,8 @@ use crate::plan::{Deal, Fault, KeySet};
 /// each row is intersected with each share, and the pieces get new tokens. A projection without
 /// shares belongs to no worker. No position is changed: rows of one lane at one position become one
 /// row, other rows stay separate. A merged row keeps the latest of the last events. Every piece
-/// gets what the former owner reported; a merged row keeps the report with the most attempts. The number
-/// of handled events goes to one of the pieces, or begins again if the scope has changed.
+/// gets what the former owner reported; a merged row keeps the report with the most attempts. The
+/// number of handled events goes to one of the pieces, or begins again if the scope has changed.
 pub(crate) fn apply(
     tx: &mut Transaction<'_>,
     names: &Names,

@@ -136,7 +136,8 @@ struct Both<'c> {
     /// The number of each deal in SQL, by projection and its number in memory. No number is used
     /// twice.
     deals: BTreeMap<(Arc<str>, i64), i64>,
-    /// The ids of the commands in SQL, in the order in which they were given, by their ids in memory.
+    /// The ids of the commands in SQL, in the order in which they were given, by their ids in
+    /// memory.
     commands: BTreeMap<i64, i64>,
     /// What each worker last had to clear.
     clearing: BTreeMap<usize, Clearing>,

@@ -126,12 +126,14 @@ pub(super) fn is_orphan_sql(names: &Names) -> String {
     )
 }
 
-/// The state of projection `p` for people, in SQL.
+/// The state of projection `p` for people, in SQL. A pause hides what the owners have reported
+/// before: it is kept, and counts again when the projection is resumed.
 pub(super) fn state_sql(names: &Names) -> String {
     names.sql_with(
         "CASE WHEN {is_served} AND {is_orphan} THEN 'orphaned'
               WHEN p.fault IS NOT NULL THEN 'broken'
               WHEN NOT {is_served} THEN 'stopped'
+              WHEN p.dealt_state = 'paused' THEN 'paused'
               ELSE coalesce((SELECT CASE max(CASE c.state WHEN 'halted' THEN 2 WHEN 'retrying' THEN 1 END)
                                          WHEN 2 THEN 'halted' WHEN 1 THEN 'retrying' END
                              FROM {checkpoints} c WHERE c.projection = p.name), p.dealt_state) END",

@@ -14,9 +14,9 @@ use crate::plan::{ToClear, WorkerId};
 
 const CLEARING: &str = "clearing a read model";
 
-/// Returns the position to which a command rewinds: all events up to it stay handled. For a time, it
-/// is the last position before the first event of that time or later. Events without a time count
-/// as early.
+/// Returns the position to which a command rewinds: all events up to it stay handled. For a time,
+/// it is the last position before the first event of that time or later. Events without a time
+/// count as early.
 pub(crate) fn position_of(
     client: &mut impl GenericClient,
     names: &Names,
@@ -70,9 +70,9 @@ pub(crate) fn fail(
     Ok(is_held)
 }
 
-/// Moves the checkpoints of the projection to a position, in the transaction in which its read model
-/// was cleared. Each of them gets a new token. Checkpoints at or below that position stay. Returns
-/// false if another worker has taken over.
+/// Moves the checkpoints of the projection to a position, in the transaction in which its read
+/// model was cleared. Each of them gets a new token. Checkpoints at or below that position stay.
+/// Returns false if another worker has taken over.
 pub(crate) fn rewind(
     tx: &mut Transaction<'_>,
     names: &Names,

@@ -265,8 +265,8 @@ fn unclaimed_of(row: &Row) -> Vec<Unclaimed> {
     names.into_iter().zip(owners).map(of).collect()
 }
 
-/// The pending commands. A command that this version does not know is left to workers of the version
-/// that does.
+/// The pending commands. A command that this version does not know is left to workers of the
+/// version that does.
 fn commands_of(row: &Row) -> Vec<CommandView> {
     let Some(ids) = row.get::<_, Option<Vec<i64>>>("command_ids") else { return Vec::new() };
     let (projections, names): (Vec<&str>, Vec<&str>) = (row.get("commanded"), row.get("commands"));

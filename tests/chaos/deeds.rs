@@ -20,7 +20,7 @@ const ISOLATION: [&str; 3] = ["read committed", "repeatable read", "serializable
 /// The SQL of each maintenance, and the SQL that undoes it.
 ///
 /// The default of an added column is volatile, so the server rewrites the table.
-const MAINTENANCE: [(&str, Option<&str>); 16] = [
+const MAINTENANCE: [(&str, Option<&str>); 14] = [
     (
         "ALTER TABLE events DROP COLUMN IF EXISTS neighbours, ADD COLUMN neighbours uuid NOT NULL DEFAULT gen_random_uuid()",
         Some("ALTER TABLE events DROP COLUMN IF EXISTS neighbours"),
@@ -47,15 +47,6 @@ const MAINTENANCE: [(&str, Option<&str>); 16] = [
     ("ALTER SEQUENCE events_global_position_seq CACHE 1", None),
     ("BEGIN; ALTER SEQUENCE events_global_position_seq MINVALUE 1; SELECT pg_sleep(1); COMMIT", None),
     ("BEGIN; ALTER SEQUENCE events_global_position_seq INCREMENT 1; SELECT pg_sleep(1); ROLLBACK", None),
-    // One projection is dealt to no worker, and later to all workers again.
-    (
-        "UPDATE orchestrator_projections SET desired_state = 'paused' WHERE name = 'event_type_counts'",
-        Some("UPDATE orchestrator_projections SET desired_state = 'running' WHERE name = 'event_type_counts'"),
-    ),
-    (
-        "UPDATE orchestrator_projections SET desired_state = 'paused' WHERE name = 'aggregate_activity'",
-        Some("UPDATE orchestrator_projections SET desired_state = 'running' WHERE name = 'aggregate_activity'"),
-    ),
 ];
 
 /// Settings that a role or database may have, and that handlers can tolerate.

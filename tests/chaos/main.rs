@@ -21,6 +21,7 @@
 mod crew;
 mod deeds;
 mod neighbour;
+mod operator;
 mod oracle;
 mod ownership;
 mod probes;
@@ -40,6 +41,7 @@ use postgres::{Client, NoTls};
 
 use crew::{COORDINATION, Crew};
 use neighbour::{Count, Neighbour};
+use operator::Operator;
 use oracle::Watch;
 use ownership::{Ownership, all_take_part, situation};
 use proxy::Proxy;
@@ -119,6 +121,7 @@ struct Chaos {
     server: Server,
     proxy: Proxy,
     neighbour: Neighbour,
+    operator: Operator,
     crew: Crew,
     watch: Watch,
     ownership: Ownership,
@@ -154,11 +157,12 @@ fn exactly_once_whatever_happens() {
     (1..AT_FIRST).for_each(|slot| crew.join(slot));
     let writers = Writers::start(&roles::url_of(server.url(), roles::APPENDER), seed);
     let neighbour = Neighbour::start(server.url());
+    let operator = Operator::start(server.url());
     let watch = Watch::start(server.url());
     let ownership = Ownership::new(server.url());
 
     let mut chaos =
-        Chaos { begun: Instant::now(), server, proxy, neighbour, crew, watch, ownership, lulls: Vec::new() };
+        Chaos { begun: Instant::now(), server, proxy, neighbour, operator, crew, watch, ownership, lulls: Vec::new() };
     let outcome = chaos.run(&mut Schedule::new(seed), lasts);
     let tally = writers.finish();
     let outcome = outcome.and_then(|storms| {
@@ -170,7 +174,8 @@ fn exactly_once_whatever_happens() {
     println!("the workers' logs are in {}", logs.display());
     match outcome {
         Ok(storms) => {
-            println!("{storms} storms, {} looks", chaos.watch.finish());
+            let (looks, pauses) = chaos.watch.finish();
+            println!("{storms} storms, {looks} looks, {pauses} pauses seen");
             println!(
                 "{} lulls, {} with a helpless worker, the longest took {:?}; no key was seen unowned for longer than {:?}",
                 chaos.lulls.len(),
@@ -194,6 +199,10 @@ fn exactly_once_whatever_happens() {
                 "{started} workers, {could_not} of which could not start and {aborted} were aborted, {fenced} times fenced, {evicted} back after \
                  eviction, {panics} panics of handlers, {refused} failures of theirs, {retried} of transactions"
             );
+            println!("the operator's commands, and their outcomes:");
+            for ((command, outcome), count) in chaos.operator.finish() {
+                println!("{count:>5} {command} {outcome}");
+            }
             let deeds = chaos.neighbour.finish();
             println!("the neighbour, how often it succeeded and how often it tried:");
             for (kind, Count { done, tried }) in &deeds {
@@ -266,6 +275,7 @@ impl Chaos {
         // locked or hidden.
         self.server.await_ready();
         self.neighbour.calm();
+        self.operator.calm()?;
         let helpless = self.crew.pids().count() - self.capable().len();
         let otherwise = "not every key is owned by a worker that runs and can work";
         let within = OWNED_IN_LULL_WITHIN + 2 * self.proxy.delayed_by() * ROUND_TRIPS;
@@ -311,6 +321,7 @@ impl Chaos {
             Fault::Heal => self.proxy.heal(),
             Fault::Neighbour(deed) => self.neighbour.order(deed),
             Fault::Undo(deed) => self.neighbour.undo(deed),
+            Fault::Command(order) => self.operator.order(order),
             Fault::Lull => return self.lull(),
         }
         Ok(())
@@ -322,6 +333,7 @@ impl Chaos {
         self.crew.thaw();
         self.server.await_ready();
         self.neighbour.calm();
+        self.operator.calm()?;
         let begun = Instant::now();
         let mut client = Client::connect(self.server.url(), NoTls).unwrap();
         let newest: i64 = client.query_one("SELECT coalesce(max(global_position), 0) FROM events", &[]).unwrap().get(0);
@@ -389,7 +401,7 @@ impl Chaos {
     fn verify_all(&mut self, tally: &writers::Tally) -> Result<(), String> {
         self.recover()?;
         let mut client = Client::connect(self.server.url(), NoTls).unwrap();
-        let wrong = oracle::look(&mut client).unwrap();
+        let wrong = oracle::Oracle::default().look(&mut client).unwrap();
         if !wrong.is_empty() {
             return Err(describe(Some(wrong)));
         }

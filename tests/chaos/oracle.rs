@@ -1,5 +1,6 @@
 //! Checks at any moment whether the workers have committed the right results.
 
+use std::collections::BTreeMap;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -56,18 +57,58 @@ const CHECKPOINTS: &str = "
 /// Taken before the snapshot: a table that is rewritten after the snapshot would seem empty.
 const LOCKS: &str = "LOCK TABLE events, orchestrator_checkpoints IN ACCESS SHARE MODE";
 
-/// What is wrong, in one snapshot. Empty if everything is right.
-pub(crate) fn look(client: &mut Client) -> Result<Vec<String>, postgres::Error> {
+/// How far each paused projection has come: its positions, weighted by the number of keys, which no
+/// cut and no merge changes. With the last command that has changed it.
+const PAUSED: &str = "
+    SELECT p.name, k.id, sum(c.position * (SELECT sum(upper(piece) - lower(piece)) FROM unnest(c.keys) AS piece))::text
+    FROM orchestrator_projections p JOIN orchestrator_checkpoints c ON c.projection = p.name
+    JOIN (SELECT projection, max(id) AS id FROM orchestrator_commands WHERE outcome = 'done' GROUP BY 1) k ON k.projection = p.name
+    WHERE p.desired_state = 'paused' AND NOT EXISTS (
+        SELECT FROM orchestrator_commands WHERE projection = p.name AND step = 'cleared' AND applied_at IS NULL)
+    GROUP BY 1, 2";
+
+/// Checks the results in one snapshot after the other.
+#[derive(Default)]
+pub(crate) struct Oracle {
+    /// Where each projection was when it was first seen paused after a command.
+    paused: BTreeMap<(String, i64), String>,
+}
+
+impl Oracle {
+    /// What is wrong, in one snapshot. Empty if everything is right.
+    pub(crate) fn look(&mut self, client: &mut Client) -> Result<Vec<String>, postgres::Error> {
+        let (mut wrong, paused) = look(client)?;
+        for (which, at) in paused {
+            let first = self.paused.entry(which.clone()).or_insert_with(|| at.clone());
+            if *first != at {
+                wrong.push(format!("{which:?} was paused at {first}, and is now at {at}"));
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// How many pauses it has seen.
+    pub(crate) fn pauses(&self) -> usize {
+        self.paused.len()
+    }
+}
+
+/// What is paused where.
+type Paused = Vec<((String, i64), String)>;
+
+fn look(client: &mut Client) -> Result<(Vec<String>, Paused), postgres::Error> {
     let mut tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start()?;
     tx.batch_execute(LOCKS)?;
     let mut wrong = lines(&mut tx, "checkpoints", COVER, None)?;
     wrong.extend(lines(&mut tx, "aggregate_activity", &format!("{DUE}{ACTIVITY}"), Some("aggregate_activity"))?);
     wrong.extend(lines(&mut tx, "event_type_counts", &format!("{DUE}{COUNTS}"), Some("event_type_counts"))?);
     wrong.extend(lines(&mut tx, "events", DISORDER, None)?);
+    let paused = tx.query(PAUSED, &[])?;
+    let paused = paused.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
     if !wrong.is_empty() {
         wrong.extend(lines(&mut tx, "all checkpoints", CHECKPOINTS, None)?);
     }
-    Ok(wrong)
+    Ok((wrong, paused))
 }
 
 /// Which of these events are not there.
@@ -98,7 +139,7 @@ fn lines(
 pub(crate) struct Watch {
     stop: Sender<()>,
     wrong: Receiver<Vec<String>>,
-    thread: JoinHandle<u32>,
+    thread: JoinHandle<(u32, usize)>,
 }
 
 impl Watch {
@@ -116,26 +157,27 @@ impl Watch {
         &self.wrong
     }
 
-    /// Returns how often it has looked.
-    pub(crate) fn finish(self) -> u32 {
+    /// Returns how often it has looked, and how many pauses it has seen.
+    pub(crate) fn finish(self) -> (u32, usize) {
         drop(self.stop);
         self.thread.join().unwrap()
     }
 }
 
-fn watch(url: &str, stop: &Receiver<()>, found: &Sender<Vec<String>>) -> u32 {
+fn watch(url: &str, stop: &Receiver<()>, found: &Sender<Vec<String>>) -> (u32, usize) {
     let mut client = None;
+    let mut oracle = Oracle::default();
     let mut looks = 0;
     let mut pause = Duration::from_secs(1);
     while stop.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
         client = client.filter(|client: &Client| !client.is_closed()).or_else(|| Client::connect(url, NoTls).ok());
         let Some(client) = &mut client else { continue };
         let begun = Instant::now();
-        match look(client) {
+        match oracle.look(client) {
             Ok(wrong) if wrong.is_empty() => looks += 1,
             Ok(wrong) => {
                 _ = found.try_send(wrong);
-                return looks;
+                return (looks, oracle.pauses());
             }
             // The server is away, which is no fault of the workers. An error in the statements
             // would be one of the test.
@@ -144,7 +186,7 @@ fn watch(url: &str, stop: &Receiver<()>, found: &Sender<Vec<String>>) -> u32 {
         // With many events a look takes long, and the workers need the machine too.
         pause = Duration::from_secs(1).max(begun.elapsed() * 3);
     }
-    looks
+    (looks, oracle.pauses())
 }
 
 fn is_away(error: &postgres::Error) -> bool {

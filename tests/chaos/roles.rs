@@ -16,8 +16,12 @@ const ROLES: &str = include_str!("../../examples/postgres/roles.sql");
 /// The line of `ROLES` below which the tables must exist.
 const MIGRATION: &str = "-- After the migration:";
 
+/// The projections of the workers.
+pub(crate) const PROJECTIONS: [&str; 2] = ["event_type_counts", "aggregate_activity"];
+
 /// The grants that the file leaves to the application.
-const READ_MODELS: &str = "GRANT SELECT, INSERT, UPDATE ON event_type_counts, aggregate_activity TO shop_worker";
+const READ_MODELS: &str =
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON event_type_counts, aggregate_activity TO shop_worker";
 
 /// Creates roles and tables. A worker that migrates afterwards finds everything there, and is not
 /// allowed to create anything.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::deeds::{self, Deed};
+use crate::operator::{self, Order};
 use crate::support::StopMode;
 
 /// The maximum number of workers. The worker in slot 0 reaches the server through the proxy.
@@ -45,6 +46,8 @@ pub(crate) enum Fault {
     Neighbour(Deed),
     /// The neighbour undoes it.
     Undo(Deed),
+    /// The operator gives a command.
+    Command(Order),
     /// The neighbour undoes everything, and the storm stops for a while: the other faults continue,
     /// no new ones begin, and the storm's clock stands still, until every key has an owner that can
     /// work despite the faults.
@@ -67,6 +70,8 @@ pub(crate) struct Schedule {
     /// The neighbour's next deeds, taken from the end. Every deed occurs before the deck is
     /// shuffled again.
     deck: Vec<Deed>,
+    /// Random numbers for the operator.
+    commands: fastrand::Rng,
 }
 
 /// The state of the storm that is being planned.
@@ -82,8 +87,8 @@ impl Schedule {
     pub(crate) fn new(seed: u64) -> Self {
         let mut occupied = [false; SLOTS];
         occupied[..AT_FIRST].fill(true);
-        let [rng, deeds] = [seed, !seed].map(fastrand::Rng::with_seed);
-        Self { rng, occupied, deeds, deck: Vec::new() }
+        let [rng, deeds, commands] = [seed, !seed, seed.rotate_left(32) ^ 1].map(fastrand::Rng::with_seed);
+        Self { rng, occupied, deeds, deck: Vec::new(), commands }
     }
 
     /// The next storm: its faults in order, each with its time since the beginning, and two lulls.
@@ -101,6 +106,7 @@ impl Schedule {
             while !self.brew(&mut weather) {}
         }
         self.meddle(lasts, &mut weather.faults);
+        self.command(lasts, &mut weather.faults);
         weather.faults.sort_by_key(|(at, _)| *at);
         with_lulls(weather.faults, lasts)
     }
@@ -120,6 +126,17 @@ impl Schedule {
             if !deed.undoing().is_empty() && undone < lasts {
                 faults.push((undone, Fault::Undo(deed)));
             }
+        }
+    }
+
+    /// Adds the operator's commands.
+    fn command(&mut self, lasts: Duration, faults: &mut Vec<(Duration, Fault)>) {
+        let orders: Vec<Order> =
+            operator::all().into_iter().flat_map(|(order, weight)| std::iter::repeat_n(order, weight)).collect();
+        let mut now = Duration::from_millis(self.commands.u64(100..1_500));
+        while now < lasts {
+            faults.push((now, Fault::Command(orders[self.commands.usize(..orders.len())])));
+            now += Duration::from_millis(self.commands.u64(100..2_000));
         }
     }
 
@@ -227,7 +244,10 @@ fn a_seed_gives_one_schedule() {
     assert_ne!(storms(1), storms(2));
     let faults: Vec<Fault> = storms(1).into_iter().flatten().map(|(_, fault)| fault).collect();
     let kinds: std::collections::HashSet<_> = faults.iter().map(std::mem::discriminant).collect();
-    assert_eq!(kinds.len(), 16, "every kind of fault occurs");
+    assert_eq!(kinds.len(), 17, "every kind of fault occurs");
+    for (order, _) in operator::all() {
+        assert!(faults.contains(&Fault::Command(order)), "{order:?} occurs");
+    }
     for deed in deeds::all().into_iter().flat_map(Deed::variants) {
         assert!(faults.contains(&Fault::Neighbour(deed)), "{deed:?} occurs");
     }

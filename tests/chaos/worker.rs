@@ -84,6 +84,11 @@ impl<P: BatchProjection> BatchProjection for Panicking<P> {
         self.panic_perhaps();
         Ok(handled)
     }
+
+    fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
+        allow_time(tx)?;
+        self.projection.reset(tx, to)
+    }
 }
 
 fn main() -> ExitCode {

@@ -315,7 +315,7 @@ impl Projection for OrdersPlaced {
 /// Executes the recipe exactly as printed, while events arrive and workers process them.
 #[test]
 fn projection_is_rebuilt_in_place_as_documented() {
-    let recipe = documented("**In place.**");
+    let recipe = documented("**In place, by hand.**");
     let database = database();
     let mut client = prepared(&database);
     client.batch_execute("CREATE TABLE orders_placed (id text PRIMARY KEY, times bigint NOT NULL)").unwrap();

@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_secs(20);
 const NOWHERE: &str = "postgres://user:hidden@127.0.0.1:1/none";
 
 /// Runs the program to its end.
-fn run(url: &str, arguments: &[&str]) -> Output {
+pub(crate) fn run(url: &str, arguments: &[&str]) -> Output {
     let mut command = command("worker");
     let output = command.env("DATABASE_URL", url).args(arguments).stdout(Stdio::piped()).output().unwrap();
     let said = format!("{}{}", stdout(&output), stderr(&output));
@@ -26,17 +26,17 @@ fn run(url: &str, arguments: &[&str]) -> Output {
     output
 }
 
-fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// Runs the program, which must succeed, and returns what it wrote.
 #[track_caller]
-fn succeeds(url: &str, arguments: &[&str]) -> String {
+pub(crate) fn succeeds(url: &str, arguments: &[&str]) -> String {
     let output = run(url, arguments);
     assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}{}", stdout(&output), stderr(&output));
     stdout(&output)
@@ -44,7 +44,7 @@ fn succeeds(url: &str, arguments: &[&str]) -> String {
 
 /// Runs the program, which must fail with this code, and returns what it wrote to both streams.
 #[track_caller]
-fn fails(code: i32, url: &str, arguments: &[&str]) -> (String, String) {
+pub(crate) fn fails(code: i32, url: &str, arguments: &[&str]) -> (String, String) {
     let output = run(url, arguments);
     let (out, err) = (stdout(&output), stderr(&output));
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {out}{err}");

@@ -35,6 +35,11 @@ fn the_sql_of_the_guide_is_executed() {
     client.batch_execute(include_str!("../../examples/postgres/roles.sql")).unwrap();
     let mut executed = 0;
     for (page, text) in PAGES {
+        // A command needs its projection, and the blocks before it may have deleted that.
+        let projections = "INSERT INTO orchestrator_replica_sets (name) VALUES ('main-projections') ON CONFLICT DO NOTHING;
+                           INSERT INTO orchestrator_projections (name, replica_set)
+                           SELECT unnest(ARRAY['orders', 'old_orders', 'orders_placed']), 'main-projections' ON CONFLICT DO NOTHING";
+        client.batch_execute(projections).unwrap();
         for block in blocks(text, "sql") {
             client.batch_execute(block).unwrap_or_else(|error| panic!("{page}: {error:?} in:\n{block}"));
             executed += 1;

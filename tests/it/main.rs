@@ -14,6 +14,7 @@ mod bad_schema;
 mod batches;
 mod broken_rows;
 mod cli;
+mod cli_commands;
 mod commands;
 mod crashes;
 mod custom_metrics;

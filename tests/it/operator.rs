@@ -77,7 +77,7 @@ fn the_sql_function_refuses_what_is_not_valid() {
         (r#"'p', 'replay', '{"aggregate": "a/b/c"}'"#, &["replay cannot have"]),
         (r#"'p', 'replay', '{"error_like": 7}'"#, &["replay cannot have"]),
         (r#"'p', 'replay', '{"error_like": "%", "all": true}'"#, &["replay cannot have"]),
-        (r#"'p', 'discard', '{}', 'kim', 'why'"#, &["discard cannot have", "the id of the event"]),
+        (r"'p', 'discard', '{}', 'kim', 'why'", &["discard cannot have", "the id of the event"]),
         (r#"'p', 'discard', '{"event": 7}', 'kim', 'why'"#, &["invalid input syntax for type uuid"]),
         (r#"'p', 'discard', '{"event": null}', 'kim', 'why'"#, &["discard cannot have"]),
         (
@@ -288,6 +288,52 @@ fn projections_are_listed_as_workers_process_them() {
     assert_eq!((record.position, record.lag_events, record.lag_seconds), (Some(50), Some(0), Some(0.0)));
     assert_eq!((record.workers, record.versions), (1, vec![env!("CARGO_PKG_VERSION").to_owned()]));
     assert_eq!((record.error, record.parked, record.pending_commands), (None, 0, 0));
+    // A pause hides that it was halted.
+    client.batch_execute("UPDATE orchestrator_checkpoints SET state = 'halted', error = 'it is bad'").unwrap();
+    assert_eq!(operator().projections(&mut client).unwrap()[0].state, "halted");
+    operator().execute(&mut client, &Command::pause("p"), SOON).unwrap();
+    assert_eq!(operator().projections(&mut client).unwrap()[0].state, "paused");
     worker.shutdown(SOON).unwrap();
     assert_eq!(operator().projections(&mut client).unwrap()[0].state, "stopped");
+}
+
+/// The workers look by themselves only every ten seconds.
+#[test]
+fn workers_apply_commands_as_soon_as_they_are_notified() {
+    let database = database();
+    let mut client = prepared(&database);
+    let patient = || {
+        let rarely = Duration::from_secs(10);
+        builder(database.url(), "set").poll_interval(rarely).heartbeat_interval(rarely).stale_worker_timeout(rarely * 3)
+    };
+    let workers = [(); 2].map(|()| start(patient(), vec![Box::new(Ledger::named("p"))]));
+    await_running(&workers.each_ref());
+    append_plainly(&mut client, 50, 10);
+    eventually("all are handled", SOON, || is_complete(&mut client, "p").then_some(()));
+    let operator = operator().replica_set("set");
+    let begun = Instant::now();
+    let mut execute = |command: &Command| operator.execute(&mut client, command, SOON);
+    let said = execute(&Command::pause("p").by("kim").reason("a test")).unwrap().to_string();
+    assert!(said.starts_with("p is paused at position ") && said.ends_with(" on 2 workers"), "{said}");
+    let refused = execute(&Command::pause("p")).unwrap_err().to_string();
+    assert!(refused.contains("was refused: it is paused already") && refused.contains("by kim (a test)"), "{refused}");
+    let said = execute(&Command::resume("p")).unwrap().to_string();
+    assert!(said.starts_with("p is resumed at position ") && said.ends_with(" on 2 workers"), "{said}");
+    let rewound = execute(&Command::rewind("p", RewindTo::Position(20))).unwrap();
+    assert_eq!(rewound.position(), Some(20));
+    assert!(rewound.to_string().starts_with("p is rewound from position 50 to position 20 in "), "{rewound}");
+    let refused = execute(&Command::remove("p")).unwrap_err().to_string();
+    assert!(refused.contains("workers that run know it"), "{refused}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+
+    eventually("all are handled again", SOON, || is_complete(&mut client, "p").then_some(()));
+    assert_exactly_once(&mut client, "p");
+    let record = operator.projections(&mut client).unwrap().remove(0);
+    assert_eq!((record.desired_state.as_str(), record.pending_commands), ("running", 0));
+    let outcomes: Vec<_> =
+        operator.history(&mut client, Some("p"), 10).unwrap().into_iter().map(|r| r.outcome).collect();
+    assert_eq!(outcomes, ["refused", "done", "done", "refused", "done"].map(|outcome| Some(outcome.to_owned())));
+    for worker in workers {
+        worker.shutdown(SOON).unwrap();
+    }
 }

@@ -8,6 +8,7 @@ use pupsourcing_orchestrator::operator::{Command, Operator, OperatorError};
 use pupsourcing_orchestrator::{Builder, EventStore, ExpectedVersion, Handle, Names};
 
 use crate::bad_input::SOON;
+use crate::cli::{fails, succeeds};
 use crate::support::ledger::{Ledger, assert_exactly_once, happened, is_complete, thing};
 use crate::support::workers::{await_running, builder};
 use crate::support::{TestDatabase, database, eventually};
@@ -83,8 +84,7 @@ impl Roles {
     }
 }
 
-/// What the operator does: everything that the type `Operator` offers, and the commands of the
-/// program for operators need no more.
+/// What the operator does: everything that the type `Operator` offers.
 fn operate(client: &mut Client) -> Result<(), OperatorError> {
     let operator = Operator::new(Names::default()).unwrap();
     for command in [Command::pause("p").by("kim").reason("why"), Command::resume("p")] {
@@ -114,6 +114,15 @@ fn the_operator_needs_each_of_its_privileges() {
         .unwrap();
     let mut client = roles.client("operator");
     operate(&mut client).unwrap();
+    // The commands of the program need no more.
+    let url = roles.url("operator");
+    for arguments in [["projections", "--no-rate"], ["history", "p"], ["parked", "p"]] {
+        succeeds(&url, &[&arguments[..], &["--replica-set", "set"]].concat());
+    }
+    fails(4, &url, &["resume", "p", "--replica-set", "set"]);
+    let sql =
+        "SELECT requested_by LIKE $1 || '@%' AND requested_as = $1 FROM orchestrator_commands ORDER BY id DESC LIMIT 1";
+    assert!(client.query_one(sql, &[&role]).unwrap().get::<_, bool>(0));
     for revoke in [
         "INSERT (projection) ON orchestrator_commands",
         "INSERT (command) ON orchestrator_commands",

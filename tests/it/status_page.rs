@@ -183,7 +183,10 @@ fn each_projection_has_one_state() {
         (format!("UPDATE orchestrator_checkpoints SET state = 'halted' WHERE {theirs}"), "halted", Value::Null),
         ("UPDATE orchestrator_projections SET desired_state = 'paused' WHERE name = 'p'".into(), "paused", Value::Null),
         (
-            "UPDATE orchestrator_projections SET desired_state = 'running' WHERE name = 'p'".into(),
+            // What was reported before the pause counts again, until an event is handled.
+            "UPDATE orchestrator_checkpoints SET state = 'running' WHERE projection = 'p';
+             UPDATE orchestrator_projections SET desired_state = 'running' WHERE name = 'p'"
+                .into(),
             "running",
             Value::Null,
         ),

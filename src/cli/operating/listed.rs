@@ -19,6 +19,9 @@ use crate::operator::{CommandRecord, Operator, ParkedRecord, ProjectionRecord};
 /// For how long the events per second are measured.
 const MEASURED_FOR: Duration = Duration::from_secs(1);
 
+/// The most characters of an error in the table of projections.
+const LONGEST_BRIEF: usize = 60;
+
 /// A projection, with what two looks at it tell.
 #[derive(Debug, Serialize)]
 struct Seen {
@@ -106,11 +109,20 @@ fn projections_shown(program: &str, seen: &[Seen], has_colours: bool) -> String 
             record.lag_seconds.map_or_else(String::new, time).into(),
             events_per_second.map_or_else(|| "n/a".to_owned(), |rate| format!("{rate:.1}")).into(),
             Cell::new(record.parked.to_string(), if record.parked > 0 { Tone::Warning } else { Tone::Plain }),
-            error.map_or_else(String::new, one_line).into(),
+            error.map_or_else(String::new, |error| brief(error)).into(),
         ]);
     }
     let remedies = seen.iter().flat_map(|seen| remedies(program, &seen.record));
     with_sentences(&table.render(has_colours), remedies)
+}
+
+/// The begin of an error. The sentences below the table have all of it.
+fn brief(error: &str) -> String {
+    let line = one_line(error);
+    match line.char_indices().nth(LONGEST_BRIEF) {
+        Some((end, _)) => format!("{} …", &line[..end]),
+        None => line,
+    }
 }
 
 fn history_shown(commands: &[CommandRecord], has_colours: bool) -> String {
@@ -207,21 +219,24 @@ mod tests {
             lag_events: Some(993),
             lag_seconds: Some(3_000.0),
             versions: vec!["0.1.0".into(), "0.2.0".into()],
-            error: Some("no such\ncustomer".into()),
+            error: Some(format!("no such\ncustomer{}", "ß".repeat(100))),
             ..running("revenue")
         };
+        let (all, most) = ("ß".repeat(100), "ß".repeat(44));
         let seen = [
             Seen { record: running("orders"), events_per_second: Some(12.34) },
             Seen { record: halted, events_per_second: None },
         ];
-        let shown = "\
+        let shown = format!(
+            "\
 PROJECTION  STATE    VERSION       POSITION  BEHIND      BY  EVENTS/S  PARKED  ERROR
 orders      running  n/a               1000       0   0.0 s      12.3       0
-revenue     halted   0.1.0, 0.2.0         7     993  50 min       n/a       0  no such customer
+revenue     halted   0.1.0, 0.2.0         7     993  50 min       n/a       0  no such customer{most} …
 
-revenue is halted: no such customer
+revenue is halted: no such customer{all}
   correct the cause, then it goes on by itself
-  never to handle the event: shop discard revenue --event ID --reason …";
+  never to handle the event: shop discard revenue --event ID --reason …"
+        );
         assert_eq!(projections_shown("shop", &seen, false), shown);
         let json = serde_json::to_value(&seen).unwrap();
         assert_eq!((&json[0]["name"], &json[0]["events_per_second"]), (&json!("orders"), &json!(12.34)));
@@ -260,7 +275,7 @@ ID  REQUESTED             PROJECTION  COMMAND               BY   ROLE     OUTCOM
             replay_requested_at: Some(SystemTime::UNIX_EPOCH),
             ..parked("orders")
         };
-        let shown = parked_shown("shop", &[record.clone()], false);
+        let shown = parked_shown("shop", std::slice::from_ref(&record), false);
         let id = Uuid::nil();
         let row = format!(
             "orders      shop/Order/it's 7         8  OrderPlaced  {id}         8  1970-01-01T00:00:00Z  requested  it is bad"

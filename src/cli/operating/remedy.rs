@@ -26,6 +26,7 @@ pub(crate) fn remedies(program: &str, projection: &ProjectionRecord) -> Vec<Stri
             let fault = projection.fault.as_deref().map_or_else(|| "no fault is recorded".to_owned(), one_line);
             said.push(format!("{shown} is broken: {fault}"));
         }
+        "stopped" => said.push(format!("no worker of its replica set runs, so nothing processes {shown}: start one")),
         "orphaned" => {
             said.push(format!(
                 "no running worker knows {shown}: deploy one that does, or forget it with: {}",
@@ -115,6 +116,10 @@ pub(super) mod tests {
             (
                 ProjectionRecord { state: "broken".into(), fault: Some("torn".into()), ..orders() },
                 "orders is broken: torn",
+            ),
+            (
+                ProjectionRecord { state: "stopped".into(), ..orders() },
+                "no worker of its replica set runs, so nothing processes orders: start one",
             ),
             (
                 ProjectionRecord { state: "retrying".into(), ..orders() },

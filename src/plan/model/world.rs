@@ -419,8 +419,8 @@ impl World {
             let told = Told { generation, deal: row.deal };
             match &self.processes[worker].runners[index] {
                 Runner::Paused => {
-                    // Without wishes and commands, only this worker changes the rows while it owns them, so it
-                    // may load them at once.
+                    // Without wishes and commands, only this worker changes the rows while it owns
+                    // them, so it may load them at once.
                     let rows = (bounds.wishes + bounds.commands == 0).then(|| self.load(worker, index, told, bounds));
                     self.processes[worker].runners[index] = Runner::Running(told, rows);
                 }

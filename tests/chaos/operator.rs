@@ -1,0 +1,125 @@
+//! The operator: gives commands while everything else happens.
+//!
+//! It is a thread, like the neighbour: the server may be away. Then it is unknown whether a command
+//! was recorded.
+
+use std::collections::BTreeMap;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, never, unbounded};
+use postgres::{Client, NoTls};
+
+use crate::roles::PROJECTIONS;
+
+/// How long the workers may take to apply all commands in a lull, in addition to the time within
+/// which they own all keys.
+const APPLIED_WITHIN: Duration = Duration::from_secs(20);
+
+/// The pause between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A command, and the projection that it is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Order {
+    pub(crate) projection: &'static str,
+    pub(crate) command: &'static str,
+    pub(crate) arguments: &'static str,
+}
+
+/// Every order once for each projection, with how often it occurs while others occur once. The last
+/// one fails, because the projections can be rewound to the beginning only.
+pub(crate) fn all() -> Vec<(Order, usize)> {
+    let commands = [
+        ("pause", "{}", 4),
+        ("resume", "{}", 5),
+        ("rewind", r#"{"to_beginning": true}"#, 1),
+        ("rewind", r#"{"to_position": 1}"#, 1),
+        ("remove", "{}", 1),
+    ];
+    let orders = PROJECTIONS.map(|projection| {
+        commands.map(|(command, arguments, weight)| (Order { projection, command, arguments }, weight))
+    });
+    orders.into_iter().flatten().collect()
+}
+
+/// How often each command had each outcome.
+pub(crate) type Tally = BTreeMap<(String, String), i64>;
+
+pub(crate) struct Operator {
+    url: String,
+    orders: Sender<Option<Order>>,
+    calmed: Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Operator {
+    pub(crate) fn start(url: &str) -> Self {
+        let (orders, queue) = unbounded::<Option<Order>>();
+        let (sender, calmed) = bounded(1);
+        let at = url.to_owned();
+        let thread = thread::Builder::new().name("operator".into());
+        let thread = thread.spawn(move || {
+            for order in queue {
+                match order {
+                    Some(order) => give(&at, order),
+                    None => _ = sender.send(()),
+                }
+            }
+        });
+        Self { url: url.to_owned(), orders, calmed, thread: thread.unwrap() }
+    }
+
+    /// Gives a command. Returns at once.
+    pub(crate) fn order(&self, order: Order) {
+        self.orders.send(Some(order)).unwrap();
+    }
+
+    /// Resumes what is paused, and waits until every command has an outcome. The server must be
+    /// running, and nothing may lock its tables. Some worker must be able to work.
+    pub(crate) fn calm(&self) -> Result<(), String> {
+        self.orders.send(None).unwrap();
+        self.calmed.recv().unwrap();
+        let mut client = Client::connect(&self.url, NoTls).unwrap();
+        let begun = Instant::now();
+        loop {
+            // A command that resumes is behind those that are pending.
+            let resume = "SELECT orchestrator_command(name, 'resume', '{}', 'chaos') FROM orchestrator_projections p
+                          WHERE desired_state = 'paused' AND NOT EXISTS (
+                              SELECT FROM orchestrator_commands k WHERE k.projection = p.name AND k.applied_at IS NULL)";
+            client.query(resume, &[]).unwrap();
+            let pending = "SELECT k::text FROM orchestrator_commands k WHERE applied_at IS NULL
+                           UNION ALL SELECT p::text FROM orchestrator_projections p WHERE desired_state = 'paused'";
+            let pending: Vec<String> = client.query(pending, &[]).unwrap().iter().map(|row| row.get(0)).collect();
+            if pending.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() > APPLIED_WITHIN {
+                return Err(format!("not applied within {APPLIED_WITHIN:?}: {pending:#?}"));
+            }
+            never::<()>().recv_timeout(PAUSE).unwrap_err();
+        }
+    }
+
+    /// Waits until it has given its commands. Returns their outcomes.
+    pub(crate) fn finish(self) -> Tally {
+        drop(self.orders);
+        self.thread.join().unwrap();
+        let sql = "SELECT command, coalesce(outcome, 'pending'), count(*) FROM orchestrator_commands GROUP BY 1, 2";
+        let rows = Client::connect(&self.url, NoTls).unwrap().query(sql, &[]).unwrap();
+        rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect()
+    }
+}
+
+fn give(url: &str, order: Order) {
+    let Order { projection, command, arguments } = order;
+    let give = || {
+        let mut client = Client::connect(url, NoTls)?;
+        client.batch_execute("SET lock_timeout = '2s'")?;
+        let sql = "SELECT orchestrator_command($1, $2, $3::text::jsonb, 'chaos', 'to see what happens')";
+        client.query_one(sql, &[&projection, &command, &arguments]).map(|_| ())
+    };
+    if let Err(error) = give() {
+        println!("the operator does not know whether this was recorded: {order:?}: {error}");
+    }
+}
