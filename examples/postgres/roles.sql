@@ -45,3 +45,7 @@ GRANT SELECT ON orchestrator_commands, orchestrator_projections, orchestrator_wo
 -- To list projections with their positions and errors, and parked aggregates:
 GRANT SELECT ON orchestrator_checkpoints, orchestrator_parked TO shop_operator;
 GRANT SELECT (global_position, created_at) ON events TO shop_operator;
+
+-- Optional: if workers take commands by HTTP (ORCHESTRATOR_OPERATOR_TOKEN), they record them as the
+-- worker. Then handlers can do so, too.
+-- GRANT INSERT (projection, command, arguments, requested_by, reason) ON orchestrator_commands TO shop_worker;

@@ -1,3 +1,5 @@
+mod commands;
+
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::Barrier;
