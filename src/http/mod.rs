@@ -79,7 +79,8 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 /// `/livez` is 200 and `/readyz` is 503. If the metrics are disabled, `/metrics` is 404.
 ///
 /// Except for commands, no answer queries the database, so all of them are immediate even while the
-/// database is down. GET and HEAD are served; a query string is ignored. The connection is closed after each answer.
+/// database is down. GET and HEAD are served; a query string is ignored. The connection is closed
+/// after each answer.
 ///
 /// # Who may see the status
 ///
@@ -183,13 +184,13 @@ impl MetricsServerBuilder {
         self
     }
 
-    /// Takes [commands](MetricsServer#commands) from operators who have this token, and shows buttons
-    /// for them on the page. The token must have at least 16 printable ASCII characters; take a
+    /// Takes [commands](MetricsServer#commands) from operators who have this token, and shows
+    /// buttons for them on the page. The token must have at least 16 printable ASCII characters; take a
     /// random one, such as the output of `openssl rand -hex 32`. It is neither logged nor shown.
     /// Defaults to none: then no command is taken.
     ///
-    /// The port has no TLS. So put it behind a proxy that has, or reach it by `kubectl port-forward`:
-    /// whoever sees a request has the token.
+    /// The port has no TLS. So put it behind a proxy that has, or reach it by
+    /// `kubectl port-forward`: whoever sees a request has the token.
     pub fn operator(mut self, token: impl AsRef<str>) -> Self {
         self.token = Some(Token::new(token.as_ref()));
         self

@@ -1,9 +1,9 @@
 //! The status page: one document that contains its style and its script, and shows the answer of
 //! `/status`.
 //!
-//! The document itself contains no data, except whether commands are taken. The script inserts names and errors as text, never as
-//! markup. The policy allows only this script to run, and allows it to query only the origin of the
-//! page.
+//! The document itself contains no data, except whether commands are taken. The script inserts
+//! names and errors as text, never as markup. The policy allows only this script to run, and allows
+//! it to query only the origin of the page.
 
 use std::sync::LazyLock;
 

@@ -18,8 +18,8 @@ const LONGEST: usize = 4096;
 pub(super) struct Token([u8; 32]);
 
 impl Token {
-    /// Refuses a token that can be guessed, or that no client could send. The error does not contain
-    /// the token.
+    /// Refuses a token that can be guessed, or that no client could send. The error does not
+    /// contain the token.
     pub(super) fn new(token: &str) -> Result<Self, Error> {
         let refused = |is: String, problem: &str| Err(Error::config("operator token", is, problem));
         match token.len() {

@@ -254,7 +254,7 @@ fn operator_with_the_token_gives_commands_in_the_browser() {
     submit(page, "order", &[("reason", MARKUP), ("by", MARKUP)]);
     await_page(page, "document.querySelector('#desk .good')?.textContent.includes('a/b is paused at position')");
     await_page(page, "document.querySelector('.paused-by')?.textContent.includes('<img src=x')");
-    await_page(page, "document.querySelectorAll('.projections .badge.paused').length === 1");
+    await_page(page, "document.querySelectorAll('.projections .lead .badge.paused').length === 1");
     await_page(page, "document.querySelector('.paused-by code').textContent === 'worker resume a/b'");
     let row = client.query_one("SELECT requested_by, reason, outcome FROM orchestrator_commands", &[]).unwrap();
     assert_eq!((row.get(0), row.get(1), row.get(2)), (MARKUP, MARKUP, "done"));
@@ -290,11 +290,11 @@ fn the_page_shows_what_is_parked_and_no_markup() {
     let worker = start_worker(database.url());
     // Without a token.
     let server = MetricsServer::builder(Metrics::new().unwrap()).watch(worker.health()).bind("127.0.0.1:0").unwrap();
-    let mut locker = database.client();
-    let _lock = hold_up(&mut locker);
     client.execute("INSERT INTO orchestrator_projections (name, replica_set) VALUES ('lost', 'set')", &[]).unwrap();
     client.execute(PARK, &[&MARKUP]).unwrap();
     client.execute(PARK, &[&"it's 7"]).unwrap();
+    let mut locker = database.client();
+    let _lock = hold_up(&mut locker);
     client
         .execute(
             "INSERT INTO orchestrator_commands (projection, command, arguments, reason, requested_by, applied_at, outcome, error)

@@ -137,6 +137,8 @@ fn the_status_has_exactly_the_documented_fields() {
                 VALUES ('lost', $1, 'paused', '<b>kim', '<i>because')";
     client.execute(lost, &[&HOSTILE_SET]).unwrap();
     client.batch_execute(PARKED).unwrap();
+    let found = "SELECT FROM orchestrator_projections WHERE name = 'lost' AND fault = 'missing'";
+    eventually("the fault is found", SOON, || client.query_opt(found, &[]).unwrap());
     // No worker can apply a command meanwhile.
     let mut locker = database.client();
     let mut lock = locker.transaction().unwrap();
