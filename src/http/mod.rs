@@ -185,9 +185,9 @@ impl MetricsServerBuilder {
     }
 
     /// Takes [commands](MetricsServer#commands) from operators who have this token, and shows
-    /// buttons for them on the page. The token must have at least 16 printable ASCII characters; take a
-    /// random one, such as the output of `openssl rand -hex 32`. It is neither logged nor shown.
-    /// Defaults to none: then no command is taken.
+    /// buttons for them on the page. The token must have at least 16 printable ASCII characters;
+    /// take a random one, such as the output of `openssl rand -hex 32`. It is neither logged nor
+    /// shown. Defaults to none: then no command is taken.
     ///
     /// The port has no TLS. So put it behind a proxy that has, or reach it by
     /// `kubectl port-forward`: whoever sees a request has the token.
