@@ -85,11 +85,11 @@ mod tx;
 mod watch;
 
 pub use catch_up::Progress;
-pub use config::Retry;
+pub use config::{OnFailure, Retry};
 pub use database::{AsClient, Connection, Database};
 pub use error::{BoxError, Error};
 pub use event::{DecodeError, EncodeError, Event, EventParts, NewEvent, StreamId};
-pub use event_store::{AppendError, AppendResult, CommandError, EventStore, ExpectedVersion, LoadError};
+pub use event_store::{AppendError, AppendResult, CommandError, EventStore, ExpectedVersion, LoadError, WaitError};
 #[cfg(feature = "http")]
 pub use http::{MetricsServer, MetricsServerBuilder};
 pub use metrics::Metrics;

@@ -14,8 +14,9 @@ use std::path::Path;
 const DOCUMENTED: [&str; 3] = ["error", "warn", "info"];
 
 /// Fields whose values are numbers, ids or durations, which never need quotes.
-const PLAIN: [&str; 30] = [
+const PLAIN: [&str; 31] = [
     "command",
+    "event",
     "id",
     "outcome",
     "position",

@@ -31,12 +31,14 @@ pub(crate) struct Run {
     pub(crate) handler: Handler,
     pub(crate) batch_size: i64,
     pub(crate) lanes: usize,
+    /// How many aggregates are parked before it begins. None of them has an event.
+    pub(crate) parked: i64,
 }
 
 impl Run {
     /// Creates a run through all events.
     pub(crate) fn new(filling: Filling, handler: Handler) -> Self {
-        Self { filling, last: filling.events, handler, batch_size: BATCH, lanes: 1 }
+        Self { filling, last: filling.events, handler, batch_size: BATCH, lanes: 1, parked: 0 }
     }
 
     /// Returns the events per second of a worker in this process.
@@ -47,6 +49,9 @@ impl Run {
         let head = self.filling.head();
         // There may be holes only if all events are handled.
         let start_at = if self.last == self.filling.events { 0 } else { head - self.last };
+        if self.parked > 0 {
+            park(&url, &name, start_at, self.parked);
+        }
         let gate = Gate::shut(&url);
         let handle = builder(&url, &name)
             .batch_projection(Measured::new(name, start_at, self.handler))
@@ -75,6 +80,25 @@ impl Run {
         handle.shutdown(Duration::from_secs(10)).unwrap();
         self.last as f64 / took.as_secs_f64()
     }
+}
+
+/// Creates a projection at a position, with this many parked aggregates.
+fn park(url: &str, name: &str, position: i64, count: i64) {
+    let mut tx = connect(url);
+    let mut tx = tx.transaction().unwrap();
+    tx.execute("INSERT INTO orchestrator_replica_sets (name) VALUES ($1)", &[&name]).unwrap();
+    tx.execute("INSERT INTO orchestrator_projections (name, replica_set) VALUES ($1, $1)", &[&name]).unwrap();
+    let checkpoint = "INSERT INTO orchestrator_checkpoints (projection, keys, position) VALUES ($1, '{[0,65536)}', $2)";
+    tx.execute(checkpoint, &[&name, &position]).unwrap();
+    tx.execute(
+        "INSERT INTO orchestrator_parked (projection, bounded_context, aggregate_type, aggregate_id, key, position, event_id,
+                                          event_type, attempts, error)
+         SELECT $1, 'shop', 'Order', 'parked-' || i, i % 65536, 0, gen_random_uuid(), 'OrderPlaced', 8, 'no such customer'
+         FROM generate_series(1, $2::bigint) AS i",
+        &[&name, &count],
+    )
+    .unwrap();
+    tx.commit().unwrap();
 }
 
 pub(crate) fn empty_counts(url: &str) {

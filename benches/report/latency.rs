@@ -13,6 +13,8 @@
 
 use std::time::{Duration, Instant};
 
+use postgres::Client;
+
 use crate::crew::Crew;
 use crate::lab::{BEFORE, Lab};
 use crate::line::{Line, Target};
@@ -26,7 +28,7 @@ use crate::worker::Order;
 use crate::writer::{Pace, Writer};
 
 /// The events at the beginning that do not count, because connections are opened for them.
-const WARM_UP: i64 = 3;
+pub(crate) const WARM_UP: i64 = 3;
 
 struct Case {
     name: &'static str,
@@ -128,15 +130,16 @@ fn watch(lab: &mut Lab, case: &Case) -> Samples {
         assert!(Instant::now() < deadline, "every event arrives with everybody");
         pause(Duration::from_millis(10));
     }
-    let rows = client
-        .query(
-            "SELECT extract(epoch FROM pg_xact_commit_timestamp(a.xmin) - pg_xact_commit_timestamp(e.xmin))::float8
-             FROM events e JOIN arrived a USING (global_position) ORDER BY global_position OFFSET $1",
-            &[&(WARM_UP * workers as i64)],
-        )
-        .unwrap();
+    let took = arrivals(&mut client, WARM_UP * workers as i64);
     crews.into_iter().for_each(Crew::leave);
     drop(client);
     lab.server.drop_database(&database);
-    rows.iter().map(|row| row.get(0)).collect()
+    took
+}
+
+/// The seconds from the commit of each event to that of its read-model row, without the first ones.
+pub(crate) fn arrivals(client: &mut Client, without: i64) -> Samples {
+    let sql = "SELECT extract(epoch FROM pg_xact_commit_timestamp(a.xmin) - pg_xact_commit_timestamp(e.xmin))::float8
+               FROM events e JOIN arrived a USING (global_position) ORDER BY global_position OFFSET $1";
+    client.query(sql, &[&without]).unwrap().iter().map(|row| row.get(0)).collect()
 }

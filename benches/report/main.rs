@@ -51,6 +51,7 @@ mod latency;
 mod line;
 mod live_tail;
 mod memory;
+mod parked;
 mod projections;
 mod report;
 mod sampler;
@@ -59,6 +60,7 @@ mod start;
 #[path = "../support/mod.rs"]
 mod support;
 mod upserts;
+mod waiting;
 mod worker;
 mod workers;
 mod writer;
@@ -72,17 +74,19 @@ use support::worker_process::as_worker;
 /// The name of a section, and the function that measures it.
 type Section = (&'static str, fn(&mut Lab));
 
-const SECTIONS: [Section; 14] = [
+const SECTIONS: [Section; 16] = [
     ("catch_up", catch_up::measure),
     ("batch_size", batch_size::measure),
     ("upserts", upserts::measure),
     ("batches", batches::measure),
+    ("parked", parked::measure),
     ("lanes", lanes::measure),
     ("workers", workers::measure),
     ("holes", holes::measure),
     ("memory", memory::measure),
     ("live_tail", live_tail::measure),
     ("latency", latency::measure),
+    ("waiting", waiting::measure),
     ("start", start::measure),
     ("append", append::measure),
     ("idle", idle::measure),

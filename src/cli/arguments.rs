@@ -11,6 +11,8 @@ use super::flags::{json, switch};
 use super::operating::{self, Asked};
 use super::output;
 use super::settings::{self, Setting, Settings};
+use super::wait::Wait;
+use crate::config::duration;
 use crate::error::redacted;
 
 /// What the program is asked to do.
@@ -22,6 +24,7 @@ pub(super) enum Task {
     Check { json: bool },
     CatchUp { to_position: Option<i64> },
     Operate(Asked),
+    Wait(Wait),
 }
 
 impl Task {
@@ -29,7 +32,7 @@ impl Task {
     pub(super) fn is_service(&self) -> bool {
         match self {
             Self::Run | Self::Migrate { .. } | Self::CatchUp { .. } => true,
-            Self::Status { .. } | Self::Check { .. } | Self::Operate(_) => false,
+            Self::Status { .. } | Self::Check { .. } | Self::Wait(_) | Self::Operate(_) => false,
         }
     }
 }
@@ -90,6 +93,11 @@ fn task(matches: &ArgMatches) -> Task {
         Some(("status", own)) => Task::Status { json: own.get_flag("json"), watch: own.get_flag("watch") },
         Some(("check", own)) => Task::Check { json: own.get_flag("json") },
         Some(("catch-up", own)) => Task::CatchUp { to_position: own.get_one("to_position").copied() },
+        Some(("wait", own)) => Task::Wait(Wait {
+            projections: own.get_many("projections").into_iter().flatten().cloned().collect(),
+            position: own.get_one("position").copied(),
+            timeout: own.get_one("timeout").copied().unwrap_or_default(),
+        }),
         Some((name, own)) => operating::asked(name, own).map_or(Task::Run, Task::Operate),
         None => Task::Run,
     }
@@ -101,6 +109,20 @@ fn command(program: &str, version: Option<&str>, settings: &[Setting]) -> Comman
         .value_name("N")
         .value_parser(value_parser!(i64).range(0..))
         .help("Stop at this global position instead of the newest one");
+    let wait_for = [
+        Arg::new("projections").value_name("NAME").required(true).num_args(1..).help("The projections"),
+        Arg::new("position")
+            .long("position")
+            .value_name("N")
+            .value_parser(value_parser!(i64).range(0..))
+            .help("Wait for this global position instead of the newest one"),
+        Arg::new("timeout")
+            .long("timeout")
+            .value_name("DURATION")
+            .value_parser(duration)
+            .default_value("10s")
+            .help("Give up after this time"),
+    ];
     let library = concat!("pupsourcing-orchestrator ", env!("CARGO_PKG_VERSION"));
     Command::new(program.to_owned())
         .version(version.map_or_else(|| format!("({library})"), |version| format!("{version} ({library})")))
@@ -128,6 +150,9 @@ fn command(program: &str, version: Option<&str>, settings: &[Setting]) -> Comman
             Command::new("catch-up")
                 .about("Run as a worker until everything that is visible now is processed; exits with 1 if a projection halts")
                 .arg(to_position),
+            Command::new("wait")
+                .about("Wait until projections have processed everything that is visible now; exits with 1 if they cannot")
+                .args(wait_for),
         ])
         .subcommands(operating::subcommands())
 }
@@ -165,6 +190,8 @@ fn help() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::config::{Config, variable};
 
@@ -214,6 +241,10 @@ mod tests {
 
     #[test]
     fn a_command_is_read_with_what_belongs_to_it() {
+        let wait = |projections: &[&str], position, timeout| {
+            let projections = projections.iter().map(|&name| name.to_owned()).collect();
+            Task::Wait(Wait { projections, position, timeout })
+        };
         for (arguments, task) in [
             (&[][..], Task::Run),
             (&["run"], Task::Run),
@@ -224,6 +255,11 @@ mod tests {
             (&["check", "--json"], Task::Check { json: true }),
             (&["catch-up"], Task::CatchUp { to_position: None }),
             (&["catch-up", "--to-position", "7"], Task::CatchUp { to_position: Some(7) }),
+            (&["wait", "p"], wait(&["p"], None, Duration::from_secs(10))),
+            (
+                &["wait", "p", "q", "--position=7", "--timeout", "500ms"],
+                wait(&["p", "q"], Some(7), Duration::from_millis(500)),
+            ),
         ] {
             assert_eq!(read_as(arguments).unwrap().task, task, "{arguments:?}");
         }
@@ -245,6 +281,9 @@ mod tests {
             (&["--lanes=1", "--lanes=2"], "--lanes"),
             (&["catch-up", "--to-position", "x"], "--to-position"),
             (&["catch-up", "--to-position=-1"], "--to-position"),
+            (&["wait"], "<NAME>"),
+            (&["wait", "p", "--timeout", "10"], "a duration such as 500ms"),
+            (&["wait", "p", "--position=-1"], "--position"),
             (&["status", "--print"], "--print"),
             (&["check", "--watch"], "--watch"),
         ] {

@@ -48,6 +48,8 @@
 //! | `replay NAME (--all \| --aggregate CONTEXT/TYPE/ID \| --error-like TEXT)` | handles them again |
 //! | `discard NAME --event ID --reason …` | never handles an event that fails; the aggregate goes on after it |
 //! | `history [NAME]` | shows the last commands: who gave them, why, and what they did |
+//! | `wait NAME…` | waits until the running workers have processed all events visible now |
+//! | `wait NAME… --position N --timeout 1m` | the same, up to a global position; by default for 10 s at most |
 //!
 //! `run` and `catch-up` migrate first, and wait for a server that is away. Each line of `check` is
 //! ok, a warning or an error, with the remedy.
@@ -74,8 +76,9 @@
 //! | 128 + n | a second signal n ended the process at once |
 //!
 //! `catch-up` fails if a projection halts or is paused, or if a signal comes before the position is
-//! reached. `migrate` fails if a signal comes before the tables are up to date. If a second signal
-//! ends a process, other workers process what it has not committed.
+//! reached. `wait` fails if a projection does not get there in time, or cannot. `migrate` fails if
+//! a signal comes before the tables are up to date. If a second signal ends a process, other
+//! workers process what it has not committed.
 //!
 //! # Settings
 //!
@@ -100,6 +103,7 @@ mod settings;
 mod signals;
 mod status;
 mod table;
+mod wait;
 mod worker;
 
 use std::process::ExitCode;
@@ -146,6 +150,7 @@ fn execute(worker: Worker, arguments: arguments::Arguments) -> Result<ExitCode, 
         Task::Migrate { print: true } => Ok(migration::print(&program)),
         Task::Status { json, watch } => status::status(&program.orchestrator, json, watch),
         Task::Check { json } => check::check(&program.orchestrator, json),
+        Task::Wait(wait) => wait::wait(&program.orchestrator, &wait),
         Task::CatchUp { to_position } => catch_up::catch_up(program, to_position),
         Task::Operate(asked) => operating::operate(&program.orchestrator, asked),
     }

@@ -98,11 +98,14 @@ macro_rules! quantity {
     ($($word:ident)+) => { None };
 }
 
-/// `at least 1`, `1 to 64`, `10 ms to 24 h`, `on or off`. A default that depends on other options
-/// is a relation.
+/// `at least 1`, `1 to 64`, `10 ms to 24 h`, `on or off`, `halt or park at least 1`. A default that
+/// depends on other options is a relation.
 macro_rules! bounds {
     (on or off) => {
         Bounds { least: (false, "off"), most: None }
+    };
+    (halt or park at least $least:literal) => {
+        Bounds { least: ($least, stringify!($least)), most: None }
     };
     (at least the default) => {
         Bounds { least: (0, "0"), most: None }
@@ -156,6 +159,7 @@ macro_rules! setter {
     ($docs:tt $at:tt $name:ident Switch) => { setter! { @with $docs $at $name (is_on: bool) is_on } };
     ($docs:tt $at:tt $name:ident Bytes) => { setter! { @with $docs $at $name (bytes: usize) Bytes(bytes) } };
     ($docs:tt $at:tt $name:ident Attempts) => { setter! { @with $docs $at $name (number: u32) number } };
+    ($docs:tt $at:tt $name:ident OnFailure) => { setter! { @with $docs $at $name (policy: OnFailure) policy } };
     ($docs:tt $at:tt $name:ident Connections) => { setter! { @with $docs $at $name (number: u32) Some(number) } };
     (@with { $(#[$doc:meta])+ } ($($at:ident)?) $name:ident ($($argument:ident: $Argument:ty),+) $value:expr) => {
         $(#[$doc])+

@@ -1,6 +1,7 @@
 //! The configuration of an orchestrator: options, their defaults and their validation.
 
 mod declare;
+mod on_failure;
 mod options;
 mod retry;
 mod value;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 pub(crate) use self::declare::{Declared, setter, setters};
 use self::declare::{OptionOf, bounds, declare, quantity};
+pub use self::on_failure::OnFailure;
 pub(crate) use self::options::with_options;
 pub use self::retry::Retry;
 pub(crate) use self::value::Bytes;
@@ -19,15 +21,15 @@ use crate::plan::Policy;
 use crate::store::Names;
 use crate::store::events;
 
-/// Reads a duration such as `10s`, as the options do.
-#[cfg(feature = "cli")]
-pub(crate) fn duration(text: &str) -> Option<Duration> {
-    Value::parse(text)
-}
-
 /// The most bytes of a name. Names are stored, sent as notification payloads and used as metric
 /// labels.
 const MAX_NAME_BYTES: usize = 255;
+
+/// Reads a duration in the form that the options have, such as `10s`.
+#[cfg(feature = "cli")]
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    Value::parse(text).ok_or_else(|| format!("not {}", Duration::FORM))
+}
 
 with_options! { declare! {
     /// The options and names that the builder collects.

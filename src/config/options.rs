@@ -106,6 +106,14 @@ macro_rules! with_options {
             /// memory to read it.
             max_event_bytes: Bytes = (64 MiB), (at least 1);
 
+            /// What happens when the attempts at an event are used up: the projection halts, or the
+            /// event's aggregate is parked, at most so many of each projection.
+            ///
+            /// The events of a parked aggregate wait until an operator replays them; all other
+            /// aggregates proceed. See [`OnFailure`](crate::OnFailure). A projection that has a
+            /// policy of its own ([`on_failure`](crate::Projection::on_failure)) follows that.
+            on_failure: OnFailure = (halt), (halt or park at least 1);
+
             /// The number of lanes, each a thread, into which a worker divides its part of each
             /// projection, by aggregate.
             ///

@@ -89,6 +89,7 @@ fn invalid_options_are_named_with_value_and_bound() {
             refused(|c| c.pool_size = Some(1)),
             ["pool_size is 1", "1 projections × 1 lanes × (1 connection to write + 1 to read ahead) = 2"],
         ),
+        (refused(|c| c.on_failure = OnFailure::park(0)), ["on_failure at_most is 0", "at least 1"]),
         (refused(|c| c.lanes = 0), ["lanes is 0", "1 to 64"]),
         (refused(|c| c.lanes = 65), ["lanes is 65", "1 to 64"]),
         (refused(|c| c.retry.attempts = 0), ["retry.attempts is 0", "at least 1"]),
@@ -151,6 +152,7 @@ fn every_option_is_set_from_text() {
         ("batch_time", "30ms"),
         ("batch_bytes", "64KiB"),
         ("max_event_bytes", "1GiB"),
+        ("on_failure", "park:7"),
         ("lanes", "3"),
         ("pool_size", "12"),
         ("retry.attempts", "2"),
@@ -173,6 +175,7 @@ fn every_option_is_set_from_text() {
     assert!(config.ready_while_halted);
     assert_eq!(config.event_poll, (millis(2), millis(50)));
     assert_eq!((config.batch_size, config.batch_bytes, config.max_event_bytes), (100, Bytes(64 << 10), Bytes(1 << 30)));
+    assert_eq!(config.on_failure, OnFailure::park(7));
     assert_eq!((config.lanes, config.pool_size), (3, Some(12)));
     assert_eq!(config.retry, Retry::default().attempts(2).first_delay(secs(1)).longest_delay(secs(2)).stay_halted());
     config.set("session_loss_grace", "", "2s").unwrap();

@@ -13,7 +13,7 @@ use super::faults::Faults;
 use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::{Error, field};
-use crate::plan::{Action, ClusterView, Deal, KeySet, Plan, Policy, Sightings, Standing, WorkerState, plan};
+use crate::plan::{Action, ClusterView, Deal, Effect, KeySet, Plan, Policy, Sightings, Standing, WorkerState, plan};
 use crate::store::commands::Outcome;
 use crate::store::session::Session;
 use crate::store::view::Statements;
@@ -314,8 +314,11 @@ fn applied(context: &Context, action: &Action, outcome: Option<&Outcome>) {
                 projection = field(&projection)
             );
         }
-        Action::Command { id, asked, projection, .. } => {
+        Action::Command { id, asked, projection, effect, .. } => {
             if let Some(outcome) = outcome {
+                if let (Effect::Discard, Outcome::Done(_)) = (effect, outcome) {
+                    context.metrics.projection(projection).discarded.inc();
+                }
                 context.command_applied(*asked, projection, *id, outcome);
             }
         }

@@ -1,15 +1,18 @@
 //! Appends events to streams, and reads streams.
 
 use std::ops::{Bound, RangeBounds, RangeInclusive};
+use std::sync::Arc;
 
 use postgres::Client;
 use postgres::error::{DbError, SqlState};
 use uuid::Uuid;
 
+use super::wait_room::Room;
 use crate::blocking::blocking;
 use crate::database::AsClient;
 use crate::error::{Error, Shown as _, describe_any, field, is_away, is_transient};
 use crate::event::{Event, NewEvent, StreamId};
+use crate::metrics::Metrics;
 use crate::store::event_store::{Appended, append, read_stream};
 use crate::store::{Names, notifications};
 use crate::threads::safely;
@@ -124,8 +127,9 @@ impl From<postgres::Error> for AppendError {
     }
 }
 
-/// Appends events and reads an aggregate's stream. It holds no connection: the caller passes one to
-/// each method.
+/// Appends events, reads an aggregate's stream, and waits for projections. It holds no connection:
+/// the caller passes one to each method. A clone is cheap, and shares the polling of those that
+/// wait.
 ///
 /// The methods may be called on any thread, including a thread of an asynchronous runtime. They
 /// block for a round trip, and on such a thread also for starting another thread. An application
@@ -146,14 +150,24 @@ impl From<postgres::Error> for AppendError {
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct EventStore {
-    names: Names,
+    pub(super) names: Names,
+    /// The callers that wait for projections. Clones share them.
+    pub(super) room: Arc<Room>,
+    pub(super) metrics: Option<Metrics>,
 }
 
 impl EventStore {
     /// Creates an event store that uses these tables.
     pub fn new(names: Names) -> Result<Self, Error> {
         names.validate()?;
-        Ok(Self { names })
+        Ok(Self { names, ..Self::default() })
+    }
+
+    /// Counts in these metrics how long [`wait_for`](Self::wait_for) takes. Defaults to none.
+    #[must_use = "it returns the changed event store"]
+    pub fn metrics(mut self, metrics: &Metrics) -> Self {
+        self.metrics = Some(metrics.clone());
+        self
     }
 
     /// Appends events to one aggregate, in one round trip, regardless of their number and of the

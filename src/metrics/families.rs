@@ -13,7 +13,8 @@ use super::family::{AnyFamily, Child, Declared, Family, Kind, PREFIX};
 use super::handle::{Handle, Reading, Series};
 use crate::error::Error;
 
-/// From half a millisecond, the round trip in a good network, to the default coordination timeout.
+/// From half a millisecond, the round trip in a good network, to a minute, the default coordination
+/// timeout.
 const COORDINATION_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 const ROUND_TRIP_SECONDS: &[f64] =
@@ -97,6 +98,12 @@ declare! {
             "Seconds that the checkpoint's update and the commit of one batch take.", ROUND_TRIP_SECONDS;
         retries: IntCounter = "retries_total",
             "Batches retried after an error.";
+        parked: IntCounter = "parked_events_total",
+            "Events at which their aggregate was parked.";
+        replayed: IntCounter = "replayed_events_total",
+            "Events of parked aggregates that were handled by a replay.";
+        discarded: IntCounter = "discarded_events_total",
+            "Events that a person has discarded, counted by the worker that applied the command.";
         fenced: IntCounter = "fenced_batches_total",
             "Batches rolled back because their keys had been redistributed.";
     }
@@ -124,6 +131,13 @@ declare! {
             "This worker's own position: all events of its keys up to this global position are processed.";
         halted: IntGauge = "projection_halted",
             "1 when the attempts are used up and the projection has halted on this worker, else 0.";
+    }
+
+    /// What is counted for the callers that wait for projections.
+    WaitSeries (outcome) {
+        wait_duration: Histogram = "wait_duration_seconds",
+            "Seconds that a call of `EventStore::wait_for` takes, by outcome: `done`, or the kind of the error.",
+            COORDINATION_SECONDS;
     }
 }
 

@@ -17,7 +17,9 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, Registry, TextEncoder};
 
-use self::families::{Families, ProjectionSeries, Registered, ReplicaSetSeries, WorkerProjectionSeries, WorkerSeries};
+use self::families::{
+    Families, ProjectionSeries, Registered, ReplicaSetSeries, WaitSeries, WorkerProjectionSeries, WorkerSeries,
+};
 use crate::error::Error;
 
 /// The metrics of all orchestrators that share one registry. Clones share the same metrics.
@@ -92,6 +94,11 @@ impl Metrics {
     pub(crate) fn for_replica_set(&self, replica_set: &str, place: &str) -> Result<ReplicaSetMetrics, Error> {
         let by = self.reporter(replica_set, place)?;
         Ok(Held { series: ReplicaSetSeries::new(&self.inner.families, &[replica_set]), by })
+    }
+
+    /// Creates the metrics of the calls that have waited for projections with this outcome.
+    pub(crate) fn waits(&self, outcome: &str) -> WaitSeries {
+        WaitSeries::new(&self.inner.families, &[outcome])
     }
 
     fn reporter(&self, replica_set: &str, place: &str) -> Result<Arc<Reporter>, Error> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::hosted::Hosted;
 use super::worker::Orchestrator;
-use crate::config::{Bytes, Config, Declared, Retry, setter, setters, variable, with_options};
+use crate::config::{Bytes, Config, Declared, OnFailure, Retry, setter, setters, variable, with_options};
 use crate::database::Database;
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -88,7 +88,8 @@ impl Builder {
     ///
     /// A duration is `500ms`, `10s`, `2m` or `1h`; a size is `8388608`, `64KiB`, `8MiB` or `1GiB`.
     /// `session_loss_grace` may be `off`, which means [`heartbeats_only`](Self::heartbeats_only).
-    /// `event_poll` is written as `5ms..250ms`. The options of [`Retry`] are `retry.attempts`,
+    /// `event_poll` is written as `5ms..250ms`, `on_failure` as `halt`, `park:100` or
+    /// `park:100:replay-at-start`. The options of [`Retry`] are `retry.attempts`,
     /// `retry.first_delay`, `retry.longest_delay` and `retry.halted_interval`; the last may be
     /// `off` ([`stay_halted`](Retry::stay_halted)).
     ///

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::config::Retry;
+use crate::config::{OnFailure, Retry};
 use crate::error::Error;
 use crate::projection::Handler;
 use crate::scope::StartAt;
@@ -16,6 +16,7 @@ pub(super) struct Hosted {
     pub(super) known: Known,
     /// The projection's own settings, if it has any.
     pub(super) retry: Option<Retry>,
+    pub(super) on_failure: Option<OnFailure>,
 }
 
 impl Hosted {
@@ -35,12 +36,17 @@ impl Hosted {
                 error => error,
             })?;
         }
+        let on_failure = asked(&format!("on_failure() of projection {name:?}"), || handler.on_failure())?;
+        if on_failure.is_some_and(|policy| policy.at_most() == Some(0)) {
+            let problem = "it must be at least 1, or OnFailure::Halt";
+            return Err(Error::config(format!("on_failure at_most of projection {name:?}"), "0", problem));
+        }
         if let StartAt::Position(position @ ..0) = start_at {
             let problem =
                 format!("projection {name:?} cannot start there: positions begin with 1, and 0 is before the first");
             return Err(Error::config("start_at", position.to_string(), problem));
         }
-        Ok(Self { handler, known: Known { name, start_at, scope }, retry })
+        Ok(Self { handler, known: Known { name, start_at, scope }, retry, on_failure })
     }
 
     pub(super) fn name(&self) -> &str {

@@ -9,7 +9,7 @@ use crate::database::{Filling, Pool};
 use crate::error::Error;
 use crate::store::preflight::{self, Warning};
 use crate::store::session::Session;
-use crate::store::{Registration, coordination, notifications, sequence};
+use crate::store::{Registration, coordination, notifications, parked, sequence};
 use crate::threads::Stop;
 
 /// A worker that has been registered.
@@ -28,6 +28,9 @@ pub(super) struct Registered {
 /// Verifies that the worker can use the database, and registers it unless it has been asked to
 /// stop.
 ///
+/// Asks for the replay of what is parked of the projections in `replayed`, if they belong to the
+/// replica set. If the registration fails after that, other workers replay it.
+///
 /// It first opens all connections that the worker needs. Otherwise the worker would be given a
 /// partition that it cannot process.
 pub(super) fn register(
@@ -35,9 +38,10 @@ pub(super) fn register(
     registration: &Registration,
     pool: &Pool,
     up_to: Option<i64>,
+    replayed: &[String],
 ) -> Result<Option<Registered>, Error> {
     // Until the next attempt, other workers may need the connections that this worker has got.
-    verify_and_register(context, registration, pool, up_to).inspect_err(|_| pool.close_idle())
+    verify_and_register(context, registration, pool, up_to, replayed).inspect_err(|_| pool.close_idle())
 }
 
 fn verify_and_register(
@@ -45,6 +49,7 @@ fn verify_and_register(
     registration: &Registration,
     pool: &Pool,
     up_to: Option<i64>,
+    replayed: &[String],
 ) -> Result<Option<Registered>, Error> {
     let begun = Instant::now();
     let mut client = context.database.open()?;
@@ -70,6 +75,14 @@ fn verify_and_register(
     }
     if let Some(up_to) = up_to {
         context.goal.set(goal(&mut session, context, up_to)?);
+    }
+    // The runners load what is parked only after this worker has become a member. So this one and
+    // the others replay at once.
+    if !replayed.is_empty() {
+        let projections: Vec<&str> = replayed.iter().map(String::as_str).collect();
+        session
+            .run(|client| parked::request_all(client, &context.names, &registration.replica_set, &projections))
+            .map_err(Error::database("requesting the replay of what is parked"))?;
     }
     coordination::register(&mut session, &context.names, registration)?;
     notifications::notify_coordination(

@@ -237,6 +237,8 @@ impl Start {
                 follower: feed.follow(),
                 requests: reader.spawn(&self.crew, format!("pup-read-{index:02}"))?,
                 retry: hosted.retry.clone().unwrap_or_else(|| config.retry.clone()),
+                on_failure: hosted.on_failure.unwrap_or(config.on_failure),
+                bounds: config.bounds(),
                 batch_time: config.batch_time,
                 idle_limit: self.idle_limit(),
                 trust: trust.clone(),

@@ -171,6 +171,9 @@ impl Orchestrator {
                 board: self.board,
                 goal,
             };
+            let replays = |hosted: &&Hosted| hosted.on_failure.unwrap_or(self.config.on_failure).replays_at_start();
+            let replayed: Vec<String> =
+                self.projections.iter().filter(replays).map(|hosted| hosted.name().to_owned()).collect();
             let up_to = run_to.as_ref().map(|run_to| run_to.position);
             let start = Start {
                 context: context.clone(),
@@ -187,7 +190,7 @@ impl Orchestrator {
             }
             let prepared = start.threads(self.gate)?;
             let attempt = || {
-                let registered = register(&context, &registration, &prepared.pool, up_to);
+                let registered = register(&context, &registration, &prepared.pool, up_to, &replayed);
                 // Closes connections that the pool has opened since the worker gave up waiting for
                 // them.
                 registered.inspect_err(|_| prepared.pool.close_idle())

@@ -6,7 +6,7 @@ macro_rules! declaration {
     () => {
         /// The name of the projection, under which its checkpoints are stored: 1 to 255 bytes,
         /// unique in the database, and never changed. [`build`](crate::Builder::build) calls this
-        /// method, `scope`, `start_at` and `retry` once.
+        /// method, `scope`, `start_at`, `retry` and `on_failure` once.
         fn name(&self) -> &str;
 
         /// Which events the projection handles. Defaults to every event.
@@ -42,6 +42,12 @@ macro_rules! declaration {
         fn retry(&self) -> Option<Retry> {
             None
         }
+
+        /// What happens when the attempts at an event are used up. Defaults to the setting of the
+        /// [builder](crate::Builder::on_failure).
+        fn on_failure(&self) -> Option<OnFailure> {
+            None
+        }
     };
 }
 
@@ -66,6 +72,10 @@ macro_rules! forwarded {
 
         fn retry(&self) -> Option<Retry> {
             (**self).retry()
+        }
+
+        fn on_failure(&self) -> Option<OnFailure> {
+            (**self).on_failure()
         }
     };
 }

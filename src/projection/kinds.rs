@@ -3,7 +3,7 @@
 use super::declared::{declaration, forwarded};
 use super::resetting::NoReset;
 use super::traits::{BatchProjection, Projection};
-use crate::config::Retry;
+use crate::config::{OnFailure, Retry};
 use crate::error::BoxError;
 use crate::event::Event;
 use crate::scope::{Scope, StartAt};
@@ -12,6 +12,9 @@ use crate::tx::Tx;
 /// A projection of any kind.
 pub(crate) trait Handler: Send + Sync {
     declaration!();
+
+    /// Whether it may handle several events at once. If not, a failure is one of the first event.
+    fn takes_many(&self) -> bool;
 
     /// As [`BatchProjection::handle_batch`].
     fn handle(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError>;
@@ -30,6 +33,10 @@ impl<P: Projection> std::ops::Deref for Each<P> {
 
 impl<P: Projection> Handler for Each<P> {
     forwarded!();
+
+    fn takes_many(&self) -> bool {
+        false
+    }
 
     fn handle(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         match events.first() {
@@ -52,6 +59,10 @@ impl<P: BatchProjection> std::ops::Deref for Batches<P> {
 
 impl<P: BatchProjection> Handler for Batches<P> {
     forwarded!();
+
+    fn takes_many(&self) -> bool {
+        true
+    }
 
     fn handle(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         self.0.handle_batch(tx, events)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::declared::{declaration, forwarded};
 use super::resetting::NoReset;
-use crate::config::Retry;
+use crate::config::{OnFailure, Retry};
 use crate::error::BoxError;
 use crate::event::Event;
 use crate::scope::{Scope, StartAt};
@@ -31,7 +31,8 @@ use crate::tx::Tx;
 /// An error or a panic rolls the whole batch back. Then the events before the failing one are
 /// committed, and the failing one is retried with growing delays. When its attempts are used up
 /// ([`Retry`]), this projection halts on this worker while all others continue, and retries at an
-/// interval. No event is ever skipped.
+/// interval. Or it parks the event's aggregate and handles all others
+/// ([`OnFailure`](crate::OnFailure)). No event is ever skipped silently.
 ///
 /// Failures that the handler does not cause do not count as attempts: deadlocks, serialisation
 /// failures, connections that are lost outside a handler, a full disk, a statement or a lock that
@@ -39,10 +40,10 @@ use crate::tx::Tx;
 ///
 /// An event that ends the process, the server or its connection counts as well, across restarts and
 /// workers: the worker records which event it is about to handle, finds the event among the others,
-/// and halts before it. The exception: if the server says that it ended the session for another
-/// reason (SQLSTATE 57P01 to 57P04: `pg_terminate_backend`, a shutdown, the crash of another
-/// session), the event is retried without a limit. The server does not report who ended the
-/// session, so a handler must not terminate its own session.
+/// and halts before it, or parks its aggregate. The exception: if the server says that it ended the
+/// session for another reason (SQLSTATE 57P01 to 57P04: `pg_terminate_backend`, a shutdown, the
+/// crash of another session), the event is retried without a limit. The server does not report who
+/// ended the session, so a handler must not terminate its own session.
 ///
 /// A program that is compiled with `panic = "abort"` ends at the first panic of a handler. So does
 /// a program whose handler overflows its stack, or panics in a destructor during unwinding. Other

@@ -9,7 +9,7 @@ use crate::event::Event;
 use crate::metrics::ProjectionMetrics;
 use crate::projection::Handler;
 use crate::store::events::Batch;
-use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Owner, Progress, Statements};
+use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Mark, Owner, Progress, Statements};
 use crate::store::session::{Session, Sessions};
 use crate::threads::caught;
 use crate::tx::{About, KeptStatements, Tx};
@@ -22,20 +22,15 @@ pub(super) struct Committed {
     pub(super) events: usize,
 }
 
-/// What is to be committed, and for which owner.
+/// How events are handled, and for which owner.
 pub(super) struct Job<'a> {
     pub(super) handler: &'a dyn Handler,
     pub(super) about: About<'a>,
-    /// Prepared on the same connection.
-    pub(super) statements: &'a Statements,
     pub(super) owner: Owner,
-    /// The checkpoint on which the batch follows.
+    /// The checkpoint of the events' keys.
     pub(super) row: &'a Checkpoint,
     /// Events above this position are counted.
     pub(super) counted_from: i64,
-    pub(super) batch: &'a Batch,
-    /// How many events from the front of the batch to handle.
-    pub(super) count: usize,
     /// A batch that has taken this long is committed with the events handled so far. This keeps
     /// read models fresh and row locks short when handlers are slow.
     pub(super) batch_time: Duration,
@@ -45,10 +40,54 @@ pub(super) struct Job<'a> {
     pub(super) metrics: &'a ProjectionMetrics,
 }
 
-/// Handles the first events of a batch and moves the checkpoint, in one transaction. Once a pause
-/// is requested, the events handled so far are committed and the rest is left for later.
-pub(super) fn commit(session: &mut Session, kept: &mut KeptStatements, job: &Job<'_>) -> Result<Committed, Failure> {
-    let outcome = handle_and_commit(session, kept, job);
+impl Job<'_> {
+    /// How many of these handled events are counted.
+    pub(super) fn counted(&self, done: &[Event]) -> i64 {
+        let counted = done.iter().filter(|event| event.global_position() > self.counted_from).count();
+        i64::try_from(counted).unwrap_or(i64::MAX)
+    }
+}
+
+/// Handles the first events of a batch, at most this many, and moves the checkpoint, in one
+/// transaction. Once a pause is requested, the events handled so far are committed and the rest is
+/// left for later. The statements are those that were prepared on the same connection.
+pub(super) fn commit(
+    session: &mut Session,
+    kept: &mut KeptStatements,
+    statements: &Statements,
+    job: &Job<'_>,
+    batch: &Batch,
+    count: usize,
+) -> Result<Committed, Failure> {
+    let events = batch.events.get(..count).unwrap_or(&batch.events);
+    let (events, position) = handled_together(session, kept, job, events, |tx, mark, done| {
+        let Some(last) = done.last() else { return Err(Failure::Fenced) };
+        let last = EventMark { position: last.global_position(), id: last.event_id() };
+        // Every matching event up to the batch's end was in it, so handling all of them brings the
+        // projection up to that end.
+        let position = if done.len() < batch.events.len() { last.position } else { batch.end };
+        let progress = Progress { to: position, last, handled: job.counted(done) };
+        match statements.advance(&mut **tx, job.row, job.owner, progress, mark) {
+            Ok(Advanced::Moved) => Ok(position),
+            // Dropping the transaction rolls it back.
+            Ok(Advanced::Fenced) => Err(Failure::Fenced),
+            Ok(Advanced::OtherTransaction) => Err(transaction_ended(events)),
+            Err(error) => Err(Failure::of_commit(&error, done)),
+        }
+    })?;
+    Ok(Committed { position, events })
+}
+
+/// Handles events, and records that in the same transaction. `record` is given the transaction, its
+/// mark and the handled events. Returns how many they are, and what `record` returns.
+pub(super) fn handled_together<T>(
+    session: &mut Session,
+    kept: &mut KeptStatements,
+    job: &Job<'_>,
+    events: &[Event],
+    record: impl FnOnce(&mut Tx<'_>, &Mark, &[Event]) -> Result<T, Failure>,
+) -> Result<(usize, T), Failure> {
+    let outcome = handle_and_commit(session, kept, job, events, record);
     outcome.map_err(|failure| {
         kept.failed();
         match failure {
@@ -59,12 +98,16 @@ pub(super) fn commit(session: &mut Session, kept: &mut KeptStatements, job: &Job
     })
 }
 
-fn handle_and_commit(session: &mut Session, kept: &mut KeptStatements, job: &Job<'_>) -> Result<Committed, Failure> {
-    let Job { batch, metrics, .. } = job;
+fn handle_and_commit<T>(
+    session: &mut Session,
+    kept: &mut KeptStatements,
+    job: &Job<'_>,
+    events: &[Event],
+    record: impl FnOnce(&mut Tx<'_>, &Mark, &[Event]) -> Result<T, Failure>,
+) -> Result<(usize, T), Failure> {
     let transaction = session.transaction().map_err(Failure::outside)?;
     let mut tx = Tx::new(transaction, kept, job.about);
     let mark = fence::mark(&mut tx, job.sessions, job.idle_limit).map_err(Failure::outside)?;
-    let events = batch.events.get(..job.count).unwrap_or(&batch.events);
     let handled = match handle(&mut tx, job, events) {
         Ok(handled) => handled,
         Err((error, handled)) => {
@@ -72,6 +115,7 @@ fn handle_and_commit(session: &mut Session, kept: &mut KeptStatements, job: &Job
                 // Another attempt would repeat what the handler has committed by itself.
                 Ok(false) => transaction_ended(events),
                 Err(probe) if failure::is_connection_lost(&probe) => Failure::of_lost_handler(&*error, events, handled),
+                _ if job.handler.takes_many() => Failure::of_handler(&*error, events, handled).of_many(events.len()),
                 _ => Failure::of_handler(&*error, events, handled),
             });
         }
@@ -81,25 +125,11 @@ fn handle_and_commit(session: &mut Session, kept: &mut KeptStatements, job: &Job
         return Err(Failure::Outdated("a kept statement is outdated".into()));
     }
     let done = events.get(..handled).unwrap_or(events);
-    let Some(last) = done.last() else { return Err(Failure::Fenced) };
-    let last = EventMark { position: last.global_position(), id: last.event_id() };
-    // Every matching event up to the batch's end was in it, so handling all of them brings the
-    // projection up to that end.
-    let position = if handled < batch.events.len() { last.position } else { batch.end };
     let begun = Instant::now();
-    let refused = |error: postgres::Error| Failure::of_commit(&error, done);
-    let counted = done.iter().filter(|event| event.global_position() > job.counted_from).count();
-    let progress = Progress { to: position, last, handled: i64::try_from(counted).unwrap_or(i64::MAX) };
-    match job.statements.advance(&mut *tx, job.row, job.owner, progress, &mark) {
-        Ok(Advanced::Moved) => {}
-        // Dropping the transaction rolls it back.
-        Ok(Advanced::Fenced) => return Err(Failure::Fenced),
-        Ok(Advanced::OtherTransaction) => return Err(transaction_ended(events)),
-        Err(error) => return Err(refused(error)),
-    }
-    tx.commit().map_err(refused)?;
-    metrics.commit_duration.observe(begun.elapsed().as_secs_f64());
-    Ok(Committed { position, events: handled })
+    let recorded = record(&mut tx, &mark, done)?;
+    tx.commit().map_err(|error| Failure::of_commit(&error, done))?;
+    job.metrics.commit_duration.observe(begun.elapsed().as_secs_f64());
+    Ok((handled, recorded))
 }
 
 /// Calls the handler until all events are handled, a pause is requested, or it has taken long
@@ -131,7 +161,7 @@ fn handle(tx: &mut Tx<'_>, job: &Job<'_>, events: &[Event]) -> Result<usize, (Bo
     Ok(handled)
 }
 
-fn transaction_ended(events: &[Event]) -> Failure {
+pub(super) fn transaction_ended(events: &[Event]) -> Failure {
     let position = |event: Option<&Event>| event.map_or(0, Event::global_position);
     Failure::Final(
         format!(

@@ -3,10 +3,14 @@
 use std::error::Error as StdError;
 
 use postgres::error::SqlState;
+use uuid::Uuid;
 
-use crate::error::{BoxError, Error, describe_any};
+use crate::error::{BoxError, Error, describe_any, one_line, without_rows};
 use crate::event::Event;
 use crate::projection::Passing;
+
+/// How much of an error is written to the database.
+pub(super) const ERROR_CHARS: usize = 1_000;
 
 /// Why a batch did not commit. The [verdict](super::verdict) decides what to do about it.
 #[derive(Debug)]
@@ -42,6 +46,9 @@ pub(super) enum Failure {
     Unreadable(BoxError),
     /// The attempts at the next event have ended uncleanly too often. The event was not tried.
     Suspected(BoxError),
+    /// The event's aggregate was to be parked, but too many are parked already. Nothing was
+    /// committed.
+    Full(BoxError),
     /// Another attempt would do harm: an operator must act. Nothing was committed.
     Final(BoxError),
 }
@@ -112,6 +119,19 @@ impl Failure {
         }
     }
 
+    /// A failure to read this many events that wait because their aggregate is parked. If the
+    /// client cannot read a row, half of them are tried next.
+    pub(super) fn of_reading_waiting(error: postgres::Error, events: usize) -> Self {
+        if error.code().is_some() || is_connection_lost(&error) {
+            return Self::outside(error);
+        }
+        if events > 1 {
+            Self::Handler { error: error.into(), handled: events / 2 }
+        } else {
+            Self::Unreadable(error.into())
+        }
+    }
+
     /// A failure of the handler, after it has handled this many of these events, on a connection
     /// that is still open.
     pub(super) fn of_handler(error: &(dyn StdError + 'static), events: &[Event], handled: usize) -> Self {
@@ -152,6 +172,28 @@ impl Failure {
         }
     }
 
+    /// What the failure becomes if a handler that takes many events at once failed at the first of
+    /// these, which it was given together: it is not known which event is the reason. So half of
+    /// them are tried next.
+    pub(super) fn of_many(self, events: usize) -> Self {
+        match self {
+            Self::Handler { error, handled: 0 } => Self::Handler { error, handled: events / 2 },
+            failure => failure,
+        }
+    }
+
+    /// What the failure becomes if the event's aggregate cannot be parked because this many others
+    /// of the projection are.
+    pub(super) fn of_full(&self, parked: u32, projection: &str) -> Self {
+        let problem = format!(
+            "{}; its aggregate is not parked, because {parked} aggregates of the projection are, as many as on_failure \
+             allows: correct the handler, then replay them (worker replay {} --all), or allow more",
+            without_rows(&self.describe()),
+            word(projection)
+        );
+        Self::Full(problem.into())
+    }
+
     /// What the failure becomes if the server has said in a notice why it ended the session:
     /// because it shuts down, or because another backend has crashed.
     pub(super) fn of_bystander(self) -> Self {
@@ -175,6 +217,19 @@ impl Failure {
         matches!(self, Self::Connection(_) | Self::Lost(_))
     }
 
+    /// How to go on after the projection has halted at this event.
+    pub(super) fn way_on(&self, projection: &str, event: &Event) -> String {
+        match self {
+            Self::Full(_) => format!("replay what is parked: worker replay {} --all", word(projection)),
+            Self::Final(_) => "correct the handler and restart the worker".to_owned(),
+            _ => format!(
+                "it goes on by itself once the handler can process the event; to go on without the event: \
+                 {}",
+                discard_command(projection, event.event_id())
+            ),
+        }
+    }
+
     /// Describes what went wrong.
     pub(super) fn describe(&self) -> String {
         match self {
@@ -185,6 +240,7 @@ impl Failure {
             | Self::Lost(error)
             | Self::Unreadable(error)
             | Self::Suspected(error)
+            | Self::Full(error)
             | Self::Final(error)
             | Self::Environment { error, .. }
             | Self::Handler { error, .. } => describe_any(&**error),
@@ -210,12 +266,32 @@ fn name(event: &Event) -> String {
     )
 }
 
+/// The command that discards an event.
+pub(super) fn discard_command(projection: &str, event: Uuid) -> String {
+    format!("worker discard {} --event {event} --reason …", word(projection))
+}
+
+/// A text as one word of a command line.
+pub(super) fn word(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "_-./:@%+,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 /// Says that this many attempts from an event on have ended uncleanly.
 pub(super) fn ended_uncleanly(attempts: u32, event: &Event) -> String {
     format!(
         "{attempts} attempts from {} on were interrupted: their connection, their process or the server ended",
         name(event)
     )
+}
+
+/// An error as it is written to the database.
+pub(super) fn shown(error: &str) -> String {
+    one_line(&without_rows(error)).chars().take(ERROR_CHARS).collect()
 }
 
 /// The error, with the first of the events that it concerns.
@@ -265,6 +341,7 @@ mod tests {
             Failure::Handler { .. } => "handler",
             Failure::Unreadable(_) => "unreadable",
             Failure::Suspected(_) => "suspected",
+            Failure::Full(_) => "full",
             Failure::Final(_) => "final",
         }
     }

@@ -1,21 +1,21 @@
 //! Shows what a runner does: on the board, in the metrics and in the log.
 
-use super::failure::{self, Failure};
+use super::failure::{self, Failure, discard_command, word};
 use super::rows::Rows;
 use super::verdict::Verdict;
 use crate::backoff::Mentions;
 use crate::error::{field, without_rows};
-use crate::event::Event;
+use crate::event::{Event, StreamId};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
 use crate::plan::KeySet;
 use crate::status::{Board, LaneStatus, ProjectionState};
-use crate::store::fence::Owner;
+use crate::store::fence::{EventMark, Owner};
 
 pub(super) struct Journal<'a> {
     board: &'a Board,
     metrics: &'a ProjectionMetrics,
     own_metrics: &'a WorkerProjectionMetrics,
-    projection: &'a str,
+    pub(super) projection: &'a str,
     lane: usize,
     owner: Owner,
     /// A success does not reset it: a deadlock may occur in every other batch although each retry
@@ -87,6 +87,80 @@ impl<'a> Journal<'a> {
         self.tell(|status| status.events += count);
     }
 
+    /// The aggregate of this event was parked, after this many attempts.
+    pub(super) fn parked(&mut self, event: &Event, attempts: u32, error: &str) {
+        self.is_halted = false;
+        self.is_failure_logged = false;
+        self.metrics.errors.inc();
+        self.metrics.parked.inc();
+        let stream = event.stream();
+        log::error!(
+            "aggregate parked: replica_set={} worker={} projection={} aggregate={} position={} event={} attempts={attempts} next={} error={}",
+            field(&self.board.replica_set()),
+            self.owner.worker,
+            field(&self.projection),
+            field(&stream.to_string()),
+            event.global_position(),
+            event.event_id(),
+            field(&self.replay_command(&stream)),
+            field(error)
+        );
+    }
+
+    /// This many events of a parked aggregate were handled.
+    pub(super) fn replayed(&self, events: usize) {
+        let count = u64::try_from(events).unwrap_or(0);
+        self.metrics.replayed.inc_by(count);
+        self.metrics.events_processed.inc_by(count);
+        self.tell(|status| status.events += count);
+    }
+
+    /// An aggregate is no longer parked.
+    pub(super) fn replay_done(&self, stream: &StreamId, events: u64) {
+        log::info!(
+            "replay done: replica_set={} worker={} projection={} aggregate={} events={events}",
+            field(&self.board.replica_set()),
+            self.owner.worker,
+            field(&self.projection),
+            field(&stream.to_string())
+        );
+    }
+
+    /// A replay has failed for a reason that passes.
+    pub(super) fn replay_delayed(&mut self, failure: &Failure) {
+        self.metrics.retries.inc();
+        if self.reload_mentions.is_due() {
+            log::warn!(
+                "batch failed, will retry: replica_set={} worker={} projection={} error={}",
+                field(&self.board.replica_set()),
+                self.owner.worker,
+                field(&self.projection),
+                field(&failure.describe())
+            );
+        }
+    }
+
+    /// A replay has failed, so the aggregate stays parked, now at this event.
+    pub(super) fn replay_failed(&self, stream: &StreamId, event: EventMark, error: &str) {
+        self.metrics.errors.inc();
+        let discard = discard_command(self.projection, event.id);
+        log::error!(
+            "replay failed, aggregate stays parked: replica_set={} worker={} projection={} aggregate={} position={} event={} next={} error={}",
+            field(&self.board.replica_set()),
+            self.owner.worker,
+            field(&self.projection),
+            field(&stream.to_string()),
+            event.position,
+            event.id,
+            field(&format!("{}, or without the event: {discard}", self.replay_command(stream))),
+            field(error)
+        );
+    }
+
+    fn replay_command(&self, stream: &StreamId) -> String {
+        format!("worker replay {} --aggregate {}", word(self.projection), word(&stream.to_string()))
+    }
+
     /// Attempts of this owner or of earlier ones, from this event on, have ended uncleanly.
     pub(super) fn suspects(&self, attempts: u32, event: &Event) {
         let error = failure::ended_uncleanly(attempts, event);
@@ -101,7 +175,8 @@ impl<'a> Journal<'a> {
     }
 
     /// A batch has failed, which leads to this verdict. This many attempts have failed now.
-    pub(super) fn failed(&mut self, failure: &Failure, verdict: Verdict, attempts: u32) {
+    /// `next` says how to go on, if the projection has halted.
+    pub(super) fn failed(&mut self, failure: &Failure, verdict: Verdict, attempts: u32, next: Option<&str>) {
         let (replica_set, worker, name) = (self.board.replica_set(), self.owner.worker, self.projection);
         match verdict {
             Verdict::Fenced => {
@@ -143,14 +218,16 @@ impl<'a> Journal<'a> {
                 }
                 self.show(ProjectionState::Retrying, Some(&error));
             }
-            Verdict::Halt | Verdict::HaltForGood => {
+            Verdict::Halt | Verdict::HaltForGood | Verdict::Park => {
                 self.metrics.errors.inc();
                 let error = failure.describe();
+                let next = next.unwrap_or_default();
                 if self.halt_mentions.is_due() {
                     self.is_failure_logged = true;
                     log::error!(
                         "projection halted: replica_set={replica_set} worker={worker} projection={name} \
-                         attempts={attempts} error={}",
+                         attempts={attempts} next={} error={}",
+                        field(next),
                         field(&error),
                         replica_set = field(&replica_set),
                         name = field(&name)
@@ -158,6 +235,9 @@ impl<'a> Journal<'a> {
                 }
                 self.is_halted = true;
                 self.show(ProjectionState::Halted, Some(&error));
+                if !next.is_empty() {
+                    self.tell(|status| status.error = status.error.take().map(|error| format!("{error}; {next}")));
+                }
             }
         }
     }

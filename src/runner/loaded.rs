@@ -4,16 +4,20 @@
 //! connection, because that may lead to a server that has fewer events. So when a connection fails,
 //! the runner drops them together with it.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Kept};
+use super::exceptions::Exceptions;
 use super::failure::Failure;
 use super::rows::{Row, Rows};
 use crate::error::field;
+use crate::event::Event;
 use crate::feed::prefetch::{Answer, Reading};
 use crate::feed::{Feed, Mark, Standing};
 use crate::store::attempts::{self, Report};
-use crate::store::fence::{self, Attempt, EventMark, Owner};
+use crate::store::fence::{self, Attempt, EventMark, Owned, Owner};
+use crate::store::parked::{self, Parked};
 use crate::store::{Names, continuity};
 
 /// How often a position that moved without any event of the projection is written to the database.
@@ -26,6 +30,11 @@ pub(super) struct Loaded {
     pub(super) rows: Rows,
     /// Events above this position are counted when they are handled.
     pub(super) counted_from: i64,
+    pub(super) exceptions: Exceptions,
+    /// The parked aggregates that are to be replayed, the next one first.
+    pub(super) requested: VecDeque<Parked>,
+    /// The first event of the batch that was handled last, unless that was committed.
+    pub(super) attempted: Option<Event>,
     /// Taken right before the rows were loaded.
     mark: Mark,
     /// The events that follow on the first row: an answer of the reader, or the rest of a batch.
@@ -50,16 +59,33 @@ impl Loaded {
         // A policy may hide the rows, and moving a hidden row looks like being fenced. So a policy
         // must be an error here, or the runner would consider itself the owner of nothing.
         let mut tx = session.transaction_without_policies().map_err(Failure::outside)?;
-        let found = statements.owned(&mut tx, projection, owner, lane);
-        let found = found.and_then(|found| tx.commit().map(|()| found)).map_err(Failure::outside)?;
-        log::debug!("checkpoints loaded: projection={projection} {found:?}", projection = field(&projection));
+        let found = statements.owned(&mut tx, projection, owner, lane).and_then(|found| {
+            let rows = Rows::new(found.rows);
+            let exceptions = parked::load(&mut tx, names, projection, &rows.keys(), rows.lowest())?;
+            tx.commit().map(|()| (Owned { rows: Vec::new(), ..found }, rows, exceptions))
+        });
+        let (found, rows, exceptions) = found.map_err(Failure::outside)?;
+        log::debug!(
+            "checkpoints loaded: projection={projection} {rows:?} {exceptions:?}",
+            projection = field(&projection)
+        );
         if let Some(position) = found.other_event_at {
             let error = continuity::other_event(names, position, &format!("projection {projection:?}"));
             return Err(Failure::Final(error.into()));
         }
-        let counted_from = found.counted_from;
-        let rows = Rows::new(found.rows);
-        Ok(Self { owner, connection, rows, counted_from, mark, unread: None, reading: None, noted_at: Instant::now() })
+        Ok(Self {
+            owner,
+            connection,
+            rows,
+            counted_from: found.counted_from,
+            exceptions: Exceptions::new(&exceptions),
+            requested: exceptions.parked.into_iter().filter(|parked| parked.is_requested).collect(),
+            attempted: None,
+            mark,
+            unread: None,
+            reading: None,
+            noted_at: Instant::now(),
+        })
     }
 
     /// Whether this was loaded, or its position was written, longer ago than this time.
@@ -80,6 +106,7 @@ impl Loaded {
 
     /// Takes note that the first row has been committed at this position.
     pub(super) fn committed(&mut self, position: i64) {
+        self.attempted = None;
         self.rows.store(position);
         self.noted_at = Instant::now();
     }

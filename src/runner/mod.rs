@@ -16,12 +16,17 @@
 
 mod batch;
 mod connection;
+mod exceptions;
 mod failure;
 mod journal;
 mod loaded;
+mod parking;
 mod parts;
 mod permit;
+mod replay;
+mod replays;
 mod rows;
+mod step;
 mod suspicion;
 mod trouble;
 mod verdict;
@@ -34,7 +39,8 @@ use crossbeam_channel::{RecvTimeoutError, Sender, select};
 use crate::threads::Pulse;
 use connection::{KEEP_CONNECTION, Kept};
 pub(crate) use parts::{Command, Report, Runner, Task};
-use work::{IDLE, Step};
+use step::Step;
+use work::IDLE;
 
 /// How often a runner whose worker is cut off checks whether it may continue.
 const TRUST_CHECK: Duration = Duration::from_millis(100);

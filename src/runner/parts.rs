@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::config::Retry;
+use crate::config::{OnFailure, Retry};
 use crate::context::Context;
 use crate::database::Pool;
 use crate::feed::prefetch::Request;
@@ -13,6 +13,7 @@ use crate::feed::{Feed, Follower};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
 use crate::projection::Handler;
 use crate::scope::Scope;
+use crate::store::events::Bounds;
 use crate::store::fence::Owner;
 use crate::trust::Trust;
 
@@ -59,6 +60,10 @@ pub(crate) struct Runner {
     /// Sends requests to its reader.
     pub(crate) requests: Sender<Request>,
     pub(crate) retry: Retry,
+    pub(crate) on_failure: OnFailure,
+    /// How many events of an aggregate are replayed in one transaction, how many bytes, and the
+    /// largest event.
+    pub(crate) bounds: Bounds,
     pub(crate) batch_time: Duration,
     /// See [`mark`](crate::store::fence::mark).
     pub(crate) idle_limit: Duration,

@@ -94,6 +94,30 @@ impl Rows {
         }
     }
 
+    /// The row that has this key.
+    pub(super) fn of_key(&self, key: i32) -> Option<&Row> {
+        self.0.iter().find(|row| row.stored.keys.contains(key))
+    }
+
+    /// Takes note that the row that has this key has got this token.
+    pub(super) fn set_token(&mut self, key: i32, token: i64) {
+        if let Some(row) = self.0.iter_mut().find(|row| row.stored.keys.contains(key)) {
+            row.stored.token = token;
+        }
+    }
+
+    /// Takes note that the first has got this token.
+    pub(super) fn renew_first(&mut self, token: i64) {
+        if let Some(first) = self.0.front_mut() {
+            first.stored.token = token;
+        }
+    }
+
+    /// The lowest position in the database.
+    pub(super) fn lowest(&self) -> i64 {
+        self.0.iter().map(|row| row.stored.position).min().unwrap_or(0)
+    }
+
     /// All keys of all rows.
     pub(super) fn keys(&self) -> KeySet {
         self.0.iter().fold(KeySet::default(), |all, row| all.union(&row.stored.keys))

@@ -43,9 +43,9 @@ enum Halted {
 }
 
 impl Trouble {
-    pub(super) fn new(retry: &Retry) -> Self {
+    pub(super) fn new(retry: &Retry, parks: bool) -> Self {
         Self {
-            attempts: Attempts::new(retry.attempts),
+            attempts: Attempts::new(retry.attempts, parks),
             suspicion: Suspicion::new(),
             met: Vec::new(),
             retries: Backoff::new(retry.first_delay, retry.longest_delay),
@@ -72,6 +72,13 @@ impl Trouble {
         row.attempt.is_some()
     }
 
+    /// Takes note that a row has got a new token from this runner.
+    pub(super) fn renewed(&mut self, before: i64, after: i64) {
+        if self.met.contains(&before) {
+            self.met.push(after);
+        }
+    }
+
     /// How many attempts at the next events have ended uncleanly.
     pub(super) fn unclean_ends(&self) -> u32 {
         self.suspicion.attempts()
@@ -84,7 +91,8 @@ impl Trouble {
 
     /// Decides how to handle a batch. All events up to `reached` are handled.
     pub(super) fn approach(&mut self, batch: &Batch, reached: i64) -> Approach {
-        let is_due = self.halted == Some(Halted::Trying);
+        // An event that would be parked is not tried once more: parking is.
+        let is_due = self.halted == Some(Halted::Trying) && !self.attempts.parks();
         match self.suspicion.approach(&batch.events, reached, batch.end, self.attempts.allowed(), is_due) {
             Approach::Handle { record, .. } if self.halted.is_some() => Approach::Handle { count: 1, record },
             approach => approach,
@@ -105,6 +113,9 @@ impl Trouble {
         if matches!(verdict, Verdict::Halt | Verdict::HaltForGood) {
             self.halted = Some(Halted::Waiting);
         }
+        if verdict == Verdict::HaltForGood {
+            self.halted_interval = None;
+        }
         verdict
     }
 
@@ -121,7 +132,7 @@ impl Trouble {
     pub(super) fn attempts_to_report(&self, failure: &Failure) -> Option<u32> {
         let is_kept = match failure {
             Failure::Suspected(_) => true,
-            Failure::Environment { .. } => self.suspicion.attempts() > 0,
+            Failure::Full(_) | Failure::Environment { .. } => self.suspicion.attempts() > 0,
             _ => false,
         };
         (!is_kept).then_some(self.attempts.failed())
@@ -138,6 +149,19 @@ impl Trouble {
 
     pub(super) fn is_halted(&self) -> bool {
         self.halted.is_some()
+    }
+
+    /// Whether the runner is halted, and waits.
+    pub(super) fn waits(&self) -> bool {
+        self.halted == Some(Halted::Waiting)
+    }
+
+    /// Lets a halted runner try one event because an aggregate is no longer parked, unless it has
+    /// halted for good.
+    pub(super) fn released(&mut self) {
+        if self.waits() && self.halted_interval.is_some() {
+            self.try_again();
+        }
     }
 
     /// Lets a halted runner try one event.

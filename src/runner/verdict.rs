@@ -23,6 +23,8 @@ pub(super) enum Verdict {
     Retry,
     /// Retry the batch at once, on the same connection. It does not count.
     Repeat,
+    /// Park the aggregate of the batch's first event, at which the attempts are used up.
+    Park,
     /// Stop: the attempts are used up. Try again with one event after a long time.
     Halt,
     /// Stop until an operator has acted.
@@ -38,11 +40,17 @@ pub(super) struct Attempts {
     /// How many have been repeated without being counted.
     repeated: u32,
     allowed: u32,
+    /// Whether the aggregate of a failing event is parked.
+    parks: bool,
 }
 
 impl Attempts {
-    pub(super) fn new(allowed: u32) -> Self {
-        Self { failed: 0, repeated: 0, allowed }
+    pub(super) fn new(allowed: u32, parks: bool) -> Self {
+        Self { failed: 0, repeated: 0, allowed, parks }
+    }
+
+    pub(super) fn parks(&self) -> bool {
+        self.parks
     }
 
     pub(super) fn failed(&self) -> u32 {
@@ -70,7 +78,8 @@ impl Attempts {
             }
             // Attempts that end with their connection are counted by the suspicion.
             Failure::Environment { handled: 0, .. } | Failure::Lost(_) => Verdict::ReloadLater,
-            Failure::Suspected(_) => Verdict::Halt,
+            Failure::Suspected(_) if self.parks => Verdict::Park,
+            Failure::Suspected(_) | Failure::Full(_) => Verdict::Halt,
             Failure::Unreadable(_) => {
                 self.failed += 1;
                 Verdict::Halt
@@ -81,7 +90,12 @@ impl Attempts {
             }
             Failure::Handler { handled: 0, .. } | Failure::Outdated(_) => {
                 self.failed += 1;
-                if self.failed < self.allowed { Verdict::Retry } else { Verdict::Halt }
+                match failure {
+                    _ if self.failed < self.allowed => Verdict::Retry,
+                    // Only a failure of the handler tells which event is the reason.
+                    Failure::Handler { .. } if self.parks => Verdict::Park,
+                    _ => Verdict::Halt,
+                }
             }
             Failure::Environment { handled, .. } | Failure::Handler { handled, .. } => Verdict::CommitFirst(*handled),
         }
@@ -105,6 +119,7 @@ mod tests {
         let environment = |handled| Failure::Environment { error: "the disk is full".into(), handled };
         let unreadable = || Failure::Unreadable("it is too large".into());
         let suspected = || Failure::Suspected("it ended eight times".into());
+        let full = || Failure::Full("100 are parked".into());
         let for_good = || Failure::Final("the handler has ended the transaction".into());
         // The attempts allowed, and those that have failed before; the failure, the verdict, and
         // the attempts that have failed afterwards.
@@ -122,6 +137,7 @@ mod tests {
             (3, 0, unreadable(), Verdict::Halt, 1),
             (3, 1, unreadable(), Verdict::Halt, 2),
             (3, 1, suspected(), Verdict::Halt, 1),
+            (3, 3, full(), Verdict::Halt, 3),
             (3, 0, for_good(), Verdict::HaltForGood, 1),
             (3, 0, handler(0), Verdict::Retry, 1),
             (3, 1, handler(0), Verdict::Retry, 2),
@@ -132,9 +148,17 @@ mod tests {
             (3, 2, handler(7), Verdict::CommitFirst(7), 2),
             (1, 0, handler(7), Verdict::CommitFirst(7), 0),
         ] {
-            let mut attempts = Attempts { failed: before, repeated: 0, allowed };
             let case = format!("{failure:?} after {before} of {allowed}");
-            assert_eq!((attempts.judge(&failure), attempts.failed()), (verdict, after), "{case}");
+            let judged = |parks| {
+                let mut attempts = Attempts { failed: before, ..Attempts::new(allowed, parks) };
+                let verdict = attempts.judge(&failure);
+                (verdict, attempts.failed())
+            };
+            assert_eq!(judged(false), (verdict, after), "{case}");
+            let is_of_event = matches!(failure, Failure::Handler { .. } | Failure::Suspected(_));
+            let parked = if verdict == Verdict::Halt && is_of_event { Verdict::Park } else { verdict };
+            assert_eq!(judged(true), (parked, after), "{case}, parks");
+            let mut attempts = Attempts { failed: before, ..Attempts::new(allowed, false) };
             attempts.succeeded();
             assert_eq!(attempts.failed(), 0);
         }
@@ -142,7 +166,7 @@ mod tests {
 
     #[test]
     fn repeats_are_bounded_until_a_batch_is_committed() {
-        let mut attempts = Attempts::new(2);
+        let mut attempts = Attempts::new(2, true);
         for _ in 0..2 {
             let verdicts = [(); 5].map(|()| attempts.judge(&Failure::Outdated("the table was altered".into())));
             assert_eq!(verdicts[..3], [Verdict::Repeat; 3]);

@@ -2,26 +2,28 @@
 
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
-
 use super::batch::{self, Committed, Job};
 use super::connection::{Connection, Kept};
-use super::failure::{self, Failure};
+use super::failure::{self, ERROR_CHARS, Failure, shown};
 use super::journal::Journal;
 use super::loaded::Loaded;
+use super::parking::{self, Parking};
 use super::parts::Runner;
 use super::permit::{self, Permit};
+use super::replays::Replays;
+use super::step::Step;
 use super::suspicion::Approach;
 use super::trouble::Trouble;
 use super::verdict::Verdict;
 use crate::context::Context;
-use crate::error::{one_line, without_rows};
+use crate::event::Event;
 use crate::feed::Standing;
-use crate::feed::prefetch::{Answer, Reading, Request, ask};
+use crate::feed::prefetch::{Answer, Reading, ask};
 use crate::store::Names;
 use crate::store::attempts::{Report, State};
 use crate::store::events::{Batch, Range};
-use crate::store::fence::{Attempt, EventMark, Owner};
+use crate::store::fence::{Attempt, Checkpoint, EventMark, Owner};
+use crate::store::parked::Failed;
 use crate::threads::Pulse;
 use crate::tx::About;
 
@@ -32,37 +34,16 @@ const AWAIT_LOOK: Duration = Duration::from_millis(2);
 /// How long a runner with nothing to do waits at most. It is woken when there is something to do.
 pub(super) const IDLE: Duration = Duration::from_secs(10);
 
-/// How much of an error is written to the database.
-const ERROR_CHARS: usize = 1_000;
-
 /// The state of a runner between a command to run and the next command.
 pub(super) struct Work<'a> {
+    runner: &'a Runner,
     names: &'a Names,
     owner: Owner,
     /// `None` if the checkpoints are not loaded yet, or have to be reloaded.
     loaded: Option<Loaded>,
     trouble: Trouble,
+    replays: Replays,
     journal: Journal<'a>,
-}
-
-/// How a step of work ended.
-pub(super) enum Step {
-    /// There may be more to do at once.
-    Again,
-    /// There is nothing to do until the feed moves, or this time has passed.
-    Idle(Option<Duration>),
-    /// The reader has to be asked.
-    Ask(Request),
-    /// The reader has been asked, and its answer is awaited.
-    Read(Reading),
-    /// Continue after this delay.
-    Delay(Duration),
-    /// Continue with the permit to handle events that may end the process.
-    AwaitPermit(Receiver<Permit>),
-    /// Stop until the next command, or try again after this time.
-    Halt(Option<Duration>),
-    /// Stop until the next command: the worker is no longer the owner.
-    Fenced,
 }
 
 impl Runner {
@@ -73,10 +54,12 @@ impl Runner {
     pub(super) fn begin(&self, owner: Owner) -> Work<'_> {
         let Context { board, names, .. } = &self.context;
         Work {
+            runner: self,
             names,
             owner,
             loaded: None,
-            trouble: Trouble::new(&self.retry),
+            trouble: Trouble::new(&self.retry, self.on_failure.at_most().is_some()),
+            replays: Replays::new(&self.retry),
             journal: Journal::new(board, &self.metrics, &self.own_metrics, self.name_and_lane(), owner),
         }
     }
@@ -99,7 +82,7 @@ impl Runner {
         permit: Option<&Permit>,
         pulse: &Pulse,
     ) -> Result<Step, Failure> {
-        let Work { owner, loaded: in_hand, trouble, journal, .. } = work;
+        let Work { owner, loaded: in_hand, trouble, replays, journal, .. } = work;
         let loaded = match in_hand {
             Some(loaded) => loaded,
             None => in_hand.insert(self.load(*owner, kept, trouble, journal)?),
@@ -132,13 +115,23 @@ impl Runner {
             journal.running(&loaded.rows, trouble.is_failing());
             return Ok(Step::Again);
         }
-        let Some(range) = loaded.rows.range(head) else {
+        let wait = (!loaded.requested.is_empty()).then(|| replays.wait());
+        let range = loaded.rows.range(head);
+        // Replays and batches take turns.
+        if wait.is_some_and(|wait| wait.is_zero()) && (replays.is_next || range.is_none() || trouble.waits()) {
+            return self.replay(loaded, replays, trouble, journal, permit);
+        }
+        if trouble.waits() {
+            return Ok(Step::Halt(trouble.halted_interval));
+        }
+        let Some(range) = range else {
             // There is nothing to handle, so an event at which a batch failed is gone.
             trouble.overcome();
             journal.running(&loaded.rows, trouble.is_failing());
-            return idle(loaded);
+            return idle(loaded, wait);
         };
-        let batch = match loaded.unread.take() {
+        loaded.attempted = None;
+        let mut batch = match loaded.unread.take() {
             Some(read) => read.map_err(Failure::of_reading)?,
             None => match pulse.judged(|| self.in_memory(&range, trouble)) {
                 Some(batch) => {
@@ -148,10 +141,12 @@ impl Runner {
                 None => return Ok(read_on(loaded, range)),
             },
         };
+        loaded.exceptions.remove_from(&mut batch.events);
         let step = if batch.events.is_empty() {
             loaded.rows.reach(batch.end);
             Step::Again
         } else {
+            replays.is_next = true;
             self.handle(loaded, batch, trouble, journal, permit)?
         };
         journal.running(&loaded.rows, trouble.is_failing());
@@ -192,6 +187,7 @@ impl Runner {
         if trouble.meets(&row.stored) {
             journal.suspects(trouble.unclean_ends(), first);
         }
+        loaded.attempted = Some(first.clone());
         let suspected = (trouble.unclean_ends() > 0).then(|| failure::ended_uncleanly(trouble.unclean_ends(), first));
         let (count, record) = match trouble.approach(&batch, row.reached) {
             Approach::Handle { count, record } => (count, record),
@@ -219,40 +215,49 @@ impl Runner {
     fn commit(&self, loaded: &mut Loaded, batch: &Batch, count: usize) -> Result<Committed, Failure> {
         let Loaded { owner, connection: Connection { session, statements, kept, .. }, rows, counted_from, .. } = loaded;
         let Some(row) = rows.first() else { return Err(Failure::Fenced) };
-        let is_pause_requested = || !self.commands.is_empty() || self.context.stop.is_raised();
-        let job = Job {
+        let is_pause_requested = || self.is_pause_requested();
+        // A batch never contains both kinds of events, see `Rows::range`.
+        let is_replay = batch.end <= row.stored.highest;
+        let job = self.job(&row.stored, *owner, *counted_from, is_replay, &is_pause_requested);
+        batch::commit(session, kept, statements, &job, batch, count)
+    }
+
+    pub(super) fn is_pause_requested(&self) -> bool {
+        !self.commands.is_empty() || self.context.stop.is_raised()
+    }
+
+    /// How events of a row's keys are handled.
+    pub(super) fn job<'a>(
+        &'a self,
+        row: &'a Checkpoint,
+        owner: Owner,
+        counted_from: i64,
+        is_replay: bool,
+        is_pause_requested: &'a (dyn Fn() -> bool + Sync),
+    ) -> Job<'a> {
+        Job {
             handler: &*self.handler,
-            about: About {
-                projection: &self.name,
-                generation: owner.generation,
-                // A batch never contains both kinds of events, see `Rows::range`.
-                is_replay: batch.end <= row.stored.highest,
-                is_pause_requested: &is_pause_requested,
-            },
-            statements,
-            owner: *owner,
-            row: &row.stored,
-            counted_from: *counted_from,
-            batch,
-            count,
+            about: About { projection: &self.name, generation: owner.generation, is_replay, is_pause_requested },
+            owner,
+            row,
+            counted_from,
             batch_time: self.batch_time,
             sessions: self.context.sessions,
             idle_limit: self.idle_limit,
             metrics: &self.metrics,
-        };
-        batch::commit(session, kept, &job)
+        }
     }
 }
 
 /// Writes to the database from time to time how far the projection has come without events of its
-/// own.
-fn idle(loaded: &mut Loaded) -> Result<Step, Failure> {
+/// own. `replay` is the time until a replay may go on, if one is requested.
+fn idle(loaded: &mut Loaded, replay: Option<Duration>) -> Result<Step, Failure> {
     match loaded.note_due_in() {
         Some(Duration::ZERO) => {
             loaded.note_position()?;
             Ok(Step::Again)
         }
-        wait => Ok(Step::Idle(wait)),
+        wait => Ok(Step::Idle(wait.into_iter().chain(replay).min())),
     }
 }
 
@@ -299,15 +304,22 @@ impl Work<'_> {
         if let Some(number) = self.trouble.unfinished() {
             loaded.record_next(self.names, number);
         }
+        self.runner.interrupt_replay(&mut loaded, &self.replays);
         Some(loaded.into_kept())
     }
 
     /// Acts on the verdict about a failure.
     fn failed(&mut self, failure: &Failure) -> Step {
+        let was_halted = self.trouble.is_halted();
+        let verdict = self.trouble.judge(failure);
+        let event = self.loaded.as_ref().and_then(|loaded| loaded.attempted.clone());
+        if let (Verdict::Park, Some(event)) = (verdict, &event) {
+            return self.park(failure, event);
+        }
         let Self { names, loaded, trouble, journal, .. } = self;
-        let was_halted = trouble.is_halted();
-        let verdict = trouble.judge(failure);
-        journal.failed(failure, verdict, trouble.attempts_at(failure));
+        let is_halt = matches!(verdict, Verdict::Halt | Verdict::HaltForGood | Verdict::Park);
+        let next = event.filter(|_| is_halt).map(|event| failure.way_on(journal.projection, &event));
+        journal.failed(failure, verdict, trouble.attempts_at(failure), next.as_deref());
         if let Some(loaded) = loaded {
             loaded.discard_unread();
             let state = match verdict {
@@ -318,8 +330,7 @@ impl Work<'_> {
             };
             // Nothing can be reported on a lost connection.
             if let Some(state) = state {
-                let shown = one_line(&without_rows(&failure.describe()));
-                let error: String = shown.chars().take(ERROR_CHARS).collect();
+                let error = with_way_on(&failure.describe(), next.as_deref());
                 loaded.report(names, Report { state, error: &error, attempts: trouble.attempts_to_report(failure) });
             }
             if matches!(failure, Failure::Transient(_) | Failure::Outdated(_) | Failure::Environment { .. }) {
@@ -345,9 +356,42 @@ impl Work<'_> {
             }
             Verdict::Retry => Step::Delay(trouble.retries.next_delay()),
             Verdict::Repeat => Step::Delay(trouble.reloads.next_delay()),
-            Verdict::Halt => Step::Halt(trouble.halted_interval),
+            // Replays go on although the projection is halted.
+            Verdict::Halt if loaded.as_ref().is_some_and(|loaded| !loaded.requested.is_empty()) => Step::Again,
+            Verdict::Halt | Verdict::Park => Step::Halt(trouble.halted_interval),
             Verdict::HaltForGood => Step::Halt(None),
             Verdict::Fenced => Step::Fenced,
         }
     }
+
+    /// Parks the aggregate of this event, at which the attempts are used up.
+    fn park(&mut self, failure: &Failure, event: &Event) -> Step {
+        let runner = self.runner;
+        let Self { names, loaded, trouble, journal, .. } = self;
+        let (Some(loaded), Some(at_most)) = (loaded, runner.on_failure.at_most()) else { return Step::Again };
+        loaded.discard_unread();
+        let (attempts, described) = (trouble.attempts_at(failure), failure.describe());
+        let mark = EventMark { position: event.global_position(), id: event.event_id() };
+        let error = shown(&described);
+        let failed = Failed { event: mark, event_type: event.event_type(), attempts, error: &error };
+        match parking::park(loaded, names, &runner.name, at_most, event, failed) {
+            Ok(Parking::Done { before, after }) => {
+                trouble.renewed(before, after);
+                trouble.committed(mark.position);
+                runner.context.goal.stored(mark.position);
+                journal.parked(event, attempts, &described);
+                Step::Again
+            }
+            Ok(Parking::Full(parked)) => self.failed(&failure.of_full(parked, &runner.name)),
+            Err(failure) => self.failed(&failure),
+        }
+    }
+}
+
+/// An error as it is written to the database, with the way on, which is never cut off.
+fn with_way_on(error: &str, next: Option<&str>) -> String {
+    let next = next.map(|next| format!("; {next}")).unwrap_or_default();
+    let room = ERROR_CHARS.saturating_sub(next.chars().count());
+    let shown: String = shown(error).chars().take(room).collect();
+    format!("{shown}{next}")
 }

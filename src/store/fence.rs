@@ -1,13 +1,13 @@
 //! The fence: what a runner loads, and the only statements that move a position.
 //!
-//! *Invariants.* A position changes only by [`advance`](Statements::advance), or by
-//! [`note`](Statements::note) if no event was handled. Both name the row's token, the position from
-//! which it moves, the generation and the worker (I1, I4). A worker that lost the row, or that did
-//! not learn that its commit succeeded, changes nothing and must not commit. Because of the token,
-//! a batch that was begun before a row was taken away cannot commit after the same worker has got
-//! the row back, at the same position. `advance` works only in the transaction that [`mark`] has
-//! marked: a handler that ended this transaction has committed or rolled back what belongs to the
-//! batch, so the rest must not be committed either.
+//! *Invariants.* A position changes only by [`advance`](Statements::advance), by [`pass`] if the
+//! event is parked, or by [`note`](Statements::note) if no event was handled. All name the row's
+//! token, the position from which it moves, the generation and the worker (I1, I4). A worker that
+//! lost the row, or that did not learn that its commit succeeded, changes nothing and must not
+//! commit. Because of the token, a batch that was begun before a row was taken away cannot commit
+//! after the same worker has got the row back, at the same position. `advance` works only in the
+//! transaction that [`mark`] has marked: a handler that ended this transaction has committed or
+//! rolled back what belongs to the batch, so the rest must not be committed either.
 //!
 //! These statements are executed beside a handler, under the settings of the application: its
 //! search path, its role. So each function, operator and type in them is qualified. To put
@@ -18,7 +18,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use postgres::error::SqlState;
-use postgres::types::Type;
+use postgres::types::{ToSql, Type};
 use postgres::{GenericClient, Transaction};
 use uuid::Uuid;
 
@@ -217,7 +217,8 @@ impl Statements {
         Ok(if is_marked(client, mark)? { Advanced::Fenced } else { Advanced::OtherTransaction })
     }
 
-    /// Moves a row past events that do not concern the projection. Returns false if the row is no
+    /// Moves a row past events that do not concern the projection, or that wait because their
+    /// aggregate is parked. Returns false if the row is no
     /// longer this worker's.
     pub(crate) fn note(
         &self,
@@ -229,6 +230,75 @@ impl Statements {
         let values = (row.token, row.position, owner.generation, owner.worker.0, to);
         Ok(self.note.execute(client, values)? == 1)
     }
+}
+
+/// Moves a row past an event that is parked in the same transaction, and gives the row a new token,
+/// which is returned. Returns `None` if the row is no longer this worker's.
+pub(crate) fn pass(
+    client: &mut impl GenericClient,
+    names: &Names,
+    row: &Checkpoint,
+    owner: Owner,
+    event: EventMark,
+) -> Result<Option<i64>, postgres::Error> {
+    let sql = names.sql_with(
+        "UPDATE {checkpoints} SET token = DEFAULT, position = $5, last_event_position = $5, last_event_id = $6,
+                highest = greatest(highest, $5), {nothing_reported}, updated_at = pg_catalog.clock_timestamp()
+         WHERE {fence} RETURNING token",
+        &[("fence", &FENCE), ("nothing_reported", &NOTHING_REPORTED)],
+    );
+    let values = [(&event.position as &(dyn ToSql + Sync), Type::INT8), (&event.id, Type::UUID)];
+    fenced(client, &sql, row, owner, &values)
+}
+
+/// Counts events of a parked aggregate that were handled in the transaction that was marked. With
+/// the last of them the parking ends, and the row gets a new token: a batch that has skipped later
+/// events of the aggregate must not be committed any more. Returns the row's token; `None` if the
+/// row is no longer this worker's, or if this is not the transaction that was marked.
+pub(crate) fn replayed(
+    client: &mut impl GenericClient,
+    names: &Names,
+    row: &Checkpoint,
+    owner: Owner,
+    (handled, is_last): (i64, bool),
+    mark: &Mark,
+) -> Result<Option<i64>, postgres::Error> {
+    let sql = names.sql_with(
+        "UPDATE {checkpoints} SET {renewed}handled = handled OPERATOR(pg_catalog.+) $5, updated_at = pg_catalog.clock_timestamp()
+         WHERE {fence} AND pg_catalog.current_setting('{mark}', true) OPERATOR(pg_catalog.=) $6 RETURNING token",
+        &[("fence", &FENCE), ("mark", &MARK), ("renewed", &if is_last { "token = DEFAULT, " } else { "" })],
+    );
+    fenced(client, &sql, row, owner, &[(&handled, Type::INT8), (&mark.0, Type::TEXT)])
+}
+
+/// Locks a row until the transaction ends. Returns false if it is no longer this worker's.
+pub(crate) fn lock(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    row: &Checkpoint,
+    owner: Owner,
+) -> Result<bool, postgres::Error> {
+    let sql = names.sql_with("SELECT token FROM {checkpoints} WHERE {fence} FOR NO KEY UPDATE", &[("fence", &FENCE)]);
+    Ok(fenced(tx, &sql, row, owner, &[])?.is_some())
+}
+
+/// Executes a statement on one row, with the values of the fence followed by these. Returns the
+/// row's token, if the row is still this worker's.
+fn fenced(
+    client: &mut impl GenericClient,
+    sql: &str,
+    row: &Checkpoint,
+    owner: Owner,
+    values: &[(&(dyn ToSql + Sync), Type)],
+) -> Result<Option<i64>, postgres::Error> {
+    let fence: [(&(dyn ToSql + Sync), Type); 4] = [
+        (&row.token, Type::INT8),
+        (&row.position, Type::INT8),
+        (&owner.generation, Type::INT8),
+        (&owner.worker.0, Type::UUID),
+    ];
+    let all: Vec<_> = fence.into_iter().chain(values.iter().cloned()).collect();
+    Ok(client.query_typed_opt(sql, &all)?.map(|row| row.get(0)))
 }
 
 /// Marks the transaction, so that [`advance`](Statements::advance) recognises it. A frozen process

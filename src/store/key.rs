@@ -10,9 +10,9 @@ pub(super) fn hash_probe() -> String {
     hash("('pupsourcing-orchestrator in ' || pg_catalog.current_setting('server_encoding'))")
 }
 
-/// The key of the event in this row, in SQL.
+/// The key of the event in this row, in SQL; NULL if there is no event.
 pub(super) fn event_key() -> String {
-    format!("({} & {})::pg_catalog.int4", hash("aggregate_id"), KEY_SPACE - 1)
+    format!("({} OPERATOR(pg_catalog.&) {})::pg_catalog.int4", hash("aggregate_id"), KEY_SPACE - 1)
 }
 
 /// The set of all keys, in SQL.

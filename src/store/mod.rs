@@ -27,6 +27,7 @@ mod names;
 pub(crate) mod notifications;
 pub(crate) mod operations;
 pub(crate) mod overview;
+pub(crate) mod parked;
 pub(crate) mod preflight;
 pub(crate) mod prepared;
 mod privileges;
@@ -39,6 +40,7 @@ pub(crate) mod sequence;
 pub(crate) mod session;
 mod template;
 pub(crate) mod view;
+pub(crate) mod waiting;
 
 #[cfg(test)]
 mod equivalence;

@@ -214,6 +214,16 @@ impl Session {
         Ok(tx)
     }
 
+    /// Begins a transaction of the library on a connection for handlers, with all settings on which
+    /// the library's statements rely.
+    pub(crate) fn transaction_of_library(&mut self) -> Result<Transaction<'_>, postgres::Error> {
+        let mut tx = self.transaction()?;
+        let settings = LIBRARY.iter().filter(|(name, _)| !name.starts_with("default_transaction"));
+        let settings = statements("SET LOCAL", &settings.copied().collect::<Vec<_>>());
+        tx.batch_execute(&format!("{settings}; {}", without_transaction_timeout(true)))?;
+        Ok(tx)
+    }
+
     /// The connection itself, for operations that need none of the settings: to prepare statements,
     /// or to listen.
     pub(crate) fn client(&mut self) -> &mut Client {

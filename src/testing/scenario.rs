@@ -10,14 +10,16 @@ use serde::Serialize;
 use super::database::{TestDatabase, database_with_schema};
 use super::error::Error;
 use crate::blocking::blocking;
-use crate::config::Retry;
+use crate::config::{OnFailure, Retry};
 use crate::database::{Connection, Database};
 use crate::error::{BoxError, describe_any};
-use crate::event::{NewEvent, StreamId};
+use crate::event::{Event, NewEvent, StreamId};
 use crate::event_store::{EventStore, ExpectedVersion};
 use crate::metrics::Metrics;
 use crate::orchestrator::Orchestrator;
 use crate::projection::{BatchProjection, Batches, Each, Handler, Projection};
+use crate::scope::{Scope, StartAt};
+use crate::tx::Tx;
 
 /// The replica set of every scenario. Each scenario has a database of its own.
 const REPLICA_SET: &str = "scenario";
@@ -154,14 +156,15 @@ impl Scenario {
     /// # Errors
     ///
     /// An error if a handler fails. It has the projection, the event and the handler's error. A
-    /// failure is not retried, except a transient one, for up to a minute.
+    /// failure is not retried, except a transient one, for up to a minute. No aggregate is parked.
     pub fn run_to_end(&mut self) -> Result<(), Error> {
         let retry = Retry::default().attempts(1);
         let builder = Orchestrator::builder(self.database.database(), REPLICA_SET)
             .retry(retry)
             .registration_wait(Duration::ZERO)
             .metrics(Metrics::disabled()?);
-        let builder = self.projections.iter().fold(builder, |builder, projection| builder.handler(projection.clone()));
+        let projections = self.projections.iter().map(|projection| Arc::new(Halting(projection.clone())));
+        let builder = projections.fold(builder, |builder, projection| builder.handler(projection));
         let (go_on, shutdown) = bounded(0);
         let (mut go_on, deadline) = (Some(go_on), Instant::now() + PATIENCE);
         let end = builder.build()?.run_to(None, &shutdown, |_| {
@@ -181,6 +184,39 @@ impl Scenario {
     /// The scenario's database.
     pub fn database(&self) -> &TestDatabase {
         &self.database
+    }
+}
+
+/// A projection that halts at a failing event, whatever it does in production: a test should fail.
+struct Halting(Arc<dyn Handler>);
+
+impl Handler for Halting {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn scope(&self) -> Scope {
+        self.0.scope()
+    }
+
+    fn start_at(&self) -> StartAt {
+        self.0.start_at()
+    }
+
+    fn retry(&self) -> Option<Retry> {
+        self.0.retry()
+    }
+
+    fn on_failure(&self) -> Option<OnFailure> {
+        Some(OnFailure::Halt)
+    }
+
+    fn takes_many(&self) -> bool {
+        self.0.takes_many()
+    }
+
+    fn handle(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        self.0.handle(tx, events)
     }
 }
 

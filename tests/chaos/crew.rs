@@ -24,7 +24,7 @@ const LANES: [&str; SLOTS] = ["1", "3", "2", "1", "1"];
 /// The workers' `coordination_timeout`.
 pub(crate) const COORDINATION: Duration = Duration::from_secs(3);
 
-const OPTIONS: [(&str, &str); 5] = [
+const OPTIONS: [(&str, &str); 9] = [
     ("HEARTBEAT_INTERVAL", "300ms"),
     ("REGISTRATION_WAIT", "100ms"),
     ("POLL_INTERVAL", "200ms"),
@@ -33,6 +33,11 @@ const OPTIONS: [(&str, &str); 5] = [
     // For each call with a dangerous event: the process ends at once. After each such end, events
     // are handled one at a time, so a higher probability would leave little time for anything else.
     ("ABORT_PROBABILITY", "0.1"),
+    ("BAD_EVENTS", "true"),
+    // Few attempts, so that also good events are parked now and then.
+    ("RETRY_ATTEMPTS", "3"),
+    ("RETRY_FIRST_DELAY", "20ms"),
+    ("ON_FAILURE", "park:100000"),
 ];
 
 pub(crate) struct Crew {

@@ -157,7 +157,7 @@ fn exactly_once_whatever_happens() {
     (1..AT_FIRST).for_each(|slot| crew.join(slot));
     let writers = Writers::start(&roles::url_of(server.url(), roles::APPENDER), seed);
     let neighbour = Neighbour::start(server.url());
-    let operator = Operator::start(server.url());
+    let operator = Operator::start(&roles::url_of(server.url(), roles::OPERATOR));
     let watch = Watch::start(server.url());
     let ownership = Ownership::new(server.url());
 
@@ -400,6 +400,7 @@ impl Chaos {
     /// acknowledged events are there.
     fn verify_all(&mut self, tally: &writers::Tally) -> Result<(), String> {
         self.recover()?;
+        self.operator.release()?;
         let mut client = Client::connect(self.server.url(), NoTls).unwrap();
         let wrong = oracle::Oracle::default().look(&mut client).unwrap();
         if !wrong.is_empty() {

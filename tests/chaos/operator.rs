@@ -9,12 +9,17 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never, unbounded};
 use postgres::{Client, NoTls};
+use serde_json::Value;
 
 use crate::roles::PROJECTIONS;
 
 /// How long the workers may take to apply all commands in a lull, in addition to the time within
 /// which they own all keys.
 const APPLIED_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long it may take to replay everything. Handlers still panic and fail at random, so some
+/// aggregates are parked again.
+const RELEASED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The pause between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -27,12 +32,15 @@ pub(crate) struct Order {
     pub(crate) arguments: &'static str,
 }
 
-/// Every order once for each projection, with how often it occurs while others occur once. The last
-/// one fails, because the projections can be rewound to the beginning only.
+/// Every order once for each projection, with how often it occurs while others occur once. A rewind
+/// to a position fails, because the projections can be rewound to the beginning only. A discard is
+/// that of a random event that is parked.
 pub(crate) fn all() -> Vec<(Order, usize)> {
     let commands = [
         ("pause", "{}", 4),
         ("resume", "{}", 5),
+        ("replay", r#"{"all": true}"#, 5),
+        ("discard", "", 2),
         ("rewind", r#"{"to_beginning": true}"#, 1),
         ("rewind", r#"{"to_position": 1}"#, 1),
         ("remove", "{}", 1),
@@ -42,6 +50,12 @@ pub(crate) fn all() -> Vec<(Order, usize)> {
     });
     orders.into_iter().flatten().collect()
 }
+
+/// Corrects what makes some of the parked events fail.
+const MEND_SOME: &str =
+    "INSERT INTO mended SELECT event_id FROM orchestrator_parked WHERE random() < 0.5 ON CONFLICT DO NOTHING";
+/// Corrects it for every event: the nil id stands for all.
+const MEND_ALL: &str = "INSERT INTO mended VALUES ('00000000-0000-0000-0000-000000000000') ON CONFLICT DO NOTHING";
 
 /// How often each command had each outcome.
 pub(crate) type Tally = BTreeMap<(String, String), i64>;
@@ -101,6 +115,29 @@ impl Operator {
         }
     }
 
+    /// Corrects everything that makes events fail, and replays what is parked until nothing is. No
+    /// events may be written meanwhile.
+    pub(crate) fn release(&self) -> Result<(), String> {
+        let mut client = Client::connect(&self.url, NoTls).unwrap();
+        client.batch_execute(MEND_ALL).unwrap();
+        let begun = Instant::now();
+        loop {
+            let replay = r#"SELECT orchestrator_command(name, 'replay', '{"all": true}', 'chaos') FROM orchestrator_projections p
+                            WHERE EXISTS (SELECT FROM orchestrator_parked WHERE projection = p.name AND replay_requested_at IS NULL)"#;
+            client.query(replay, &[]).unwrap();
+            self.calm()?;
+            let parked = client.query("SELECT p::text FROM orchestrator_parked p", &[]).unwrap();
+            if parked.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() > RELEASED_WITHIN {
+                let parked: Vec<String> = parked.iter().map(|row| row.get(0)).collect();
+                return Err(format!("still parked after {RELEASED_WITHIN:?}: {parked:#?}"));
+            }
+            never::<()>().recv_timeout(PAUSE).unwrap_err();
+        }
+    }
+
     /// Waits until it has given its commands. Returns their outcomes.
     pub(crate) fn finish(self) -> Tally {
         drop(self.orders);
@@ -116,7 +153,19 @@ fn give(url: &str, order: Order) {
     let give = || {
         let mut client = Client::connect(url, NoTls)?;
         client.batch_execute("SET lock_timeout = '2s'")?;
-        let sql = "SELECT orchestrator_command($1, $2, $3::text::jsonb, 'chaos', 'to see what happens')";
+        if command == "replay" {
+            client.batch_execute(MEND_SOME)?;
+        }
+        let arguments: Option<Value> = if command == "discard" {
+            let parked = "SELECT jsonb_build_object('event', event_id) FROM orchestrator_parked
+                          WHERE projection = $1 ORDER BY random() LIMIT 1";
+            client.query_opt(parked, &[&projection])?.map(|row| row.get(0))
+        } else {
+            serde_json::from_str(arguments).ok()
+        };
+        // Without a parked event there is nothing to discard.
+        let Some(arguments) = arguments else { return Ok(()) };
+        let sql = "SELECT orchestrator_command($1, $2, $3, 'chaos', 'to see what happens')";
         client.query_one(sql, &[&projection, &command, &arguments]).map(|_| ())
     };
     if let Err(error) = give() {

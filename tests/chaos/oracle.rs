@@ -8,8 +8,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use postgres::{Client, GenericClient, IsolationLevel, NoTls};
 use uuid::Uuid;
 
-/// The events that the projection `$1` has processed, according to its checkpoints. The window
-/// covers all events, so `before` is the version of the previous event of the aggregate.
+use crate::support::parking::accounts;
+
+/// The events that the projection `$1` has handled, according to its checkpoints and to what is
+/// parked and discarded. The window covers all events that are not discarded, so `before` is the
+/// version of the previous event of the aggregate that was handled.
 const DUE: &str = "
     WITH due AS (
         SELECT e.* FROM (
@@ -17,8 +20,12 @@ const DUE: &str = "
                    (hashtextextended(aggregate_id, 0) & 65535)::int AS key,
                    lag(aggregate_version, 1, 0::bigint) OVER (
                        PARTITION BY bounded_context, aggregate_type, aggregate_id ORDER BY global_position) AS before
-            FROM events) e
+            FROM events WHERE NOT EXISTS (SELECT FROM orchestrator_discarded d
+                                          WHERE d.projection = $1 AND d.event_id = events.event_id)) e
         JOIN orchestrator_checkpoints c ON c.projection = $1 AND c.keys @> e.key AND e.global_position <= c.position
+        WHERE NOT EXISTS (SELECT FROM orchestrator_parked p
+                          WHERE p.projection = $1 AND e.global_position >= p.position
+                          AND (p.bounded_context, p.aggregate_type, p.aggregate_id) = (e.bounded_context, e.aggregate_type, e.aggregate_id))
     )";
 
 const ACTIVITY: &str = "
@@ -103,6 +110,13 @@ fn look(client: &mut Client) -> Result<(Vec<String>, Paused), postgres::Error> {
     wrong.extend(lines(&mut tx, "aggregate_activity", &format!("{DUE}{ACTIVITY}"), Some("aggregate_activity"))?);
     wrong.extend(lines(&mut tx, "event_type_counts", &format!("{DUE}{COUNTS}"), Some("event_type_counts"))?);
     wrong.extend(lines(&mut tx, "events", DISORDER, None)?);
+    for (projection, [handled, waiting, discarded, passed]) in accounts(&mut tx)? {
+        if handled + waiting + discarded != passed {
+            wrong.push(format!(
+                "{projection}: {handled} handled, {waiting} waiting, {discarded} discarded of {passed} events"
+            ));
+        }
+    }
     let paused = tx.query(PAUSED, &[])?;
     let paused = paused.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
     if !wrong.is_empty() {

@@ -9,6 +9,7 @@ use pupsourcing_orchestrator::Names;
 mod worker;
 
 pub(crate) const WORKER: &str = "shop_worker";
+pub(crate) const OPERATOR: &str = "shop_operator";
 pub(crate) const APPENDER: &str = "shop_appender";
 const MIGRATOR: &str = "shop_migrator";
 
@@ -20,8 +21,11 @@ const MIGRATION: &str = "-- After the migration:";
 pub(crate) const PROJECTIONS: [&str; 2] = ["event_type_counts", "aggregate_activity"];
 
 /// The grants that the file leaves to the application.
-const READ_MODELS: &str =
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON event_type_counts, aggregate_activity TO shop_worker";
+const READ_MODELS: &str = "
+    GRANT SELECT, INSERT, UPDATE, DELETE ON event_type_counts, aggregate_activity TO shop_worker;
+    CREATE TABLE mended (event_id uuid PRIMARY KEY);
+    GRANT SELECT ON mended TO shop_worker;
+    GRANT SELECT, INSERT ON mended TO shop_operator";
 
 /// Creates roles and tables. A worker that migrates afterwards finds everything there, and is not
 /// allowed to create anything.

@@ -6,6 +6,7 @@
 //! | `ORCHESTRATOR_ABORT_PROBABILITY` | abort with this probability, if an event is dangerous |
 //! | `ORCHESTRATOR_ABORT_ON` | `event_type_counts` aborts the process at each event of this type |
 //! | `ORCHESTRATOR_BUSY_WHILE` | wait while this file exists |
+//! | `ORCHESTRATOR_BAD_EVENTS` | `true`: fail at each bad event that is not in the table `mended` |
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,6 +23,9 @@ use worker::{AggregateActivity, EventTypeCounts, TABLES};
 /// One in this many events is dangerous, for every worker.
 const DANGEROUS: u128 = 4_000;
 
+/// One in this many events is bad.
+const BAD: u128 = 5_000;
+
 /// Does what the projection does, and panics or aborts the process with these probabilities.
 struct Panicking<P> {
     projection: P,
@@ -31,9 +35,20 @@ struct Panicking<P> {
     aborts_on: Option<String>,
     /// The handler waits while this file exists.
     busy_while: Option<PathBuf>,
+    /// The handler fails at bad events until an operator has mended them.
+    fails: bool,
 }
 
 impl<P> Panicking<P> {
+    fn fail_if_bad(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<(), BoxError> {
+        let is_bad = |event: &&Event| event.event_id().as_u128() % BAD == 1;
+        let bad: Vec<_> = events.iter().filter(|event| self.fails && is_bad(event)).map(Event::event_id).collect();
+        // The nil id stands for every event.
+        let sql = "SELECT id FROM unnest($1::uuid[]) AS id
+                   WHERE NOT EXISTS (SELECT FROM mended WHERE event_id IN (id, '00000000-0000-0000-0000-000000000000')) LIMIT 1";
+        if bad.is_empty() || tx.query_opt(sql, &[&bad])?.is_none() { Ok(()) } else { Err("the event is bad".into()) }
+    }
+
     /// Called after the handler has done its work, so that there is something to roll back.
     fn panic_perhaps(&self) {
         assert!(fastrand::f64() >= self.panics, "it panics now and then");
@@ -79,6 +94,7 @@ impl<P: BatchProjection> BatchProjection for Panicking<P> {
     fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         allow_time(tx)?;
         self.wait_perhaps();
+        self.fail_if_bad(tx, events)?;
         let handled = self.projection.handle_batch(tx, events)?;
         self.abort_perhaps(events);
         self.panic_perhaps();
@@ -98,6 +114,7 @@ fn main() -> ExitCode {
     else {
         return ExitCode::from(2);
     };
+    let fails = std::env::var("ORCHESTRATOR_BAD_EVENTS").is_ok_and(|text| text == "true");
     let aborts_on = std::env::var("ORCHESTRATOR_ABORT_ON").ok();
     let busy_while = std::env::var_os("ORCHESTRATOR_BUSY_WHILE").map(PathBuf::from);
     cli::main(|worker| {
@@ -109,8 +126,16 @@ fn main() -> ExitCode {
                 aborts,
                 aborts_on,
                 busy_while: busy_while.clone(),
+                fails,
             })
-            .batch_projection(Panicking { projection: AggregateActivity, panics, aborts, aborts_on: None, busy_while })
+            .batch_projection(Panicking {
+                projection: AggregateActivity,
+                panics,
+                aborts,
+                aborts_on: None,
+                busy_while,
+                fails,
+            })
             .migration_sql(TABLES)
     })
 }

@@ -84,6 +84,30 @@ impl Roles {
         store.hint(&mut client);
         Ok(())
     }
+
+    /// Appends an event, and waits for the projection.
+    fn wait(&self) -> Result<(), String> {
+        let mut client = self.client("appender");
+        let store = EventStore::default();
+        let appended = store.append(&mut client, &thing("waits"), ExpectedVersion::Any, &[happened()]).unwrap();
+        store.wait_for(&mut client, &["p"], &appended, SOON).map_err(|error| error.with_causes())
+    }
+}
+
+#[test]
+fn the_appender_needs_each_of_its_privileges_to_wait() {
+    let mut roles = Roles::migrated();
+    let role = format!("{}_appender", roles.prefix);
+    let worker = roles.start();
+    await_running(&[&worker]);
+    roles.wait().unwrap();
+    for table in ["workers", "projections", "checkpoints", "commands", "parked"] {
+        roles.admin.batch_execute(&format!("REVOKE SELECT ON orchestrator_{table} FROM {role}")).unwrap();
+        let error = roles.wait().unwrap_err();
+        assert!(error.contains("42501") && error.contains(&format!("orchestrator_{table}")), "{table}: {error}");
+        roles.grant();
+    }
+    roles.wait().unwrap();
 }
 
 /// What the operator does: everything that the type `Operator` offers.
@@ -209,6 +233,7 @@ fn the_documented_privileges_are_sufficient() {
     for _ in 0..50 {
         roles.append().unwrap();
     }
+    roles.wait().unwrap();
     eventually("all events are handled", SOON, || is_complete(&mut roles.admin, "p").then_some(()));
     // One worker leaves, and the other one takes over its keys.
     let [one, other] = workers;
@@ -228,7 +253,10 @@ fn the_documented_privileges_are_sufficient() {
         ("appender", "INSERT INTO events (created_at) VALUES ('infinity')"),
         ("appender", "SELECT setval('events_global_position_seq', 1)"),
         ("appender", "DELETE FROM events"),
-        ("appender", "SELECT FROM orchestrator_checkpoints"),
+        ("appender", "SELECT FROM orchestrator_generations"),
+        ("appender", "UPDATE orchestrator_checkpoints SET position = 0"),
+        ("appender", "DELETE FROM orchestrator_parked"),
+        ("appender", "INSERT INTO orchestrator_commands (projection, command) VALUES ('p', 'pause')"),
     ] {
         assert_forbidden(&mut roles.client(role), statement);
     }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use pupsourcing_orchestrator::{AppendError, Database, Error, EventStore, ExpectedVersion, Names, NewEvent, StreamId};
+use pupsourcing_orchestrator::{
+    AppendError, Database, Error, EventStore, ExpectedVersion, Names, NewEvent, StreamId, WaitError,
+};
 
 use crate::support::alone::alone;
 use crate::support::cluster::state_of;
@@ -38,12 +40,15 @@ fn use_a_connection(url: &str, aggregate: &str) {
     let mut connection = Database::from_url(url).unwrap().connect().unwrap();
     let store = EventStore::default();
     let (stream, event) = (StreamId::new("test", "Thing", aggregate), NewEvent::new("Happened", []));
-    store.append(&mut connection, &stream, ExpectedVersion::NoStream, std::slice::from_ref(&event)).unwrap();
+    let appended =
+        store.append(&mut connection, &stream, ExpectedVersion::NoStream, std::slice::from_ref(&event)).unwrap();
     store.hint(&mut connection);
     let read = store.read_stream(&mut connection, &stream, ..).unwrap();
     assert_eq!(read.len(), 1);
     let taken = store.append(&mut connection, &stream, ExpectedVersion::NoStream, &[event]);
     assert!(matches!(taken, Err(AppendError::Conflict { .. })), "{taken:?}");
+    let waited = store.wait_for(&mut connection, &["p"], &appended, Duration::ZERO);
+    assert!(matches!(waited, Err(WaitError::Unknown { .. })), "{waited:?}");
 }
 
 #[test]

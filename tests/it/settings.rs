@@ -280,8 +280,10 @@ fn no_search_path_replaces_functions_the_library_calls() {
         store.append(&mut application, &thing("new"), ExpectedVersion::Any, &[happened()]).unwrap();
         store.hint(&mut application);
         assert_eq!(store.read_stream(&mut application, &thing("new"), 2..).unwrap().len(), 2);
+        let last = store.append(&mut application, &thing("new"), ExpectedVersion::Any, &[happened()]).unwrap();
+        store.wait_for(&mut application, &["p"], &last, SOON).unwrap();
         await_complete(&mut client, "p");
-        assert_eq!(handled(&mut client, "p"), 2_003);
+        assert_eq!(handled(&mut client, "p"), 2_004);
         // The other worker takes over what the leaving worker has not handled, and merges it with
         // its own keys.
         append_plainly(&mut client, 2_000, 200);

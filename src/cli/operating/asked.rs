@@ -140,9 +140,7 @@ fn command(name: &'static str, needs_reason: bool) -> Subcommand {
         needed("reason", "TEXT").required(needs_reason).help("Why, for the history"),
         needed("by", "WHO").help("Who gives the command, for the history [default: the database user and this host]"),
         switch("no-wait", "Print the number of the command, and do not wait until it is applied"),
-        value("timeout", "DURATION", TIMEOUT)
-            .value_parser(|text: &str| duration(text).ok_or("it must be a duration such as 500ms, 10s or 2m"))
-            .help("How long to wait until it is applied"),
+        value("timeout", "DURATION", TIMEOUT).value_parser(duration).help("How long to wait until it is applied"),
         json(),
     ])
 }

@@ -45,7 +45,7 @@ fn select(weight: &str, large: impl Fn(&str) -> String) -> String {
 /// The weight of an event, which counts towards `batch_bytes`: the bytes that arrive. The server
 /// knows the length of a text or a payload without reading it. It has to read metadata, which is
 /// stored in another form.
-pub(super) fn weight_sql() -> String {
+pub(in crate::store) fn weight_sql() -> String {
     LARGE
         .map(|column| match column {
             "metadata" => "coalesce(octet_length(metadata::text), 0)".to_owned(),

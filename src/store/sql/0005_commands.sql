@@ -46,6 +46,9 @@ CREATE TABLE IF NOT EXISTS {parked} (
     replay_requested_at TIMESTAMPTZ,
     -- How many replays have begun since the last one that ended by itself.
     replays_begun INT NOT NULL DEFAULT 0,
+    -- The highest position that the key's checkpoint had had when the aggregate was parked. Events
+    -- up to it may have been handled before a rewind.
+    highest BIGINT NOT NULL DEFAULT 0,
     PRIMARY KEY (projection, bounded_context, aggregate_type, aggregate_id)
 );
 

@@ -16,6 +16,7 @@ pub(crate) mod insert;
 pub(crate) mod installed;
 pub(crate) mod ledger;
 pub(crate) mod metrics;
+pub(crate) mod parking;
 pub(crate) mod prometheus;
 pub(crate) mod proxies;
 pub(crate) mod standby;

@@ -1,0 +1,87 @@
+//! The events of a parked aggregate that wait.
+
+use postgres::Transaction;
+use postgres::types::{ToSql, Type};
+use uuid::Uuid;
+
+use crate::event::{Event, EventBuffer, StreamId};
+use crate::scope::Scope;
+use crate::store::events::columns;
+use crate::store::fence::EventMark;
+use crate::store::names::Names;
+
+/// An event that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    pub(crate) event: EventMark,
+    pub(crate) event_type: String,
+    /// Its bytes, as they count towards `batch_bytes`.
+    pub(crate) weight: usize,
+}
+
+/// Returns the first events of a parked aggregate that wait, from one position to another, both
+/// included, and at most this many. Discarded events do not wait.
+pub(crate) fn waiting(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    projection: &str,
+    scope: &Scope,
+    stream: &StreamId,
+    (from, upto): (i64, i64),
+    limit: usize,
+) -> Result<Vec<Waiting>, postgres::Error> {
+    // The positions are looked up by the aggregate first. Otherwise the server may walk all events
+    // between the positions.
+    let sql = names.sql_with(
+        "WITH stream AS MATERIALIZED (
+             SELECT global_position FROM {events} WHERE bounded_context = $2 AND aggregate_type = $3 AND aggregate_id = $4
+         )
+         SELECT event.global_position, event.event_id, event.event_type, {weight}
+         FROM (SELECT global_position FROM stream WHERE global_position >= $5 AND global_position <= $6) AS stream
+         JOIN {events} event USING (global_position)
+         WHERE ($7::text[] IS NULL OR aggregate_type = ANY ($7)) AND ($8::text[] IS NULL OR bounded_context = ANY ($8))
+           AND ($9::text[] IS NULL OR event_type = ANY ($9)) AND ($10::text IS NULL OR coalesce(metadata::jsonb @> $10::jsonb, false))
+           AND NOT EXISTS (SELECT FROM {discarded} d WHERE d.projection = $1 AND d.event_id = event.event_id)
+         ORDER BY global_position LIMIT $11",
+        &[("weight", &columns::weight_sql())],
+    );
+    let metadata = scope.metadata_object().map(|object| object.to_string());
+    let rows = tx.query_typed(
+        &sql,
+        &[
+            (&projection, Type::TEXT),
+            (&stream.bounded_context, Type::TEXT),
+            (&stream.aggregate_type, Type::TEXT),
+            (&stream.aggregate_id, Type::TEXT),
+            (&from, Type::INT8),
+            (&upto, Type::INT8),
+            (&scope.aggregate_types, Type::TEXT_ARRAY),
+            (&scope.bounded_contexts, Type::TEXT_ARRAY),
+            (&scope.event_types, Type::TEXT_ARRAY),
+            (&metadata, Type::TEXT),
+            (&i64::try_from(limit).unwrap_or(i64::MAX), Type::INT8),
+        ],
+    )?;
+    Ok(rows
+        .iter()
+        .map(|row| Waiting {
+            event: EventMark { position: row.get(0), id: row.get(1) },
+            event_type: row.get(2),
+            weight: usize::try_from(row.get::<_, i64>(3)).unwrap_or(usize::MAX),
+        })
+        .collect())
+}
+
+/// Reads some of the events that wait. They are in the order of their positions.
+pub(crate) fn read(tx: &mut Transaction<'_>, names: &Names, events: &[Waiting]) -> Result<Vec<Event>, postgres::Error> {
+    let sql = names.sql_with(
+        "SELECT {columns} FROM {events} WHERE global_position = ANY ($1) AND event_id = ANY ($2) ORDER BY global_position",
+        &[("columns", &columns::all())],
+    );
+    let positions: Vec<i64> = events.iter().map(|waiting| waiting.event.position).collect();
+    let ids: Vec<Uuid> = events.iter().map(|waiting| waiting.event.id).collect();
+    let values: [(&(dyn ToSql + Sync), Type); 2] = [(&positions, Type::INT8_ARRAY), (&ids, Type::UUID_ARRAY)];
+    let mut buffer = EventBuffer::default();
+    tx.query_typed(&sql, &values)?.iter().try_for_each(|row| columns::push(&mut buffer, row))?;
+    Ok(Event::all(buffer))
+}
