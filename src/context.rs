@@ -37,6 +37,7 @@ impl Context {
     /// Reports that a command of an operator has this outcome.
     pub(crate) fn command_applied(&self, asked: Asked, projection: &str, id: i64, outcome: &Outcome) {
         let (replica_set, command) = (self.replica_set(), asked.as_str());
+        self.metrics.commands(command, outcome.as_str()).inc();
         match outcome.why_not() {
             None => log::info!(
                 "command applied: replica_set={replica_set} projection={projection} command={command} id={id}",

@@ -1,4 +1,5 @@
-//! What a worker measures from time to time: the lag of the replica set, and its overview.
+//! What a worker measures from time to time: the lag and the condition of each projection, and the
+//! overview of the replica set.
 //!
 //! Both read the table of events, which another session may lock for a long time. So the listener
 //! measures, on its own connection, on which nothing else relies: heartbeats continue meanwhile.
@@ -55,6 +56,7 @@ impl Lags {
         if measured.is_some_and(|at| at.elapsed() > self.every.saturating_mul(INTERVALS)) {
             *measured = None;
             self.metrics.set_lags(std::iter::empty());
+            self.metrics.set_conditions(&std::iter::empty());
         }
     }
 }

@@ -130,6 +130,9 @@ fn target(label: &str, pages: &BTreeSet<String>) -> Option<(String, String)> {
     }
     match label {
         "probes" => return Some(("src/http/probes.md".to_owned(), "crate::MetricsServer#the-probes".to_owned())),
+        "http_commands" => {
+            return Some(("src/http/commands.md".to_owned(), "crate::MetricsServer#commands".to_owned()));
+        }
         "status" => return Some(("src/http/status.md".to_owned(), "crate::MetricsServer#status".to_owned())),
         "all_metrics" => return Some(("src/metrics/metrics.md".to_owned(), "crate::Metrics".to_owned())),
         "settings" => return Some(("src/cli/settings.md".to_owned(), "crate::cli#settings".to_owned())),

@@ -50,3 +50,7 @@ GRANT SELECT (global_position, created_at) ON events TO shop_operator;
 -- that does not wait needs none of this.
 GRANT SELECT ON orchestrator_workers, orchestrator_projections, orchestrator_checkpoints, orchestrator_commands, orchestrator_parked
     TO shop_appender;
+
+-- Optional: if workers take commands by HTTP (ORCHESTRATOR_OPERATOR_TOKEN), they record them as the
+-- worker. Then handlers can do so, too.
+-- GRANT INSERT (projection, command, arguments, requested_by, reason) ON orchestrator_commands TO shop_worker;

@@ -128,12 +128,14 @@ fn command(program: &str, version: Option<&str>, settings: &[Setting]) -> Comman
         .version(version.map_or_else(|| format!("({library})"), |version| format!("{version} ({library})")))
         .about("Runs projections as a worker of a replica set, on PostgreSQL")
         .max_term_width(100)
-        .after_help(
+        .after_help(format!(
             "Exit codes: 0 done; 1 failed, or an error was found; 2 a setting or an argument is missing or wrong; \
              3 the command for a projection is refused; 4 it is recorded, and not applied yet; 128 + n after a second signal n.\n\
-             Each setting is a flag and an environment variable; the flag wins.",
-        )
-        .args(settings.iter().map(argument))
+             Each setting is a flag and an environment variable; the flag wins. A secret is only a variable, because other \
+             users of the host can see flags:{}",
+            settings.iter().filter(|setting| setting.flag.is_none()).map(secret).collect::<String>()
+        ))
+        .args(settings.iter().filter_map(argument))
         .subcommands([
             Command::new("run").about("Run the projections until SIGTERM or SIGINT; the default command"),
             Command::new("migrate")
@@ -155,13 +157,19 @@ fn command(program: &str, version: Option<&str>, settings: &[Setting]) -> Comman
         .subcommands(operating::subcommands())
 }
 
-fn argument(setting: &Setting) -> Arg {
+fn secret(setting: &Setting) -> String {
+    let Setting { variable, default, allowed, summary, .. } = setting;
+    format!("\n\n  {variable}  {summary} [default: {default}] [allowed: {allowed}]")
+}
+
+/// The argument of a setting; `None` if the setting has no flag.
+fn argument(setting: &Setting) -> Option<Arg> {
     let Setting { variable, flag, default, allowed, summary, more, option } = setting;
     let more = if more.is_empty() { String::new() } else { format!("\n\n{more}") };
     let default = if default == settings::REQUIRED { default.clone() } else { format!("default: {default}") };
     let long = format!("{summary}{more}\n\n[{default}] [allowed: {allowed}] [env: {variable}]");
-    Arg::new(variable.clone())
-        .long(flag.clone())
+    let argument = Arg::new(variable.clone())
+        .long(flag.clone()?)
         .value_name("VALUE")
         .value_parser(value_parser!(OsString))
         // Lets the setting refuse a negative number. Otherwise clap would refuse it as an unknown
@@ -170,7 +178,8 @@ fn argument(setting: &Setting) -> Arg {
         .global(true)
         .help_heading(if option.is_some() { "Options of the library" } else { "Settings" })
         .help(format!("{summary} [{default}] [env: {variable}]"))
-        .long_help(long)
+        .long_help(long);
+    Some(argument)
 }
 
 /// Returns the text of `--help`, for the tests.

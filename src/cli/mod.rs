@@ -97,6 +97,7 @@ mod flags;
 mod migration;
 mod operating;
 mod output;
+mod overview;
 mod run;
 mod settings;
 mod signals;

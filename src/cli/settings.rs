@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 
 use log::LevelFilter;
 
@@ -17,6 +18,7 @@ pub(super) const REPLICA_SET: &str = "REPLICA_SET";
 pub(super) const METRICS_ADDR: &str = "METRICS_ADDR";
 pub(super) const STATUS_PAGE: &str = "STATUS_PAGE";
 pub(super) const STATUS_HOSTS: &str = "STATUS_HOSTS";
+pub(super) const OPERATOR_TOKEN: &str = "ORCHESTRATOR_OPERATOR_TOKEN";
 pub(super) const LOG: &str = "RUST_LOG";
 
 /// Takes the place of the default in a setting that has none.
@@ -27,8 +29,9 @@ pub(super) const REQUIRED: &str = "required";
 pub(super) struct Setting {
     /// The setting's environment variable.
     pub(super) variable: String,
-    /// The setting's flag, without the dashes.
-    pub(super) flag: String,
+    /// The setting's flag, without the dashes; `None` for a secret that must not be among the
+    /// arguments, which other users of the host can see.
+    pub(super) flag: Option<String>,
     /// The name of the library's option that the setting sets, if it sets one.
     pub(super) option: Option<&'static str>,
     pub(super) default: String,
@@ -73,6 +76,13 @@ pub(super) fn all() -> Vec<Setting> {
             "Host names under which both are served, besides localhost and IP addresses.",
         ),
         (
+            OPERATOR_TOKEN,
+            "",
+            "none",
+            "at least 16 printable ASCII characters",
+            "The token with which operators give commands by HTTP and on the status page; without one, no command is taken.",
+        ),
+        (
             LOG,
             "log",
             "info, or warn where results are written",
@@ -82,7 +92,7 @@ pub(super) fn all() -> Vec<Setting> {
     ];
     let own = own.map(|(variable, flag, default, allowed, summary)| Setting {
         variable: variable.to_owned(),
-        flag: flag.to_owned(),
+        flag: Some(flag.to_owned()).filter(|flag| !flag.is_empty()),
         option: None,
         default: default.to_owned(),
         allowed: allowed.to_owned(),
@@ -96,7 +106,7 @@ pub(super) fn all() -> Vec<Setting> {
         let (form, bounds) = (option.form, option.documented.bounds);
         Setting {
             variable: variable(PREFIX, option.name),
-            flag: option.name.replace(['_', '.'], "-"),
+            flag: Some(option.name.replace(['_', '.'], "-")),
             option: Some(option.name),
             default: option.documented.default.to_owned(),
             allowed: if form == bounds { form.to_owned() } else { format!("{form}; {bounds}") },
@@ -135,14 +145,20 @@ fn plain(text: &str) -> String {
 }
 
 /// The values that were set, by the variable's name.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Settings(BTreeMap<String, Given>);
 
-#[derive(Debug)]
 struct Given {
     /// The flag or the variable, for errors.
     called: String,
     text: String,
+}
+
+/// Without the values: there are secrets among them.
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 impl Settings {
@@ -154,13 +170,15 @@ impl Settings {
     ) -> Result<Self, Failure> {
         let mut all = BTreeMap::new();
         for Setting { variable, flag: name, .. } in settings {
-            let given = match flag(variable) {
-                Some(text) => Some(Given { called: format!("--{name}"), text: utf8(text, &format!("--{name}"))? }),
+            let by_flag = name.as_ref().and_then(|name| Some((format!("--{name}"), flag(variable)?)));
+            let given = match by_flag {
+                Some((called, text)) => Some(Given { text: utf8(text, &called)?, called }),
                 None => environment(variable)
                     .map(|text| utf8(&text, variable))
                     .transpose()?
                     .map(|text| Given { called: variable.clone(), text: text.trim().to_owned() })
-                    .filter(|given| !given.text.is_empty()),
+                    // An empty token is a secret that is missing where it was expected.
+                    .filter(|given| !given.text.is_empty() || variable == OPERATOR_TOKEN),
             };
             all.extend(given.map(|given| (variable.clone(), given)));
         }
@@ -229,7 +247,8 @@ mod tests {
     fn the_documentation_lists_the_settings() {
         let rows = all().into_iter().map(|setting| {
             let Setting { variable, flag, default, allowed, summary, .. } = setting;
-            format!("| `{variable}` | `--{flag}` | {default} | {allowed} | {summary} |\n")
+            let flag = flag.map_or_else(|| "none".to_owned(), |flag| format!("`--{flag}`"));
+            format!("| `{variable}` | {flag} | {default} | {allowed} | {summary} |\n")
         });
         let heads = "| variable | flag | default | allowed | |\n|---|---|---|---|---|\n";
         assert_table("src/cli/settings.md", "", &format!("{heads}{}", rows.collect::<String>()));
@@ -274,6 +293,11 @@ mod tests {
         assert_eq!(page(Some("on"), Some("off")), Ok(Some(true)));
         assert_eq!(page(Some(""), None).unwrap_err(), "--status-page is \"\": on or off is needed");
         assert_eq!(page(None, Some("1")).unwrap_err(), "STATUS_PAGE is \"1\": on or off is needed");
+        let token = |text: &str| {
+            let given = |name: &str| (name == OPERATOR_TOKEN).then(|| text.into());
+            Settings::of(&all(), |_| None, given).unwrap().text(OPERATOR_TOKEN).map(str::to_owned)
+        };
+        assert_eq!(token(" ").as_deref(), Some(""), "an empty token is refused later");
         let odd = settings(None, Some(OsStr::from_bytes(&[0xff]))).unwrap_err().to_string();
         assert_eq!(odd, "STATUS_PAGE is not valid UTF-8");
     }

@@ -11,6 +11,8 @@ use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::threads::Stop;
+
 /// How many bytes of a request are examined before it gets a thread. A scrape or a probe is
 /// shorter.
 const LOOKED_AT: usize = 1024;
@@ -19,13 +21,16 @@ const LOOKED_AT: usize = 1024;
 pub(super) struct Client {
     pub(super) stream: TcpStream,
     pub(super) peer: IpAddr,
-    /// Whether the whole request is known to have arrived.
+    /// Whether the head of the request is known to have arrived.
     pub(super) has_asked: AtomicBool,
+    /// Raised when the server closes the connection, for a thread that waits for something else
+    /// than the client.
+    pub(super) closed: Stop,
 }
 
 impl Client {
     pub(super) fn new(stream: TcpStream, peer: IpAddr) -> Self {
-        Self { stream, peer: peer.to_canonical(), has_asked: false.into() }
+        Self { stream, peer: peer.to_canonical(), has_asked: false.into(), closed: Stop::new() }
     }
 
     /// Whether a request has arrived, for a client that has no thread yet. The stream must be
@@ -48,6 +53,7 @@ impl Client {
 
     /// Ends any read or write on the connection, on any thread.
     pub(super) fn close(&self) {
+        self.closed.raise();
         // Fails only if the client has already closed the connection.
         _ = self.stream.shutdown(Shutdown::Both);
     }

@@ -1,11 +1,16 @@
 //! The metrics server: `/metrics`, `/livez`, `/readyz`, `/status` and the status page.
 //!
-//! It answers from memory: no request ever queries the database, so it answers equally fast while
-//! PostgreSQL is down.
+//! It answers from memory, equally fast while PostgreSQL is down: no request queries the database,
+//! except for the commands of operators, which have to be turned on.
 //!
 //! *Invariants:* no client can block another client or the shutdown. Whatever clients send, the
 //! server uses at most [`MOST_CONNECTIONS`] threads, and for each client at most [`LONGEST_HEAD`]
-//! bytes of input and one response of output.
+//! bytes of input and one response of output. An operator's command may also have
+//! [`LONGEST_BODY`] bytes, and a thread of its own, of which there are at most [`MOST_COMMANDS`].
+//!
+//! [`LONGEST_BODY`]: body::LONGEST_BODY
+//! [`LONGEST_HEAD`]: request::LONGEST_HEAD
+//! [`MOST_COMMANDS`]: operating::MOST_COMMANDS
 //!
 //! The thread `pup-http` accepts connections. A short-lived thread `pup-http-N` answers each
 //! connection: one request and one response, in HTTP/1.0, which scrapers and probes understand and
@@ -20,12 +25,19 @@
 //! permanently when the process has no file descriptors left, and it aborts the process if a
 //! request announces a body larger than memory.
 
+mod asked;
+mod body;
 mod clients;
 mod connections;
 mod exchange;
 mod host;
+mod operating;
 mod page;
+mod reply;
+mod request;
 mod site;
+mod timed;
+mod token;
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -40,7 +52,9 @@ use socket2::SockRef;
 
 use self::connections::{Acceptor, BACKLOG, Connections, MOST_CONNECTIONS};
 use self::host::HostNames;
+use self::operating::Operating;
 use self::site::Site;
+use self::token::Token;
 use crate::error::{Error, field, redacted};
 use crate::metrics::Metrics;
 use crate::plan::WorkerId;
@@ -59,16 +73,19 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 /// | `/readyz` | 200 while every watched worker can process events, else 503 and the reason |
 /// | `/status` | what the watched workers know, as JSON |
 /// | `/` | the same as a web page that updates itself |
+/// | `/projections/NAME/pause` and others | gives a command, by POST; only if [turned on](MetricsServerBuilder::operator) |
 ///
-/// [The probes](#the-probes) and [`/status`](#status) are described below. If no worker is watched,
+/// [The probes](#the-probes), [`/status`](#status) and [the commands](#commands) are described below. If no worker is watched,
 /// `/livez` is 200 and `/readyz` is 503. If the metrics are disabled, `/metrics` is 404.
 ///
-/// No answer queries the database, so all of them are immediate even while the database is down.
-/// GET and HEAD are served; a query string is ignored. The connection is closed after each answer.
+/// Except for commands, no answer queries the database, so all of them are immediate even while the
+/// database is down. GET and HEAD are served; a query string is ignored. The connection is closed
+/// after each answer.
 ///
 /// # Who may see the status
 ///
-/// There is no password: any client that reaches the port can read everything that is served. Only
+/// There is no password: any client that reaches the port can read everything that is served. A
+/// command needs a token. Only
 /// what a browser lets other sites read is restricted. `/status` and `/` are served only under
 /// `localhost`, an IP address, the host name given to [`bind`](MetricsServerBuilder::bind) and the
 /// names given to [`allow_hosts`](MetricsServerBuilder::allow_hosts); a request whose `Host` header
@@ -95,6 +112,7 @@ const JOIN_TIME: Duration = Duration::from_millis(100);
 ///
 #[doc = include_str!("probes.md")]
 #[doc = include_str!("status.md")]
+#[doc = include_str!("commands.md")]
 #[must_use = "dropping the server shuts it down"]
 pub struct MetricsServer {
     address: SocketAddr,
@@ -109,8 +127,9 @@ pub struct MetricsServer {
 impl MetricsServer {
     /// Returns a builder of a server. Nothing is served before [`MetricsServerBuilder::bind`].
     pub fn builder(metrics: Metrics) -> MetricsServerBuilder {
-        let site = Site { metrics, has_status: true, status_hosts: HostNames::default(), watched: RwLock::default() };
-        MetricsServerBuilder { site }
+        let (status_hosts, watched) = (HostNames::default(), RwLock::default());
+        let site = Site { metrics, has_status: true, status_hosts, watched, operating: None };
+        MetricsServerBuilder { site, token: None }
     }
 
     /// The bound address, with the actual port if port 0 was requested.
@@ -142,6 +161,8 @@ impl MetricsServer {
 #[must_use = "nothing is served before bind()"]
 pub struct MetricsServerBuilder {
     site: Site,
+    /// The operator's token, or why it is refused.
+    token: Option<Result<Token, Error>>,
 }
 
 impl MetricsServerBuilder {
@@ -163,6 +184,18 @@ impl MetricsServerBuilder {
         self
     }
 
+    /// Takes [commands](MetricsServer#commands) from operators who have this token, and shows
+    /// buttons for them on the page. The token must have at least 16 printable ASCII characters;
+    /// take a random one, such as the output of `openssl rand -hex 32`. It is neither logged nor
+    /// shown. Defaults to none: then no command is taken.
+    ///
+    /// The port has no TLS. So put it behind a proxy that has, or reach it by
+    /// `kubectl port-forward`: whoever sees a request has the token.
+    pub fn operator(mut self, token: impl AsRef<str>) -> Self {
+        self.token = Some(Token::new(token.as_ref()));
+        self
+    }
+
     /// Lets `/livez`, `/readyz` and `/status` answer for an orchestrator, in addition to those
     /// already watched. See also [`MetricsServer::watch`].
     pub fn watch(self, probe: HealthProbe) -> Self {
@@ -175,8 +208,10 @@ impl MetricsServerBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::Http`] if the address is malformed, in use or not an address of this host.
+    /// [`Error::Http`] if the address is malformed, in use or not an address of this host;
+    /// [`Error::InvalidConfig`] if the operator's token is too short, for example.
     pub fn bind(mut self, address: &str) -> Result<MetricsServer, Error> {
+        self.site.operating = self.token.transpose()?.map(Operating::new);
         let refused = |source| Error::Http { address: redacted(address), source };
         let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable | ErrorKind::PermissionDenied => refused(error.into()),

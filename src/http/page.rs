@@ -1,9 +1,9 @@
 //! The status page: one document that contains its style and its script, and shows the answer of
 //! `/status`.
 //!
-//! The document itself contains no data. The script inserts names and errors as text, never as
-//! markup. The policy allows only this script to run, and allows it to query only the origin of the
-//! page.
+//! The document itself contains no data, except whether commands are taken. The script inserts
+//! names and errors as text, never as markup. The policy allows only this script to run, and allows
+//! it to query only the origin of the page.
 
 use std::sync::LazyLock;
 
@@ -33,25 +33,32 @@ macro_rules! script {
             "\n",
             include_str!("page/page.js"),
             "\n",
+            include_str!("page/commands.js"),
+            "\n",
             include_str!("page/refresh.js"),
         )
     };
 }
 
-pub(super) const PAGE: &str = concat!(
+const PAGE: &str = concat!(
     "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n",
     "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n",
     "<meta name=\"color-scheme\" content=\"light dark\">\n",
     "<link rel=\"icon\" href=\"data:,\">\n",
     "<title>Projections</title>\n<style>",
     style!(),
-    "</style>\n</head>\n<body>\n<main id=\"page\"><p class=\"quiet\">Loading the status …</p></main>\n",
+    "</style>\n</head>\n<body data-commands=\"off\">\n<main id=\"page\"><p class=\"quiet\">Loading the status …</p></main>\n",
     "<noscript><p>This page needs JavaScript. <a href=\"/status\">/status</a> has the same as JSON.</p></noscript>\n",
     "<footer><a href=\"/status\">/status</a> <a href=\"/metrics\">/metrics</a> <a href=\"/livez\">/livez</a> ",
-    "<a href=\"/readyz\">/readyz</a></footer>\n<script>",
+    "<a href=\"/readyz\">/readyz</a></footer>\n<div id=\"desk\"></div>\n<script>",
     script!(),
     "</script>\n</body>\n</html>\n",
 );
+
+/// Returns the page. It shows buttons for commands only if they are taken.
+pub(super) fn page(takes_commands: bool) -> String {
+    if takes_commands { PAGE.replacen("data-commands=\"off\"", "data-commands=\"on\"", 1) } else { PAGE.to_owned() }
+}
 
 /// The policy for the browser. It names the style and the script by their hashes.
 pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
@@ -84,6 +91,14 @@ mod tests {
             let allowed = format!("{directive} 'sha256-{}';", hash(text));
             assert!(POLICY.contains(&allowed), "{allowed} belongs into the policy: {}", *POLICY);
         }
+    }
+
+    #[test]
+    fn pages_differ_only_in_whether_commands_are_taken() {
+        let (off, on) = (page(false), page(true));
+        assert_eq!(off, PAGE);
+        assert_eq!(on.matches("<body data-commands=\"on\">").count(), 1);
+        assert_eq!(on.replace("<body data-commands=\"on\">", "<body data-commands=\"off\">"), off);
     }
 
     #[test]

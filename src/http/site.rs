@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use parking_lot::RwLock;
 
 use super::host::HostNames;
-use super::page::PAGE;
+use super::operating::Operating;
+use super::page::page;
+use super::reply::Page;
 use crate::metrics::Metrics;
 use crate::plan::WorkerId;
 use crate::probe::{HealthProbe, StatusReport, Unhealthy};
@@ -21,6 +23,11 @@ const STATUS_SERVED: &str = "\
 /         the same as a page
 ";
 
+const COMMANDS_SERVED: &str = "\
+/projections/NAME/pause   a command, by POST with the operator's token;
+                          also resume, rewind, replay and discard
+";
+
 /// The served pages: pure except for the answers of the probes.
 #[derive(Debug)]
 pub(super) struct Site {
@@ -30,23 +37,8 @@ pub(super) struct Site {
     /// The host names under which they are served.
     pub(super) status_hosts: HostNames,
     pub(super) watched: RwLock<BTreeMap<WorkerId, HealthProbe>>,
-}
-
-/// A response before it is formatted.
-pub(super) struct Page {
-    pub(super) code: u16,
-    pub(super) content_type: &'static str,
-    pub(super) body: String,
-}
-
-impl Page {
-    pub(super) fn text(code: u16, body: impl Into<String>) -> Self {
-        let mut body = body.into();
-        if !body.ends_with('\n') {
-            body.push('\n');
-        }
-        Self { code, content_type: "text/plain; charset=utf-8", body }
-    }
+    /// Takes the commands of operators, if that is turned on.
+    pub(super) operating: Option<Operating>,
 }
 
 impl Site {
@@ -58,14 +50,12 @@ impl Site {
     pub(super) fn page(&self, path: &str, hosts: &[String]) -> Option<Page> {
         if ["/", "/status"].contains(&path)
             && self.has_status
-            && let Some(host) = self.status_hosts.stranger(hosts)
+            && let Some(refused) = self.misdirected(hosts)
         {
-            return Some(misdirected(host));
+            return Some(refused);
         }
         Some(match path {
-            "/" if self.has_status => {
-                Page { code: 200, content_type: "text/html; charset=utf-8", body: PAGE.to_owned() }
-            }
+            "/" if self.has_status => Page::new(200, "text/html; charset=utf-8", page(self.operating.is_some())),
             "/status" if self.has_status => self.status_page(),
             "/metrics" => self.metrics_page(),
             "/livez" => self.health("", HealthProbe::live),
@@ -74,19 +64,30 @@ impl Site {
         })
     }
 
+    /// Returns the refusal of a request under a host name that a foreign site may have.
+    pub(super) fn misdirected(&self, hosts: &[String]) -> Option<Page> {
+        let shown: String = self.status_hosts.stranger(hosts)?.chars().take(100).collect();
+        let problem = format!(
+            "the status is not served under the host name {shown:?}: use localhost or an IP address, or allow the name \
+             (MetricsServerBuilder::allow_hosts)"
+        );
+        Some(Page::text(421, problem))
+    }
+
     pub(super) fn missing(&self) -> Page {
         let status = if self.has_status { STATUS_SERVED } else { "" };
-        Page::text(404, format!("no such path; these are served:\n\n{ALWAYS_SERVED}{status}"))
+        let commands = if self.operating.is_some() { COMMANDS_SERVED } else { "" };
+        Page::text(404, format!("no such path; these are served:\n\n{ALWAYS_SERVED}{status}{commands}"))
     }
 
     fn status_page(&self) -> Page {
         let report: StatusReport = self.probes().iter().map(HealthProbe::status).collect();
-        Page { code: 200, content_type: "application/json", body: report.to_string() }
+        Page::new(200, "application/json", report.to_string())
     }
 
     /// Returns the probes of the watched workers. They are called without the lock, because they
     /// may take any other lock.
-    fn probes(&self) -> Vec<HealthProbe> {
+    pub(super) fn probes(&self) -> Vec<HealthProbe> {
         self.watched.read().values().cloned().collect()
     }
 
@@ -95,7 +96,7 @@ impl Site {
             return Page::text(404, "the metrics are disabled");
         }
         match self.metrics.render() {
-            Ok(body) => Page { code: 200, content_type: "text/plain; version=0.0.4; charset=utf-8", body },
+            Ok(body) => Page::new(200, "text/plain; version=0.0.4; charset=utf-8", body),
             Err(error) => Page::text(500, error.with_causes()),
         }
     }
@@ -111,13 +112,4 @@ impl Site {
         }
         if reasons.is_empty() { Page::text(200, "ok") } else { Page::text(503, reasons.join("\n")) }
     }
-}
-
-fn misdirected(host: &str) -> Page {
-    let shown: String = host.chars().take(100).collect();
-    let problem = format!(
-        "the status is not served under the host name {shown:?}: use localhost or an IP address, or allow the name \
-         (MetricsServerBuilder::allow_hosts)"
-    );
-    Page::text(421, problem)
 }

@@ -1,3 +1,5 @@
+mod commands;
+
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::Barrier;
@@ -9,7 +11,9 @@ use crossbeam_channel::TryRecvError;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
-use super::exchange::{DRAIN_BYTES, HEAD_TIME, LONGEST_HEAD, Timed, read_head};
+use super::exchange::{REQUEST_TIME, read_head};
+use super::request::LONGEST_HEAD;
+use super::timed::{DRAIN_BYTES, Timed};
 use super::*;
 use crate::health::Limits;
 use crate::status::Board;
@@ -82,6 +86,7 @@ fn watch(server: &MetricsServer, number: u128) -> Switches {
             looks.fetch_add(1, Ordering::Relaxed);
             None
         },
+        || Err(Error::config("database", "none", "this worker has none")),
     ));
     switches
 }
@@ -321,7 +326,7 @@ fn answers_quickly(server: &MetricsServer, path: &str) {
     let first = Instant::now();
     let mut took = Vec::new();
     while took.last().is_none_or(|took| *took >= Duration::from_millis(50)) {
-        assert!(first.elapsed() < HEAD_TIME * 4 / 5, "{took:?}");
+        assert!(first.elapsed() < REQUEST_TIME * 4 / 5, "{took:?}");
         let begun = Instant::now();
         assert_eq!(code(&get(server, path).0), 200);
         took.push(begun.elapsed());
@@ -449,7 +454,7 @@ fn all_kinds_of_abuse_at_once_delay_no_other_client() {
                 if answer.starts_with("HTTP/1.0 200 ") { begun.elapsed() } else { SOON }
             })
             .collect();
-        assert!(first.elapsed() < HEAD_TIME, "then it was time that drove them away: {took:?}");
+        assert!(first.elapsed() < REQUEST_TIME, "then it was time that drove them away: {took:?}");
         took.sort_unstable();
         let median = took[took.len() / 2];
         println!("{} idle and all the others: a scrape takes {median:?}, {:?} at the most", idle.len(), took.last());

@@ -68,6 +68,17 @@ declare! {
         broken_projections: Reading<IntGauge> = "broken_projections",
             "Projections that are not processed because their rows were changed by hand, or because they belong to \
              another replica set. They have no lag.";
+        projection_paused: Series<IntGauge> [projection] = "projection_paused",
+            "1 while the projection is to be paused, because an operator has said so, else 0. Its lag grows meanwhile.";
+        projection_rewinding: Series<IntGauge> [projection] = "projection_rewinding",
+            "1 while a rewind clears the projection's read model, and until the events that were handled before are handled \
+             again, else 0.";
+        parked_aggregates: Series<IntGauge> [projection] = "parked_aggregates",
+            "Aggregates that the projection has parked: one of their events fails, and the later ones wait behind it.";
+        commands_pending: Series<IntGauge> [projection] = "commands_pending",
+            "Commands of operators that no worker has applied yet.";
+        commands: Series<IntCounter> [command, outcome] = "commands_total",
+            "Commands of operators that this process has applied, by outcome: done, refused or failed.";
         reconnects: Series<IntCounter> [connection] = "reconnects_total",
             "Connections opened again after a loss, by what they serve: coordinator, listener, tailer or catch-up.";
     }

@@ -71,8 +71,8 @@ impl<M: Child> Handle for Series<M> {
 }
 
 impl<M: Child> Series<M> {
-    pub(super) fn child(&self, remaining: &str) -> M {
-        self.family.child(&self.values([remaining.to_owned()]))
+    pub(super) fn child<const N: usize>(&self, remaining: [&str; N]) -> M {
+        self.family.child(&self.values(remaining.map(str::to_owned)))
     }
 
     fn values(&self, remaining: impl IntoIterator<Item = String>) -> Vec<String> {

@@ -169,7 +169,12 @@ impl ReplicaSetMetrics {
 
     /// Returns the counter of how often the connection with this use was opened again.
     pub(crate) fn reconnects(&self, connection: &str) -> IntCounter {
-        self.reconnects.child(connection)
+        self.reconnects.child([connection])
+    }
+
+    /// Returns the counter of the commands with this name and outcome.
+    pub(crate) fn commands(&self, command: &str, outcome: &str) -> IntCounter {
+        self.commands.child([command, outcome])
     }
 
     /// Shows the lag of these projections, and removes that of all others: a value that is no
@@ -179,6 +184,16 @@ impl ReplicaSetMetrics {
         self.checkpoint_position.replace(lags.clone().map(|lag| (of(&lag), lag.position)));
         self.lag_events.replace(lags.clone().map(|lag| (of(&lag), lag.events)));
         self.lag_seconds.replace(lags.map(|lag| (of(&lag), lag.seconds)));
+    }
+
+    /// Shows what operators have to know of these projections, and removes that of all others.
+    pub(crate) fn set_conditions<'a>(&self, conditions: &(impl Iterator<Item = Condition<'a>> + Clone)) {
+        let of = |condition: &Condition<'_>| [condition.projection.to_owned()];
+        let all = || conditions.clone();
+        self.projection_paused.replace(all().map(|at| (of(&at), at.is_paused.into())));
+        self.projection_rewinding.replace(all().map(|at| (of(&at), at.is_rewinding.into())));
+        self.parked_aggregates.replace(all().map(|at| (of(&at), at.parked)));
+        self.commands_pending.replace(all().map(|at| (of(&at), at.pending)));
     }
 }
 
@@ -190,6 +205,17 @@ pub(crate) struct Lag<'a> {
     pub(crate) position: i64,
     pub(crate) events: i64,
     pub(crate) seconds: f64,
+}
+
+/// What operators have done to a projection, or have yet to look after.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Condition<'a> {
+    pub(crate) projection: &'a str,
+    pub(crate) is_paused: bool,
+    pub(crate) is_rewinding: bool,
+    pub(crate) parked: i64,
+    /// How many commands are not applied yet.
+    pub(crate) pending: i64,
 }
 
 impl WorkerMetrics {
@@ -205,8 +231,8 @@ impl WorkerMetrics {
 
     pub(crate) fn set_pool(&self, size: u32, connections: u32, idle: u32) {
         self.pool_size.set(size.into());
-        self.pool_connections.child("idle").set(idle.into());
-        self.pool_connections.child("in_use").set(connections.saturating_sub(idle).into());
+        self.pool_connections.child(["idle"]).set(idle.into());
+        self.pool_connections.child(["in_use"]).set(connections.saturating_sub(idle).into());
     }
 
     /// Creates the metrics of a projection on this worker.

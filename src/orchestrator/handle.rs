@@ -5,12 +5,15 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::reach::Outcome;
+use crate::database::Database;
 use crate::error::{Error, field};
 use crate::metrics::{Metrics, WorkerMetrics};
+use crate::operator::Operator;
 use crate::overview::Overview;
 use crate::plan::WorkerId;
 use crate::probe::HealthProbe;
 use crate::status::{Assignment, Board, Status};
+use crate::store::Names;
 use crate::threads::{Crew, safely};
 
 /// How long a worker that is being dropped waits for its threads: enough for one batch of a
@@ -30,6 +33,8 @@ pub struct Handle {
     pub(super) crew: Crew,
     pub(super) board: Board,
     pub(super) overview: Overview,
+    pub(super) database: Database,
+    pub(super) names: Names,
     pub(super) metrics: Metrics,
     /// Keeps the series of a worker that has failed, so that they show the failure while the handle
     /// exists.
@@ -62,7 +67,7 @@ impl Handle {
     /// Returns a probe, with which a [`MetricsServer`](crate::MetricsServer) reports this worker's
     /// health and status.
     pub fn health(&self) -> HealthProbe {
-        probe(&self.crew, &self.board, &self.overview)
+        probe(&self.crew, &self.board, &self.overview, &self.database, &self.names)
     }
 
     /// Asks the worker to leave, without waiting for it.
@@ -147,10 +152,17 @@ impl Drop for Handle {
     }
 }
 
-/// Creates the probe of a worker's health, whether or not the worker has been started.
-pub(super) fn probe(crew: &Crew, board: &Board, overview: &Overview) -> HealthProbe {
+/// Creates the probe of a worker, whether or not the worker has been started.
+pub(super) fn probe(
+    crew: &Crew,
+    board: &Board,
+    overview: &Overview,
+    database: &Database,
+    names: &Names,
+) -> HealthProbe {
     let (crew, stop, ready, status, overview) =
         (crew.clone(), crew.stop().clone(), board.clone(), board.clone(), overview.clone());
+    let (database, names, replica_set) = (database.clone(), names.clone(), board.replica_set().to_owned());
     HealthProbe::new(
         move || match crew.stuck() {
             Some(thread) => Err(format!("thread {thread} is stuck or has failed")),
@@ -159,5 +171,9 @@ pub(super) fn probe(crew: &Crew, board: &Board, overview: &Overview) -> HealthPr
         move || ready.readiness(stop.is_raised()).map_err(|reason| reason.to_string()),
         move || status.read(),
         move || overview.look(),
+        move || {
+            let operator = Operator::new(names.clone())?.replica_set(replica_set.clone());
+            Ok((operator, database.connect()?))
+        },
     )
 }

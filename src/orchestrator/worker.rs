@@ -101,7 +101,7 @@ impl Orchestrator {
     /// health, even while the worker waits for the database to migrate or to start.
     /// [`Handle::health`] later returns the same probe.
     pub fn health(&self) -> HealthProbe {
-        probe(&self.crew, &self.board, &self.overview)
+        probe(&self.crew, &self.board, &self.overview, &self.database, &self.config.names)
     }
 
     /// The metrics that this worker reports to.
@@ -153,6 +153,8 @@ impl Orchestrator {
             crew: self.crew.clone(),
             board: self.board.clone(),
             overview: self.overview.clone(),
+            database: self.database.clone(),
+            names: self.config.names.clone(),
             metrics: self.metrics.clone(),
             _own_metrics: own_metrics.clone(),
             waited_for: false,

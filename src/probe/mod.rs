@@ -6,6 +6,9 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use self::report::StatusReport;
+use crate::database::Connection;
+use crate::error::Error;
+use crate::operator::Operator;
 use crate::overview::Sight;
 use crate::plan::WorkerId;
 use crate::status::Status;
@@ -37,20 +40,29 @@ pub struct HealthProbe {
     ready: Check,
     status: Arc<dyn Fn() -> Status + Send + Sync>,
     look: Arc<dyn Fn() -> Option<Sight> + Send + Sync>,
+    operator: Arc<dyn Fn() -> Result<(Operator, Connection), Error> + Send + Sync>,
 }
 
 /// A check; its error is the reason why it failed.
 type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 impl HealthProbe {
-    /// Creates a probe. The functions must answer immediately and from memory.
+    /// Creates a probe. The functions must answer immediately and from memory, except for
+    /// `operator`.
     pub(crate) fn new(
         live: impl Fn() -> Result<(), String> + Send + Sync + 'static,
         ready: impl Fn() -> Result<(), String> + Send + Sync + 'static,
         status: impl Fn() -> Status + Send + Sync + 'static,
         look: impl Fn() -> Option<Sight> + Send + Sync + 'static,
+        operator: impl Fn() -> Result<(Operator, Connection), Error> + Send + Sync + 'static,
     ) -> Self {
-        Self { live: Arc::new(live), ready: Arc::new(ready), status: Arc::new(status), look: Arc::new(look) }
+        Self {
+            live: Arc::new(live),
+            ready: Arc::new(ready),
+            status: Arc::new(status),
+            look: Arc::new(look),
+            operator: Arc::new(operator),
+        }
     }
 
     /// Whether the worker's threads run, as `/livez` of the `MetricsServer` reports it. An error
@@ -72,13 +84,29 @@ impl HealthProbe {
         StatusReport::new((self.status)(), (self.look)())
     }
 
+    /// Returns an operator of the worker's replica set, and a connection of the worker's role for
+    /// it. Unlike the other methods, this one connects to the database, and blocks meanwhile. To
+    /// give commands, the role needs the privileges of an operator.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`] or [`Error::ConnectTimeout`].
+    pub fn operator(&self) -> Result<(Operator, Connection), Error> {
+        (self.operator)()
+    }
+
+    /// What the worker knows about itself. Nothing is loaded for it.
+    pub(crate) fn own(&self) -> Status {
+        (self.status)()
+    }
+
     pub(crate) fn worker_id(&self) -> WorkerId {
-        (self.status)().worker_id
+        self.own().worker_id
     }
 
     fn check(&self, check: &Check) -> Result<(), Unhealthy> {
         check().map_err(|reason| {
-            let Status { replica_set, worker_id, .. } = (self.status)();
+            let Status { replica_set, worker_id, .. } = self.own();
             Unhealthy { replica_set, worker_id, reason }
         })
     }

@@ -1,10 +1,10 @@
-//! How far the projections of a replica set are behind.
+//! How far the projections of a replica set are behind, and what operators have to know of them.
 
 use postgres::Client;
 use postgres::types::Type;
 
 use super::names::Names;
-use crate::metrics::{Lag as Shown, ReplicaSetMetrics};
+use crate::metrics::{Condition as ShownCondition, Lag as Shown, ReplicaSetMetrics};
 
 /// How far a projection is behind, over all workers of its replica set.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +19,21 @@ pub(crate) struct Lag {
     pub(crate) seconds: f64,
 }
 
+/// What operators have to know of a projection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Condition {
+    pub(crate) projection: String,
+    /// Whether an operator wants it to be paused.
+    pub(crate) is_paused: bool,
+    /// Whether a command clears its read model, or what it had handled before is not handled again
+    /// yet.
+    pub(crate) is_rewinding: bool,
+    /// How many aggregates are parked.
+    pub(crate) parked: i64,
+    /// How many commands are not applied yet.
+    pub(crate) pending: i64,
+}
+
 /// The lags of a replica set's projections.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Lags {
@@ -27,6 +42,8 @@ pub(crate) struct Lags {
     /// How many projections no living worker knows. They are not behind: no worker wants to
     /// process them.
     pub(crate) orphans: i64,
+    /// All projections of the replica set.
+    pub(crate) conditions: Vec<Condition>,
 }
 
 impl Lags {
@@ -39,6 +56,13 @@ impl Lags {
             seconds: lag.seconds,
         }));
         metrics.orphaned_projections.set(self.orphans);
+        metrics.set_conditions(&self.conditions.iter().map(|condition| ShownCondition {
+            projection: &condition.projection,
+            is_paused: condition.is_paused,
+            is_rewinding: condition.is_rewinding,
+            parked: condition.parked,
+            pending: condition.pending,
+        }));
     }
 }
 
@@ -46,18 +70,34 @@ impl Lags {
 /// lag: its positions mean nothing.
 pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Result<Lags, postgres::Error> {
     let sql = names.sql_with(
-        "SELECT p.name, lag.position, lag.events, lag.seconds, {is_orphan} FROM {projections} p
+        "SELECT p.name, lag.position, lag.events, lag.seconds, {is_orphan}, p.fault IS NOT NULL, p.desired_state = 'paused',
+                EXISTS (SELECT FROM {commands} m WHERE m.projection = p.name AND m.applied_at IS NULL AND m.step IS NOT NULL)
+                OR EXISTS (SELECT FROM {checkpoints} c WHERE c.projection = p.name AND c.position < c.highest),
+                (SELECT count(*) FROM {parked} k WHERE k.projection = p.name),
+                (SELECT count(*) FROM {commands} m WHERE m.projection = p.name AND m.applied_at IS NULL)
+         FROM {projections} p
          LEFT JOIN ({lags}) AS lag (projection, position, events, seconds) ON lag.projection = p.name
-         WHERE p.replica_set = $1 AND p.fault IS NULL",
+         WHERE p.replica_set = $1",
         &[("lags", &sql(names, "p.replica_set = $1")), ("is_orphan", &is_orphan_sql(names))],
     );
     let mut lags = Lags::default();
     for row in client.query_typed(&sql, &[(&replica_set, Type::TEXT)])? {
-        if row.get(4) {
+        let (projection, is_orphan, is_broken): (String, bool, bool) = (row.get(0), row.get(4), row.get(5));
+        lags.conditions.push(Condition {
+            projection: projection.clone(),
+            is_paused: row.get(6),
+            is_rewinding: row.get(7),
+            parked: row.get(8),
+            pending: row.get(9),
+        });
+        if is_broken {
+            continue;
+        }
+        if is_orphan {
             lags.orphans += 1;
         // Without checkpoints there is no position.
         } else if let Some(position) = row.get(1) {
-            lags.measured.push(Lag { projection: row.get(0), position, events: row.get(2), seconds: row.get(3) });
+            lags.measured.push(Lag { projection, position, events: row.get(2), seconds: row.get(3) });
         }
     }
     Ok(lags)

@@ -30,6 +30,7 @@ mod feed;
 mod guide;
 mod handles;
 mod hangs;
+mod http_commands;
 mod joins_and_leaves;
 mod kept_statements;
 mod lanes;

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use postgres::Client;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::support::commands::{done, give, outcome};
 use crate::support::insert::{ONE, insert};
 use crate::support::installed::installed;
 use crate::support::ledger::append_plainly;
@@ -16,6 +17,8 @@ use crate::support::{TestDatabase, database, eventually};
 
 const RULES: &str = include_str!("../../examples/grafana/rules.yml");
 const DASHBOARD: &str = include_str!("../../examples/grafana/dashboard.json");
+const KEDA: &str = include_str!("../../examples/kubernetes/keda-scaledobject.yaml");
+const ADAPTER: &str = include_str!("../../examples/kubernetes/prometheus-adapter-values.yaml");
 const SOON: Duration = Duration::from_secs(60);
 
 /// The values that Grafana would put into the expressions.
@@ -73,6 +76,8 @@ fn every_expression_of_the_dashboard_and_rules_has_data() {
     }
     prometheus.await_series("sum(pupsourcing_orchestrator_reconnects_total) >= 2");
 
+    operate(&prometheus, &rules, &database, &mut client);
+
     let mut writer = database.client();
     refuse_a_read_model(&mut client);
     prometheus.await_series("pupsourcing_orchestrator_projection_halted == 1");
@@ -114,10 +119,70 @@ fn keep_a_handler_waiting<'a>(locker: &'a mut Client, client: &mut Client) -> po
     lock
 }
 
+/// An operator pauses a projection, and rewinds it. Its lag is not alerted on, and no autoscaler
+/// follows it. Then a command waits, and aggregates are parked.
+fn operate(prometheus: &Prometheus, rules: &Rules, database: &TestDatabase, client: &mut Client) {
+    let await_wrong = |wrong: &[&str]| {
+        let wrong: BTreeSet<&str> = wrong.iter().copied().collect();
+        eventually(&format!("{wrong:?} are alerted on"), SOON, || (rules.wrong(prometheus) == wrong).then_some(()));
+    };
+    await_wrong(&[]);
+    done(client, "event_type_counts", "pause", &json!({}));
+    append_long_ago(client, "paused");
+    prometheus.await_series("max by (projection) (pupsourcing_orchestrator_lag_seconds) > 60");
+    await_wrong(&["ProjectionPaused"]);
+    for query in autoscaled() {
+        let series = prometheus.now(&query);
+        let values: Vec<&str> = series.iter().map(|series| series["value"][1].as_str().unwrap()).collect();
+        assert!(!values.is_empty() && values.iter().all(|value| *value == "0"), "{query}: {series:?}");
+    }
+    done(client, "event_type_counts", "resume", &json!({}));
+    await_wrong(&[]);
+
+    // As if it had been far ahead before.
+    let highest = "UPDATE orchestrator_checkpoints SET highest = position + $1 WHERE projection = 'event_type_counts'";
+    client.execute(highest, &[&1_000_000_i64]).unwrap();
+    await_wrong(&["ProjectionRewinding"]);
+    client.execute(highest, &[&0_i64]).unwrap();
+    await_wrong(&[]);
+
+    let mut locker = database.client();
+    let mut lock = locker.transaction().unwrap();
+    lock.query("SELECT FROM orchestrator_replica_sets FOR UPDATE", &[]).unwrap();
+    let number = give(client, "event_type_counts", "pause", &json!({}));
+    await_wrong(&["CommandPending"]);
+    lock.rollback().unwrap();
+    assert_eq!(outcome(client, number).0, "done");
+    done(client, "event_type_counts", "resume", &json!({}));
+
+    let park = "INSERT INTO orchestrator_parked (projection, bounded_context, aggregate_type, aggregate_id, key, position, event_id,
+                                       event_type, attempts, error)
+                SELECT 'event_type_counts', 'c', 'T', n, 1, 1, gen_random_uuid(), 'E', 8, 'no' FROM generate_series(1, 20) AS n";
+    client.batch_execute(park).unwrap();
+    await_wrong(&["AggregatesParked", "ParkingGrows"]);
+    client.batch_execute("DELETE FROM orchestrator_parked").unwrap();
+    await_wrong(&[]);
+}
+
+/// The queries that the autoscaling examples follow.
+fn autoscaled() -> [String; 2] {
+    let selector = "namespace=\"default\",replica_set=\"main-projections\"";
+    let query = |file: &str, name: &str, end: &str| {
+        let (_, rest) = file.split_once(&format!("{name}: >-\n")).unwrap();
+        let query = rest.split(end).next().unwrap();
+        // These workers run in no namespace.
+        query
+            .replace("<<.Series>>", "pupsourcing_orchestrator_lag_events")
+            .replace("<<.LabelMatchers>>", "")
+            .replace(selector, "")
+    };
+    [query(KEDA, "query", "threshold:"), query(ADAPTER, "metricsQuery", "\0")]
+}
+
 fn lose_listeners(client: &mut Client) {
     // The last statement of a listener, which also measures the lag.
     let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-               WHERE datname = current_database() AND (query LIKE 'LISTEN %' OR query LIKE '%isfinite(next.created_at)%')
+               WHERE datname = current_database() AND (query LIKE 'LISTEN %' OR query LIKE 'SELECT p.name, lag.position%')
                      AND pid <> pg_backend_pid()";
     assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, i64>(0), 2, "each worker has a listener");
 }

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::operator::{Command, Operator, OperatorError};
-use pupsourcing_orchestrator::{Builder, EventStore, ExpectedVersion, Handle, Names};
+use pupsourcing_orchestrator::{Builder, EventStore, ExpectedVersion, Handle, Metrics, MetricsServer, Names};
+use serde_json::json;
 
 use crate::bad_input::SOON;
 use crate::cli::{fails, succeeds};
+use crate::support::http::post;
 use crate::support::ledger::{Ledger, assert_exactly_once, happened, is_complete, thing};
 use crate::support::workers::{await_running, builder};
 use crate::support::{TestDatabase, database, eventually};
@@ -123,6 +125,32 @@ fn operate(client: &mut Client) -> Result<(), OperatorError> {
     operator.history(client, None, 10)?;
     operator.parked(client, None)?;
     Ok(())
+}
+
+/// The last statement of the file is a comment.
+#[test]
+fn worker_takes_commands_with_the_optional_privilege() {
+    const TOKEN: &str = "a-token-of-some-length";
+    let mut roles = Roles::migrated();
+    let worker = roles.start();
+    await_running(&[&worker]);
+    let server = MetricsServer::builder(Metrics::new().unwrap()).operator(TOKEN).watch(worker.health());
+    let server = server.bind("127.0.0.1:0").unwrap();
+    let pause = || {
+        let body = json!({ "reason": "why", "by": "kim" });
+        post(&server.address().to_string(), "/projections/p/pause", TOKEN, &body)
+    };
+    let (code, answer) = pause();
+    assert_eq!((code, &answer["id"]), (403, &json!(null)), "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("roles.sql"), "{answer}");
+    let (_, optional) = roles.grants.split_once("-- Optional:").unwrap();
+    let grant = optional.lines().find_map(|line| line.strip_prefix("-- GRANT ")).unwrap();
+    roles.admin.batch_execute(&format!("GRANT {grant}")).unwrap();
+    let (code, answer) = pause();
+    assert_eq!((code, &answer["outcome"]), (200, &json!("done")), "{answer}");
+    let sql = "SELECT requested_by, requested_as FROM orchestrator_commands";
+    let row = roles.admin.query_one(sql, &[]).unwrap();
+    assert_eq!((row.get::<_, &str>(0), row.get::<_, String>(1)), ("kim", format!("{}_worker", roles.prefix)));
 }
 
 #[test]

@@ -97,6 +97,20 @@ const HALTED: &str =
     "UPDATE orchestrator_checkpoints SET state = 'halted', error = 'the <i>other</i> one failed', attempts = 8,
     attempt_position = 1, attempt_event_id = '00000000-0000-0000-0000-000000000009', attempted_at = now()";
 
+/// Parked aggregates of a projection that no worker knows, so that no worker replays them.
+const PARKED: &str = "INSERT INTO orchestrator_parked (projection, bounded_context, aggregate_type, aggregate_id, key, position, event_id,
+                                   event_type, attempts, error, parked_at, replay_requested_at)
+    SELECT 'lost', 'test', 'Thing', '<b>' || n, 1, n, '00000000-0000-0000-0000-000000000009', '<i>Happened', 8,
+           repeat('<b>no', 1000), now() + n * interval '1 s' - interval '1 h', now()
+    FROM generate_series(1, 101) AS n";
+
+/// A command that is done, one that is refused, and one that is in progress.
+const COMMANDS: &str = "INSERT INTO orchestrator_commands (projection, command, reason, requested_by, applied_at, outcome, result, error, step,
+                                     executor, attempt)
+    VALUES ('lost', 'pause', '<b>why', '<b>kim', now(), 'done', '{\"position\": 7}', NULL, NULL, NULL, 0),
+           ('lost', 'pause', '<b>why', '<b>kim', now(), 'refused', NULL, '<b>no', NULL, NULL, 0),
+           ('lost', 'rewind', '<b>why', '<b>kim', NULL, NULL, NULL, NULL, 'clearing', gen_random_uuid(), 2)";
+
 /// Every field that can be null has a value at some time here: there is a halted projection, a
 /// blocked head, a worker that has left, and a projection that has lost its checkpoints.
 #[test]
@@ -119,8 +133,17 @@ fn the_status_has_exactly_the_documented_fields() {
         stays.status().projections[HOSTILE_PROJECTION].error.as_ref().map(drop)
     });
     client.execute(HALTED, &[]).unwrap();
-    let lost = "INSERT INTO orchestrator_projections (name, replica_set) VALUES ('lost', $1)";
+    let lost = "INSERT INTO orchestrator_projections (name, replica_set, desired_state, desired_by, desired_reason)
+                VALUES ('lost', $1, 'paused', '<b>kim', '<i>because')";
     client.execute(lost, &[&HOSTILE_SET]).unwrap();
+    client.batch_execute(PARKED).unwrap();
+    let found = "SELECT FROM orchestrator_projections WHERE name = 'lost' AND fault = 'missing'";
+    eventually("the fault is found", SOON, || client.query_opt(found, &[]).unwrap());
+    // No worker can apply a command meanwhile.
+    let mut locker = database.client();
+    let mut lock = locker.transaction().unwrap();
+    lock.query("SELECT FROM orchestrator_replica_sets FOR UPDATE", &[]).unwrap();
+    client.batch_execute(COMMANDS).unwrap();
 
     let server = serve(&[&stays]);
     let (mut seen, documented) = (BTreeSet::new(), documented());
@@ -164,6 +187,21 @@ fn the_status_has_exactly_the_documented_fields() {
         (&"lost".into(), &"orphaned".into(), &"missing".into())
     );
     assert_eq!((&lost["lag_events"], &lost["checkpoints"]), (&Value::Null, &Value::Array(vec![])));
+    assert_eq!((&lost["desired_by"], &lost["desired_reason"]), (&"<b>kim".into(), &"<i>because".into()));
+    assert_eq!((&lost["parked"], &lost["pending_commands"]), (&101.into(), &1.into()));
+    let rewind = &lost["rewind"];
+    assert_eq!(
+        (&rewind["command_id"], &rewind["step"], &rewind["attempt"]),
+        (&3.into(), &"clearing".into(), &2.into())
+    );
+    let parked = overview["parked_aggregates"].as_array().unwrap();
+    assert_eq!(parked.len(), 100, "the first ones");
+    assert_eq!((&parked[0]["aggregate_id"], &parked[0]["event_type"]), (&"<b>1".into(), &"<i>Happened".into()));
+    assert_eq!(parked[0]["error"].as_str().map(str::len), Some(1000), "a long one is shortened");
+    let commands: Vec<_> = overview["commands"].as_array().unwrap().iter().map(|c| (&c["id"], &c["outcome"])).collect();
+    assert_eq!(commands, [(&3.into(), &Value::Null), (&2.into(), &"refused".into()), (&1.into(), &"done".into())]);
+    assert_eq!(overview["commands"][2]["result"], "{\"position\": 7}");
+    lock.rollback().unwrap();
 }
 
 /// The worst state counts, no matter which worker reports it.

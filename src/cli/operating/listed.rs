@@ -84,7 +84,7 @@ fn per_second(events: i64, elapsed: Duration) -> f64 {
 }
 
 /// How the operator calls this program, for the commands to type.
-fn program() -> String {
+pub(crate) fn program() -> String {
     let path = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&path).file_name();
     word(&name.map_or("worker".into(), |name| name.to_string_lossy()))

@@ -8,6 +8,8 @@ mod remedy;
 use std::process::ExitCode;
 
 pub(super) use self::asked::{Asked, asked, subcommands};
+pub(super) use self::listed::program;
+pub(super) use self::remedy::remedies;
 use super::failure::Failure;
 use crate::operator::Operator;
 use crate::orchestrator::Orchestrator;

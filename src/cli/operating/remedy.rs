@@ -5,7 +5,7 @@ use crate::moment::rfc3339;
 use crate::operator::ProjectionRecord;
 
 /// The sentences about a projection. `program` is how the operator calls this program.
-pub(super) fn remedies(program: &str, projection: &ProjectionRecord) -> Vec<String> {
+pub(crate) fn remedies(program: &str, projection: &ProjectionRecord) -> Vec<String> {
     let ProjectionRecord { name, state, parked, pending_commands, .. } = projection;
     let command = |command: &str, rest: &str| format!("{program} {command} {}{rest}", word(name));
     let shown = one_line(name);

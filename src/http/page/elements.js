@@ -19,7 +19,7 @@ function name(text) {
 
 const MARKS = {
   running: '●', active: '●', ready: '◐', pending: '◐', stopping: '◐', paused: '◐', retrying: '▲', halted: '■', stopped: '○',
-  superseded: '○', unreachable: '■', broken: '■', orphaned: '○',
+  superseded: '○', unreachable: '■', broken: '■', orphaned: '○', done: '●', refused: '○', failed: '■',
 };
 
 function badge(state) {
@@ -29,6 +29,11 @@ function badge(state) {
 
 function banner(kind, ...content) {
   return h('p', { class: `banner ${kind}`, role: kind === 'alarm' ? 'alert' : 'status' }, ...content);
+}
+
+/** Shows a command to type. */
+function code(text) {
+  return h('code', { dir: 'ltr' }, text);
 }
 
 function section(title, note, ...content) {

@@ -16,6 +16,7 @@ function render() {
   if (isCutOff) parts.unshift(cutOff(silent));
   show(parts);
   const mark = document.querySelector('.alarm') ? '■ ' : '';
+  renderDesk();
   document.title = `${mark}${sets.map((set) => set.name).join(', ') || 'Projections'}`;
 }
 
@@ -35,12 +36,12 @@ function replicaSet(set, silent) {
   return h('article', {},
     heading(set, past),
     ...own.flatMap((worker) => troubles(worker, overview, silent)),
-    ...(overview ? overview.projections.map((projection) => trouble(projection, people)) : []),
+    ...(overview ? overview.projections.flatMap((projection) => [trouble(projection, people), rewinding(projection, people, past)]) : []),
     overview && set.age > OLD && own.every((worker) => worker.database_reachable)
       && banner('notice', `The overview of the replica set is ${age(past)} old.`),
     ...(overview
       ? [forming(overview, past), h('div', { class: past > OLD ? 'old' : null },
-        workers(set, past), keySpace(overview, people), projections(set, people, past), generations(overview, past))]
+        workers(set, past), keySpace(overview, people), projections(set, people, past), parked(set, past), history(overview, past), generations(overview, past))]
       : [h('p', { class: 'quiet' }, 'The overview of the replica set is being loaded …'), projectionsHere(own)]));
 }
 
@@ -104,10 +105,22 @@ function trouble(projection, people) {
   if (state === 'halted') {
     const halted = projection.checkpoints.filter((checkpoint) => checkpoint.state === 'halted');
     const where = halted.flatMap(({ worker_id: id }, i) => [i ? ', ' : '', people.has(id) ? place(people.get(id)) : id ?? 'no worker']);
-    return banner('alarm', h('strong', {}, 'Halted: '), name(projection.name), ' stands still on ', ...where, '.');
+    return banner('alarm', h('strong', {}, 'Halted: '), name(projection.name), ' stands still on ', ...where,
+      '. Correct the cause, then it goes on by itself. Until then, stop its attempts with ', code(typed('pause', projection.name, ' --reason …')), '.');
   }
-  if (state === 'orphaned') return banner('notice', h('strong', {}, 'Orphaned: '), name(projection.name), ' belongs to this replica set, but none of its workers knows it.');
+  if (state === 'orphaned') return banner('notice', h('strong', {}, 'Orphaned: '), name(projection.name), ' belongs to this replica set, but none of its workers knows it. Deploy one that does, or forget it with ', code(typed('remove', projection.name)), '.');
   return null;
+}
+
+/** Returns a banner for a rewind that is in progress. */
+function rewinding(projection, people, past) {
+  const { rewind } = projection;
+  if (!rewind) return null;
+  const executor = people.get(rewind.worker_id);
+  const step = rewind.step === 'clearing'
+    ? [' clears its read model on ', executor ? place(executor) : rewind.worker_id ?? 'no worker', `, attempt ${count(rewind.attempt)}`]
+    : [' has cleared its read model, and is about to be processed again'];
+  return banner('notice', h('strong', {}, 'Rewinding: '), name(projection.name), ...step, ` (command ${rewind.command_id}, given ${age(rewind.requested_age_seconds + past)} ago).`);
 }
 
 /** Returns the state that needs most attention, if any does. */

@@ -44,7 +44,7 @@ function projections(set, people, past) {
     const here = set.own.flatMap((worker) => worker.projections.filter((own) => own.name === projection.name));
     return [
       h('tr', {},
-        cell('projection', 'lead', name(projection.name), ' ', badge(projection.state), still(projection, newest)),
+        cell('projection', 'lead', name(projection.name), ' ', badge(projection.state), still(projection, newest), projection.is_replay && h('small', { class: 'still' }, 'handles again what it had handled before')),
         cell('position', 'number', count(projection.position)),
         cell('lag', 'number', projection.lag_events == null ? '–' : plural(projection.lag_events, 'event'), projection.lag_events ? h('small', {}, ` ${span(projection.lag_seconds)}`) : null),
         cell('events/s', 'number', points.length ? perSecond(points.at(-1).rate) : '–'),
@@ -52,12 +52,65 @@ function projections(set, people, past) {
         cell('on this worker', 'here', here.map((own) => h('div', {}, badge(own.state), h('small', {}, ` ${plural(own.events, 'event')}`))))),
       h('tr', { class: 'more' }, h('td', { colspan: 6 },
         here.filter((own) => own.error).map((own) => h('pre', { class: 'error', dir: 'auto' }, own.error)),
+        pausedBy(projection, past),
         failures(projection, people, here, past),
+        projectionButtons(set, projection),
         checkpoints(projection, people, past))),
     ];
   });
   const heads = ['projection', 'position', 'lag', 'events/s', 'last two minutes', 'on this worker'];
   return section('Projections', `newest position ${count(newest)}`, table('projections', heads, rows));
+}
+
+/** Returns who has paused a projection, when and why. */
+function pausedBy(projection, past) {
+  if (projection.desired_state !== 'paused') return null;
+  const by = projection.desired_by == null ? [] : [' by ', name(projection.desired_by)];
+  const why = projection.desired_reason == null ? [] : [': ', name(projection.desired_reason)];
+  return h('p', { class: 'paused-by' }, `Paused ${age(projection.desired_age_seconds + past)} ago`, ...by, ...why, '. Continue it with ', code(typed('resume', projection.name)), '.');
+}
+
+/** Returns the parked aggregates, with what to do about each. */
+function parked(set, past) {
+  const { parked_aggregates: shown, projections: all } = set.overview;
+  const total = sum(all.map((projection) => projection.parked));
+  if (!total) return null;
+  const rows = shown.flatMap((one) => {
+    const aggregate = [one.bounded_context, one.aggregate_type, one.aggregate_id];
+    const buttons = [
+      commandButton('Replay', 'replay', set.name, one.projection, { aggregate }),
+      commandButton('Discard', 'discard', set.name, one.projection, { event: one.event_id }),
+    ];
+    return [
+      h('tr', {},
+        cell('projection', 'lead', name(one.projection)),
+        cell('aggregate', '', name(aggregate.join('/'))),
+        cell('event', '', name(one.event_type), h('small', {}, ` ${one.event_id}, position ${count(one.position)}`)),
+        cell('attempts', 'number', count(one.attempts)),
+        cell('parked', 'number', `${age(one.parked_age_seconds + past)} ago`, one.replay_requested_age_seconds != null && h('small', {}, ` replay requested ${age(one.replay_requested_age_seconds + past)} ago`))),
+      h('tr', { class: 'more' }, h('td', { colspan: 5 },
+        h('pre', { class: 'error', dir: 'auto' }, one.error),
+        h('p', {}, 'After the cause is corrected: ', code(typed('replay', one.projection, ` --aggregate ${word(aggregate.join('/'))}`)), '. To leave this event out: ', code(typed('discard', one.projection, ` --event ${one.event_id} --reason …`)), '.'),
+        buttons[0] && h('div', { class: 'buttons' }, buttons))),
+    ];
+  });
+  const note = total > shown.length ? `${plural(total, 'aggregate')}, of which the first ${count(shown.length)} are shown` : plural(total, 'aggregate');
+  return section('Parked', note, table('parked', ['projection', 'aggregate', 'event that fails', 'attempts', 'parked'], rows));
+}
+
+/** Returns the last commands. */
+function history(overview, past) {
+  if (!overview.commands.length) return null;
+  const rows = overview.commands.map((one) => {
+    const facts = [one.arguments === '{}' ? null : one.arguments, one.reason].filter((text) => text != null);
+    return h('tr', {},
+      cell('#', 'number', count(one.id)),
+      cell('command', 'lead', one.command, ' ', name(one.projection), facts.map((text) => h('small', {}, ' ', name(text)))),
+      cell('by', '', name(one.requested_by), one.requested_by !== one.requested_as && h('small', {}, ' as ', name(one.requested_as))),
+      cell('given', 'number', `${age(one.requested_age_seconds + past)} ago`),
+      cell('outcome', 'last', badge(one.outcome ?? one.step ?? 'pending'), one.error != null && h('pre', { class: 'error', dir: 'auto' }, one.error)));
+  });
+  return section('Commands', 'the last twenty', table('commands', ['#', 'command', 'by', 'given', 'outcome'], rows));
 }
 
 /** Returns a note if a projection is behind and makes no progress. */

@@ -30,3 +30,14 @@ function age(seconds) {
 function plural(number, word) {
   return `${count(number)} ${word}${number === 1 ? '' : 's'}`;
 }
+
+/** Quotes a text for a shell. */
+function word(text) {
+  const line = text.replace(/[\u0000-\u001f\u007f-\u009f]/g, ' ');
+  return /^[\p{L}\p{N}_\-./:@]+$/u.test(line) ? line : `'${line.replaceAll("'", "'\\''")}'`;
+}
+
+/** Returns a command to type. `worker` stands for the name of the application's program. */
+function typed(command, projection, rest = '') {
+  return `worker ${command} ${word(projection)}${rest}`;
+}
