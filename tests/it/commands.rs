@@ -14,6 +14,7 @@ use crate::support::commands::{done, give, outcome, refused};
 use crate::support::handlers::{meddled, prepared};
 use crate::support::ledger::{Ledger, append_plainly, assert_exactly_once, await_progress, handled, is_complete};
 use crate::support::metrics::projection_metric;
+use crate::support::parking::accounts;
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
 
@@ -495,4 +496,27 @@ fn batch_with_a_discarded_event_cannot_commit() {
     let position: i64 = client.query_one("SELECT global_position FROM ledger", &[]).unwrap().get(0);
     assert_eq!(position, 2);
     assert_eq!(projection_metric(&worker, "fenced_batches_total", "p"), Some(1.0));
+}
+
+#[test]
+fn the_count_begins_anew_after_old_events_are_deleted() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = start(builder(database.url(), "set"), ledgers(&["p"]));
+    await_running(&[&worker]);
+    append_plainly(&mut client, 30, 5);
+    await_complete(&mut client, "p");
+    let counts = |client: &mut Client| accounts(client).unwrap()[0].1;
+    let holds = |[handled, waiting, discarded, passed]: [i64; 4]| handled + waiting + discarded == passed;
+    assert!(holds(counts(&mut client)));
+    client.execute("DELETE FROM events WHERE global_position <= 10", &[]).unwrap();
+    assert!(!holds(counts(&mut client)));
+    client.execute("UPDATE orchestrator_projections SET counted_from = NULL", &[]).unwrap();
+    for command in ["pause", "resume"] {
+        done(&mut client, "p", command, &json!({}));
+    }
+    assert_eq!(counts(&mut client), [0; 4]);
+    append_plainly(&mut client, 10, 5);
+    await_complete(&mut client, "p");
+    assert_eq!(counts(&mut client), [10, 0, 0, 10]);
 }
