@@ -14,13 +14,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
+use postgres::error::SqlState;
 
 use crate::backoff::{Backoff, Mentions};
 use crate::context::Context;
 use crate::database::Pool;
 use crate::error::{Error, describe_any, field, one_line, without_rows};
 use crate::plan::{Asked, ToClear};
-use crate::projection::{Handler, NoReset};
+use crate::projection::{Handler, NoReset, Passing};
 use crate::store::commands::{self, Outcome};
 use crate::store::session::Session;
 use crate::store::{fence, rewinding};
@@ -35,8 +36,11 @@ const POOL_PATIENCE: Duration = Duration::from_secs(1);
 const NO_RESET: &str = "it has no reset(): implement it, so that it clears the read model, and deploy that; or remove the projection and \
                         give it a new name";
 
-/// How often `reset` is called for one command before the command fails.
+/// How often `reset` may fail before the command fails.
 const ATTEMPTS: u32 = 3;
+/// How often a call of `reset` may be interrupted, for example by the loss of its connection. It may
+/// be the reason itself.
+const INTERRUPTIONS: u32 = 10;
 
 pub(crate) struct Clearing {
     pub(crate) context: Context,
@@ -63,17 +67,33 @@ enum End {
 enum Failure {
     /// The projection's `reset` is the reason, or the server because of it.
     Reset(String),
-    /// Anything else: another attempt may succeed.
+    /// It was interrupted: another transaction was in the way, or the connection is lost.
+    Interrupted(String),
+    /// It has not begun.
     Passing(String),
 }
 
 impl Failure {
+    /// A failure of a statement of the library before `reset` is called.
     fn passing(error: postgres::Error) -> Self {
-        Self::Passing(Error::database(CLEARING)(error).with_causes())
+        let error = Error::database(CLEARING)(error);
+        if commands::is_final(&error) { Self::Reset(error.with_causes()) } else { Self::of_library(&error) }
     }
 
     fn of_library(error: &Error) -> Self {
         Self::Passing(error.with_causes())
+    }
+
+    /// A failure of a statement of the library after `reset` has been called.
+    fn after_reset(error: &Error) -> Self {
+        if error.as_postgres().and_then(postgres::Error::code) == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) {
+            return Self::Reset("reset() has ignored that one of its statements failed".to_owned());
+        }
+        if commands::is_final(error) {
+            Self::Reset(error.with_causes())
+        } else {
+            Self::Interrupted(error.with_causes())
+        }
     }
 }
 
@@ -101,15 +121,19 @@ impl Clearing {
             projection = field(&order.projection)
         );
         let (mut backoff, mut mentions) = (Backoff::for_connections(), Mentions::default());
-        let mut resets_failed = 0;
+        let (mut failed, mut interrupted) = (0, 0);
         loop {
             let error = match self.attempt(order) {
                 Ok(end) => return self.ended(order, &end),
                 Err(Failure::Passing(error)) => error,
-                Err(Failure::Reset(error)) => {
-                    resets_failed += 1;
-                    if resets_failed < ATTEMPTS {
-                        error
+                Err(failure @ (Failure::Reset(_) | Failure::Interrupted(_))) => {
+                    let (Failure::Reset(error) | Failure::Interrupted(error) | Failure::Passing(error)) = &failure;
+                    match failure {
+                        Failure::Reset(_) => failed += 1,
+                        _ => interrupted += 1,
+                    }
+                    if failed < ATTEMPTS && interrupted < INTERRUPTIONS {
+                        error.clone()
                     } else {
                         let outcome = Outcome::Failed(format!("its read model could not be cleared: {error}"));
                         match self.session().and_then(|mut session| self.conclude(&mut session, order, outcome)) {
@@ -207,22 +231,22 @@ impl Clearing {
             }
             let text = shown(&*error);
             drop(tx);
-            return Err(if session.is_closed() { Failure::Passing(text) } else { Failure::Reset(text) }.into());
+            let is_interrupted = session.is_closed() || has_passed(&*error);
+            return Err(if is_interrupted { Failure::Interrupted(text) } else { Failure::Reset(text) }.into());
         }
-        if !fence::is_marked(&mut *tx, &mark).map_err(Failure::passing)? {
+        let doing = || Error::database(CLEARING);
+        let is_marked = fence::is_marked(&mut *tx, &mark);
+        if !is_marked.map_err(|error| Failure::after_reset(&doing()(error)))? {
             return Err(Failure::Reset("reset() has ended the transaction that it was given".to_owned()).into());
         }
         let worker = self.context.worker();
         let is_held = rewinding::rewind(&mut tx, &self.context.names, order, worker, to, begun.elapsed().as_secs_f64())
-            .map_err(|error| Failure::of_library(&error))?;
+            .map_err(|error| Failure::after_reset(&error))?;
         if !is_held {
             return Ok(End::Superseded);
         }
         // A deferred constraint of the application may fail here.
-        tx.commit().map(|()| End::Cleared(to)).map_err(|error| match error.code() {
-            Some(_) => Failure::Reset(shown(&error)).into(),
-            None => Failure::passing(error).into(),
-        })
+        tx.commit().map(|()| End::Cleared(to)).map_err(|error| Failure::after_reset(&doing()(error)).into())
     }
 
     fn conclude(&self, session: &mut Session, order: &ToClear, outcome: Outcome) -> Result<End, Error> {
@@ -245,6 +269,15 @@ impl From<Failure> for ResetFailure {
     fn from(failure: Failure) -> Self {
         Self::Other(failure)
     }
+}
+
+/// Whether the cause of an error of the application passes by itself.
+fn has_passed(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let code = cause.downcast_ref::<postgres::Error>().and_then(postgres::Error::code);
+        cause.is::<Passing>() || code.is_some_and(commands::is_passing)
+    })
 }
 
 /// An error of the application, as it may be stored and shown.

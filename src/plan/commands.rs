@@ -19,9 +19,9 @@ use super::view::{
     WorkerState, WorkerView,
 };
 
-/// How many workers may begin to clear one read model. If so many have ended meanwhile, clearing it
-/// probably ends the process.
-const MOST_ATTEMPTS: i32 = 5;
+/// How many workers may begin to clear one read model, including those that were asked to leave. If
+/// so many have ended meanwhile, clearing it probably ends the process.
+const MOST_ATTEMPTS: i32 = 10;
 
 /// What applying a command does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -60,14 +60,17 @@ pub(crate) enum Refusal {
     Unusable(Fault),
 }
 
-/// Returns the first command that can be applied now, and its effect. `running` are the members of
+/// Returns the first command that can be applied now, and its effect; only commands of this kind, if
+/// one is given. `running` are the members of
 /// the active generation that may get a share; `alive` are all workers that are not dead.
 pub(super) fn next<'v>(
     view: &'v ClusterView,
     running: &[&WorkerView],
     alive: &[&WorkerView],
+    only: Option<Asked>,
 ) -> Option<(&'v CommandView, Effect)> {
-    view.commands.iter().find_map(|command| {
+    let mut meant = view.commands.iter().filter(|command| only.is_none_or(|only| command.asked == only));
+    meant.find_map(|command| {
         let is_first = |earlier: &&CommandView| earlier.projection == command.projection;
         if view.commands.iter().find(is_first)?.id != command.id {
             return None;
@@ -155,7 +158,7 @@ mod tests {
         let alive: Vec<&WorkerView> = view.workers.iter().collect();
         let running: Vec<&WorkerView> =
             alive.iter().copied().filter(|worker| worker.state == WorkerState::Running).collect();
-        next(&view, &running, &alive).map(|(command, effect)| (command.id, effect))
+        next(&view, &running, &alive, None).map(|(command, effect)| (command.id, effect))
     }
 
     fn shares(effect: Option<(i64, Effect)>) -> Option<usize> {
@@ -216,8 +219,8 @@ mod tests {
         assert_eq!(found(clearing(2, 1), |_| {}), None);
         let leaves = |view: &mut ClusterView| view.workers[1].state = WorkerState::Stopping;
         assert_eq!(found(clearing(2, 1), leaves), Some((7, Effect::ClearAgain(id(1)))));
-        assert_eq!(found(clearing(9, 4), |_| {}), Some((7, Effect::ClearAgain(id(1)))));
-        assert_eq!(shares(found(clearing(9, 5), |_| {})), Some(2), "it is given up");
+        assert_eq!(found(clearing(9, 9), |_| {}), Some((7, Effect::ClearAgain(id(1)))));
+        assert_eq!(shares(found(clearing(9, 10), |_| {})), Some(2), "it is given up");
         assert_eq!(found(clearing(9, 1), pending), None, "nobody runs");
         assert_eq!(found(clearing(2, 1), pending), None, "it goes on meanwhile");
         assert_eq!(shares(found(at(Step::Cleared), |_| {})), Some(2));

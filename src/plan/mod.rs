@@ -169,7 +169,12 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
     // A worker that is leaving gets no share: nothing would process it until the next generation.
     let running: Vec<&WorkerView> =
         assigned.iter().copied().filter(|worker| worker.state == WorkerState::Running).collect();
-    let command = commands::next(view, &running, &alive).map(|(command, effect)| Action::Command {
+    // A projection that was to be paused before any worker started is not processed at all. Other
+    // commands do not hold up a generation that can be activated.
+    let is_ready =
+        generation.state == GenerationState::Pending && assigned.iter().all(|w| w.state == WorkerState::Ready);
+    let only = is_ready.then_some(Asked::Pause);
+    let command = commands::next(view, &running, &alive, only).map(|(command, effect)| Action::Command {
         id: command.id,
         asked: command.asked,
         projection: command.projection.clone(),
@@ -186,7 +191,6 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
                     alive.retain(|worker| !late.contains(&worker.id));
                     plan.create(generation.number, Cause::Departed, &alive);
                 }
-            // A projection that was to be paused before any worker started is not processed at all.
             } else if upkeep.is_empty() {
                 // One projection that cannot be distributed does not hold up the others.
                 let usable = view.projections.iter().filter(|projection| !matches!(projection.rows, Rows::Unusable(_)));

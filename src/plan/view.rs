@@ -304,7 +304,7 @@ pub(crate) struct ClusterView {
     pub(crate) workers: Vec<WorkerView>,
     pub(crate) projections: Vec<ProjectionView>,
     pub(crate) unclaimed: Vec<Unclaimed>,
-    /// In the order in which they were given.
+    /// The first pending command of each projection, in the order in which they were given.
     pub(crate) commands: Vec<CommandView>,
 }
 

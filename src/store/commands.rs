@@ -87,16 +87,20 @@ pub(crate) fn apply(
     Ok(outcome)
 }
 
-/// Whether another attempt would fail in the same way.
-fn is_final(error: &Error) -> bool {
+/// Whether another attempt would fail in the same way. Everything passes that another transaction,
+/// the connection or a shortage of the server causes.
+pub(crate) fn is_final(error: &Error) -> bool {
     match error {
-        Error::Database { source, .. } => source.code().is_some_and(|state| {
-            // Data, constraints, statements, privileges.
-            *state != SqlState::LOCK_NOT_AVAILABLE && matches!(state.code().get(..2), Some("22" | "23" | "42" | "55"))
-        }),
+        Error::Database { source, .. } => source.code().is_some_and(|state| !is_passing(state)),
         Error::Schema { .. } => true,
         _ => false,
     }
+}
+
+/// Whether the server reports something that passes by itself.
+pub(crate) fn is_passing(state: &SqlState) -> bool {
+    *state == SqlState::LOCK_NOT_AVAILABLE
+        || matches!(state.code().get(..2), Some("08" | "25" | "40" | "53" | "57" | "58"))
 }
 
 /// Records the outcome of a command. It may be executed under the settings of the application.
@@ -128,6 +132,13 @@ fn try_apply(
     effect: &Effect,
 ) -> Result<Option<Outcome>, Error> {
     let database = Error::database(APPLYING);
+    // Another replica set may have taken the projection over since the view was loaded. This is the
+    // first lock of a deal, too.
+    let lock = names.sql("SELECT FROM {projections} WHERE name = $1 AND replica_set = $2 FOR UPDATE");
+    let owned: [(&(dyn ToSql + Sync), Type); 2] = [(&target.projection, Type::TEXT), (&target.replica_set, Type::TEXT)];
+    if tx.query_typed(&lock, &owned).map_err(Error::database(APPLYING))?.is_empty() {
+        return Ok(Some(Outcome::Refused("another replica set has taken it over: give the command again".to_owned())));
+    }
     match effect {
         Effect::Refuse(refusal) => refuse(tx, names, target, refusal).map(Some).map_err(database),
         Effect::Desire(state, deal) => desire(tx, names, target, *state, deal.as_ref()).map(Some),
@@ -238,7 +249,15 @@ fn desire(
     tx.execute_typed(&sql, &[(&target.id, Type::INT8), (&state.as_str(), Type::TEXT)])
         .map_err(Error::database(APPLYING))?;
     let (_, before) = position_and_workers(tx, names, target.projection).map_err(Error::database(APPLYING))?;
-    dealt(tx, names, target, deal)?;
+    match (state, deal) {
+        // Its rows cannot be dealt, because they were changed by hand. Nobody may go on with them.
+        (DesiredState::Paused, None) => {
+            deal::disown(tx, names, target.projection)
+                .and_then(|()| reload(tx, names, target.projection))
+                .map_err(Error::database(APPLYING))?;
+        }
+        _ => dealt(tx, names, target, deal)?,
+    }
     let (position, after) = position_and_workers(tx, names, target.projection).map_err(Error::database(APPLYING))?;
     let workers = match state {
         DesiredState::Paused => before,
@@ -255,11 +274,18 @@ fn nothing_to_rewind(
     target: Target<'_>,
 ) -> Result<Option<Outcome>, postgres::Error> {
     let sql = names.sql(
-        "SELECT max(c.position), CASE WHEN k.arguments ? 'to_beginning' THEN 0 ELSE (k.arguments ->> 'to_position')::int8 END
+        "SELECT max(c.position), CASE WHEN k.arguments ? 'to_beginning' THEN 0 ELSE (k.arguments ->> 'to_position')::int8 END,
+                k.arguments ->> 'to_time' IS NOT NULL
          FROM {commands} k LEFT JOIN {checkpoints} c ON c.projection = k.projection WHERE k.id = $1 GROUP BY k.arguments",
     );
     let row = tx.query_typed_one(&sql, &[(&target.id, Type::INT8)])?;
     let (highest, to): (Option<i64>, Option<i64>) = (row.get(0), row.get(1));
+    if to.is_none() && !row.get::<_, bool>(2) {
+        return Ok(Some(Outcome::Refused("it names neither a position nor a time".to_owned())));
+    }
+    if to.is_some_and(|to| to < 0) {
+        return Ok(Some(Outcome::Refused("there are no positions below 0".to_owned())));
+    }
     Ok(to.filter(|to| highest.is_none_or(|highest| highest <= *to)).map(|to| not_above(highest, to)))
 }
 
@@ -275,9 +301,10 @@ fn remove(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result
     let (position, _) = position_and_workers(tx, names, target.projection)?;
     let projection: [(&(dyn ToSql + Sync), Type); 1] = [(&target.projection, Type::TEXT)];
     for sql in [
+        "SELECT FROM {checkpoints} WHERE projection = $1 ORDER BY token FOR UPDATE",
+        "DELETE FROM {checkpoints} WHERE projection = $1",
         "DELETE FROM {parked} WHERE projection = $1",
         "DELETE FROM {discarded} WHERE projection = $1",
-        "DELETE FROM {checkpoints} WHERE projection = $1",
         "DELETE FROM {projections} WHERE name = $1",
     ] {
         tx.execute_typed(&names.sql(sql), &projection)?;
@@ -310,7 +337,7 @@ fn replay(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result
     );
     let aggregates = tx.execute_typed(&sql, &[(&target.id, Type::INT8)])?;
     if aggregates == 0 {
-        return Ok(Outcome::Refused("none of its aggregates is parked that the command means".to_owned()));
+        return Ok(Outcome::Refused("no parked aggregate matches the command".to_owned()));
     }
     reload(tx, names, target.projection)?;
     Ok(Outcome::Done(json!({"aggregates": aggregates})))
@@ -323,6 +350,7 @@ struct Doomed {
     aggregate: [String; 3],
     is_wanted: bool,
     is_discarded: bool,
+    has_reason: bool,
 }
 
 impl Doomed {
@@ -333,6 +361,7 @@ impl Doomed {
             aggregate: [row.get(2), row.get(3), row.get(4)],
             is_wanted: row.get(5),
             is_discarded: row.get(6),
+            has_reason: row.get(7),
         }
     }
 }
@@ -345,15 +374,21 @@ impl Doomed {
 fn discard(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result<Outcome, postgres::Error> {
     let find = names.sql_with(
         "SELECT e.global_position, (SELECT {event_key} FROM (SELECT e.aggregate_id) AS event), e.bounded_context, e.aggregate_type,
-                e.aggregate_id, {is_wanted}, EXISTS (SELECT FROM {discarded} d WHERE d.projection = p.name AND d.event_id = e.event_id)
+                e.aggregate_id, {is_wanted}, EXISTS (SELECT FROM {discarded} d WHERE d.projection = p.name AND d.event_id = e.event_id),
+                coalesce(btrim(k.reason), '') <> ''
          FROM {commands} k JOIN {projections} p ON p.name = k.projection
          JOIN {events} e ON e.event_id = (k.arguments ->> 'event')::uuid WHERE k.id = $1",
         &[("is_wanted", &scopes::contains_sql("p", "e"))],
     );
-    let Some(row) = tx.query_typed_opt(&find, &[(&target.id, Type::INT8)])? else {
-        return Ok(Outcome::Refused("there is no event with this id".to_owned()));
+    let found = tx.query_typed(&find, &[(&target.id, Type::INT8)])?;
+    let [row] = found.as_slice() else {
+        let why = if found.is_empty() { "there is no event with this id" } else { "several events have this id" };
+        return Ok(Outcome::Refused(why.to_owned()));
     };
-    let Doomed { position, key, aggregate, is_wanted, is_discarded } = Doomed::of(&row);
+    let Doomed { position, key, aggregate, is_wanted, is_discarded, has_reason } = Doomed::of(row);
+    if !has_reason {
+        return Ok(Outcome::Refused("it needs a reason why the event is not to be handled".to_owned()));
+    }
     if !is_wanted {
         return Ok(Outcome::Refused(
             "the event is not in the projection's scope, so it is not handled anyway".to_owned(),
@@ -362,11 +397,13 @@ fn discard(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Resul
     if is_discarded {
         return Ok(Outcome::Refused("the event is discarded already".to_owned()));
     }
-    let lock = names.sql("SELECT FROM {projections} WHERE name = $1 FOR NO KEY UPDATE");
+    // Locks all of them, in the order of a deal: a merge that is committing must not hide the row.
+    let lock = names.sql("SELECT FROM {checkpoints} WHERE projection = $1 ORDER BY token FOR UPDATE");
     tx.query_typed(&lock, &[(&target.projection, Type::TEXT)])?;
-    let lock = names.sql("SELECT token, position FROM {checkpoints} WHERE projection = $1 AND keys @> $2 FOR UPDATE");
-    let Some(checkpoint) = tx.query_typed_opt(&lock, &[(&target.projection, Type::TEXT), (&key, Type::INT4)])? else {
-        return Ok(Outcome::Refused("no checkpoint covers the event's key: it was deleted by hand".to_owned()));
+    let covering = names.sql("SELECT token, position FROM {checkpoints} WHERE projection = $1 AND keys @> $2");
+    let covering = tx.query_typed(&covering, &[(&target.projection, Type::TEXT), (&key, Type::INT4)])?;
+    let [checkpoint] = covering.as_slice() else {
+        return Ok(Outcome::Refused("its checkpoints overlap or leave keys out: they were changed by hand".to_owned()));
     };
     let (token, reached): (i64, i64) = (checkpoint.get(0), checkpoint.get(1));
     let [context, kind, id] = &aggregate;
@@ -386,7 +423,7 @@ fn discard(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Resul
         "INSERT INTO {discarded} (projection, event_id, bounded_context, aggregate_type, aggregate_id, key, position, event_type,
                                   error, discarded_by, reason, command_id)
          SELECT k.projection, e.event_id, e.bounded_context, e.aggregate_type, e.aggregate_id, $2, e.global_position, e.event_type,
-                $3, k.requested_by, coalesce(k.reason, ''), k.id
+                $3, k.requested_by, k.reason, k.id
          FROM {commands} k JOIN {events} e ON e.event_id = (k.arguments ->> 'event')::uuid WHERE k.id = $1",
     );
     tx.execute_typed(&insert, &[(&target.id, Type::INT8), (&key, Type::INT4), (&error, Type::TEXT)])?;
@@ -400,4 +437,82 @@ fn discard(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Resul
     }
     reload(tx, names, target.projection)?;
     Ok(Outcome::Done(json!({"position": position, "aggregate": aggregate})))
+}
+
+#[cfg(test)]
+mod tests {
+    use postgres::Client;
+
+    use super::*;
+    use crate::store::testing;
+
+    /// A projection `p` of the replica set `set` whose checkpoint a worker owns, and a pending command
+    /// for it.
+    fn given(command: &str) -> (Client, i64) {
+        let mut client = testing::connect_with_projection();
+        client
+            .batch_execute(
+                "INSERT INTO orchestrator_checkpoints (projection, keys, position, generation, worker_id)
+                 VALUES ('p', '{[0,65536)}', 7, 1, gen_random_uuid())",
+            )
+            .unwrap();
+        let sql = "INSERT INTO orchestrator_commands (projection, command) VALUES ('p', $1) RETURNING id";
+        let id = client.query_one(sql, &[&command]).unwrap().get(0);
+        (client, id)
+    }
+
+    fn applied(client: &mut Client, id: i64, replica_set: &str, effect: &Effect) -> Option<Outcome> {
+        let mut tx = client.transaction().unwrap();
+        let target = Target { id, projection: "p", replica_set, generation: 1 };
+        let outcome = apply(&mut tx, &Names::default(), target, effect).unwrap();
+        tx.commit().unwrap();
+        outcome
+    }
+
+    #[test]
+    fn a_command_does_not_reach_the_projection_of_another_replica_set() {
+        for effect in [Effect::Remove, Effect::Desire(DesiredState::Paused, None), Effect::Replay, Effect::Discard] {
+            let (mut client, id) = given("remove");
+            let outcome = applied(&mut client, id, "another", &effect);
+            assert!(matches!(outcome, Some(Outcome::Refused(_))), "{effect:?}: {outcome:?}");
+            let sql = "SELECT desired_state FROM orchestrator_projections WHERE name = 'p'";
+            assert_eq!(client.query_one(sql, &[]).unwrap().get::<_, &str>(0), "running");
+        }
+    }
+
+    /// Its checkpoints were changed by hand, so they are not dealt. Their owner must stop nevertheless.
+    #[test]
+    fn nobody_owns_the_checkpoints_of_a_paused_projection_that_cannot_be_dealt() {
+        let (mut client, id) = given("pause");
+        let sql = "SELECT token, worker_id IS NULL FROM orchestrator_checkpoints";
+        let row = |client: &mut Client| {
+            let row = client.query_one(sql, &[]).unwrap();
+            (row.get::<_, i64>(0), row.get::<_, bool>(1))
+        };
+        let before = row(&mut client);
+        let outcome = applied(&mut client, id, "set", &Effect::Desire(DesiredState::Paused, None));
+        assert!(matches!(outcome, Some(Outcome::Done(_))), "{outcome:?}");
+        let after = row(&mut client);
+        assert!(after.0 != before.0 && after.1, "{before:?} {after:?}");
+    }
+
+    /// The function refuses these, but an operator may insert rows without it.
+    #[test]
+    fn a_malformed_command_fails_and_does_not_hold_up_others() {
+        for (command, arguments, effect, part) in [
+            ("discard", "{}", Effect::Discard, "no event with this id"),
+            ("discard", r#"{"event": "x"}"#, Effect::Discard, "invalid input syntax for type uuid"),
+            ("replay", r#"{"error_like": 7, "all": false}"#, Effect::Replay, "no parked aggregate matches"),
+        ] {
+            let (mut client, id) = given(command);
+            let sql = "UPDATE orchestrator_commands SET arguments = $1::text::jsonb";
+            client.execute(sql, &[&arguments]).unwrap();
+            let outcome = applied(&mut client, id, "set", &effect).unwrap();
+            let why = outcome.why_not().unwrap();
+            assert!(why.contains(part), "{command} {arguments}: {why}");
+            let sql = "SELECT outcome, error FROM orchestrator_commands";
+            let row = client.query_one(sql, &[]).unwrap();
+            assert_eq!((row.get::<_, &str>(0), row.get::<_, &str>(1)), (outcome.as_str(), why));
+        }
+    }
 }

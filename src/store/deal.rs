@@ -140,11 +140,16 @@ pub(super) fn disown(tx: &mut Transaction<'_>, names: &Names, projection: &str) 
 /// be processed twice or lost. Either the shares are wrong, or the table was changed by hand a
 /// moment ago.
 pub(super) fn verify_cover(tx: &mut Transaction<'_>, names: &Names, projections: &[&str]) -> Result<(), Error> {
+    // A rewind executes it under the settings of the application, so everything is qualified.
     let sql = names.sql(
-        "SELECT p.name FROM unnest($1::text[]) AS p (name)
-         LEFT JOIN {checkpoints} c ON c.projection = p.name LEFT JOIN unnest(c.keys) AS piece ON true
-         GROUP BY p.name
-         HAVING range_agg(piece) IS DISTINCT FROM {all_keys} OR sum(upper(piece) - lower(piece)) <> {key_space} LIMIT 1",
+        "SELECT p.name FROM pg_catalog.unnest($1::pg_catalog.text[]) AS p (name)
+         LEFT JOIN LATERAL (
+             SELECT pg_catalog.range_agg(piece) AS keys,
+                    pg_catalog.sum(pg_catalog.upper(piece) OPERATOR(pg_catalog.-) pg_catalog.lower(piece)) AS size
+             FROM {checkpoints} AS c CROSS JOIN LATERAL pg_catalog.unnest(c.keys) AS piece
+             WHERE c.projection OPERATOR(pg_catalog.=) p.name) AS covered ON true
+         WHERE NOT coalesce(covered.keys OPERATOR(pg_catalog.=) {all_keys}, false)
+            OR covered.size OPERATOR(pg_catalog.<>) {key_space} LIMIT 1",
     );
     let broken = tx
         .query_typed_opt(&sql, &[(&projections, Type::TEXT_ARRAY)])

@@ -22,6 +22,7 @@ pub(crate) fn position_of(
     names: &Names,
     command: i64,
 ) -> Result<Option<i64>, postgres::Error> {
+    // A command that was inserted without the function may have no position: NULL.
     let sql = names.sql(
         "SELECT CASE
              WHEN arguments OPERATOR(pg_catalog.?) 'to_beginning' THEN 0
@@ -35,7 +36,7 @@ pub(crate) fn position_of(
          FROM {commands} AS command WHERE command.id OPERATOR(pg_catalog.=) $1",
     );
     let row = client.query_typed_opt(&sql, &[(&command, Type::INT8)])?;
-    Ok(row.map(|row| row.get(0)))
+    Ok(row.and_then(|row| row.get(0)))
 }
 
 /// Locks the command, if this is still the worker and the attempt that executes it.

@@ -137,8 +137,9 @@ fn view_sql(names: &Names) -> String {
          LEFT JOIN (SELECT array_agg(k.id ORDER BY k.id) AS command_ids, array_agg(k.projection ORDER BY k.id) AS commanded,
                            array_agg(k.command ORDER BY k.id) AS commands, array_agg(k.step ORDER BY k.id) AS steps,
                            array_agg(k.executor ORDER BY k.id) AS executors, array_agg(k.attempt ORDER BY k.id) AS attempts
-                    FROM {commands} k JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
-                    WHERE k.applied_at IS NULL) k ON coalesce(w.number_in_view, 1) = 1
+                    FROM (SELECT DISTINCT ON (k.projection) k.* FROM {commands} k
+                          JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
+                          WHERE k.applied_at IS NULL ORDER BY k.projection, k.id) k) k ON coalesce(w.number_in_view, 1) = 1
          ORDER BY w.number_in_view",
         &[
             ("is_advisory", &IS_ADVISORY),
@@ -158,8 +159,10 @@ fn standing_sql(names: &Names) -> String {
                 w.partition_key, ARRAY(SELECT name FROM {projections} WHERE replica_set = $1 ORDER BY name) AS projections,
                 ARRAY(SELECT deal FROM {projections} WHERE replica_set = $1 ORDER BY name) AS deals,
                 k.id AS command_id, k.attempt, k.projection AS to_clear,
-                EXISTS (SELECT FROM {commands} k JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
-                        WHERE k.applied_at IS NULL AND k.step IS DISTINCT FROM 'clearing') AS is_command_due
+                EXISTS (SELECT FROM (SELECT DISTINCT ON (k.projection) k.step FROM {commands} k
+                                     JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
+                                     WHERE k.applied_at IS NULL ORDER BY k.projection, k.id) k
+                        WHERE k.step IS DISTINCT FROM 'clearing') AS is_command_due
          FROM (SELECT) AS always
          LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
          LEFT JOIN {workers} w ON w.id = $2 AND w.state <> 'stopped'

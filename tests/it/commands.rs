@@ -520,3 +520,55 @@ fn the_count_begins_anew_after_old_events_are_deleted() {
     await_complete(&mut client, "p");
     assert_eq!(counts(&mut client), [10, 0, 0, 10]);
 }
+
+#[test]
+fn a_rewind_that_cannot_succeed_fails_and_ends() {
+    let database = database();
+    let mut client = prepared(&database);
+    // The application's search path comes first in the transaction of `reset`.
+    client
+        .batch_execute(
+            "CREATE FUNCTION public.upper(int4range) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 0';
+             INSERT INTO ledger (projection, global_position, aggregate_id, aggregate_version) VALUES ('ignores', 0, '', 0)",
+        )
+        .unwrap();
+    let projections: Vec<Box<dyn Projection>> = vec![Box::new(Ignores), Box::new(Ledger::named("p"))];
+    let worker = start(builder(database.url(), "set"), projections);
+    await_running(&[&worker]);
+    append_plainly(&mut client, 10, 5);
+    await_complete(&mut client, "p");
+    eventually("it is processed, too", SOON, || {
+        (projection_metric(&worker, "events_processed_total", "ignores") == Some(10.0)).then_some(())
+    });
+    let id = give(&mut client, "ignores", "rewind", &json!({"to_beginning": true}));
+    let (name, _, error) = outcome(&mut client, id);
+    let expected = "its read model could not be cleared: reset() has ignored that one of its statements failed";
+    assert_eq!((name.as_str(), error.as_deref()), ("failed", Some(expected)));
+    // Inserted without the function, which would refuse them.
+    for arguments in [r#"{"to_position": null}"#, r#"{"to_position": -5}"#, r#"{"to_time": "soon"}"#] {
+        let sql = "INSERT INTO orchestrator_commands (projection, command, arguments) VALUES ('p', 'rewind', $1::text::jsonb) RETURNING id";
+        let id = client.query_one(sql, &[&arguments]).unwrap().get(0);
+        let (name, ..) = outcome(&mut client, id);
+        assert!(name == "refused" || name == "failed", "{arguments}: {name}");
+    }
+    done(&mut client, "p", "rewind", &json!({"to_beginning": true}));
+    await_complete(&mut client, "p");
+}
+
+/// Its `reset` ignores the error of a statement.
+struct Ignores;
+
+impl Projection for Ignores {
+    fn name(&self) -> &str {
+        "ignores"
+    }
+
+    fn handle(&self, _: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    fn reset(&self, tx: &mut Tx<'_>, _: i64) -> Result<(), BoxError> {
+        _ = tx.batch_execute("DELETE FROM nothing");
+        Ok(())
+    }
+}

@@ -35,6 +35,14 @@ impl Database {
         self.commands.push(Command { id, projection, asked, step: Step::Queued });
     }
 
+    /// The first command of each projection.
+    pub(super) fn first_commands(&self) -> impl Iterator<Item = &Command> {
+        self.commands.iter().enumerate().filter_map(|(at, command)| {
+            let earlier = self.commands.iter().take(at);
+            earlier.clone().all(|earlier| earlier.projection != command.projection).then_some(command)
+        })
+    }
+
     /// Whether a read model is being cleared.
     pub(super) fn is_clearing(&self, projection: usize) -> bool {
         self.commands.iter().any(|command| command.projection == projection && command.step != Step::Queued)

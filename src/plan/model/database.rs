@@ -262,8 +262,7 @@ impl Database {
                 .map(|(_, name)| Unclaimed { name: name.clone(), owner: None })
                 .collect(),
             commands: self
-                .commands
-                .iter()
+                .first_commands()
                 .filter(|command| self.projections[command.projection].is_some())
                 .map(Command::view)
                 .collect(),

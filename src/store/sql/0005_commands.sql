@@ -76,14 +76,17 @@ CREATE TABLE IF NOT EXISTS {discarded} (
 -- can be refused without knowing the state of the projection is refused here.
 --
 -- It runs with the privileges of the caller, so the right to insert into the table decides who may
--- command. Operators and functions are qualified, so that the caller's search path cannot replace
--- them.
+-- command. It sets a search path of its own, so that the caller's cannot replace a function or an
+-- operator, such as the one that CASE uses.
 CREATE OR REPLACE FUNCTION {command}(
     projection TEXT, command TEXT, arguments JSONB DEFAULT '{}', requested_by TEXT DEFAULT current_user, reason TEXT DEFAULT NULL
-) RETURNS BIGINT LANGUAGE plpgsql AS $$
+) RETURNS BIGINT LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
 #variable_conflict use_column
 DECLARE
-    given TEXT[] := ARRAY(SELECT pg_catalog.jsonb_object_keys($3));
+    is_object BOOLEAN := $3 IS NULL OR jsonb_typeof($3) = 'object';
+    given TEXT[] := ARRAY(SELECT jsonb_object_keys(CASE WHEN is_object THEN $3 END));
     valid BOOLEAN;
     expected TEXT;
     number BIGINT;
@@ -91,44 +94,44 @@ BEGIN
     CASE $2
         WHEN 'pause', 'resume', 'remove' THEN
             expected := 'no arguments';
-            valid := pg_catalog.cardinality(given) OPERATOR(pg_catalog.=) 0;
+            valid := cardinality(given) = 0;
         WHEN 'rewind' THEN
             expected := 'one of {"to_beginning": true}, {"to_position": 7} and {"to_time": "2026-01-31T12:00:00Z"}';
             valid := CASE given[1]
-                WHEN 'to_beginning' THEN ($3 OPERATOR(pg_catalog.->) 'to_beginning') OPERATOR(pg_catalog.=) 'true'::pg_catalog.jsonb
-                WHEN 'to_position' THEN ($3 OPERATOR(pg_catalog.->>) 'to_position')::pg_catalog.int8 OPERATOR(pg_catalog.>=) 0
-                WHEN 'to_time' THEN pg_catalog.isfinite(($3 OPERATOR(pg_catalog.->>) 'to_time')::pg_catalog.timestamptz)
-            END AND pg_catalog.cardinality(given) OPERATOR(pg_catalog.=) 1;
+                WHEN 'to_beginning' THEN ($3 -> 'to_beginning') = 'true'::jsonb
+                WHEN 'to_position' THEN ($3 ->> 'to_position')::int8 >= 0
+                WHEN 'to_time' THEN isfinite(($3 ->> 'to_time')::timestamptz)
+            END AND cardinality(given) = 1;
         WHEN 'replay' THEN
             expected := 'one of {"all": true}, {"aggregate": ["context", "type", "id"]} and {"error_like": "%pattern%"}';
             valid := CASE given[1]
-                WHEN 'all' THEN ($3 OPERATOR(pg_catalog.->) 'all') OPERATOR(pg_catalog.=) 'true'::pg_catalog.jsonb
-                WHEN 'aggregate' THEN CASE pg_catalog.jsonb_typeof($3 OPERATOR(pg_catalog.->) 'aggregate')
-                    WHEN 'array' THEN pg_catalog.jsonb_array_length($3 OPERATOR(pg_catalog.->) 'aggregate') OPERATOR(pg_catalog.=) 3
+                WHEN 'all' THEN ($3 -> 'all') = 'true'::jsonb
+                WHEN 'aggregate' THEN CASE jsonb_typeof($3 -> 'aggregate')
+                    WHEN 'array' THEN jsonb_array_length($3 -> 'aggregate') = 3
                 END
-                WHEN 'error_like' THEN pg_catalog.jsonb_typeof($3 OPERATOR(pg_catalog.->) 'error_like') OPERATOR(pg_catalog.=) 'string'
-            END AND pg_catalog.cardinality(given) OPERATOR(pg_catalog.=) 1;
+                WHEN 'error_like' THEN jsonb_typeof($3 -> 'error_like') = 'string'
+            END AND cardinality(given) = 1;
         WHEN 'discard' THEN
             expected := '{"event": "the id of the event"}';
             valid := CASE given[1]
-                WHEN 'event' THEN ($3 OPERATOR(pg_catalog.->>) 'event')::pg_catalog.uuid IS NOT NULL
-            END AND pg_catalog.cardinality(given) OPERATOR(pg_catalog.=) 1;
-            IF reason IS NULL OR pg_catalog.btrim(reason) OPERATOR(pg_catalog.=) '' THEN
+                WHEN 'event' THEN ($3 ->> 'event')::uuid IS NOT NULL
+            END AND cardinality(given) = 1;
+            IF reason IS NULL OR btrim(reason) = '' THEN
                 RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                     MESSAGE = 'discard needs a reason', HINT = 'Say why the event is not to be handled.';
             END IF;
         ELSE
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-                MESSAGE = pg_catalog.format('there is no command %L', $2),
+                MESSAGE = format('there is no command %L', $2),
                 HINT = 'There are pause, resume, rewind, remove, replay and discard.';
     END CASE;
-    IF valid IS NOT TRUE THEN
+    IF valid IS NOT TRUE OR NOT is_object THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-            MESSAGE = pg_catalog.format('%s cannot have the arguments %s', $2, $3), HINT = pg_catalog.concat('It takes ', expected, '.');
+            MESSAGE = format('%s cannot have the arguments %s', $2, $3), HINT = concat('It takes ', expected, '.');
     END IF;
-    IF NOT EXISTS (SELECT FROM {projections} AS known WHERE known.name OPERATOR(pg_catalog.=) $1) THEN
+    IF NOT EXISTS (SELECT FROM {projections} AS known WHERE known.name = $1) THEN
         RAISE EXCEPTION USING ERRCODE = 'no_data_found',
-            MESSAGE = pg_catalog.format('no worker has ever registered a projection %L', $1),
+            MESSAGE = format('no worker has ever registered a projection %L', $1),
             HINT = 'The names of all projections are in {projections}.';
     END IF;
     INSERT INTO {commands} (projection, command, arguments, requested_by, reason)
