@@ -46,10 +46,15 @@ GRANT SELECT ON orchestrator_commands, orchestrator_projections, orchestrator_wo
 GRANT SELECT ON orchestrator_checkpoints, orchestrator_parked TO shop_operator;
 GRANT SELECT (global_position, created_at) ON events TO shop_operator;
 
--- To wait for projections, it reads how far they are, and why they do not get on. An application
--- that does not wait needs none of this.
-GRANT SELECT ON orchestrator_workers, orchestrator_projections, orchestrator_checkpoints, orchestrator_commands, orchestrator_parked
-    TO shop_appender;
+-- To wait for projections, the appender reads how far they are, and why they do not get on. These
+-- are the columns that the library reads. An application that does not wait needs none of this.
+GRANT SELECT (id, replica_set, projections, state, started_at, stopped_at, last_heartbeat, session_class, session_pid)
+    ON orchestrator_workers TO shop_appender;
+GRANT SELECT (name, replica_set, scope, desired_state, desired_by, desired_reason, fault) ON orchestrator_projections TO shop_appender;
+GRANT SELECT (projection, keys, position, worker_id, state, error, attempted_at) ON orchestrator_checkpoints TO shop_appender;
+GRANT SELECT (projection, step, applied_at) ON orchestrator_commands TO shop_appender;
+GRANT SELECT (projection, bounded_context, aggregate_type, aggregate_id, position, error, replay_requested_at)
+    ON orchestrator_parked TO shop_appender;
 
 -- Optional: if workers take commands by HTTP (ORCHESTRATOR_OPERATOR_TOKEN), they record them as the
 -- worker. Then handlers can do so, too.

@@ -1,6 +1,7 @@
 //! The four roles of `examples/postgres/roles.sql`: each can do its work with exactly the
 //! privileges in that file, and not without any of them.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use postgres::{Client, NoTls};
@@ -101,12 +102,18 @@ fn the_appender_needs_each_of_its_privileges_to_wait() {
     let worker = roles.start();
     await_running(&[&worker]);
     roles.wait().unwrap();
-    for table in ["workers", "projections", "checkpoints", "commands", "parked"] {
-        roles.admin.batch_execute(&format!("REVOKE SELECT ON orchestrator_{table} FROM {role}")).unwrap();
-        let error = roles.wait().unwrap_err();
-        assert!(error.contains("42501") && error.contains(&format!("orchestrator_{table}")), "{table}: {error}");
+    let sql = "SELECT table_name || '', column_name || '' FROM information_schema.column_privileges
+               WHERE grantee = $1 AND table_name LIKE 'orchestrator%'";
+    let granted = roles.admin.query(sql, &[&role]).unwrap();
+    for row in &granted {
+        let (table, column): (&str, &str) = (row.get(0), row.get(1));
+        roles.admin.batch_execute(&format!("REVOKE SELECT ({column}) ON {table} FROM {role}")).unwrap();
+        let error = roles.wait().expect_err(&format!("{table}.{column} is not needed"));
+        assert!(error.contains("42501") && error.contains(table), "{table}.{column}: {error}");
         roles.grant();
     }
+    let tables: BTreeSet<&str> = granted.iter().map(|row| row.get(0)).collect();
+    assert_eq!(tables.len(), 5, "{tables:?}");
     roles.wait().unwrap();
 }
 
@@ -213,10 +220,13 @@ fn the_operator_needs_each_of_its_privileges() {
     ] {
         assert_forbidden(&mut client, statement);
     }
-    // What the others may not do with commands: a worker gives none, and the appender sees none.
+    // What the others may not do with commands: a worker gives none, and the appender neither gives
+    // any nor sees who has given them and why.
     assert_forbidden(&mut roles.client("worker"), "SELECT orchestrator_command('p', 'pause')");
     assert_forbidden(&mut roles.client("appender"), "SELECT orchestrator_command('p', 'pause')");
-    assert_forbidden(&mut roles.client("appender"), "SELECT FROM orchestrator_commands");
+    for column in ["requested_by", "requested_as", "reason", "error"] {
+        assert_forbidden(&mut roles.client("appender"), &format!("SELECT {column} FROM orchestrator_commands"));
+    }
 }
 
 #[track_caller]
@@ -254,6 +264,9 @@ fn the_documented_privileges_are_sufficient() {
         ("appender", "SELECT setval('events_global_position_seq', 1)"),
         ("appender", "DELETE FROM events"),
         ("appender", "SELECT FROM orchestrator_generations"),
+        ("appender", "SELECT host FROM orchestrator_workers"),
+        ("appender", "SELECT errors FROM orchestrator_parked"),
+        ("appender", "SELECT FROM orchestrator_discarded"),
         ("appender", "UPDATE orchestrator_checkpoints SET position = 0"),
         ("appender", "DELETE FROM orchestrator_parked"),
         ("appender", "INSERT INTO orchestrator_commands (projection, command) VALUES ('p', 'pause')"),
