@@ -54,7 +54,8 @@
 //! `run` and `catch-up` migrate first, and wait for a server that is away. Each line of `check` is
 //! ok, a warning or an error, with the remedy.
 //!
-//! The commands from `projections` on have `--json`, and work on the projections of `REPLICA_SET`.
+//! The commands from `projections` to `history` have `--json`, and work on the projections of
+//! `REPLICA_SET`. `wait` works on those of all replica sets, and has no `--json`.
 //! `pause`, `resume`, `rewind`, `remove`, `replay` and `discard` wait until a worker has applied
 //! the command, for up to `--timeout` (30 s), and print what it has done: "orders is paused at
 //! position 81,234 on 3 workers". With `--no-wait` they print its number. `--by` says who gives the
