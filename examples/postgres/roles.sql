@@ -46,7 +46,7 @@ GRANT SELECT ON orchestrator_commands, orchestrator_projections, orchestrator_wo
 GRANT SELECT ON orchestrator_checkpoints, orchestrator_parked TO shop_operator;
 GRANT SELECT (global_position, created_at) ON events TO shop_operator;
 
--- To wait for projections, it reads how far they are, and why they do not get on. An application
+-- To wait for projections, it reads how far they are, and why they do not proceed. An application
 -- that does not wait needs none of this.
 GRANT SELECT ON orchestrator_workers, orchestrator_projections, orchestrator_checkpoints, orchestrator_commands, orchestrator_parked
     TO shop_appender;

@@ -45,7 +45,7 @@
 //! | `rewind NAME (--to-beginning \| --to-position N \| --to-time T) --reason …` | clears the read model with the projection's own code, and handles the events again |
 //! | `remove NAME` | forgets a projection that no running worker knows |
 //! | `parked [NAME]` | shows the aggregates whose events are not handled, because one failed |
-//! | `replay NAME (--all \| --aggregate CONTEXT/TYPE/ID \| --error-like TEXT)` | handles them again |
+//! | `replay NAME (--all \| --aggregate CONTEXT/TYPE/ID \| --error-like TEXT)` | asks for a retry of them; `parked` shows the result |
 //! | `discard NAME --event ID --reason …` | never handles an event that fails; the aggregate goes on after it |
 //! | `history [NAME]` | shows the last commands: who gave them, why, and what they did |
 //! | `wait NAME…` | waits until the running workers have processed all events visible now |
