@@ -38,8 +38,8 @@ const NO_RESET: &str = "it has no reset(): implement it, so that it clears the r
 
 /// How often `reset` may fail before the command fails.
 const ATTEMPTS: u32 = 3;
-/// How often a call of `reset` may be interrupted, for example by the loss of its connection. It may
-/// be the reason itself.
+/// How often a call of `reset` may be interrupted, for example by the loss of its connection. It
+/// may be the reason itself.
 const INTERRUPTIONS: u32 = 10;
 
 pub(crate) struct Clearing {

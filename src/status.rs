@@ -22,8 +22,8 @@ use crate::shortage::Shortage;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 #[non_exhaustive]
 pub enum ProjectionState {
-    /// The worker holds no part of the projection, or processing is paused while a generation is
-    /// formed.
+    /// The worker holds no part of the projection, for example because an operator has paused it.
+    /// Or processing is paused while a generation is formed.
     #[default]
     Paused,
     /// Events are processed, or the projection waits for events.

@@ -45,7 +45,7 @@
 //! | `rewind NAME (--to-beginning \| --to-position N \| --to-time T) --reason …` | clears the read model with the projection's own code, and handles the events again |
 //! | `remove NAME` | forgets a projection that no running worker knows |
 //! | `parked [NAME]` | shows the aggregates whose events are not handled, because one failed |
-//! | `replay NAME (--all \| --aggregate CONTEXT/TYPE/ID \| --error-like TEXT)` | handles them again |
+//! | `replay NAME (--all \| --aggregate CONTEXT/TYPE/ID \| --error-like TEXT)` | asks for a retry of them; `parked` shows the result |
 //! | `discard NAME --event ID --reason …` | never handles an event that fails; the aggregate goes on after it |
 //! | `history [NAME]` | shows the last commands: who gave them, why, and what they did |
 //! | `wait NAME…` | waits until the running workers have processed all events visible now |
@@ -54,7 +54,8 @@
 //! `run` and `catch-up` migrate first, and wait for a server that is away. Each line of `check` is
 //! ok, a warning or an error, with the remedy.
 //!
-//! The commands from `projections` on have `--json`, and work on the projections of `REPLICA_SET`.
+//! The commands from `projections` to `history` have `--json`, and work on the projections of
+//! `REPLICA_SET`. `wait` works on those of all replica sets, and has no `--json`.
 //! `pause`, `resume`, `rewind`, `remove`, `replay` and `discard` wait until a worker has applied
 //! the command, for up to `--timeout` (30 s), and print what it has done: "orders is paused at
 //! position 81,234 on 3 workers". With `--no-wait` they print its number. `--by` says who gives the

@@ -13,7 +13,8 @@ with_retry_options! { declare! {
     /// A failure counts as an attempt if it comes from the handler: its errors, its panics, values
     /// that cannot be decoded, and the end of its connection or of the whole process while it runs.
     /// When the attempts are used up, the projection halts, and retries with one event after each
-    /// [`halted_interval`](Self::halted_interval).
+    /// [`halted_interval`](Self::halted_interval). Or it parks the event's aggregate; see
+    /// [`OnFailure`](crate::OnFailure).
     ///
     /// A failure that other transactions, the network or the server cause does not count, and is
     /// always retried. Deadlocks, serialisation failures and lost connections are retried at once.
@@ -37,8 +38,9 @@ with_retry_options! { declare! {
 with_retry_options! { setters! { Retry () } }
 
 impl Retry {
-    /// Keeps a halted projection halted until the worker is restarted or the partitions are
-    /// redistributed. An event that ended the process is not tried even then, until `attempts` and
+    /// Keeps a halted projection halted until the worker is restarted, the partitions are
+    /// redistributed, the event is discarded, or an operator pauses and resumes the projection. An
+    /// event that ended the process is not tried even then, until `attempts` and
     /// `attempt_position` of the projection's checkpoint are set to 0 and NULL.
     pub fn stay_halted(mut self) -> Self {
         self.halted_interval = None;

@@ -6,11 +6,11 @@
 //! |---|---|
 //! | have a running projection in ten minutes | [`getting_started`] |
 //! | write projections | [`projections`] |
-//! | append events, execute commands | [`event_store`] |
-//! | know what happens when a handler fails | [`failures`] |
+//! | append events, execute commands, wait for a read model | [`event_store`] |
+//! | know what happens when a handler fails: halt, park, replay, discard | [`failures`] |
 //! | test projections | [`testing`] |
 //! | run workers in production | [`deploying`] |
-//! | look, pause, rewind, rebuild, remove, find out who did what | [`operating`] |
+//! | look, pause, resume, rewind, rebuild, remove, find out who did what | [`operating`] |
 //! | find out why something stands still | [`troubleshooting`] |
 //! | understand a line of the log | [`logs`] |
 //! | set up alerts | [`metrics`] |

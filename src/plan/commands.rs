@@ -60,9 +60,9 @@ pub(crate) enum Refusal {
     Unusable(Fault),
 }
 
-/// Returns the first command that can be applied now, and its effect; only commands of this kind, if
-/// one is given. `running` are the members of
-/// the active generation that may get a share; `alive` are all workers that are not dead.
+/// Returns the first command that can be applied now, and its effect; only commands of this kind,
+/// if one is given. `running` are the members of the active generation that may get a share;
+/// `alive` are all workers that are not dead.
 pub(super) fn next<'v>(
     view: &'v ClusterView,
     running: &[&WorkerView],

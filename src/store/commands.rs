@@ -446,8 +446,8 @@ mod tests {
     use super::*;
     use crate::store::testing;
 
-    /// A projection `p` of the replica set `set` whose checkpoint a worker owns, and a pending command
-    /// for it.
+    /// A projection `p` of the replica set `set` whose checkpoint a worker owns, and a pending
+    /// command for it.
     fn given(command: &str) -> (Client, i64) {
         let mut client = testing::connect_with_projection();
         client
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_does_not_reach_the_projection_of_another_replica_set() {
+    fn a_command_does_not_reach_another_replica_set() {
         for effect in [Effect::Remove, Effect::Desire(DesiredState::Paused, None), Effect::Replay, Effect::Discard] {
             let (mut client, id) = given("remove");
             let outcome = applied(&mut client, id, "another", &effect);
@@ -480,9 +480,10 @@ mod tests {
         }
     }
 
-    /// Its checkpoints were changed by hand, so they are not dealt. Their owner must stop nevertheless.
+    /// Its checkpoints were changed by hand, so they are not dealt. Their owner must stop
+    /// nevertheless.
     #[test]
-    fn nobody_owns_the_checkpoints_of_a_paused_projection_that_cannot_be_dealt() {
+    fn pause_takes_the_checkpoints_that_cannot_be_dealt() {
         let (mut client, id) = given("pause");
         let sql = "SELECT token, worker_id IS NULL FROM orchestrator_checkpoints";
         let row = |client: &mut Client| {

@@ -119,7 +119,7 @@ pub(crate) fn subcommands() -> [Subcommand; 9] {
             .group(ArgGroup::new("to").args(["to-beginning", "to-position", "to-time"]).required(true)),
         command("remove", false).about("Forget a projection that no running worker knows; its read model stays"),
         command("replay", false)
-            .about("Handle the events of parked aggregates again")
+            .about("Retry parked aggregates; returns when the replay is requested, and parked shows the result")
             .args([
                 switch("all", "Replay all aggregates that the projection has parked"),
                 needed("aggregate", "CONTEXT/TYPE/ID").value_parser(aggregate).help("Replay this aggregate"),
@@ -140,7 +140,9 @@ fn command(name: &'static str, needs_reason: bool) -> Subcommand {
         needed("reason", "TEXT").required(needs_reason).help("Why, for the history"),
         needed("by", "WHO").help("Who gives the command, for the history [default: the database user and this host]"),
         switch("no-wait", "Print the number of the command, and do not wait until it is applied"),
-        value("timeout", "DURATION", TIMEOUT).value_parser(duration).help("How long to wait until it is applied"),
+        value("timeout", "DURATION", TIMEOUT)
+            .value_parser(duration)
+            .help("How long to wait until it is applied, such as 2m"),
         json(),
     ])
 }
