@@ -4,7 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use super::output;
-use crate::error::{BoxError, Error, describe_any, one_line};
+use crate::error::{BoxError, Error, describe_any, one_line, redacted};
 use crate::operator::OperatorError;
 
 #[derive(Debug)]
@@ -53,7 +53,8 @@ impl From<Error> for Failure {
 /// The texts contain what other operators and workers have written, so they become one line.
 impl From<OperatorError> for Failure {
     fn from(error: OperatorError) -> Self {
-        let text = one_line(&error.with_causes());
+        // The name of a projection may be a URL with a password, in the wrong place.
+        let text = one_line(&redacted(&error.with_causes()));
         match error {
             _ if error.is_pending() => Self::Pending(text),
             OperatorError::Refused { .. } | OperatorError::Unknown { .. } | OperatorError::Elsewhere { .. } => {
@@ -95,5 +96,12 @@ mod tests {
             let shown = Failure::from(error).to_string();
             assert!(shown.contains("no [2J hook") && !shown.contains(char::is_control), "{shown:?}");
         }
+    }
+
+    #[test]
+    fn a_url_in_place_of_a_name_keeps_its_password() {
+        let projection = "postgres://shop:secret@localhost/shop".to_owned();
+        let shown = Failure::from(OperatorError::Unknown { projection, known: vec![] }).to_string();
+        assert!(shown.contains("shop:***@localhost") && !shown.contains("secret"), "{shown}");
     }
 }

@@ -159,6 +159,11 @@ impl Operator {
     ) -> Result<Vec<ParkedRecord>, OperatorError> {
         let client = client.as_client();
         apart(|| {
+            if let Some(projection) = projection {
+                // A name that is misspelt must not look like one of which nothing is parked.
+                let known = operations::known(client, &self.names).map_err(|error| self.explained(None, error))?;
+                self.owner(&known, projection)?;
+            }
             operations::parked(client, &self.names, self.replica_set.as_deref(), projection)
                 .map_err(|error| self.explained(None, error))
         })

@@ -400,12 +400,20 @@ fn discard(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Resul
     // Locks all of them, in the order of a deal: a merge that is committing must not hide the row.
     let lock = names.sql("SELECT FROM {checkpoints} WHERE projection = $1 ORDER BY token FOR UPDATE");
     tx.query_typed(&lock, &[(&target.projection, Type::TEXT)])?;
-    let covering = names.sql("SELECT token, position FROM {checkpoints} WHERE projection = $1 AND keys @> $2");
-    let covering = tx.query_typed(&covering, &[(&target.projection, Type::TEXT), (&key, Type::INT4)])?;
+    // The error of a failed attempt names its event.
+    let covering = names.sql(
+        "SELECT c.token, c.position, CASE WHEN c.attempt_event_id = d.id OR strpos(c.error, d.id::text) > 0 THEN coalesce(c.error, '') END
+         FROM {checkpoints} c, (SELECT (arguments ->> 'event')::uuid FROM {commands} WHERE id = $3) AS d (id)
+         WHERE c.projection = $1 AND c.keys @> $2",
+    );
+    let covering =
+        tx.query_typed(&covering, &[(&target.projection, Type::TEXT), (&key, Type::INT4), (&target.id, Type::INT8)])?;
     let [checkpoint] = covering.as_slice() else {
         return Ok(Outcome::Refused("its checkpoints overlap or leave keys out: they were changed by hand".to_owned()));
     };
     let (token, reached): (i64, i64) = (checkpoint.get(0), checkpoint.get(1));
+    // What is reported about the event, if something is.
+    let reported: Option<String> = checkpoint.get(2);
     let [context, kind, id] = &aggregate;
     let of_aggregate: [(&(dyn ToSql + Sync), Type); 4] =
         [(&target.projection, Type::TEXT), (context, Type::TEXT), (kind, Type::TEXT), (id, Type::TEXT)];
@@ -419,6 +427,7 @@ fn discard(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Resul
         return Ok(Outcome::Refused("the event was handled already".to_owned()));
     }
     let error: Option<String> = parked.as_ref().filter(|_| failed_at == Some(position)).map(|row| row.get(1));
+    let error = error.or_else(|| reported.clone().filter(|error| !error.is_empty()));
     let insert = names.sql(
         "INSERT INTO {discarded} (projection, event_id, bounded_context, aggregate_type, aggregate_id, key, position, event_type,
                                   error, discarded_by, reason, command_id)
@@ -427,7 +436,12 @@ fn discard(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Resul
          FROM {commands} k JOIN {events} e ON e.event_id = (k.arguments ->> 'event')::uuid WHERE k.id = $1",
     );
     tx.execute_typed(&insert, &[(&target.id, Type::INT8), (&key, Type::INT4), (&error, Type::TEXT)])?;
-    tx.execute_typed(&names.sql("UPDATE {checkpoints} SET token = DEFAULT WHERE token = $1"), &[(&token, Type::INT8)])?;
+    let forget = "state = 'running', error = NULL, attempts = 0, attempt_position = NULL, attempt_event_id = NULL,";
+    let renew = names.sql_with(
+        "UPDATE {checkpoints} SET {forget} token = DEFAULT WHERE token = $1",
+        &[("forget", if reported.is_some() { &forget } else { &"" })],
+    );
+    tx.execute_typed(&renew, &[(&token, Type::INT8)])?;
     if failed_at == Some(position) {
         let request = names.sql(
             "UPDATE {parked} SET replay_requested_at = clock_timestamp(), replays_begun = 0

@@ -91,7 +91,7 @@ fn commands_are_applied_and_say_what_they_did() {
     assert_eq!(json(&out)["outcome"], "refused");
     assert!(json(&out)["error"].as_str().unwrap().contains("workers that run know it"), "{out}{err}");
     let (_, err) = fails(3, url, &in_set(&["replay", "p", "--all"]));
-    assert!(err.contains("none of its aggregates is parked"), "{err}");
+    assert!(err.contains("no parked aggregate matches"), "{err}");
     let event = "67e55044-10b1-426f-9247-bb680e5fe0c8";
     let (_, err) = fails(3, url, &in_set(&["discard", "p", "--event", event, "--reason", "a duplicate"]));
     assert!(err.contains("there is no event with this id"), "{err}");

@@ -462,8 +462,9 @@ fn discarded_event_lets_a_halted_projection_go_on() {
     assert_eq!(result, json!({"position": 7, "aggregate": ["test", "Thing", "thing-1"]}));
     let why = refused(&mut client, "p", "discard", &json!({"event": bad}));
     assert!(why.contains("discarded already"), "{why}");
-    let sql = "SELECT event_id::text, discarded_by, reason FROM orchestrator_discarded WHERE projection = 'p'";
+    let sql = "SELECT event_id::text, discarded_by, reason, error FROM orchestrator_discarded WHERE projection = 'p'";
     let row = client.query_one(sql, &[]).unwrap();
+    assert!(row.get::<_, &str>(3).contains("it is bad"));
     assert_eq!([0, 1, 2].map(|at| row.get::<_, String>(at)), [&bad, "tester", "a test"]);
     let why = refused(&mut client, "p", "replay", &json!({"all": true}));
     assert!(why.contains("parked"), "{why}");
