@@ -815,3 +815,90 @@ fn a_replay_that_makes_room_ends_a_halt_at_once() {
     await_complete(&mut client, "p");
     worker.shutdown(SOON).unwrap();
 }
+
+/// Parks an aggregate at position 5 and halts at position 6. When the first fault is repaired, the
+/// event at 5 fails this many times for a reason that passes.
+fn halted_beside_a_delayed_replay(
+    builder: Builder,
+    passing: usize,
+    halt: impl Fn(&mut Tx<'_>) -> Result<(), BoxError> + Send + Sync + 'static,
+) -> (Handle, Fault) {
+    let fault = Fault::new();
+    let (struck, calls) = (fault.clone(), AtomicUsize::new(0));
+    let p = meddled("p", move |tx, event| match event.global_position() {
+        5 => {
+            struck.strike()?;
+            let is_away = calls.fetch_add(1, Ordering::SeqCst) < passing;
+            if is_away { Err(Passing::new("the service is away").into()) } else { Ok(()) }
+        }
+        6 => halt(tx),
+        _ => Ok(()),
+    });
+    let worker = start(builder, vec![p]);
+    await_halted(&worker, "p");
+    (worker, fault)
+}
+
+fn parking_one(database: &TestDatabase, interval: Option<Duration>) -> Builder {
+    let retry = Retry::default().attempts(1).first_delay(SHORT).longest_delay(SHORT);
+    let retry = match interval {
+        Some(interval) => retry.halted_interval(interval),
+        None => retry.stay_halted(),
+    };
+    parking(database, 1).retry(retry)
+}
+
+#[test]
+fn a_delayed_replay_goes_on_while_its_projection_is_halted() {
+    for interval in [Some(LONG), None] {
+        let database = database();
+        let mut client = prepared(&database);
+        append_plainly(&mut client, 20, 2);
+        let (worker, fault) =
+            halted_beside_a_delayed_replay(parking_one(&database, interval), 3, |_| Err("nothing works".into()));
+        fault.repair();
+        replay(&mut client, "p");
+        eventually("the replay ends", SOON, || {
+            parked(&mut client, "p").iter().all(|row| row.position != 5).then_some(())
+        });
+        assert_accounts(&mut client);
+        worker.shutdown(SOON).unwrap();
+    }
+}
+
+#[test]
+fn a_delayed_replay_goes_on_after_a_halt_for_good() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 20, 2);
+    let (worker, fault) = halted_beside_a_delayed_replay(parking_one(&database, Some(LONG)), 3, |tx| {
+        Ok(tx.batch_execute("ROLLBACK; BEGIN")?)
+    });
+    fault.repair();
+    replay(&mut client, "p");
+    eventually("nothing is parked", SOON, || parked(&mut client, "p").is_empty().then_some(()));
+    assert!(await_halted(&worker, "p").contains("has ended the transaction"));
+    assert_accounts(&mut client);
+    worker.shutdown(SOON).unwrap();
+}
+
+/// A replay that is delayed again and again does not keep a halted projection from trying.
+#[test]
+fn a_delayed_replay_does_not_prolong_a_halt() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 20, 2);
+    let other = Fault::new();
+    let struck = other.clone();
+    let builder = parking_one(&database, Some(10 * SHORT));
+    let (worker, fault) = halted_beside_a_delayed_replay(builder, usize::MAX, move |_| struck.strike());
+    fault.repair();
+    replay(&mut client, "p");
+    eventually("the replay is delayed", SOON, || {
+        projection_metric(&worker, "retries_total", "p").filter(|retries| *retries > 5.0)
+    });
+    await_halted(&worker, "p");
+    other.repair();
+    await_handled(&mut client, "p", 12);
+    worker.shutdown(SOON).unwrap();
+}
