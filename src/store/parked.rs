@@ -69,9 +69,10 @@ pub(crate) struct Failed<'a> {
     pub(crate) error: &'a str,
 }
 
-/// The last errors, newest first: the new one, and at most two of those before.
+/// The last errors, newest first: the new one, and at most two of those before. Each names its
+/// event, because a replay may fail at a later one.
 const ERRORS: &str = "(SELECT jsonb_agg(entry ORDER BY number) FROM (
-         SELECT entry, number FROM jsonb_array_elements(jsonb_build_array(jsonb_build_object('error', $5, 'at', clock_timestamp())) || {before})
+         SELECT entry, number FROM jsonb_array_elements(jsonb_build_array(jsonb_build_object('error', {error}, 'event', {event}, 'at', clock_timestamp())) || {before})
              WITH ORDINALITY AS entries (entry, number) ORDER BY number LIMIT 3) AS last)";
 
 /// Loads what is parked of these keys, and which events of them above a position are discarded. It
@@ -132,7 +133,7 @@ pub(crate) fn insert(
         "INSERT INTO {parked} (projection, bounded_context, aggregate_type, aggregate_id, key, position, event_id, event_type,
                                attempts, error, errors, highest)
          SELECT $1, $2, $3, aggregate_id, {event_key}, $6, $7, $8, $9, $5, {errors}, $10 FROM (SELECT $4 AS aggregate_id) AS stream",
-        &[("errors", &ERRORS.replace("{before}", "'[]'"))],
+        &[("errors", &errors("$5", "$7", "'[]'"))],
     );
     tx.execute_typed(
         &sql,
@@ -165,8 +166,8 @@ pub(crate) fn set_begun(
     change(tx, names, sql, projection, parked, &[(&whole(number), Type::INT4)])
 }
 
-/// Records that the replay of an aggregate has failed. Returns false if the row has changed since
-/// it was loaded.
+/// Records that the replay of an aggregate has failed. The attempts are those at the event at which
+/// it is parked now. Returns false if the row has changed since it was loaded.
 pub(crate) fn set_failed(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -174,10 +175,10 @@ pub(crate) fn set_failed(
     parked: &Parked,
     failed: Failed<'_>,
 ) -> Result<bool, postgres::Error> {
-    let errors = ERRORS.replace("{before}", "errors").replace("$5", "$6");
+    let errors = errors("$6", "$8", "errors");
     let sql = format!(
-        "UPDATE {{parked}} SET position = $7, event_id = $8, event_type = $9, attempts = attempts + $10, error = $6,
-                errors = {errors}, replay_requested_at = NULL, replays_begun = 0
+        "UPDATE {{parked}} SET position = $7, event_id = $8, event_type = $9, error = $6, errors = {errors},
+                attempts = CASE WHEN event_id = $8 THEN attempts ELSE 0 END + $10, replay_requested_at = NULL, replays_begun = 0
          WHERE {{loaded}}"
     );
     let values: [(&(dyn ToSql + Sync), Type); 5] = [
@@ -191,8 +192,8 @@ pub(crate) fn set_failed(
 }
 
 /// Moves a parked aggregate to the next event that waits, in the transaction that has handled those
-/// before it. The replay goes on, so it has begun once since it last made progress. Returns false
-/// if the row has changed since it was loaded.
+/// before it. The replay goes on, so it has begun once since it last made progress. No attempt at
+/// that event has failed yet. Returns false if the row has changed since it was loaded.
 pub(crate) fn set_next(
     client: &mut impl GenericClient,
     names: &Names,
@@ -200,7 +201,7 @@ pub(crate) fn set_next(
     parked: &Parked,
     next: &Waiting,
 ) -> Result<bool, postgres::Error> {
-    let sql = "UPDATE {parked} SET position = $6, event_id = $7, event_type = $8, replays_begun = 1 WHERE {loaded}";
+    let sql = "UPDATE {parked} SET position = $6, event_id = $7, event_type = $8, attempts = 0, replays_begun = 1 WHERE {loaded}";
     let values: [(&(dyn ToSql + Sync), Type); 3] =
         [(&next.event.position, Type::INT8), (&next.event.id, Type::UUID), (&next.event_type, Type::TEXT)];
     change(client, names, sql, projection, parked, &values)
@@ -259,6 +260,11 @@ fn change(
 fn whole(number: u32) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
+/// The value of `errors` after this error at this event.
+fn errors(error: &str, event: &str, before: &str) -> String {
+    ERRORS.replace("{error}", error).replace("{event}", event).replace("{before}", before)
+}
+
 
 #[cfg(test)]
 mod tests {
@@ -447,6 +453,36 @@ mod tests {
         assert!(passed > renewed);
         tx.commit().unwrap();
         let sql = "SELECT position, handled, last_event_position, last_event_id, highest FROM orchestrator_checkpoints";
+    /// The number of attempts, and the ids of the events in the last errors.
+    fn attempts(client: &mut Client) -> (i32, Vec<Uuid>) {
+        let sql = "SELECT attempts, ARRAY(SELECT (entry->>'event')::uuid FROM jsonb_array_elements(errors) AS entry) FROM orchestrator_parked";
+        let row = client.query_one(sql, &[]).unwrap();
+        (row.get(0), row.get(1))
+    }
+
+    /// A replay may fail at a later event because it has handled those before it, or because they
+    /// were discarded.
+    #[test]
+    fn attempts_are_those_at_the_event_and_errors_name_it() {
+        let (mut client, _, events) = begin();
+        let names = Names::default();
+        let (first, second) = (events[2].event_id(), events[4].event_id());
+        park(&mut client, &events[2]);
+        assert_eq!(attempts(&mut client), (3, vec![first]));
+        let fail = |client: &mut Client, event| {
+            let parked = loaded(client, &KeySet::all(), 0).parked.remove(0);
+            in_transaction(client, |tx| assert!(set_failed(tx, &names, "p", &parked, failed(event)).unwrap()));
+            attempts(client)
+        };
+        assert_eq!(fail(&mut client, &events[2]), (6, vec![first, first]));
+        assert_eq!(fail(&mut client, &events[4]), (3, vec![second, first, first]));
+        assert_eq!(fail(&mut client, &events[4]), (6, vec![second, second, first]));
+        let parked = loaded(&mut client, &KeySet::all(), 0).parked.remove(0);
+        let next = Waiting { event: failed(&events[2]).event, event_type: String::new(), weight: 0 };
+        in_transaction(&mut client, |tx| assert!(set_next(tx, &names, "p", &parked, &next).unwrap()));
+        assert_eq!(attempts(&mut client).0, 0);
+    }
+
         let found = client.query_one(sql, &[]).unwrap();
         let found: (i64, i64, i64, Uuid, i64) = (found.get(0), found.get(1), found.get(2), found.get(3), found.get(4));
         assert_eq!(found, (3, 3, 3, mark.id, 3));
