@@ -6,8 +6,9 @@ use postgres::error::SqlState;
 use uuid::Uuid;
 
 use crate::error::{BoxError, Error, describe_any, one_line, without_rows};
-use crate::event::Event;
+use crate::event::{Event, StreamId};
 use crate::projection::Passing;
+use crate::store::fence::EventMark;
 
 /// How much of an error is written to the database.
 pub(super) const ERROR_CHARS: usize = 1_000;
@@ -44,6 +45,8 @@ pub(super) enum Failure {
     },
     /// An event cannot be read. Nothing was committed.
     Unreadable(BoxError),
+    /// The event at which an aggregate is parked was deleted. Nothing was committed.
+    Missing(BoxError),
     /// The attempts at the next event have ended uncleanly too often. The event was not tried.
     Suspected(BoxError),
     /// The event's aggregate was to be parked, but too many are parked already. Nothing was
@@ -194,6 +197,19 @@ impl Failure {
         Self::Full(problem.into())
     }
 
+    /// The event at which an aggregate is parked is neither there nor discarded.
+    pub(super) fn of_missing(event: EventMark) -> Self {
+        let EventMark { position, id } = event;
+        let problem = format!(
+            "the event at global position {position} (event {id}) is missing: it was deleted although it waits; insert it \
+             again with the same position and id, and the later ones of its aggregate that were deleted with it, then replay; \
+             if they are lost, rewind the projection to position {}, which clears the read model above it and handles only the \
+             events that are left",
+            position - 1
+        );
+        Self::Missing(problem.into())
+    }
+
     /// What the failure becomes if the server has said in a notice why it ended the session:
     /// because it shuts down, or because another backend has crashed.
     pub(super) fn of_bystander(self) -> Self {
@@ -230,6 +246,21 @@ impl Failure {
         }
     }
 
+    /// How to go on after the replay of an aggregate has failed at this event.
+    pub(super) fn way_on_of_replay(&self, projection: &str, stream: &StreamId, event: EventMark) -> String {
+        let replay = replay_command(projection, stream);
+        match self {
+            // A discard does not find it.
+            Self::Missing(_) => {
+                let (to, projection) = (event.position - 1, word(projection));
+                format!(
+                    "once the event is restored: {replay}, or if it is lost: worker rewind {projection} --to-position {to} --reason …"
+                )
+            }
+            _ => format!("{replay}, or without the event: {}", discard_command(projection, event.id)),
+        }
+    }
+
     /// Describes what went wrong.
     pub(super) fn describe(&self) -> String {
         match self {
@@ -239,6 +270,7 @@ impl Failure {
             | Self::Connection(error)
             | Self::Lost(error)
             | Self::Unreadable(error)
+            | Self::Missing(error)
             | Self::Suspected(error)
             | Self::Full(error)
             | Self::Final(error)
@@ -267,12 +299,17 @@ fn name(event: &Event) -> String {
 }
 
 /// The command that discards an event.
-pub(super) fn discard_command(projection: &str, event: Uuid) -> String {
+fn discard_command(projection: &str, event: Uuid) -> String {
     format!("worker discard {} --event {event} --reason …", word(projection))
 }
 
+/// The command that replays a parked aggregate.
+pub(super) fn replay_command(projection: &str, stream: &StreamId) -> String {
+    format!("worker replay {} --aggregate {}", word(projection), word(&stream.to_string()))
+}
+
 /// A text as one word of a command line.
-pub(super) fn word(text: &str) -> String {
+fn word(text: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "_-./:@%+,".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {
         text.to_owned()
@@ -340,6 +377,7 @@ mod tests {
             Failure::Environment { .. } => "environment",
             Failure::Handler { .. } => "handler",
             Failure::Unreadable(_) => "unreadable",
+            Failure::Missing(_) => "missing",
             Failure::Suspected(_) => "suspected",
             Failure::Full(_) => "full",
             Failure::Final(_) => "final",

@@ -1,6 +1,6 @@
 //! Shows what a runner does: on the board, in the metrics and in the log.
 
-use super::failure::{self, Failure, discard_command, word};
+use super::failure::{self, Failure, replay_command};
 use super::rows::Rows;
 use super::verdict::Verdict;
 use crate::backoff::Mentions;
@@ -102,7 +102,7 @@ impl<'a> Journal<'a> {
             field(&stream.to_string()),
             event.global_position(),
             event.event_id(),
-            field(&self.replay_command(&stream)),
+            field(&replay_command(self.projection, &stream)),
             field(error)
         );
     }
@@ -141,9 +141,8 @@ impl<'a> Journal<'a> {
     }
 
     /// A replay has failed, so the aggregate stays parked, now at this event.
-    pub(super) fn replay_failed(&self, stream: &StreamId, event: EventMark, error: &str) {
+    pub(super) fn replay_failed(&self, stream: &StreamId, event: EventMark, failure: &Failure) {
         self.metrics.errors.inc();
-        let discard = discard_command(self.projection, event.id);
         log::error!(
             "replay failed, aggregate stays parked: replica_set={} worker={} projection={} aggregate={} position={} event={} next={} error={}",
             field(&self.board.replica_set()),
@@ -152,13 +151,9 @@ impl<'a> Journal<'a> {
             field(&stream.to_string()),
             event.position,
             event.id,
-            field(&format!("{}, or without the event: {discard}", self.replay_command(stream))),
-            field(error)
+            field(&failure.way_on_of_replay(self.projection, stream, event)),
+            field(&failure.describe())
         );
-    }
-
-    fn replay_command(&self, stream: &StreamId) -> String {
-        format!("worker replay {} --aggregate {}", word(self.projection), word(&stream.to_string()))
     }
 
     /// Attempts of this owner or of earlier ones, from this event on, have ended uncleanly.

@@ -77,7 +77,8 @@ impl Runner {
         journal.replayed(events);
         if let Some(next) = next {
             if let Some(front) = loaded.requested.front_mut() {
-                front.position = next.event.position;
+                front.event = next.event;
+                front.event_type.clone_from(&next.event_type);
             }
             return Ok(());
         }
@@ -105,9 +106,16 @@ impl Runner {
         let (names, upto) = (&self.context.names, row.stored.position);
         let mut tx = loaded.connection.session.transaction_of_library().map_err(Failure::outside)?;
         let limit = most.saturating_add(1);
-        let found =
-            parked::waiting(&mut tx, names, &self.name, &self.scope, &parked.stream, (parked.position, upto), limit);
-        waiting.extend(found.map_err(Failure::outside)?);
+        let range = (parked.event, upto);
+        let found = parked::waiting(&mut tx, names, &self.name, &self.scope, &parked.stream, range, limit);
+        let found = found.map_err(Failure::outside)?;
+        if found.is_missing {
+            // It waits, although it is not there. Otherwise it would be skipped in silence.
+            let Parked { event, event_type, .. } = parked;
+            waiting.push(Waiting { event: *event, event_type: event_type.clone(), weight: 0 });
+            return Err(Failure::of_missing(*event));
+        }
+        waiting.extend(found.events);
         if let Some(first) = waiting.first().filter(|first| first.weight > self.bounds.event_bytes) {
             let problem = format!(
                 "the event at global position {} has {} bytes, and max_event_bytes is {}",
@@ -227,7 +235,7 @@ impl Runner {
         let error = shown(&described);
         let failed = Failed { event: next.event, event_type: &next.event_type, attempts: 1, error: &error };
         self.record_replay(loaded, parked, |tx| parked::set_failed(tx, names, &self.name, parked, failed))?;
-        journal.replay_failed(&parked.stream, next.event, &described);
+        journal.replay_failed(&parked.stream, next.event, failure);
         Ok(())
     }
 

@@ -58,7 +58,7 @@ impl Replays {
     /// Continues with an aggregate. Returns how many events to handle next, at most.
     pub(super) fn go_on(&mut self, parked: &Parked, bounds: Bounds) -> usize {
         let known = self.current.take().filter(|current| current.stream == parked.stream);
-        let current = known.map_or_else(|| Current::new(parked), |current| current.at(parked.position));
+        let current = known.map_or_else(|| Current::new(parked), |current| current.at(parked.event.position));
         self.current.insert(current).most.clamp(1, bounds.events)
     }
 
@@ -140,7 +140,7 @@ impl Current {
     fn new(parked: &Parked) -> Self {
         Self {
             stream: parked.stream.clone(),
-            position: parked.position,
+            position: parked.event.position,
             unclean: parked.replays_begun,
             is_begun: false,
             most: if parked.replays_begun > 0 { 1 } else { PORTION },
@@ -189,7 +189,8 @@ mod tests {
 
     fn parked(position: i64, replays_begun: u32) -> Parked {
         let stream = StreamId::new("shop", "Order", "7");
-        Parked { stream, key: 1, position, highest: 0, is_requested: true, replays_begun }
+        let event = EventMark { position, id: Uuid::nil() };
+        Parked { stream, key: 1, event, event_type: String::new(), highest: 0, is_requested: true, replays_begun }
     }
 
     fn replays() -> Replays {

@@ -1,6 +1,6 @@
 //! What has gone wrong with the current batch, and how the runner makes the next attempt.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::failure::Failure;
 use super::suspicion::{Approach, Suspicion};
@@ -23,7 +23,7 @@ pub(super) struct Trouble {
     pub(super) retries: Backoff,
     /// The delays before a [`Verdict::Reload`] or a [`Verdict::Repeat`].
     pub(super) reloads: Backoff,
-    pub(super) halted_interval: Option<Duration>,
+    halted_interval: Option<Duration>,
     /// How many events to commit first, if not the whole batch.
     pub(super) commit_first: Option<usize>,
     /// The next events must be read from the database and not from memory: they may have been
@@ -36,8 +36,8 @@ pub(super) struct Trouble {
 /// What a halted runner does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Halted {
-    /// It waits.
-    Waiting,
+    /// It waits, until this time if it is to try again by itself.
+    Waiting { until: Option<Instant> },
     /// It tries one event.
     Trying,
 }
@@ -110,11 +110,9 @@ impl Trouble {
         let verdict = self.attempts.judge(failure);
         self.is_failing |=
             !matches!(verdict, Verdict::Reload | Verdict::Repeat | Verdict::CommitFirst(_) | Verdict::Fenced);
+        let interval = self.halted_interval.filter(|_| verdict == Verdict::Halt);
         if matches!(verdict, Verdict::Halt | Verdict::HaltForGood) {
-            self.halted = Some(Halted::Waiting);
-        }
-        if verdict == Verdict::HaltForGood {
-            self.halted_interval = None;
+            self.halted = Some(Halted::Waiting { until: interval.map(|interval| Instant::now() + interval) });
         }
         verdict
     }
@@ -153,13 +151,22 @@ impl Trouble {
 
     /// Whether the runner is halted, and waits.
     pub(super) fn waits(&self) -> bool {
-        self.halted == Some(Halted::Waiting)
+        matches!(self.halted, Some(Halted::Waiting { .. }))
     }
 
-    /// Lets a halted runner try one event because an aggregate is no longer parked, unless it has
-    /// halted for good.
+    /// How long a halted runner waits before it tries one event. `None` if it does not try again by
+    /// itself.
+    pub(super) fn halt_left(&self) -> Option<Duration> {
+        match self.halted {
+            Some(Halted::Waiting { until }) => until.map(|until| until.saturating_duration_since(Instant::now())),
+            _ => self.halted_interval,
+        }
+    }
+
+    /// Lets a halted runner try one event because an aggregate is no longer parked, unless it does
+    /// not try again by itself.
     pub(super) fn released(&mut self) {
-        if self.waits() && self.halted_interval.is_some() {
+        if matches!(self.halted, Some(Halted::Waiting { until: Some(_) })) {
             self.try_again();
         }
     }

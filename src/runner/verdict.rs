@@ -80,7 +80,7 @@ impl Attempts {
             Failure::Environment { handled: 0, .. } | Failure::Lost(_) => Verdict::ReloadLater,
             Failure::Suspected(_) if self.parks => Verdict::Park,
             Failure::Suspected(_) | Failure::Full(_) => Verdict::Halt,
-            Failure::Unreadable(_) => {
+            Failure::Unreadable(_) | Failure::Missing(_) => {
                 self.failed += 1;
                 Verdict::Halt
             }
@@ -118,6 +118,7 @@ mod tests {
         let lost = || Failure::Lost("it is closed".into());
         let environment = |handled| Failure::Environment { error: "the disk is full".into(), handled };
         let unreadable = || Failure::Unreadable("it is too large".into());
+        let missing = || Failure::Missing("it was deleted".into());
         let suspected = || Failure::Suspected("it ended eight times".into());
         let full = || Failure::Full("100 are parked".into());
         let for_good = || Failure::Final("the handler has ended the transaction".into());
@@ -136,6 +137,7 @@ mod tests {
             (1, 0, environment(4), Verdict::CommitFirst(4), 0),
             (3, 0, unreadable(), Verdict::Halt, 1),
             (3, 1, unreadable(), Verdict::Halt, 2),
+            (1, 0, missing(), Verdict::Halt, 1),
             (3, 1, suspected(), Verdict::Halt, 1),
             (3, 3, full(), Verdict::Halt, 3),
             (3, 0, for_good(), Verdict::HaltForGood, 1),

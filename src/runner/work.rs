@@ -122,7 +122,7 @@ impl Runner {
             return self.replay(loaded, replays, trouble, journal, permit);
         }
         if trouble.waits() {
-            return Ok(Step::Halt(trouble.halted_interval));
+            return Ok(halted(trouble, wait));
         }
         let Some(range) = range else {
             // There is nothing to handle, so an event at which a batch failed is gone.
@@ -249,6 +249,17 @@ impl Runner {
     }
 }
 
+/// Waits until a halted runner tries again, or until a replay may go on if that is sooner. `replay`
+/// is the time until then, if one is requested. A replay that is delayed again and again does not
+/// keep the runner from trying.
+fn halted(trouble: &Trouble, replay: Option<Duration>) -> Step {
+    let left = trouble.halt_left();
+    match replay {
+        Some(replay) if left.is_none_or(|left| replay < left) => Step::Delay(replay),
+        _ => Step::Halt(left),
+    }
+}
+
 /// Writes to the database from time to time how far the projection has come without events of its
 /// own. `replay` is the time until a replay may go on, if one is requested.
 fn idle(loaded: &mut Loaded, replay: Option<Duration>) -> Result<Step, Failure> {
@@ -357,9 +368,12 @@ impl Work<'_> {
             Verdict::Retry => Step::Delay(trouble.retries.next_delay()),
             Verdict::Repeat => Step::Delay(trouble.reloads.next_delay()),
             // Replays go on although the projection is halted.
-            Verdict::Halt if loaded.as_ref().is_some_and(|loaded| !loaded.requested.is_empty()) => Step::Again,
-            Verdict::Halt | Verdict::Park => Step::Halt(trouble.halted_interval),
-            Verdict::HaltForGood => Step::Halt(None),
+            Verdict::Halt | Verdict::HaltForGood
+                if loaded.as_ref().is_some_and(|loaded| !loaded.requested.is_empty()) =>
+            {
+                Step::Again
+            }
+            Verdict::Halt | Verdict::HaltForGood | Verdict::Park => Step::Halt(trouble.halt_left()),
             Verdict::Fenced => Step::Fenced,
         }
     }

@@ -42,8 +42,9 @@ pub(crate) use self::waiting::{Waiting, read, waiting};
 pub(crate) struct Parked {
     pub(crate) stream: StreamId,
     pub(crate) key: i32,
-    /// The first event that waits is not below this position.
-    pub(crate) position: i64,
+    /// The event that failed, or the next one that waits once a replay has handled some.
+    pub(crate) event: EventMark,
+    pub(crate) event_type: String,
     /// Events up to this position may have been handled before a rewind.
     pub(crate) highest: i64,
     /// Whether it is to be replayed.
@@ -69,9 +70,10 @@ pub(crate) struct Failed<'a> {
     pub(crate) error: &'a str,
 }
 
-/// The last errors, newest first: the new one, and at most two of those before.
+/// The last errors, newest first: the new one, and at most two of those before. Each names its
+/// event, because a replay may fail at a later one.
 const ERRORS: &str = "(SELECT jsonb_agg(entry ORDER BY number) FROM (
-         SELECT entry, number FROM jsonb_array_elements(jsonb_build_array(jsonb_build_object('error', $5, 'at', clock_timestamp())) || {before})
+         SELECT entry, number FROM jsonb_array_elements(jsonb_build_array(jsonb_build_object('error', {error}, 'event', {event}, 'at', clock_timestamp())) || {before})
              WITH ORDINALITY AS entries (entry, number) ORDER BY number LIMIT 3) AS last)";
 
 /// Loads what is parked of these keys, and which events of them above a position are discarded. It
@@ -85,7 +87,8 @@ pub(crate) fn load(
     above: i64,
 ) -> Result<Exceptions, postgres::Error> {
     let parked = names.sql(
-        "SELECT bounded_context, aggregate_type, aggregate_id, key, position, highest, replay_requested_at IS NOT NULL, replays_begun
+        "SELECT bounded_context, aggregate_type, aggregate_id, key, position, event_id, event_type, highest,
+                replay_requested_at IS NOT NULL, replays_begun
          FROM {parked} WHERE projection OPERATOR(pg_catalog.=) $1 AND $2 OPERATOR(pg_catalog.@>) key
          ORDER BY replay_requested_at, position",
     );
@@ -98,10 +101,11 @@ pub(crate) fn load(
     let parked = rows.iter().map(|row| Parked {
         stream: StreamId::new(row.get::<_, &str>(0), row.get::<_, &str>(1), row.get::<_, &str>(2)),
         key: row.get(3),
-        position: row.get(4),
-        highest: row.get(5),
-        is_requested: row.get(6),
-        replays_begun: u32::try_from(row.get::<_, i32>(7)).unwrap_or(0),
+        event: EventMark { position: row.get(4), id: row.get(5) },
+        event_type: row.get(6),
+        highest: row.get(7),
+        is_requested: row.get(8),
+        replays_begun: u32::try_from(row.get::<_, i32>(9)).unwrap_or(0),
     });
     let parked = parked.collect();
     let [of_projection, of_keys] = of;
@@ -132,7 +136,7 @@ pub(crate) fn insert(
         "INSERT INTO {parked} (projection, bounded_context, aggregate_type, aggregate_id, key, position, event_id, event_type,
                                attempts, error, errors, highest)
          SELECT $1, $2, $3, aggregate_id, {event_key}, $6, $7, $8, $9, $5, {errors}, $10 FROM (SELECT $4 AS aggregate_id) AS stream",
-        &[("errors", &ERRORS.replace("{before}", "'[]'"))],
+        &[("errors", &errors("$5", "$7", "'[]'"))],
     );
     tx.execute_typed(
         &sql,
@@ -165,8 +169,8 @@ pub(crate) fn set_begun(
     change(tx, names, sql, projection, parked, &[(&whole(number), Type::INT4)])
 }
 
-/// Records that the replay of an aggregate has failed. Returns false if the row has changed since
-/// it was loaded.
+/// Records that the replay of an aggregate has failed. The attempts are those at the event at which
+/// it is parked now. Returns false if the row has changed since it was loaded.
 pub(crate) fn set_failed(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -174,10 +178,10 @@ pub(crate) fn set_failed(
     parked: &Parked,
     failed: Failed<'_>,
 ) -> Result<bool, postgres::Error> {
-    let errors = ERRORS.replace("{before}", "errors").replace("$5", "$6");
+    let errors = errors("$6", "$8", "errors");
     let sql = format!(
-        "UPDATE {{parked}} SET position = $7, event_id = $8, event_type = $9, attempts = attempts + $10, error = $6,
-                errors = {errors}, replay_requested_at = NULL, replays_begun = 0
+        "UPDATE {{parked}} SET position = $7, event_id = $8, event_type = $9, error = $6, errors = {errors},
+                attempts = CASE WHEN event_id = $8 THEN attempts ELSE 0 END + $10, replay_requested_at = NULL, replays_begun = 0
          WHERE {{loaded}}"
     );
     let values: [(&(dyn ToSql + Sync), Type); 5] = [
@@ -191,8 +195,8 @@ pub(crate) fn set_failed(
 }
 
 /// Moves a parked aggregate to the next event that waits, in the transaction that has handled those
-/// before it. The replay goes on, so it has begun once since it last made progress. Returns false
-/// if the row has changed since it was loaded.
+/// before it. The replay goes on, so it has begun once since it last made progress. No attempt at
+/// that event has failed yet. Returns false if the row has changed since it was loaded.
 pub(crate) fn set_next(
     client: &mut impl GenericClient,
     names: &Names,
@@ -200,7 +204,7 @@ pub(crate) fn set_next(
     parked: &Parked,
     next: &Waiting,
 ) -> Result<bool, postgres::Error> {
-    let sql = "UPDATE {parked} SET position = $6, event_id = $7, event_type = $8, replays_begun = 1 WHERE {loaded}";
+    let sql = "UPDATE {parked} SET position = $6, event_id = $7, event_type = $8, attempts = 0, replays_begun = 1 WHERE {loaded}";
     let values: [(&(dyn ToSql + Sync), Type); 3] =
         [(&next.event.position, Type::INT8), (&next.event.id, Type::UUID), (&next.event_type, Type::TEXT)];
     change(client, names, sql, projection, parked, &values)
@@ -250,10 +254,15 @@ fn change(
         (bounded_context, Type::TEXT),
         (aggregate_type, Type::TEXT),
         (aggregate_id, Type::TEXT),
-        (&parked.position, Type::INT8),
+        (&parked.event.position, Type::INT8),
     ];
     let all: Vec<_> = of.into_iter().chain(values.iter().cloned()).collect();
     Ok(client.execute_typed(&names.sql_with(sql, &[("loaded", &loaded)]), &all)? == 1)
+}
+
+/// The value of `errors` after this error at this event.
+fn errors(error: &str, event: &str, before: &str) -> String {
+    ERRORS.replace("{error}", error).replace("{event}", event).replace("{before}", before)
 }
 
 fn whole(number: u32) -> i32 {
@@ -331,8 +340,10 @@ mod tests {
         let key = "SELECT (hashtextextended('a', 0) & 65535)::int";
         let key: i32 = client.query_one(key, &[]).unwrap().get(0);
         let stream = StreamId::new("test", "Thing", "a");
-        let expected = Parked { stream, key, position: 3, highest: 9, is_requested: false, replays_begun: 0 };
-        assert_eq!(row, expected);
+        let failed = (failed(&events[2]).event, "Type2".to_owned());
+        let expected = (stream, key, 9, false, 0);
+        assert_eq!((row.event, row.event_type), failed);
+        assert_eq!((row.stream, row.key, row.highest, row.is_requested, row.replays_begun), expected);
         client
             .execute(
                 "INSERT INTO orchestrator_discarded (projection, event_id, bounded_context, aggregate_type, aggregate_id, key, position,
@@ -357,8 +368,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_of_the_aggregate_in_scope_and_not_discarded() {
-        let (mut client, _, _) = begin();
-        let stream = StreamId::new("test", "Thing", "a");
+        let (mut client, _, events) = begin();
         client
             .batch_execute(
                 "INSERT INTO orchestrator_discarded (projection, event_id, bounded_context, aggregate_type, aggregate_id, key, position,
@@ -366,21 +376,48 @@ mod tests {
                  SELECT 'p', event_id, '', '', '', 0, 1, '', '', '', 0 FROM events WHERE global_position = 1",
             )
             .unwrap();
-        for (scope, range, limit, positions) in [
+        for (scope, (from, upto), limit, positions) in [
             (Scope::all(), (1, 9), 9, &[3, 5][..]),
             (Scope::all(), (1, 9), 1, &[3]),
             (Scope::all(), (1, 4), 9, &[3]),
-            (Scope::all(), (4, 4), 9, &[]),
+            (Scope::all(), (3, 2), 9, &[]),
             (Scope::all().event_types(["Type4"]), (1, 9), 9, &[5]),
             (Scope::all().aggregate_types(["Other"]), (1, 9), 9, &[]),
             (Scope::all().metadata("tenant", "a"), (1, 9), 9, &[]),
         ] {
-            let found = in_transaction(&mut client, |tx| {
-                waiting(tx, &Names::default(), "p", &scope, &stream, range, limit).unwrap()
-            });
-            let found: Vec<i64> = found.iter().map(|waiting| waiting.event.position).collect();
-            assert_eq!(found, positions, "{scope:?} {range:?} {limit}");
+            let event = &events[from - 1];
+            let found = found(&mut client, &scope, event, upto, limit);
+            assert_eq!(found, (positions.to_vec(), false), "{scope:?} {from} {upto} {limit}");
         }
+    }
+
+    /// The positions of the events that wait, and whether the failed one is missing.
+    fn found(client: &mut Client, scope: &Scope, from: &Event, upto: i64, limit: usize) -> (Vec<i64>, bool) {
+        let (stream, range) = (from.stream(), (failed(from).event, upto));
+        let found =
+            in_transaction(client, |tx| waiting(tx, &Names::default(), "p", scope, &stream, range, limit).unwrap());
+        (found.events.iter().map(|waiting| waiting.event.position).collect(), found.is_missing)
+    }
+
+    /// An event outside the scope is not missing: the projection does not want it any more.
+    #[test]
+    fn a_failed_event_that_was_deleted_is_missing() {
+        let (mut client, _, events) = begin();
+        let (all, none) = (Scope::all(), Scope::all().aggregate_types(["Other"]));
+        let failed = &events[2];
+        assert_eq!(found(&mut client, &all, failed, 9, 9), (vec![3, 5], false));
+        assert_eq!(found(&mut client, &none, failed, 9, 9), (vec![], false));
+        client.batch_execute("UPDATE events SET event_id = gen_random_uuid() WHERE global_position = 3").unwrap();
+        assert_eq!(found(&mut client, &all, failed, 9, 9), (vec![3, 5], true), "it is another event");
+        client.batch_execute("DELETE FROM events WHERE global_position <= 3").unwrap();
+        assert_eq!(found(&mut client, &all, failed, 9, 9), (vec![5], true));
+        client.batch_execute("DELETE FROM events").unwrap();
+        assert_eq!(found(&mut client, &all, failed, 9, 9), (vec![], true));
+        let discard = "INSERT INTO orchestrator_discarded (projection, event_id, bounded_context, aggregate_type, aggregate_id, key,
+                           position, event_type, discarded_by, reason, command_id)
+                       VALUES ('p', $1, '', '', '', 0, 3, '', '', '', 0)";
+        client.execute(discard, &[&failed.event_id()]).unwrap();
+        assert_eq!(found(&mut client, &all, failed, 9, 9), (vec![], false));
     }
 
     #[test]
@@ -406,13 +443,44 @@ mod tests {
             assert!(!delete(tx, &names, "p", &before).unwrap());
         });
         let after = loaded(&mut client, &KeySet::all(), 0).parked.remove(0);
-        assert_eq!(after, Parked { position: 5, is_requested: true, replays_begun: 1, ..before });
+        let Waiting { event, event_type, .. } = next;
+        assert_eq!(after, Parked { event, event_type, is_requested: true, replays_begun: 1, ..before });
         in_transaction(&mut client, |tx| {
             assert!(set_failed(tx, &names, "p", &after, failed(&events[4])).unwrap());
             assert!(!set_begun(tx, &names, "p", &after, 1).unwrap(), "no replay is requested any more");
             assert!(delete(tx, &names, "p", &after).unwrap());
         });
         assert!(loaded(&mut client, &KeySet::all(), 0).parked.is_empty());
+    }
+
+    /// The number of attempts, and the ids of the events in the last errors.
+    fn attempts(client: &mut Client) -> (i32, Vec<Uuid>) {
+        let sql = "SELECT attempts, ARRAY(SELECT (entry->>'event')::uuid FROM jsonb_array_elements(errors) AS entry) FROM orchestrator_parked";
+        let row = client.query_one(sql, &[]).unwrap();
+        (row.get(0), row.get(1))
+    }
+
+    /// A replay may fail at a later event because it has handled those before it, or because they
+    /// were discarded.
+    #[test]
+    fn attempts_are_those_at_the_event_and_errors_name_it() {
+        let (mut client, _, events) = begin();
+        let names = Names::default();
+        let (first, second) = (events[2].event_id(), events[4].event_id());
+        park(&mut client, &events[2]);
+        assert_eq!(attempts(&mut client), (3, vec![first]));
+        let fail = |client: &mut Client, event| {
+            let parked = loaded(client, &KeySet::all(), 0).parked.remove(0);
+            in_transaction(client, |tx| assert!(set_failed(tx, &names, "p", &parked, failed(event)).unwrap()));
+            attempts(client)
+        };
+        assert_eq!(fail(&mut client, &events[2]), (6, vec![first, first]));
+        assert_eq!(fail(&mut client, &events[4]), (3, vec![second, first, first]));
+        assert_eq!(fail(&mut client, &events[4]), (6, vec![second, second, first]));
+        let parked = loaded(&mut client, &KeySet::all(), 0).parked.remove(0);
+        let next = Waiting { event: failed(&events[2]).event, event_type: String::new(), weight: 0 };
+        in_transaction(&mut client, |tx| assert!(set_next(tx, &names, "p", &parked, &next).unwrap()));
+        assert_eq!(attempts(&mut client).0, 0);
     }
 
     #[test]

@@ -187,14 +187,15 @@ fn a_replay_may_fail_again_at_a_later_event() {
     await_parked(&mut client, "p", 1);
     await_handled(&mut client, "p", 22);
     first.repair();
-    for attempts in 3..=6 {
+    // They are counted at this event, from 1 on.
+    for attempts in 1..=4 {
         replay(&mut client, "p");
         let row = eventually("the replay fails", SOON, || {
             parked(&mut client, "p").pop().filter(|row| row.attempts == attempts)
         });
         assert_eq!((row.position, row.is_requested), (11, false));
         assert!(row.error.contains("global position 11 "), "{row:?}");
-        assert_eq!(row.errors.len(), usize::try_from(attempts - 1).unwrap().min(3), "{row:?}");
+        assert_eq!(row.errors.len(), usize::try_from(attempts + 1).unwrap().min(3), "{row:?}");
         assert_accounts(&mut client);
     }
     assert_eq!(handled(&mut client, "p"), 25, "the events before it are handled");
@@ -424,7 +425,8 @@ fn a_portion_is_fenced_by_the_position_of_its_aggregate() {
                  SELECT 'p', global_position, aggregate_id, aggregate_version FROM events WHERE global_position IN (5, 7)
                  ORDER BY 2;
              UPDATE orchestrator_checkpoints SET handled = handled + 2;
-             UPDATE orchestrator_parked SET position = 9; COMMIT",
+             UPDATE orchestrator_parked SET position = 9, event_id = (SELECT event_id FROM events WHERE global_position = 9);
+             COMMIT",
         )
         .unwrap();
     drop(open);
@@ -813,5 +815,168 @@ fn a_replay_that_makes_room_ends_a_halt_at_once() {
     second.repair();
     replay(&mut client, "p");
     await_complete(&mut client, "p");
+    worker.shutdown(SOON).unwrap();
+}
+
+/// What the page on the event store gives to find up to where events may be deleted.
+fn removable(client: &mut Client) -> i64 {
+    let guide = include_str!("../../src/guide/event_store.md");
+    let (_, after) = guide.split_once("<!-- removable -->\n```sql\n").expect("the guide has the query");
+    let (sql, _) = after.split_once("```").unwrap();
+    client.query_one(sql.trim().trim_end_matches(';'), &[]).unwrap().get(0)
+}
+
+#[test]
+fn events_that_wait_are_not_among_those_to_delete() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 30, 3);
+    let fault = Fault::new();
+    let worker = start(parking(&database, 10), vec![failing("p", &[5], &fault)]);
+    await_parked(&mut client, "p", 1);
+    await_handled(&mut client, "p", 21);
+    let upto = removable(&mut client);
+    assert_eq!(upto, 4, "the next one waits");
+    client.execute("DELETE FROM events WHERE global_position <= $1", &[&upto]).unwrap();
+    fault.repair();
+    replay(&mut client, "p");
+    await_handled(&mut client, "p", 30);
+    eventually("the checkpoint has passed all", SOON, || (removable(&mut client) == 30).then_some(()));
+    worker.shutdown(SOON).unwrap();
+}
+
+/// Parks an aggregate at position 5, deletes the events up to its checkpoint, and replays it.
+fn with_missing_event(database: &TestDatabase, client: &mut Client) -> Handle {
+    append_plainly(client, 30, 3);
+    let fault = Fault::new();
+    let projection = Rewound(failing("p", &[5], &fault));
+    let worker = start(parking(database, 10), vec![Box::new(projection)]);
+    await_parked(client, "p", 1);
+    await_handled(client, "p", 21);
+    append_plainly(client, 3, 3);
+    await_handled(client, "p", 23);
+    let delete = "CREATE TABLE kept AS SELECT * FROM events WHERE global_position <= 30; DELETE FROM events WHERE global_position <= 30";
+    client.batch_execute(delete).unwrap();
+    fault.repair();
+    for attempts in 3..=4 {
+        replay(client, "p");
+        let row = eventually("the replay fails", SOON, || {
+            parked(client, "p").pop().filter(|row| !row.is_requested && row.attempts == attempts)
+        });
+        assert_eq!(row.position, 5);
+        for part in ["global position 5 ", "is missing", "insert it again", "rewind the projection to position 4"] {
+            assert!(row.error.contains(part), "{row:?} should contain {part:?}");
+        }
+    }
+    worker
+}
+
+#[test]
+fn a_deleted_event_stays_parked_until_it_is_restored() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = with_missing_event(&database, &mut client);
+    client.batch_execute("INSERT INTO events SELECT * FROM kept").unwrap();
+    replay(&mut client, "p");
+    await_complete(&mut client, "p");
+    worker.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_rewind_gives_up_an_event_that_is_lost() {
+    let database = database();
+    let mut client = prepared(&database);
+    let worker = with_missing_event(&database, &mut client);
+    client.batch_execute(r#"SELECT orchestrator_command('p', 'rewind', '{"to_position": 4}')"#).unwrap();
+    // Those below the position, and those that are left.
+    await_handled(&mut client, "p", 4 + 3);
+    assert!(parked(&mut client, "p").is_empty());
+    worker.shutdown(SOON).unwrap();
+}
+
+/// Parks an aggregate at position 5 and halts at position 6. When the first fault is repaired, the
+/// event at 5 fails this many times for a reason that passes.
+fn halted_beside_a_delayed_replay(
+    builder: Builder,
+    passing: usize,
+    halt: impl Fn(&mut Tx<'_>) -> Result<(), BoxError> + Send + Sync + 'static,
+) -> (Handle, Fault) {
+    let fault = Fault::new();
+    let (struck, calls) = (fault.clone(), AtomicUsize::new(0));
+    let p = meddled("p", move |tx, event| match event.global_position() {
+        5 => {
+            struck.strike()?;
+            let is_away = calls.fetch_add(1, Ordering::SeqCst) < passing;
+            if is_away { Err(Passing::new("the service is away").into()) } else { Ok(()) }
+        }
+        6 => halt(tx),
+        _ => Ok(()),
+    });
+    let worker = start(builder, vec![p]);
+    await_halted(&worker, "p");
+    (worker, fault)
+}
+
+fn parking_one(database: &TestDatabase, interval: Option<Duration>) -> Builder {
+    let retry = Retry::default().attempts(1).first_delay(SHORT).longest_delay(SHORT);
+    let retry = match interval {
+        Some(interval) => retry.halted_interval(interval),
+        None => retry.stay_halted(),
+    };
+    parking(database, 1).retry(retry)
+}
+
+#[test]
+fn a_delayed_replay_goes_on_while_its_projection_is_halted() {
+    for interval in [Some(LONG), None] {
+        let database = database();
+        let mut client = prepared(&database);
+        append_plainly(&mut client, 20, 2);
+        let (worker, fault) =
+            halted_beside_a_delayed_replay(parking_one(&database, interval), 3, |_| Err("nothing works".into()));
+        fault.repair();
+        replay(&mut client, "p");
+        eventually("the replay ends", SOON, || {
+            parked(&mut client, "p").iter().all(|row| row.position != 5).then_some(())
+        });
+        assert_accounts(&mut client);
+        worker.shutdown(SOON).unwrap();
+    }
+}
+
+#[test]
+fn a_delayed_replay_goes_on_after_a_halt_for_good() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 20, 2);
+    let (worker, fault) = halted_beside_a_delayed_replay(parking_one(&database, Some(LONG)), 3, |tx| {
+        Ok(tx.batch_execute("ROLLBACK; BEGIN")?)
+    });
+    fault.repair();
+    replay(&mut client, "p");
+    eventually("nothing is parked", SOON, || parked(&mut client, "p").is_empty().then_some(()));
+    assert!(await_halted(&worker, "p").contains("has ended the transaction"));
+    assert_accounts(&mut client);
+    worker.shutdown(SOON).unwrap();
+}
+
+/// A replay that is delayed again and again does not keep a halted projection from trying.
+#[test]
+fn a_delayed_replay_does_not_prolong_a_halt() {
+    let database = database();
+    let mut client = prepared(&database);
+    append_plainly(&mut client, 20, 2);
+    let other = Fault::new();
+    let struck = other.clone();
+    let builder = parking_one(&database, Some(10 * SHORT));
+    let (worker, fault) = halted_beside_a_delayed_replay(builder, usize::MAX, move |_| struck.strike());
+    fault.repair();
+    replay(&mut client, "p");
+    eventually("the replay is delayed", SOON, || {
+        projection_metric(&worker, "retries_total", "p").filter(|retries| *retries > 5.0)
+    });
+    await_halted(&worker, "p");
+    other.repair();
+    await_handled(&mut client, "p", 12);
     worker.shutdown(SOON).unwrap();
 }
