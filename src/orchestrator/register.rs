@@ -54,21 +54,23 @@ fn verify_and_register(
     let begun = Instant::now();
     let mut client = context.database.open()?;
     preflight::server(&mut client)?;
-    // Opening a connection takes several round trips, so all others are opened at the same time.
-    let mut filling = Filling::begin(pool);
+    // Opening a connection takes several round trips, so these are opened at the same time.
     let [other, for_listener] = [(); 2].map(|()| {
         let database = context.database.clone();
         elsewhere("pup-open", move || database.open())
     });
-    let mut other = settled(&other?)?;
+    let (mut other, for_listener) = (settled(&other?)?, settled(&for_listener?)?);
+    // Nothing else may use a connection meanwhile: a pooler would give it the session that this
+    // expects to get.
     preflight::pooler(&mut client, &mut other, registration.sessions)?;
+    let mut filling = Filling::begin(pool);
     // Read before the library sets its own path, because handlers use this one.
     let path = preflight::path(&mut client)?;
     let set_up =
         |client| Session::new(client, registration.sessions).map_err(Error::database("setting the session up"));
     let (mut session, for_tailer) = (set_up(client)?.with_generic_plans()?, set_up(other)?);
     let warnings = preflight::schema(&mut session, &context.names, &path, &registration.projections)?;
-    let for_listener = set_up(settled(&for_listener?)?)?;
+    let for_listener = set_up(for_listener)?;
     fill(&mut filling, pool, &context.stop)?;
     if context.stop.is_raised() {
         return Ok(None);

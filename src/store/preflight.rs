@@ -80,8 +80,21 @@ pub(crate) fn pooler(one: &mut Client, other: &mut Client, sessions: Sessions) -
     }
 }
 
+/// How often to look whether two connections share a session. Other clients of the pooler may get in
+/// between.
+const LOOKS: usize = 4;
+
 /// Returns whether the two connections use the same session in turn, or one of them uses several.
 fn share_a_session(one: &mut Client, other: &mut Client) -> Result<bool, postgres::Error> {
+    for _ in 0..LOOKS {
+        if share_a_session_now(one, other)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn share_a_session_now(one: &mut Client, other: &mut Client) -> Result<bool, postgres::Error> {
     let own_session = one.prepare("SELECT pg_catalog.pg_backend_pid()")?;
     let first: i32 = one.query_one(&own_session, &[])?.get(0);
     other.batch_execute(&format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = '{OCCUPATION}'"))?;

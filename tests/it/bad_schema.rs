@@ -126,14 +126,14 @@ fn a_schema_changed_after_its_migration_is_refused() {
             &["column event_version of events has type bigint", "integer is needed"],
         ),
         (
-            "DELETE FROM orchestrator_migrations WHERE number = 4",
-            "INSERT INTO orchestrator_migrations SELECT 4, 4, max(hash_probe) FROM orchestrator_migrations",
-            &["it has version 3", "migrate()"],
+            "DELETE FROM orchestrator_migrations WHERE number = 5",
+            "INSERT INTO orchestrator_migrations SELECT 5, 5, max(hash_probe) FROM orchestrator_migrations",
+            &["it has version 4", "migrate()"],
         ),
         (
-            "INSERT INTO orchestrator_migrations SELECT 99, 5, max(hash_probe) FROM orchestrator_migrations",
+            "INSERT INTO orchestrator_migrations SELECT 99, 6, max(hash_probe) FROM orchestrator_migrations",
             "DELETE FROM orchestrator_migrations WHERE number = 99",
-            &["it has version 99", "works with libraries for version 5 or later", "upgrade the library"],
+            &["it has version 99", "works with libraries for version 6 or later", "upgrade the library"],
         ),
     ] {
         client.batch_execute(change).unwrap();

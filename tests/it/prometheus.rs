@@ -5,12 +5,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use postgres::Client;
+use pupsourcing_orchestrator::{EventStore, ExpectedVersion, Metrics, MetricsServer};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::support::commands::{done, give, outcome};
 use crate::support::insert::{ONE, insert};
 use crate::support::installed::installed;
-use crate::support::ledger::append_plainly;
+use crate::support::ledger::{append_plainly, happened, thing};
 use crate::support::prometheus::Prometheus;
 use crate::support::worker_process::{Signal, WorkerProcess};
 use crate::support::{TestDatabase, database, eventually};
@@ -46,12 +48,14 @@ fn every_expression_of_the_dashboard_and_rules_has_data() {
     let mut stays = start(&database);
     stays.await_processing(1);
     let address = stays.metrics_address();
-    prometheus.scrape(&[&address]);
+    let application = Application::start(&database);
+    prometheus.scrape(&[&address, &application.address()]);
+    application.wait_for_its_append();
     prometheus.await_series("pupsourcing_orchestrator_active_workers == 1");
     append_plainly(&mut client, 500, 50);
     let mut crashes = start(&database);
     stays.await_processing(2);
-    prometheus.scrape(&[&address, &crashes.metrics_address()]);
+    prometheus.scrape(&[&address, &application.address(), &crashes.metrics_address()]);
     prometheus.await_series("count(pupsourcing_orchestrator_active_workers == 2) == 2");
     append_plainly(&mut client, 500, 50);
     prometheus.await_series("count(pupsourcing_orchestrator_lag_events == 0) == 4");
@@ -65,7 +69,7 @@ fn every_expression_of_the_dashboard_and_rules_has_data() {
     let mut locker = database.client();
     let lock = keep_a_handler_waiting(&mut locker, &mut client);
     let mut joins = start(&database);
-    prometheus.scrape(&[&address, &joins.metrics_address()]);
+    prometheus.scrape(&[&address, &application.address(), &joins.metrics_address()]);
     prometheus.await_series(rules.alert("WorkersNotProcessing"));
     lock.rollback().unwrap();
     joins.await_processing(2);
@@ -76,6 +80,7 @@ fn every_expression_of_the_dashboard_and_rules_has_data() {
     }
     prometheus.await_series("sum(pupsourcing_orchestrator_reconnects_total) >= 2");
 
+    application.wait_for_its_append();
     operate(&prometheus, &rules, &database, &mut client);
 
     let mut writer = database.client();
@@ -103,6 +108,33 @@ fn every_expression_of_the_dashboard_and_rules_has_data() {
         assert_eq!(worker.exit_code(), Some(0));
     }
     prometheus.await_series(rules.alert("NoActiveWorkers"));
+}
+
+/// An application that waits for what it appends, and serves its metrics.
+struct Application<'a> {
+    database: &'a TestDatabase,
+    store: EventStore,
+    server: MetricsServer,
+}
+
+impl<'a> Application<'a> {
+    fn start(database: &'a TestDatabase) -> Self {
+        let metrics = Metrics::new().unwrap();
+        let store = EventStore::default().metrics(&metrics);
+        let server = MetricsServer::builder(metrics).bind("127.0.0.1:0").unwrap();
+        Self { database, store, server }
+    }
+
+    fn address(&self) -> String {
+        self.server.address().to_string()
+    }
+
+    fn wait_for_its_append(&self) {
+        let mut client = self.database.client();
+        let stream = thing(&Uuid::new_v4().to_string());
+        let appended = self.store.append(&mut client, &stream, ExpectedVersion::NoStream, &[happened()]).unwrap();
+        self.store.wait_for(&mut client, &["event_type_counts"], &appended, SOON).unwrap();
+    }
 }
 
 fn start(database: &TestDatabase) -> WorkerProcess {

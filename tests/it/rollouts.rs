@@ -163,7 +163,7 @@ fn a_version_that_panics_stops_a_rollout_at_its_first_pod() {
     assert_eq!(workers.iter().map(WorkerProcess::pid).collect::<Vec<_>>(), sound, "none was told to stop");
     let (status, reason) = get(&stopped_at.metrics_address(), "/readyz");
     assert!(status == 503 && reason.contains("halted on this worker: "), "{status} {reason}");
-    stopped_at.await_logged(&["ERROR", "projection halted: replica_set=chaos worker=", " attempts=2 error="]);
+    stopped_at.await_logged(&["ERROR", "projection halted: replica_set=chaos worker=", " attempts=2 "]);
     let handled = |client: &mut Client| -> i64 {
         let sql = "SELECT coalesce(sum(events), 0)::bigint FROM event_type_counts";
         client.query_one(sql, &[]).unwrap().get(0)

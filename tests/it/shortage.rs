@@ -317,7 +317,7 @@ fn a_worker_comes_back_behind_a_slow_network() {
         worker.await_processing(2);
     }
     // Each connection takes about two seconds, and the pool has four of them.
-    network.slow_down(Duration::from_millis(350));
+    network.slow_down(Duration::from_millis(280));
     network.cut();
     first.await_processing(1);
     append_plainly(&mut client, 50, 5);
