@@ -198,7 +198,8 @@ fn a_lost_connection_is_replaced_and_nothing_is_handled_twice() {
     let noted = calls.clone();
     let suicidal = meddled("suicidal", move |tx, event| {
         if event.global_position() % 10 == 5 && noted.note() <= 5 {
-            tx.execute("SELECT pg_terminate_backend(pg_backend_pid())", &[])?;
+            // The session ends during the statement, and not at any later one.
+            tx.execute("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(10)", &[])?;
         }
         Ok(())
     });
