@@ -80,8 +80,8 @@ pub(crate) fn pooler(one: &mut Client, other: &mut Client, sessions: Sessions) -
     }
 }
 
-/// How often to look whether two connections share a session. Other clients of the pooler may get in
-/// between.
+/// How often to look whether two connections share a session. Other clients of the pooler may get
+/// in between.
 const LOOKS: usize = 4;
 
 /// Returns whether the two connections use the same session in turn, or one of them uses several.
