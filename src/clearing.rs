@@ -6,8 +6,9 @@
 //! owns the projection's checkpoints meanwhile. The transaction in which `reset` has worked locks
 //! the command and the checkpoints last, and moves the checkpoints: so both are committed or none.
 //!
-//! A crash at any point rolls the transaction back, and the coordinators let another worker begin
-//! anew. A worker that was only considered dead cannot commit then: its attempt has another number.
+//! A crash at any point rolls the transaction back, and the coordinators let another worker start
+//! again. A worker that was only considered dead cannot commit then: its attempt has another
+//! number.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

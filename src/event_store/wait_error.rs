@@ -23,7 +23,7 @@ pub enum WaitError {
     },
 
     /// The projection has not processed an event of this aggregate, because one failed and is
-    /// parked, and nobody has asked for a replay. Correct the cause, then replay the aggregate or
+    /// parked, and no replay is requested. Correct the cause, then replay the aggregate or
     /// discard the event.
     #[error(
         "projection {projection:?} has parked {aggregate}: correct the cause, then replay the aggregate or discard the event: \

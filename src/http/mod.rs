@@ -190,7 +190,7 @@ impl MetricsServerBuilder {
     /// shown. Defaults to none: then no command is taken.
     ///
     /// The port has no TLS. So put it behind a proxy that has, or reach it by
-    /// `kubectl port-forward`: whoever sees a request has the token.
+    /// `kubectl port-forward`: everyone who sees a request has the token.
     pub fn operator(mut self, token: impl AsRef<str>) -> Self {
         self.token = Some(Token::new(token.as_ref()));
         self

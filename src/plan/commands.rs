@@ -9,9 +9,9 @@
 //! queued ──(dealt to no worker)──► clearing ──(by one worker)──► cleared ──(dealt again)──► done
 //! ```
 //!
-//! While the read model is being cleared, nobody owns the projection's checkpoints. If the worker
-//! that clears it is gone, another one begins anew: the number of the attempt decides which of them
-//! may commit.
+//! While the read model is being cleared, no worker owns the projection's checkpoints. If the
+//! worker that clears it is gone, another one starts again: the number of the attempt decides which
+//! of them may commit.
 
 use super::deal::Deal;
 use super::view::{
@@ -33,7 +33,7 @@ pub(crate) enum Effect {
     Desire(DesiredState, Option<Deal>),
     /// The projection is dealt to no worker, and this worker begins to clear its read model.
     Clear(WorkerId, Deal),
-    /// The worker that cleared the read model is gone, and this one begins anew.
+    /// The worker that cleared the read model is gone, and this one starts again.
     ClearAgain(WorkerId),
     /// The workers that cleared the read model have ended too often.
     GiveUp(Option<Deal>),
@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(found(clearing(2, 1), leaves), Some((7, Effect::ClearAgain(id(1)))));
         assert_eq!(found(clearing(9, 9), |_| {}), Some((7, Effect::ClearAgain(id(1)))));
         assert_eq!(shares(found(clearing(9, 10), |_| {})), Some(2), "it is given up");
-        assert_eq!(found(clearing(9, 1), pending), None, "nobody runs");
+        assert_eq!(found(clearing(9, 1), pending), None, "no worker runs");
         assert_eq!(found(clearing(2, 1), pending), None, "it goes on meanwhile");
         assert_eq!(shares(found(at(Step::Cleared), |_| {})), Some(2));
         assert_eq!(shares(found(at(Step::Cleared), paused)), Some(0));

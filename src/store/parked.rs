@@ -522,7 +522,7 @@ mod tests {
 
     /// Otherwise two owners could both park the last aggregate that is allowed.
     #[test]
-    fn whoever_counts_first_parks_first() {
+    fn first_owner_to_count_parks_first() {
         let url = testing::database();
         let connect = || Client::connect(&url, postgres::NoTls).unwrap();
         let (mut first, mut second, mut observer) = (connect(), connect(), connect());

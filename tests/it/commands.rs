@@ -309,7 +309,7 @@ fn another_worker_clears_when_the_first_one_is_gone() {
     let (leaves, stays) = if one.worker_id().0 == executor { (one, two) } else { (two, one) };
     let leaving = std::thread::scope(|scope| {
         let leaving = scope.spawn(|| leaves.shutdown(SOON));
-        eventually("the other worker begins anew", SOON, || {
+        eventually("the other worker starts again", SOON, || {
             let sql = "SELECT attempt = 2 AND executor <> $2 FROM orchestrator_commands WHERE id = $1";
             client.query_one(sql, &[&id, &executor]).unwrap().get::<_, bool>(0).then_some(())
         });
@@ -500,7 +500,7 @@ fn batch_with_a_discarded_event_cannot_commit() {
 }
 
 #[test]
-fn the_count_begins_anew_after_old_events_are_deleted() {
+fn the_count_restarts_after_old_events_are_deleted() {
     let database = database();
     let mut client = prepared(&database);
     let worker = start(builder(database.url(), "set"), ledgers(&["p"]));

@@ -248,7 +248,7 @@ fn a_halted_projection_continues_after_a_discard() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// An event that no handler counted, and one that nobody handled: the accounts do not agree.
+/// An event that no handler counted, and one that no handler handled: the accounts do not agree.
 #[test]
 fn a_skipped_event_makes_the_accounts_disagree() {
     let database = database();

@@ -12,8 +12,8 @@ use crate::operator::{Applied, Command, Operator, OperatorError};
 use crate::orchestrator::Orchestrator;
 use crate::store::operations;
 
-/// Who gives a command, if nobody is named: the database user and this host.
-pub(super) fn whoever(orchestrator: &Orchestrator, client: &mut Client) -> Result<String, Error> {
+/// Who gives a command, if no person is named: the database user and this host.
+pub(super) fn default_author(orchestrator: &Orchestrator, client: &mut Client) -> Result<String, Error> {
     let user = operations::user(client).map_err(Error::database("asking for the database user"))?;
     Ok(format!("{user}@{}", orchestrator.host()))
 }

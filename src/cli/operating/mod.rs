@@ -26,7 +26,7 @@ pub(super) fn operate(orchestrator: &Orchestrator, asked: Asked) -> Result<ExitC
             listed::parked(&operator, &mut client, projection.as_deref(), json)?;
         }
         Asked::Command { command, by, timeout, json } => {
-            let by = by.map_or_else(|| given::whoever(orchestrator, &mut client), Ok)?;
+            let by = by.map_or_else(|| given::default_author(orchestrator, &mut client), Ok)?;
             given::give(&operator, &mut client, &command.by(by), timeout, json)?;
         }
     }

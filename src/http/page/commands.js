@@ -127,7 +127,7 @@ document.addEventListener('click', (event) => {
   if (opener) Object.assign(desk, { open: JSON.parse(opener.dataset.open), said: null });
   else if (event.target.closest('[data-close]')) desk.open = null;
   else return;
-  // Made anew, so that no field keeps what was typed for another command.
+  // Made again, so that no field keeps what was typed for another command.
   document.getElementById('desk').replaceChildren();
   renderDesk();
   document.querySelector('#desk .order input, #desk .order select')?.focus();

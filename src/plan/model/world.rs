@@ -360,7 +360,7 @@ impl World {
                 self.adrift.clear();
                 for process in &mut self.processes {
                     (process.linked, process.seen) = (false, None);
-                    // Its transaction is gone, and it begins anew when it looks.
+                    // Its transaction is gone, and it starts again when it looks.
                     process.clearing = None;
                     for runner in &mut process.runners {
                         *runner = match runner {
