@@ -40,7 +40,6 @@ struct Readme;
 mod backoff;
 mod blocking;
 mod catch_up;
-mod clearing;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod config;
@@ -49,6 +48,7 @@ mod coordinator;
 mod database;
 #[cfg(test)]
 mod documented;
+mod errands;
 mod error;
 mod event;
 mod event_store;

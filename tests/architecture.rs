@@ -23,7 +23,7 @@ const FLOORS: [(u32, &[&str]); 7] = [
     (7, &["cli", "guide", "testing"]),
     (6, &["orchestrator"]),
     (5, &["coordinator"]),
-    (4, &["clearing", "leave", "runner"]),
+    (4, &["errands", "leave", "runner"]),
     (
         3,
         &[

@@ -272,7 +272,7 @@ mod tests {
             ],
             "projections": [
                 {"name": "orders", "state": "running", "desired_state": "running", "parked": 0, "pending_commands": 0,
-                 "rewind": {"command_id": 4, "step": "clearing", "requested_age_seconds": 3.0},
+                 "rewind": {"command_id": 4, "step": "executing", "requested_age_seconds": 3.0},
                  "position": 1_000, "lag_events": 0, "lag_seconds": 0.0,
                  "checkpoints": [{"state": "running"}, {"state": "running"}]},
                 {"name": "revenue", "state": "halted", "desired_state": "running", "parked": 2, "pending_commands": 0,
@@ -282,7 +282,7 @@ mod tests {
             ],
             "commands": [
                 {"id": 4, "projection": "orders", "command": "rewind", "requested_by": "kim", "reason": "bad\x1b[31m totals",
-                 "requested_age_seconds": 3.0, "step": "clearing"},
+                 "requested_age_seconds": 3.0, "step": "executing"},
                 {"id": 3, "projection": "orders", "command": "resume", "requested_by": "kim", "requested_age_seconds": 60.0,
                  "outcome": "refused", "error": "it is not paused"},
             ],

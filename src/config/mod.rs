@@ -17,7 +17,7 @@ pub(crate) use self::value::Bytes;
 use self::value::{Bounds, Connections, Count, DurationOrOff, DurationRange, Switch, Value};
 use crate::error::{Error, has_password, redacted};
 use crate::health::Limits;
-use crate::plan::Policy;
+use crate::plan::{Kind, Policy};
 use crate::store::Names;
 use crate::store::events;
 
@@ -95,6 +95,10 @@ impl Config {
         }
         for (i, projection) in projections.iter().enumerate() {
             name("projection name", projection)?;
+            if Kind::of(projection) != Kind::Live {
+                let problem = "\"@rebuild\" and \"@old\" at the end mean the checkpoints of a rebuild";
+                return Err(Error::config("projection name", format!("{projection:?}"), problem));
+            }
             if projections[..i].contains(projection) {
                 return Err(Error::config("projection name", format!("{projection:?}"), "two projections have it"));
             }

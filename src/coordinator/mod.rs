@@ -28,7 +28,7 @@ use crate::database::{Filling, Pool};
 use crate::error::{Error, field};
 use crate::feed::{Feed, tailer};
 use crate::metrics::WorkerMetrics;
-use crate::plan::{Policy, Stance, Standing, ToClear, WorkerState, stance};
+use crate::plan::{Errand, Policy, Stance, Standing, WorkerState, stance};
 use crate::reconnect::{End, Reconnect};
 use crate::status::{Assignment, Board};
 use crate::store::Registration;
@@ -79,18 +79,18 @@ pub(crate) struct Parts {
     /// Wakes the coordinator because something in the replica set has changed.
     pub(crate) woken: Receiver<()>,
     /// Wakes the coordinator so that it looks at the whole replica set: a worker seems to be
-    /// missing, or a read model has been cleared.
+    /// missing, or a command has been executed.
     pub(crate) missing: Receiver<()>,
-    /// Sends the read models that this worker has to clear.
-    pub(crate) to_clear: Sender<ToClear>,
+    /// Sends the commands that this worker has to execute.
+    pub(crate) errands: Sender<Errand>,
 }
 
 pub(crate) struct Coordinator {
     parts: Parts,
     runners: Runners,
     assigned: Option<Assigned>,
-    /// The read model that the worker was last told to clear.
-    clearing: Option<ToClear>,
+    /// The command that the worker was last told to execute.
+    errand: Option<Errand>,
     /// When coordination interrupted processing, if it is interrupted.
     interrupted: Option<Instant>,
     /// Limits how often failures of coordination on a sound connection are logged.
@@ -103,19 +103,12 @@ type Assigned = (Owner, BTreeMap<Arc<str>, i64>);
 impl Coordinator {
     /// Creates a coordinator. `begun` is the moment when the worker began to register.
     pub(crate) fn new(parts: Parts, runners: Runners, begun: Instant) -> Self {
-        Self {
-            parts,
-            runners,
-            assigned: None,
-            clearing: None,
-            interrupted: Some(begun),
-            complaints: Mentions::default(),
-        }
+        Self { parts, runners, assigned: None, errand: None, interrupted: Some(begun), complaints: Mentions::default() }
     }
 
     /// Runs until the worker has left. `session` is the one in which the worker was registered.
     pub(crate) fn run(self, session: Session, pulse: &Pulse) -> Result<(), Error> {
-        let Self { parts, mut runners, mut assigned, mut clearing, mut interrupted, mut complaints } = self;
+        let Self { parts, mut runners, mut assigned, mut errand, mut interrupted, mut complaints } = self;
         let context = &parts.context;
         let _ended = ShowsEnded(context.board.clone());
         let mut first = Some(session);
@@ -129,7 +122,7 @@ impl Coordinator {
                 parts: &parts,
                 runners: &mut runners,
                 assigned: &mut assigned,
-                clearing: &mut clearing,
+                errand: &mut errand,
                 interrupted: &mut interrupted,
                 complaints: &mut complaints,
                 connection,
@@ -170,7 +163,7 @@ struct Serving<'a, 'c> {
     membership: Membership<'a>,
     runners: &'a mut Runners,
     assigned: &'a mut Option<Assigned>,
-    clearing: &'a mut Option<ToClear>,
+    errand: &'a mut Option<Errand>,
     interrupted: &'a mut Option<Instant>,
     complaints: &'a mut Mentions,
     connection: &'a mut Reconnect<'c>,
@@ -299,14 +292,14 @@ impl Serving<'_, '_> {
         Ok(if standing.is_command_due { Some(own.map_or(at_once, |own| own.min(at_once))) } else { own })
     }
 
-    /// Lets a read model be cleared, if this is the worker's to do.
-    fn clear(&mut self, standing: &Standing) {
-        if let Some(order) = &standing.to_clear
-            && self.clearing.as_ref() != Some(order)
-            // If the thread is still busy, the order is sent after a later look.
-            && self.parts.to_clear.try_send(order.clone()).is_ok()
+    /// Lets a command be executed, if this is the worker's to do.
+    fn order(&mut self, standing: &Standing) {
+        if let Some(errand) = &standing.errand
+            && self.errand.as_ref() != Some(errand)
+            // If the thread is still busy, the errand is sent after a later look.
+            && self.parts.errands.try_send(errand.clone()).is_ok()
         {
-            *self.clearing = Some(order.clone());
+            *self.errand = Some(errand.clone());
         }
     }
 
@@ -314,7 +307,7 @@ impl Serving<'_, '_> {
     /// after which to look at the whole replica set, if that is necessary.
     fn do_own_part(&mut self, standing: &Standing) -> Result<Option<Duration>, Error> {
         self.show_state(standing.member.map_or(WorkerState::Stopped, |member| member.state));
-        self.clear(standing);
+        self.order(standing);
         let partitions = standing.generation.as_ref().map_or(0, |generation| generation.total_partitions);
         self.parts.context.metrics.partitions.set(i64::try_from(partitions).unwrap_or(0));
         // A worker that is alone keeps its partition, because some of its projections may still
@@ -362,7 +355,7 @@ impl Serving<'_, '_> {
         }
         let assignment = partition.map(|partition| Assignment { generation, partition, total_partitions });
         context.board.set_assignment(assignment);
-        self.runners.run(owner, &standing.deals);
+        self.runners.run(owner, &standing.deals)?;
         if let Some(since) = self.interrupted.take() {
             let pause = since.elapsed();
             context.metrics.coordination_duration.observe(pause.as_secs_f64());

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::error::Error;
+use crate::plan::{Kind, base_of};
 use crate::runner::{Command, Report, Task};
 use crate::store::fence::Owner;
 
@@ -15,7 +17,12 @@ pub(crate) struct Runners {
     pub(super) reports: Receiver<Report>,
     /// Whether the runners were last told to run, and not to pause.
     is_running: bool,
+    spawn: Spawn,
 }
+
+/// Starts the thread of a runner: for these checkpoints of a projection, with this lane and index.
+/// It obeys the commands that it receives. Returns false if the projection is not known.
+pub(crate) type Spawn = Box<dyn Fn(&str, usize, usize, Receiver<Command>) -> Result<(), Error> + Send>;
 
 struct Runner {
     projection: Arc<str>,
@@ -35,32 +42,58 @@ enum State {
 
 impl Runners {
     /// Creates an empty set. Runners that are added later report through `reports`.
-    pub(crate) fn new(reports: Receiver<Report>) -> Self {
-        Self { each: Vec::new(), reports, is_running: false }
+    pub(crate) fn new(reports: Receiver<Report>, spawn: Spawn) -> Self {
+        Self { each: Vec::new(), reports, is_running: false, spawn }
     }
 
-    /// Adds a runner, and returns the receiver of its commands. The runner's index is the number of
-    /// runners that were added before it.
-    pub(crate) fn add(&mut self, projection: &str) -> Receiver<Command> {
-        // There is at most one command to run, followed by one to pause.
-        let (commands, inbox) = bounded(2);
-        self.each.push(Runner { projection: projection.into(), commands, state: State::Paused });
-        inbox
+    /// Adds the runners of a projection, or of a rebuild, one for each lane. The index of a runner
+    /// is the number of runners that were added before it.
+    pub(crate) fn add(&mut self, projection: &str, lanes: usize) -> Result<(), Error> {
+        for lane in 0..lanes {
+            // There is at most one command to run, followed by one to pause.
+            let (commands, inbox) = bounded(2);
+            (self.spawn)(projection, lane, self.each.len(), inbox)?;
+            self.each.push(Runner { projection: projection.into(), commands, state: State::Paused });
+        }
+        Ok(())
+    }
+
+    /// Adds the runners of rebuilds that have begun since. Those of a rebuild that has ended wait,
+    /// without a connection, for the next one.
+    fn add_rebuilds(&mut self, deals: &BTreeMap<Arc<str>, i64>) -> Result<(), Error> {
+        let lanes =
+            |runners: &Self, name: &str| runners.each.iter().filter(|runner| &*runner.projection == name).count();
+        for name in deals.keys().filter(|name| Kind::of(name) == Kind::Rebuild) {
+            if lanes(self, name) == 0 {
+                self.add(name, lanes(self, base_of(name)))?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether every runner has been told to process for this owner and these deals, and has not
     /// paused since.
     pub(super) fn are_told(&self, owner: Owner, deals: &BTreeMap<Arc<str>, i64>) -> bool {
-        self.each.iter().all(|runner| runner.state == State::Running(runner.task(owner, deals)))
+        let is_added = |name: &&Arc<str>| self.each.iter().any(|runner| runner.projection == **name);
+        let rebuilds = deals.keys().filter(|name| Kind::of(name) == Kind::Rebuild);
+        rebuilds.clone().all(|name| is_added(&name))
+            && self.each.iter().all(|runner| match runner.task(owner, deals) {
+                Some(task) => runner.state == State::Running(task),
+                None => !matches!(runner.state, State::Running(_)),
+            })
     }
 
     /// Starts the runners that are paused, and tells those whose projection was redistributed to
     /// reload their checkpoints.
-    pub(super) fn run(&mut self, owner: Owner, deals: &BTreeMap<Arc<str>, i64>) {
+    pub(super) fn run(&mut self, owner: Owner, deals: &BTreeMap<Arc<str>, i64>) -> Result<(), Error> {
         self.hear_all();
         self.is_running = true;
+        self.add_rebuilds(deals)?;
         for runner in &mut self.each {
-            let task = runner.task(owner, deals);
+            let Some(task) = runner.task(owner, deals) else {
+                runner.pause();
+                continue;
+            };
             match runner.state {
                 // The runner has to report its pause first. Otherwise this report could be mistaken
                 // for one about the new task.
@@ -72,6 +105,7 @@ impl Runners {
                 State::Running(_) | State::Paused => runner.tell(Command::Run(task), State::Running(task)),
             }
         }
+        Ok(())
     }
 
     /// Tells each running runner once to pause. Returns whether all runners have paused.
@@ -79,9 +113,7 @@ impl Runners {
         self.hear_all();
         self.is_running = false;
         for runner in &mut self.each {
-            if matches!(runner.state, State::Running(_)) {
-                runner.tell(Command::Pause, State::Pausing);
-            }
+            runner.pause();
         }
         self.are_paused()
     }
@@ -121,8 +153,17 @@ impl Runners {
 }
 
 impl Runner {
-    fn task(&self, owner: Owner, deals: &BTreeMap<Arc<str>, i64>) -> Task {
-        Task { owner, deal: deals.get(&self.projection).copied().unwrap_or(0) }
+    /// What the runner is to process; `None` if its rebuild has ended.
+    fn task(&self, owner: Owner, deals: &BTreeMap<Arc<str>, i64>) -> Option<Task> {
+        let deal = deals.get(&self.projection).copied();
+        let is_over = deal.is_none() && Kind::of(&self.projection) == Kind::Rebuild;
+        (!is_over).then(|| Task { owner, deal: deal.unwrap_or(0) })
+    }
+
+    fn pause(&mut self) {
+        if matches!(self.state, State::Running(_)) {
+            self.tell(Command::Pause, State::Pausing);
+        }
     }
 
     fn tell(&mut self, command: Command, state: State) {
@@ -145,8 +186,16 @@ mod tests {
     /// their reports.
     fn runners() -> (Runners, [Receiver<Command>; 2], Sender<Report>) {
         let (reports, inbox) = bounded(8);
-        let mut runners = Runners::new(inbox);
-        let commands = ["p", "q"].map(|projection| runners.add(projection));
+        let (hired, inboxes) = bounded(8);
+        let spawn: Spawn = Box::new(move |_, _, _, commands| {
+            hired.send(commands).unwrap();
+            Ok(())
+        });
+        let mut runners = Runners::new(inbox, spawn);
+        let commands = ["p", "q"].map(|projection| {
+            runners.add(projection, 1).unwrap();
+            inboxes.recv().unwrap()
+        });
         (runners, commands, reports)
     }
 
@@ -165,16 +214,16 @@ mod tests {
     #[test]
     fn runner_is_told_again_only_if_its_projection_is_dealt() {
         let (mut runners, [p, q], _) = runners();
-        runners.run(OWNER, &deals(1, 1));
+        runners.run(OWNER, &deals(1, 1)).unwrap();
         assert_eq!((told(&p), told(&q)), (vec![Command::Run(task(1))], vec![Command::Run(task(1))]));
         assert!(runners.are_told(OWNER, &deals(1, 1)));
         assert!(!runners.are_told(OWNER, &deals(2, 1)));
-        runners.run(OWNER, &deals(2, 1));
+        runners.run(OWNER, &deals(2, 1)).unwrap();
         assert_eq!((told(&p), told(&q)), (vec![Command::Run(task(2))], vec![]));
         // While a runner has not taken a command, the next command has to wait: there must be room
         // for a pause.
-        runners.run(OWNER, &deals(3, 1));
-        runners.run(OWNER, &deals(4, 1));
+        runners.run(OWNER, &deals(3, 1)).unwrap();
+        runners.run(OWNER, &deals(4, 1)).unwrap();
         assert!(!runners.are_told(OWNER, &deals(4, 1)));
         assert!(!runners.pause());
         assert_eq!(told(&p), [Command::Run(task(3)), Command::Pause]);
@@ -183,14 +232,14 @@ mod tests {
     #[test]
     fn fenced_runner_is_told_to_run_again_unless_told_already() {
         let (mut runners, [p, _q], reports) = runners();
-        runners.run(OWNER, &deals(1, 1));
+        runners.run(OWNER, &deals(1, 1)).unwrap();
         reports.send(Report::Fenced(0, task(1))).unwrap();
-        runners.run(OWNER, &deals(1, 1));
+        runners.run(OWNER, &deals(1, 1)).unwrap();
         assert_eq!(told(&p), [Command::Run(task(1)), Command::Run(task(1))]);
         // The runner reports its former task, and will take the new one.
-        runners.run(OWNER, &deals(2, 1));
+        runners.run(OWNER, &deals(2, 1)).unwrap();
         reports.send(Report::Fenced(0, task(1))).unwrap();
-        runners.run(OWNER, &deals(2, 1));
+        runners.run(OWNER, &deals(2, 1)).unwrap();
         assert_eq!(told(&p), [Command::Run(task(2))]);
     }
 
@@ -198,7 +247,7 @@ mod tests {
     fn runners_are_paused_once_each_has_said_so() {
         let (mut runners, [p, q], reports) = runners();
         assert!(runners.pause(), "none has been told to run");
-        runners.run(OWNER, &deals(1, 1));
+        runners.run(OWNER, &deals(1, 1)).unwrap();
         assert!(!runners.pause());
         assert!(!runners.pause());
         assert_eq!(told(&p), [Command::Run(task(1)), Command::Pause], "once");
@@ -206,18 +255,18 @@ mod tests {
         // The runner has not taken the command to pause yet.
         reports.send(Report::Fenced(1, task(1))).unwrap();
         assert!(!runners.pause());
-        runners.run(OWNER, &deals(1, 1));
+        runners.run(OWNER, &deals(1, 1)).unwrap();
         assert_eq!(told(&p), [Command::Run(task(1))]);
         assert_eq!(told(&q), [Command::Run(task(1)), Command::Pause], "first it has to say that it is paused");
         reports.send(Report::Paused(1)).unwrap();
-        runners.run(OWNER, &deals(1, 1));
+        runners.run(OWNER, &deals(1, 1)).unwrap();
         assert_eq!(told(&q), [Command::Run(task(1))]);
     }
 
     #[test]
     fn runner_that_has_ended_does_not_keep_the_others_waiting() {
         let (mut runners, [p, q], reports) = runners();
-        runners.run(OWNER, &deals(1, 1));
+        runners.run(OWNER, &deals(1, 1)).unwrap();
         assert_eq!((told(&p), told(&q)), (vec![Command::Run(task(1))], vec![Command::Run(task(1))]));
         drop(p);
         assert!(!runners.pause());

@@ -1,5 +1,6 @@
 //! The builder of an orchestrator.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use crate::threads::{Crew, Waker};
 #[must_use = "a builder does nothing until built"]
 pub struct Builder {
     pub(super) database: Database,
+    pub(super) owner: Option<Database>,
+    pub(super) build_id: Option<String>,
     pub(super) config: Config,
     pub(super) projections: Vec<Arc<dyn Handler>>,
     pub(super) metrics: Option<Metrics>,
@@ -40,7 +43,14 @@ impl Orchestrator {
     /// Returns a builder for a worker of a replica set. The name has 1 to 255 bytes, and is the
     /// same for all workers that share the work.
     pub fn builder(database: Database, replica_set: impl Into<String>) -> Builder {
-        Builder { database, config: Config::new(replica_set.into()), projections: Vec::new(), metrics: None }
+        Builder {
+            database,
+            owner: None,
+            build_id: None,
+            config: Config::new(replica_set.into()),
+            projections: Vec::new(),
+            metrics: None,
+        }
     }
 }
 
@@ -141,6 +151,23 @@ impl Builder {
         self
     }
 
+    /// Sets the database with the URL of the role that owns the tables of the read models. A worker
+    /// whose own role does not own them connects as this one to prepare a
+    /// [rebuild](crate::guide::rebuilding) and to switch to it. Defaults to the worker's own role.
+    pub fn owner(mut self, database: Database) -> Self {
+        self.owner = Some(database);
+        self
+    }
+
+    /// Sets what identifies this build of the program, for example a commit. Workers take part in a
+    /// [rebuild](crate::guide::rebuilding) only if they are of the build that has begun it, so that
+    /// two programs that claim one [version](crate::Projection::version) do not fill one read model.
+    /// Defaults to none; then only the version is compared.
+    pub fn build_id(mut self, build: impl Into<String>) -> Self {
+        self.build_id = Some(build.into());
+        self
+    }
+
     /// Sets the metrics that the worker reports to. Share one [`Metrics`] between the orchestrators
     /// of a registry. Replica sets that share it need different names, even on different databases,
     /// because the series are distinguished by the name. Defaults to metrics in a registry of their
@@ -164,6 +191,7 @@ impl Builder {
             Some(metrics) => metrics,
             None => Metrics::new()?,
         };
+        distinct_tables(&projections)?;
         let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
         let names = names.into_iter().map(str::to_owned);
         let (crew, gate) = Crew::new();
@@ -179,12 +207,29 @@ impl Builder {
             ),
             crew,
             gate,
+            owner: self.owner.map(|owner| owner.for_worker(&application_name)),
+            build_id: self.build_id,
             database: self.database.for_worker(&application_name),
             config: self.config,
             projections,
             metrics,
         })
     }
+}
+
+/// Refuses two projections that name the same table: a rebuild of one would replace what the other
+/// has written.
+fn distinct_tables(projections: &[Hosted]) -> Result<(), Error> {
+    let mut owners = BTreeMap::new();
+    for known in projections.iter().map(|hosted| &hosted.known) {
+        for table in &known.tables {
+            if let Some(other) = owners.insert(table, &known.name) {
+                let problem = format!("projection {other:?} names it, too, and no two projections may write one table");
+                return Err(Error::config(format!("tables of projection {:?}", known.name), table, problem));
+            }
+        }
+    }
+    Ok(())
 }
 
 with_options! { setters! { Builder (config) } }

@@ -11,6 +11,7 @@ use crate::store::Known;
 use crate::threads::caught;
 
 /// A projection, and what it declares about itself.
+#[derive(Clone)]
 pub(super) struct Hosted {
     pub(super) handler: Arc<dyn Handler>,
     pub(super) known: Known,
@@ -46,7 +47,15 @@ impl Hosted {
                 format!("projection {name:?} cannot start there: positions begin with 1, and 0 is before the first");
             return Err(Error::config("start_at", position.to_string(), problem));
         }
-        Ok(Self { handler, known: Known { name, start_at, scope }, retry, on_failure })
+        let version = asked(&format!("version() of projection {name:?}"), || handler.version())?;
+        let version = i32::try_from(version).ok().filter(|version| *version > 0).ok_or_else(|| {
+            let problem = format!("it must be between 1 and {}", i32::MAX);
+            Error::config(format!("version of projection {name:?}"), version.to_string(), problem)
+        })?;
+        let tables: Vec<String> = asked(&format!("tables() of projection {name:?}"), || {
+            handler.tables().iter().map(|table| (*table).to_owned()).collect()
+        })?;
+        Ok(Self { handler, known: Known { name, start_at, scope, version, tables }, retry, on_failure })
     }
 
     pub(super) fn name(&self) -> &str {

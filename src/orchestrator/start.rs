@@ -3,6 +3,7 @@
 //! *Invariant:* everything that can fail is done before the worker registers. So a start that fails
 //! leaves nothing in the database, and nothing has to be undone.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -10,11 +11,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::hosted::Hosted;
 use super::register::Registered;
 use crate::catch_up::{CatchUp, Progress};
-use crate::clearing::Clearing;
 use crate::config::Config;
 use crate::context::Context;
 use crate::coordinator::{Coordinator, Parts, Runners};
-use crate::database::{Pool, PoolOptions};
+use crate::database::{Database, Pool, PoolOptions};
+use crate::errands::{Code, Errands};
 use crate::error::{Error, field};
 use crate::feed::Feed;
 use crate::feed::prefetch::Reader;
@@ -24,7 +25,8 @@ use crate::listener::Listener;
 use crate::measure::{Lags, Measuring};
 use crate::metrics::WorkerMetrics;
 use crate::overview::Overview;
-use crate::runner::Runner;
+use crate::plan::{Kind, base_of};
+use crate::runner::{Command, Report, Runner};
 use crate::scope::Scope;
 use crate::store::Registration;
 use crate::store::session::{Session, Sessions};
@@ -38,6 +40,8 @@ pub(super) struct Start {
     pub(super) metrics: WorkerMetrics,
     pub(super) config: Config,
     pub(super) projections: Vec<Hosted>,
+    /// Connects as the owner of the read models' tables.
+    pub(super) owner: Option<Database>,
     pub(super) registration: Registration,
     pub(super) crew: Crew,
     pub(super) overview: Overview,
@@ -161,19 +165,24 @@ impl Start {
         };
         self.crew.spawn(tailer::THREAD, move |pulse| tailer.run(pulse))?;
 
-        // The thread has one order at a time, and there is room for the next.
-        let (to_clear, orders) = bounded(1);
-        let handlers = self.projections.iter().map(|hosted| (hosted.name().into(), hosted.handler.clone())).collect();
-        let clearing = Clearing {
+        // The thread has one errand at a time, and there is room for the next.
+        let (errands, orders) = bounded(1);
+        let code = |hosted: &Hosted| {
+            let Hosted { handler, known, .. } = hosted;
+            (hosted.name().into(), Code { handler: handler.clone(), known: known.clone() })
+        };
+        let executing = Errands {
             context: self.context.clone(),
-            handlers,
+            code: self.projections.iter().map(code).collect(),
             pool: pool.clone(),
+            owner: self.owner,
+            build: self.registration.build.clone(),
             idle_limit,
             orders,
             finished: looks_again,
         };
-        self.crew.spawn("pup-clear", move |_| {
-            clearing.run();
+        self.crew.spawn("pup-errand", move |_| {
+            executing.run();
             Ok(())
         })?;
 
@@ -190,7 +199,7 @@ impl Start {
             metrics,
             woken,
             missing,
-            to_clear,
+            errands,
         };
         let (registered, registration) = bounded(1);
         self.crew.spawn("pup-coord", move |pulse| match registration.recv() {
@@ -210,48 +219,93 @@ impl Start {
         }
     }
 
+    /// Creates the runners of the projections. Those of a rebuild are created when it begins, and
+    /// get connections of their own, so that live work never waits for them.
     fn runners(&self, pool: &Pool, feed: &Feed, trust: &Trust, metrics: &WorkerMetrics) -> Result<Runners, Error> {
-        let Self { context, config, .. } = self;
-        let lanes = self.projections.iter().flat_map(|hosted| (0..config.lanes).map(move |lane| (hosted, lane)));
+        let Self { context, config, crew, .. } = self;
         // A runner sends at most two reports between two commands.
-        let (reports, inbox) = bounded(4 * config.lanes * self.projections.len());
-        let mut runners = Runners::new(inbox);
-        for (index, (hosted, lane)) in lanes.enumerate() {
-            let reader = Reader {
-                pool: pool.clone(),
-                sessions: context.sessions,
-                names: context.names.clone(),
-                scope: hosted.known.scope.clone(),
-                bounds: config.bounds(),
-                shortage: context.board.shortage.clone(),
-            };
-            let runner = Runner {
-                context: context.clone(),
-                index,
-                lane,
-                name: hosted.name().into(),
-                handler: hosted.handler.clone(),
-                scope: hosted.known.scope.clone(),
-                pool: pool.clone(),
-                feed: feed.clone(),
-                follower: feed.follow(),
-                requests: reader.spawn(&self.crew, format!("pup-read-{index:02}"))?,
-                retry: hosted.retry.clone().unwrap_or_else(|| config.retry.clone()),
-                on_failure: hosted.on_failure.unwrap_or(config.on_failure),
-                bounds: config.bounds(),
-                batch_time: config.batch_time,
-                idle_limit: self.idle_limit(),
-                trust: trust.clone(),
-                metrics: context.metrics.projection(hosted.name()),
-                own_metrics: metrics.projection(hosted.name()),
-                commands: runners.add(hosted.name()),
-                reports: reports.clone(),
-            };
-            self.crew.spawn(format!("pup-run-{index:02}"), move |pulse| {
-                runner.run(pulse);
-                Ok(())
-            })?;
+        let (reports, inbox) = bounded(8 * config.lanes * self.projections.len());
+        let for_rebuilds = context.database.pool(PoolOptions {
+            size: config.pool_size(self.projections.len()),
+            reset: context.sessions.reset_sql(),
+        })?;
+        let common = Common {
+            context: context.clone(),
+            config: config.clone(),
+            crew: crew.clone(),
+            pool: pool.clone(),
+            for_rebuilds,
+            feed: feed.clone(),
+            trust: trust.clone(),
+            metrics: metrics.clone(),
+            reports,
+            idle_limit: self.idle_limit(),
+            projections: self.projections.iter().map(|hosted| (hosted.name().into(), hosted.clone())).collect(),
+        };
+        let lanes = config.lanes;
+        let spawn = move |name: &str, lane, index, commands| common.spawn(name, lane, index, commands);
+        let mut runners = Runners::new(inbox, Box::new(spawn));
+        for hosted in &self.projections {
+            runners.add(hosted.name(), lanes)?;
         }
         Ok(runners)
+    }
+}
+
+/// What the runners have in common.
+struct Common {
+    context: Context,
+    config: Config,
+    crew: Crew,
+    pool: Pool,
+    for_rebuilds: Pool,
+    feed: Feed,
+    trust: Trust,
+    metrics: WorkerMetrics,
+    reports: Sender<Report>,
+    idle_limit: Duration,
+    projections: BTreeMap<Box<str>, Hosted>,
+}
+
+impl Common {
+    /// Starts a runner and its reader.
+    fn spawn(&self, name: &str, lane: usize, index: usize, commands: Receiver<Command>) -> Result<(), Error> {
+        let Self { context, config, feed, .. } = self;
+        let Some(hosted) = self.projections.get(base_of(name)) else { return Ok(()) };
+        let pool = if Kind::of(name) == Kind::Rebuild { &self.for_rebuilds } else { &self.pool };
+        let reader = Reader {
+            pool: pool.clone(),
+            sessions: context.sessions,
+            names: context.names.clone(),
+            scope: hosted.known.scope.clone(),
+            bounds: config.bounds(),
+            shortage: context.board.shortage.clone(),
+        };
+        let runner = Runner {
+            context: context.clone(),
+            index,
+            lane,
+            name: name.into(),
+            handler: hosted.handler.clone(),
+            scope: hosted.known.scope.clone(),
+            pool: pool.clone(),
+            feed: feed.clone(),
+            follower: feed.follow(),
+            requests: reader.spawn(&self.crew, format!("pup-read-{index:02}"))?,
+            retry: hosted.retry.clone().unwrap_or_else(|| config.retry.clone()),
+            on_failure: hosted.on_failure.unwrap_or(config.on_failure),
+            bounds: config.bounds(),
+            batch_time: config.batch_time,
+            idle_limit: self.idle_limit,
+            trust: self.trust.clone(),
+            metrics: context.metrics.projection(name),
+            own_metrics: self.metrics.projection(name),
+            commands,
+            reports: self.reports.clone(),
+        };
+        self.crew.spawn(format!("pup-run-{index:02}"), move |pulse| {
+            runner.run(pulse);
+            Ok(())
+        })
     }
 }

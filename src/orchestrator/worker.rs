@@ -56,6 +56,9 @@ pub struct Orchestrator {
     /// The gate at which the threads of the crew wait until the worker is registered.
     pub(super) gate: Gate,
     pub(super) database: Database,
+    /// Connects as the owner of the read models' tables.
+    pub(super) owner: Option<Database>,
+    pub(super) build_id: Option<String>,
     pub(super) config: Config,
     pub(super) projections: Vec<Hosted>,
     pub(super) metrics: Metrics,
@@ -180,6 +183,7 @@ impl Orchestrator {
                 metrics: own_metrics,
                 config: self.config,
                 projections: self.projections,
+                owner: self.owner,
                 registration: registration.clone(),
                 crew: self.crew,
                 overview: self.overview,
@@ -227,6 +231,7 @@ impl Orchestrator {
             host: host_name(),
             pid: i32::try_from(std::process::id()).unwrap_or(0),
             projections: self.projections.iter().map(|hosted| hosted.known.clone()).collect(),
+            build: self.build_id.clone(),
             lanes: self.config.lanes,
             sessions: self.sessions(),
             stale_worker_timeout: self.config.stale_worker_timeout,

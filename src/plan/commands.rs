@@ -2,25 +2,31 @@
 //!
 //! The commands of one projection are applied in the order in which they were given, and the next
 //! one waits until the one before is finished. A command takes effect in one transaction under the
-//! replica set's lock, which also records that it is done (I10). The exception is a rewind, because
-//! the code of the application must not run under that lock. It has three steps:
+//! replica set's lock, which also records that it is done (I10). The exceptions are commands that
+//! take long or need the code of the application, because that must not run under the lock. One
+//! worker executes such a command as its *errand*, in a transaction that compares the worker and
+//! the number of the attempt. If the worker is gone, another one starts again. So of two workers
+//! that execute one command, because one of them was considered dead, only one commits.
 //!
 //! ```text
-//! queued ──(dealt to no worker)──► clearing ──(by one worker)──► cleared ──(dealt again)──► done
+//! rewind:  queued ──(dealt to no worker)──► executing ──► executed ──(dealt again)──► done
+//! rebuild: queued ──► executing ──(copies exist)──► loading ──(caught up)──► finishing ──► done
+//!                                                      ▲────(put off)────────────┘
+//! cancel, revert, drop_old: queued ──► executing ──► done
 //! ```
 //!
-//! While the read model is being cleared, no worker owns the projection's checkpoints. If the
-//! worker that clears it is gone, another one starts again: the number of the attempt decides which
-//! of them may commit.
+//! While the read model of a rewound projection is being cleared, no worker owns the projection's
+//! checkpoints. A rebuild that is *loading* or *finishing* is in the background: other commands of
+//! the projection go on.
 
 use super::deal::Deal;
 use super::view::{
-    Asked, ClusterView, CommandView, DesiredState, Fault, GenerationState, ProjectionView, Rows, Step, WorkerId,
+    Asked, ClusterView, CommandView, DesiredState, Fault, GenerationState, Kind, ProjectionView, Rows, Step, WorkerId,
     WorkerState, WorkerView,
 };
 
-/// How many workers may begin to clear one read model, including those that were asked to leave. If
-/// so many have ended meanwhile, clearing it probably ends the process.
+/// How many workers may begin to execute one command, including those that were asked to leave. If
+/// so many have ended meanwhile, executing it probably ends the process.
 const MOST_ATTEMPTS: i32 = 10;
 
 /// What applying a command does.
@@ -31,20 +37,24 @@ pub(crate) enum Effect {
     /// This state is desired from now on. The deal is `None` if the next generation deals the
     /// projection, or if its checkpoints are not usable.
     Desire(DesiredState, Option<Deal>),
-    /// The projection is dealt to no worker, and this worker begins to clear its read model.
-    Clear(WorkerId, Deal),
-    /// The worker that cleared the read model is gone, and this one starts again.
-    ClearAgain(WorkerId),
-    /// The workers that cleared the read model have ended too often.
+    /// This worker begins to execute it. For a rewind, the projection is dealt to no worker.
+    Begin(WorkerId, Option<Deal>),
+    /// The worker that executed it is gone, and this one starts again.
+    Again(WorkerId),
+    /// The workers that executed it have ended too often.
     GiveUp(Option<Deal>),
     /// The read model is cleared, and the projection is dealt again.
     Finish(Option<Deal>),
+    /// The copies are filled, and this worker begins to switch to them.
+    Switch(WorkerId),
     /// The projection, its checkpoints and its parked events are deleted.
     Remove,
     /// The replay of parked events is requested.
     Replay,
     /// An event is recorded as discarded.
     Discard,
+    /// An aggregate's rows are to be deleted, and its events replayed.
+    Forget,
 }
 
 /// Why a command is refused.
@@ -52,12 +62,22 @@ pub(crate) enum Effect {
 pub(crate) enum Refusal {
     AlreadyPaused,
     NotPaused,
-    /// No running worker has the projection's code.
+    /// No running worker has the projection's code, of the version that is needed.
     NobodyKnows,
     /// These workers would create it again.
     StillKnown(Vec<WorkerId>),
     /// Its checkpoints were changed by hand.
     Unusable(Fault),
+    /// It is being rebuilt.
+    AlreadyRebuilt,
+    /// It is not being rebuilt.
+    NotRebuilt,
+    /// No former tables are kept.
+    NothingKept,
+    /// Former tables are kept.
+    OldKept,
+    /// The version that is asked for is not above that of the live read model.
+    NotNewer(i32),
 }
 
 /// Returns the first command that can be applied now, and its effect; only commands of this kind,
@@ -71,75 +91,151 @@ pub(super) fn next<'v>(
 ) -> Option<(&'v CommandView, Effect)> {
     let mut meant = view.commands.iter().filter(|command| only.is_none_or(|only| command.asked == only));
     meant.find_map(|command| {
-        let is_first = |earlier: &&CommandView| earlier.projection == command.projection;
-        if view.commands.iter().find(is_first)?.id != command.id {
+        let is_first =
+            |earlier: &&CommandView| earlier.projection == command.projection && !earlier.step.is_in_background();
+        let waits = || view.commands.iter().find(is_first).is_some_and(|first| first.id != command.id);
+        if !command.step.is_in_background() && waits() {
             return None;
         }
-        let projection = view.projections.iter().find(|projection| projection.name == command.projection)?;
-        let is_active = view.generation.as_ref().is_some_and(|now| now.state == GenerationState::Active);
-        effect(command, projection, is_active, running, alive).map(|effect| (command, effect))
+        let situation = Situation { view, running, alive };
+        let projection = situation.projection(&command.projection)?;
+        situation.effect(command, projection).map(|effect| (command, effect))
     })
 }
 
-fn effect(
-    command: &CommandView,
-    projection: &ProjectionView,
-    is_active: bool,
-    running: &[&WorkerView],
-    alive: &[&WorkerView],
-) -> Option<Effect> {
-    let name = &*projection.name;
-    let fault = match projection.rows {
-        Rows::Unusable(fault) => Some(fault),
-        _ => None,
-    };
-    // The deal in which the projection has this state.
-    let deal = |desired| Deal::of(&ProjectionView { desired, is_clearing: false, ..projection.clone() }, running);
-    let dealt_again = || (is_active && fault.is_none()).then(|| deal(projection.desired));
-    let able = || running.iter().filter(|worker| worker.knows(name)).min_by_key(|worker| worker.partition);
-    Some(match (command.asked, command.step) {
-        (Asked::Rewind, Step::Cleared) => Effect::Finish(dealt_again()),
-        (Asked::Rewind, Step::Clearing { executor, attempt }) => {
-            if alive.iter().any(|worker| worker.id == executor && worker.state != WorkerState::Stopping) {
-                return None;
+/// What the effect of a command depends on.
+struct Situation<'a> {
+    view: &'a ClusterView,
+    running: &'a [&'a WorkerView],
+    alive: &'a [&'a WorkerView],
+}
+
+impl Situation<'_> {
+    fn projection(&self, name: &str) -> Option<&ProjectionView> {
+        self.view.projections.iter().find(|projection| &*projection.name == name)
+    }
+
+    /// The checkpoints of another kind of a projection.
+    fn other(&self, projection: &ProjectionView, kind: Kind) -> Option<&ProjectionView> {
+        self.projection(&kind.name(&projection.name))
+    }
+
+    fn is_active(&self) -> bool {
+        self.view.generation.as_ref().is_some_and(|now| now.state == GenerationState::Active)
+    }
+
+    /// Whether this worker is still there to execute what it has begun.
+    fn executes(&self, executor: WorkerId) -> bool {
+        self.alive.iter().any(|worker| worker.id == executor && worker.state != WorkerState::Stopping)
+    }
+
+    /// Chooses a worker to execute a command: preferably one that executes no other.
+    fn executor(&self, is_able: impl Fn(&WorkerView) -> bool) -> Option<WorkerId> {
+        let is_busy = |id| self.view.commands.iter().any(|command| command.step.executor() == Some(id));
+        let able = self.running.iter().filter(|worker| is_able(worker));
+        able.min_by_key(|worker| (is_busy(worker.id), worker.partition)).map(|worker| worker.id)
+    }
+
+    /// A worker begins to execute the command, if there is one. The members of a pending generation
+    /// do not run yet.
+    fn begin(&self, is_able: impl Fn(&WorkerView) -> bool, deal: Option<Deal>) -> Option<Effect> {
+        match self.executor(&is_able) {
+            Some(executor) => Some(Effect::Begin(executor, deal)),
+            None if !self.is_active() && self.alive.iter().any(|worker| is_able(worker)) => None,
+            None => Some(Effect::Refuse(Refusal::NobodyKnows)),
+        }
+    }
+
+    fn effect(&self, command: &CommandView, projection: &ProjectionView) -> Option<Effect> {
+        let fault = match projection.rows {
+            Rows::Unusable(fault) => Some(fault),
+            _ => None,
+        };
+        // The deal in which the projection has this state.
+        let deal =
+            |desired| Deal::of(&ProjectionView { desired, is_clearing: false, ..projection.clone() }, self.running);
+        let is_dealable = self.is_active() && fault.is_none();
+        let dealt_again = || is_dealable.then(|| deal(projection.desired));
+        // The code of another version than the live one is needed to rebuild for that version.
+        let wanted = ProjectionView { version: command.version.unwrap_or(projection.version), ..projection.clone() };
+        let is_able = |worker: &WorkerView| match command.asked {
+            Asked::Cancel | Asked::Revert | Asked::DropOld => worker.has_code(&projection.name),
+            _ => worker.knows(&wanted),
+        };
+        let refuse = |refusal| Some(Effect::Refuse(refusal));
+        let rebuild = || self.other(projection, Kind::Rebuild);
+        match (command.asked, command.step) {
+            (Asked::Rewind, Step::Executed) => Some(Effect::Finish(dealt_again())),
+            (_, Step::Executed) => None,
+            (_, Step::Executing { executor, .. } | Step::Finishing { executor, .. }) if self.executes(executor) => None,
+            (Asked::Rewind, Step::Executing { attempt, .. }) if attempt >= MOST_ATTEMPTS => {
+                Some(Effect::GiveUp(dealt_again()))
             }
-            if attempt >= MOST_ATTEMPTS { Effect::GiveUp(dealt_again()) } else { Effect::ClearAgain(able()?.id) }
+            (_, Step::Executing { attempt, .. }) if attempt >= MOST_ATTEMPTS => Some(Effect::GiveUp(None)),
+            (_, Step::Executing { .. }) => self.executor(is_able).map(Effect::Again),
+            (_, Step::Loading { is_due }) => {
+                let rebuild = rebuild()?;
+                // A paused projection processes nothing any more, so it is not switched.
+                let may_switch = is_due && is_dealable && projection.target() == DesiredState::Running;
+                let executor = may_switch.then(|| self.executor(|worker| worker.knows(rebuild)));
+                executor.flatten().map(Effect::Switch)
+            }
+            (_, Step::Finishing { .. }) => {
+                let rebuild = rebuild()?;
+                self.executor(|worker| worker.knows(rebuild)).map(Effect::Again)
+            }
+            (Asked::Pause, Step::Queued) if projection.desired == DesiredState::Paused => {
+                refuse(Refusal::AlreadyPaused)
+            }
+            (Asked::Pause, Step::Queued) => {
+                let deal = fault.is_none().then(|| deal(DesiredState::Paused));
+                Some(Effect::Desire(DesiredState::Paused, deal))
+            }
+            (Asked::Resume, Step::Queued) if projection.desired == DesiredState::Running => refuse(Refusal::NotPaused),
+            (Asked::Resume, Step::Queued) => {
+                Some(Effect::Desire(DesiredState::Running, is_dealable.then(|| deal(DesiredState::Running))))
+            }
+            (Asked::Rewind | Asked::Rebuild, Step::Queued) if fault.is_some() => {
+                fault.map(Refusal::Unusable).and_then(refuse)
+            }
+            (Asked::Rewind, Step::Queued) => self.begin(is_able, Some(deal(DesiredState::Paused))),
+            (Asked::Rebuild, Step::Queued) => match command.version {
+                _ if rebuild().is_some() => refuse(Refusal::AlreadyRebuilt),
+                Some(version) if version < projection.version => refuse(Refusal::NotNewer(projection.version)),
+                _ => self.begin(is_able, None),
+            },
+            (Asked::Cancel, Step::Queued) if rebuild().is_none() => refuse(Refusal::NotRebuilt),
+            (Asked::Revert | Asked::DropOld, Step::Queued) if self.other(projection, Kind::Old).is_none() => {
+                refuse(Refusal::NothingKept)
+            }
+            (Asked::Revert, Step::Queued) if rebuild().is_some() => refuse(Refusal::AlreadyRebuilt),
+            (Asked::Cancel | Asked::Revert | Asked::DropOld, Step::Queued) => self.begin(is_able, None),
+            (Asked::Remove, Step::Queued) => {
+                let having = self.alive.iter().filter(|worker| worker.has_code(&projection.name));
+                let having: Vec<WorkerId> = having.map(|worker| worker.id).collect();
+                match having.is_empty() {
+                    false => refuse(Refusal::StillKnown(having)),
+                    _ if rebuild().is_some() => refuse(Refusal::AlreadyRebuilt),
+                    _ if self.other(projection, Kind::Old).is_some() => refuse(Refusal::OldKept),
+                    _ => Some(Effect::Remove),
+                }
+            }
+            (Asked::Replay, Step::Queued) => Some(Effect::Replay),
+            (Asked::Discard, Step::Queued) => Some(Effect::Discard),
+            (Asked::RebuildAggregate, Step::Queued) => Some(Effect::Forget),
         }
-        (Asked::Pause, _) if projection.desired == DesiredState::Paused => Effect::Refuse(Refusal::AlreadyPaused),
-        (Asked::Pause, _) => {
-            let deal = fault.is_none().then(|| deal(DesiredState::Paused));
-            Effect::Desire(DesiredState::Paused, deal)
-        }
-        (Asked::Resume, _) if projection.desired == DesiredState::Running => Effect::Refuse(Refusal::NotPaused),
-        (Asked::Resume, _) => {
-            let deal = (is_active && fault.is_none()).then(|| deal(DesiredState::Running));
-            Effect::Desire(DesiredState::Running, deal)
-        }
-        (Asked::Rewind, Step::Queued) => match (fault, able()) {
-            (Some(fault), _) => Effect::Refuse(Refusal::Unusable(fault)),
-            (None, Some(executor)) => Effect::Clear(executor.id, deal(DesiredState::Paused)),
-            // The members of a pending generation do not run yet.
-            (None, None) if !is_active && alive.iter().any(|worker| worker.knows(name)) => return None,
-            (None, None) => Effect::Refuse(Refusal::NobodyKnows),
-        },
-        (Asked::Remove, _) => {
-            let knowing: Vec<WorkerId> = alive.iter().filter(|worker| worker.knows(name)).map(|w| w.id).collect();
-            if knowing.is_empty() { Effect::Remove } else { Effect::Refuse(Refusal::StillKnown(knowing)) }
-        }
-        (Asked::Replay, _) => Effect::Replay,
-        (Asked::Discard, _) => Effect::Discard,
-    })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::ToClear;
+    use crate::plan::Errand;
     use crate::plan::tests::{id, projection, view, worker};
-    use crate::plan::view::to_clear;
+    use crate::plan::view::errand;
 
     fn command(number: i64, projection: &str, asked: Asked, step: Step) -> CommandView {
-        CommandView { id: number, projection: projection.into(), asked, step }
+        CommandView { id: number, projection: projection.into(), asked, step, version: None }
     }
 
     fn running(n: u128, partition: usize) -> WorkerView {
@@ -164,7 +260,7 @@ mod tests {
     fn shares(effect: Option<(i64, Effect)>) -> Option<usize> {
         match effect?.1 {
             Effect::Desire(_, deal) | Effect::GiveUp(deal) | Effect::Finish(deal) => deal.map(|deal| deal.shares.len()),
-            Effect::Clear(_, deal) => Some(deal.shares.len()),
+            Effect::Begin(_, Some(deal)) => Some(deal.shares.len()),
             _ => None,
         }
     }
@@ -196,7 +292,7 @@ mod tests {
 
     #[test]
     fn commands_of_one_projection_are_applied_in_order() {
-        let clearing = Step::Clearing { executor: id(1), attempt: 1 };
+        let clearing = Step::Executing { executor: id(1), attempt: 1 };
         let commands = || {
             vec![
                 command(3, "orders", Asked::Rewind, clearing),
@@ -212,20 +308,20 @@ mod tests {
     #[test]
     fn a_rewind_goes_in_steps() {
         let at = |step| vec![command(7, "orders", Asked::Rewind, step)];
-        let clearing = |executor, attempt| at(Step::Clearing { executor: id(executor), attempt });
+        let clearing = |executor, attempt| at(Step::Executing { executor: id(executor), attempt });
         let begun = found(at(Step::Queued), |_| {});
-        assert!(matches!(&begun, Some((7, Effect::Clear(executor, _))) if *executor == id(1)), "{begun:?}");
+        assert!(matches!(&begun, Some((7, Effect::Begin(executor, Some(_)))) if *executor == id(1)), "{begun:?}");
         assert_eq!(shares(begun), Some(0));
         assert_eq!(found(clearing(2, 1), |_| {}), None);
         let leaves = |view: &mut ClusterView| view.workers[1].state = WorkerState::Stopping;
-        assert_eq!(found(clearing(2, 1), leaves), Some((7, Effect::ClearAgain(id(1)))));
-        assert_eq!(found(clearing(9, 9), |_| {}), Some((7, Effect::ClearAgain(id(1)))));
+        assert_eq!(found(clearing(2, 1), leaves), Some((7, Effect::Again(id(1)))));
+        assert_eq!(found(clearing(9, 9), |_| {}), Some((7, Effect::Again(id(1)))));
         assert_eq!(shares(found(clearing(9, 10), |_| {})), Some(2), "it is given up");
         assert_eq!(found(clearing(9, 1), pending), None, "no worker runs");
         assert_eq!(found(clearing(2, 1), pending), None, "it goes on meanwhile");
-        assert_eq!(shares(found(at(Step::Cleared), |_| {})), Some(2));
-        assert_eq!(shares(found(at(Step::Cleared), paused)), Some(0));
-        assert_eq!(found(at(Step::Cleared), pending), Some((7, Effect::Finish(None))));
+        assert_eq!(shares(found(at(Step::Executed), |_| {})), Some(2));
+        assert_eq!(shares(found(at(Step::Executed), paused)), Some(0));
+        assert_eq!(found(at(Step::Executed), pending), Some((7, Effect::Finish(None))));
         assert_eq!(found(at(Step::Queued), pending), None, "it begins when workers run");
         let torn = found(at(Step::Queued), |view| view.projections[2].rows = Rows::Unusable(Fault::Missing));
         assert_eq!(torn, Some((7, Effect::Refuse(Refusal::Unusable(Fault::Missing)))));
@@ -245,11 +341,12 @@ mod tests {
     #[test]
     fn a_worker_clears_only_what_it_was_given() {
         let commands = [
-            command(3, "orders", Asked::Rewind, Step::Cleared),
-            command(4, "invoices", Asked::Rewind, Step::Clearing { executor: id(2), attempt: 3 }),
+            command(3, "orders", Asked::Rewind, Step::Executed),
+            command(4, "invoices", Asked::Rewind, Step::Executing { executor: id(2), attempt: 3 }),
         ];
-        assert_eq!(to_clear(&commands, id(1)), None);
-        let expected = ToClear { command: 4, attempt: 3, projection: "invoices".into() };
-        assert_eq!(to_clear(&commands, id(2)), Some(expected));
+        assert_eq!(errand(&commands, id(1)), None);
+        let expected =
+            Errand { command: 4, asked: Asked::Rewind, is_finishing: false, attempt: 3, projection: "invoices".into() };
+        assert_eq!(errand(&commands, id(2)), Some(expected));
     }
 }

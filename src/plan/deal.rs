@@ -38,7 +38,7 @@ impl Deal {
     pub(crate) fn of(projection: &ProjectionView, members: &[&WorkerView]) -> Self {
         let desired = projection.target();
         let mut able: Vec<&WorkerView> = match desired {
-            DesiredState::Running => members.iter().copied().filter(|worker| worker.knows(&projection.name)).collect(),
+            DesiredState::Running => members.iter().copied().filter(|worker| worker.knows(projection)).collect(),
             DesiredState::Paused => Vec::new(),
         };
         able.sort_by_key(|worker| worker.partition);
@@ -65,21 +65,31 @@ mod tests {
 
     use super::*;
     use crate::plan::tests::worker;
-    use crate::plan::{KEY_SPACE, Rows, WorkerState};
+    use crate::plan::{Code, KEY_SPACE, Rows, WorkerState};
 
     const KNOWN: [&str; 3] = ["orders", "invoices", "customers"];
 
     fn member(n: u128, partition: usize, lanes: usize, knows: &[&str]) -> WorkerView {
         WorkerView {
             lanes,
-            projections: knows.iter().map(|name| Arc::from(*name)).collect(),
+            projections: knows.iter().map(|name| Code { name: Arc::from(*name), version: 1 }).collect(),
             ..worker(n, WorkerState::Ready, 5, Some(partition))
         }
     }
 
     fn projection(name: &str, desired: DesiredState) -> ProjectionView {
         let (dealt, rows) = (DesiredState::Running, Rows::AsDealt);
-        ProjectionView { name: name.into(), desired, is_clearing: false, dealt, deal: 7, rows, withdrawn: None }
+        ProjectionView {
+            name: name.into(),
+            version: 1,
+            build: None,
+            desired,
+            is_clearing: false,
+            dealt,
+            deal: 7,
+            rows,
+            withdrawn: None,
+        }
     }
 
     fn shares(name: &str, desired: DesiredState, members: &[WorkerView]) -> Vec<(u128, usize, String)> {
@@ -131,7 +141,7 @@ mod tests {
             fastrand::Rng::with_seed(shuffled).shuffle(&mut seen);
             prop_assert_eq!(&deal, &Deal::of(&projection("orders", DesiredState::Running), &seen));
 
-            let able = members.iter().filter(|member| member.knows("orders"));
+            let able = members.iter().filter(|member| member.has_code("orders"));
             prop_assert_eq!(deal.shares.len(), able.clone().map(|member| member.lanes).sum::<usize>());
             let sum: i32 = deal.shares.iter().map(|share| share.keys.len()).sum();
             let all = deal.shares.iter().fold(KeySet::default(), |all, share| all.union(&share.keys));

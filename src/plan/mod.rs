@@ -32,8 +32,8 @@ pub(crate) use deal::Share;
 pub(crate) use keys::{KEY_SPACE, KeySet};
 pub(crate) use sightings::Sightings;
 pub(crate) use view::{
-    Asked, ClusterView, CommandView, DesiredState, Fault, GenerationState, GenerationView, Member, ProjectionView,
-    Rows, ServerTime, Session, Standing, Step, ToClear, Unclaimed, WorkerView,
+    Asked, ClusterView, Code, CommandView, DesiredState, Errand, Fault, GenerationState, GenerationView, Kind, Member,
+    ProjectionView, Rows, ServerTime, Session, Standing, Step, Unclaimed, WorkerView, base_of,
 };
 pub use view::{WorkerId, WorkerState};
 
@@ -225,8 +225,9 @@ pub(crate) fn plan(view: &ClusterView, policy: &Policy) -> Plan {
 /// Decides what to change in single projections within an active generation: those whose desired
 /// state has changed, or whose rows were changed by hand.
 fn upkeep(view: &ClusterView, generation: i64, running: &[&WorkerView]) -> Vec<Action> {
-    let is_known = |name: &str| running.iter().any(|worker| worker.knows(name));
-    let deleted = view.unclaimed.iter().filter(|unclaimed| unclaimed.owner.is_none() && is_known(&unclaimed.name));
+    let is_known = |projection: &ProjectionView| running.iter().any(|worker| worker.knows(projection));
+    let has_code = |name: &str| running.iter().any(|worker| worker.has_code(name));
+    let deleted = view.unclaimed.iter().filter(|unclaimed| unclaimed.owner.is_none() && has_code(&unclaimed.name));
     let begin = deleted.map(|unclaimed| Action::Begin(unclaimed.name.clone()));
     let due = view.projections.iter().filter_map(|projection| {
         let ProjectionView { name, dealt, rows, withdrawn, .. } = projection;
@@ -237,7 +238,7 @@ fn upkeep(view: &ClusterView, generation: i64, running: &[&WorkerView]) -> Vec<A
             }
             // A projection that no running worker knows is dealt in the generation of the worker
             // that has registered it.
-            Rows::Whole => target != *dealt || target == DesiredState::Paused || is_known(name),
+            Rows::Whole => target != *dealt || target == DesiredState::Paused || is_known(projection),
             Rows::AsDealt => target != *dealt,
             Rows::NotInspected => target != *dealt && withdrawn.is_none(),
         };

@@ -33,7 +33,8 @@ pub(crate) fn worker(n: u128, state: WorkerState, generation: i64, partition: Op
         registered_at: at(0),
         last_heartbeat: at(100),
         lanes: 1,
-        projections: ["orders", "invoices"].map(Arc::from).into(),
+        projections: ["orders", "invoices"].map(|name| Code { name: name.into(), version: 1 }).into(),
+        build: None,
     }
 }
 
@@ -61,6 +62,8 @@ pub(crate) fn view(state: GenerationState, total_partitions: usize, workers: Vec
 pub(crate) fn projection(name: &str, desired: DesiredState, dealt: DesiredState) -> ProjectionView {
     ProjectionView {
         name: name.into(),
+        version: 1,
+        build: None,
         desired,
         is_clearing: false,
         dealt,
@@ -289,7 +292,7 @@ fn rows_changed_by_hand_are_repaired_or_withdrawn_alone() {
 fn projection_that_no_running_worker_knows_is_not_dealt() {
     let new =
         ProjectionView { rows: Rows::Whole, ..projection("customers", DesiredState::Running, DesiredState::Running) };
-    let known = ["customers"].map(Arc::from).into();
+    let known = [Code { name: "customers".into(), version: 1 }].into();
     let joiner = WorkerView { projections: known, ..joined(2, 100) };
     let view = ClusterView { projections: vec![new], ..view(Active, 1, vec![running(1, 0), joiner]) };
     assert_eq!(plan(&view, &POLICY).actions, [], "it is dealt in the joiner's generation");

@@ -131,14 +131,67 @@ pub(crate) struct WorkerView {
     pub(crate) last_heartbeat: ServerTime,
     /// The number of lanes into which it cuts its share of each projection.
     pub(crate) lanes: usize,
-    /// The names of the projections that it knows.
-    pub(crate) projections: Arc<[Arc<str>]>,
+    /// The projections whose code it has.
+    pub(crate) projections: Arc<[Code]>,
+    /// Which build of the program it is, if it says so.
+    pub(crate) build: Option<Arc<str>>,
 }
 
 impl WorkerView {
-    pub(crate) fn knows(&self, projection: &str) -> bool {
-        self.projections.iter().any(|name| &**name == projection)
+    /// Whether it has the code of a projection, of any version.
+    pub(crate) fn has_code(&self, base: &str) -> bool {
+        self.version_of(base).is_some()
     }
+
+    /// The version of its code of a projection.
+    pub(crate) fn version_of(&self, base: &str) -> Option<i32> {
+        self.projections.iter().find(|code| &*code.name == base).map(|code| code.version)
+    }
+
+    /// Whether it may handle events for this projection.
+    pub(crate) fn knows(&self, projection: &ProjectionView) -> bool {
+        let is_same_build = projection.build.is_none() || projection.build == self.build;
+        is_same_build && self.version_of(base_of(&projection.name)) == Some(projection.version)
+    }
+}
+
+/// The code of a projection that a worker has.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Code {
+    pub(crate) name: Arc<str>,
+    pub(crate) version: i32,
+}
+
+/// Which checkpoints of a projection these are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    /// Those of the read model that readers use.
+    Live,
+    /// Those of the copies that a rebuild fills.
+    Rebuild,
+    /// Those of the former tables that a rebuild has kept.
+    Old,
+}
+
+impl Kind {
+    /// Each kind except [`Live`](Self::Live), with what is appended to the projection's name.
+    const SUFFIXES: [(Self, &'static str); 2] = [(Self::Rebuild, "@rebuild"), (Self::Old, "@old")];
+
+    /// The kind of the checkpoints that have this name.
+    pub(crate) fn of(name: &str) -> Self {
+        Self::SUFFIXES.iter().find(|(_, suffix)| name.ends_with(suffix)).map_or(Self::Live, |(kind, _)| *kind)
+    }
+
+    /// The name of the checkpoints of this kind of a projection.
+    pub(crate) fn name(self, base: &str) -> String {
+        let suffix = Self::SUFFIXES.iter().find(|(kind, _)| *kind == self).map_or("", |(_, suffix)| suffix);
+        format!("{base}{suffix}")
+    }
+}
+
+/// The name of a projection in the code, without what is appended for a rebuild.
+pub(crate) fn base_of(name: &str) -> &str {
+    Kind::SUFFIXES.iter().find_map(|(_, suffix)| name.strip_suffix(suffix)).unwrap_or(name)
 }
 
 /// What an operator wants of a projection.
@@ -176,11 +229,27 @@ pub(crate) enum Asked {
     Remove,
     Replay,
     Discard,
+    Rebuild,
+    RebuildAggregate,
+    Cancel,
+    Revert,
+    DropOld,
 }
 
 impl Asked {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Pause, Self::Resume, Self::Rewind, Self::Remove, Self::Replay, Self::Discard];
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Pause,
+        Self::Resume,
+        Self::Rewind,
+        Self::Remove,
+        Self::Replay,
+        Self::Discard,
+        Self::Rebuild,
+        Self::RebuildAggregate,
+        Self::Cancel,
+        Self::Revert,
+        Self::DropOld,
+    ];
 
     /// The command's name in the database, the metrics and the log.
     pub(crate) fn as_str(self) -> &'static str {
@@ -191,6 +260,11 @@ impl Asked {
             Self::Remove => "remove",
             Self::Replay => "replay",
             Self::Discard => "discard",
+            Self::Rebuild => "rebuild",
+            Self::RebuildAggregate => "rebuild_aggregate",
+            Self::Cancel => "cancel",
+            Self::Revert => "revert",
+            Self::DropOld => "drop_old",
         }
     }
 
@@ -205,10 +279,31 @@ impl Asked {
 pub(crate) enum Step {
     /// Nothing has happened yet.
     Queued,
-    /// This worker clears the read model. No worker owns the projection's checkpoints.
-    Clearing { executor: WorkerId, attempt: i32 },
-    /// The read model is cleared, and the checkpoints are moved.
-    Cleared,
+    /// This worker executes it. While a read model is cleared, no worker owns the projection's
+    /// checkpoints.
+    Executing { executor: WorkerId, attempt: i32 },
+    /// The worker has done its part: the read model is cleared, and the checkpoints are moved.
+    Executed,
+    /// Workers fill the copies of the tables. It is due when the switch may be tried: the rebuild
+    /// has caught up.
+    Loading { is_due: bool },
+    /// This worker switches to the copies.
+    Finishing { executor: WorkerId, attempt: i32 },
+}
+
+impl Step {
+    /// Whether other commands of the projection go on meanwhile.
+    pub(crate) fn is_in_background(self) -> bool {
+        matches!(self, Self::Loading { .. } | Self::Finishing { .. })
+    }
+
+    /// The worker that executes it now.
+    pub(crate) fn executor(self) -> Option<WorkerId> {
+        match self {
+            Self::Executing { executor, .. } | Self::Finishing { executor, .. } => Some(executor),
+            Self::Queued | Self::Executed | Self::Loading { .. } => None,
+        }
+    }
 }
 
 /// A command that is not finished.
@@ -218,6 +313,8 @@ pub(crate) struct CommandView {
     pub(crate) projection: Arc<str>,
     pub(crate) asked: Asked,
     pub(crate) step: Step,
+    /// The version for which a read model is to be rebuilt, if not for the live one.
+    pub(crate) version: Option<i32>,
 }
 
 /// Why a projection cannot be distributed.
@@ -263,7 +360,11 @@ pub(crate) enum Rows {
 /// One projection of the replica set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct ProjectionView {
+    /// Its name in the code, with what is appended for a [`Kind`].
     pub(crate) name: Arc<str>,
+    /// The version of the code that may handle its events, and the build, if only that one may.
+    pub(crate) version: i32,
+    pub(crate) build: Option<Arc<str>>,
     pub(crate) desired: DesiredState,
     /// Whether a command clears its read model. Meanwhile no worker may process it.
     pub(crate) is_clearing: bool,
@@ -304,7 +405,8 @@ pub(crate) struct ClusterView {
     pub(crate) workers: Vec<WorkerView>,
     pub(crate) projections: Vec<ProjectionView>,
     pub(crate) unclaimed: Vec<Unclaimed>,
-    /// The first pending command of each projection, in the order in which they were given.
+    /// The pending commands in the order in which they were given: of each projection the first one,
+    /// and a rebuild in the background.
     pub(crate) commands: Vec<CommandView>,
 }
 
@@ -319,10 +421,16 @@ impl ClusterView {
             generation,
             partition,
         });
-        let deals = self.projections.iter().map(|projection| (projection.name.clone(), projection.deal)).collect();
-        let to_clear = to_clear(&self.commands, id);
-        let is_command_due = self.commands.iter().any(|command| !matches!(command.step, Step::Clearing { .. }));
-        Standing { generation: self.generation.clone(), member, deals, to_clear, is_command_due }
+        let is_own = |projection: &&ProjectionView| match Kind::of(&projection.name) {
+            Kind::Live => true,
+            Kind::Rebuild => self.worker(id).is_some_and(|worker| worker.knows(projection)),
+            Kind::Old => false,
+        };
+        let deals = self.projections.iter().filter(is_own);
+        let deals = deals.map(|projection| (projection.name.clone(), projection.deal)).collect();
+        let errand = errand(&self.commands, id);
+        let is_command_due = self.commands.iter().any(|command| matches!(command.step, Step::Queued | Step::Executed));
+        Standing { generation: self.generation.clone(), member, deals, errand, is_command_due }
     }
 }
 
@@ -333,10 +441,11 @@ pub(crate) struct Standing {
     pub(crate) generation: Option<GenerationView>,
     /// None if it is not registered, or stopped.
     pub(crate) member: Option<Member>,
-    /// The number of the last distribution of each projection of the replica set.
+    /// The number of the last distribution of each projection of the replica set, and of the rebuilds
+    /// in which the worker takes part.
     pub(crate) deals: BTreeMap<Arc<str>, i64>,
-    /// The read model that the worker has to clear.
-    pub(crate) to_clear: Option<ToClear>,
+    /// The command that the worker has to execute.
+    pub(crate) errand: Option<Errand>,
     /// Whether there is a command that a coordinator may have to apply.
     pub(crate) is_command_due: bool,
 }
@@ -349,19 +458,24 @@ pub(crate) struct Member {
     pub(crate) partition: Option<usize>,
 }
 
-/// A read model that a worker has to clear, without the replica set's lock.
+/// A command that a worker executes, without the replica set's lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ToClear {
+pub(crate) struct Errand {
     pub(crate) command: i64,
+    pub(crate) asked: Asked,
+    /// Whether it is the last part of a rebuild: the switch.
+    pub(crate) is_finishing: bool,
     pub(crate) attempt: i32,
     pub(crate) projection: Arc<str>,
 }
 
-/// Returns what this worker has to clear, if anything. A worker clears one read model at a time.
-pub(super) fn to_clear(commands: &[CommandView], worker: WorkerId) -> Option<ToClear> {
+/// Returns the first command that this worker has to execute. A worker executes one at a time.
+pub(super) fn errand(commands: &[CommandView], worker: WorkerId) -> Option<Errand> {
     commands.iter().find_map(|command| match command.step {
-        Step::Clearing { executor, attempt } if executor == worker => {
-            Some(ToClear { command: command.id, attempt, projection: command.projection.clone() })
+        Step::Executing { executor, attempt } | Step::Finishing { executor, attempt } if executor == worker => {
+            let is_finishing = command.step.is_in_background();
+            let CommandView { id, asked, ref projection, .. } = *command;
+            Some(Errand { command: id, asked, is_finishing, attempt, projection: projection.clone() })
         }
         _ => None,
     })

@@ -6,7 +6,7 @@ macro_rules! declaration {
     () => {
         /// The name of the projection, under which its checkpoints are stored: 1 to 255 bytes,
         /// unique in the database, and never changed. [`build`](crate::Builder::build) calls this
-        /// method, `scope`, `start_at`, `retry` and `on_failure` once.
+        /// method, and those below that declare something, once.
         fn name(&self) -> &str;
 
         /// Which events the projection handles. Defaults to every event.
@@ -35,6 +35,24 @@ macro_rules! declaration {
         fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
             _ = (tx, to);
             Err(Box::new(NoReset))
+        }
+
+        /// The names of the tables that the handler writes, without a schema: exactly as they are
+        /// in PostgreSQL's catalog, and found through the search path of the worker's sessions. With
+        /// them, the read model can be [rebuilt](crate::guide::rebuilding) while it stays readable.
+        /// No two projections may name the same table. Defaults to none, and then a rebuild is
+        /// refused.
+        fn tables(&self) -> &[&str] {
+            &[]
+        }
+
+        /// The version of the projection's code, 1 or higher. Raise it when the read model has to
+        /// be built anew because the code has changed. A worker that knows a higher version than
+        /// that of the live read model begins to rebuild it when it starts; meanwhile workers of
+        /// the older version keep the live one up to date. See [the guide](crate::guide::rebuilding).
+        /// Defaults to 1.
+        fn version(&self) -> u32 {
+            1
         }
 
         /// How the projection is retried when it fails. Defaults to the settings of the
@@ -68,6 +86,14 @@ macro_rules! forwarded {
 
         fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
             (**self).reset(tx, to)
+        }
+
+        fn tables(&self) -> &[&str] {
+            (**self).tables()
+        }
+
+        fn version(&self) -> u32 {
+            (**self).version()
         }
 
         fn retry(&self) -> Option<Retry> {

@@ -25,9 +25,9 @@ use crate::scope::StartAt;
 pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "claiming the projections";
     let owners = owners_of(tx, names, &Known::names(&worker.projections), worker).map_err(Error::database(doing))?;
-    for Known { name, start_at, .. } in &worker.projections {
+    for known @ Known { name, start_at, .. } in &worker.projections {
         match owners.get(name) {
-            None => begin(tx, names, name, *start_at).map_err(Error::database(doing))?,
+            None => begin_with(tx, names, known, *start_at).map_err(Error::database(doing))?,
             Some((owner, _)) if *owner == worker.replica_set => {}
             Some((owner, true)) => {
                 return Err(Error::ProjectionClaimed {
@@ -60,10 +60,10 @@ pub(crate) fn begin_again(
     projection: &str,
 ) -> Result<(), postgres::Error> {
     let known = worker.projections.iter().find(|known| known.name == projection);
-    let Some(known @ Known { name, start_at, .. }) = known else { return Ok(()) };
-    let is_new = owners_of(tx, names, &[name], worker)?.is_empty();
+    let Some(known @ Known { start_at, .. }) = known else { return Ok(()) };
+    let is_new = owners_of(tx, names, &[&known.name], worker)?.is_empty();
     if is_new {
-        begin(tx, names, name, *start_at)?;
+        begin_with(tx, names, known, *start_at)?;
         declare_scopes(tx, names, std::slice::from_ref(known))?;
     }
     Ok(())
@@ -135,6 +135,14 @@ pub(crate) fn verify_claims(
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
+/// Creates the checkpoint of a new projection: its read model has the version of this worker's
+/// code.
+fn begin_with(tx: &mut Transaction<'_>, names: &Names, known: &Known, start: StartAt) -> Result<(), postgres::Error> {
+    let sql = names.sql("UPDATE {projections} SET version = $2 WHERE name = $1");
+    tx.execute_typed(&sql, &[(&known.name, Type::TEXT), (&known.version, Type::INT4)])?;
+    begin(tx, names, &known.name, start)
+}
+
 fn begin(tx: &mut Transaction<'_>, names: &Names, projection: &str, start: StartAt) -> Result<(), postgres::Error> {
     let (newest, position) = match start {
         StartAt::Beginning => (false, 0),
@@ -164,19 +172,32 @@ fn begin(tx: &mut Transaction<'_>, names: &Names, projection: &str, start: Start
 fn declare_scopes(tx: &mut Transaction<'_>, names: &Names, projections: &[Known]) -> Result<(), postgres::Error> {
     let sql = names.sql(
         "UPDATE {projections} p SET scope = known.scope::jsonb, counted_from = NULL
-         FROM unnest($1, $2) AS known (name, scope) WHERE p.name = known.name AND p.scope <> known.scope::jsonb",
+         FROM unnest($1, $2, $3) AS known (name, scope, version)
+         WHERE p.name = known.name AND p.version = known.version AND p.scope <> known.scope::jsonb",
     );
     let scopes: Vec<String> = projections.iter().map(|known| known.scope.to_json()).collect();
-    tx.execute_typed(&sql, &[(&Known::names(projections), Type::TEXT_ARRAY), (&scopes, Type::TEXT_ARRAY)])?;
+    let versions: Vec<i32> = projections.iter().map(|known| known.version).collect();
+    let of_names = Known::names(projections);
+    tx.execute_typed(
+        &sql,
+        &[(&of_names, Type::TEXT_ARRAY), (&scopes, Type::TEXT_ARRAY), (&versions, Type::INT4_ARRAY)],
+    )?;
+    let tables = names.sql("UPDATE {projections} SET tables = $2 WHERE name = $1 AND version = $3 AND tables <> $2");
+    for Known { name, tables: own, version, .. } in projections {
+        tx.execute_typed(&tables, &[(name, Type::TEXT), (own, Type::TEXT_ARRAY), (version, Type::INT4)])?;
+    }
     Ok(())
 }
 
 fn take_over(tx: &mut Transaction<'_>, names: &Names, projection: &str, by: &str) -> Result<(), postgres::Error> {
-    tx.execute_typed(
-        &names.sql("UPDATE {projections} SET replica_set = $2, deal = DEFAULT, dealt_as = NULL WHERE name = $1"),
-        &[(&projection, Type::TEXT), (&by, Type::TEXT)],
-    )?;
-    deal::disown(tx, names, projection)
+    // A rebuild and a former state go with it.
+    let sql = names.sql(
+        "UPDATE {projections} SET replica_set = $2, deal = DEFAULT, dealt_as = NULL WHERE base = $1 RETURNING name",
+    );
+    for row in tx.query_typed(&sql, &[(&projection, Type::TEXT), (&by, Type::TEXT)])? {
+        deal::disown(tx, names, row.get(0))?;
+    }
+    Ok(())
 }
 
 /// Returns all keys that a worker owns of any of these projections, in a generation.
@@ -187,8 +208,10 @@ pub(crate) fn keys_of(
     worker: WorkerId,
     generation: i64,
 ) -> Result<KeySet, postgres::Error> {
-    let sql =
-        names.sql("SELECT keys FROM {checkpoints} WHERE projection = ANY ($1) AND generation = $2 AND worker_id = $3");
+    let sql = names.sql(
+        "SELECT c.keys FROM {checkpoints} c JOIN {projections} p ON p.name = c.projection
+         WHERE p.base = ANY ($1) AND c.generation = $2 AND c.worker_id = $3",
+    );
     let projections = Known::names(projections);
     let rows = client
         .query_typed(&sql, &[(&projections, Type::TEXT_ARRAY), (&generation, Type::INT8), (&worker.0, Type::UUID)])?;

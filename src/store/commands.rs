@@ -142,24 +142,26 @@ fn try_apply(
     match effect {
         Effect::Refuse(refusal) => refuse(tx, names, target, refusal).map(Some).map_err(database),
         Effect::Desire(state, deal) => desire(tx, names, target, *state, deal.as_ref()).map(Some),
-        Effect::Clear(executor, deal) => {
+        Effect::Begin(executor, deal) => {
             if let Some(refused) = nothing_to_rewind(tx, names, target).map_err(database)? {
                 return Ok(Some(refused));
             }
-            dealt(tx, names, target, Some(deal))?;
-            let clearing = "UPDATE {commands} SET step = 'clearing', executor = $2, attempt = 1 WHERE id = $1";
-            assign(tx, names, target.id, *executor, clearing).map(|()| None).map_err(Error::database(APPLYING))
+            dealt(tx, names, target, deal.as_ref())?;
+            assign(tx, names, target.id, *executor, "step = 'executing'")
+                .map(|()| None)
+                .map_err(Error::database(APPLYING))
         }
-        Effect::ClearAgain(executor) => {
-            // Waits for a transaction of the former executor that is committing.
-            let again =
-                "UPDATE {commands} SET executor = $2, attempt = attempt + 1 WHERE id = $1 AND step = 'clearing'";
-            assign(tx, names, target.id, *executor, again).map(|()| None).map_err(database)
+        // Waits for a transaction of the former executor that is committing.
+        Effect::Again(executor) => {
+            assign(tx, names, target.id, *executor, "step = step").map(|()| None).map_err(database)
+        }
+        Effect::Switch(executor) => {
+            assign(tx, names, target.id, *executor, "step = 'finishing'").map(|()| None).map_err(database)
         }
         Effect::GiveUp(deal) => {
             dealt(tx, names, target, deal.as_ref())?;
-            let why = "each of the workers that began to clear its read model has ended before that was done: look into their logs, \
-                       and correct reset()";
+            let why = "each of the workers that began to execute it has ended before that was done: look into their logs; if it was a \
+                       rewind, correct reset()";
             Ok(Some(Outcome::Failed(why.to_owned())))
         }
         Effect::Finish(deal) => {
@@ -169,6 +171,7 @@ fn try_apply(
         Effect::Remove => remove(tx, names, target).map(Some).map_err(database),
         Effect::Replay => replay(tx, names, target).map(Some).map_err(database),
         Effect::Discard => discard(tx, names, target).map(Some).map_err(database),
+        Effect::Forget => Ok(Some(Outcome::Refused("it is not possible yet".to_owned()))),
     }
 }
 
@@ -183,9 +186,13 @@ fn assign(
     names: &Names,
     id: i64,
     executor: WorkerId,
-    sql: &str,
+    step: &str,
 ) -> Result<(), postgres::Error> {
-    tx.execute_typed(&names.sql(sql), &[(&id, Type::INT8), (&executor.0, Type::UUID)])?;
+    let sql = names.sql_with(
+        "UPDATE {commands} SET {step}, executor = $2, attempt = attempt + 1 WHERE id = $1",
+        &[("step", &step)],
+    );
+    tx.execute_typed(&sql, &[(&id, Type::INT8), (&executor.0, Type::UUID)])?;
     Ok(())
 }
 
@@ -205,7 +212,7 @@ fn refuse(
             tx.query_typed_one(&sql, &[(&target.projection, Type::TEXT)])?.get(0)
         }
         Refusal::NotPaused => "it is not paused".to_owned(),
-        Refusal::NobodyKnows => "no running worker knows it: start one that has its code".to_owned(),
+        Refusal::NobodyKnows => "no running worker has its code, of the version that is needed: start one".to_owned(),
         Refusal::StillKnown(workers) => {
             let ids: Vec<Uuid> = workers.iter().map(|worker| worker.0).collect();
             let sql = names.sql(
@@ -219,6 +226,11 @@ fn refuse(
             Fault::Missing => "its checkpoints are missing: they were deleted by hand".to_owned(),
             Fault::Torn => "its checkpoints overlap or leave keys out: they were changed by hand".to_owned(),
         },
+        Refusal::AlreadyRebuilt => "it is being rebuilt: wait for that, or cancel it".to_owned(),
+        Refusal::NotRebuilt => "it is not being rebuilt".to_owned(),
+        Refusal::NothingKept => "no former tables are kept".to_owned(),
+        Refusal::OldKept => "its former tables are kept: drop them first".to_owned(),
+        Refusal::NotNewer(version) => format!("its read model has version {version} already"),
     };
     Ok(Outcome::Refused(why))
 }
@@ -276,9 +288,10 @@ fn nothing_to_rewind(
     let sql = names.sql(
         "SELECT max(c.position), CASE WHEN k.arguments ? 'to_beginning' THEN 0 ELSE (k.arguments ->> 'to_position')::int8 END,
                 k.arguments ->> 'to_time' IS NOT NULL
-         FROM {commands} k LEFT JOIN {checkpoints} c ON c.projection = k.projection WHERE k.id = $1 GROUP BY k.arguments",
+         FROM {commands} k LEFT JOIN {checkpoints} c ON c.projection = k.projection
+         WHERE k.id = $1 AND k.command = 'rewind' GROUP BY k.arguments",
     );
-    let row = tx.query_typed_one(&sql, &[(&target.id, Type::INT8)])?;
+    let Some(row) = tx.query_typed_opt(&sql, &[(&target.id, Type::INT8)])? else { return Ok(None) };
     let (highest, to): (Option<i64>, Option<i64>) = (row.get(0), row.get(1));
     if to.is_none() && !row.get::<_, bool>(2) {
         return Ok(Some(Outcome::Refused("it names neither a position nor a time".to_owned())));

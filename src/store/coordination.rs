@@ -68,6 +68,18 @@ fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) 
     Ok(!tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?.is_empty())
 }
 
+/// Locks the replica set to which a projection belongs. Returns false if there is none.
+pub(super) fn hold_of_projection(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    projection: &str,
+) -> Result<bool, postgres::Error> {
+    let sql = names.sql(
+        "SELECT FROM {replica_sets} WHERE name = (SELECT replica_set FROM {projections} WHERE name = $1) FOR UPDATE",
+    );
+    Ok(!tx.query_typed(&sql, &[(&projection, Type::TEXT)])?.is_empty())
+}
+
 /// Registers the worker as pending, claims its projections for the replica set, and creates the
 /// checkpoints of new ones. From now on, the lock of this session means that the worker is alive.
 /// An evicted worker comes back by registering again under the same id.
@@ -84,14 +96,15 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
     .map_err(Error::database(doing))?;
     checkpoints::claim(&mut tx, names, worker)?;
     let projections = Known::names(&worker.projections);
+    let versions: Vec<i32> = worker.projections.iter().map(|known| known.version).collect();
     let session_class = worker.sessions.member().map(locks::class);
     // now() may be long ago: the network is slow, or this transaction has waited for another
     // worker's lock.
     let sql = names.sql(
         "INSERT INTO {workers} AS w (id, replica_set, state, host, pid, version, projections, lanes, session_class,
-             session_pid, last_heartbeat)
+             session_pid, last_heartbeat, versions, build_id)
          VALUES ($1, $2, 'pending', $3, $4, $5, $6, $7, $8, CASE WHEN $8 IS NOT NULL THEN pg_backend_pid() END,
-             clock_timestamp())
+             clock_timestamp(), $9, $10)
          ON CONFLICT (id) DO UPDATE SET state = 'pending', generation = 0, partition_key = -1, session_lost_at = NULL,
              session_class = excluded.session_class, session_pid = excluded.session_pid, started_at = now(),
              last_heartbeat = excluded.last_heartbeat, stopped_at = NULL, stop_reason = NULL",
@@ -107,6 +120,8 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
             (&projections, Type::TEXT_ARRAY),
             (&i32::try_from(worker.lanes).unwrap_or(1), Type::INT4),
             (&session_class, Type::INT4),
+            (&versions, Type::INT4_ARRAY),
+            (&worker.build, Type::TEXT),
         ],
     )
     .and_then(|_| tx.commit())

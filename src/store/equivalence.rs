@@ -22,8 +22,8 @@ use crate::plan::model::commands::Clearing;
 use crate::plan::model::database::{Clock, Database, Edit, Owner, POLICY, Row, projection_name, worker_id};
 use crate::plan::model::sabotage::Sabotage;
 use crate::plan::{
-    Action, Asked, Cause, ClusterView, Deal, Death, DesiredState, KeySet, ProjectionView, Rows, ServerTime, Session,
-    ToClear, WorkerId, WorkerState, WorkerView, plan,
+    Action, Asked, Cause, ClusterView, Deal, Death, DesiredState, Errand, KeySet, ProjectionView, Rows, ServerTime,
+    Session, WorkerId, WorkerState, WorkerView, plan,
 };
 
 use crate::scope::{Scope, StartAt};
@@ -155,8 +155,11 @@ fn registration(worker: usize, bits: u8, lanes: usize) -> Registration {
                 name: projection_name(number).to_string(),
                 start_at: StartAt::Beginning,
                 scope: Scope::all(),
+                version: 1,
+                tables: vec![],
             })
             .collect(),
+        build: None,
         lanes,
         sessions: Sessions::Own(worker_id(worker)),
         stale_worker_timeout: Duration::from_secs(30),
@@ -322,8 +325,10 @@ impl Both<'_> {
         let Some(clearing) = self.clearing.get(&worker).copied() else { return Ok(()) };
         let known = self.memory.commands.iter().find(|command| command.id == clearing.command);
         let Some(projection) = known.map(|command| command.projection) else { return Ok(()) };
-        let order = ToClear {
+        let order = Errand {
             command: self.commands[&clearing.command],
+            asked: Asked::Rewind,
+            is_finishing: false,
             attempt: clearing.attempt,
             projection: projection_name(projection).clone(),
         };

@@ -71,7 +71,7 @@ impl Lags {
 pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Result<Lags, postgres::Error> {
     let sql = names.sql_with(
         "SELECT p.name, lag.position, lag.events, lag.seconds, {is_orphan}, p.fault IS NOT NULL, p.desired_state = 'paused',
-                EXISTS (SELECT FROM {commands} m WHERE m.projection = p.name AND m.applied_at IS NULL AND m.step IS NOT NULL)
+                EXISTS (SELECT FROM {commands} m WHERE m.projection = p.name AND m.applied_at IS NULL AND m.command = 'rewind' AND m.step IS NOT NULL)
                 OR EXISTS (SELECT FROM {checkpoints} c WHERE c.projection = p.name AND c.position < c.highest),
                 (SELECT count(*) FROM {parked} k WHERE k.projection = p.name),
                 (SELECT count(*) FROM {commands} m WHERE m.projection = p.name AND m.applied_at IS NULL)

@@ -136,6 +136,16 @@ impl Names {
         Quoted { schema: &self.schema, prefix: &self.prefix, table: "command" }
     }
 
+    /// The schema of the copies that the rebuild of this command fills.
+    pub(crate) fn schema_of_copies(&self, command: i64) -> String {
+        format!("{}rebuild_{command}", self.prefix)
+    }
+
+    /// The schema of the former tables that this command has replaced.
+    pub(crate) fn schema_of_old(&self, command: i64) -> String {
+        format!("{}old_{command}", self.prefix)
+    }
+
     pub(crate) fn own(&self, table: Own) -> Quoted<'_> {
         Quoted { schema: &self.schema, prefix: &self.prefix, table: table.suffix() }
     }
@@ -179,11 +189,12 @@ pub(crate) enum Own {
     Commands,
     Parked,
     Discarded,
+    Rebuilds,
     Migrations,
 }
 
 impl Own {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::ReplicaSets,
         Self::Generations,
         Self::Workers,
@@ -192,6 +203,7 @@ impl Own {
         Self::Commands,
         Self::Parked,
         Self::Discarded,
+        Self::Rebuilds,
         Self::Migrations,
     ];
 
@@ -205,6 +217,7 @@ impl Own {
             Self::Commands => "commands",
             Self::Parked => "parked",
             Self::Discarded => "discarded",
+            Self::Rebuilds => "rebuilds",
             Self::Migrations => "migrations",
         }
     }

@@ -37,9 +37,9 @@ fn tables(names: &Names) -> Vec<Needed> {
             Own::Migrations => &[],
             Own::ReplicaSets => &["SELECT", "INSERT", "UPDATE"],
             // Only operators give commands.
-            Own::Commands => &["SELECT", "UPDATE"],
+            Own::Commands => &["SELECT", "INSERT", "UPDATE"],
             Own::Discarded => &["SELECT", "INSERT", "DELETE"],
-            Own::Generations | Own::Workers | Own::Projections | Own::Checkpoints | Own::Parked => {
+            Own::Generations | Own::Workers | Own::Projections | Own::Checkpoints | Own::Parked | Own::Rebuilds => {
                 &["SELECT", "INSERT", "UPDATE", "DELETE"]
             }
         };

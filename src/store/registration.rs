@@ -15,6 +15,8 @@ pub(crate) struct Registration {
     pub(crate) host: String,
     pub(crate) pid: i32,
     pub(crate) projections: Vec<Known>,
+    /// Which build of the program it is, if the application says so.
+    pub(crate) build: Option<String>,
     /// The number of lanes into which it cuts its part of each projection.
     pub(crate) lanes: usize,
     /// Whether its connections are sessions of its own, which other workers find by locks.
@@ -28,6 +30,9 @@ pub(crate) struct Known {
     pub(crate) name: String,
     pub(crate) start_at: StartAt,
     pub(crate) scope: Scope,
+    pub(crate) version: i32,
+    /// The names of the tables that it writes, without a schema, if it says so.
+    pub(crate) tables: Vec<String>,
 }
 
 impl Known {

@@ -6,11 +6,10 @@
 use postgres::types::{ToSql, Type};
 use postgres::{GenericClient, Transaction};
 
-use super::commands::{self, Outcome};
-use super::deal;
 use super::names::Names;
+use super::{deal, execution};
 use crate::error::Error;
-use crate::plan::{ToClear, WorkerId};
+use crate::plan::{Errand, WorkerId};
 
 const CLEARING: &str = "clearing a read model";
 
@@ -39,54 +38,22 @@ pub(crate) fn position_of(
     Ok(row.and_then(|row| row.get(0)))
 }
 
-/// Locks the command, if this is still the worker and the attempt that executes it.
-///
-/// *Invariant:* nothing of an attempt is committed without this lock. So of two workers that clear
-/// one read model, because one of them was considered dead, only one commits.
-fn hold(tx: &mut Transaction<'_>, names: &Names, order: &ToClear, worker: WorkerId) -> Result<bool, postgres::Error> {
-    let sql = names.sql(
-        "SELECT FROM {commands} AS command
-         WHERE command.id OPERATOR(pg_catalog.=) $1 AND command.executor OPERATOR(pg_catalog.=) $2
-           AND command.attempt OPERATOR(pg_catalog.=) $3 AND command.step OPERATOR(pg_catalog.=) 'clearing'
-           AND command.applied_at IS NULL
-         FOR UPDATE",
-    );
-    let values: [(&(dyn ToSql + Sync), Type); 3] =
-        [(&order.command, Type::INT8), (&worker.0, Type::UUID), (&order.attempt, Type::INT4)];
-    Ok(tx.query_typed_opt(&sql, &values)?.is_some())
-}
-
-/// Records why the attempt has failed. Returns false if another worker has taken over.
-pub(crate) fn fail(
-    tx: &mut Transaction<'_>,
-    names: &Names,
-    order: &ToClear,
-    worker: WorkerId,
-    outcome: &Outcome,
-) -> Result<bool, postgres::Error> {
-    let is_held = hold(tx, names, order, worker)?;
-    if is_held {
-        commands::conclude(tx, names, order.command, outcome)?;
-    }
-    Ok(is_held)
-}
-
 /// Moves the checkpoints of the projection to a position, in the transaction in which its read
 /// model was cleared. Each of them gets a new token. Checkpoints at or below that position stay.
 /// Returns false if another worker has taken over.
 pub(crate) fn rewind(
     tx: &mut Transaction<'_>,
     names: &Names,
-    order: &ToClear,
+    errand: &Errand,
     worker: WorkerId,
     to: i64,
     seconds: f64,
 ) -> Result<bool, Error> {
     let database = Error::database(CLEARING);
-    if !hold(tx, names, order, worker).map_err(database)? {
+    if !execution::hold(tx, names, errand, worker).map_err(database)? {
         return Ok(false);
     }
-    let of_projection: [(&(dyn ToSql + Sync), Type); 2] = [(&&*order.projection, Type::TEXT), (&to, Type::INT8)];
+    let of_projection: [(&(dyn ToSql + Sync), Type); 2] = [(&&*errand.projection, Type::TEXT), (&to, Type::INT8)];
     let [projection, _] = &of_projection;
     // The same order of locks as in a deal.
     let counted = names.sql(
@@ -98,7 +65,7 @@ pub(crate) fn rewind(
     );
     let result = names.sql(
         "UPDATE {commands} AS command
-         SET step = 'cleared', result = pg_catalog.jsonb_build_object(
+         SET step = 'executed', result = pg_catalog.jsonb_build_object(
              'position', $2::pg_catalog.int8, 'seconds', $3::pg_catalog.float8, 'from', (
                  SELECT pg_catalog.max(checkpoint.position) FROM {checkpoints} AS checkpoint
                  WHERE checkpoint.projection OPERATOR(pg_catalog.=) command.projection))
@@ -123,12 +90,12 @@ pub(crate) fn rewind(
     tx.execute_typed(&counted, &of_projection)
         .and_then(|_| tx.query_typed(&lock, std::slice::from_ref(projection)))
         .and_then(|_| {
-            tx.execute_typed(&result, &[(&order.command, Type::INT8), (&to, Type::INT8), (&seconds, Type::FLOAT8)])
+            tx.execute_typed(&result, &[(&errand.command, Type::INT8), (&to, Type::INT8), (&seconds, Type::FLOAT8)])
         })
         .and_then(|_| tx.execute_typed(&rewind, &of_projection))
         .and_then(|_| tx.execute_typed(&unpark, &of_projection))
         .map_err(Error::database(CLEARING))?;
-    deal::verify_cover(tx, names, &[&order.projection])?;
+    deal::verify_cover(tx, names, &[&errand.projection])?;
     Ok(true)
 }
 

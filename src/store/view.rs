@@ -8,11 +8,11 @@ use uuid::Uuid;
 use super::locks::IS_ADVISORY;
 use super::names::Names;
 use super::prepared::Prepared;
-use super::{inspection, micros};
+use super::{inspection, micros, rebuilds};
 use crate::error::Error;
 use crate::plan::{
-    Asked, ClusterView, CommandView, DesiredState, Fault, GenerationState, GenerationView, Member, ProjectionView,
-    Rows, ServerTime, Session, Standing, Step, ToClear, Unclaimed, WorkerId, WorkerState, WorkerView,
+    Asked, ClusterView, Code, CommandView, DesiredState, Errand, Fault, GenerationState, GenerationView, Member,
+    ProjectionView, Rows, ServerTime, Session, Standing, Step, Unclaimed, WorkerId, WorkerState, WorkerView,
 };
 
 const LOOKING: &str = "looking at the replica set";
@@ -75,7 +75,7 @@ impl Statements {
             generation: generation_of(&row)?,
             member: member_of(&row)?,
             deals: names.into_iter().map(Arc::from).zip(deals).collect(),
-            to_clear: to_clear_of(&row),
+            errand: errand_of(&row),
             is_command_due: row.get("is_command_due"),
         })
     }
@@ -115,19 +115,20 @@ fn view_sql(names: &Names) -> String {
          )
          SELECT {now} AS now, g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at,
                 w.id, w.state, w.generation, w.partition_key, {lost} AS session_lost_at, w.lanes,
-                w.projections AS known,
+                w.projections AS known, w.versions, w.build_id,
                 CASE WHEN w.session_class IS NOT NULL THEN (w.session_class::oid, w.session_pid) IN (SELECT * FROM held) END AS held,
                 {started} AS started_at,
-                {heartbeat} AS last_heartbeat, p.names, p.desired, p.dealt, p.deals, p.faults, p.found, u.unclaimed, u.owners,
-                k.command_ids, k.commanded, k.commands, k.steps, k.executors, k.attempts, p.clearing
+                {heartbeat} AS last_heartbeat, p.names, p.required_versions, p.required_builds, p.desired, p.dealt, p.deals, p.faults, p.found, u.unclaimed, u.owners,
+                k.command_ids, k.commanded, k.commands, k.steps, k.executors, k.attempts, k.wanted_versions, k.are_due, p.clearing
          FROM (SELECT) AS always
          LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
          LEFT JOIN worker w ON true
-         LEFT JOIN (SELECT array_agg(name ORDER BY name) AS names, array_agg(desired_state ORDER BY name) AS desired,
+         LEFT JOIN (SELECT array_agg(name ORDER BY name) AS names, array_agg(version ORDER BY name) AS required_versions,
+                           array_agg(build_id ORDER BY name) AS required_builds, array_agg(desired_state ORDER BY name) AS desired,
                            array_agg(dealt_state ORDER BY name) AS dealt, array_agg(deal ORDER BY name) AS deals,
                            array_agg(fault ORDER BY name) AS faults,
                            array_agg(EXISTS (SELECT FROM {commands} k WHERE k.projection = p.name AND k.applied_at IS NULL
-                                             AND k.step IS NOT NULL) ORDER BY name) AS clearing,
+                                             AND k.command = 'rewind' AND k.step IS NOT NULL) ORDER BY name) AS clearing,
                            array_agg(CASE WHEN $2 THEN {found} END ORDER BY name) AS found
                     FROM {projections} p WHERE replica_set = $1) p ON coalesce(w.number_in_view, 1) = 1
          LEFT JOIN (SELECT array_agg(known.name ORDER BY known.name) AS unclaimed,
@@ -136,14 +137,17 @@ fn view_sql(names: &Names) -> String {
                     WHERE p.replica_set IS DISTINCT FROM $1) u ON coalesce(w.number_in_view, 1) = 1
          LEFT JOIN (SELECT array_agg(k.id ORDER BY k.id) AS command_ids, array_agg(k.projection ORDER BY k.id) AS commanded,
                            array_agg(k.command ORDER BY k.id) AS commands, array_agg(k.step ORDER BY k.id) AS steps,
-                           array_agg(k.executor ORDER BY k.id) AS executors, array_agg(k.attempt ORDER BY k.id) AS attempts
-                    FROM (SELECT DISTINCT ON (k.projection) k.* FROM {commands} k
-                          JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
-                          WHERE k.applied_at IS NULL ORDER BY k.projection, k.id) k) k ON coalesce(w.number_in_view, 1) = 1
+                           array_agg(k.executor ORDER BY k.id) AS executors, array_agg(k.attempt ORDER BY k.id) AS attempts,
+                           array_agg(CASE WHEN k.command = 'rebuild' THEN (k.arguments ->> 'version')::int4 END ORDER BY k.id)
+                               AS wanted_versions,
+                           array_agg(k.step = 'loading' AND {is_due} ORDER BY k.id) AS are_due
+                    FROM ({first_commands}) k) k ON coalesce(w.number_in_view, 1) = 1
          ORDER BY w.number_in_view",
         &[
             ("is_advisory", &IS_ADVISORY),
             ("found", &inspection::found_sql(names)),
+            ("first_commands", &first_commands_sql(names)),
+            ("is_due", &rebuilds::is_due_sql(names)),
             ("now", &micros("clock_timestamp()")),
             ("created", &micros("g.created_at")),
             ("lost", &micros("w.session_lost_at")),
@@ -153,23 +157,39 @@ fn view_sql(names: &Names) -> String {
     )
 }
 
+/// Whether projection `p` is live, or a rebuild in which worker `w` takes part, in SQL.
+const IS_OWN: &str = "(p.kind = 'live' OR p.kind = 'rebuild' AND (p.build_id IS NULL OR p.build_id = w.build_id)
+    AND p.version = coalesce(w.versions[array_position(w.projections, p.base)],
+                             CASE WHEN p.base = ANY (w.projections) THEN 1 END))";
+
+/// The pending commands of a replica set: of each projection the first one, and a rebuild in the
+/// background.
+fn first_commands_sql(names: &Names) -> String {
+    names.sql(
+        "SELECT DISTINCT ON (k.projection, k.step IS NOT NULL AND k.step IN ('loading', 'finishing')) k.* FROM {commands} k
+         JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
+         WHERE k.applied_at IS NULL ORDER BY k.projection, k.step IS NOT NULL AND k.step IN ('loading', 'finishing'), k.id",
+    )
+}
+
 fn standing_sql(names: &Names) -> String {
     names.sql_with(
         "SELECT g.number, g.state AS generation_state, g.total_partitions, {created} AS created_at, w.id, w.state, w.generation,
-                w.partition_key, ARRAY(SELECT name FROM {projections} WHERE replica_set = $1 ORDER BY name) AS projections,
-                ARRAY(SELECT deal FROM {projections} WHERE replica_set = $1 ORDER BY name) AS deals,
-                k.id AS command_id, k.attempt, k.projection AS to_clear,
-                EXISTS (SELECT FROM (SELECT DISTINCT ON (k.projection) k.step FROM {commands} k
-                                     JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
-                                     WHERE k.applied_at IS NULL ORDER BY k.projection, k.id) k
-                        WHERE k.step IS DISTINCT FROM 'clearing') AS is_command_due
+                w.partition_key, ARRAY(SELECT name FROM {projections} p WHERE replica_set = $1 AND {is_own} ORDER BY name) AS projections,
+                ARRAY(SELECT deal FROM {projections} p WHERE replica_set = $1 AND {is_own} ORDER BY name) AS deals,
+                k.id AS command_id, k.attempt, k.projection AS executed, k.command, k.step,
+                EXISTS (SELECT FROM ({first_commands}) k WHERE k.step IS NULL OR k.step = 'executed') AS is_command_due
          FROM (SELECT) AS always
          LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
          LEFT JOIN {workers} w ON w.id = $2 AND w.state <> 'stopped'
-         LEFT JOIN (SELECT k.id, k.attempt, k.projection FROM {commands} k
-                    JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
-                    WHERE k.applied_at IS NULL AND k.step = 'clearing' AND k.executor = $2 ORDER BY k.id LIMIT 1) k ON true",
-        &[("created", &micros("g.created_at"))],
+         LEFT JOIN (SELECT k.* FROM {commands} k JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
+                    WHERE k.applied_at IS NULL AND k.step IN ('executing', 'finishing') AND k.executor = $2
+                    ORDER BY k.id LIMIT 1) k ON true",
+        &[
+            ("created", &micros("g.created_at")),
+            ("first_commands", &first_commands_sql(names)),
+            ("is_own", &IS_OWN),
+        ],
     )
 }
 
@@ -230,8 +250,16 @@ fn worker_of(row: &Row) -> Result<Option<WorkerView>, Error> {
         registered_at: ServerTime(row.get("started_at")),
         last_heartbeat: ServerTime(row.get("last_heartbeat")),
         lanes: usize::try_from(row.get::<_, i32>("lanes")).unwrap_or(1),
-        projections: row.get::<_, Vec<&str>>("known").into_iter().map(Arc::from).collect(),
+        projections: code_of(row),
+        build: row.get::<_, Option<&str>>("build_id").map(Arc::from),
     }))
+}
+
+/// The projections whose code a worker has. A version that is not stated is the first one.
+fn code_of(row: &Row) -> Arc<[Code]> {
+    let (names, versions): (Vec<&str>, Vec<i32>) = (row.get("known"), row.get("versions"));
+    let versions = versions.into_iter().chain(std::iter::repeat(1));
+    names.into_iter().zip(versions).map(|(name, version)| Code { name: name.into(), version }).collect()
 }
 
 fn projections_of(row: &Row) -> Result<Vec<ProjectionView>, Error> {
@@ -241,12 +269,14 @@ fn projections_of(row: &Row) -> Result<Vec<ProjectionView>, Error> {
     let numbers: Vec<i64> = row.get("deals");
     let (faults, found): (Vec<Option<&str>>, Vec<Option<&str>>) = (row.get("faults"), row.get("found"));
     let clearing: Vec<bool> = row.get("clearing");
+    let (versions, builds): (Vec<i32>, Vec<Option<&str>>) = (row.get("required_versions"), row.get("required_builds"));
     let parse = |name: &str, state: &str| {
         DesiredState::parse(state).ok_or_else(|| unknown(&format!("projection {name:?}"), state))
     };
     let rows = names.into_iter().zip(desired.into_iter().zip(dealt)).zip(numbers.into_iter().zip(clearing));
     rows.zip(faults.into_iter().zip(found))
-        .map(|(((name, (desired, dealt)), (deal, is_clearing)), (fault, found))| {
+        .zip(versions.into_iter().zip(builds))
+        .map(|((((name, (desired, dealt)), (deal, is_clearing)), (fault, found)), (version, build))| {
             let (desired, dealt) = (parse(name, desired)?, parse(name, dealt)?);
             let rows = match found {
                 None => Rows::NotInspected,
@@ -256,7 +286,8 @@ fn projections_of(row: &Row) -> Result<Vec<ProjectionView>, Error> {
             };
             // A fault that this version does not know still keeps the projection withdrawn.
             let withdrawn = fault.map(|fault| Fault::parse(fault).unwrap_or(Fault::Torn));
-            Ok(ProjectionView { name: name.into(), desired, is_clearing, dealt, deal, rows, withdrawn })
+            let (name, build) = (name.into(), build.map(Arc::from));
+            Ok(ProjectionView { name, version, build, desired, is_clearing, dealt, deal, rows, withdrawn })
         })
         .collect()
 }
@@ -275,24 +306,32 @@ fn commands_of(row: &Row) -> Vec<CommandView> {
     let (projections, names): (Vec<&str>, Vec<&str>) = (row.get("commanded"), row.get("commands"));
     let (steps, executors): (Vec<Option<&str>>, Vec<Option<Uuid>>) = (row.get("steps"), row.get("executors"));
     let attempts: Vec<i32> = row.get("attempts");
-    let all =
-        ids.into_iter().zip(projections.into_iter().zip(names)).zip(steps.into_iter().zip(executors)).zip(attempts);
-    all.filter_map(|(((id, (projection, name)), (step, executor)), attempt)| {
+    let (versions, are_due): (Vec<Option<i32>>, Vec<Option<bool>>) = (row.get("wanted_versions"), row.get("are_due"));
+    let named = ids.into_iter().zip(projections.into_iter().zip(names));
+    let stepped = steps.into_iter().zip(executors).zip(attempts.into_iter().zip(are_due));
+    let all = named.zip(stepped).zip(versions);
+    all.filter_map(|(((id, (projection, name)), ((step, executor), (attempt, is_due))), version)| {
         let step = match (step, executor) {
             (None, _) => Step::Queued,
-            (Some("clearing"), Some(executor)) => Step::Clearing { executor: WorkerId(executor), attempt },
-            (Some("cleared"), _) => Step::Cleared,
+            (Some("executing"), Some(executor)) => Step::Executing { executor: WorkerId(executor), attempt },
+            (Some("executed"), _) => Step::Executed,
+            (Some("loading"), _) => Step::Loading { is_due: is_due == Some(true) },
+            (Some("finishing"), Some(executor)) => Step::Finishing { executor: WorkerId(executor), attempt },
             _ => return None,
         };
-        Some(CommandView { id, projection: projection.into(), asked: Asked::parse(name)?, step })
+        Some(CommandView { id, projection: projection.into(), asked: Asked::parse(name)?, step, version })
     })
     .collect()
 }
 
-fn to_clear_of(row: &Row) -> Option<ToClear> {
-    let command = row.get::<_, Option<i64>>("command_id")?;
-    let projection = row.get::<_, &str>("to_clear").into();
-    Some(ToClear { command, attempt: row.get("attempt"), projection })
+fn errand_of(row: &Row) -> Option<Errand> {
+    Some(Errand {
+        command: row.get::<_, Option<i64>>("command_id")?,
+        asked: Asked::parse(row.get("command"))?,
+        is_finishing: row.get::<_, &str>("step") == "finishing",
+        attempt: row.get("attempt"),
+        projection: row.get::<_, &str>("executed").into(),
+    })
 }
 
 /// The error for a state that another version of the library or an operator has written. To treat

@@ -264,7 +264,7 @@ mod tests {
     const PASS: &str = "UPDATE orchestrator_checkpoints SET position = 3";
     const REPLAY: &str = "UPDATE orchestrator_parked SET replay_requested_at = now()";
     const CLEAR: &str =
-        "INSERT INTO orchestrator_commands (projection, command, step) VALUES ('p', 'rewind', 'clearing')";
+        "INSERT INTO orchestrator_commands (projection, command, step) VALUES ('p', 'rewind', 'executing')";
     const SILENT: &str = "UPDATE orchestrator_workers SET last_heartbeat = now() - interval '11 s', session_class = 7,
                           session_pid = pg_backend_pid()";
 

@@ -71,7 +71,7 @@ const PAUSED: &str = "
     FROM orchestrator_projections p JOIN orchestrator_checkpoints c ON c.projection = p.name
     JOIN (SELECT projection, max(id) AS id FROM orchestrator_commands WHERE outcome = 'done' GROUP BY 1) k ON k.projection = p.name
     WHERE p.desired_state = 'paused' AND NOT EXISTS (
-        SELECT FROM orchestrator_commands WHERE projection = p.name AND step = 'cleared' AND applied_at IS NULL)
+        SELECT FROM orchestrator_commands WHERE projection = p.name AND step = 'executed' AND applied_at IS NULL)
     GROUP BY 1, 2";
 
 /// Checks the results in one snapshot after the other.

@@ -305,7 +305,7 @@ fn the_page_shows_what_is_parked_and_no_markup() {
     client
         .execute(
             "INSERT INTO orchestrator_commands (projection, command, reason, requested_by, step, executor, attempt)
-             VALUES ('lost', 'rewind', $1, $1, 'clearing', gen_random_uuid(), 1)",
+             VALUES ('lost', 'rewind', $1, $1, 'executing', gen_random_uuid(), 1)",
             &[&MARKUP],
         )
         .unwrap();

@@ -222,7 +222,7 @@ fn each_outcome_is_told_apart() {
 fn a_command_that_is_not_applied_in_time_stays_recorded() {
     let database = database();
     let mut client = with_projection(&database);
-    let clearing = stand_in(&database, "applied_at = NULL, step = 'clearing'");
+    let clearing = stand_in(&database, "applied_at = NULL, step = 'executing'");
     drop(clearing);
     let rewind = Command::rewind("p", RewindTo::Beginning);
     let error = operator().execute(&mut client, &rewind, Duration::from_millis(500)).unwrap_err();

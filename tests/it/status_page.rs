@@ -109,7 +109,7 @@ const COMMANDS: &str = "INSERT INTO orchestrator_commands (projection, command, 
                                      executor, attempt)
     VALUES ('lost', 'pause', '<b>why', '<b>kim', now(), 'done', '{\"position\": 7}', NULL, NULL, NULL, 0),
            ('lost', 'pause', '<b>why', '<b>kim', now(), 'refused', NULL, '<b>no', NULL, NULL, 0),
-           ('lost', 'rewind', '<b>why', '<b>kim', NULL, NULL, NULL, NULL, 'clearing', gen_random_uuid(), 2)";
+           ('lost', 'rewind', '<b>why', '<b>kim', NULL, NULL, NULL, NULL, 'executing', gen_random_uuid(), 2)";
 
 /// Every field that can be null has a value at some time here: there is a halted projection, a
 /// blocked head, a worker that has left, and a projection that has lost its checkpoints.
@@ -192,7 +192,7 @@ fn the_status_has_exactly_the_documented_fields() {
     let rewind = &lost["rewind"];
     assert_eq!(
         (&rewind["command_id"], &rewind["step"], &rewind["attempt"]),
-        (&3.into(), &"clearing".into(), &2.into())
+        (&3.into(), &"executing".into(), &2.into())
     );
     let parked = overview["parked_aggregates"].as_array().unwrap();
     assert_eq!(parked.len(), 100, "the first ones");

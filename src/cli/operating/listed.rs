@@ -257,7 +257,7 @@ revenue is halted: no such customer{all}
             error: Some("no\x1b[31mhook".into()),
             ..recorded(1, "rewind")
         };
-        let clearing = CommandRecord { step: Some("clearing".into()), reason: None, ..recorded(3, "rewind") };
+        let clearing = CommandRecord { step: Some("executing".into()), reason: None, ..recorded(3, "rewind") };
         let shown = "\
 ID  REQUESTED             PROJECTION  COMMAND               BY   ROLE     OUTCOME   REASON  RESULT
  3  1970-01-01T00:00:00Z  orders      rewind                kim  shop_op  clearing

@@ -117,7 +117,7 @@ function rewinding(projection, people, past) {
   const { rewind } = projection;
   if (!rewind) return null;
   const executor = people.get(rewind.worker_id);
-  const step = rewind.step === 'clearing'
+  const step = rewind.step === 'executing'
     ? [' clears its read model on ', executor ? place(executor) : rewind.worker_id ?? 'no worker', `, attempt ${count(rewind.attempt)}`]
     : [' has cleared its read model, and is about to be processed again'];
   return banner('notice', h('strong', {}, 'Rewinding: '), name(projection.name), ...step, ` (command ${rewind.command_id}, given ${age(rewind.requested_age_seconds + past)} ago).`);

@@ -24,7 +24,7 @@ pub(crate) struct Clearing {
 impl Command {
     pub(super) fn view(&self) -> CommandView {
         let Self { id, projection, asked, step } = *self;
-        CommandView { id, projection: projection_name(projection).clone(), asked, step }
+        CommandView { id, projection: projection_name(projection).clone(), asked, step, version: None }
     }
 }
 
@@ -58,18 +58,18 @@ impl Database {
                     return false;
                 }
             }
-            Effect::Clear(executor, deal) => {
+            Effect::Begin(executor, Some(deal)) => {
                 let is_ahead = |row: &Row| row.projection == projection && row.position > 0;
                 if self.rows.iter().any(is_ahead) {
                     if self.sabotage != Sabotage::ClearsUndealt && !self.deal(generation, deal) {
                         return false;
                     }
-                    next = Some(Step::Clearing { executor: *executor, attempt: 1 });
+                    next = Some(Step::Executing { executor: *executor, attempt: 1 });
                 }
             }
-            Effect::ClearAgain(executor) => {
+            Effect::Again(executor) => {
                 next = self.commands.iter().find(|command| command.id == id).map(|command| match command.step {
-                    Step::Clearing { attempt, .. } => Step::Clearing { executor: *executor, attempt: attempt + 1 },
+                    Step::Executing { attempt, .. } => Step::Executing { executor: *executor, attempt: attempt + 1 },
                     step => step,
                 });
             }
@@ -84,7 +84,12 @@ impl Database {
                 self.commands.retain(|command| command.projection != projection);
             }
             // The others change no checkpoint that the model has.
-            Effect::Refuse(_) | Effect::Replay | Effect::Discard => {}
+            Effect::Begin(_, None)
+            | Effect::Switch(_)
+            | Effect::Forget
+            | Effect::Refuse(_)
+            | Effect::Replay
+            | Effect::Discard => {}
         }
         match next {
             None => self.commands.retain(|command| command.id != id),
@@ -102,15 +107,15 @@ impl Database {
         let is_held = |command: &&mut Command| {
             command.id == clearing.command
                 && match command.step {
-                    Step::Clearing { executor, attempt } => {
+                    Step::Executing { executor, attempt } => {
                         sabotage == Sabotage::AttemptNotCompared || (executor, attempt) == (worker, clearing.attempt)
                     }
-                    Step::Cleared => sabotage == Sabotage::AttemptNotCompared,
-                    Step::Queued => false,
+                    Step::Executed => sabotage == Sabotage::AttemptNotCompared,
+                    Step::Queued | Step::Loading { .. } | Step::Finishing { .. } => false,
                 }
         };
         let command = self.commands.iter_mut().find(is_held)?;
-        command.step = Step::Cleared;
+        command.step = Step::Executed;
         let projection = command.projection;
         for row in self.rows.iter_mut().filter(|row| row.projection == projection) {
             row.position = 0;
@@ -125,13 +130,13 @@ impl Database {
 
     /// Whether the read model has been cleared for this command.
     pub(super) fn is_cleared(&self, clearing: Clearing) -> bool {
-        self.commands.iter().any(|command| command.id == clearing.command && command.step == Step::Cleared)
+        self.commands.iter().any(|command| command.id == clearing.command && command.step == Step::Executed)
     }
 
     /// The attempt that this worker has to make, and the projection.
     pub(crate) fn to_clear(&self, worker: usize) -> Option<(Clearing, usize)> {
         self.commands.iter().find_map(|command| match command.step {
-            Step::Clearing { executor, attempt } if worker_of(executor) == worker => {
+            Step::Executing { executor, attempt } if worker_of(executor) == worker => {
                 Some((Clearing { command: command.id, attempt }, command.projection))
             }
             _ => None,

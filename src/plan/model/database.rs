@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::commands::Command;
 use super::sabotage::{self, Cut, Fenced, Sabotage};
 use crate::plan::{
-    Action, ClusterView, Deal, DesiredState, Fault, GenerationState, GenerationView, KeySet, Policy, ProjectionView,
-    Rows, ServerTime, Session, Unclaimed, WorkerId, WorkerState, WorkerView,
+    Action, ClusterView, Code, Deal, DesiredState, Fault, GenerationState, GenerationView, KeySet, Policy,
+    ProjectionView, Rows, ServerTime, Session, Unclaimed, WorkerId, WorkerState, WorkerView,
 };
 
 pub(crate) const POLICY: Policy = Policy {
@@ -44,9 +44,10 @@ static NAMES: LazyLock<[Arc<str>; MOST_PROJECTIONS]> =
     LazyLock::new(|| std::array::from_fn(|projection| format!("projection_{projection}").into()));
 
 /// The names of each set of projections, by its bits.
-static KNOWN: LazyLock<[Arc<[Arc<str>]>; 1 << MOST_PROJECTIONS]> = LazyLock::new(|| {
+static KNOWN: LazyLock<[Arc<[Code]>; 1 << MOST_PROJECTIONS]> = LazyLock::new(|| {
     let names = |bits: usize| NAMES.iter().enumerate().filter(move |(at, _)| bits & 1 << at != 0).map(|(_, name)| name);
-    std::array::from_fn(|bits| names(bits).cloned().collect())
+    let code = |name: &Arc<str>| Code { name: name.clone(), version: 1 };
+    std::array::from_fn(|bits| names(bits).map(code).collect())
 });
 
 pub(crate) fn projection_name(projection: usize) -> &'static Arc<str> {
@@ -58,6 +59,8 @@ pub(crate) fn projection_name(projection: usize) -> &'static Arc<str> {
 pub(crate) fn lowest_keys(lanes: &[usize]) -> Vec<i32> {
     let projection = ProjectionView {
         name: NAMES[0].clone(),
+        version: 1,
+        build: None,
         desired: DesiredState::Running,
         is_clearing: false,
         dealt: DesiredState::Running,
@@ -79,6 +82,7 @@ pub(crate) fn lowest_keys(lanes: &[usize]) -> Vec<i32> {
                 last_heartbeat: NOW,
                 lanes: lanes[*worker],
                 projections: KNOWN[1].clone(),
+                build: None,
             })
             .collect();
         let deal = Deal::of(&projection, &members.iter().collect::<Vec<_>>());
@@ -237,6 +241,7 @@ impl Database {
                     last_heartbeat: moment(clock.stale & 1 << worker != 0),
                     lanes: row.lanes,
                     projections: KNOWN[usize::from(row.projections)].clone(),
+                    build: None,
                 })
                 .collect(),
             projections: (NAMES.iter().enumerate())
@@ -244,6 +249,8 @@ impl Database {
                     let Projection { desired, dealt, deal, fault, .. } = self.projections[projection].as_ref()?;
                     Some(ProjectionView {
                         name: name.clone(),
+                        version: 1,
+                        build: None,
                         desired: *desired,
                         is_clearing: self.is_clearing(projection),
                         dealt: *dealt,

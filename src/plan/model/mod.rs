@@ -194,7 +194,7 @@ fn of_commands(bounds: &Bounds) -> Vec<Property<Cluster>> {
             world.processes.iter().any(|process| process.clearing.is_some())
         }),
         Property::sometimes("a read model has been cleared", |_, world: &World| {
-            world.database.commands.iter().any(|command| command.step == plan::Step::Cleared)
+            world.database.commands.iter().any(|command| command.step == plan::Step::Executed)
         }),
     ];
     if bounds.faults > 0 {

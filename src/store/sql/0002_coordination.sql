@@ -26,6 +26,9 @@ CREATE TABLE IF NOT EXISTS {workers} (
     pid INT NOT NULL,
     version TEXT NOT NULL,
     projections TEXT[] NOT NULL,
+    -- The version of each of them, in the same order, and the build of the program, if it says so.
+    versions INT[] NOT NULL DEFAULT '{}',
+    build_id TEXT,
     -- The number of parts into which the worker cuts its share of each projection.
     lanes INT NOT NULL DEFAULT 1 CHECK (lanes > 0),
     -- The class of the locks that its sessions hold, and the session whose lock means that it is

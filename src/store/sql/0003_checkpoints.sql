@@ -1,11 +1,23 @@
 -- Progress: which replica set each projection belongs to, and its position for each set of keys.
 CREATE TABLE IF NOT EXISTS {projections} (
     name TEXT PRIMARY KEY,
+    -- While a projection is rebuilt, the rebuild has a row and checkpoints of its own, as has the
+    -- former state that is kept after the switch. The suffix of the name tells them apart.
+    kind TEXT NOT NULL GENERATED ALWAYS AS (CASE WHEN name LIKE '%@rebuild' THEN 'rebuild' WHEN name LIKE '%@old' THEN 'old'
+                                                 ELSE 'live' END) STORED,
+    -- The name of the projection in the code.
+    base TEXT NOT NULL GENERATED ALWAYS AS (pg_catalog.regexp_replace(name, '@(rebuild|old)$', '')) STORED,
+    -- The version of the code that may handle its events, and the build of the program, if only
+    -- that one may.
+    version INT NOT NULL DEFAULT 1,
+    build_id TEXT,
     replica_set TEXT NOT NULL REFERENCES {replica_sets},
     registered_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     -- Which events it wants, as a worker last declared it: lists of names, and an object that the
     -- metadata contains. What is missing is not restricted.
     scope JSONB NOT NULL DEFAULT '{}',
+    -- The names of the tables that it writes, without a schema, if it says so.
+    tables TEXT[] NOT NULL DEFAULT '{}',
     -- The desired state, with who wanted it, when and why; and what it was when the keys were last
     -- distributed to workers. While a command clears the read model, the latter is 'paused'.
     desired_state TEXT NOT NULL DEFAULT 'running' CHECK (desired_state IN ('running', 'paused')),

@@ -2,16 +2,19 @@
 CREATE TABLE IF NOT EXISTS {commands} (
     id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     projection TEXT NOT NULL,
-    command TEXT NOT NULL CHECK (command IN ('pause', 'resume', 'rewind', 'remove', 'replay', 'discard')),
+    command TEXT NOT NULL CHECK (command IN ('pause', 'resume', 'rewind', 'remove', 'replay', 'discard', 'rebuild',
+                                               'rebuild_aggregate', 'cancel', 'revert', 'drop_old')),
     arguments JSONB NOT NULL DEFAULT '{}',
     -- Who asked for it, in their own words, and the role that the server has authenticated.
     requested_by TEXT NOT NULL DEFAULT current_user,
     requested_as TEXT NOT NULL DEFAULT session_user,
     reason TEXT,
     requested_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
-    -- A rewind is executed in steps: the worker named here clears the read model, then the keys are
-    -- distributed again. The number of the attempt identifies it.
-    step TEXT CHECK (step IN ('clearing', 'cleared')),
+    -- Some commands are executed in steps. 'executing': the worker named here does what must not be
+    -- done under the lock of the replica set; the number of the attempt identifies it. 'executed': it
+    -- has done so. A rebuild goes on: 'loading' while all workers fill the copies of the tables,
+    -- 'finishing' while the worker named here switches to them.
+    step TEXT CHECK (step IN ('executing', 'executed', 'loading', 'finishing')),
     executor UUID,
     attempt INT NOT NULL DEFAULT 0,
     -- NULL until the command has taken effect, or has turned out to be impossible.
@@ -21,6 +24,34 @@ CREATE TABLE IF NOT EXISTS {commands} (
     result JSONB,
     error TEXT,
     CHECK ((applied_at IS NULL) = (outcome IS NULL))
+);
+
+-- The rebuilds that are not finished, and the former tables that are kept.
+CREATE TABLE IF NOT EXISTS {rebuilds} (
+    -- The number of the command.
+    id BIGINT PRIMARY KEY,
+    projection TEXT NOT NULL,
+    -- 'loading': its handlers fill the copies, at the rate below. 'catching_up': without a limit.
+    -- 'following': the live checkpoints go no further than those of the rebuild. 'old': it is
+    -- finished, and the former tables are kept.
+    state TEXT NOT NULL DEFAULT 'loading' CHECK (state IN ('loading', 'catching_up', 'following', 'old')),
+    -- The tables of the projection, and their copies in a schema of their own. Afterwards, the live
+    -- tables and the former ones.
+    tables TEXT[] NOT NULL,
+    live_oids OID[] NOT NULL,
+    copy_oids OID[] NOT NULL,
+    copies_schema TEXT NOT NULL,
+    -- How many events are handled per second, by all workers together. NULL is without a limit.
+    rate INT CHECK (rate > 0),
+    keep_old BOOLEAN NOT NULL DEFAULT false,
+    -- Whether the content of the live tables is replaced, instead of the tables.
+    copies_content BOOLEAN NOT NULL DEFAULT false,
+    -- The size of the live tables when it began.
+    bytes BIGINT NOT NULL,
+    started_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    -- Why the switch was put off, and until when.
+    blocked TEXT,
+    retry_at TIMESTAMPTZ
 );
 
 CREATE INDEX IF NOT EXISTS {commands_pending} ON {commands} (id) WHERE applied_at IS NULL;
@@ -92,7 +123,7 @@ DECLARE
     number BIGINT;
 BEGIN
     CASE $2
-        WHEN 'pause', 'resume', 'remove' THEN
+        WHEN 'pause', 'resume', 'remove', 'cancel', 'revert', 'drop_old' THEN
             expected := 'no arguments';
             valid := cardinality(given) = 0;
         WHEN 'rewind' THEN
@@ -111,6 +142,17 @@ BEGIN
                 END
                 WHEN 'error_like' THEN jsonb_typeof($3 -> 'error_like') = 'string'
             END AND cardinality(given) = 1;
+        WHEN 'rebuild' THEN
+            expected := '{"rate": 5000 or null, "keep_old": true, "copy": true, "version": 2}, each of which can be left out';
+            valid := given <@ ARRAY['rate', 'keep_old', 'copy', 'version']
+                AND coalesce(jsonb_typeof($3 -> 'keep_old'), 'boolean') = 'boolean'
+                AND coalesce(jsonb_typeof($3 -> 'copy'), 'boolean') = 'boolean'
+                AND coalesce(($3 ->> 'rate')::int4 > 0, true) AND coalesce(($3 ->> 'version')::int4 > 0, true);
+        WHEN 'rebuild_aggregate' THEN
+            expected := '{"aggregate": ["context", "type", "id"]}';
+            valid := CASE given[1] WHEN 'aggregate' THEN CASE jsonb_typeof($3 -> 'aggregate')
+                WHEN 'array' THEN jsonb_array_length($3 -> 'aggregate') = 3
+            END END AND cardinality(given) = 1;
         WHEN 'discard' THEN
             expected := '{"event": "the id of the event"}';
             valid := CASE given[1]
@@ -123,7 +165,7 @@ BEGIN
         ELSE
             RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
                 MESSAGE = format('there is no command %L', $2),
-                HINT = 'There are pause, resume, rewind, remove, replay and discard.';
+                HINT = 'There are pause, resume, rewind, remove, replay, discard, rebuild, rebuild_aggregate, cancel, revert and drop_old.';
     END CASE;
     IF valid IS NOT TRUE OR NOT is_object THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
@@ -133,6 +175,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'no_data_found',
             MESSAGE = format('no worker has ever registered a projection %L', $1),
             HINT = 'The names of all projections are in {projections}.';
+    END IF;
+    IF $1 LIKE ANY (ARRAY['%@rebuild', '%@old']) AND $2 <> ALL (ARRAY['pause', 'resume', 'replay', 'discard']) THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('%s is for a projection, and %L belongs to one', $2, $1),
+            HINT = 'Give the name of the projection, without the part from the "@".';
     END IF;
     INSERT INTO {commands} (projection, command, arguments, requested_by, reason)
     VALUES ($1, $2, coalesce($3, '{}'), coalesce($4, current_user), $5) RETURNING id INTO number;

@@ -49,7 +49,7 @@ SELECT json_build_object(
                     'worker_id', k.executor,
                     'attempt', k.attempt,
                     'requested_age_seconds', {requested_age})
-                FROM {commands} k WHERE k.projection = p.name AND p.is_own AND k.applied_at IS NULL AND k.step IS NOT NULL
+                FROM {commands} k WHERE k.projection = p.name AND p.is_own AND k.applied_at IS NULL AND k.command = 'rewind' AND k.step IS NOT NULL
                 ORDER BY k.id LIMIT 1),
             'is_replay', EXISTS (SELECT FROM {checkpoints} c WHERE c.projection = p.name AND p.is_own AND c.position < c.highest),
             'parked', (SELECT count(*) FROM {parked} k WHERE k.projection = p.name AND p.is_own),

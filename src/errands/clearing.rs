@@ -1,0 +1,127 @@
+//! Clears the read model of a projection that is rewound: calls the projection's `reset`.
+//!
+//! No worker owns the projection's checkpoints meanwhile. The transaction in which `reset` has
+//! worked locks the command and the checkpoints last, and moves the checkpoints: so both are
+//! committed or none.
+
+use std::time::Instant;
+
+use super::failure::Failure;
+use super::{DOING, End, Errands};
+use crate::error::{Error, describe_any, field, one_line, without_rows};
+use crate::plan::Errand;
+use crate::projection::{Handler, NoReset, Passing};
+use crate::store::commands::{self, Outcome};
+use crate::store::session::Session;
+use crate::store::{fence, rewinding};
+use crate::threads::caught;
+use crate::tx::{About, KeptStatements, Tx};
+
+const NO_RESET: &str = "it has no reset(): implement it, so that it clears the read model, and deploy that; or remove the projection and \
+                        give it a new name";
+
+impl Errands {
+    pub(super) fn rewind(&self, errand: &Errand) -> Result<End, Failure> {
+        let names = &self.context.names;
+        let handler = &self.code_of(errand)?.handler;
+        let mut session = self.session().map_err(|error| Failure::of_library(&error))?;
+        let (to, highest) = {
+            let mut tx = session.transaction_without_policies().map_err(Failure::passing)?;
+            let to = rewinding::position_of(&mut tx, names, errand.command).map_err(Failure::passing)?;
+            let highest = rewinding::highest(&mut tx, names, &errand.projection).map_err(Failure::passing)?;
+            tx.commit().map_err(Failure::passing)?;
+            (to, highest)
+        };
+        let Some(to) = to else { return Ok(End::Superseded) };
+        let refused = if highest.is_none_or(|highest| highest <= to) {
+            commands::not_above(highest, to)
+        } else {
+            match self.reset(&mut session, errand, &**handler, to) {
+                Ok(end) => return Ok(end),
+                Err(ResetFailure::Missing) => Outcome::Refused(NO_RESET.to_owned()),
+                Err(ResetFailure::Other(failure)) => return Err(failure),
+            }
+        };
+        self.conclude(&mut session, errand, refused).map_err(|error| Failure::of_library(&error))
+    }
+
+    /// Calls the projection's `reset`, and moves its checkpoints in the same transaction.
+    fn reset(
+        &self,
+        session: &mut Session,
+        errand: &Errand,
+        handler: &dyn Handler,
+        to: i64,
+    ) -> Result<End, ResetFailure> {
+        let begun = Instant::now();
+        let mut kept = KeptStatements::default();
+        let is_pause_requested = || self.context.stop.is_raised();
+        let about = About {
+            projection: &errand.projection,
+            generation: 0,
+            is_replay: true,
+            is_pause_requested: &is_pause_requested,
+        };
+        let transaction = session.transaction().map_err(Failure::passing)?;
+        let mut tx = Tx::new(transaction, &mut kept, about);
+        let mark = fence::mark(&mut tx, self.context.sessions, self.idle_limit).map_err(Failure::passing)?;
+        let reset =
+            caught(|| handler.reset(&mut tx, to)).unwrap_or_else(|panic| Err(format!("it panicked: {panic}").into()));
+        if let Err(error) = reset {
+            if error.is::<NoReset>() {
+                return Err(ResetFailure::Missing);
+            }
+            let text = shown(&*error);
+            drop(tx);
+            let is_interrupted = session.is_closed() || has_passed(&*error);
+            return Err(if is_interrupted { Failure::Interrupted(text) } else { Failure::Final(text) }.into());
+        }
+        let doing = || Error::database(DOING);
+        let is_marked = fence::is_marked(&mut *tx, &mark);
+        if !is_marked.map_err(|error| Failure::after_reset(&doing()(error)))? {
+            return Err(Failure::Final("reset() has ended the transaction that it was given".to_owned()).into());
+        }
+        let worker = self.context.worker();
+        let is_held =
+            rewinding::rewind(&mut tx, &self.context.names, errand, worker, to, begun.elapsed().as_secs_f64())
+                .map_err(|error| Failure::after_reset(&error))?;
+        if !is_held {
+            return Ok(End::Superseded);
+        }
+        // A deferred constraint of the application may fail here.
+        tx.commit().map_err(|error| Failure::after_reset(&doing()(error)))?;
+        log::info!(
+            "read model cleared: replica_set={} worker={worker} projection={} position={to}",
+            field(&self.context.replica_set()),
+            field(&errand.projection)
+        );
+        Ok(End::Executed)
+    }
+}
+
+/// Why calling `reset` has not cleared the read model.
+enum ResetFailure {
+    /// The projection does not have it.
+    Missing,
+    Other(Failure),
+}
+
+impl From<Failure> for ResetFailure {
+    fn from(failure: Failure) -> Self {
+        Self::Other(failure)
+    }
+}
+
+/// Whether the cause of an error of the application passes by itself.
+fn has_passed(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let code = cause.downcast_ref::<postgres::Error>().and_then(postgres::Error::code);
+        cause.is::<Passing>() || code.is_some_and(commands::is_passing)
+    })
+}
+
+/// An error of the application, as it may be stored and shown.
+fn shown(error: &(dyn std::error::Error + 'static)) -> String {
+    one_line(&without_rows(&describe_any(error)))
+}

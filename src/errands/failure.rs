@@ -1,0 +1,70 @@
+//! Why an attempt at an errand was not finished.
+
+use postgres::error::SqlState;
+
+use super::DOING;
+use crate::error::Error;
+use crate::store::commands;
+use crate::store::read_model::Refusal;
+
+pub(super) enum Failure {
+    /// Another attempt would most likely fail in the same way.
+    Final(String),
+    /// It was interrupted: another transaction was in the way, or the connection is lost.
+    Interrupted(String),
+    /// It has not begun.
+    Passing(String),
+}
+
+impl Failure {
+    pub(super) fn text(&self) -> &str {
+        let (Self::Final(text) | Self::Interrupted(text) | Self::Passing(text)) = self;
+        text
+    }
+
+    /// A failure of a statement of the library before code of the application was called, or
+    /// anything was changed.
+    pub(super) fn passing(error: postgres::Error) -> Self {
+        let error = Error::database(DOING)(error);
+        if commands::is_final(&error) { Self::Final(error.with_causes()) } else { Self::of_library(&error) }
+    }
+
+    pub(super) fn of_library(error: &Error) -> Self {
+        Self::Passing(error.with_causes())
+    }
+
+    /// A failure of a statement that changes something.
+    pub(super) fn of_change(error: &Error) -> Self {
+        if commands::is_final(error) {
+            Self::Final(error.with_causes())
+        } else {
+            Self::Interrupted(error.with_causes())
+        }
+    }
+
+    /// As [`of_change`](Self::of_change), for a failure of the driver.
+    pub(super) fn changing(error: postgres::Error) -> Self {
+        Self::of_change(&Error::database(DOING)(error))
+    }
+
+    /// A lock that was not free in time.
+    pub(super) fn locking(error: postgres::Error) -> Self {
+        Self::Interrupted(Error::database(DOING)(error).with_causes())
+    }
+
+    /// What the catalog does not allow.
+    pub(super) fn of_refusal(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Database(error) => Self::changing(error),
+            refusal => Self::Final(refusal.to_string()),
+        }
+    }
+
+    /// A failure of a statement of the library after `reset` has been called.
+    pub(super) fn after_reset(error: &Error) -> Self {
+        if error.as_postgres().and_then(postgres::Error::code) == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) {
+            return Self::Final("reset() has ignored that one of its statements failed".to_owned());
+        }
+        Self::of_change(error)
+    }
+}

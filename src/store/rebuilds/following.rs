@@ -1,0 +1,123 @@
+//! How a rebuild and the live projection become level, so that the switch takes nothing away from
+//! a reader.
+
+use postgres::types::Type;
+use postgres::{GenericClient, Transaction};
+
+use super::State;
+use crate::plan::{Errand, Kind, WorkerId};
+use crate::store::names::Names;
+use crate::store::{coordination, execution};
+
+use super::rows;
+
+/// How far a rebuild is from the live projection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gap {
+    /// How many positions it is behind, at most.
+    pub(crate) positions: i64,
+    /// Whether some live checkpoint is above that of the rebuild for one of its keys.
+    pub(crate) is_behind: bool,
+    /// Whether the rebuild has parked what the live projection has handled.
+    pub(crate) parked_only: bool,
+}
+
+/// Compares the checkpoints of a rebuild with the live ones.
+pub(crate) fn gap(client: &mut impl GenericClient, names: &Names, base: &str) -> Result<Gap, postgres::Error> {
+    let sql = names.sql_with(
+        "SELECT (SELECT max(position) FROM {checkpoints} WHERE projection = $1)
+                - (SELECT min(position) FROM {checkpoints} WHERE projection = $2),
+                EXISTS (SELECT FROM {checkpoints} live JOIN {checkpoints} rebuild ON rebuild.keys && live.keys
+                        WHERE live.projection = $1 AND rebuild.projection = $2 AND rebuild.position < live.position),
+                EXISTS ({parked_only})",
+        &[("parked_only", &super::parked_only_sql(names, "$1"))],
+    );
+    let row = client.query_typed_one(&sql, &[(&base, Type::TEXT), (&Kind::Rebuild.name(base), Type::TEXT)])?;
+    Ok(Gap {
+        positions: row.get::<_, Option<i64>>(0).unwrap_or(i64::MAX),
+        is_behind: row.get(1),
+        parked_only: row.get(2),
+    })
+}
+
+/// Lifts the limit of the rate. Returns false if another worker has taken over.
+pub(crate) fn catch_up(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    errand: &Errand,
+    worker: WorkerId,
+) -> Result<bool, postgres::Error> {
+    if !begin_step(tx, names, errand, worker)? {
+        return Ok(false);
+    }
+    set_state(tx, names, errand.command, State::CatchingUp)?;
+    reload(tx, names, &Kind::Rebuild.name(&errand.projection))?;
+    Ok(true)
+}
+
+/// Lets the live checkpoints go no further than those of the rebuild. They get new tokens, so no
+/// batch that was begun before can commit. Returns false if another worker has taken over.
+pub(crate) fn follow(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    errand: &Errand,
+    worker: WorkerId,
+) -> Result<bool, postgres::Error> {
+    if !begin_step(tx, names, errand, worker)? {
+        return Ok(false);
+    }
+    rows::lock(tx, names, &errand.projection)?;
+    set_state(tx, names, errand.command, State::Following)?;
+    let renew = names.sql("UPDATE {checkpoints} SET token = DEFAULT WHERE projection = $1");
+    tx.execute_typed(&renew, &[(&&*errand.projection, Type::TEXT)])?;
+    reload(tx, names, &errand.projection)?;
+    Ok(true)
+}
+
+/// Puts the switch off: the live checkpoints are free again, and the reason is recorded. Returns
+/// false if another worker has taken over.
+pub(crate) fn put_off(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    errand: &Errand,
+    worker: WorkerId,
+    why: &str,
+    seconds: f64,
+) -> Result<bool, postgres::Error> {
+    if !begin_step(tx, names, errand, worker)? {
+        return Ok(false);
+    }
+    rows::lock(tx, names, &errand.projection)?;
+    let record = names.sql(
+        "UPDATE {rebuilds} SET state = 'loading', blocked = $2, retry_at = clock_timestamp() + $3 * interval '1 second' WHERE id = $1",
+    );
+    tx.execute_typed(&record, &[(&errand.command, Type::INT8), (&why, Type::TEXT), (&seconds, Type::FLOAT8)])?;
+    let step = names.sql("UPDATE {commands} SET step = 'loading', executor = NULL WHERE id = $1");
+    tx.execute_typed(&step, &[(&errand.command, Type::INT8)])?;
+    reload(tx, names, &errand.projection)?;
+    reload(tx, names, &Kind::Rebuild.name(&errand.projection))?;
+    Ok(true)
+}
+
+/// Locks the replica set of the projection, and then the command, if this is still the worker and
+/// the attempt that executes it.
+fn begin_step(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    errand: &Errand,
+    worker: WorkerId,
+) -> Result<bool, postgres::Error> {
+    Ok(coordination::hold_of_projection(tx, names, &errand.projection)? && execution::hold(tx, names, errand, worker)?)
+}
+
+fn set_state(tx: &mut Transaction<'_>, names: &Names, id: i64, state: State) -> Result<(), postgres::Error> {
+    let sql = names.sql("UPDATE {rebuilds} SET state = $2, blocked = NULL, retry_at = NULL WHERE id = $1");
+    tx.execute_typed(&sql, &[(&id, Type::INT8), (&state.as_str(), Type::TEXT)])?;
+    Ok(())
+}
+
+/// Lets the runners of a projection load again.
+fn reload(tx: &mut Transaction<'_>, names: &Names, name: &str) -> Result<(), postgres::Error> {
+    tx.execute_typed(&names.sql("UPDATE {projections} SET deal = DEFAULT WHERE name = $1"), &[(&name, Type::TEXT)])?;
+    Ok(())
+}
