@@ -1,8 +1,8 @@
 //! Finishes a rebuild: lets it become level with the live projection, and switches.
 //!
 //! ```text
-//! vacuum ─► catch up (no rate limit) ─► follow (the live one goes no further) ─► level
-//!        ─► older snapshots end ─► switch
+//! catch up (no rate limit) ─► vacuum ─► follow (the live one goes no further) ─► level
+//!                          ─► older snapshots end ─► switch
 //! ```
 //!
 //! If something is in the way for too long, the switch is put off, and its reason is recorded. Until
@@ -43,7 +43,7 @@ enum Waited {
     Over,
     /// The time is over, for this reason.
     NotNow(String),
-    /// Another worker has taken over, or the rebuild was cancelled.
+    /// Another worker has taken over, the rebuild was cancelled, or another errand comes first.
     Superseded,
 }
 
@@ -66,11 +66,12 @@ impl Errands {
         let mut session = self.session_of_owner().map_err(|error| Failure::of_library(&error))?;
         let found = session.run(|client| rebuilds::current(client, names, &errand.projection));
         let Some(rebuild) = found.map_err(Failure::passing)? else { return Ok(End::Superseded) };
-        // Autovacuum is off for the copies.
-        rebuilds::vacuum(session.client(), &rebuild).map_err(Failure::changing)?;
         if !self.step(&mut session, errand, rebuilds::catch_up)? {
             return Ok(End::Superseded);
         }
+        waited!(self, errand, self.wait_for(&mut session, errand, PATIENCE, |gap| gap.positions <= CLOSE)?);
+        // Autovacuum is off for the copies.
+        rebuilds::vacuum(session.client(), &rebuild).map_err(Failure::changing)?;
         waited!(self, errand, self.wait_for(&mut session, errand, PATIENCE, |gap| gap.positions <= CLOSE)?);
         if !self.step(&mut session, errand, rebuilds::follow)? {
             return Ok(End::Superseded);
@@ -140,8 +141,8 @@ impl Errands {
         Ok(Waited::Over)
     }
 
-    /// Waits briefly. Returns whether the wait is to end, because this worker stops or the rebuild
-    /// is not its any more.
+    /// Waits briefly. Returns whether the wait is to end, because the worker has another errand, or
+    /// because the rebuild is not its any more.
     fn interrupted(&self, session: &mut Session, errand: &Errand) -> Result<Option<Waited>, Failure> {
         if self.context.stop.wait(POLL) {
             return Err(Failure::Passing("the worker is asked to stop".to_owned()));
@@ -149,7 +150,8 @@ impl Errands {
         let is_held = session
             .run(|client| rebuilds::is_executed_by(client, &self.context.names, errand, self.context.worker()))
             .map_err(Failure::passing)?;
-        Ok((!is_held).then_some(Waited::Superseded))
+        // The coordinator orders the switch again afterwards.
+        Ok((!is_held || !self.orders.is_empty()).then_some(Waited::Superseded))
     }
 
     /// Tries to switch until it succeeds, or for as long as it is worth it.
@@ -175,6 +177,9 @@ impl Errands {
             };
             if begun.elapsed() > PATIENCE {
                 return self.put_off(errand, &why).map_err(|error| Failure::of_library(&error));
+            }
+            if !self.orders.is_empty() {
+                return Ok(End::Superseded);
             }
             if self.context.stop.wait(backoff.next_delay()) {
                 return Err(Failure::Passing("the worker is asked to stop".to_owned()));

@@ -184,7 +184,7 @@ fn standing_sql(names: &Names) -> String {
          LEFT JOIN {workers} w ON w.id = $2 AND w.state <> 'stopped'
          LEFT JOIN (SELECT k.* FROM {commands} k JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
                     WHERE k.applied_at IS NULL AND k.step IN ('executing', 'finishing') AND k.executor = $2
-                    ORDER BY k.id LIMIT 1) k ON true",
+                    ORDER BY k.step = 'finishing', k.id LIMIT 1) k ON true",
         &[
             ("created", &micros("g.created_at")),
             ("first_commands", &first_commands_sql(names)),
