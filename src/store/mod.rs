@@ -32,6 +32,7 @@ pub(crate) mod preflight;
 pub(crate) mod prepared;
 mod privileges;
 pub(crate) mod progress;
+mod read_model;
 mod registration;
 pub(crate) mod rewinding;
 pub(crate) mod safe_head;
