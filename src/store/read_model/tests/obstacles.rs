@@ -215,7 +215,7 @@ fn missing_privileges_are_named() {
     let mut client = Client::connect(&url.replace("postgres@", "mover@"), NoTls).unwrap();
     let mut check = |change: &str, expected: &[(Kind, &str, Hinders)]| {
         // Some statements cannot run in a transaction with others.
-        for statement in change.split("; ") {
+        for statement in change.split(';') {
             admin
                 .batch_execute(statement)
                 .unwrap_or_else(|error| panic!("{statement}: {}", crate::error::describe(&error)));
