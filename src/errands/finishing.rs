@@ -167,7 +167,7 @@ impl Errands {
                 Ok(Switched::Superseded) => return Ok(End::Superseded),
                 Ok(Switched::NotNow(why)) => why,
                 Err(error) if rebuilds::is_lock_busy(&error) => {
-                    let oids: Vec<u32> = rebuild.live.iter().chain(&rebuild.copies).copied().collect();
+                    let oids = [rebuild.live_oids(), rebuild.copy_oids()].concat();
                     let holders = session.run(|client| snapshots::lock_holders(client, &oids));
                     let holders = holders.map_err(Failure::passing)?;
                     let holder = holders.first().map_or("another transaction was in the way", String::as_str);
@@ -198,19 +198,18 @@ impl Errands {
         if rebuild.copies_content {
             rebuilds::lock_copies(&mut tx, rebuild).map_err(database())?;
             begun = Instant::now();
-            if let Some(why) = settled(rebuilds::replace(&mut tx, rebuild))? {
+            if let Some(why) = settled(read_model::replace(&mut tx, &rebuild.copies).map(drop))? {
                 return Ok(Switched::NotNow(why));
             }
+            read_model::remove(&mut tx, &rebuild.schema, &rebuild.copy_oids()).map_err(database())?;
         } else {
             rebuilds::lock_for_switch(&mut tx, rebuild).map_err(database())?;
             begun = Instant::now();
-            let swapped = rebuilds::swap(&mut tx, rebuild, &old_schema);
-            let dropped = |tx: &mut Transaction<'_>| match rebuild.keep_old {
-                true => Ok(()),
-                false => read_model::remove(tx, &old_schema),
-            };
-            if let Some(why) = settled(swapped.and_then(|()| dropped(&mut tx)))? {
+            if let Some(why) = settled(read_model::swap(&mut tx, &rebuild.copies, &old_schema))? {
                 return Ok(Switched::NotNow(why));
+            }
+            if !rebuild.keep_old {
+                read_model::remove(&mut tx, &old_schema, &rebuild.live_oids()).map_err(database())?;
             }
         }
         let switched = rebuilds::switch(&mut tx, names, errand, worker, kept)?;

@@ -6,7 +6,7 @@ use crate::error::{Error, field};
 use crate::plan::Errand;
 use crate::scope::StartAt;
 use crate::store::commands::Outcome;
-use crate::store::read_model::{self, Refusal, Table};
+use crate::store::read_model::{self, Obstacle, Refusal, Table};
 use crate::store::rebuilds;
 
 const NO_TABLES: &str = "it names no tables: implement Projection::tables(), so that they can be copied, and deploy that; or give the changed \
@@ -28,12 +28,13 @@ impl Errands {
             return self.refuse(errand, NO_TABLES.to_owned());
         }
         let names = &self.context.names;
+        let wanted: Vec<&str> = known.tables.iter().map(String::as_str).collect();
         // The tables are found as a handler finds them: through the search path of its session.
         let (found, role) = {
             let mut session = self.session().map_err(|error| Failure::of_library(&error))?;
             let mut tx = session.transaction().map_err(Failure::passing)?;
             let role: String = tx.query_typed_one("SELECT current_user::text", &[]).map_err(Failure::passing)?.get(0);
-            (read_model::find(&mut tx, names, &known.tables), role)
+            (read_model::find(&mut tx, names, &wanted), role)
         };
         let tables: Vec<Table> = match found {
             Ok(tables) => tables,
@@ -54,9 +55,11 @@ impl Errands {
             drop(tx);
             return self.refuse(errand, why);
         }
-        let bytes = read_model::size(&mut tx, &tables).map_err(Failure::passing)?;
+        let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+        let bytes = read_model::size(&mut tx, &oids).map_err(Failure::passing)?;
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         let schema = names.schema_of_copies(errand.command);
-        let copies = read_model::create(&mut tx, &schema, &tables, &role).map_err(Failure::of_refusal)?;
+        let copies = read_model::create(&mut tx, &schema, &tables, &[&role]).map_err(Failure::of_refusal)?;
         let worker = self.context.worker();
         let begun = rebuilds::begin(
             &mut tx,
@@ -93,8 +96,13 @@ impl Errands {
         tables: &[Table],
         copies_content: bool,
     ) -> Result<Option<String>, postgres::Error> {
-        let obstacles = read_model::obstacles(tx, &self.context.names, tables, copies_content)?;
-        let listed: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
+        // Those of other projections are compared by name, because their sessions may find others.
+        let obstacles = read_model::obstacles(tx, tables, &[])?;
+        let hinders = |obstacle: &&Obstacle| match copies_content {
+            true => obstacle.hinders_copy(),
+            false => obstacle.hinders_swap(),
+        };
+        let listed: Vec<String> = obstacles.iter().filter(hinders).map(ToString::to_string).collect();
         Ok((!listed.is_empty()).then(|| listed.join("; ")))
     }
 

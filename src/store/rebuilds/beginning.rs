@@ -57,7 +57,9 @@ pub(crate) fn begin(
     }
     let base = &*errand.projection;
     let rebuild = Kind::Rebuild.name(base);
-    let tables: Vec<String> = copies.iter().map(|copy| copy.table.to_string()).collect();
+    let shown: Vec<String> = copies.iter().map(|copy| copy.table.to_string()).collect();
+    let schemas: Vec<&str> = copies.iter().map(|copy| copy.table.schema.as_str()).collect();
+    let tables: Vec<&str> = copies.iter().map(|copy| copy.table.name.as_str()).collect();
     let live: Vec<u32> = copies.iter().map(|copy| copy.table.oid).collect();
     let oids: Vec<u32> = copies.iter().map(|copy| copy.oid).collect();
     let scope = known.scope.to_json();
@@ -82,8 +84,9 @@ pub(crate) fn begin(
          FROM {discarded} WHERE projection = $1",
     );
     let record = names.sql(
-        "INSERT INTO {rebuilds} (id, projection, tables, live_oids, copy_oids, copies_schema, rate, keep_old, copies_content, bytes)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        "INSERT INTO {rebuilds} (id, projection, tables, live_oids, copy_oids, copies_schema, rate, keep_old, copies_content, bytes,
+                                 table_schemas)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     );
     let step = names.sql(
         "UPDATE {commands} SET step = 'loading', executor = NULL, result = jsonb_build_object('tables', $2, 'bytes', $3) WHERE id = $1",
@@ -122,11 +125,12 @@ pub(crate) fn begin(
                 (&asked.keep_old, Type::BOOL),
                 (&asked.copies_content, Type::BOOL),
                 (&bytes, Type::INT8),
+                (&schemas, Type::TEXT_ARRAY),
             ],
         )
     })
     .and_then(|_| {
-        tx.execute_typed(&step, &[(&errand.command, Type::INT8), (&tables, Type::TEXT_ARRAY), (&bytes, Type::INT8)])
+        tx.execute_typed(&step, &[(&errand.command, Type::INT8), (&shown, Type::TEXT_ARRAY), (&bytes, Type::INT8)])
     })
     .map_err(database)?;
     Ok(true)

@@ -27,8 +27,9 @@ pub(crate) use self::ending::{cancel, drop_old, revert};
 pub(crate) use self::following::{Gap, catch_up, follow, gap, put_off};
 pub(crate) use self::running::{Copies, ask_to_cancel, ceiling, copies};
 pub(crate) use self::switching::{Switched, switch};
-pub(crate) use self::tables::{is_lock_busy, lock_copies, lock_for_switch, replace, swap, vacuum};
+pub(crate) use self::tables::{is_lock_busy, lock_copies, lock_for_switch, vacuum};
 use super::names::Names;
+use super::read_model::{Copy, Table};
 use crate::plan::{Errand, WorkerId};
 
 /// A rebuild that has this many positions to go, or fewer, has caught up: it needs no rate limit
@@ -71,8 +72,8 @@ pub(crate) struct Rebuild {
     /// The number of the command.
     pub(crate) id: i64,
     pub(crate) state: State,
-    pub(crate) live: Vec<u32>,
-    pub(crate) copies: Vec<u32>,
+    /// The live tables with their copies; afterwards, with the former tables.
+    pub(crate) copies: Vec<Copy>,
     /// The schema of the copies, or of the former tables.
     pub(crate) schema: String,
     /// How many events are handled per second, by all workers together.
@@ -80,6 +81,18 @@ pub(crate) struct Rebuild {
     pub(crate) keep_old: bool,
     /// Whether the content of the live tables is replaced, instead of the tables.
     pub(crate) copies_content: bool,
+}
+
+impl Rebuild {
+    /// The oids of the copies.
+    pub(crate) fn copy_oids(&self) -> Vec<u32> {
+        self.copies.iter().map(|copy| copy.oid).collect()
+    }
+
+    /// The oids of the live tables.
+    pub(crate) fn live_oids(&self) -> Vec<u32> {
+        self.copies.iter().map(|copy| copy.table.oid).collect()
+    }
 }
 
 /// Returns the rebuild of a projection that is not finished. Runners execute it under the settings
@@ -108,7 +121,8 @@ fn one(
     is_old: &str,
 ) -> Result<Option<Rebuild>, postgres::Error> {
     let sql = names.sql_with(
-        "SELECT rebuild.id, rebuild.state, rebuild.live_oids, rebuild.copy_oids, rebuild.copies_schema, rebuild.rate, rebuild.keep_old,
+        "SELECT rebuild.id, rebuild.state, rebuild.live_oids, rebuild.copy_oids, rebuild.table_schemas, rebuild.tables,
+                rebuild.copies_schema, rebuild.rate, rebuild.keep_old,
                 rebuild.copies_content
          FROM {rebuilds} AS rebuild WHERE rebuild.projection OPERATOR(pg_catalog.=) $1 AND rebuild.state {is_old} 'old'",
         &[("is_old", &is_old)],
@@ -117,15 +131,19 @@ fn one(
 }
 
 fn rebuild_of(row: &Row) -> Rebuild {
+    let (live, copies): (Vec<u32>, Vec<u32>) = (row.get(2), row.get(3));
+    let (schemas, tables): (Vec<String>, Vec<String>) = (row.get(4), row.get(5));
+    let tables = live.into_iter().zip(schemas.into_iter().zip(tables));
+    let copies =
+        tables.zip(copies).map(|((oid, (schema, name)), copy)| Copy { table: Table { oid, schema, name }, oid: copy });
     Rebuild {
         id: row.get(0),
         state: State::parse(row.get(1)).unwrap_or(State::Loading),
-        live: row.get(2),
-        copies: row.get(3),
-        schema: row.get(4),
-        rate: row.get(5),
-        keep_old: row.get(6),
-        copies_content: row.get(7),
+        copies: copies.collect(),
+        schema: row.get(6),
+        rate: row.get(7),
+        keep_old: row.get(8),
+        copies_content: row.get(9),
     }
 }
 

@@ -31,9 +31,10 @@ pub(crate) fn copies(
     base: &str,
 ) -> Result<Option<Copies>, postgres::Error> {
     let Some(rebuild) = current(client, names, base)? else { return Ok(None) };
-    let writable = read_model::related(client, &rebuild.copies)?;
+    let oids = rebuild.copy_oids();
+    let writable = read_model::related(client, &oids)?;
     let rate = rebuild.rate.filter(|_| rebuild.state == State::Loading);
-    Ok(Some(Copies { schema: rebuild.schema, rate, oids: rebuild.copies, writable }))
+    Ok(Some(Copies { schema: rebuild.schema, rate, oids, writable }))
 }
 
 /// Returns how far a live checkpoint with these keys may go: not beyond a committed position of the
