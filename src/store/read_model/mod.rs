@@ -33,11 +33,15 @@ mod tests;
 pub(crate) use create::create;
 pub(crate) use estimate::{lock_time_of_copy, size};
 pub(crate) use find::find;
-pub(crate) use obstacle::{Hinders, Kind, Obstacle};
+pub(crate) use obstacle::Obstacle;
+#[cfg(test)]
+pub(crate) use obstacle::{Hinders, Kind};
 pub(crate) use obstacles::obstacles;
 pub(crate) use refusal::Refusal;
 pub(crate) use related::related;
 pub(crate) use remove::remove;
-pub(crate) use replace::{Replaced, replace};
+#[cfg(test)]
+pub(crate) use replace::Replaced;
+pub(crate) use replace::replace;
 pub(crate) use swap::swap;
 pub(crate) use table::{Copy, Table};
