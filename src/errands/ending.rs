@@ -6,6 +6,7 @@ use crate::error::field;
 use crate::plan::Errand;
 use crate::store::read_model;
 use crate::store::rebuilds::{self, Rebuild};
+use crate::store::session::Session;
 
 impl Errands {
     pub(super) fn cancel(&self, errand: &Errand) -> Result<End, Failure> {
@@ -83,7 +84,7 @@ impl Errands {
         Ok(End::Concluded(outcome))
     }
 
-    fn kept(&self, session: &mut crate::store::session::Session, errand: &Errand) -> Result<Option<Rebuild>, Failure> {
+    fn kept(&self, session: &mut Session, errand: &Errand) -> Result<Option<Rebuild>, Failure> {
         session.run(|client| rebuilds::kept(client, &self.context.names, &errand.projection)).map_err(Failure::passing)
     }
 }

@@ -40,7 +40,7 @@ const PUT_OFF: Duration = Duration::from_secs(10);
 
 /// What a wait has led to.
 enum Waited {
-    Over,
+    Over(Gap),
     /// The time is over, for this reason.
     NotNow(String),
     /// Another worker has taken over, the rebuild was cancelled, or another errand comes first.
@@ -51,7 +51,7 @@ enum Waited {
 macro_rules! waited {
     ($self:ident, $errand:ident, $waited:expr) => {
         match $waited {
-            Waited::Over => {}
+            Waited::Over(gap) => gap,
             Waited::NotNow(why) => {
                 return $self.put_off($errand, &why).map_err(|error| Failure::of_library(&error));
             }
@@ -76,11 +76,12 @@ impl Errands {
         if !self.step(&mut session, errand, rebuilds::follow)? {
             return Ok(End::Superseded);
         }
-        waited!(self, errand, self.wait_for(&mut session, errand, LEVEL_PATIENCE, |gap| !gap.is_behind)?);
+        let is_level = |gap: &Gap| !gap.is_behind && !gap.parked_only;
+        let level = waited!(self, errand, self.wait_for(&mut session, errand, LEVEL_PATIENCE, is_level)?);
         if !rebuild.copies_content {
-            waited!(self, errand, self.wait_for_snapshots(&mut session, errand)?);
+            waited!(self, errand, self.wait_for_snapshots(&mut session, errand, level)?);
         }
-        self.switch_soon(&mut session, errand, &rebuild)
+        self.switch_soon(&mut session, errand, &rebuild, level.token)
     }
 
     /// Takes a step in a transaction of its own, and tells the other workers.
@@ -110,7 +111,7 @@ impl Errands {
             let gap =
                 session.run(|client| rebuilds::gap(client, names, &errand.projection)).map_err(Failure::passing)?;
             if is_enough(&gap) {
-                return Ok(Waited::Over);
+                return Ok(Waited::Over(gap));
             }
             if begun.elapsed() > patience {
                 let behind = gap.positions;
@@ -126,9 +127,9 @@ impl Errands {
 
     /// Waits until the snapshots that are held now have ended. A reader that uses one of them would
     /// see less in the copies than it has seen in the live tables.
-    fn wait_for_snapshots(&self, session: &mut Session, errand: &Errand) -> Result<Waited, Failure> {
+    fn wait_for_snapshots(&self, session: &mut Session, errand: &Errand, level: Gap) -> Result<Waited, Failure> {
         let begun = Instant::now();
-        let mut held = session.run(|client| snapshots::held(client)).map_err(Failure::passing)?;
+        let mut held = session.run(snapshots::held).map_err(Failure::passing)?;
         while let Some(Snapshot { whose, .. }) = held.first() {
             if begun.elapsed() > PATIENCE {
                 return Ok(Waited::NotNow(format!("{whose} reads with an older snapshot: let it end its transaction")));
@@ -138,7 +139,7 @@ impl Errands {
             }
             held = session.run(|client| snapshots::still_held(client, held)).map_err(Failure::passing)?;
         }
-        Ok(Waited::Over)
+        Ok(Waited::Over(level))
     }
 
     /// Waits briefly. Returns whether the wait is to end, because the worker has another errand, or
@@ -155,17 +156,26 @@ impl Errands {
     }
 
     /// Tries to switch until it succeeds, or for as long as it is worth it.
-    fn switch_soon(&self, session: &mut Session, errand: &Errand, rebuild: &Rebuild) -> Result<End, Failure> {
+    fn switch_soon(
+        &self,
+        session: &mut Session,
+        errand: &Errand,
+        rebuild: &Rebuild,
+        token: i64,
+    ) -> Result<End, Failure> {
         let begun = Instant::now();
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
-            let why = match self.switch(session, errand, rebuild) {
+            let why = match self.switch(session, errand, rebuild, token) {
                 Ok(Switched::Done(outcome)) => {
                     self.notify(session);
                     return Ok(End::Concluded(outcome));
                 }
                 Ok(Switched::Superseded) => return Ok(End::Superseded),
-                Ok(Switched::NotNow(why)) => why,
+                // Both have to become level again.
+                Ok(Switched::NotNow(why)) => {
+                    return self.put_off(errand, &why).map_err(|error| Failure::of_library(&error));
+                }
                 Err(error) if rebuilds::is_lock_busy(&error) => {
                     let oids = [rebuild.live_oids(), rebuild.copy_oids()].concat();
                     let holders = session.run(|client| snapshots::lock_holders(client, &oids));
@@ -188,7 +198,7 @@ impl Errands {
     }
 
     /// Tries once to switch.
-    fn switch(&self, session: &mut Session, errand: &Errand, rebuild: &Rebuild) -> Result<Switched, Error> {
+    fn switch(&self, session: &mut Session, errand: &Errand, rebuild: &Rebuild, token: i64) -> Result<Switched, Error> {
         let (names, worker) = (&self.context.names, self.context.worker());
         let database = || Error::database(DOING);
         let old_schema = names.schema_of_old(errand.command);
@@ -212,7 +222,7 @@ impl Errands {
                 read_model::remove(&mut tx, &old_schema, &rebuild.live_oids()).map_err(database())?;
             }
         }
-        let switched = rebuilds::switch(&mut tx, names, errand, worker, kept)?;
+        let switched = rebuilds::switch(&mut tx, names, errand, worker, token, kept)?;
         if matches!(switched, Switched::Done(_)) {
             tx.commit().map_err(database())?;
             let locked = begun.elapsed();

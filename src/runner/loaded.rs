@@ -102,10 +102,11 @@ impl Loaded {
             rows,
             exceptions: Exceptions::new(&exceptions),
             // A replay would handle what the rebuild may not have handled yet.
-            requested: match found.is_following {
-                true => VecDeque::new(),
-                false => exceptions.parked.into_iter().filter(|parked| parked.is_requested).collect(),
-            },
+            requested: exceptions
+                .parked
+                .into_iter()
+                .filter(|parked| parked.is_requested && !found.is_following)
+                .collect(),
             attempted: None,
             mark,
             unread: None,

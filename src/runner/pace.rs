@@ -37,7 +37,8 @@ impl Pace {
     pub(super) fn handled(&mut self, events: usize, now: Instant) {
         let events = f64::from(u32::try_from(events).unwrap_or(u32::MAX));
         // A runner that was slower than its rate does not make up for it.
-        let from = self.due.max(now - Duration::from_secs_f64(PORTION));
+        let from =
+            now.checked_sub(Duration::from_secs_f64(PORTION)).map_or(self.due, |recently| self.due.max(recently));
         self.due =
             from + Duration::from_secs_f64(events / self.rate.max(f64::MIN_POSITIVE)).min(Duration::from_secs(60));
     }

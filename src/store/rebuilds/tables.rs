@@ -31,11 +31,12 @@ pub(crate) fn lock_copies(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result
 /// Locks the copies and the live tables, so that they can be exchanged.
 ///
 /// First it takes a lock that delays neither readers nor writers, but makes the server cancel an
-/// autovacuum, and keeps the next one away. Then it takes the lock that delays readers. That one
-/// fails after so short a time that no reader is delayed for long.
+/// autovacuum, and keeps the next one away. Then it waits for the batches that fill the copies. The
+/// lock that delays readers comes last. It fails after so short a time that no reader is delayed for
+/// long.
 pub(crate) fn lock_for_switch(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result<(), postgres::Error> {
     let live: Vec<String> = rebuild.copies.iter().map(|copy| copy.table.quoted()).collect();
-    lock(tx, &live, "SHARE UPDATE EXCLUSIVE", PATIENT)?;
+    lock(tx, &[live.clone(), copies(rebuild)].concat(), "SHARE UPDATE EXCLUSIVE", PATIENT)?;
     lock_copies(tx, rebuild)?;
     tx.batch_execute(&format!("SET LOCAL statement_timeout = '{IMPATIENT}'"))?;
     lock(tx, &live, "ACCESS EXCLUSIVE", IMPATIENT)?;
