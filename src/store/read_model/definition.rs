@@ -41,7 +41,7 @@ pub(super) struct Statement {
 /// executed. Has to be called within [`settled`](super::path::settled).
 pub(super) fn read(tx: &mut Transaction<'_>, tables: &[u32], schema: &str) -> Result<Vec<Statement>, postgres::Error> {
     let sql = format!(
-        "{OWN}, {PRIVILEGES} SELECT table_oid, step, sql FROM ({}) AS definition (table_oid, step, sql) ORDER BY step, sql COLLATE \"C\"",
+        "{OWN}, {PRIVILEGES} SELECT table_oid, step, sql FROM ({}) AS definition (table_oid, step, number, sql) ORDER BY step, number, sql COLLATE \"C\"",
         PARTS.join("\nUNION ALL\n")
     );
     let rows = tx.query_typed(&sql, &[(&tables, Type::OID_ARRAY), (&schema, Type::TEXT)])?;
@@ -81,7 +81,11 @@ pub(super) fn compare(tx: &mut Transaction<'_>, copies: &[Copy]) -> Result<(), R
     let of_copies = read(tx, &own, schema)?;
     for copy in copies {
         let of = |all: &[Statement], oid| -> Vec<String> {
-            all.iter().filter(|statement| statement.table == oid).map(|statement| statement.sql.clone()).collect()
+            let of_one = all.iter().filter(|statement| statement.table == oid);
+            let mut sql: Vec<String> = of_one.map(|statement| statement.sql.clone()).collect();
+            // Indexes may have been created again since then, in another order.
+            sql.sort_unstable();
+            sql
         };
         let (of_table, of_copy) = (of(&of_tables, copy.table.oid), of(&of_copies, copy.oid));
         let only = |these: &[String], others: &[String]| -> Vec<String> {

@@ -98,9 +98,9 @@ impl Shape {
 }
 
 /// Rows that are updated one by one may collide with each other in another unique index than the
-/// primary key, and some columns cannot be updated at all. Such rows are deleted and inserted again,
-/// unless a foreign key would act on the deletion: NO ACTION looks only at what there is at the end
-/// of the statement.
+/// primary key, and some columns cannot be updated at all. Such rows are deleted and inserted
+/// again, unless a foreign key would act on the deletion: NO ACTION looks only at what there is at
+/// the end of the statement.
 const SHAPES: &str = "
     SELECT format('%I.%I', t.schema_name, t.relname), columns.written, columns.updatable,
            key.columns, key.operators,

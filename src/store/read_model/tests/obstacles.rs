@@ -102,7 +102,7 @@ const CASES: &[(&str, Expected)] = &[
     ),
     ("CREATE TABLE other.p (); ALTER TABLE app.t INHERIT other.p", &[(Kind::Parent, "table other.p", Swap)]),
     (
-        "CREATE TABLE other.p (LIKE app.t INCLUDING GENERATED) PARTITION BY LIST (id); ALTER TABLE other.p ATTACH PARTITION app.t DEFAULT",
+        "ALTER TABLE app.t ALTER id DROP IDENTITY; CREATE TABLE other.p (LIKE app.t INCLUDING GENERATED) PARTITION BY LIST (id); ALTER TABLE other.p ATTACH PARTITION app.t DEFAULT",
         &[(Kind::Parent, "table other.p", Swap)],
     ),
     (

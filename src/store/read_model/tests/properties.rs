@@ -8,7 +8,6 @@ use super::snapshot::{differences, snapshot, version};
 use super::{copied, tables, value};
 use crate::store::Names;
 use crate::store::read_model::{Refusal, create, find, obstacles, remove, swap};
-use crate::store::testing;
 use crate::testing::Postgres;
 
 /// How many seeds there are in one run. `SEED=n` repeats the run that begins with that seed.
