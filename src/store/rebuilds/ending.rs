@@ -4,13 +4,13 @@ use postgres::Transaction;
 use postgres::types::Type;
 use serde_json::json;
 
-use super::switching::disown;
+use super::switching::{disown, hold};
 use super::{Rebuild, rows};
 use crate::error::Error;
 use crate::plan::{Errand, Kind, WorkerId};
 use crate::store::commands::{self, Outcome};
+use crate::store::deal;
 use crate::store::names::Names;
-use crate::store::{coordination, deal, execution};
 
 const DOING: &str = "ending a rebuild";
 
@@ -115,8 +115,7 @@ pub(crate) fn drop_old(
 }
 
 fn begin(tx: &mut Transaction<'_>, names: &Names, errand: &Errand, worker: WorkerId) -> Result<bool, postgres::Error> {
-    let is_held =
-        coordination::hold_of_projection(tx, names, &errand.projection)? && execution::hold(tx, names, errand, worker)?;
+    let is_held = hold(tx, names, errand, worker)?;
     if is_held {
         rows::lock(tx, names, &errand.projection)?;
     }

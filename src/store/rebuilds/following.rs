@@ -7,9 +7,9 @@ use postgres::{GenericClient, Transaction};
 use super::State;
 use crate::plan::{Errand, Kind, WorkerId};
 use crate::store::names::Names;
-use crate::store::{coordination, execution};
 
 use super::rows;
+use super::switching::hold;
 
 /// How far a rebuild is from the live projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub(crate) fn catch_up(
     errand: &Errand,
     worker: WorkerId,
 ) -> Result<bool, postgres::Error> {
-    if !begin_step(tx, names, errand, worker)? {
+    if !hold(tx, names, errand, worker)? {
         return Ok(false);
     }
     set_state(tx, names, errand.command, State::CatchingUp)?;
@@ -67,7 +67,7 @@ pub(crate) fn follow(
     errand: &Errand,
     worker: WorkerId,
 ) -> Result<bool, postgres::Error> {
-    if !begin_step(tx, names, errand, worker)? {
+    if !hold(tx, names, errand, worker)? {
         return Ok(false);
     }
     rows::lock(tx, names, &errand.projection)?;
@@ -88,7 +88,7 @@ pub(crate) fn put_off(
     why: &str,
     seconds: f64,
 ) -> Result<bool, postgres::Error> {
-    if !begin_step(tx, names, errand, worker)? {
+    if !hold(tx, names, errand, worker)? {
         return Ok(false);
     }
     rows::lock(tx, names, &errand.projection)?;
@@ -101,17 +101,6 @@ pub(crate) fn put_off(
     reload(tx, names, &errand.projection)?;
     reload(tx, names, &Kind::Rebuild.name(&errand.projection))?;
     Ok(true)
-}
-
-/// Locks the replica set of the projection, and then the command, if this is still the worker and
-/// the attempt that executes it.
-fn begin_step(
-    tx: &mut Transaction<'_>,
-    names: &Names,
-    errand: &Errand,
-    worker: WorkerId,
-) -> Result<bool, postgres::Error> {
-    Ok(coordination::hold_of_projection(tx, names, &errand.projection)? && execution::hold(tx, names, errand, worker)?)
 }
 
 fn set_state(tx: &mut Transaction<'_>, names: &Names, id: i64, state: State) -> Result<(), postgres::Error> {

@@ -5,8 +5,9 @@ use std::thread;
 use postgres::{Client, NoTls};
 
 use super::snapshot::{differences, snapshot};
+use super::swap;
 use super::{copied, tables, value, within};
-use crate::store::read_model::{Copy, Refusal, Table, create, obstacles, related, remove, swap};
+use crate::store::read_model::{Copy, Refusal, Table, create, obstacles, related, remove};
 use crate::store::testing;
 
 const ORDERS: &str = "CREATE SCHEMA app; CREATE TABLE app.orders (id serial PRIMARY KEY, note text);
@@ -42,7 +43,7 @@ fn copies_are_swapped_and_swapped_back() {
     assert_eq!(value::<i64>(&mut client, "SELECT last_value FROM copies.orders_id_seq"), 1);
     assert_eq!(value::<i64>(&mut client, "SELECT last_value FROM app.orders_id_seq"), 100);
     let options = "SELECT coalesce(reloptions::text, '') FROM pg_class WHERE oid = 'copies.orders'::regclass";
-    assert_eq!(value::<String>(&mut client, options), "{autovacuum_enabled=off}");
+    assert_eq!(value::<String>(&mut client, options), "");
 
     swapped(&mut client, &copies, "old");
     assert_eq!(value::<String>(&mut client, "SELECT string_agg(note, '') FROM app.orders"), "new");
