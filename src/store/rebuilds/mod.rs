@@ -13,6 +13,7 @@
 mod beginning;
 mod ending;
 mod following;
+mod reading;
 mod rows;
 pub(crate) mod snapshots;
 mod switching;
@@ -24,6 +25,7 @@ use postgres::{GenericClient, Row};
 pub(crate) use self::beginning::{asked, begin, shared_tables};
 pub(crate) use self::ending::{cancel, drop_old, revert};
 pub(crate) use self::following::{Gap, catch_up, follow, gap, put_off};
+pub(crate) use self::reading::{old_age_sql, old_sql, pending_sql, rebuild_sql};
 pub(crate) use self::switching::{Switched, switch};
 pub(crate) use self::tables::{is_lock_busy, lock_copies, lock_for_switch, replace, swap, vacuum};
 use super::names::Names;
