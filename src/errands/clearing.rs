@@ -64,7 +64,7 @@ impl Errands {
         };
         let transaction = session.transaction().map_err(Failure::passing)?;
         let mut tx = Tx::new(transaction, &mut kept, about);
-        let mark = fence::mark(&mut tx, self.context.sessions, self.idle_limit).map_err(Failure::passing)?;
+        let mark = fence::mark(&mut tx, self.context.sessions, self.idle_limit, None).map_err(Failure::passing)?;
         let reset =
             caught(|| handler.reset(&mut tx, to)).unwrap_or_else(|panic| Err(format!("it panicked: {panic}").into()));
         if let Err(error) = reset {

@@ -6,6 +6,7 @@ use crate::error::field;
 use crate::plan::Errand;
 use crate::store::read_model;
 use crate::store::rebuilds::{self, Rebuild};
+use crate::store::session::Session;
 
 impl Errands {
     pub(super) fn cancel(&self, errand: &Errand) -> Result<End, Failure> {
@@ -19,7 +20,7 @@ impl Errands {
         // This waits for batches in flight, which have locked the copies. What they have handled is
         // refused by the fence.
         rebuilds::lock_copies(&mut tx, &rebuild).map_err(Failure::changing)?;
-        read_model::remove(&mut tx, &rebuild.schema).map_err(Failure::of_refusal)?;
+        read_model::remove(&mut tx, &rebuild.schema, &rebuild.copy_oids()).map_err(Failure::changing)?;
         let outcome = rebuilds::cancel(&mut tx, names, errand, self.context.worker(), &rebuild)
             .map_err(|error| Failure::of_change(&error))?;
         let Some(outcome) = outcome else { return Ok(End::Superseded) };
@@ -44,7 +45,7 @@ impl Errands {
         let schema = names.schema_of_old(errand.command);
         let mut tx = owner.transaction().map_err(Failure::passing)?;
         rebuilds::lock_for_switch(&mut tx, &rebuild).map_err(Failure::locking)?;
-        rebuilds::swap(&mut tx, &rebuild, &schema).map_err(Failure::of_refusal)?;
+        read_model::swap(&mut tx, &rebuild.copies, &schema).map_err(Failure::of_refusal)?;
         let outcome = rebuilds::revert(&mut tx, names, errand, self.context.worker(), &rebuild, &schema)
             .map_err(|error| Failure::of_change(&error))?;
         let Some(outcome) = outcome else { return Ok(End::Superseded) };
@@ -67,7 +68,7 @@ impl Errands {
             return self.refuse(errand, "no former tables are kept any more".to_owned());
         };
         let mut tx = owner.transaction().map_err(Failure::passing)?;
-        read_model::remove(&mut tx, &rebuild.schema).map_err(Failure::of_refusal)?;
+        read_model::remove(&mut tx, &rebuild.schema, &rebuild.copy_oids()).map_err(Failure::changing)?;
         let outcome = rebuilds::drop_old(&mut tx, names, errand, self.context.worker(), &rebuild)
             .map_err(|error| Failure::of_change(&error))?;
         let Some(outcome) = outcome else { return Ok(End::Superseded) };
@@ -83,7 +84,7 @@ impl Errands {
         Ok(End::Concluded(outcome))
     }
 
-    fn kept(&self, session: &mut crate::store::session::Session, errand: &Errand) -> Result<Option<Rebuild>, Failure> {
+    fn kept(&self, session: &mut Session, errand: &Errand) -> Result<Option<Rebuild>, Failure> {
         session.run(|client| rebuilds::kept(client, &self.context.names, &errand.projection)).map_err(Failure::passing)
     }
 }

@@ -1,8 +1,8 @@
 //! Finishes a rebuild: lets it become level with the live projection, and switches.
 //!
 //! ```text
-//! vacuum ─► catch up (no rate limit) ─► follow (the live one goes no further) ─► level
-//!        ─► older snapshots end ─► switch
+//! catch up (no rate limit) ─► vacuum ─► follow (the live one goes no further) ─► level
+//!                          ─► older snapshots end ─► switch
 //! ```
 //!
 //! If something is in the way for too long, the switch is put off, and its reason is recorded. Until
@@ -40,10 +40,10 @@ const PUT_OFF: Duration = Duration::from_secs(10);
 
 /// What a wait has led to.
 enum Waited {
-    Over,
+    Over(Gap),
     /// The time is over, for this reason.
     NotNow(String),
-    /// Another worker has taken over, or the rebuild was cancelled.
+    /// Another worker has taken over, the rebuild was cancelled, or another errand comes first.
     Superseded,
 }
 
@@ -51,7 +51,7 @@ enum Waited {
 macro_rules! waited {
     ($self:ident, $errand:ident, $waited:expr) => {
         match $waited {
-            Waited::Over => {}
+            Waited::Over(gap) => gap,
             Waited::NotNow(why) => {
                 return $self.put_off($errand, &why).map_err(|error| Failure::of_library(&error));
             }
@@ -66,20 +66,22 @@ impl Errands {
         let mut session = self.session_of_owner().map_err(|error| Failure::of_library(&error))?;
         let found = session.run(|client| rebuilds::current(client, names, &errand.projection));
         let Some(rebuild) = found.map_err(Failure::passing)? else { return Ok(End::Superseded) };
-        // Autovacuum is off for the copies.
-        rebuilds::vacuum(session.client(), &rebuild).map_err(Failure::changing)?;
         if !self.step(&mut session, errand, rebuilds::catch_up)? {
             return Ok(End::Superseded);
         }
         waited!(self, errand, self.wait_for(&mut session, errand, PATIENCE, |gap| gap.positions <= CLOSE)?);
+        // Autovacuum is off for the copies.
+        rebuilds::vacuum(session.client(), &rebuild).map_err(Failure::changing)?;
+        waited!(self, errand, self.wait_for(&mut session, errand, PATIENCE, |gap| gap.positions <= CLOSE)?);
         if !self.step(&mut session, errand, rebuilds::follow)? {
             return Ok(End::Superseded);
         }
-        waited!(self, errand, self.wait_for(&mut session, errand, LEVEL_PATIENCE, |gap| !gap.is_behind)?);
+        let is_level = |gap: &Gap| !gap.is_behind && !gap.parked_only;
+        let level = waited!(self, errand, self.wait_for(&mut session, errand, LEVEL_PATIENCE, is_level)?);
         if !rebuild.copies_content {
-            waited!(self, errand, self.wait_for_snapshots(&mut session, errand)?);
+            waited!(self, errand, self.wait_for_snapshots(&mut session, errand, level)?);
         }
-        self.switch_soon(&mut session, errand, &rebuild)
+        self.switch_soon(&mut session, errand, &rebuild, level.token)
     }
 
     /// Takes a step in a transaction of its own, and tells the other workers.
@@ -109,7 +111,7 @@ impl Errands {
             let gap =
                 session.run(|client| rebuilds::gap(client, names, &errand.projection)).map_err(Failure::passing)?;
             if is_enough(&gap) {
-                return Ok(Waited::Over);
+                return Ok(Waited::Over(gap));
             }
             if begun.elapsed() > patience {
                 let behind = gap.positions;
@@ -125,9 +127,9 @@ impl Errands {
 
     /// Waits until the snapshots that are held now have ended. A reader that uses one of them would
     /// see less in the copies than it has seen in the live tables.
-    fn wait_for_snapshots(&self, session: &mut Session, errand: &Errand) -> Result<Waited, Failure> {
+    fn wait_for_snapshots(&self, session: &mut Session, errand: &Errand, level: Gap) -> Result<Waited, Failure> {
         let begun = Instant::now();
-        let mut held = session.run(|client| snapshots::held(client)).map_err(Failure::passing)?;
+        let mut held = session.run(snapshots::held).map_err(Failure::passing)?;
         while let Some(Snapshot { whose, .. }) = held.first() {
             if begun.elapsed() > PATIENCE {
                 return Ok(Waited::NotNow(format!("{whose} reads with an older snapshot: let it end its transaction")));
@@ -137,11 +139,11 @@ impl Errands {
             }
             held = session.run(|client| snapshots::still_held(client, held)).map_err(Failure::passing)?;
         }
-        Ok(Waited::Over)
+        Ok(Waited::Over(level))
     }
 
-    /// Waits briefly. Returns whether the wait is to end, because this worker stops or the rebuild
-    /// is not its any more.
+    /// Waits briefly. Returns whether the wait is to end, because the worker has another errand, or
+    /// because the rebuild is not its any more.
     fn interrupted(&self, session: &mut Session, errand: &Errand) -> Result<Option<Waited>, Failure> {
         if self.context.stop.wait(POLL) {
             return Err(Failure::Passing("the worker is asked to stop".to_owned()));
@@ -149,23 +151,33 @@ impl Errands {
         let is_held = session
             .run(|client| rebuilds::is_executed_by(client, &self.context.names, errand, self.context.worker()))
             .map_err(Failure::passing)?;
-        Ok((!is_held).then_some(Waited::Superseded))
+        // The coordinator orders the switch again afterwards.
+        Ok((!is_held || !self.orders.is_empty()).then_some(Waited::Superseded))
     }
 
     /// Tries to switch until it succeeds, or for as long as it is worth it.
-    fn switch_soon(&self, session: &mut Session, errand: &Errand, rebuild: &Rebuild) -> Result<End, Failure> {
+    fn switch_soon(
+        &self,
+        session: &mut Session,
+        errand: &Errand,
+        rebuild: &Rebuild,
+        token: i64,
+    ) -> Result<End, Failure> {
         let begun = Instant::now();
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
-            let why = match self.switch(session, errand, rebuild) {
+            let why = match self.switch(session, errand, rebuild, token) {
                 Ok(Switched::Done(outcome)) => {
                     self.notify(session);
                     return Ok(End::Concluded(outcome));
                 }
                 Ok(Switched::Superseded) => return Ok(End::Superseded),
-                Ok(Switched::NotNow(why)) => why,
+                // Both have to become level again.
+                Ok(Switched::NotNow(why)) => {
+                    return self.put_off(errand, &why).map_err(|error| Failure::of_library(&error));
+                }
                 Err(error) if rebuilds::is_lock_busy(&error) => {
-                    let oids: Vec<u32> = rebuild.live.iter().chain(&rebuild.copies).copied().collect();
+                    let oids = [rebuild.live_oids(), rebuild.copy_oids()].concat();
                     let holders = session.run(|client| snapshots::lock_holders(client, &oids));
                     let holders = holders.map_err(Failure::passing)?;
                     let holder = holders.first().map_or("another transaction was in the way", String::as_str);
@@ -176,6 +188,9 @@ impl Errands {
             if begun.elapsed() > PATIENCE {
                 return self.put_off(errand, &why).map_err(|error| Failure::of_library(&error));
             }
+            if !self.orders.is_empty() {
+                return Ok(End::Superseded);
+            }
             if self.context.stop.wait(backoff.next_delay()) {
                 return Err(Failure::Passing("the worker is asked to stop".to_owned()));
             }
@@ -183,7 +198,7 @@ impl Errands {
     }
 
     /// Tries once to switch.
-    fn switch(&self, session: &mut Session, errand: &Errand, rebuild: &Rebuild) -> Result<Switched, Error> {
+    fn switch(&self, session: &mut Session, errand: &Errand, rebuild: &Rebuild, token: i64) -> Result<Switched, Error> {
         let (names, worker) = (&self.context.names, self.context.worker());
         let database = || Error::database(DOING);
         let old_schema = names.schema_of_old(errand.command);
@@ -193,22 +208,21 @@ impl Errands {
         if rebuild.copies_content {
             rebuilds::lock_copies(&mut tx, rebuild).map_err(database())?;
             begun = Instant::now();
-            if let Some(why) = settled(rebuilds::replace(&mut tx, rebuild))? {
+            if let Some(why) = settled(read_model::replace(&mut tx, &rebuild.copies).map(drop))? {
                 return Ok(Switched::NotNow(why));
             }
+            read_model::remove(&mut tx, &rebuild.schema, &rebuild.copy_oids()).map_err(database())?;
         } else {
             rebuilds::lock_for_switch(&mut tx, rebuild).map_err(database())?;
             begun = Instant::now();
-            let swapped = rebuilds::swap(&mut tx, rebuild, &old_schema);
-            let dropped = |tx: &mut Transaction<'_>| match rebuild.keep_old {
-                true => Ok(()),
-                false => read_model::remove(tx, &old_schema),
-            };
-            if let Some(why) = settled(swapped.and_then(|()| dropped(&mut tx)))? {
+            if let Some(why) = settled(read_model::swap(&mut tx, &rebuild.copies, &old_schema))? {
                 return Ok(Switched::NotNow(why));
             }
+            if !rebuild.keep_old {
+                read_model::remove(&mut tx, &old_schema, &rebuild.live_oids()).map_err(database())?;
+            }
         }
-        let switched = rebuilds::switch(&mut tx, names, errand, worker, kept)?;
+        let switched = rebuilds::switch(&mut tx, names, errand, worker, token, kept)?;
         if matches!(switched, Switched::Done(_)) {
             tx.commit().map_err(database())?;
             let locked = begun.elapsed();

@@ -112,11 +112,12 @@ impl Errands {
             let mut error = failure.text().to_owned();
             // A switch that fails is put off. It has changed nothing.
             if failed >= ATTEMPTS || interrupted >= INTERRUPTIONS {
-                let ended = match errand.is_finishing {
-                    true => self.put_off(errand, &error),
-                    false => self.session().and_then(|mut session| {
+                let ended = if errand.is_finishing {
+                    self.put_off(errand, &error)
+                } else {
+                    self.session().and_then(|mut session| {
                         self.conclude(&mut session, errand, Outcome::Failed(failed_text(errand.asked, &error)))
-                    }),
+                    })
                 };
                 match ended {
                     Ok(end) => return self.ended(errand, &end),

@@ -1,13 +1,18 @@
 //! Prepares a rebuild: finds what cannot be carried over, and creates the copies.
 
+use postgres::Transaction;
+
 use super::failure::Failure;
 use super::{Code, DOING, End, Errands};
+use crate::backoff::Mentions;
+use crate::context::Context;
 use crate::error::{Error, field};
 use crate::plan::Errand;
 use crate::scope::StartAt;
 use crate::store::commands::Outcome;
-use crate::store::read_model::{self, Refusal, Table};
-use crate::store::rebuilds;
+use crate::store::read_model::{self, Obstacle, Refusal, Table};
+use crate::store::session::Session;
+use crate::store::{notifications, rebuilds};
 
 const NO_TABLES: &str = "it names no tables: implement Projection::tables(), so that they can be copied, and deploy that; or give the changed \
                          code a second name and tables of its own, and let your readers change to them";
@@ -28,12 +33,13 @@ impl Errands {
             return self.refuse(errand, NO_TABLES.to_owned());
         }
         let names = &self.context.names;
+        let wanted: Vec<&str> = known.tables.iter().map(String::as_str).collect();
         // The tables are found as a handler finds them: through the search path of its session.
         let (found, role) = {
             let mut session = self.session().map_err(|error| Failure::of_library(&error))?;
             let mut tx = session.transaction().map_err(Failure::passing)?;
             let role: String = tx.query_typed_one("SELECT current_user::text", &[]).map_err(Failure::passing)?.get(0);
-            (read_model::find(&mut tx, names, &known.tables), role)
+            (read_model::find(&mut tx, names, &wanted), role)
         };
         let tables: Vec<Table> = match found {
             Ok(tables) => tables,
@@ -46,7 +52,7 @@ impl Errands {
         };
         if let Some(why) = rebuilds::shared_tables(&mut tx, names, &errand.projection, &known.tables)
             .and_then(|shared| match shared {
-                None => self.obstacles(&mut tx, &tables, asked.copies_content),
+                None => obstacles(&mut tx, &tables, asked.copies_content),
                 shared => Ok(shared),
             })
             .map_err(Failure::passing)?
@@ -54,9 +60,11 @@ impl Errands {
             drop(tx);
             return self.refuse(errand, why);
         }
-        let bytes = read_model::size(&mut tx, &tables).map_err(Failure::passing)?;
+        let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+        let bytes = read_model::size(&mut tx, &oids).map_err(Failure::passing)?;
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         let schema = names.schema_of_copies(errand.command);
-        let copies = read_model::create(&mut tx, &schema, &tables, &role).map_err(Failure::of_refusal)?;
+        let copies = read_model::create(&mut tx, &schema, &tables, &[&role]).map_err(Failure::of_refusal)?;
         let worker = self.context.worker();
         let begun = rebuilds::begin(
             &mut tx,
@@ -86,18 +94,6 @@ impl Errands {
         Ok(End::Executed)
     }
 
-    /// What keeps the tables from being rebuilt, for operators.
-    fn obstacles(
-        &self,
-        tx: &mut postgres::Transaction<'_>,
-        tables: &[Table],
-        copies_content: bool,
-    ) -> Result<Option<String>, postgres::Error> {
-        let obstacles = read_model::obstacles(tx, &self.context.names, tables, copies_content)?;
-        let listed: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
-        Ok((!listed.is_empty()).then(|| listed.join("; ")))
-    }
-
     pub(super) fn refuse(&self, errand: &Errand, why: String) -> Result<End, Failure> {
         self.session()
             .and_then(|mut session| self.conclude(&mut session, errand, Outcome::Refused(why)))
@@ -105,17 +101,27 @@ impl Errands {
     }
 
     /// Tells the other workers that something has changed.
-    pub(super) fn notify(&self, session: &mut crate::store::session::Session) {
-        let mut mentions = crate::backoff::Mentions::default();
-        crate::store::notifications::notify_coordination(
-            session,
-            &self.context.names,
-            self.context.replica_set(),
-            &mut mentions,
-        );
+    pub(super) fn notify(&self, session: &mut Session) {
+        let Context { names, .. } = &self.context;
+        notifications::notify_coordination(session, names, self.context.replica_set(), &mut Mentions::default());
     }
 
     pub(super) fn library_error(error: postgres::Error) -> Error {
         Error::database(DOING)(error)
     }
+}
+
+/// What keeps the tables from being rebuilt, for operators.
+fn obstacles(
+    tx: &mut Transaction<'_>,
+    tables: &[Table],
+    copies_content: bool,
+) -> Result<Option<String>, postgres::Error> {
+    // Those of other projections are compared by name, because their sessions may find others.
+    let obstacles = read_model::obstacles(tx, tables, &[])?;
+    let hinders = |obstacle: &&Obstacle| {
+        if copies_content { obstacle.hinders_copy() } else { obstacle.hinders_swap() }
+    };
+    let listed: Vec<String> = obstacles.iter().filter(hinders).map(ToString::to_string).collect();
+    Ok((!listed.is_empty()).then(|| listed.join("; ")))
 }

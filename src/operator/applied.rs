@@ -19,7 +19,7 @@ pub struct Applied {
     pub projection: String,
     /// What was done, as the worker has recorded it. Which members there are depends on the
     /// command: `position`, `workers`, `from`, `seconds`, `aggregates`, `aggregate`, `tables`,
-    /// `bytes`, `handled`, `schema`, `old_schema`.
+    /// `bytes`, `lock_seconds`, `handled`, `events`, `schema`, `old_schema`, `rebuild`.
     pub result: Value,
     /// Whether it has taken effect. It is false for a rebuild that has begun.
     pub is_done: bool,

@@ -50,8 +50,8 @@ impl Rebuild {
     }
 
     /// Replaces the content of the live tables, instead of the tables. So it does not matter what
-    /// depends on them, but readers wait while the content is replaced. Defaults to replacing the
-    /// tables.
+    /// depends on them, but writers of the tables wait while the content is replaced. Defaults to
+    /// replacing the tables.
     pub fn copy(self) -> Self {
         Self { copy: true, ..self }
     }

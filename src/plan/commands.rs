@@ -201,6 +201,7 @@ impl Situation<'_> {
             (Asked::Rewind, Step::Queued) => self.begin(is_able, Some(deal(DesiredState::Paused))),
             (Asked::Rebuild, Step::Queued) => match command.version {
                 _ if rebuild().is_some() => refuse(Refusal::AlreadyRebuilt),
+                _ if self.other(projection, Kind::Old).is_some() => refuse(Refusal::OldKept),
                 Some(version) if version < projection.version => refuse(Refusal::NotNewer(projection.version)),
                 _ => self.begin(is_able, None),
             },

@@ -78,7 +78,6 @@ impl KeySet {
     }
 
     /// How many keys the set holds.
-    #[cfg(test)]
     pub(crate) fn len(&self) -> i32 {
         self.ranges.iter().map(|(low, high)| high - low).sum()
     }

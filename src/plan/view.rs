@@ -469,14 +469,16 @@ pub(crate) struct Errand {
     pub(crate) projection: Arc<str>,
 }
 
-/// Returns the first command that this worker has to execute. A worker executes one at a time.
+/// Returns the first command that this worker has to execute. A worker executes one at a time. The
+/// switch of a rebuild comes last: it may take long, and be cancelled by one of the others.
 pub(super) fn errand(commands: &[CommandView], worker: WorkerId) -> Option<Errand> {
-    commands.iter().find_map(|command| match command.step {
+    let errands = commands.iter().filter_map(|command| match command.step {
         Step::Executing { executor, attempt } | Step::Finishing { executor, attempt } if executor == worker => {
             let is_finishing = command.step.is_in_background();
             let CommandView { id, asked, ref projection, .. } = *command;
             Some(Errand { command: id, asked, is_finishing, attempt, projection: projection.clone() })
         }
         _ => None,
-    })
+    });
+    errands.min_by_key(|errand| (errand.is_finishing, errand.command))
 }

@@ -10,6 +10,7 @@ use crate::metrics::ProjectionMetrics;
 use crate::projection::Handler;
 use crate::store::events::Batch;
 use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Mark, Owner, Progress, Statements};
+use crate::store::rebuilds::Copies;
 use crate::store::session::{Session, Sessions};
 use crate::threads::caught;
 use crate::tx::{About, KeptStatements, Tx};
@@ -31,6 +32,8 @@ pub(super) struct Job<'a> {
     pub(super) row: &'a Checkpoint,
     /// Events above this position are counted.
     pub(super) counted_from: i64,
+    /// Where the handlers of a rebuild write.
+    pub(super) copies: Option<&'a Copies>,
     /// A batch that has taken this long is committed with the events handled so far. This keeps
     /// read models fresh and row locks short when handlers are slow.
     pub(super) batch_time: Duration,
@@ -107,7 +110,8 @@ fn handle_and_commit<T>(
 ) -> Result<(usize, T), Failure> {
     let transaction = session.transaction().map_err(Failure::outside)?;
     let mut tx = Tx::new(transaction, kept, job.about);
-    let mark = fence::mark(&mut tx, job.sessions, job.idle_limit).map_err(Failure::outside)?;
+    let mark = fence::mark(&mut tx, job.sessions, job.idle_limit, job.copies.map(|copies| copies.schema.as_str()))
+        .map_err(Failure::outside)?;
     let handled = match handle(&mut tx, job, events) {
         Ok(handled) => handled,
         Err((error, handled)) => {
@@ -125,6 +129,11 @@ fn handle_and_commit<T>(
         return Err(Failure::Outdated("a kept statement is outdated".into()));
     }
     let done = events.get(..handled).unwrap_or(events);
+    if let Some(copies) = job.copies
+        && let Some(trespass) = copies.trespass(&mut *tx).map_err(|error| Failure::of_commit(&error, done))?
+    {
+        return Err(Failure::of_trespass(&trespass));
+    }
     let begun = Instant::now();
     let recorded = record(&mut tx, &mark, done)?;
     tx.commit().map_err(|error| Failure::of_commit(&error, done))?;

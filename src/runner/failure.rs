@@ -52,6 +52,8 @@ pub(super) enum Failure {
     /// The event's aggregate was to be parked, but too many are parked already. Nothing was
     /// committed.
     Full(BoxError),
+    /// The handler of a rebuild has done what would harm the live read model. Nothing was committed.
+    Trespass(BoxError),
     /// Another attempt would do harm: an operator must act. Nothing was committed.
     Final(BoxError),
 }
@@ -197,6 +199,17 @@ impl Failure {
         Self::Full(problem.into())
     }
 
+    /// In a rebuild, a handler has written to something else than the copies.
+    pub(super) fn of_trespass(written: &str) -> Self {
+        Self::Trespass(
+            format!(
+                "while the read model was rebuilt, the handler has changed {written}: it may write only to the tables that tables() \
+                 names, by names without a schema"
+            )
+            .into(),
+        )
+    }
+
     /// The event at which an aggregate is parked is neither there nor discarded.
     pub(super) fn of_missing(event: EventMark) -> Self {
         let EventMark { position, id } = event;
@@ -237,6 +250,7 @@ impl Failure {
     pub(super) fn way_on(&self, projection: &str, event: &Event) -> String {
         match self {
             Self::Full(_) => format!("replay what is parked: worker replay {} --all", word(projection)),
+            Self::Trespass(_) => "the rebuild is cancelled".to_owned(),
             Self::Final(_) => "correct the handler and restart the worker".to_owned(),
             _ => format!(
                 "it goes on by itself once the handler can process the event; to go on without the event: \
@@ -273,6 +287,7 @@ impl Failure {
             | Self::Missing(error)
             | Self::Suspected(error)
             | Self::Full(error)
+            | Self::Trespass(error)
             | Self::Final(error)
             | Self::Environment { error, .. }
             | Self::Handler { error, .. } => describe_any(&**error),
@@ -380,6 +395,7 @@ mod tests {
             Failure::Missing(_) => "missing",
             Failure::Suspected(_) => "suspected",
             Failure::Full(_) => "full",
+            Failure::Trespass(_) => "trespass",
             Failure::Final(_) => "final",
         }
     }

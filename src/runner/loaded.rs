@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 use super::connection::{Connection, Kept};
 use super::exceptions::Exceptions;
 use super::failure::Failure;
+use super::pace::Pace;
 use super::rows::{Row, Rows};
 use crate::error::field;
 use crate::event::Event;
 use crate::feed::prefetch::{Answer, Reading};
 use crate::feed::{Feed, Mark, Standing};
+use crate::plan::{Kind, base_of};
 use crate::store::attempts::{self, Report};
 use crate::store::fence::{self, Attempt, EventMark, Owned, Owner};
 use crate::store::parked::{self, Parked};
+use crate::store::rebuilds::{self, Copies};
 use crate::store::{Names, continuity};
 
 /// How often a position that moved without any event of the projection is written to the database.
@@ -30,6 +33,11 @@ pub(super) struct Loaded {
     pub(super) rows: Rows,
     /// Events above this position are counted when they are handled.
     pub(super) counted_from: i64,
+    /// Whether the rows may go no further than those of a rebuild.
+    pub(super) is_following: bool,
+    /// Where the handlers of a rebuild write, and how fast they may.
+    pub(super) copies: Option<Copies>,
+    pub(super) pace: Option<Pace>,
     pub(super) exceptions: Exceptions,
     /// The parked aggregates that are to be replayed, the next one first.
     pub(super) requested: VecDeque<Parked>,
@@ -62,9 +70,17 @@ impl Loaded {
         let found = statements.owned(&mut tx, projection, owner, lane).and_then(|found| {
             let rows = Rows::new(found.rows);
             let exceptions = parked::load(&mut tx, names, projection, &rows.keys(), rows.lowest())?;
-            tx.commit().map(|()| (Owned { rows: Vec::new(), ..found }, rows, exceptions))
+            let copies = match Kind::of(projection) {
+                Kind::Rebuild => rebuilds::copies(&mut tx, names, base_of(projection))?,
+                Kind::Live | Kind::Old => None,
+            };
+            tx.commit().map(|()| (Owned { rows: Vec::new(), ..found }, rows, exceptions, copies))
         });
-        let (found, rows, exceptions) = found.map_err(Failure::outside)?;
+        let (found, mut rows, exceptions, copies) = found.map_err(Failure::outside)?;
+        // Without copies, a handler would write to the live tables.
+        if Kind::of(projection) == Kind::Rebuild && copies.is_none() {
+            rows = Rows::new(Vec::new());
+        }
         log::debug!(
             "checkpoints loaded: projection={projection} {rows:?} {exceptions:?}",
             projection = field(&projection)
@@ -76,10 +92,21 @@ impl Loaded {
         Ok(Self {
             owner,
             connection,
-            rows,
             counted_from: found.counted_from,
+            is_following: found.is_following,
+            pace: copies
+                .as_ref()
+                .and_then(|copies| copies.rate)
+                .map(|rate| Pace::of(rate, &rows.keys(), Instant::now())),
+            copies,
+            rows,
             exceptions: Exceptions::new(&exceptions),
-            requested: exceptions.parked.into_iter().filter(|parked| parked.is_requested).collect(),
+            // A replay would handle what the rebuild may not have handled yet.
+            requested: exceptions
+                .parked
+                .into_iter()
+                .filter(|parked| parked.is_requested && !found.is_following)
+                .collect(),
             attempted: None,
             mark,
             unread: None,
@@ -96,6 +123,15 @@ impl Loaded {
     /// Returns up to which position these rows may be advanced, if they may still be used.
     pub(super) fn standing(&self, feed: &Feed) -> Standing {
         feed.standing_of(self.mark)
+    }
+
+    /// Returns up to which position the first row may be advanced.
+    pub(super) fn limit(&mut self, names: &Names, projection: &str, head: i64) -> Result<i64, Failure> {
+        let Some(first) = self.rows.first().filter(|_| self.is_following) else { return Ok(head) };
+        let session = &mut self.connection.session;
+        let ceiling = session.run(|client| rebuilds::ceiling(client, names, projection, &first.stored.keys));
+        // Without a rebuild, these rows are about to be loaded again.
+        Ok(ceiling.map_err(Failure::outside)?.unwrap_or(first.reached).min(head))
     }
 
     /// Drops the events that were read, so that they are read again in their current form.

@@ -20,6 +20,7 @@ mod exceptions;
 mod failure;
 mod journal;
 mod loaded;
+mod pace;
 mod parking;
 mod parts;
 mod permit;

@@ -167,12 +167,12 @@ impl Runner {
         events: &[Event],
         waiting: &[Waiting],
     ) -> Result<(usize, i64, i64), Failure> {
-        let Loaded { owner, connection: Connection { session, kept, .. }, rows, counted_from, .. } = loaded;
+        let Loaded { owner, connection: Connection { session, kept, .. }, rows, counted_from, copies, .. } = loaded;
         let Some(row) = rows.of_key(parked.key) else { return Err(Failure::Fenced) };
         let (row, owner, names) = (&row.stored, *owner, &self.context.names);
         let is_pause_requested = || self.is_pause_requested();
         let is_replay = events.first().is_some_and(|first| first.global_position() <= parked.highest);
-        let job = self.job(row, owner, *counted_from, is_replay, &is_pause_requested);
+        let job = self.job(row, owner, *counted_from, copies.as_ref(), is_replay, &is_pause_requested);
         let committed = batch::handled_together(session, kept, &job, events, |tx, mark, done| {
             let failed = |error: postgres::Error| Failure::of_commit(&error, done);
             let next = waiting.get(done.len());

@@ -84,7 +84,7 @@ impl Attempts {
                 self.failed += 1;
                 Verdict::Halt
             }
-            Failure::Final(_) => {
+            Failure::Final(_) | Failure::Trespass(_) => {
                 self.failed += 1;
                 Verdict::HaltForGood
             }

@@ -1,6 +1,6 @@
 //! The work of a runner, step by step.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::batch::{self, Committed, Job};
 use super::connection::{Connection, Kept};
@@ -19,17 +19,22 @@ use crate::context::Context;
 use crate::event::Event;
 use crate::feed::Standing;
 use crate::feed::prefetch::{Answer, Reading, ask};
+use crate::plan::{Kind, base_of};
 use crate::store::Names;
 use crate::store::attempts::{Report, State};
 use crate::store::events::{Batch, Range};
 use crate::store::fence::{Attempt, Checkpoint, EventMark, Owner};
 use crate::store::parked::Failed;
+use crate::store::rebuilds::{self, Copies};
 use crate::threads::Pulse;
 use crate::tx::About;
 
 /// How often a runner that waits for a look of the tailer checks again. It is woken when the head
 /// moves.
 const AWAIT_LOOK: Duration = Duration::from_millis(2);
+
+/// How often a live runner looks how far the rebuild is that it follows.
+const AWAIT_REBUILD: Duration = Duration::from_millis(2);
 
 /// How long a runner with nothing to do waits at most. It is woken when there is something to do.
 pub(super) const IDLE: Duration = Duration::from_secs(10);
@@ -106,7 +111,7 @@ impl Runner {
         };
         self.follower.set_position(first.reached);
         let (stored, reached) = (first.stored.position, first.reached);
-        if self.context.goal.is_crossed(stored, reached) {
+        if !self.is_rebuild() && self.context.goal.is_crossed(stored, reached) {
             loaded.note_position()?;
             self.context.goal.stored(reached);
             return Ok(Step::Again);
@@ -115,6 +120,7 @@ impl Runner {
             journal.running(&loaded.rows, trouble.is_failing());
             return Ok(Step::Again);
         }
+        let head = loaded.limit(&self.context.names, &self.name, head)?;
         let wait = (!loaded.requested.is_empty()).then(|| replays.wait());
         let range = loaded.rows.range(head);
         // Replays and batches take turns.
@@ -128,8 +134,13 @@ impl Runner {
             // There is nothing to handle, so an event at which a batch failed is gone.
             trouble.overcome();
             journal.running(&loaded.rows, trouble.is_failing());
+            // The rebuild is watched, because nobody says when it has moved.
+            let wait = if loaded.is_following { Some(AWAIT_REBUILD) } else { wait };
             return idle(loaded, wait);
         };
+        if let Some(wait) = loaded.pace.map(|pace| pace.wait(Instant::now())).filter(|wait| !wait.is_zero()) {
+            return Ok(Step::Delay(wait));
+        }
         loaded.attempted = None;
         let mut batch = match loaded.unread.take() {
             Some(read) => read.map_err(Failure::of_reading)?,
@@ -202,9 +213,15 @@ impl Runner {
             loaded.record(&self.context.names, Attempt { event, number }, suspected.as_deref())?;
         }
         let count = trouble.commit_first.take().unwrap_or(count).min(count);
+        let count = loaded.pace.map_or(count, |pace| count.min(pace.most()));
         let Committed { position, events } = self.commit(loaded, &batch, count)?;
         loaded.committed(position);
-        self.context.goal.stored(position);
+        if let Some(pace) = &mut loaded.pace {
+            pace.handled(events, Instant::now());
+        }
+        if !self.is_rebuild() {
+            self.context.goal.stored(position);
+        }
         batch.events.drain(..events);
         loaded.unread = Some(batch).filter(|rest| !rest.events.is_empty()).map(Ok);
         journal.committed(events, trouble.failed_attempts());
@@ -213,13 +230,19 @@ impl Runner {
     }
 
     fn commit(&self, loaded: &mut Loaded, batch: &Batch, count: usize) -> Result<Committed, Failure> {
-        let Loaded { owner, connection: Connection { session, statements, kept, .. }, rows, counted_from, .. } = loaded;
+        let Loaded {
+            owner, connection: Connection { session, statements, kept, .. }, rows, counted_from, copies, ..
+        } = loaded;
         let Some(row) = rows.first() else { return Err(Failure::Fenced) };
         let is_pause_requested = || self.is_pause_requested();
         // A batch never contains both kinds of events, see `Rows::range`.
         let is_replay = batch.end <= row.stored.highest;
-        let job = self.job(&row.stored, *owner, *counted_from, is_replay, &is_pause_requested);
+        let job = self.job(&row.stored, *owner, *counted_from, copies.as_ref(), is_replay, &is_pause_requested);
         batch::commit(session, kept, statements, &job, batch, count)
+    }
+
+    pub(super) fn is_rebuild(&self) -> bool {
+        Kind::of(&self.name) == Kind::Rebuild
     }
 
     pub(super) fn is_pause_requested(&self) -> bool {
@@ -232,15 +255,23 @@ impl Runner {
         row: &'a Checkpoint,
         owner: Owner,
         counted_from: i64,
+        copies: Option<&'a Copies>,
         is_replay: bool,
         is_pause_requested: &'a (dyn Fn() -> bool + Sync),
     ) -> Job<'a> {
         Job {
             handler: &*self.handler,
-            about: About { projection: &self.name, generation: owner.generation, is_replay, is_pause_requested },
+            about: About {
+                projection: base_of(&self.name),
+                generation: owner.generation,
+                // The live projection handles the same events for the first time.
+                is_replay: is_replay || self.is_rebuild(),
+                is_pause_requested,
+            },
             owner,
             row,
             counted_from,
+            copies,
             batch_time: self.batch_time,
             sessions: self.context.sessions,
             idle_limit: self.idle_limit,
@@ -339,6 +370,14 @@ impl Work<'_> {
                 Verdict::ReloadLater if !failure.condemns() && !was_halted => Some(State::Retrying),
                 _ => None,
             };
+            if let Failure::Trespass(_) = failure {
+                let (base, worker) = (base_of(&self.runner.name), format!("worker {}", loaded.owner.worker));
+                let why = failure.describe();
+                let asked =
+                    loaded.connection.session.run(|client| rebuilds::ask_to_cancel(client, names, base, &worker, &why));
+                // The runner stays halted in any case, and an operator can cancel the rebuild.
+                _ = asked;
+            }
             // Nothing can be reported on a lost connection.
             if let Some(state) = state {
                 let error = with_way_on(&failure.describe(), next.as_deref());
@@ -392,7 +431,9 @@ impl Work<'_> {
             Ok(Parking::Done { before, after }) => {
                 trouble.renewed(before, after);
                 trouble.committed(mark.position);
-                runner.context.goal.stored(mark.position);
+                if !runner.is_rebuild() {
+                    runner.context.goal.stored(mark.position);
+                }
                 journal.parked(event, attempts, &described);
                 Step::Again
             }

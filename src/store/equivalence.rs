@@ -365,7 +365,7 @@ impl Both<'_> {
             self.statements.note(self.session.client(), stored, real(*owner), to).unwrap()
         } else {
             let mut tx = self.session.transaction().unwrap();
-            let mark = fence::mark(&mut tx, Sessions::Shared, Duration::from_secs(30)).unwrap();
+            let mark = fence::mark(&mut tx, Sessions::Shared, Duration::from_secs(30), None).unwrap();
             let last = EventMark { position: to, id: uuid::Uuid::nil() };
             let advanced = self
                 .statements

@@ -86,6 +86,8 @@ pub(crate) struct Owned {
     pub(crate) rows: Vec<Checkpoint>,
     /// Events above this position are counted when they are handled.
     pub(crate) counted_from: i64,
+    /// Whether the rows may go no further than those of a rebuild.
+    pub(crate) is_following: bool,
     /// A position at which there is another event than the one that was handled: these are not the
     /// events that were handled.
     pub(crate) other_event_at: Option<i64>,
@@ -143,7 +145,9 @@ impl Statements {
                      WHERE event.global_position OPERATOR(pg_catalog.=) last_event_position),
                     attempt_position, attempt_event_id, attempts, highest,
                     coalesce((SELECT projection.counted_from FROM {projections} AS projection
-                              WHERE projection.name OPERATOR(pg_catalog.=) $1), 0)
+                              WHERE projection.name OPERATOR(pg_catalog.=) $1), 0),
+                    EXISTS (SELECT FROM {rebuilds} AS rebuild WHERE rebuild.projection OPERATOR(pg_catalog.=) $1
+                            AND rebuild.state OPERATOR(pg_catalog.=) 'following')
              FROM {checkpoints}
              WHERE projection OPERATOR(pg_catalog.=) $1 AND generation OPERATOR(pg_catalog.=) $2
                AND worker_id OPERATOR(pg_catalog.=) $3 AND lane OPERATOR(pg_catalog.=) $4 ORDER BY position, token",
@@ -181,6 +185,7 @@ impl Statements {
         let other_event = rows.iter().find(|row| row.get::<_, Option<bool>>(4) == Some(true));
         Ok(Owned {
             counted_from: rows.first().map_or(0, |row| row.get(9)),
+            is_following: rows.first().is_some_and(|row| row.get(10)),
             other_event_at: other_event.map(|row| row.get(3)),
             rows: rows
                 .iter()
@@ -304,20 +309,28 @@ fn fenced(
 /// Marks the transaction, so that [`advance`](Statements::advance) recognises it. A frozen process
 /// must not keep its row locks, so the server ends the transaction if it is idle for `idle_limit`.
 /// Other workers end it sooner if they have the privilege: they find the worker's own sessions by
-/// a lock. A handler may release that lock by mistake, so the transaction holds one as well.
+/// a lock. A handler may release that lock by mistake, so the transaction holds one as well. In a
+/// rebuild, the schema of the copies comes first in the search path until the transaction ends.
 pub(crate) fn mark(
     tx: &mut Transaction<'_>,
     sessions: Sessions,
     idle_limit: Duration,
+    schema: Option<&str>,
 ) -> Result<Mark, postgres::Error> {
     let mark = Mark(format!("{:016x}", fastrand::u64(..)));
     let findable = match sessions.member() {
         Some(worker) => format!("; SELECT pg_catalog.pg_try_advisory_xact_lock_shared({})", locks::own(worker)),
         None => String::new(),
     };
+    let path = schema.map_or_else(String::new, |schema| {
+        format!(
+            "; SELECT pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', '\"{schema}\"',
+                 nullif(pg_catalog.current_setting('search_path'), '')), true)"
+        )
+    });
     // A prepared statement would leave the transaction with a snapshot until the next statement.
     tx.batch_execute(&format!(
-        "SET LOCAL {MARK} = '{}'; SET LOCAL idle_in_transaction_session_timeout = {}{findable}",
+        "SET LOCAL {MARK} = '{}'; SET LOCAL idle_in_transaction_session_timeout = {}{findable}{path}",
         mark.0,
         idle_limit.as_millis()
     ))?;

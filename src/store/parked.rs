@@ -497,16 +497,16 @@ mod tests {
             in_transaction(&mut client, |tx| {
                 assert!(!fence::lock(tx, &names, &row, owner).unwrap());
                 assert_eq!(fence::pass(tx, &names, &row, owner, mark).unwrap(), None);
-                let marked = fence::mark(tx, Sessions::Shared, Duration::from_secs(9)).unwrap();
+                let marked = fence::mark(tx, Sessions::Shared, Duration::from_secs(9), None).unwrap();
                 assert_eq!(fence::replayed(tx, &names, &row, owner, (1, true), &marked).unwrap(), None);
             });
         }
         let unmarked =
-            in_transaction(&mut client, |tx| fence::mark(tx, Sessions::Shared, Duration::from_secs(9)).unwrap());
+            in_transaction(&mut client, |tx| fence::mark(tx, Sessions::Shared, Duration::from_secs(9), None).unwrap());
         assert_eq!(fence::replayed(&mut client, &names, &row, OWNER, (1, true), &unmarked).unwrap(), None);
         let mut tx = client.transaction().unwrap();
         assert!(fence::lock(&mut tx, &names, &row, OWNER).unwrap());
-        let marked = fence::mark(&mut tx, Sessions::Shared, Duration::from_secs(9)).unwrap();
+        let marked = fence::mark(&mut tx, Sessions::Shared, Duration::from_secs(9), None).unwrap();
         assert_eq!(fence::replayed(&mut tx, &names, &row, OWNER, (2, false), &marked).unwrap(), Some(row.token));
         let renewed = fence::replayed(&mut tx, &names, &row, OWNER, (1, true), &marked).unwrap().unwrap();
         assert!(renewed > row.token);

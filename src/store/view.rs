@@ -184,7 +184,7 @@ fn standing_sql(names: &Names) -> String {
          LEFT JOIN {workers} w ON w.id = $2 AND w.state <> 'stopped'
          LEFT JOIN (SELECT k.* FROM {commands} k JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
                     WHERE k.applied_at IS NULL AND k.step IN ('executing', 'finishing') AND k.executor = $2
-                    ORDER BY k.id LIMIT 1) k ON true",
+                    ORDER BY k.step = 'finishing', k.id LIMIT 1) k ON true",
         &[
             ("created", &micros("g.created_at")),
             ("first_commands", &first_commands_sql(names)),
@@ -307,9 +307,9 @@ fn commands_of(row: &Row) -> Vec<CommandView> {
     let (steps, executors): (Vec<Option<&str>>, Vec<Option<Uuid>>) = (row.get("steps"), row.get("executors"));
     let attempts: Vec<i32> = row.get("attempts");
     let (versions, are_due): (Vec<Option<i32>>, Vec<Option<bool>>) = (row.get("wanted_versions"), row.get("are_due"));
-    let named = ids.into_iter().zip(projections.into_iter().zip(names));
+    let given = ids.into_iter().zip(projections.into_iter().zip(names));
     let stepped = steps.into_iter().zip(executors).zip(attempts.into_iter().zip(are_due));
-    let all = named.zip(stepped).zip(versions);
+    let all = given.zip(stepped).zip(versions);
     all.filter_map(|(((id, (projection, name)), ((step, executor), (attempt, is_due))), version)| {
         let step = match (step, executor) {
             (None, _) => Step::Queued,

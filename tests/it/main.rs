@@ -48,6 +48,7 @@ mod private_postgres;
 mod probes;
 mod prometheus;
 mod readme;
+mod rebuilding;
 mod recutting;
 mod restarts;
 mod roles;

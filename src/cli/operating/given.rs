@@ -64,7 +64,8 @@ fn followed(
     json: bool,
 ) -> Result<ExitCode, Failure> {
     let bytes = begun.result.get("bytes").and_then(Value::as_i64).unwrap_or(0);
-    let needs = command.rebuilds().map(|rebuild| needs(rebuild, bytes, None));
+    let lock_seconds = begun.result.get("lock_seconds").and_then(Value::as_f64);
+    let needs = command.rebuilds().map(|rebuild| needs(rebuild, bytes, lock_seconds));
     output::complain(&format!("{}: {}", one_line(&begun.to_string()), needs.unwrap_or_default()));
     match watch(orchestrator, operator, client, command, begun.id)? {
         Watched::Done(applied) => {

@@ -37,20 +37,19 @@ fn figures(record: &RebuildRecord) -> String {
     format!("{:.1} %, {} events, {events_per_second:.0}/s{to_go}", progress * 100.0, grouped(*events))
 }
 
-/// What a rebuild needs that has begun: disk space, and the time of a lock. `lock_time` is for
-/// `--copy`, in seconds, if it is known.
-pub(super) fn needs(rebuild: Rebuild, bytes: i64, lock_time: Option<f64>) -> String {
+/// What a rebuild needs that has begun: disk space and, if the content of the tables is replaced,
+/// a lock for at most so many seconds.
+pub(super) fn needs(rebuild: Rebuild, bytes: i64, lock_seconds: Option<f64>) -> String {
     let shown = size(bytes);
     let space = if rebuild.keeps_old() {
         format!("it needs about {shown} more disk space until the former tables are dropped")
     } else if rebuild.copies() {
-        format!("it needs about {shown} more disk space, and twice as much during the switch")
+        format!("it needs about {shown} more disk space until the switch, and then up to as much for replaced rows")
     } else {
         format!("it needs about {shown} more disk space until the switch")
     };
-    match lock_time {
-        Some(seconds) => format!("{space}; readers wait for about {} while the content is replaced", time(seconds)),
-        None if rebuild.copies() => format!("{space}; readers wait while the content is replaced"),
+    match lock_seconds {
+        Some(seconds) => format!("{space}; then writers of its tables wait for at most about {}", time(seconds)),
         None => space,
     }
 }
@@ -183,13 +182,12 @@ my orders is being rebuilt: command 7, begun 100 s ago, version 2: 2 workers hav
     #[test]
     fn what_is_needed_is_said_at_the_beginning() {
         let usual = Rebuild::default();
-        for (rebuild, lock_time, said) in [
+        for (rebuild, lock_seconds, said) in [
             (usual, None, "it needs about 3.0 MB more disk space until the switch"),
             (usual.keep_old(), None, "it needs about 3.0 MB more disk space until the former tables are dropped"),
-            (usual.copy(), None, "twice as much during the switch; readers wait while"),
-            (usual.copy(), Some(2.0), "readers wait for about 2.0 s while the content is replaced"),
+            (usual.copy(), Some(2.0), "replaced rows; then writers of its tables wait for at most about 2.0 s"),
         ] {
-            let needs = needs(rebuild, 3_000_000, lock_time);
+            let needs = needs(rebuild, 3_000_000, lock_seconds);
             assert!(needs.contains(said), "{needs}");
         }
     }

@@ -6,7 +6,7 @@ use postgres::types::{ToSql, Type};
 use crate::error::Error;
 use crate::plan::{Errand, KeySet, Kind, WorkerId};
 use crate::store::names::Names;
-use crate::store::read_model::Copy;
+use crate::store::read_model::{Copy, lock_time_of_copy};
 use crate::store::{Known, coordination, execution};
 
 const DOING: &str = "beginning a rebuild";
@@ -57,11 +57,15 @@ pub(crate) fn begin(
     }
     let base = &*errand.projection;
     let rebuild = Kind::Rebuild.name(base);
-    let tables: Vec<String> = copies.iter().map(|copy| copy.table.to_string()).collect();
+    let shown: Vec<String> = copies.iter().map(|copy| copy.table.to_string()).collect();
+    let schemas: Vec<&str> = copies.iter().map(|copy| copy.table.schema.as_str()).collect();
+    let tables: Vec<&str> = copies.iter().map(|copy| copy.table.name.as_str()).collect();
     let live: Vec<u32> = copies.iter().map(|copy| copy.table.oid).collect();
     let oids: Vec<u32> = copies.iter().map(|copy| copy.oid).collect();
     let scope = known.scope.to_json();
     let own_tables = &known.tables;
+    // How long writers of the live tables wait for the switch; readers do not.
+    let lock_seconds = asked.copies_content.then(|| lock_time_of_copy(u64::try_from(bytes).unwrap_or(0)).as_secs_f64());
     // Everybody deals it, because it is not dealt as desired.
     let projection = names.sql(
         "INSERT INTO {projections} (name, replica_set, version, build_id, scope, tables, dealt_state, counted_from)
@@ -82,11 +86,12 @@ pub(crate) fn begin(
          FROM {discarded} WHERE projection = $1",
     );
     let record = names.sql(
-        "INSERT INTO {rebuilds} (id, projection, tables, live_oids, copy_oids, copies_schema, rate, keep_old, copies_content, bytes)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        "INSERT INTO {rebuilds} (id, projection, tables, live_oids, copy_oids, copies_schema, rate, keep_old, copies_content, bytes,
+                                 table_schemas)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     );
     let step = names.sql(
-        "UPDATE {commands} SET step = 'loading', executor = NULL, result = jsonb_build_object('tables', $2, 'bytes', $3) WHERE id = $1",
+        "UPDATE {commands} SET step = 'loading', executor = NULL, result = jsonb_build_object('tables', $2, 'bytes', $3, 'lock_seconds', $4) WHERE id = $1",
     );
     let of_both: [(&(dyn ToSql + Sync), Type); 2] = [(&base, Type::TEXT), (&rebuild, Type::TEXT)];
     let [live_name, rebuild_name] = &of_both;
@@ -122,11 +127,20 @@ pub(crate) fn begin(
                 (&asked.keep_old, Type::BOOL),
                 (&asked.copies_content, Type::BOOL),
                 (&bytes, Type::INT8),
+                (&schemas, Type::TEXT_ARRAY),
             ],
         )
     })
     .and_then(|_| {
-        tx.execute_typed(&step, &[(&errand.command, Type::INT8), (&tables, Type::TEXT_ARRAY), (&bytes, Type::INT8)])
+        tx.execute_typed(
+            &step,
+            &[
+                (&errand.command, Type::INT8),
+                (&shown, Type::TEXT_ARRAY),
+                (&bytes, Type::INT8),
+                (&lock_seconds, Type::FLOAT8),
+            ],
+        )
     })
     .map_err(database)?;
     Ok(true)

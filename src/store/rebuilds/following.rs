@@ -20,6 +20,9 @@ pub(crate) struct Gap {
     pub(crate) is_behind: bool,
     /// Whether the rebuild has parked what the live projection has handled.
     pub(crate) parked_only: bool,
+    /// The highest token of the rebuild's checkpoints. Where an aggregate is parked, or is no longer
+    /// parked, there is a new one.
+    pub(crate) token: i64,
 }
 
 /// Compares the checkpoints of a rebuild with the live ones.
@@ -29,14 +32,15 @@ pub(crate) fn gap(client: &mut impl GenericClient, names: &Names, base: &str) ->
                 - (SELECT min(position) FROM {checkpoints} WHERE projection = $2),
                 EXISTS (SELECT FROM {checkpoints} live JOIN {checkpoints} rebuild ON rebuild.keys && live.keys
                         WHERE live.projection = $1 AND rebuild.projection = $2 AND rebuild.position < live.position),
-                EXISTS ({parked_only})",
-        &[("parked_only", &super::parked_only_sql(names, "$1"))],
+                EXISTS ({parked_only}), (SELECT max(token) FROM {checkpoints} WHERE projection = $2)",
+        &[("parked_only", &super::reading::parked_only_sql(names, "$1"))],
     );
     let row = client.query_typed_one(&sql, &[(&base, Type::TEXT), (&Kind::Rebuild.name(base), Type::TEXT)])?;
     Ok(Gap {
         positions: row.get::<_, Option<i64>>(0).unwrap_or(i64::MAX),
         is_behind: row.get(1),
         parked_only: row.get(2),
+        token: row.get::<_, Option<i64>>(3).unwrap_or(i64::MAX),
     })
 }
 

@@ -15,6 +15,7 @@ mod ending;
 mod following;
 mod reading;
 mod rows;
+mod running;
 pub(crate) mod snapshots;
 mod switching;
 mod tables;
@@ -25,10 +26,13 @@ use postgres::{GenericClient, Row};
 pub(crate) use self::beginning::{asked, begin, shared_tables};
 pub(crate) use self::ending::{cancel, drop_old, revert};
 pub(crate) use self::following::{Gap, catch_up, follow, gap, put_off};
+use self::reading::parked_only_sql;
 pub(crate) use self::reading::{old_age_sql, old_sql, pending_sql, rebuild_sql};
+pub(crate) use self::running::{Copies, ask_to_cancel, ceiling, copies};
 pub(crate) use self::switching::{Switched, switch};
-pub(crate) use self::tables::{is_lock_busy, lock_copies, lock_for_switch, replace, swap, vacuum};
+pub(crate) use self::tables::{is_lock_busy, lock_copies, lock_for_switch, vacuum};
 use super::names::Names;
+use super::read_model::{Copy, Table};
 use crate::plan::{Errand, WorkerId};
 
 /// A rebuild that has this many positions to go, or fewer, has caught up: it needs no rate limit
@@ -71,8 +75,8 @@ pub(crate) struct Rebuild {
     /// The number of the command.
     pub(crate) id: i64,
     pub(crate) state: State,
-    pub(crate) live: Vec<u32>,
-    pub(crate) copies: Vec<u32>,
+    /// The live tables with their copies; afterwards, with the former tables.
+    pub(crate) copies: Vec<Copy>,
     /// The schema of the copies, or of the former tables.
     pub(crate) schema: String,
     /// How many events are handled per second, by all workers together.
@@ -80,6 +84,18 @@ pub(crate) struct Rebuild {
     pub(crate) keep_old: bool,
     /// Whether the content of the live tables is replaced, instead of the tables.
     pub(crate) copies_content: bool,
+}
+
+impl Rebuild {
+    /// The oids of the copies.
+    pub(crate) fn copy_oids(&self) -> Vec<u32> {
+        self.copies.iter().map(|copy| copy.oid).collect()
+    }
+
+    /// The oids of the live tables.
+    pub(crate) fn live_oids(&self) -> Vec<u32> {
+        self.copies.iter().map(|copy| copy.table.oid).collect()
+    }
 }
 
 /// Returns the rebuild of a projection that is not finished. Runners execute it under the settings
@@ -108,7 +124,8 @@ fn one(
     is_old: &str,
 ) -> Result<Option<Rebuild>, postgres::Error> {
     let sql = names.sql_with(
-        "SELECT rebuild.id, rebuild.state, rebuild.live_oids, rebuild.copy_oids, rebuild.copies_schema, rebuild.rate, rebuild.keep_old,
+        "SELECT rebuild.id, rebuild.state, rebuild.live_oids, rebuild.copy_oids, rebuild.table_schemas, rebuild.tables,
+                rebuild.copies_schema, rebuild.rate, rebuild.keep_old,
                 rebuild.copies_content
          FROM {rebuilds} AS rebuild WHERE rebuild.projection OPERATOR(pg_catalog.=) $1 AND rebuild.state {is_old} 'old'",
         &[("is_old", &is_old)],
@@ -117,15 +134,19 @@ fn one(
 }
 
 fn rebuild_of(row: &Row) -> Rebuild {
+    let (live, copies): (Vec<u32>, Vec<u32>) = (row.get(2), row.get(3));
+    let (schemas, tables): (Vec<String>, Vec<String>) = (row.get(4), row.get(5));
+    let tables = live.into_iter().zip(schemas.into_iter().zip(tables));
+    let copies =
+        tables.zip(copies).map(|((oid, (schema, name)), copy)| Copy { table: Table { oid, schema, name }, oid: copy });
     Rebuild {
         id: row.get(0),
         state: State::parse(row.get(1)).unwrap_or(State::Loading),
-        live: row.get(2),
-        copies: row.get(3),
-        schema: row.get(4),
-        rate: row.get(5),
-        keep_old: row.get(6),
-        copies_content: row.get(7),
+        copies: copies.collect(),
+        schema: row.get(6),
+        rate: row.get(7),
+        keep_old: row.get(8),
+        copies_content: row.get(9),
     }
 }
 
@@ -154,20 +175,5 @@ pub(super) fn is_due_sql(names: &Names) -> String {
                      >= (SELECT min(position) FROM {checkpoints} WHERE projection = k.projection)
                  AND NOT EXISTS ({parked_only}))",
         &[("caught_up", &CAUGHT_UP), ("parked_only", &parked_only_sql(names, "k.projection"))],
-    )
-}
-
-/// The aggregates that the rebuild of a projection has parked, and of which the live projection has
-/// handled more, in SQL. `base` is the projection's name, in SQL.
-fn parked_only_sql(names: &Names, base: &str) -> String {
-    names.sql_with(
-        "SELECT FROM {parked} AS theirs WHERE theirs.projection OPERATOR(pg_catalog.=) ({base} OPERATOR(pg_catalog.||) '@rebuild')
-         AND NOT EXISTS (
-             SELECT FROM {parked} AS ours
-             WHERE ours.projection OPERATOR(pg_catalog.=) {base} AND ours.position OPERATOR(pg_catalog.<=) theirs.position
-             AND ours.bounded_context OPERATOR(pg_catalog.=) theirs.bounded_context
-             AND ours.aggregate_type OPERATOR(pg_catalog.=) theirs.aggregate_type
-             AND ours.aggregate_id OPERATOR(pg_catalog.=) theirs.aggregate_id)",
-        &[("base", &base)],
     )
 }

@@ -1,6 +1,5 @@
 //! What operators see of rebuilds, in SQL: one statement reads it together with the projections.
 
-use super::parked_only_sql;
 use crate::store::ages::age;
 use crate::store::names::Names;
 
@@ -78,5 +77,20 @@ pub(crate) fn pending_sql(names: &Names) -> String {
     names.sql(
         "(SELECT count(*) FROM {commands} m WHERE m.projection IN (p.name, p.name || '@rebuild') AND m.applied_at IS NULL
           AND coalesce(m.step, '') NOT IN ('loading', 'finishing'))",
+    )
+}
+
+/// The aggregates that the rebuild of a projection has parked, and of which the live projection has
+/// handled more, in SQL. `base` is the projection's name, in SQL.
+pub(super) fn parked_only_sql(names: &Names, base: &str) -> String {
+    names.sql_with(
+        "SELECT FROM {parked} AS theirs WHERE theirs.projection OPERATOR(pg_catalog.=) ({base} OPERATOR(pg_catalog.||) '@rebuild')
+         AND NOT EXISTS (
+             SELECT FROM {parked} AS ours
+             WHERE ours.projection OPERATOR(pg_catalog.=) {base} AND ours.position OPERATOR(pg_catalog.<=) theirs.position
+             AND ours.bounded_context OPERATOR(pg_catalog.=) theirs.bounded_context
+             AND ours.aggregate_type OPERATOR(pg_catalog.=) theirs.aggregate_type
+             AND ours.aggregate_id OPERATOR(pg_catalog.=) theirs.aggregate_id)",
+        &[("base", &base)],
     )
 }

@@ -32,12 +32,15 @@ pub(crate) enum Switched {
 /// Lets the checkpoints of a rebuild become the live ones. The caller has put the copies in the
 /// place of the live tables, in the same transaction, and commits only if it is done.
 ///
-/// `old_schema` is where the former tables are kept, if they are.
+/// `token` is the highest of the rebuild's checkpoints when both were level. If there is a higher one
+/// now, the copies may lack for a while what the live tables had. `old_schema` is where the former
+/// tables are kept, if they are.
 pub(crate) fn switch(
     tx: &mut Transaction<'_>,
     names: &Names,
     errand: &Errand,
     worker: WorkerId,
+    token: i64,
     old_schema: Option<&str>,
 ) -> Result<Switched, Error> {
     let database = || Error::database(DOING);
@@ -55,6 +58,11 @@ pub(crate) fn switch(
     let gap = gap(tx, names, base).map_err(database())?;
     if gap.parked_only {
         return Ok(Switched::NotNow(PARKED_ONLY.to_owned()));
+    }
+    if gap.token > token {
+        return Ok(Switched::NotNow(
+            "checkpoints of the rebuild were given to other workers meanwhile, or an aggregate was parked".to_owned(),
+        ));
     }
     if gap.is_behind {
         return Ok(Switched::NotNow("the rebuild is behind the live projection".to_owned()));

@@ -1,11 +1,11 @@
-//! The tables of a rebuild: how they are locked, vacuumed and exchanged.
+//! The tables of a rebuild: how they are vacuumed and locked.
 
 use postgres::error::SqlState;
 use postgres::{Client, Transaction};
 
 use super::Rebuild;
 use crate::error::Error;
-use crate::store::read_model::{self, Copy, Refusal, Table};
+use crate::store::read_model::{Copy, Table};
 
 /// How long a lock that delays no reader may take. It is longer than PostgreSQL's `deadlock_timeout`
 /// usually is: after that time, the server cancels an autovacuum that is in the way.
@@ -17,26 +17,26 @@ const IMPATIENT: &str = "60ms";
 /// Vacuums and analyses the copies, so that readers find them in order. It cannot be executed in a
 /// transaction.
 pub(crate) fn vacuum(client: &mut Client, rebuild: &Rebuild) -> Result<(), postgres::Error> {
-    for copy in read_model::by_oids(client, &rebuild.copies)? {
-        client.batch_execute(&format!("VACUUM (ANALYZE) {}", copy.quoted()))?;
+    for copy in copies(rebuild) {
+        client.batch_execute(&format!("VACUUM (ANALYZE) {copy}"))?;
     }
     Ok(())
 }
 
 /// Locks the copies, which no reader uses. Waits for batches that are in flight.
 pub(crate) fn lock_copies(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result<(), postgres::Error> {
-    let copies = read_model::by_oids(tx, &rebuild.copies)?;
-    lock(tx, &copies, "ACCESS EXCLUSIVE", PATIENT)
+    lock(tx, &copies(rebuild), "ACCESS EXCLUSIVE", PATIENT)
 }
 
 /// Locks the copies and the live tables, so that they can be exchanged.
 ///
 /// First it takes a lock that delays neither readers nor writers, but makes the server cancel an
-/// autovacuum, and keeps the next one away. Then it takes the lock that delays readers. That one
-/// fails after so short a time that no reader is delayed for long.
+/// autovacuum, and keeps the next one away. Then it waits for the batches that fill the copies. The
+/// lock that delays readers comes last. It fails after so short a time that no reader is delayed for
+/// long.
 pub(crate) fn lock_for_switch(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result<(), postgres::Error> {
-    let live = read_model::by_oids(tx, &rebuild.live)?;
-    lock(tx, &live, "SHARE UPDATE EXCLUSIVE", PATIENT)?;
+    let live: Vec<String> = rebuild.copies.iter().map(|copy| copy.table.quoted()).collect();
+    lock(tx, &[live.clone(), copies(rebuild)].concat(), "SHARE UPDATE EXCLUSIVE", PATIENT)?;
     lock_copies(tx, rebuild)?;
     tx.batch_execute(&format!("SET LOCAL statement_timeout = '{IMPATIENT}'"))?;
     lock(tx, &live, "ACCESS EXCLUSIVE", IMPATIENT)?;
@@ -44,32 +44,13 @@ pub(crate) fn lock_for_switch(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Re
     tx.batch_execute(&format!("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '{IMPATIENT}'"))
 }
 
-fn lock(tx: &mut Transaction<'_>, tables: &[Table], mode: &str, patience: &str) -> Result<(), postgres::Error> {
-    if tables.is_empty() {
-        return Ok(());
-    }
-    let tables: Vec<String> = tables.iter().map(Table::quoted).collect();
+fn copies(rebuild: &Rebuild) -> Vec<String> {
+    let in_schema = |copy: &Copy| Table { schema: rebuild.schema.clone(), ..copy.table.clone() }.quoted();
+    rebuild.copies.iter().map(in_schema).collect()
+}
+
+fn lock(tx: &mut Transaction<'_>, tables: &[String], mode: &str, patience: &str) -> Result<(), postgres::Error> {
     tx.batch_execute(&format!("SET LOCAL lock_timeout = '{patience}'; LOCK TABLE {} IN {mode} MODE", tables.join(", ")))
-}
-
-/// Exchanges the live tables and the copies. The former live tables are then in `schema`.
-pub(crate) fn swap(tx: &mut Transaction<'_>, rebuild: &Rebuild, schema: &str) -> Result<(), Refusal> {
-    let (tables, copies) = pairs(tx, rebuild)?;
-    read_model::swap(tx, &tables, &copies, schema)
-}
-
-/// Replaces the content of the live tables by that of the copies, and drops the copies.
-pub(crate) fn replace(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result<(), Refusal> {
-    let (tables, copies) = pairs(tx, rebuild)?;
-    read_model::replace(tx, &tables, &copies)?;
-    read_model::remove(tx, &rebuild.schema)
-}
-
-fn pairs(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result<(Vec<Table>, Vec<Copy>), postgres::Error> {
-    let tables = read_model::by_oids(tx, &rebuild.live)?;
-    let copies = tables.iter().zip(&rebuild.copies).map(|(table, oid)| Copy { table: table.clone(), oid: *oid });
-    let copies = copies.collect();
-    Ok((tables, copies))
 }
 
 /// Whether a lock could not be taken in time.

@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS {rebuilds} (
     state TEXT NOT NULL DEFAULT 'loading' CHECK (state IN ('loading', 'catching_up', 'following', 'old')),
     -- The tables of the projection, and their copies in a schema of their own. Afterwards, the live
     -- tables and the former ones.
+    table_schemas TEXT[] NOT NULL,
     tables TEXT[] NOT NULL,
     live_oids OID[] NOT NULL,
     copy_oids OID[] NOT NULL,
