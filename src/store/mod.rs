@@ -5,6 +5,7 @@
 //! statement, so that they also work behind a pooler in transaction mode. Statements that run for
 //! each batch are [`prepared`] once per connection.
 
+mod ages;
 pub(crate) mod attempts;
 pub(crate) mod checkpoints;
 #[cfg(feature = "cli")]

@@ -33,7 +33,7 @@ pub(crate) fn gap(client: &mut impl GenericClient, names: &Names, base: &str) ->
                 EXISTS (SELECT FROM {checkpoints} live JOIN {checkpoints} rebuild ON rebuild.keys && live.keys
                         WHERE live.projection = $1 AND rebuild.projection = $2 AND rebuild.position < live.position),
                 EXISTS ({parked_only}), (SELECT max(token) FROM {checkpoints} WHERE projection = $2)",
-        &[("parked_only", &super::parked_only_sql(names, "$1"))],
+        &[("parked_only", &super::reading::parked_only_sql(names, "$1"))],
     );
     let row = client.query_typed_one(&sql, &[(&base, Type::TEXT), (&Kind::Rebuild.name(base), Type::TEXT)])?;
     Ok(Gap {
