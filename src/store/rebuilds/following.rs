@@ -7,6 +7,7 @@ use postgres::{GenericClient, Transaction};
 use super::State;
 use crate::plan::{Errand, Kind, WorkerId};
 use crate::store::names::Names;
+use crate::store::releasing::{release, reload};
 
 use super::rows;
 use super::switching::hold;
@@ -92,25 +93,12 @@ pub(crate) fn put_off(
         return Ok(false);
     }
     rows::lock(tx, names, &errand.projection)?;
-    let record = names.sql(
-        "UPDATE {rebuilds} SET state = 'loading', blocked = $2, retry_at = clock_timestamp() + $3 * interval '1 second' WHERE id = $1",
-    );
-    tx.execute_typed(&record, &[(&errand.command, Type::INT8), (&why, Type::TEXT), (&seconds, Type::FLOAT8)])?;
-    let step = names.sql("UPDATE {commands} SET step = 'loading', executor = NULL WHERE id = $1");
-    tx.execute_typed(&step, &[(&errand.command, Type::INT8)])?;
-    reload(tx, names, &errand.projection)?;
-    reload(tx, names, &Kind::Rebuild.name(&errand.projection))?;
+    release(tx, names, (errand.command, &errand.projection), why, seconds)?;
     Ok(true)
 }
 
 fn set_state(tx: &mut Transaction<'_>, names: &Names, id: i64, state: State) -> Result<(), postgres::Error> {
     let sql = names.sql("UPDATE {rebuilds} SET state = $2, blocked = NULL, retry_at = NULL WHERE id = $1");
     tx.execute_typed(&sql, &[(&id, Type::INT8), (&state.as_str(), Type::TEXT)])?;
-    Ok(())
-}
-
-/// Lets the runners of a projection load again.
-fn reload(tx: &mut Transaction<'_>, names: &Names, name: &str) -> Result<(), postgres::Error> {
-    tx.execute_typed(&names.sql("UPDATE {projections} SET deal = DEFAULT WHERE name = $1"), &[(&name, Type::TEXT)])?;
     Ok(())
 }

@@ -111,6 +111,7 @@ fn replace_rows(
     }
     rows::rename(tx, names, rebuild, base)?;
     rows::take_over(tx, names, rebuild, base)?;
+    rows::refuse_commands(tx, names, rebuild, "the rebuild was finished before")?;
     rows::delete_projection(tx, names, rebuild)?;
     let record = names.sql(match old_schema {
         Some(_) => {
