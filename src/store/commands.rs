@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::deal;
 use super::names::Names;
+use super::releasing::{release, reload};
 use super::scopes;
 use crate::error::Error;
 use crate::plan::{Deal, DesiredState, Effect, Fault, Refusal, WorkerId};
@@ -157,6 +158,10 @@ fn try_apply(
         }
         Effect::Switch(executor) => {
             assign(tx, names, target.id, *executor, "step = 'finishing'").map(|()| None).map_err(database)
+        }
+        Effect::PutOff => {
+            let why = "no running worker has the code for which it is rebuilt: start one, or cancel the rebuild";
+            release(tx, names, (target.id, target.projection), why, 0.0).map(|()| None).map_err(database)
         }
         Effect::GiveUp(deal) => {
             dealt(tx, names, target, deal.as_ref())?;
@@ -328,15 +333,6 @@ fn remove(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result
     );
     tx.execute_typed(&others, &[(&target.projection, Type::TEXT), (&target.id, Type::INT8)])?;
     Ok(Outcome::Done(json!({"position": position})))
-}
-
-/// Lets the runners load again what they own. No row is changed.
-fn reload(tx: &mut Transaction<'_>, names: &Names, projection: &str) -> Result<(), postgres::Error> {
-    tx.execute_typed(
-        &names.sql("UPDATE {projections} SET deal = DEFAULT WHERE name = $1"),
-        &[(&projection, Type::TEXT)],
-    )?;
-    Ok(())
 }
 
 fn replay(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result<Outcome, postgres::Error> {

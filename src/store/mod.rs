@@ -37,6 +37,7 @@ pub(crate) mod progress;
 pub(crate) mod read_model;
 pub(crate) mod rebuilds;
 mod registration;
+mod releasing;
 pub(crate) mod rewinding;
 pub(crate) mod safe_head;
 mod scopes;

@@ -54,8 +54,9 @@ pub(super) fn read(tx: &mut Transaction<'_>, tables: &[u32], schema: &str) -> Re
     Ok(rows.iter().map(statement).collect())
 }
 
-/// How expressions refer to the tables and to the sequences that they own, and how the expressions
-/// of a copy have to refer to those of the copy: as in `nextval('public.orders_id_seq'::regclass)`.
+/// How expressions refer to the tables, their indexes and the sequences that they own, and how the
+/// expressions of a copy have to refer to those of the copy: as in
+/// `nextval('public.orders_id_seq'::regclass)`.
 ///
 /// In a longer literal each quote is doubled, so no other text of a statement looks like this.
 fn references(
@@ -65,7 +66,8 @@ fn references(
 ) -> Result<Vec<(String, String)>, postgres::Error> {
     let sql = format!(
         "{OWN} SELECT format('%I.%I', own.schema_name, own.relname), own.target
-         FROM (SELECT schema_name, relname, target FROM own_table UNION ALL SELECT schema_name, relname, target FROM own_sequence) AS own"
+         FROM (SELECT schema_name, relname, target FROM own_table UNION ALL SELECT schema_name, relname, target FROM own_sequence
+               UNION ALL SELECT schema_name, relname, target FROM own_index) AS own"
     );
     let rows = tx.query_typed(&sql, &[(&tables, Type::OID_ARRAY), (&schema, Type::TEXT)])?;
     let literal = |name: &str| format!("'{}'::regclass", name.replace('\'', "''"));

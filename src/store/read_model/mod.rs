@@ -43,5 +43,5 @@ pub(crate) use remove::remove;
 #[cfg(test)]
 pub(crate) use replace::Replaced;
 pub(crate) use replace::replace;
-pub(crate) use swap::swap;
+pub(crate) use swap::{swap, verify};
 pub(crate) use table::{Copy, Table};

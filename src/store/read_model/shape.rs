@@ -108,7 +108,8 @@ const SHAPES: &str = "
                SELECT FROM own_index i WHERE i.indrelid = t.oid AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary))
            AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.confrelid = t.oid AND c.contype = 'f' AND c.confdeltype <> 'a')
     FROM own_table t
-    LEFT JOIN own_index p ON p.indrelid = t.oid AND p.indisprimary
+    -- Not one that is WITHOUT OVERLAPS: its operators are those of another index.
+    LEFT JOIN own_index p ON p.indrelid = t.oid AND p.indisprimary AND p.relam = (SELECT m.oid FROM pg_am m WHERE m.amname = 'btree')
     CROSS JOIN LATERAL (
         SELECT coalesce(array_agg(quote_ident(a.attname) ORDER BY a.attnum), '{}'),
                coalesce(array_agg(quote_ident(a.attname) ORDER BY a.attnum) FILTER (WHERE a.attidentity <> 'a'), '{}'),

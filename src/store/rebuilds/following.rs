@@ -7,9 +7,10 @@ use postgres::{GenericClient, Transaction};
 use super::State;
 use crate::plan::{Errand, Kind, WorkerId};
 use crate::store::names::Names;
-use crate::store::{coordination, execution};
+use crate::store::releasing::{release, reload};
 
 use super::rows;
+use super::switching::hold;
 
 /// How far a rebuild is from the live projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +52,7 @@ pub(crate) fn catch_up(
     errand: &Errand,
     worker: WorkerId,
 ) -> Result<bool, postgres::Error> {
-    if !begin_step(tx, names, errand, worker)? {
+    if !hold(tx, names, errand, worker)? {
         return Ok(false);
     }
     set_state(tx, names, errand.command, State::CatchingUp)?;
@@ -67,7 +68,7 @@ pub(crate) fn follow(
     errand: &Errand,
     worker: WorkerId,
 ) -> Result<bool, postgres::Error> {
-    if !begin_step(tx, names, errand, worker)? {
+    if !hold(tx, names, errand, worker)? {
         return Ok(false);
     }
     rows::lock(tx, names, &errand.projection)?;
@@ -88,40 +89,16 @@ pub(crate) fn put_off(
     why: &str,
     seconds: f64,
 ) -> Result<bool, postgres::Error> {
-    if !begin_step(tx, names, errand, worker)? {
+    if !hold(tx, names, errand, worker)? {
         return Ok(false);
     }
     rows::lock(tx, names, &errand.projection)?;
-    let record = names.sql(
-        "UPDATE {rebuilds} SET state = 'loading', blocked = $2, retry_at = clock_timestamp() + $3 * interval '1 second' WHERE id = $1",
-    );
-    tx.execute_typed(&record, &[(&errand.command, Type::INT8), (&why, Type::TEXT), (&seconds, Type::FLOAT8)])?;
-    let step = names.sql("UPDATE {commands} SET step = 'loading', executor = NULL WHERE id = $1");
-    tx.execute_typed(&step, &[(&errand.command, Type::INT8)])?;
-    reload(tx, names, &errand.projection)?;
-    reload(tx, names, &Kind::Rebuild.name(&errand.projection))?;
+    release(tx, names, (errand.command, &errand.projection), why, seconds)?;
     Ok(true)
-}
-
-/// Locks the replica set of the projection, and then the command, if this is still the worker and
-/// the attempt that executes it.
-fn begin_step(
-    tx: &mut Transaction<'_>,
-    names: &Names,
-    errand: &Errand,
-    worker: WorkerId,
-) -> Result<bool, postgres::Error> {
-    Ok(coordination::hold_of_projection(tx, names, &errand.projection)? && execution::hold(tx, names, errand, worker)?)
 }
 
 fn set_state(tx: &mut Transaction<'_>, names: &Names, id: i64, state: State) -> Result<(), postgres::Error> {
     let sql = names.sql("UPDATE {rebuilds} SET state = $2, blocked = NULL, retry_at = NULL WHERE id = $1");
     tx.execute_typed(&sql, &[(&id, Type::INT8), (&state.as_str(), Type::TEXT)])?;
-    Ok(())
-}
-
-/// Lets the runners of a projection load again.
-fn reload(tx: &mut Transaction<'_>, names: &Names, name: &str) -> Result<(), postgres::Error> {
-    tx.execute_typed(&names.sql("UPDATE {projections} SET deal = DEFAULT WHERE name = $1"), &[(&name, Type::TEXT)])?;
     Ok(())
 }

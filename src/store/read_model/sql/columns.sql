@@ -16,7 +16,8 @@ UNION ALL
 SELECT a.attrelid, 25, 0, format('ALTER TABLE %s ALTER COLUMN %I SET (%s)', a.target, a.attname, array_to_string(a.attoptions, ', '))
 FROM own_column a WHERE a.attoptions IS NOT NULL
 
+-- After the indexes, to which an expression may refer.
 UNION ALL
-SELECT a.attrelid, 35, 0, format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', a.target, a.attname, pg_get_expr(v.adbin, v.adrelid))
+SELECT a.attrelid, 55, 0, format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', a.target, a.attname, pg_get_expr(v.adbin, v.adrelid))
 FROM own_column a JOIN pg_attrdef v ON v.adrelid = a.attrelid AND v.adnum = a.attnum
 WHERE a.attgenerated = ''

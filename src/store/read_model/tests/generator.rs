@@ -103,6 +103,8 @@ struct Generator {
     is_unlogged: bool,
     names: usize,
     sql: String,
+    /// Statements that need the table.
+    later: Vec<String>,
     /// Each table with the columns of its primary key, their types, and the key's name.
     keys: Vec<(String, Vec<(String, &'static str)>)>,
 }
@@ -112,8 +114,16 @@ pub(super) fn generate(seed: u64, schema: &str, version: i32) -> Generated {
     let mut rng = Rng::with_seed(seed);
     let is_unlogged = rng.u8(0..5) == 0;
     let sql = format!("CREATE SCHEMA {schema}; GRANT ALL ON SCHEMA {schema} TO PUBLIC;\n");
-    let mut generator =
-        Generator { rng, schema: schema.to_owned(), version, is_unlogged, names: 0, sql, keys: Vec::new() };
+    let mut generator = Generator {
+        rng,
+        schema: schema.to_owned(),
+        version,
+        is_unlogged,
+        names: 0,
+        sql,
+        later: Vec::new(),
+        keys: Vec::new(),
+    };
     let tables = (0..generator.rng.usize(1..4)).map(|_| generator.table()).collect();
     Generated { tables, sql: generator.sql }
 }
@@ -186,6 +196,9 @@ impl Generator {
         if dropped.is_some() {
             self.line(&format!("ALTER TABLE {table} DROP COLUMN dropped"));
         }
+        for statement in std::mem::take(&mut self.later) {
+            self.line(&statement);
+        }
         for column in &columns {
             self.describe(&table, column);
         }
@@ -210,6 +223,14 @@ impl Generator {
                 let sequence = self.name("seq");
                 let options = *self.any(&["", "START 10", "INCREMENT -2", "MINVALUE -5 MAXVALUE 99 CACHE 3 CYCLE"]);
                 let sequence = qualified(&self.schema, &sequence);
+                if ty == "int" && options.is_empty() && self.one_in(2) {
+                    let other = *self.any(&["bigint", "smallint"]);
+                    self.later.push(format!("ALTER SEQUENCE {sequence} AS {other}"));
+                }
+                if self.version >= 15 && self.one_in(3) {
+                    let persistence = if self.is_unlogged { "LOGGED" } else { "UNLOGGED" };
+                    self.later.push(format!("ALTER SEQUENCE {sequence} SET {persistence}"));
+                }
                 (
                     ty,
                     format!("{ty} GENERATED {kind} AS IDENTITY (SEQUENCE NAME {sequence} {options})"),
@@ -397,6 +418,7 @@ impl Generator {
                     " ON DELETE RESTRICT ON UPDATE CASCADE",
                 ]);
                 let end = *self.any(&["", " DEFERRABLE", " DEFERRABLE INITIALLY DEFERRED", " NOT VALID"]);
+                let end = if self.version >= 18 && self.one_in(4) { " NOT ENFORCED" } else { end };
                 self.constraint(
                     table,
                     &format!(

@@ -1,6 +1,7 @@
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 
+use super::snapshot::version;
 use super::{copied, tables, value, within};
 use crate::store::read_model::{Copy, Obstacle, Refusal, Replaced, obstacles, replace};
 use crate::store::testing;
@@ -257,6 +258,27 @@ fn dependents_do_not_matter_where_the_tables_stay() {
     client.batch_execute("INSERT INTO copies.t VALUES (3, 7)").unwrap();
     let error = replace(&mut client.transaction().unwrap(), &copies).unwrap_err().to_string();
     assert!(error.contains("known"), "{error}");
+}
+
+/// Such a key compares with other operators than equality.
+#[test]
+fn a_temporal_key_is_carried_over() {
+    if version(&mut testing::connect()) < 18 {
+        return;
+    }
+    let (mut client, copies) = set_up(
+        "CREATE TABLE t (id int4range, valid int4range, note text, PRIMARY KEY (id, valid WITHOUT OVERLAPS));
+         CREATE TABLE refers (t int4range, during int4range, FOREIGN KEY (t, PERIOD during) REFERENCES t (id, PERIOD valid))",
+        &["refers", "t"],
+    );
+    client
+        .batch_execute(
+            "INSERT INTO app.t VALUES ('[1,2)', '[1,5)', 'a'); INSERT INTO app.refers VALUES ('[1,2)', '[2,3)');
+             INSERT INTO copies.t VALUES ('[1,2)', '[2,4)', 'a'), ('[1,2)', '[4,6)', 'b'); INSERT INTO copies.refers VALUES ('[1,2)', '[2,6)')",
+        )
+        .unwrap();
+    assert_eq!(replaced(&mut client, &copies), counts(2, 0, 3));
+    assert_eq!(rows(&mut client, "app.t"), rows(&mut client, "copies.t"));
 }
 
 #[test]

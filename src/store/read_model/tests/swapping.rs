@@ -5,8 +5,9 @@ use std::thread;
 use postgres::{Client, NoTls};
 
 use super::snapshot::{differences, snapshot};
+use super::swap;
 use super::{copied, tables, value, within};
-use crate::store::read_model::{Copy, Refusal, Table, create, obstacles, related, remove, swap};
+use crate::store::read_model::{Copy, Refusal, Table, create, obstacles, related, remove};
 use crate::store::testing;
 
 const ORDERS: &str = "CREATE SCHEMA app; CREATE TABLE app.orders (id serial PRIMARY KEY, note text);
@@ -42,7 +43,7 @@ fn copies_are_swapped_and_swapped_back() {
     assert_eq!(value::<i64>(&mut client, "SELECT last_value FROM copies.orders_id_seq"), 1);
     assert_eq!(value::<i64>(&mut client, "SELECT last_value FROM app.orders_id_seq"), 100);
     let options = "SELECT coalesce(reloptions::text, '') FROM pg_class WHERE oid = 'copies.orders'::regclass";
-    assert_eq!(value::<String>(&mut client, options), "{autovacuum_enabled=off}");
+    assert_eq!(value::<String>(&mut client, options), "");
 
     swapped(&mut client, &copies, "old");
     assert_eq!(value::<String>(&mut client, "SELECT string_agg(note, '') FROM app.orders"), "new");
@@ -300,4 +301,45 @@ fn tables_whose_types_collide_are_swapped_together() {
     let copies = copied(&mut client, &tables);
     swapped(&mut client, &copies, "old");
     assert_eq!(value::<i64>(&mut client, "SELECT count(*) FROM pg_tables WHERE schemaname = 'app'"), 3);
+}
+
+#[test]
+fn expressions_may_refer_to_their_own_table() {
+    let (mut client, tables) = orders();
+    client
+        .batch_execute(
+            "ALTER TABLE app.orders ALTER note SET DEFAULT concat('app.orders'::regclass, 'app.orders_pkey'::regclass, '''app.orders''::regclass');
+             ALTER TABLE app.orders ADD CHECK (tableoid = 'app.orders'::regclass)",
+        )
+        .unwrap();
+    let before = snapshot(&mut client, "app");
+    let copies = copied(&mut client, &tables);
+    client.batch_execute("INSERT INTO copies.orders DEFAULT VALUES").unwrap();
+    swapped(&mut client, &copies, "old");
+    let after = snapshot(&mut client, "app");
+    assert!(before == after, "{}", differences(&before, &after));
+    within(&mut client, |tx| Ok(remove(tx, "old", &[tables[0].oid])?));
+    let note: String = value(&mut client, "SELECT note FROM app.orders");
+    assert_eq!(note, "copies.orderscopies.orders_pkey'app.orders'::regclass");
+}
+
+#[test]
+fn foreign_keys_use_the_same_index_again() {
+    for names in [["a", "b", "c"], ["c", "b", "a"], ["b", "c", "a"]] {
+        let mut client = testing::connect();
+        let [first, second, third] = names;
+        client
+            .batch_execute(&format!(
+                "CREATE SCHEMA app; CREATE TABLE app.t (id int NOT NULL, t int);
+                 ALTER TABLE app.t ADD CONSTRAINT {first} UNIQUE (id); CREATE UNIQUE INDEX {second} ON app.t (id);
+                 ALTER TABLE app.t ADD CONSTRAINT {third} PRIMARY KEY (id); ALTER TABLE app.t ADD CONSTRAINT k FOREIGN KEY (t) REFERENCES app.t (id)"
+            ))
+            .unwrap();
+        let tables = tables(&mut client, &["t"]);
+        let copies = copied(&mut client, &tables);
+        swapped(&mut client, &copies, "old");
+        let index =
+            "SELECT conindid::regclass::text FROM pg_constraint WHERE conname = 'k' AND conrelid = 'app.t'::regclass";
+        assert_eq!(value::<String>(&mut client, index), format!("app.{first}"));
+    }
 }
