@@ -54,10 +54,6 @@ GRANT SELECT (id, replica_set, projections, state, started_at, stopped_at, last_
     ON orchestrator_workers TO shop_appender;
 GRANT SELECT (name, replica_set, scope, desired_state, desired_by, desired_reason, fault) ON orchestrator_projections TO shop_appender;
 GRANT SELECT (projection, keys, position, worker_id, state, error, attempted_at) ON orchestrator_checkpoints TO shop_appender;
-GRANT SELECT (projection, step, applied_at) ON orchestrator_commands TO shop_appender;
+GRANT SELECT (projection, command, step, applied_at) ON orchestrator_commands TO shop_appender;
 GRANT SELECT (projection, bounded_context, aggregate_type, aggregate_id, position, error, replay_requested_at)
     ON orchestrator_parked TO shop_appender;
-
--- Optional: if workers take commands by HTTP (ORCHESTRATOR_OPERATOR_TOKEN), they record them as the
--- worker. Then handlers can do so, too.
--- GRANT INSERT (projection, command, arguments, requested_by, reason) ON orchestrator_commands TO shop_worker;

@@ -82,6 +82,7 @@ fn every_expression_of_the_dashboard_and_rules_has_data() {
 
     application.wait_for_its_append();
     operate(&prometheus, &rules, &database, &mut client);
+    rebuild(&prometheus, &rules, &mut client);
 
     let mut writer = database.client();
     refuse_a_read_model(&mut client);
@@ -193,6 +194,30 @@ fn operate(prometheus: &Prometheus, rules: &Rules, database: &TestDatabase, clie
     client.batch_execute(park).unwrap();
     await_wrong(&["AggregatesParked", "ParkingGrows"]);
     client.batch_execute("DELETE FROM orchestrator_parked").unwrap();
+    await_wrong(&[]);
+}
+
+/// A read model is rebuilt, and its former table is kept. The rebuild is no lag, and is alerted on
+/// while it is kept from its switch.
+fn rebuild(prometheus: &Prometheus, rules: &Rules, client: &mut Client) {
+    let await_wrong = |wrong: &[&str]| {
+        let wrong: BTreeSet<&str> = wrong.iter().copied().collect();
+        eventually(&format!("{wrong:?} are alerted on"), SOON, || (rules.wrong(prometheus) == wrong).then_some(()));
+    };
+    append_plainly(client, 4_000, 50);
+    prometheus.await_series("min by (projection) (pupsourcing_orchestrator_lag_events == 0)");
+    give(client, "event_type_counts", "rebuild", &json!({"rate": 150, "keep_old": true}));
+    prometheus.await_series("min(pupsourcing_orchestrator_rebuild_progress_ratio) > 0");
+    await_wrong(&[]);
+    for query in autoscaled() {
+        let series = prometheus.now(&query);
+        let values: Vec<&str> = series.iter().map(|series| series["value"][1].as_str().unwrap()).collect();
+        assert!(!values.is_empty() && values.iter().all(|value| *value == "0"), "{query}: {series:?}");
+    }
+    done(client, "event_type_counts", "pause", &json!({}));
+    await_wrong(&["ProjectionPaused", "RebuildBlocked"]);
+    done(client, "event_type_counts", "resume", &json!({}));
+    prometheus.await_series("min(pupsourcing_orchestrator_old_tables_age_seconds) > 0");
     await_wrong(&[]);
 }
 
