@@ -192,6 +192,7 @@ impl Builder {
             None => Metrics::new()?,
         };
         distinct_tables(&projections)?;
+        self.build_id.as_deref().map_or(Ok(()), valid_build)?;
         let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
         let names = names.into_iter().map(str::to_owned);
         let (crew, gate) = Crew::new();
@@ -215,6 +216,19 @@ impl Builder {
             metrics,
         })
     }
+}
+
+/// The longest build id, in bytes.
+const LONGEST_BUILD: usize = 255;
+
+fn valid_build(build: &str) -> Result<(), Error> {
+    let problem = match build {
+        "" => "it must not be empty",
+        _ if build.len() > LONGEST_BUILD => "it has more than 255 bytes",
+        _ if build.contains('\0') => "it contains a NUL character, which PostgreSQL cannot store",
+        _ => return Ok(()),
+    };
+    Err(Error::config("build_id", build, problem))
 }
 
 /// Refuses two projections that name the same table: a rebuild of one would replace what the other

@@ -9,13 +9,14 @@ use postgres::{Row, Transaction};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::deal;
 use super::names::Names;
-use super::scopes;
+use super::{deal, rebuilds, scopes};
 use crate::error::Error;
 use crate::plan::{Deal, DesiredState, Effect, Fault, Refusal, WorkerId};
 
 const APPLYING: &str = "applying a command";
+
+const NOBODY_SWITCHES: &str = "the workers of its version and build have left: start one, or cancel it";
 
 /// What has become of a command.
 #[derive(Debug, Clone, PartialEq)]
@@ -158,10 +159,13 @@ fn try_apply(
         Effect::Switch(executor) => {
             assign(tx, names, target.id, *executor, "step = 'finishing'").map(|()| None).map_err(database)
         }
+        Effect::PutOff => rebuilds::let_go(tx, names, (target.id, target.projection), NOBODY_SWITCHES, 0.0)
+            .map(|()| None)
+            .map_err(database),
         Effect::GiveUp(deal) => {
             dealt(tx, names, target, deal.as_ref())?;
             let why = "each of the workers that began to execute it has ended before that was done: look into their logs; if it was a \
-                       rewind, correct reset()";
+                       rewind, correct reset(); if workers of another version have taken their place, rebuild it";
             Ok(Some(Outcome::Failed(why.to_owned())))
         }
         Effect::Finish(deal) => {

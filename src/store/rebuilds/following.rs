@@ -88,19 +88,31 @@ pub(crate) fn put_off(
     why: &str,
     seconds: f64,
 ) -> Result<bool, postgres::Error> {
-    if !begin_step(tx, names, errand, worker)? {
-        return Ok(false);
+    let is_held = begin_step(tx, names, errand, worker)?;
+    if is_held {
+        let_go(tx, names, (errand.command, &errand.projection), why, seconds)?;
     }
-    rows::lock(tx, names, &errand.projection)?;
+    Ok(is_held)
+}
+
+/// Puts the switch off for this rebuild of a projection. The caller has locked the replica set and
+/// the command.
+pub(crate) fn let_go(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    (command, base): (i64, &str),
+    why: &str,
+    seconds: f64,
+) -> Result<(), postgres::Error> {
+    rows::lock(tx, names, base)?;
     let record = names.sql(
         "UPDATE {rebuilds} SET state = 'loading', blocked = $2, retry_at = clock_timestamp() + $3 * interval '1 second' WHERE id = $1",
     );
-    tx.execute_typed(&record, &[(&errand.command, Type::INT8), (&why, Type::TEXT), (&seconds, Type::FLOAT8)])?;
+    tx.execute_typed(&record, &[(&command, Type::INT8), (&why, Type::TEXT), (&seconds, Type::FLOAT8)])?;
     let step = names.sql("UPDATE {commands} SET step = 'loading', executor = NULL WHERE id = $1");
-    tx.execute_typed(&step, &[(&errand.command, Type::INT8)])?;
-    reload(tx, names, &errand.projection)?;
-    reload(tx, names, &Kind::Rebuild.name(&errand.projection))?;
-    Ok(true)
+    tx.execute_typed(&step, &[(&command, Type::INT8)])?;
+    reload(tx, names, base)?;
+    reload(tx, names, &Kind::Rebuild.name(base))
 }
 
 /// Locks the replica set of the projection, and then the command, if this is still the worker and

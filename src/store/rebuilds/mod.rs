@@ -11,7 +11,9 @@
 //! have ended.
 
 mod beginning;
+mod deploying;
 mod ending;
+mod examining;
 mod following;
 mod rows;
 mod running;
@@ -22,9 +24,11 @@ mod tables;
 use postgres::types::{ToSql, Type};
 use postgres::{GenericClient, Row};
 
-pub(crate) use self::beginning::{asked, begin, shared_tables};
+pub(crate) use self::beginning::{asked, begin};
+pub(crate) use self::deploying::{deploy, deployed};
 pub(crate) use self::ending::{cancel, drop_old, revert};
-pub(crate) use self::following::{Gap, catch_up, follow, gap, put_off};
+pub(crate) use self::examining::{Basis, basis, hindrances};
+pub(crate) use self::following::{Gap, catch_up, follow, gap, let_go, put_off};
 pub(crate) use self::running::{Copies, ask_to_cancel, ceiling, copies};
 pub(crate) use self::switching::{Switched, switch};
 pub(crate) use self::tables::{is_lock_busy, lock_copies, lock_for_switch, vacuum};
