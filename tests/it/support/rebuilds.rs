@@ -193,6 +193,7 @@ impl Reader {
         let read = move || {
             let statement = client.prepare(&sql).unwrap();
             let (mut most, mut versions) = (0, Vec::new());
+            let tick = crossbeam_channel::tick(Duration::from_millis(2));
             while matches!(stopped.try_recv(), Err(crossbeam_channel::TryRecvError::Empty)) {
                 let row = client.query_one(&statement, &[]).unwrap();
                 let (rows, lowest, highest): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
@@ -202,6 +203,7 @@ impl Reader {
                 if highest > 0 && versions.last() != Some(&highest) {
                     versions.push(highest);
                 }
+                tick.recv().unwrap();
             }
             versions
         };
@@ -226,9 +228,9 @@ impl Load {
     pub(crate) fn start(mut client: Client) -> Self {
         let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
         let append = move || {
-            let tick = crossbeam_channel::tick(Duration::from_millis(10));
+            let tick = crossbeam_channel::tick(Duration::from_millis(50));
             while matches!(stopped.try_recv(), Err(crossbeam_channel::TryRecvError::Empty)) {
-                super::ledger::append_plainly(&mut client, 5, 20);
+                super::ledger::append_plainly(&mut client, 3, 20);
                 tick.recv().unwrap();
             }
         };
