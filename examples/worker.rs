@@ -23,6 +23,10 @@ impl BatchProjection for EventTypeCounts {
         "event_type_counts"
     }
 
+    fn tables(&self) -> &[&str] {
+        &["event_type_counts"]
+    }
+
     fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         let types: Vec<&str> = events.iter().map(Event::event_type).collect();
         // Sorted by key, so workers that count the same types at the same time lock the rows in the
@@ -50,6 +54,10 @@ pub(crate) struct AggregateActivity;
 impl BatchProjection for AggregateActivity {
     fn name(&self) -> &'static str {
         "aggregate_activity"
+    }
+
+    fn tables(&self) -> &[&str] {
+        &["aggregate_activity"]
     }
 
     fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {

@@ -71,6 +71,7 @@ mod overview;
 mod plan;
 mod probe;
 mod projection;
+mod rebuilding;
 mod reconnect;
 mod runner;
 mod scope;

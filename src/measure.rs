@@ -16,13 +16,16 @@ use parking_lot::Mutex;
 use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::{Error, field};
-use crate::metrics::ReplicaSetMetrics;
+use crate::metrics::{Rebuild, ReplicaSetMetrics};
 use crate::overview::Overview;
+use crate::rebuilding::{Readings, RebuildRecord};
 use crate::store::session::Session;
 use crate::store::{lags, overview};
 
 /// For how many intervals a lag is shown.
 const INTERVALS: u32 = 3;
+/// How often the progress of a rebuild is logged.
+const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// The lag in the metrics. Clones share the same lag.
 #[derive(Debug, Clone)]
@@ -39,15 +42,30 @@ impl Lags {
         Self { metrics, every, measured: Arc::default() }
     }
 
-    fn measure(&self, context: &Context, session: &mut Session) -> Result<(), Error> {
+    /// Measures, and returns the rebuilds that this worker is to report.
+    fn measure(
+        &self,
+        context: &Context,
+        session: &mut Session,
+        readings: &mut Readings,
+    ) -> Result<Vec<(String, RebuildRecord)>, Error> {
         let at = Instant::now();
         let lags = session
-            .run(|client| lags::load(client, &context.names, context.replica_set()))
+            .run(|client| lags::load(client, &context.names, context.replica_set(), context.worker()))
             .map_err(Error::database("reading the lag"))?;
         let mut measured = self.measured.lock();
         *measured = Some(at);
         lags.show(&self.metrics);
-        Ok(())
+        let rebuilds = lags.rebuilds.iter().map(|(projection, reading)| (projection.clone(), readings.record(reading)));
+        let rebuilds: Vec<(String, RebuildRecord)> = rebuilds.collect();
+        self.metrics.set_rebuilds(&rebuilds.iter().map(|(projection, record)| Rebuild {
+            projection,
+            progress: record.progress,
+            events: record.events,
+            positions_to_go: record.positions_left,
+            is_blocked: !record.blocked.is_empty(),
+        }));
+        Ok(if lags.is_speaker { rebuilds } else { Vec::new() })
     }
 
     /// Removes a lag that has not been measured for too long.
@@ -57,6 +75,8 @@ impl Lags {
             *measured = None;
             self.metrics.set_lags(std::iter::empty());
             self.metrics.set_conditions(&std::iter::empty());
+            self.metrics.set_rebuilds(&std::iter::empty());
+            self.metrics.set_old_tables(std::iter::empty());
         }
     }
 }
@@ -67,13 +87,16 @@ pub(crate) struct Measuring {
     context: Context,
     lags: Lags,
     overview: Overview,
+    readings: Readings,
     lag_due: Instant,
+    log_due: Instant,
     complaints: Mentions,
 }
 
 impl Measuring {
     pub(crate) fn new(context: Context, lags: Lags, overview: Overview) -> Self {
-        Self { context, lags, overview, lag_due: Instant::now(), complaints: Mentions::default() }
+        let (readings, now) = (Readings::default(), Instant::now());
+        Self { context, lags, overview, readings, lag_due: now, log_due: now, complaints: Mentions::default() }
     }
 
     /// The time until the next measurement is due.
@@ -88,18 +111,45 @@ impl Measuring {
         let mut was_due = self.lag_due <= Instant::now();
         if was_due {
             self.lag_due = Instant::now() + self.lags.every;
-            let measured = self.lags.measure(&self.context, session);
+            let measured = self.lags.measure(&self.context, session, &mut self.readings);
+            let measured = measured.map(|rebuilds| self.report(&rebuilds));
             self.complain(session, measured)?;
         }
-        let Self { context, overview, .. } = self;
+        let Self { context, overview, readings, .. } = self;
         let refreshed = overview.refresh(|| {
             was_due = true;
             session
-                .run(|client| overview::load(client, &context.names, context.replica_set()))
+                .run(|client| overview::load(client, &context.names, context.replica_set(), readings))
                 .map_err(Error::database("loading the overview"))
         });
         self.complain(session, refreshed)?;
         Ok(was_due)
+    }
+
+    /// Logs the progress of rebuilds, if it is due.
+    fn report(&mut self, rebuilds: &[(String, RebuildRecord)]) {
+        if rebuilds.is_empty() || self.log_due > Instant::now() {
+            return;
+        }
+        self.log_due = Instant::now() + LOG_EVERY;
+        let (replica_set, worker) = (self.context.replica_set(), self.context.worker());
+        for (projection, record) in rebuilds {
+            let time_to_go = record.seconds_to_go.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            let blocked = if record.blocked.is_empty() { "no".to_owned() } else { record.blocked.join("; ") };
+            log::info!(
+                "rebuilding: replica_set={} worker={worker} projection={} state={} progress={} events={} events_per_second={} \
+                 left={} time_to_go={} blocked={}",
+                field(&replica_set),
+                field(&projection),
+                field(&record.state),
+                field(&format!("{:.1}%", record.progress * 100.0)),
+                record.events,
+                field(&format!("{:.0}", record.events_per_second)),
+                field(&record.positions_left),
+                field(&time_to_go.map_or_else(|| "unknown".to_owned(), |time| format!("{time:?}"))),
+                field(&blocked)
+            );
+        }
     }
 
     /// Reports a failure, and passes it on if the connection is lost.

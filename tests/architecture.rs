@@ -42,7 +42,23 @@ const FLOORS: [(u32, &[&str]); 7] = [
         ],
     ),
     (2, &["context", "database", "goal", "overview", "reconnect", "scope", "status", "store", "threads"]),
-    (1, &["backoff", "blocking", "error", "event", "health", "idle", "metrics", "moment", "plan", "shortage", "trust"]),
+    (
+        1,
+        &[
+            "backoff",
+            "blocking",
+            "error",
+            "event",
+            "health",
+            "idle",
+            "metrics",
+            "moment",
+            "plan",
+            "rebuilding",
+            "shortage",
+            "trust",
+        ],
+    ),
 ];
 
 const STATEMENTS: &str = "prepared statements are made in store/, each with a method of its own";

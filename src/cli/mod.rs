@@ -101,6 +101,7 @@ mod output;
 mod overview;
 mod run;
 mod settings;
+mod shell;
 mod signals;
 mod status;
 mod table;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::operating::remedies;
 use super::table::{Cell, Table, Tone, state_tone, time};
 use crate::error::one_line;
-use crate::operator::ProjectionRecord;
+use crate::operator::{OldRecord, ProjectionRecord, RebuildRecord};
 
 /// How many of the last commands are shown.
 const MOST_COMMANDS: usize = 5;
@@ -56,6 +56,8 @@ struct Projection {
     desired_by: Option<String>,
     desired_reason: Option<String>,
     rewind: Option<Rewind>,
+    rebuild: Option<RebuildRecord>,
+    old: Option<OldRecord>,
     parked: i64,
     pending_commands: i64,
     fault: Option<String>,
@@ -123,6 +125,8 @@ impl Projection {
             pending_commands: self.pending_commands,
             error: failing.and_then(|checkpoint| checkpoint.error.clone()),
             failing_event: failing.and_then(|checkpoint| Uuid::try_parse(checkpoint.attempt_event_id.as_ref()?).ok()),
+            rebuild: self.rebuild.clone(),
+            old: self.old.clone(),
         }
     }
 
@@ -298,7 +302,7 @@ orders      running      1000       0   0.0 s      2       0
 revenue     halted          7     993  50 min      2       2  no such customer
 torn        broken                                 0       0  torn
 
-orders is being rewound by command 4, given 3.0 s ago: clearing
+orders is being rewound by command 4, given 3.0 s ago: executing
 revenue is halted: no such customer
   correct the cause, then it goes on by itself
   never to handle the event: shop discard revenue --event ID --reason …
@@ -311,9 +315,9 @@ WORKER    STATE          PARTITION  HEARTBEAT  STARTED  HOST   PID  VERSION
 aaaaaaaa  running                0      1.2 s    100 s  pod-1    1  0.1.0
 ffffffff  stopped: left                  30 s      2 h  pod-2   77  0.1.0
 
-ID  COMMAND  PROJECTION  BY   GIVEN  OUTCOME   REASON           ERROR
- 4  rewind   orders      kim  3.0 s  clearing  bad [31m totals
- 3  resume   orders      kim   60 s  refused                    it is not paused";
+ID  COMMAND  PROJECTION  BY   GIVEN  OUTCOME    REASON           ERROR
+ 4  rewind   orders      kim  3.0 s  executing  bad [31m totals
+ 3  resume   orders      kim   60 s  refused                     it is not paused";
         assert_eq!(overview.render("shop", "main", false), shown);
         assert!(overview.render("shop", "main", true).contains("\x1b[31mhalted\x1b[0m"));
     }

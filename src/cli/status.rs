@@ -7,12 +7,13 @@ use crossbeam_channel::{bounded, select, tick};
 use serde_json::value::RawValue;
 
 use super::failure::Failure;
-use super::operating::program;
 use super::output;
 use super::overview::Overview;
+use super::shell::program;
 use super::signals::shutdown_signal;
 use crate::error::{BoxError, Error};
 use crate::orchestrator::Orchestrator;
+use crate::rebuilding::Readings;
 use crate::store::session::Session;
 use crate::store::{migrations, overview};
 
@@ -36,14 +37,14 @@ pub(super) fn status(orchestrator: &Orchestrator, json: bool, watch: bool) -> Re
             _ => output::write(&text),
         })
     };
-    let mut session = None;
+    let (mut session, mut readings) = (None, Readings::default());
     if !watch {
-        show(&load(orchestrator, &mut session)?)?;
+        show(&load(orchestrator, &mut session, &mut readings)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let again = tick(EVERY);
     loop {
-        match load(orchestrator, &mut session) {
+        match load(orchestrator, &mut session, &mut readings) {
             Ok(overview) => {
                 if !show(&overview)? {
                     return Ok(ExitCode::SUCCESS);
@@ -64,7 +65,11 @@ pub(super) fn status(orchestrator: &Orchestrator, json: bool, watch: bool) -> Re
 }
 
 /// Loads the overview. Opens a connection if there is none yet.
-fn load(orchestrator: &Orchestrator, session: &mut Option<Session>) -> Result<Box<RawValue>, Error> {
+fn load(
+    orchestrator: &Orchestrator,
+    session: &mut Option<Session>,
+    readings: &mut Readings,
+) -> Result<Box<RawValue>, Error> {
     let names = orchestrator.names();
     let session = if let Some(session) = session {
         session
@@ -76,5 +81,6 @@ fn load(orchestrator: &Orchestrator, session: &mut Option<Session>) -> Result<Bo
         session.insert(opened)
     };
     let mut tx = session.reading().map_err(Error::database("loading the overview"))?;
-    overview::load(&mut tx, names, orchestrator.replica_set()).map_err(Error::database("loading the overview"))
+    overview::load(&mut tx, names, orchestrator.replica_set(), readings)
+        .map_err(Error::database("loading the overview"))
 }

@@ -44,7 +44,10 @@ impl Errands {
         };
         let schema = names.schema_of_old(errand.command);
         let mut tx = owner.transaction().map_err(Failure::passing)?;
-        rebuilds::lock_for_switch(&mut tx, &rebuild).map_err(Failure::locking)?;
+        rebuilds::lock_gently(&mut tx, &rebuild).map_err(Failure::locking)?;
+        read_model::verify(&mut tx, &rebuild.copies).map_err(Failure::of_refusal)?;
+        rebuilds::lock_copies(&mut tx, &rebuild).map_err(Failure::locking)?;
+        rebuilds::lock_live(&mut tx, &rebuild).map_err(Failure::locking)?;
         read_model::swap(&mut tx, &rebuild.copies, &schema).map_err(Failure::of_refusal)?;
         let outcome = rebuilds::revert(&mut tx, names, errand, self.context.worker(), &rebuild, &schema)
             .map_err(|error| Failure::of_change(&error))?;

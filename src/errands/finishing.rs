@@ -70,7 +70,7 @@ impl Errands {
             return Ok(End::Superseded);
         }
         waited!(self, errand, self.wait_for(&mut session, errand, PATIENCE, |gap| gap.positions <= CLOSE)?);
-        // Autovacuum is off for the copies.
+        // Readers are to find them in order from the first moment.
         rebuilds::vacuum(session.client(), &rebuild).map_err(Failure::changing)?;
         waited!(self, errand, self.wait_for(&mut session, errand, PATIENCE, |gap| gap.positions <= CLOSE)?);
         if !self.step(&mut session, errand, rebuilds::follow)? {
@@ -204,17 +204,23 @@ impl Errands {
         let old_schema = names.schema_of_old(errand.command);
         let mut tx = session.transaction().map_err(database())?;
         let kept = rebuild.keep_old.then_some(old_schema.as_str());
-        let begun;
+        rebuilds::lock_gently(&mut tx, rebuild).map_err(database())?;
+        if let Some(why) = settled(read_model::verify(&mut tx, &rebuild.copies))? {
+            return Ok(Switched::NotNow(why));
+        }
+        rebuilds::lock_copies(&mut tx, rebuild).map_err(database())?;
+        let begun = Instant::now();
         if rebuild.copies_content {
-            rebuilds::lock_copies(&mut tx, rebuild).map_err(database())?;
-            begun = Instant::now();
             if let Some(why) = settled(read_model::replace(&mut tx, &rebuild.copies).map(drop))? {
                 return Ok(Switched::NotNow(why));
             }
             read_model::remove(&mut tx, &rebuild.schema, &rebuild.copy_oids()).map_err(database())?;
-        } else {
-            rebuilds::lock_for_switch(&mut tx, rebuild).map_err(database())?;
-            begun = Instant::now();
+        }
+        if !rebuilds::hold(&mut tx, names, errand, worker).map_err(database())? {
+            return Ok(Switched::Superseded);
+        }
+        if !rebuild.copies_content {
+            rebuilds::lock_live(&mut tx, rebuild).map_err(database())?;
             if let Some(why) = settled(read_model::swap(&mut tx, &rebuild.copies, &old_schema))? {
                 return Ok(Switched::NotNow(why));
             }
@@ -222,12 +228,12 @@ impl Errands {
                 read_model::remove(&mut tx, &old_schema, &rebuild.live_oids()).map_err(database())?;
             }
         }
-        let switched = rebuilds::switch(&mut tx, names, errand, worker, token, kept)?;
+        let switched = rebuilds::switch(&mut tx, names, errand, token, kept)?;
         if matches!(switched, Switched::Done(_)) {
             tx.commit().map_err(database())?;
-            let locked = begun.elapsed();
+            let pause = begun.elapsed();
             log::info!(
-                "read model switched: replica_set={} worker={worker} projection={} locked={locked:?}",
+                "read model switched: replica_set={} worker={worker} projection={} pause={pause:?}",
                 field(&self.context.replica_set()),
                 field(&errand.projection)
             );

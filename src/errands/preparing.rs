@@ -7,10 +7,9 @@ use crate::context::Context;
 use crate::error::{Error, field};
 use crate::plan::Errand;
 use crate::store::commands::Outcome;
-use crate::store::notifications;
-use crate::store::read_model;
 use crate::store::rebuilds::{self, Basis};
 use crate::store::session::Session;
+use crate::store::{notifications, read_model};
 
 impl Errands {
     pub(super) fn prepare(&self, errand: &Errand) -> Result<End, Failure> {

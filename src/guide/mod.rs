@@ -8,6 +8,7 @@
 //! | write projections | [`projections`] |
 //! | append events, execute commands, wait for a read model | [`event_store`] |
 //! | know what happens when a handler fails: halt, park, replay, discard | [`failures`] |
+//! | change a read model, or repair one, while it stays readable | [`rebuilding`] |
 //! | test projections | [`testing`] |
 //! | run workers in production | [`deploying`] |
 //! | look, pause, resume, rewind, rebuild, remove, find out who did what | [`operating`] |
@@ -39,6 +40,7 @@ pages!(
     projections,
     event_store,
     failures,
+    rebuilding,
     deploying,
     operating,
     troubleshooting,

@@ -4,13 +4,13 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::event::StreamId;
-use crate::operator::{Command, Replay, RewindTo};
+use crate::operator::{Command, Rebuild, Replay, RewindTo};
 
 const FOLDER: &str = "/projections/";
 
-/// The commands that are taken. `remove` is not among them: it concerns what no worker knows, and
-/// cannot be undone.
-const COMMANDS: [&str; 5] = ["pause", "resume", "rewind", "replay", "discard"];
+/// The commands that are taken. `remove` and `drop_old` are not among them, because they cannot be
+/// undone.
+const COMMANDS: [&str; 8] = ["pause", "resume", "rewind", "replay", "discard", "rebuild", "cancel", "revert"];
 
 /// Whether a path is that of a command, even if there is no such command.
 pub(super) fn is_command(path: &str) -> bool {
@@ -71,13 +71,14 @@ pub(super) fn command(target: Target, body: &[u8], peer: &str) -> Result<Asked, 
     };
     let (reason, by) = (text(&mut given, "reason")?, text(&mut given, "by")?);
     let replica_set = text(&mut given, "replica_set")?;
-    if reason.is_none() && ["pause", "rewind", "discard"].contains(&name) {
+    if reason.is_none() && ["pause", "rewind", "discard", "rebuild", "cancel"].contains(&name) {
         return Err(format!("{name} needs a \"reason\", for the history"));
     }
     let expected = match name {
         "rewind" => r#"one of "to_beginning": true, "to_position": 7 and "to_time": "2026-01-31T12:00:00Z""#,
         "replay" => r#"one of "all": true, "aggregate": ["context", "type", "id"] and "error_like": "%pattern%""#,
         "discard" => r#""event": "the id of the event""#,
+        "rebuild" => r#"none or any of "rate": 5000 (or null), "keep_old": true and "copy": true"#,
         _ => "nothing else",
     };
     let command = with_arguments(name, &projection, &given);
@@ -93,10 +94,18 @@ pub(super) fn command(target: Target, body: &[u8], peer: &str) -> Result<Asked, 
 
 /// Returns the command with exactly these arguments; `None` if it has others.
 fn with_arguments(name: &str, projection: &str, given: &Map<String, Value>) -> Option<Command> {
+    if name == "rebuild" {
+        return given
+            .iter()
+            .try_fold(Rebuild::default(), with_argument)
+            .map(|rebuild| Command::rebuild(projection, rebuild));
+    }
     if given.is_empty() {
         return match name {
             "pause" => Some(Command::pause(projection)),
             "resume" => Some(Command::resume(projection)),
+            "cancel" => Some(Command::cancel_rebuild(projection)),
+            "revert" => Some(Command::revert_rebuild(projection)),
             _ => None,
         };
     }
@@ -114,6 +123,18 @@ fn with_arguments(name: &str, projection: &str, given: &Map<String, Value>) -> O
         }
         ("replay", "error_like") => replay(Replay::ErrorLike(value.as_str()?.to_owned())),
         ("discard", "event") => Some(Command::discard(projection, Uuid::try_parse(value.as_str()?).ok()?)),
+        _ => None,
+    }
+}
+
+/// Adds an argument of a rebuild.
+fn with_argument(rebuild: Rebuild, (argument, value): (&String, &Value)) -> Option<Rebuild> {
+    match (argument.as_str(), value) {
+        ("rate", Value::Null) => Some(rebuild.unlimited()),
+        ("rate", rate) => rate.as_u64().and_then(|rate| u32::try_from(rate).ok()).map(|rate| rebuild.rate(rate)),
+        ("keep_old", Value::Bool(true)) => Some(rebuild.keep_old()),
+        ("copy", Value::Bool(true)) => Some(rebuild.copy()),
+        ("keep_old" | "copy", Value::Bool(false)) => Some(rebuild),
         _ => None,
     }
 }
@@ -151,6 +172,7 @@ mod tests {
             "/projections/orders",
             "/projections/orders/",
             "/projections/orders/remove",
+            "/projections/orders/drop_old",
             "/projections/orders/pause/",
             "/projections//pause",
             "/projections/a/b/pause",
@@ -195,6 +217,19 @@ mod tests {
                 r#"{"event": "00000000-0000-0000-0000-000000000000", "reason": "r"}"#,
                 Command::discard("orders", id).reason("r"),
             ),
+            ("rebuild", r#"{"reason": "r"}"#, Command::rebuild("orders", Rebuild::default()).reason("r")),
+            (
+                "rebuild",
+                r#"{"reason": "r", "rate": 7, "keep_old": true, "copy": false}"#,
+                Command::rebuild("orders", Rebuild::default().rate(7).keep_old()).reason("r"),
+            ),
+            (
+                "rebuild",
+                r#"{"reason": "r", "rate": null, "copy": true}"#,
+                Command::rebuild("orders", Rebuild::default().unlimited().copy()).reason("r"),
+            ),
+            ("cancel", r#"{"reason": "r"}"#, Command::cancel_rebuild("orders").reason("r")),
+            ("revert", "", Command::revert_rebuild("orders")),
         ] {
             let asked = command(orders(name), body.as_bytes(), "::1").unwrap();
             assert_eq!(asked, Asked { command: expected.by("HTTP client at ::1"), replica_set: None }, "{body}");
@@ -225,6 +260,12 @@ mod tests {
             ("rewind", r#"{"reason": "r", "to_time": "yesterday"}"#, "must have one of \"to_beginning\""),
             ("rewind", r#"{"reason": "r", "to_position": 1e99}"#, "must have one of \"to_beginning\""),
             ("discard", r#"{"reason": "r", "event": "7"}"#, "must have \"event\""),
+            ("rebuild", "", "rebuild needs a \"reason\""),
+            ("rebuild", r#"{"reason": "r", "rate": -1}"#, "any of \"rate\""),
+            ("rebuild", r#"{"reason": "r", "fast": true}"#, "any of \"rate\""),
+            ("rebuild", r#"{"reason": "r", "copy": 1}"#, "any of \"rate\""),
+            ("cancel", "", "cancel needs a \"reason\""),
+            ("cancel", r#"{"reason": "r", "all": true}"#, "must have nothing else"),
         ] {
             let error = command(orders(name), body.as_bytes(), "::1").unwrap_err();
             assert!(error.contains(part), "{name} {body}: {error}");

@@ -24,6 +24,7 @@ use super::token::Token;
 use crate::backoff::Mentions;
 use crate::error::{Error, field};
 use crate::operator::{Applied, OperatorError};
+use crate::plan::base_of;
 use crate::probe::HealthProbe;
 use crate::threads::safely;
 
@@ -129,7 +130,8 @@ fn asked(probes: &[HealthProbe], target: Target, body: &[u8], peer: IpAddr) -> R
     let is_wanted = |set: &str| asked.replica_set.as_ref().is_none_or(|wanted| wanted == set);
     let able = probes.iter().filter_map(|probe| {
         let own = probe.own();
-        (own.projections.contains_key(&*name) && is_wanted(&own.replica_set)).then_some((own.replica_set, probe))
+        (own.projections.contains_key(base_of(&name)) && is_wanted(&own.replica_set))
+            .then_some((own.replica_set, probe))
     });
     let mut able = able.collect::<BTreeMap<_, _>>().into_values();
     match (able.next(), able.next()) {
@@ -163,7 +165,8 @@ fn page(outcome: &Result<Applied, Failure>) -> Page {
     let error = match outcome {
         Ok(applied) => {
             let said = applied.to_string();
-            return answer(200, Some(applied.id), Some("done"), &applied.result, Some(&said), None);
+            let (code, outcome) = if applied.is_done { (200, "done") } else { (202, "begun") };
+            return answer(code, Some(applied.id), Some(outcome), &applied.result, Some(&said), None);
         }
         Err(Failure::Connection(error)) => return refused(503, &error.with_causes()),
         Err(Failure::Command(error)) => error,

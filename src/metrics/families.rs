@@ -77,6 +77,18 @@ declare! {
             "Aggregates that the projection has parked: one of their events fails, and the later ones wait behind it.";
         commands_pending: Series<IntGauge> [projection] = "commands_pending",
             "Commands of operators that no worker has applied yet.";
+        rebuild_progress: Series<Gauge> [projection] = "rebuild_progress_ratio",
+            "How much of the events the rebuild of the projection has passed, from 0 to 1. Only while it is being rebuilt; so are the \
+             other metrics of the rebuild.";
+        rebuild_events: Series<IntGauge> [projection] = "rebuild_events",
+            "Events that the rebuild of the projection has handled.";
+        rebuild_positions_to_go: Series<IntGauge> [projection] = "rebuild_positions_to_go",
+            "Positions that the rebuild of the projection has yet to pass.";
+        rebuild_blocked: Series<IntGauge> [projection] = "rebuild_blocked",
+            "1 while something keeps the rebuild of the projection from its switch, else 0. The status page, the log and the command \
+             `rebuild NAME --status` name it.";
+        old_tables_age: Series<Gauge> [projection] = "old_tables_age_seconds",
+            "Seconds since a rebuild has replaced the former tables of the projection, which are kept. No series if none are kept.";
         commands: Series<IntCounter> [command, outcome] = "commands_total",
             "Commands of operators that this process has applied, by outcome: done, refused or failed.";
         reconnects: Series<IntCounter> [connection] = "reconnects_total",

@@ -197,6 +197,33 @@ impl ReplicaSetMetrics {
     }
 }
 
+impl ReplicaSetMetrics {
+    /// Shows the progress of these rebuilds, and removes that of all others.
+    pub(crate) fn set_rebuilds<'a>(&self, rebuilds: &(impl Iterator<Item = Rebuild<'a>> + Clone)) {
+        let of = |rebuild: &Rebuild<'_>| [rebuild.projection.to_owned()];
+        let all = || rebuilds.clone();
+        self.rebuild_progress.replace(all().map(|at| (of(&at), at.progress)));
+        self.rebuild_events.replace(all().map(|at| (of(&at), at.events)));
+        self.rebuild_positions_to_go.replace(all().map(|at| (of(&at), at.positions_to_go)));
+        self.rebuild_blocked.replace(all().map(|at| (of(&at), at.is_blocked.into())));
+    }
+
+    /// Shows for how many seconds the former tables of these projections have been kept.
+    pub(crate) fn set_old_tables<'a>(&self, old: impl Iterator<Item = (&'a str, f64)>) {
+        self.old_tables_age.replace(old.map(|(projection, seconds)| ([projection.to_owned()], seconds)));
+    }
+}
+
+/// The progress of a rebuild.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rebuild<'a> {
+    pub(crate) projection: &'a str,
+    pub(crate) progress: f64,
+    pub(crate) events: i64,
+    pub(crate) positions_to_go: i64,
+    pub(crate) is_blocked: bool,
+}
+
 /// The lag of a projection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lag<'a> {

@@ -1,8 +1,10 @@
 //! The operator: gives commands, and lists what the tables say.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
+use parking_lot::Mutex;
 use postgres::Client;
 use postgres::error::SqlState;
 
@@ -13,6 +15,8 @@ use super::patience::{Next, Patience};
 use crate::blocking::blocking;
 use crate::database::AsClient;
 use crate::error::{Error, Shown as _, field};
+use crate::plan::{Kind, base_of};
+use crate::rebuilding::Readings;
 use crate::store::operations::{self, CommandRecord, ParkedRecord, Progress, ProjectionRecord, Request};
 use crate::store::{Names, notifications};
 use crate::threads::safely;
@@ -38,6 +42,8 @@ use crate::threads::safely;
 pub struct Operator {
     names: Names,
     replica_set: Option<String>,
+    /// What was seen of rebuilds before, for their rate.
+    readings: Arc<Mutex<Readings>>,
 }
 
 /// A command that was recorded.
@@ -54,7 +60,7 @@ impl Operator {
     /// [`Error::InvalidConfig`] if a name is not valid.
     pub fn new(names: Names) -> Result<Self, Error> {
         names.validate()?;
-        Ok(Self { names, replica_set: None })
+        Ok(Self { names, replica_set: None, readings: Arc::default() })
     }
 
     /// Restricts the operator to one replica set: it lists only that one, and refuses commands for
@@ -87,6 +93,9 @@ impl Operator {
     /// Submits a command, and waits until it is applied or has turned out to be impossible, for at
     /// most `timeout`. If the time is over, the command stays recorded.
     ///
+    /// A rebuild may take hours, so it is waited for until it has begun, unless
+    /// [`until_done`](Command::until_done) is asked for.
+    ///
     /// If no worker of the replica set is running, it does not wait.
     ///
     /// ```no_run
@@ -116,12 +125,30 @@ impl Operator {
         })
     }
 
-    /// Lists the projections.
+    /// Lists the projections, each with its rebuild and its former tables, if there are any. If it
+    /// is called again within a minute, the rate of a rebuild is that since the earlier call.
     pub fn projections(&self, client: &mut impl AsClient) -> Result<Vec<ProjectionRecord>, OperatorError> {
         let client = client.as_client();
         apart(|| {
-            operations::projections(client, &self.names, self.replica_set.as_deref())
+            operations::projections(client, &self.names, self.replica_set.as_deref(), &self.readings)
                 .map_err(|error| self.explained(None, error))
+        })
+    }
+
+    /// Describes one projection.
+    ///
+    /// # Errors
+    ///
+    /// [`OperatorError::Unknown`] and [`OperatorError::Elsewhere`] if it is none of this operator's.
+    pub fn projection(&self, client: &mut impl AsClient, projection: &str) -> Result<ProjectionRecord, OperatorError> {
+        let client = client.as_client();
+        apart(|| {
+            let known = operations::known(client, &self.names).map_err(|error| self.explained(None, error))?;
+            let owner = self.owner(&known, projection)?;
+            let all = operations::projections(client, &self.names, Some(&owner), &self.readings)
+                .map_err(|error| self.explained(None, error))?;
+            let found = all.into_iter().find(|record| record.name == base_of(projection));
+            found.ok_or_else(|| self.unknown(&known, projection))
         })
     }
 
@@ -169,6 +196,13 @@ impl Operator {
         })
     }
 
+    /// Looks once whether a rebuild that was begun is done.
+    #[cfg(feature = "cli")]
+    pub(crate) fn look(&self, client: &mut Client, command: &Command, id: i64) -> Result<Applied, OperatorError> {
+        let recorded = Recorded { id, replica_set: self.replica_set.clone().unwrap_or_default() };
+        apart(|| self.wait(client, command, &recorded, Duration::ZERO))
+    }
+
     fn record(&self, client: &mut Client, command: &Command) -> Result<Recorded, OperatorError> {
         let known = operations::known(client, &self.names).map_err(|error| self.explained(None, error))?;
         let replica_set = self.owner(&known, command.projection())?;
@@ -209,7 +243,9 @@ impl Operator {
 
     fn unknown(&self, known: &[(String, String)], projection: &str) -> OperatorError {
         let own = known.iter().filter(|(name, owner)| {
-            name != projection && self.replica_set.as_ref().is_none_or(|replica_set| replica_set == owner)
+            name != projection
+                && Kind::of(name) == Kind::Live
+                && self.replica_set.as_ref().is_none_or(|replica_set| replica_set == owner)
         });
         OperatorError::Unknown { projection: projection.to_owned(), known: own.map(|(name, _)| name.clone()).collect() }
     }
@@ -237,17 +273,18 @@ impl Operator {
             let Progress { outcome, result, error, step } =
                 found.ok_or_else(|| OperatorError::Failed { id, why: why() })?;
             let why = error.unwrap_or_else(|| "the worker has recorded no reason".to_owned());
+            let applied = |is_done| Applied {
+                id,
+                command: command.name(),
+                projection: command.projection().to_owned(),
+                result: result.unwrap_or_default(),
+                is_done,
+            };
             match outcome.as_deref() {
-                Some("done") => {
-                    return Ok(Applied {
-                        id,
-                        command: command.name(),
-                        projection: command.projection().to_owned(),
-                        result: result.unwrap_or_default(),
-                    });
-                }
+                Some("done") => return Ok(applied(true)),
                 Some("refused") => return Err(OperatorError::Refused { id, why }),
                 Some(_) => return Err(OperatorError::Failed { id, why }),
+                None if command.is_begun(step.as_deref()) => return Ok(applied(false)),
                 None => {}
             }
             match patience.next(begun.elapsed()) {

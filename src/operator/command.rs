@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::error::OperatorError;
+use super::rebuild::Rebuild;
 use crate::event::StreamId;
 use crate::moment::{parse_rfc3339, rfc3339};
 
@@ -24,6 +25,8 @@ pub struct Command {
     action: Action,
     reason: Option<String>,
     by: Option<String>,
+    /// Whether a rebuild is waited for until it is done, and not until it has begun.
+    is_until_done: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +37,11 @@ enum Action {
     Remove,
     Replay(Replay),
     Discard(Uuid),
+    Rebuild(Rebuild),
+    RebuildAggregate(StreamId),
+    CancelRebuild,
+    RevertRebuild,
+    DropOld,
 }
 
 /// Where a rewound projection begins again.
@@ -85,7 +93,7 @@ impl RewindTo {
 
 impl Command {
     fn new(projection: impl Into<String>, action: Action) -> Self {
-        Self { projection: projection.into(), action, reason: None, by: None }
+        Self { projection: projection.into(), action, reason: None, by: None, is_until_done: false }
     }
 
     /// No event of the projection is processed any more, on no worker, until it is resumed. It
@@ -123,6 +131,44 @@ impl Command {
         Self::new(projection, Action::Discard(event))
     }
 
+    /// The read model is built anew in copies of the projection's tables, while readers use the
+    /// live ones. Then the copies take their place, in one transaction.
+    ///
+    /// That may take hours. [`Operator::execute`](super::Operator::execute) waits until the rebuild
+    /// has begun, or [until it is done](Self::until_done).
+    pub fn rebuild(projection: impl Into<String>, rebuild: Rebuild) -> Self {
+        Self::new(projection, Action::Rebuild(rebuild))
+    }
+
+    /// The projection deletes the rows of one aggregate, and handles its events once more.
+    pub fn rebuild_aggregate(projection: impl Into<String>, aggregate: StreamId) -> Self {
+        Self::new(projection, Action::RebuildAggregate(aggregate))
+    }
+
+    /// A rebuild in progress ends without a switch, and its copies are dropped. The live read model
+    /// stays as it is.
+    pub fn cancel_rebuild(projection: impl Into<String>) -> Self {
+        Self::new(projection, Action::CancelRebuild)
+    }
+
+    /// The former tables that a rebuild has [kept](Rebuild::keep_old) are the live ones again, with
+    /// their checkpoints. The projection then handles the newer events.
+    pub fn revert_rebuild(projection: impl Into<String>) -> Self {
+        Self::new(projection, Action::RevertRebuild)
+    }
+
+    /// The former tables that a rebuild has [kept](Rebuild::keep_old) are dropped.
+    pub fn drop_old(projection: impl Into<String>) -> Self {
+        Self::new(projection, Action::DropOld)
+    }
+
+    /// Lets [`Operator::execute`](super::Operator::execute) wait until a rebuild is done, and not
+    /// only until it has begun. It changes nothing for other commands.
+    pub fn until_done(mut self) -> Self {
+        self.is_until_done = true;
+        self
+    }
+
     /// Records why the command is given.
     pub fn reason(mut self, reason: impl Into<String>) -> Self {
         self.reason = Some(reason.into());
@@ -144,6 +190,11 @@ impl Command {
             Action::Remove => "remove",
             Action::Replay(_) => "replay",
             Action::Discard(_) => "discard",
+            Action::Rebuild(_) => "rebuild",
+            Action::RebuildAggregate(_) => "rebuild_aggregate",
+            Action::CancelRebuild => "cancel",
+            Action::RevertRebuild => "revert",
+            Action::DropOld => "drop_old",
         }
     }
 
@@ -160,15 +211,37 @@ impl Command {
         self.reason.as_deref()
     }
 
+    /// Whether it has begun, and is not to be waited for any longer, in this step.
+    pub(super) fn is_begun(&self, step: Option<&str>) -> bool {
+        let is_rebuild = matches!(self.action, Action::Rebuild(_));
+        is_rebuild && !self.is_until_done && matches!(step, Some("loading" | "finishing"))
+    }
+
+    /// How it rebuilds, if it does.
+    #[cfg(feature = "cli")]
+    pub(crate) fn rebuilds(&self) -> Option<Rebuild> {
+        match self.action {
+            Action::Rebuild(rebuild) => Some(rebuild),
+            _ => None,
+        }
+    }
+
     /// The arguments, as the SQL function takes them.
     pub(super) fn arguments(&self) -> Value {
         match &self.action {
-            Action::Pause | Action::Resume | Action::Remove => json!({}),
+            Action::Pause
+            | Action::Resume
+            | Action::Remove
+            | Action::CancelRebuild
+            | Action::RevertRebuild
+            | Action::DropOld => json!({}),
+            Action::Rebuild(rebuild) => rebuild.arguments(),
             Action::Rewind(RewindTo::Beginning) => json!({ "to_beginning": true }),
             Action::Rewind(RewindTo::Position(position)) => json!({ "to_position": position }),
             Action::Rewind(RewindTo::Time(time)) => json!({ "to_time": rfc3339(*time) }),
             Action::Replay(Replay::All) => json!({ "all": true }),
-            Action::Replay(Replay::Aggregate(StreamId { bounded_context, aggregate_type, aggregate_id })) => {
+            Action::Replay(Replay::Aggregate(aggregate)) | Action::RebuildAggregate(aggregate) => {
+                let StreamId { bounded_context, aggregate_type, aggregate_id } = aggregate;
                 json!({ "aggregate": [bounded_context, aggregate_type, aggregate_id] })
             }
             Action::Replay(Replay::ErrorLike(pattern)) => json!({ "error_like": pattern }),
@@ -183,15 +256,21 @@ mod tests {
 
     #[test]
     fn arguments_are_those_of_the_sql_function() {
-        let aggregate = StreamId::new("shop", "Order", "a/b");
+        let aggregate = || StreamId::new("shop", "Order", "a/b");
+        let usual = Rebuild::default();
         for (command, arguments) in [
             (Command::pause("p"), r"{}"),
             (Command::rewind("p", RewindTo::Beginning), r#"{"to_beginning":true}"#),
             (Command::rewind("p", RewindTo::Position(7)), r#"{"to_position":7}"#),
             (Command::rewind("p", RewindTo::Time(SystemTime::UNIX_EPOCH)), r#"{"to_time":"1970-01-01T00:00:00Z"}"#),
             (Command::replay("p", Replay::All), r#"{"all":true}"#),
-            (Command::replay("p", Replay::Aggregate(aggregate)), r#"{"aggregate":["shop","Order","a/b"]}"#),
+            (Command::replay("p", Replay::Aggregate(aggregate())), r#"{"aggregate":["shop","Order","a/b"]}"#),
             (Command::replay("p", Replay::ErrorLike("%no%".into())), r#"{"error_like":"%no%"}"#),
+            (Command::rebuild("p", usual), "{}"),
+            (Command::rebuild("p", usual.unlimited().copy()), r#"{"copy":true,"rate":null}"#),
+            (Command::rebuild("p", usual.rate(7).keep_old()), r#"{"keep_old":true,"rate":7}"#),
+            (Command::rebuild_aggregate("p", aggregate()), r#"{"aggregate":["shop","Order","a/b"]}"#),
+            (Command::cancel_rebuild("p"), "{}"),
             (Command::discard("p", Uuid::nil()), r#"{"event":"00000000-0000-0000-0000-000000000000"}"#),
         ] {
             assert_eq!(command.arguments().to_string(), arguments, "{command:?}");

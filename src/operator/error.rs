@@ -23,7 +23,7 @@ pub enum OperatorError {
     },
 
     /// The command was begun, and failed: the projection could not clear its read model, for
-    /// example.
+    /// example, or a rebuild was cancelled.
     #[error("command {id} has failed: {why}")]
     #[non_exhaustive]
     Failed {
@@ -100,8 +100,8 @@ pub enum OperatorError {
         id: i64,
         /// How long the caller waited.
         waited: Duration,
-        /// The step in which a rewind is: `clearing` while the projection clears its read model,
-        /// then `cleared`.
+        /// The step of a command that one worker executes: `executing`, then `executed`; of a
+        /// rebuild, then `loading` and `finishing`.
         step: Option<String>,
     },
 

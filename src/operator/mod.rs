@@ -1,5 +1,5 @@
-//! Commands for operators: pause, resume and rewind a projection, remove what is left of one, and
-//! replay or discard what a projection has parked.
+//! Commands for operators: pause, resume, rewind and rebuild a projection, remove what is left of
+//! one, and replay or discard what a projection has parked.
 //!
 //! A command is a row, so it survives every crash. A worker of the projection's replica set applies
 //! it and records the outcome. The worker program has the same [as commands](crate::cli), and the
@@ -29,9 +29,13 @@ mod calls;
 mod command;
 mod error;
 mod patience;
+mod rebuild;
+pub(crate) mod words;
 
 pub use self::applied::Applied;
 pub use self::calls::Operator;
 pub use self::command::{Command, Replay, RewindTo};
 pub use self::error::OperatorError;
+pub use self::rebuild::Rebuild;
+pub use crate::rebuilding::{OldRecord, RebuildRecord};
 pub use crate::store::operations::{CommandRecord, ParkedRecord, ProjectionRecord};

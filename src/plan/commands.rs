@@ -47,8 +47,7 @@ pub(crate) enum Effect {
     Finish(Option<Deal>),
     /// The copies are filled, and this worker begins to switch to them.
     Switch(WorkerId),
-    /// No worker can switch to them any more. The live checkpoints must not wait for those of the
-    /// rebuild.
+    /// No worker can go on with the switch, so the live projection does not wait for it.
     PutOff,
     /// The projection, its checkpoints and its parked events are deleted.
     Remove,
@@ -202,11 +201,8 @@ impl Situation<'_> {
             }
             (_, Step::Finishing { .. }) => {
                 let rebuild = rebuild()?;
-                let is_able = |worker: &WorkerView| worker.knows(rebuild);
-                match self.executor(is_able) {
-                    Some(executor) => Some(Effect::Again(executor)),
-                    None => (!self.has_able(is_able)).then_some(Effect::PutOff),
-                }
+                let again = self.executor(|worker| worker.knows(rebuild)).map(Effect::Again);
+                again.or_else(|| self.is_active().then_some(Effect::PutOff))
             }
             (Asked::Pause, Step::Queued) if projection.desired == DesiredState::Paused => {
                 refuse(Refusal::AlreadyPaused)
@@ -225,6 +221,7 @@ impl Situation<'_> {
             (Asked::Rewind, Step::Queued) => self.begin(is_able, Some(deal(DesiredState::Paused))),
             (Asked::Rebuild, Step::Queued) => match command.version {
                 _ if rebuild().is_some() => refuse(Refusal::AlreadyRebuilt),
+                // After another switch, the former tables could not be brought back.
                 _ if self.other(projection, Kind::Old).is_some() => refuse(Refusal::OldKept),
                 Some(version) if version < projection.version => refuse(Refusal::NotNewer(projection.version)),
                 // Another build has finished it in the meantime.

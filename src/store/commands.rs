@@ -9,14 +9,15 @@ use postgres::{Row, Transaction};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::deal;
 use super::names::Names;
-use super::{deal, rebuilds, scopes};
+use super::releasing::{release, reload};
+use super::scopes;
 use crate::error::Error;
 use crate::plan::{Deal, DesiredState, Effect, Fault, Refusal, WorkerId};
 
 const APPLYING: &str = "applying a command";
 
-const NOBODY_SWITCHES: &str = "the workers of its version and build have left: start one, or cancel it";
 
 /// What has become of a command.
 #[derive(Debug, Clone, PartialEq)]
@@ -159,9 +160,10 @@ fn try_apply(
         Effect::Switch(executor) => {
             assign(tx, names, target.id, *executor, "step = 'finishing'").map(|()| None).map_err(database)
         }
-        Effect::PutOff => rebuilds::let_go(tx, names, (target.id, target.projection), NOBODY_SWITCHES, 0.0)
-            .map(|()| None)
-            .map_err(database),
+        Effect::PutOff => {
+            let why = "no running worker has the code for which it is rebuilt: start one, or cancel the rebuild";
+            release(tx, names, (target.id, target.projection), why, 0.0).map(|()| None).map_err(database)
+        }
         Effect::GiveUp(deal) => {
             dealt(tx, names, target, deal.as_ref())?;
             let why = "each of the workers that began to execute it has ended before that was done: look into their logs; if it was a \
@@ -332,15 +334,6 @@ fn remove(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result
     );
     tx.execute_typed(&others, &[(&target.projection, Type::TEXT), (&target.id, Type::INT8)])?;
     Ok(Outcome::Done(json!({"position": position})))
-}
-
-/// Lets the runners load again what they own. No row is changed.
-fn reload(tx: &mut Transaction<'_>, names: &Names, projection: &str) -> Result<(), postgres::Error> {
-    tx.execute_typed(
-        &names.sql("UPDATE {projections} SET deal = DEFAULT WHERE name = $1"),
-        &[(&projection, Type::TEXT)],
-    )?;
-    Ok(())
 }
 
 fn replay(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result<Outcome, postgres::Error> {

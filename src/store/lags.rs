@@ -1,10 +1,13 @@
 //! How far the projections of a replica set are behind, and what operators have to know of them.
 
 use postgres::Client;
-use postgres::types::Type;
+use postgres::types::{Json, Type};
 
 use super::names::Names;
+use super::rebuilds;
 use crate::metrics::{Condition as ShownCondition, Lag as Shown, ReplicaSetMetrics};
+use crate::plan::WorkerId;
+use crate::rebuilding::Reading;
 
 /// How far a projection is behind, over all workers of its replica set.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +47,13 @@ pub(crate) struct Lags {
     pub(crate) orphans: i64,
     /// All projections of the replica set.
     pub(crate) conditions: Vec<Condition>,
+    /// The rebuilds that are in progress, by the name of the projection.
+    pub(crate) rebuilds: Vec<(String, Reading)>,
+    /// For how many seconds the former tables of projections have been kept.
+    pub(crate) old: Vec<(String, f64)>,
+    /// Whether this worker reports what concerns the whole replica set: one of the running workers
+    /// does.
+    pub(crate) is_speaker: bool,
 }
 
 impl Lags {
@@ -63,25 +73,38 @@ impl Lags {
             parked: condition.parked,
             pending: condition.pending,
         }));
+        metrics.set_old_tables(self.old.iter().map(|(projection, seconds)| (projection.as_str(), *seconds)));
     }
 }
 
 /// Reads how far each projection of the replica set is behind. A projection with a fault has no
-/// lag: its positions mean nothing.
-pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Result<Lags, postgres::Error> {
+/// lag: its positions mean nothing. A rebuild is not behind: it has a progress.
+pub(crate) fn load(
+    client: &mut Client,
+    names: &Names,
+    replica_set: &str,
+    worker: WorkerId,
+) -> Result<Lags, postgres::Error> {
     let sql = names.sql_with(
         "SELECT p.name, lag.position, lag.events, lag.seconds, {is_orphan}, p.fault IS NOT NULL, p.desired_state = 'paused',
                 EXISTS (SELECT FROM {commands} m WHERE m.projection = p.name AND m.applied_at IS NULL AND m.command = 'rewind' AND m.step IS NOT NULL)
                 OR EXISTS (SELECT FROM {checkpoints} c WHERE c.projection = p.name AND c.position < c.highest),
                 (SELECT count(*) FROM {parked} k WHERE k.projection = p.name),
-                (SELECT count(*) FROM {commands} m WHERE m.projection = p.name AND m.applied_at IS NULL)
+                {pending}, {rebuild}, {old_age},
+                $2 = (SELECT w.id FROM {workers} w WHERE w.replica_set = $1 AND w.state = 'running' ORDER BY w.partition_key LIMIT 1)
          FROM {projections} p
          LEFT JOIN ({lags}) AS lag (projection, position, events, seconds) ON lag.projection = p.name
-         WHERE p.replica_set = $1",
-        &[("lags", &sql(names, "p.replica_set = $1")), ("is_orphan", &is_orphan_sql(names))],
+         WHERE p.replica_set = $1 AND p.kind = 'live'",
+        &[
+            ("lags", &sql(names, "p.replica_set = $1")),
+            ("is_orphan", &is_orphan_sql(names)),
+            ("pending", &rebuilds::pending_sql(names)),
+            ("rebuild", &rebuilds::rebuild_sql(names)),
+            ("old_age", &rebuilds::old_age_sql(names)),
+        ],
     );
     let mut lags = Lags::default();
-    for row in client.query_typed(&sql, &[(&replica_set, Type::TEXT)])? {
+    for row in client.query_typed(&sql, &[(&replica_set, Type::TEXT), (&worker.0, Type::UUID)])? {
         let (projection, is_orphan, is_broken): (String, bool, bool) = (row.get(0), row.get(4), row.get(5));
         lags.conditions.push(Condition {
             projection: projection.clone(),
@@ -90,6 +113,11 @@ pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Res
             parked: row.get(8),
             pending: row.get(9),
         });
+        if let Some(Json(reading)) = row.try_get(10)? {
+            lags.rebuilds.push((projection.clone(), reading));
+        }
+        lags.old.extend(row.get::<_, Option<f64>>(11).map(|age| (projection.clone(), age)));
+        lags.is_speaker |= row.get::<_, Option<bool>>(12).unwrap_or(false);
         if is_broken {
             continue;
         }
@@ -103,14 +131,14 @@ pub(crate) fn load(client: &mut Client, names: &Names, replica_set: &str) -> Res
     Ok(lags)
 }
 
-/// Projection, position, lag in events and in seconds for each projection `p` that meets a
-/// condition and has checkpoints, in SQL.
+/// Projection, position, lag in events and in seconds for each live projection `p` that
+/// meets a condition and has checkpoints, in SQL.
 pub(super) fn sql(names: &Names, which: &str) -> String {
     names.sql_with(
         "SELECT c.projection, c.position, greatest(newest.position - c.position, 0),
                 greatest(coalesce(extract(epoch FROM clock_timestamp() - next.created_at), 0), 0)::float8
          FROM (SELECT projection, min(position) AS position FROM {checkpoints} GROUP BY projection) c
-         JOIN {projections} p ON p.name = c.projection AND {which}
+         JOIN {projections} p ON p.name = c.projection AND p.kind = 'live' AND {which}
          CROSS JOIN (SELECT coalesce(max(global_position), 0) AS position FROM {events}) newest
          LEFT JOIN LATERAL (SELECT created_at FROM {events} e WHERE e.global_position > c.position
                             ORDER BY e.global_position LIMIT 1) next ON isfinite(next.created_at)",

@@ -5,6 +5,7 @@
 //! statement, so that they also work behind a pooler in transaction mode. Statements that run for
 //! each batch are [`prepared`] once per connection.
 
+mod ages;
 pub(crate) mod attempts;
 pub(crate) mod checkpoints;
 #[cfg(feature = "cli")]
@@ -36,6 +37,7 @@ pub(crate) mod progress;
 pub(crate) mod read_model;
 pub(crate) mod rebuilds;
 mod registration;
+mod releasing;
 pub(crate) mod rewinding;
 pub(crate) mod safe_head;
 mod scopes;

@@ -3,10 +3,15 @@
 
 use postgres::GenericClient;
 use postgres::types::{Json, Type};
+use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::ages::age;
 use super::lags;
 use super::names::Names;
+use super::rebuilds;
+use crate::rebuilding::{Reading, Readings};
 
 /// How many of the last generations are shown.
 const MOST_GENERATIONS: u32 = 20;
@@ -26,6 +31,7 @@ pub(crate) fn load(
     client: &mut impl GenericClient,
     names: &Names,
     replica_set: &str,
+    readings: &mut Readings,
 ) -> Result<Box<RawValue>, postgres::Error> {
     let sql = names.sql_with(
         include_str!("sql/overview.sql"),
@@ -51,18 +57,34 @@ pub(crate) fn load(
             ("most_commands", &MOST_COMMANDS),
             ("state", &lags::state_sql(names)),
             ("is_measured", &lags::is_measured_sql(names)),
+            ("rebuild", &rebuilds::rebuild_sql(names)),
+            ("old", &rebuilds::old_sql(names)),
+            ("pending", &rebuilds::pending_sql(names)),
         ],
     );
     let row = client.query_typed_one(&sql, &[(&replica_set, Type::TEXT)])?;
-    Ok(row.try_get::<_, Json<Box<RawValue>>>(0)?.0)
+    let overview = row.try_get::<_, Json<Box<RawValue>>>(0)?.0;
+    Ok(match row.try_get(1)? {
+        true => with_progress(&overview, readings).unwrap_or(overview),
+        false => overview,
+    })
+}
+
+/// Replaces what was read of each rebuild by what operators see of it. `None` if the overview is
+/// not as expected.
+fn with_progress(overview: &RawValue, readings: &mut Readings) -> Option<Box<RawValue>> {
+    let mut overview: Value = serde_json::from_str(overview.get()).ok()?;
+    for projection in overview.get_mut("projections")?.as_array_mut()? {
+        let rebuild = projection.get_mut("rebuild")?;
+        if !rebuild.is_null() {
+            let reading = Reading::deserialize(&*rebuild).ok()?;
+            *rebuild = serde_json::to_value(readings.record(&reading)).ok()?;
+        }
+    }
+    serde_json::value::to_raw_value(&overview).ok()
 }
 
 /// The beginning of a text, in SQL.
 fn shortened(text: &str) -> String {
     format!("left({text}, {LONGEST_ERROR})")
-}
-
-/// How long ago a timestamp was, in SQL: seconds, to the millisecond.
-fn age(timestamp: &str) -> String {
-    format!("round(extract(epoch FROM clock_timestamp() - {timestamp})::numeric, 3)")
 }

@@ -149,7 +149,7 @@ fn rollback_before_the_switch_leaves_the_live_model_going() {
     append_plainly(&mut client, 200, 20);
     await_exact(&mut client, "orders");
     let blocked: String = client.query_one("SELECT blocked FROM orchestrator_rebuilds", &[]).unwrap().get(0);
-    assert!(blocked.contains("version and build have left"), "{blocked}");
+    assert!(blocked.contains("no running worker has the code"), "{blocked}");
     assert_eq!(rows_of_version(&mut client, 2), 0);
     reader.rollback().unwrap();
     let again = worker(&database, version(2));

@@ -5,9 +5,9 @@ use std::time::Duration;
 use clap::{Arg, ArgGroup, ArgMatches, Command as Subcommand, value_parser};
 use uuid::Uuid;
 
-use super::super::flags::{json, switch};
+use super::super::flags::{aggregate, json, needed, switch, value};
+use super::rebuild;
 use crate::config::duration;
-use crate::event::StreamId;
 use crate::operator::{Command, Replay, RewindTo};
 
 /// How many commands `history` shows by default.
@@ -30,6 +30,11 @@ pub(crate) enum Asked {
     },
     Parked {
         projection: Option<String>,
+        json: bool,
+    },
+    /// How far the rebuild of a projection is.
+    Rebuild {
+        projection: String,
         json: bool,
     },
     Command {
@@ -59,6 +64,10 @@ pub(crate) fn asked(name: &str, own: &ArgMatches) -> Option<Asked> {
         "remove" => Command::remove(projection),
         "replay" => Command::replay(projection, replay(own)?),
         "discard" => Command::discard(projection, *own.get_one("event")?),
+        "rebuild" => match rebuild::asked(projection.clone(), own) {
+            Some(command) => command,
+            None => return Some(Asked::Rebuild { projection, json }),
+        },
         _ => return None,
     };
     let reason = own.get_one::<String>("reason").cloned();
@@ -90,7 +99,7 @@ fn replay(own: &ArgMatches) -> Option<Replay> {
 }
 
 /// The commands for operators.
-pub(crate) fn subcommands() -> [Subcommand; 9] {
+pub(crate) fn subcommands() -> [Subcommand; 10] {
     [
         Subcommand::new("projections")
             .about("Show the projections of the replica set, and how to go on with each that does not proceed")
@@ -117,6 +126,7 @@ pub(crate) fn subcommands() -> [Subcommand; 9] {
                     .help("Begin at the first event of this time or later, such as 2026-01-31T12:00:00Z"),
             ])
             .group(ArgGroup::new("to").args(["to-beginning", "to-position", "to-time"]).required(true)),
+        rebuild::subcommand(command("rebuild", false)),
         command("remove", false).about("Forget a projection that no running worker knows; its read model stays"),
         command("replay", false)
             .about("Retry parked aggregates; returns when the replay is requested, and parked shows the result")
@@ -151,27 +161,6 @@ fn optional_name() -> Arg {
     Arg::new("name").value_name("NAME").help("Only those of this projection")
 }
 
-/// A flag with a value.
-fn needed(name: &'static str, value: &'static str) -> Arg {
-    Arg::new(name).long(name).value_name(value)
-}
-
-/// A flag with a value that has a default.
-fn value(name: &'static str, value: &'static str, default: &'static str) -> Arg {
-    needed(name, value).default_value(default)
-}
-
-/// Reads an aggregate. Only its id may contain a slash.
-fn aggregate(text: &str) -> Result<StreamId, &'static str> {
-    let mut parts = text.splitn(3, '/');
-    match (parts.next(), parts.next(), parts.next()) {
-        (Some(context), Some(kind), Some(id)) if ![context, kind, id].contains(&"") => {
-            Ok(StreamId::new(context, kind, id))
-        }
-        _ => Err("it must be the context, the type and the id of an aggregate, such as shop/Order/order-7"),
-    }
-}
-
 fn event(text: &str) -> Result<Uuid, &'static str> {
     Uuid::parse_str(text).map_err(|_| "it must be the id of an event, such as 67e55044-10b1-426f-9247-bb680e5fe0c8")
 }
@@ -179,6 +168,8 @@ fn event(text: &str) -> Result<Uuid, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::StreamId;
+    use crate::operator::Rebuild;
 
     fn read(arguments: &[&str]) -> Result<Asked, String> {
         let program = Subcommand::new("worker").subcommands(subcommands());
@@ -227,6 +218,23 @@ mod tests {
                 &["discard", "p", "--event", &id, "--reason=r"],
                 given(Command::discard("p", Uuid::from_u128(7)).reason("r")),
             ),
+            (&["rebuild", "p", "--reason=r"], given(Command::rebuild("p", Rebuild::default()).reason("r"))),
+            (
+                &["rebuild", "p", "--reason=r", "--rate=20000", "--keep-old"],
+                given(Command::rebuild("p", Rebuild::default().rate(20_000).keep_old()).reason("r")),
+            ),
+            (
+                &["rebuild", "p", "--reason=r", "--rate", "unlimited", "--copy"],
+                given(Command::rebuild("p", Rebuild::default().unlimited().copy()).reason("r")),
+            ),
+            (&["rebuild", "p", "--cancel", "--reason=r"], given(Command::cancel_rebuild("p").reason("r"))),
+            (&["rebuild", "p", "--revert"], given(Command::revert_rebuild("p"))),
+            (&["rebuild", "p", "--drop-old"], given(Command::drop_old("p"))),
+            (
+                &["rebuild", "p", "--aggregate=shop/Order/7"],
+                given(Command::rebuild_aggregate("p", StreamId::new("shop", "Order", "7"))),
+            ),
+            (&["rebuild", "p", "--status"], Asked::Rebuild { projection: "p".into(), json: false }),
             (
                 &["resume", "p", "--no-wait", "--by=kim", "--json"],
                 Asked::Command { command: Command::resume("p"), by: Some("kim".into()), timeout: None, json: true },
@@ -261,6 +269,23 @@ mod tests {
             (&["discard", "p", "--event=7", "--reason=r"], "the id of an event"),
             (&["resume", "p", "--timeout=5"], "10s"),
             (&["history", "--last=0"], "0"),
+            (&["rebuild", "p"], "--reason"),
+            (&["rebuild", "p", "--cancel"], "--reason"),
+            (&["rebuild", "p", "--reason=r", "--rate=0"], "unlimited"),
+            (&["rebuild", "p", "--reason=r", "--rate=fast"], "--rate"),
+            (&["rebuild", "p", "--reason=r", "--rate=3000000000"], "such as 20000"),
+            (&["rebuild", "p", "--reason=r", "--keep-old", "--copy"], "--copy"),
+            (&["rebuild", "p", "--cancel", "--reason=r", "--rate=7"], "--rate"),
+            (&["rebuild", "p", "--cancel", "--reason=r", "--keep-old"], "--keep-old"),
+            (&["rebuild", "p", "--cancel", "--reason=r", "--copy"], "--copy"),
+            (&["rebuild", "p", "--cancel", "--revert", "--reason=r"], "--revert"),
+            (&["rebuild", "p", "--status", "--cancel", "--reason=r"], "--status"),
+            (&["rebuild", "p", "--status", "--reason=r"], "--reason"),
+            (&["rebuild", "p", "--status", "--no-wait"], "--no-wait"),
+            (&["rebuild", "p", "--status", "--timeout=2m"], "--timeout"),
+            (&["rebuild", "p", "--drop-old", "--keep-old"], "--keep-old"),
+            (&["rebuild", "p", "--aggregate=shop/Order"], "shop/Order/order-7"),
+            (&["rebuild", "p", "--aggregate=a/b/c", "--rate=7"], "--rate"),
         ] {
             let said = read(arguments).unwrap_err();
             assert!(said.contains(part), "{arguments:?}: {said}");

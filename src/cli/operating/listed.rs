@@ -1,23 +1,27 @@
 //! Lists of projections, commands and parked aggregates, as tables or as JSON.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
 use postgres::Client;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::failure::Failure;
 use super::super::output;
+use super::super::shell::{program, word};
 use super::super::table::{Cell, Table, Tone, state_tone, time};
-use super::remedy::{remedies, word};
+use super::rebuilding;
+use super::remedy::remedies;
 use crate::error::{BoxError, one_line};
 use crate::moment::rfc3339;
 use crate::operator::{CommandRecord, Operator, ParkedRecord, ProjectionRecord};
 
 /// For how long the events per second are measured.
 const MEASURED_FOR: Duration = Duration::from_secs(1);
+
+/// Among how many of the last commands a rebuild that has not begun is searched.
+const LATEST: u32 = 20;
 
 /// The most characters of an error in the table of projections.
 const LONGEST_BRIEF: usize = 60;
@@ -70,6 +74,22 @@ pub(super) fn parked(
     show(&parked, json, |has_colours| parked_shown(&program(), &parked, has_colours))
 }
 
+pub(super) fn rebuild(operator: &Operator, client: &mut Client, projection: &str, json: bool) -> Result<(), Failure> {
+    let record = operator.projection(client, projection)?;
+    let waiting = match record.rebuild {
+        Some(_) => None,
+        None => operator.history(client, Some(projection), LATEST)?.into_iter().find(is_waiting_rebuild),
+    };
+    let waiting = waiting.map(|command| command.id);
+    let shown =
+        json!({ "projection": record.name, "rebuild": record.rebuild, "old": record.old, "waiting_command": waiting });
+    show(&shown, json, |_| rebuilding::status(&program(), &record, waiting))
+}
+
+fn is_waiting_rebuild(command: &CommandRecord) -> bool {
+    command.command == "rebuild" && command.outcome.is_none()
+}
+
 fn show(records: &impl Serialize, json: bool, table: impl FnOnce(bool) -> String) -> Result<(), Failure> {
     let text =
         if json { serde_json::to_string(records).map_err(BoxError::from)? } else { table(output::has_colours()) };
@@ -81,13 +101,6 @@ fn show(records: &impl Serialize, json: bool, table: impl FnOnce(bool) -> String
 fn per_second(events: i64, elapsed: Duration) -> f64 {
     let rate = events as f64 / elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
     (rate * 10.0).round() / 10.0
-}
-
-/// How the operator calls this program, for the commands to type.
-pub(crate) fn program() -> String {
-    let path = std::env::args_os().next().unwrap_or_default();
-    let name = Path::new(&path).file_name();
-    word(&name.map_or("worker".into(), |name| name.to_string_lossy()))
 }
 
 fn projections_shown(program: &str, seen: &[Seen], has_colours: bool) -> String {
@@ -204,7 +217,6 @@ fn with_sentences(table: &str, sentences: impl Iterator<Item = String>) -> Strin
 mod tests {
     use std::time::SystemTime;
 
-    use serde_json::json;
     use uuid::Uuid;
 
     use super::*;
@@ -259,11 +271,11 @@ revenue is halted: no such customer{all}
         };
         let clearing = CommandRecord { step: Some("executing".into()), reason: None, ..recorded(3, "rewind") };
         let shown = "\
-ID  REQUESTED             PROJECTION  COMMAND               BY   ROLE     OUTCOME   REASON  RESULT
- 3  1970-01-01T00:00:00Z  orders      rewind                kim  shop_op  clearing
- 2  1970-01-01T00:00:00Z  orders      pause                 kim  shop_op  done      full    position=7 workers=2
- 1  1970-01-01T00:00:00Z  orders      rewind to_position=7  kim  shop_op  refused   full    no [31mhook
- 0  1970-01-01T00:00:00Z  orders      resume                kim  shop_op  pending   full";
+ID  REQUESTED             PROJECTION  COMMAND               BY   ROLE     OUTCOME    REASON  RESULT
+ 3  1970-01-01T00:00:00Z  orders      rewind                kim  shop_op  executing
+ 2  1970-01-01T00:00:00Z  orders      pause                 kim  shop_op  done       full    position=7 workers=2
+ 1  1970-01-01T00:00:00Z  orders      rewind to_position=7  kim  shop_op  refused    full    no [31mhook
+ 0  1970-01-01T00:00:00Z  orders      resume                kim  shop_op  pending    full";
         assert_eq!(history_shown(&[clearing, done, refused, recorded(0, "resume")], false), shown);
         assert_eq!(history_shown(&[], false), "no command was given");
     }

@@ -3,12 +3,14 @@
 mod asked;
 mod given;
 mod listed;
+mod rebuild;
+mod rebuilding;
 mod remedy;
+mod watch;
 
 use std::process::ExitCode;
 
 pub(super) use self::asked::{Asked, asked, subcommands};
-pub(super) use self::listed::program;
 pub(super) use self::remedy::remedies;
 use super::failure::Failure;
 use crate::operator::Operator;
@@ -25,9 +27,10 @@ pub(super) fn operate(orchestrator: &Orchestrator, asked: Asked) -> Result<ExitC
         Asked::Parked { projection, json } => {
             listed::parked(&operator, &mut client, projection.as_deref(), json)?;
         }
+        Asked::Rebuild { projection, json } => listed::rebuild(&operator, &mut client, &projection, json)?,
         Asked::Command { command, by, timeout, json } => {
             let by = by.map_or_else(|| given::default_author(orchestrator, &mut client), Ok)?;
-            given::give(&operator, &mut client, &command.by(by), timeout, json)?;
+            return given::give(orchestrator, &operator, &mut client, &command.by(by), timeout, json);
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,5 +1,7 @@
 //! How to go on with a projection that does not proceed: sentences with the commands to type. Pure.
 
+use super::super::shell::word;
+use super::rebuilding;
 use crate::error::one_line;
 use crate::moment::rfc3339;
 use crate::operator::ProjectionRecord;
@@ -52,6 +54,7 @@ pub(crate) fn remedies(program: &str, projection: &ProjectionRecord) -> Vec<Stri
             command("replay", " --all")
         ));
     }
+    said.extend(rebuilding::remedies(program, projection));
     if *pending_commands > 0 {
         let verb = if *pending_commands == 1 { "command waits" } else { "commands wait" };
         said.push(format!("{pending_commands} {verb} for {shown}: {}", command("history", "")));
@@ -59,20 +62,14 @@ pub(crate) fn remedies(program: &str, projection: &ProjectionRecord) -> Vec<Stri
     said
 }
 
-/// A word for a shell.
-pub(super) fn word(text: &str) -> String {
-    let text = one_line(text);
-    let is_plain = |c: char| c.is_alphanumeric() || "_-./:@".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::time::SystemTime;
 
     use uuid::Uuid;
 
     use super::*;
+    use crate::rebuilding::{OldRecord, Readings, testing};
     use crate::store::operations::testing::running;
 
     #[test]
@@ -94,6 +91,14 @@ pub(super) mod tests {
             failing_event: Some(Uuid::nil()),
             parked: 1,
             ..orders()
+        };
+        let old = OldRecord {
+            command_id: 3,
+            schema: "kept_7".into(),
+            tables: vec!["public.orders".into()],
+            bytes: 3_000_000,
+            version: 1,
+            age_seconds: 7_300.0,
         };
         for (record, said) in [
             (
@@ -120,6 +125,16 @@ pub(super) mod tests {
             (
                 ProjectionRecord { state: "stopped".into(), ..orders() },
                 "no worker of its replica set runs, so nothing processes orders: start one",
+            ),
+            (
+                ProjectionRecord {
+                    rebuild: Some(Readings::default().record(&testing::half_way())),
+                    old: Some(old),
+                    ..orders()
+                },
+                "orders is being rebuilt: 50.0 %, 400 events, 4/s, 100 s to go\n  look with: worker rebuild orders --status\n\
+                 the former tables of orders are kept in schema kept_7, 3.0 MB: public.orders, version 1, replaced 2 h ago\n  bring \
+                 them back with: worker rebuild orders --revert\n  drop them with: worker rebuild orders --drop-old",
             ),
             (
                 ProjectionRecord { state: "retrying".into(), ..orders() },

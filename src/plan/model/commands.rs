@@ -84,9 +84,9 @@ impl Database {
                 self.commands.retain(|command| command.projection != projection);
             }
             // The others change no checkpoint that the model has.
-            Effect::Begin(_, None)
+            Effect::PutOff
+            | Effect::Begin(_, None)
             | Effect::Switch(_)
-            | Effect::PutOff
             | Effect::Forget
             | Effect::Refuse(_)
             | Effect::Replay

@@ -124,6 +124,7 @@ pub(crate) fn user(client: &mut impl GenericClient) -> Result<String, postgres::
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
     use serde_json::json;
 
     use super::*;
@@ -154,7 +155,7 @@ mod tests {
         assert_eq!(known(&mut tx, &names).unwrap(), [("p".to_owned(), "set".to_owned())]);
         assert_eq!(workers(&mut tx, &names, "set").unwrap(), Workers { registered: 0, connected: 0 });
         assert_eq!(history(&mut tx, &names, None, Some("p"), 10).unwrap().len(), 1);
-        assert_eq!(projections(&mut tx, &names, Some("set")).unwrap().len(), 1);
+        assert_eq!(projections(&mut tx, &names, Some("set"), &Mutex::default()).unwrap().len(), 1);
         assert_eq!(tx.query_one("SHOW search_path", &[]).unwrap().get::<_, String>(0), "theirs, pg_catalog");
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use postgres::types::{Json, Type};
 use postgres::{GenericClient, Row};
 use serde::{Serialize, Serializer};
@@ -12,8 +13,10 @@ use uuid::Uuid;
 use super::reading::reading;
 use crate::event::StreamId;
 use crate::moment;
+use crate::rebuilding::{OldRecord, Reading, Readings, RebuildRecord};
 use crate::store::lags;
 use crate::store::names::Names;
+use crate::store::rebuilds;
 
 /// A projection, as the tables describe it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -58,6 +61,10 @@ pub struct ProjectionRecord {
     /// The event that fails there, if it is known.
     #[serde(serialize_with = "option_as_text")]
     pub failing_event: Option<Uuid>,
+    /// Its rebuild, if one is in progress.
+    pub rebuild: Option<RebuildRecord>,
+    /// Its former tables, if a rebuild has kept them.
+    pub old: Option<OldRecord>,
 }
 
 /// Loads the projections of a replica set, or all of them.
@@ -65,6 +72,7 @@ pub(crate) fn projections(
     client: &mut impl GenericClient,
     names: &Names,
     replica_set: Option<&str>,
+    readings: &Mutex<Readings>,
 ) -> Result<Vec<ProjectionRecord>, postgres::Error> {
     let which = "($1 IS NULL OR p.replica_set = $1)";
     let sql = names.sql_with(
@@ -74,13 +82,17 @@ pub(crate) fn projections(
             ("state", &lags::state_sql(names)),
             ("is_measured", &lags::is_measured_sql(names)),
             ("lags", &lags::sql(names, which)),
+            ("rebuild", &rebuilds::rebuild_sql(names)),
+            ("old", &rebuilds::old_sql(names)),
+            ("pending", &rebuilds::pending_sql(names)),
         ],
     );
     let rows = reading(client)?.query_typed(&sql, &[(&replica_set, Type::TEXT)])?;
-    rows.iter().map(projection).collect()
+    let mut readings = readings.lock();
+    rows.iter().map(|row| projection(row, &mut readings)).collect()
 }
 
-fn projection(row: &Row) -> Result<ProjectionRecord, postgres::Error> {
+fn projection(row: &Row, readings: &mut Readings) -> Result<ProjectionRecord, postgres::Error> {
     Ok(ProjectionRecord {
         name: row.try_get("name")?,
         replica_set: row.try_get("replica_set")?,
@@ -100,6 +112,8 @@ fn projection(row: &Row) -> Result<ProjectionRecord, postgres::Error> {
         pending_commands: row.try_get("pending_commands")?,
         error: row.try_get("error")?,
         failing_event: row.try_get("failing_event")?,
+        rebuild: row.try_get::<_, Option<Json<Reading>>>("rebuild")?.map(|read| readings.record(&read.0)),
+        old: row.try_get::<_, Option<Json<OldRecord>>>("old")?.map(|read| read.0),
     })
 }
 
@@ -111,7 +125,8 @@ pub struct CommandRecord {
     pub id: i64,
     /// The projection that it is for.
     pub projection: String,
-    /// `pause`, `resume`, `rewind`, `remove`, `replay` or `discard`.
+    /// `pause`, `resume`, `rewind`, `remove`, `replay`, `discard`, `rebuild`, `rebuild_aggregate`,
+    /// `cancel`, `revert` or `drop_old`.
     pub command: String,
     /// Its arguments, as the SQL function takes them.
     pub arguments: Value,
@@ -124,7 +139,8 @@ pub struct CommandRecord {
     /// When it was given.
     #[serde(serialize_with = "moment::serialize")]
     pub requested_at: SystemTime,
-    /// The step in which it is, if it is executed in steps.
+    /// The step in which it is, if it is executed in steps: `executing` and `executed`; of a rebuild
+    /// also `loading` and `finishing`.
     pub step: Option<String>,
     /// When it was applied.
     #[serde(serialize_with = "moment::serialize_option")]
@@ -137,7 +153,7 @@ pub struct CommandRecord {
     pub error: Option<String>,
 }
 
-/// Loads the last commands, the newest first: those for a projection, or those for the projections
+/// Loads the last commands, the newest first: those for a projection and its rebuild, or those for the projections
 /// of a replica set and for projections that are gone.
 pub(crate) fn history(
     client: &mut impl GenericClient,
@@ -149,8 +165,8 @@ pub(crate) fn history(
     let sql = names.sql(
         "SELECT c.id, c.projection, c.command, c.arguments, c.requested_by, c.requested_as, c.reason, c.requested_at,
                 c.step, c.applied_at, c.outcome, c.result, c.error
-         FROM {commands} c LEFT JOIN {projections} p ON p.name = c.projection
-         WHERE ($1 IS NULL OR c.projection = $1) AND ($2 IS NULL OR coalesce(p.replica_set, $2) = $2)
+         FROM {commands} c LEFT JOIN {projections} p ON p.name = regexp_replace(c.projection, '@(rebuild|old)$', '')
+         WHERE ($1 IS NULL OR c.projection = $1 OR p.name = $1) AND ($2 IS NULL OR coalesce(p.replica_set, $2) = $2)
          ORDER BY c.id DESC LIMIT $3",
     );
     let values: &[(&(dyn postgres::types::ToSql + Sync), Type)] =
@@ -219,7 +235,7 @@ fn option_as_text<S: Serializer>(value: &Option<impl Display>, serializer: S) ->
     }
 }
 
-/// Loads the parked aggregates of a projection, or of all projections of a replica set, in the
+/// Loads the parked aggregates of a projection and its rebuild, or of all projections of a replica set, in the
 /// order in which they were parked.
 pub(crate) fn parked(
     client: &mut impl GenericClient,
@@ -231,7 +247,7 @@ pub(crate) fn parked(
         "SELECT k.projection, k.bounded_context, k.aggregate_type, k.aggregate_id, k.position, k.event_id, k.event_type,
                 k.attempts, k.error, k.errors, k.parked_at, k.replay_requested_at
          FROM {parked} k JOIN {projections} p ON p.name = k.projection
-         WHERE ($1 IS NULL OR k.projection = $1) AND ($2 IS NULL OR p.replica_set = $2)
+         WHERE ($1 IS NULL OR p.name = $1 OR p.base = $1) AND ($2 IS NULL OR p.replica_set = $2) AND p.kind <> 'old'
          ORDER BY k.projection, k.parked_at, k.position",
     );
     let rows = reading(client)?.query_typed(&sql, &[(&projection, Type::TEXT), (&replica_set, Type::TEXT)])?;

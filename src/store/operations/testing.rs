@@ -29,6 +29,8 @@ pub(crate) fn running(name: &str) -> ProjectionRecord {
         pending_commands: 0,
         error: None,
         failing_event: None,
+        rebuild: None,
+        old: None,
     }
 }
 

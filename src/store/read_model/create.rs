@@ -10,9 +10,9 @@ use super::table::{Copy, Table, identifier, qualified};
 
 /// Creates `schema` and, in it, empty copies of the tables with the same names.
 ///
-/// Autovacuum is off for the copies: it would hold up the swap. Whoever has a privilege on one of
-/// the tables may look things up in the schema, and so may the roles `readers`: a worker's handlers
-/// write to the copies.
+/// Autovacuum works on the copies as on any table, because a rebuild may take days, and a handler
+/// may change a row many times. Whoever has a privilege on one of the tables may look things up in
+/// the schema, and so may the roles `readers`: a worker's handlers write to the copies.
 ///
 /// A foreign key to a table that is not among `tables` is no part of the copies. It hinders a swap,
 /// see [`obstacles`](super::obstacles()); the live table still has it when its content is replaced.
@@ -38,12 +38,6 @@ pub(crate) fn create(
         }
         for owner in &owners {
             tx.batch_execute(&format!("REVOKE CREATE ON SCHEMA {quoted} FROM {}", identifier(owner)))?;
-        }
-        for table in tables {
-            let copy = qualified(schema, &table.name);
-            tx.batch_execute(&format!(
-                "ALTER TABLE {copy} SET (autovacuum_enabled = off, toast.autovacuum_enabled = off)"
-            ))?;
         }
         let copies = found(tx, schema, tables)?;
         admit(tx, &oids, schema, readers)?;

@@ -41,7 +41,7 @@ pub(super) struct Statement {
 /// executed. Has to be called within [`settled`](super::path::settled).
 pub(super) fn read(tx: &mut Transaction<'_>, tables: &[u32], schema: &str) -> Result<Vec<Statement>, postgres::Error> {
     let sql = format!(
-        "{OWN}, {PRIVILEGES} SELECT table_oid, step, sql FROM ({}) AS definition (table_oid, step, sql) ORDER BY step, sql COLLATE \"C\"",
+        "{OWN}, {PRIVILEGES} SELECT table_oid, step, sql FROM ({}) AS definition (table_oid, step, number, sql) ORDER BY step, number, sql COLLATE \"C\"",
         PARTS.join("\nUNION ALL\n")
     );
     let rows = tx.query_typed(&sql, &[(&tables, Type::OID_ARRAY), (&schema, Type::TEXT)])?;
@@ -54,8 +54,9 @@ pub(super) fn read(tx: &mut Transaction<'_>, tables: &[u32], schema: &str) -> Re
     Ok(rows.iter().map(statement).collect())
 }
 
-/// How expressions refer to the tables and to the sequences that they own, and how the expressions
-/// of a copy have to refer to those of the copy: as in `nextval('public.orders_id_seq'::regclass)`.
+/// How expressions refer to the tables, their indexes and the sequences that they own, and how the
+/// expressions of a copy have to refer to those of the copy: as in
+/// `nextval('public.orders_id_seq'::regclass)`.
 ///
 /// In a longer literal each quote is doubled, so no other text of a statement looks like this.
 fn references(
@@ -65,7 +66,8 @@ fn references(
 ) -> Result<Vec<(String, String)>, postgres::Error> {
     let sql = format!(
         "{OWN} SELECT format('%I.%I', own.schema_name, own.relname), own.target
-         FROM (SELECT schema_name, relname, target FROM own_table UNION ALL SELECT schema_name, relname, target FROM own_sequence) AS own"
+         FROM (SELECT schema_name, relname, target FROM own_table UNION ALL SELECT schema_name, relname, target FROM own_sequence
+               UNION ALL SELECT schema_name, relname, target FROM own_index) AS own"
     );
     let rows = tx.query_typed(&sql, &[(&tables, Type::OID_ARRAY), (&schema, Type::TEXT)])?;
     let literal = |name: &str| format!("'{}'::regclass", name.replace('\'', "''"));
@@ -81,7 +83,11 @@ pub(super) fn compare(tx: &mut Transaction<'_>, copies: &[Copy]) -> Result<(), R
     let of_copies = read(tx, &own, schema)?;
     for copy in copies {
         let of = |all: &[Statement], oid| -> Vec<String> {
-            all.iter().filter(|statement| statement.table == oid).map(|statement| statement.sql.clone()).collect()
+            let of_one = all.iter().filter(|statement| statement.table == oid);
+            let mut sql: Vec<String> = of_one.map(|statement| statement.sql.clone()).collect();
+            // Indexes may have been created again since then, in another order.
+            sql.sort_unstable();
+            sql
         };
         let (of_table, of_copy) = (of(&of_tables, copy.table.oid), of(&of_copies, copy.oid));
         let only = |these: &[String], others: &[String]| -> Vec<String> {

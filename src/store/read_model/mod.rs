@@ -1,13 +1,13 @@
 //! Copies of a projection's tables, for a rebuild beside the live read model.
 //!
-//! [`find`] resolves the names that a projection gives, and [`obstacles`] lists what cannot be
-//! carried over. [`create`] makes empty copies in a schema of their own. Then either [`swap`] puts
-//! the copies in the place of the live tables, or [`replace`] makes the content of the live tables
-//! equal to that of the copies. [`remove`] drops a schema of copies, or of old tables.
+//! [`find()`] resolves the names that a projection gives, and [`obstacles()`] lists what cannot be
+//! carried over. [`create()`] makes empty copies in a schema of their own. Then either [`swap()`]
+//! puts the copies in the place of the live tables, or [`replace()`] makes the content of the live
+//! tables equal to that of the copies. [`remove()`] drops a schema of copies, or of old tables.
 //!
 //! *Invariant:* no property of a table gets lost in silence. A property is a part of the
-//! [definition](definition), or it is an obstacle. `create` and `swap` compare the definitions of
-//! the live tables and of the copies, and refuse if they differ.
+//! [`definition`], or it is an obstacle. [`create()`] and [`verify()`] compare the definitions of the
+//! live tables and of the copies, and refuse if they differ.
 //!
 //! Event triggers fire for the statements of this module, as for those of anyone else. If one of
 //! them changes a copy, the comparison detects it.
@@ -43,5 +43,5 @@ pub(crate) use remove::remove;
 #[cfg(test)]
 pub(crate) use replace::Replaced;
 pub(crate) use replace::replace;
-pub(crate) use swap::swap;
+pub(crate) use swap::{swap, verify};
 pub(crate) use table::{Copy, Table};

@@ -23,8 +23,8 @@ const OF_SCHEMA: &str = "
 /// A swap needs copies that are defined like their tables, and nothing else may refer to these.
 /// Where the live tables stay, most of that does not matter:
 ///
-/// - *Triggers* of the live table fire for each row that is replaced, as they do for a handler. They
-///   do not fire for the copy. So after the replacement, a row is as its triggers left it.
+/// - *Triggers* of the live table fire for each row that is replaced, as they do for a handler.
+///   They do not fire for the copy. So after the replacement, a row is as its triggers left it.
 /// - *Foreign keys* of the live table are checked.
 /// - *Rules* would rewrite the statements that replace the content, *policies* would hide rows, and
 ///   rows of *children* are a part of the content. These are obstacles there as well.

@@ -4,8 +4,8 @@ use postgres::GenericClient;
 use postgres::types::Type;
 
 /// Returns the relations that a transaction locks if it writes only to these tables: the tables,
-/// their indexes, their TOAST tables with the indexes of these, and the sequences that their columns
-/// own.
+/// their indexes, their TOAST tables with the indexes of these, and the sequences that their
+/// columns own.
 pub(crate) fn related(client: &mut impl GenericClient, tables: &[u32]) -> Result<Vec<u32>, postgres::Error> {
     // Runs beside code of the application, under its settings.
     let rows = client.query_typed(

@@ -98,9 +98,9 @@ impl Shape {
 }
 
 /// Rows that are updated one by one may collide with each other in another unique index than the
-/// primary key, and some columns cannot be updated at all. Such rows are deleted and inserted again,
-/// unless a foreign key would act on the deletion: NO ACTION looks only at what there is at the end
-/// of the statement.
+/// primary key, and some columns cannot be updated at all. Such rows are deleted and inserted
+/// again, unless a foreign key would act on the deletion: NO ACTION looks only at what there is at
+/// the end of the statement.
 const SHAPES: &str = "
     SELECT format('%I.%I', t.schema_name, t.relname), columns.written, columns.updatable,
            key.columns, key.operators,
@@ -108,7 +108,8 @@ const SHAPES: &str = "
                SELECT FROM own_index i WHERE i.indrelid = t.oid AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary))
            AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.confrelid = t.oid AND c.contype = 'f' AND c.confdeltype <> 'a')
     FROM own_table t
-    LEFT JOIN own_index p ON p.indrelid = t.oid AND p.indisprimary
+    -- Not one that is WITHOUT OVERLAPS: its operators are those of another index.
+    LEFT JOIN own_index p ON p.indrelid = t.oid AND p.indisprimary AND p.relam = (SELECT m.oid FROM pg_am m WHERE m.amname = 'btree')
     CROSS JOIN LATERAL (
         SELECT coalesce(array_agg(quote_ident(a.attname) ORDER BY a.attnum), '{}'),
                coalesce(array_agg(quote_ident(a.attname) ORDER BY a.attnum) FILTER (WHERE a.attidentity <> 'a'), '{}'),

@@ -22,18 +22,25 @@ const OPTIONS: &str = "
     SELECT (SELECT format('RESET (%s)', string_agg(name, ', ')) FROM option WHERE oid = $1 HAVING count(*) > 0),
            (SELECT format('SET (%s)', string_agg(format('%s=%L', name, value), ', ' ORDER BY prefix, number)) FROM option WHERE oid = $2 HAVING count(*) > 0)";
 
+/// Refuses tables that have been changed since they were copied. The caller holds SHARE UPDATE
+/// EXCLUSIVE on the tables and on the copies, which keeps nearly all changes away, but no readers.
+pub(crate) fn verify(tx: &mut Transaction<'_>, copies: &[Copy]) -> Result<(), Refusal> {
+    settled(tx, |tx| {
+        definition::are_in_place(tx, &copies.iter().map(|copy| &copy.table).collect::<Vec<_>>())?;
+        definition::compare(tx, copies)
+    })
+}
+
 /// Moves the live tables to `old_schema`, which it creates, and the copies to the place of the
 /// tables. The copies get the tables' options, autovacuum included, and their empty schema is
 /// dropped.
 ///
-/// The caller holds ACCESS EXCLUSIVE on the tables and on the copies. A table that has been changed
-/// since it was copied is refused.
+/// The caller has [verified](verify) them in the same transaction, and holds ACCESS EXCLUSIVE on the
+/// tables and on the copies.
 ///
 /// The same function swaps back: what is live is then `table`, and what is old is the copy.
 pub(crate) fn swap(tx: &mut Transaction<'_>, copies: &[Copy], old_schema: &str) -> Result<(), Refusal> {
     settled(tx, |tx| {
-        definition::are_in_place(tx, &copies.iter().map(|copy| &copy.table).collect::<Vec<_>>())?;
-        definition::compare(tx, copies)?;
         let schemas = schemas(tx, copies)?;
         let old = identifier(old_schema);
         tx.batch_execute(&format!("CREATE SCHEMA {old}"))?;

@@ -4,13 +4,14 @@ use postgres::Transaction;
 use postgres::types::Type;
 use serde_json::json;
 
-use super::switching::disown;
+use super::switching::{disown, hold};
 use super::{Rebuild, rows};
 use crate::error::Error;
 use crate::plan::{Errand, Kind, WorkerId};
 use crate::store::commands::{self, Outcome};
+use crate::store::deal;
 use crate::store::names::Names;
-use crate::store::{coordination, deal, execution};
+use crate::store::releasing::reload;
 
 const DOING: &str = "ending a rebuild";
 
@@ -33,21 +34,12 @@ pub(crate) fn cancel(
         names.sql("SELECT concat('it was cancelled by ', requested_by, ': ' || reason) FROM {commands} WHERE id = $1");
     let why: String = tx.query_typed_one(&why, &[(&errand.command, Type::INT8)]).map_err(database())?.get(0);
     rows::delete(tx, names, &name)
-        .and_then(|()| {
-            let refused = names.sql(
-                "UPDATE {commands} SET applied_at = clock_timestamp(), outcome = 'refused', error = 'the rebuild was cancelled before'
-                 WHERE projection = $1 AND applied_at IS NULL",
-            );
-            tx.execute_typed(&refused, &[(&name, Type::TEXT)])
-        })
-        .and_then(|_| rows::delete_projection(tx, names, &name))
+        .and_then(|()| rows::refuse_commands(tx, names, &name, "the rebuild was cancelled before"))
+        .and_then(|()| rows::delete_projection(tx, names, &name))
         .and_then(|()| forget(tx, names, rebuild.id))
         // The live checkpoints may have followed it.
-        .and_then(|()| {
-            let reload = names.sql("UPDATE {projections} SET deal = DEFAULT WHERE name = $1");
-            tx.execute_typed(&reload, &[(&&*errand.projection, Type::TEXT)])
-        })
-        .and_then(|_| commands::conclude(tx, names, rebuild.id, &Outcome::Failed(why)))
+        .and_then(|()| reload(tx, names, &errand.projection))
+        .and_then(|()| commands::conclude(tx, names, rebuild.id, &Outcome::Failed(why)))
         .map_err(database())?;
     conclude(tx, names, errand, Outcome::Done(json!({"rebuild": rebuild.id}))).map(Some).map_err(database())
 }
@@ -108,6 +100,7 @@ pub(crate) fn drop_old(
     }
     let old = Kind::Old.name(&errand.projection);
     rows::delete(tx, names, &old)
+        .and_then(|()| rows::refuse_commands(tx, names, &old, "the former tables were dropped before"))
         .and_then(|()| rows::delete_projection(tx, names, &old))
         .and_then(|()| forget(tx, names, rebuild.id))
         .map_err(database())?;
@@ -115,8 +108,7 @@ pub(crate) fn drop_old(
 }
 
 fn begin(tx: &mut Transaction<'_>, names: &Names, errand: &Errand, worker: WorkerId) -> Result<bool, postgres::Error> {
-    let is_held =
-        coordination::hold_of_projection(tx, names, &errand.projection)? && execution::hold(tx, names, errand, worker)?;
+    let is_held = hold(tx, names, errand, worker)?;
     if is_held {
         rows::lock(tx, names, &errand.projection)?;
     }

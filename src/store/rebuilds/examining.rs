@@ -2,6 +2,7 @@
 //! worker that would ask for one.
 
 use postgres::Transaction;
+use postgres::types::Type;
 
 use super::beginning::shared_tables;
 use crate::scope::StartAt;
@@ -59,6 +60,10 @@ pub(crate) fn hindrances(
     tables: &[Table],
     copies_content: bool,
 ) -> Result<Option<String>, postgres::Error> {
+    let kept = names.sql("SELECT EXISTS (SELECT FROM {projections} WHERE base = $1 AND kind = 'old')");
+    if tx.query_typed_one(&kept, &[(&known.name, Type::TEXT)])?.get(0) {
+        return Ok(Some("its former tables are kept: drop them first".to_owned()));
+    }
     // Tables of other projections are compared by name, because their sessions may find others.
     if let Some(shared) = shared_tables(tx, names, &known.name, &known.tables)? {
         return Ok(Some(shared));

@@ -7,9 +7,10 @@ use postgres::{GenericClient, Transaction};
 use super::State;
 use crate::plan::{Errand, Kind, WorkerId};
 use crate::store::names::Names;
-use crate::store::{coordination, execution};
+use crate::store::releasing::{release, reload};
 
 use super::rows;
+use super::switching::hold;
 
 /// How far a rebuild is from the live projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub(crate) fn gap(client: &mut impl GenericClient, names: &Names, base: &str) ->
                 EXISTS (SELECT FROM {checkpoints} live JOIN {checkpoints} rebuild ON rebuild.keys && live.keys
                         WHERE live.projection = $1 AND rebuild.projection = $2 AND rebuild.position < live.position),
                 EXISTS ({parked_only}), (SELECT max(token) FROM {checkpoints} WHERE projection = $2)",
-        &[("parked_only", &super::parked_only_sql(names, "$1"))],
+        &[("parked_only", &super::reading::parked_only_sql(names, "$1"))],
     );
     let row = client.query_typed_one(&sql, &[(&base, Type::TEXT), (&Kind::Rebuild.name(base), Type::TEXT)])?;
     Ok(Gap {
@@ -51,7 +52,7 @@ pub(crate) fn catch_up(
     errand: &Errand,
     worker: WorkerId,
 ) -> Result<bool, postgres::Error> {
-    if !begin_step(tx, names, errand, worker)? {
+    if !hold(tx, names, errand, worker)? {
         return Ok(false);
     }
     set_state(tx, names, errand.command, State::CatchingUp)?;
@@ -67,7 +68,7 @@ pub(crate) fn follow(
     errand: &Errand,
     worker: WorkerId,
 ) -> Result<bool, postgres::Error> {
-    if !begin_step(tx, names, errand, worker)? {
+    if !hold(tx, names, errand, worker)? {
         return Ok(false);
     }
     rows::lock(tx, names, &errand.projection)?;
@@ -88,52 +89,16 @@ pub(crate) fn put_off(
     why: &str,
     seconds: f64,
 ) -> Result<bool, postgres::Error> {
-    let is_held = begin_step(tx, names, errand, worker)?;
-    if is_held {
-        let_go(tx, names, (errand.command, &errand.projection), why, seconds)?;
+    if !hold(tx, names, errand, worker)? {
+        return Ok(false);
     }
-    Ok(is_held)
-}
-
-/// Puts the switch off for this rebuild of a projection. The caller has locked the replica set and
-/// the command.
-pub(crate) fn let_go(
-    tx: &mut Transaction<'_>,
-    names: &Names,
-    (command, base): (i64, &str),
-    why: &str,
-    seconds: f64,
-) -> Result<(), postgres::Error> {
-    rows::lock(tx, names, base)?;
-    let record = names.sql(
-        "UPDATE {rebuilds} SET state = 'loading', blocked = $2, retry_at = clock_timestamp() + $3 * interval '1 second' WHERE id = $1",
-    );
-    tx.execute_typed(&record, &[(&command, Type::INT8), (&why, Type::TEXT), (&seconds, Type::FLOAT8)])?;
-    let step = names.sql("UPDATE {commands} SET step = 'loading', executor = NULL WHERE id = $1");
-    tx.execute_typed(&step, &[(&command, Type::INT8)])?;
-    reload(tx, names, base)?;
-    reload(tx, names, &Kind::Rebuild.name(base))
-}
-
-/// Locks the replica set of the projection, and then the command, if this is still the worker and
-/// the attempt that executes it.
-fn begin_step(
-    tx: &mut Transaction<'_>,
-    names: &Names,
-    errand: &Errand,
-    worker: WorkerId,
-) -> Result<bool, postgres::Error> {
-    Ok(coordination::hold_of_projection(tx, names, &errand.projection)? && execution::hold(tx, names, errand, worker)?)
+    rows::lock(tx, names, &errand.projection)?;
+    release(tx, names, (errand.command, &errand.projection), why, seconds)?;
+    Ok(true)
 }
 
 fn set_state(tx: &mut Transaction<'_>, names: &Names, id: i64, state: State) -> Result<(), postgres::Error> {
     let sql = names.sql("UPDATE {rebuilds} SET state = $2, blocked = NULL, retry_at = NULL WHERE id = $1");
     tx.execute_typed(&sql, &[(&id, Type::INT8), (&state.as_str(), Type::TEXT)])?;
-    Ok(())
-}
-
-/// Lets the runners of a projection load again.
-fn reload(tx: &mut Transaction<'_>, names: &Names, name: &str) -> Result<(), postgres::Error> {
-    tx.execute_typed(&names.sql("UPDATE {projections} SET deal = DEFAULT WHERE name = $1"), &[(&name, Type::TEXT)])?;
     Ok(())
 }

@@ -15,6 +15,7 @@ mod deploying;
 mod ending;
 mod examining;
 mod following;
+mod reading;
 mod rows;
 mod running;
 pub(crate) mod snapshots;
@@ -28,10 +29,12 @@ pub(crate) use self::beginning::{asked, begin};
 pub(crate) use self::deploying::{deploy, deployed};
 pub(crate) use self::ending::{cancel, drop_old, revert};
 pub(crate) use self::examining::{Basis, basis, hindrances};
-pub(crate) use self::following::{Gap, catch_up, follow, gap, let_go, put_off};
+pub(crate) use self::following::{Gap, catch_up, follow, gap, put_off};
+use self::reading::parked_only_sql;
+pub(crate) use self::reading::{old_age_sql, old_sql, pending_sql, rebuild_sql};
 pub(crate) use self::running::{Copies, ask_to_cancel, ceiling, copies};
-pub(crate) use self::switching::{Switched, switch};
-pub(crate) use self::tables::{is_lock_busy, lock_copies, lock_for_switch, vacuum};
+pub(crate) use self::switching::{Switched, hold, switch};
+pub(crate) use self::tables::{is_lock_busy, lock_copies, lock_gently, lock_live, vacuum};
 use super::names::Names;
 use super::read_model::{Copy, Table};
 use crate::plan::{Errand, WorkerId};
@@ -176,20 +179,5 @@ pub(super) fn is_due_sql(names: &Names) -> String {
                      >= (SELECT min(position) FROM {checkpoints} WHERE projection = k.projection)
                  AND NOT EXISTS ({parked_only}))",
         &[("caught_up", &CAUGHT_UP), ("parked_only", &parked_only_sql(names, "k.projection"))],
-    )
-}
-
-/// The aggregates that the rebuild of a projection has parked, and of which the live projection has
-/// handled more, in SQL. `base` is the projection's name, in SQL.
-fn parked_only_sql(names: &Names, base: &str) -> String {
-    names.sql_with(
-        "SELECT FROM {parked} AS theirs WHERE theirs.projection OPERATOR(pg_catalog.=) ({base} OPERATOR(pg_catalog.||) '@rebuild')
-         AND NOT EXISTS (
-             SELECT FROM {parked} AS ours
-             WHERE ours.projection OPERATOR(pg_catalog.=) {base} AND ours.position OPERATOR(pg_catalog.<=) theirs.position
-             AND ours.bounded_context OPERATOR(pg_catalog.=) theirs.bounded_context
-             AND ours.aggregate_type OPERATOR(pg_catalog.=) theirs.aggregate_type
-             AND ours.aggregate_id OPERATOR(pg_catalog.=) theirs.aggregate_id)",
-        &[("base", &base)],
     )
 }

@@ -52,6 +52,20 @@ pub(super) fn delete_projection(tx: &mut Transaction<'_>, names: &Names, name: &
     Ok(())
 }
 
+/// Refuses the pending commands for a name that is about to vanish: nothing could apply them.
+pub(super) fn refuse_commands(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    name: &str,
+    why: &str,
+) -> Result<(), postgres::Error> {
+    let sql = names.sql(
+        "UPDATE {commands} SET applied_at = clock_timestamp(), outcome = 'refused', error = $2 WHERE projection = $1 AND applied_at IS NULL",
+    );
+    tx.execute_typed(&sql, &[(&name, Type::TEXT), (&why, Type::TEXT)])?;
+    Ok(())
+}
+
 /// Lets a projection be what the row of another name says: its version, its scope, how it is dealt.
 /// Its desired state is not changed. The checkpoints have been renamed before.
 pub(super) fn take_over(tx: &mut Transaction<'_>, names: &Names, from: &str, to: &str) -> Result<(), postgres::Error> {

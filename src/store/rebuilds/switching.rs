@@ -29,8 +29,20 @@ pub(crate) enum Switched {
     NotNow(String),
 }
 
-/// Lets the checkpoints of a rebuild become the live ones. The caller has put the copies in the
-/// place of the live tables, in the same transaction, and commits only if it is done.
+/// Locks the replica set of the projection, and then the command, if this is still the worker and
+/// the attempt that executes it.
+pub(crate) fn hold(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    errand: &Errand,
+    worker: WorkerId,
+) -> Result<bool, postgres::Error> {
+    Ok(coordination::hold_of_projection(tx, names, &errand.projection)? && execution::hold(tx, names, errand, worker)?)
+}
+
+/// Lets the checkpoints of a rebuild become the live ones. The caller [holds](hold) the command, and
+/// has put the copies in the place of the live tables, in the same transaction. It commits only if
+/// this is done.
 ///
 /// `token` is the highest of the rebuild's checkpoints when both were level. If there is a higher one
 /// now, the copies may lack for a while what the live tables had. `old_schema` is where the former
@@ -39,18 +51,12 @@ pub(crate) fn switch(
     tx: &mut Transaction<'_>,
     names: &Names,
     errand: &Errand,
-    worker: WorkerId,
     token: i64,
     old_schema: Option<&str>,
 ) -> Result<Switched, Error> {
     let database = || Error::database(DOING);
     let (base, rebuild, old) =
         (&*errand.projection, Kind::Rebuild.name(&errand.projection), Kind::Old.name(&errand.projection));
-    if !coordination::hold_of_projection(tx, names, base).map_err(database())?
-        || !execution::hold(tx, names, errand, worker).map_err(database())?
-    {
-        return Ok(Switched::Superseded);
-    }
     rows::lock(tx, names, base).map_err(database())?;
     if !is_running(tx, names, base).map_err(database())? {
         return Ok(Switched::NotNow("the projection is paused, or is being rewound".to_owned()));
@@ -105,6 +111,7 @@ fn replace_rows(
     }
     rows::rename(tx, names, rebuild, base)?;
     rows::take_over(tx, names, rebuild, base)?;
+    rows::refuse_commands(tx, names, rebuild, "the rebuild was finished before")?;
     rows::delete_projection(tx, names, rebuild)?;
     let record = names.sql(match old_schema {
         Some(_) => {

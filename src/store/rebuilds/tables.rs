@@ -28,20 +28,23 @@ pub(crate) fn lock_copies(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result
     lock(tx, &copies(rebuild), "ACCESS EXCLUSIVE", PATIENT)
 }
 
-/// Locks the copies and the live tables, so that they can be exchanged.
-///
-/// First it takes a lock that delays neither readers nor writers, but makes the server cancel an
-/// autovacuum, and keeps the next one away. Then it waits for the batches that fill the copies. The
-/// lock that delays readers comes last. It fails after so short a time that no reader is delayed for
-/// long.
-pub(crate) fn lock_for_switch(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result<(), postgres::Error> {
-    let live: Vec<String> = rebuild.copies.iter().map(|copy| copy.table.quoted()).collect();
-    lock(tx, &[live.clone(), copies(rebuild)].concat(), "SHARE UPDATE EXCLUSIVE", PATIENT)?;
-    lock_copies(tx, rebuild)?;
+/// Takes a lock on the live tables and on the copies that delays neither readers nor writers. But it
+/// makes the server cancel an autovacuum, and keeps the next one away.
+pub(crate) fn lock_gently(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result<(), postgres::Error> {
+    lock(tx, &[live(rebuild), copies(rebuild)].concat(), "SHARE UPDATE EXCLUSIVE", PATIENT)
+}
+
+/// Takes the lock on the live tables that delays readers: it fails after so short a time that no
+/// reader is delayed for long.
+pub(crate) fn lock_live(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result<(), postgres::Error> {
     tx.batch_execute(&format!("SET LOCAL statement_timeout = '{IMPATIENT}'"))?;
-    lock(tx, &live, "ACCESS EXCLUSIVE", IMPATIENT)?;
+    lock(tx, &live(rebuild), "ACCESS EXCLUSIVE", IMPATIENT)?;
     // From here on, readers wait, and nothing else may.
     tx.batch_execute(&format!("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '{IMPATIENT}'"))
+}
+
+fn live(rebuild: &Rebuild) -> Vec<String> {
+    rebuild.copies.iter().map(|copy| copy.table.quoted()).collect()
 }
 
 fn copies(rebuild: &Rebuild) -> Vec<String> {

@@ -177,7 +177,7 @@ BEGIN
             MESSAGE = format('no worker has ever registered a projection %L', $1),
             HINT = 'The names of all projections are in {projections}.';
     END IF;
-    IF $1 LIKE ANY (ARRAY['%@rebuild', '%@old']) AND $2 <> ALL (ARRAY['pause', 'resume', 'replay', 'discard']) THEN
+    IF $1 LIKE '%@old' OR $1 LIKE '%@rebuild' AND $2 <> ALL (ARRAY['pause', 'resume', 'replay', 'discard']) THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('%s is for a projection, and %L belongs to one', $2, $1),
             HINT = 'Give the name of the projection, without the part from the "@".';

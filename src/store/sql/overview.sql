@@ -1,7 +1,8 @@
 -- The replica set $1 as one JSON text: its last generations, its workers, the checkpoints of its
 -- projections and their owners, the first parked aggregates and the last commands. It is one
 -- snapshot; every time is an age in seconds by the server's clock. It reads only the newest event
--- and one event per projection; the other tables are small.
+-- and one event per projection; the other tables are small. The second column says whether a
+-- projection is being rebuilt.
 SELECT json_build_object(
     'newest_position', (SELECT coalesce(max(global_position), 0) FROM {events}),
     'safe_head', (SELECT coalesce(max(safe_head), 0) FROM {workers}),
@@ -53,7 +54,9 @@ SELECT json_build_object(
                 ORDER BY k.id LIMIT 1),
             'is_replay', EXISTS (SELECT FROM {checkpoints} c WHERE c.projection = p.name AND p.is_own AND c.position < c.highest),
             'parked', (SELECT count(*) FROM {parked} k WHERE k.projection = p.name AND p.is_own),
-            'pending_commands', (SELECT count(*) FROM {commands} k WHERE k.projection = p.name AND p.is_own AND k.applied_at IS NULL),
+            'pending_commands', CASE WHEN p.is_own THEN {pending} ELSE 0 END,
+            'rebuild', CASE WHEN p.is_own THEN {rebuild} END,
+            'old', CASE WHEN p.is_own THEN {old} END,
             'fault', p.fault,
             'position', lag.position,
             'lag_events', CASE WHEN p.is_measured THEN lag.events END,
@@ -78,7 +81,7 @@ SELECT json_build_object(
             SELECT p.name, p.desired_state, p.desired_at, p.desired_by, p.desired_reason, p.fault, true AS is_own,
                    {is_measured} AS is_measured, {state} AS state
             FROM {projections} p
-            WHERE p.replica_set = $1
+            WHERE p.replica_set = $1 AND p.kind = 'live'
             UNION ALL
             SELECT known.name, NULL, NULL, NULL, NULL, coalesce('belongs to ' || p.replica_set, 'deleted'), false, false, 'broken'
             FROM (SELECT DISTINCT unnest(w.projections) AS name FROM {workers} w WHERE w.replica_set = $1 AND w.state <> 'stopped') known
@@ -98,7 +101,7 @@ SELECT json_build_object(
             'parked_age_seconds', {parked_age},
             'replay_requested_age_seconds', {replay_requested_age}
         ) ORDER BY k.parked_at, k.projection, k.position), '[]')
-        FROM (SELECT k.* FROM {parked} k JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1
+        FROM (SELECT k.* FROM {parked} k JOIN {projections} p ON p.name = k.projection AND p.replica_set = $1 AND p.kind <> 'old'
               ORDER BY k.parked_at, k.projection, k.position LIMIT {most_parked}) k),
     'commands', (
         SELECT coalesce(json_agg(json_build_object(
@@ -116,5 +119,6 @@ SELECT json_build_object(
             'result', k.result::text,
             'error', {error}
         ) ORDER BY k.id DESC), '[]')
-        FROM (SELECT k.* FROM {commands} k LEFT JOIN {projections} p ON p.name = k.projection
-              WHERE coalesce(p.replica_set, $1) = $1 ORDER BY k.id DESC LIMIT {most_commands}) k))
+        FROM (SELECT k.* FROM {commands} k LEFT JOIN {projections} p ON p.name = regexp_replace(k.projection, '@(rebuild|old)$', '')
+              WHERE coalesce(p.replica_set, $1) = $1 ORDER BY k.id DESC LIMIT {most_commands}) k)),
+    EXISTS (SELECT FROM {rebuilds} r JOIN {projections} p ON p.name = r.projection AND p.replica_set = $1 WHERE r.state <> 'old')

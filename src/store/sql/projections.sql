@@ -8,7 +8,9 @@ SELECT p.name, p.replica_set, {state} AS state, p.desired_state, p.desired_at, p
        CASE WHEN {is_measured} THEN round(lag.seconds::numeric, 3)::float8 END AS lag_seconds,
        done.handled,
        (SELECT count(*) FROM {parked} k WHERE k.projection = p.name) AS parked,
-       (SELECT count(*) FROM {commands} m WHERE m.projection = p.name AND m.applied_at IS NULL) AS pending_commands,
+       {pending} AS pending_commands,
+       {rebuild} AS rebuild,
+       {old} AS old,
        failing.error, failing.attempt_event_id AS failing_event
 FROM {projections} p
 LEFT JOIN ({lags}) AS lag (projection, position, events, seconds) ON lag.projection = p.name
@@ -19,5 +21,5 @@ LEFT JOIN LATERAL (
     SELECT c.error, c.attempt_event_id FROM {checkpoints} c
     WHERE c.projection = p.name AND c.error IS NOT NULL
     ORDER BY c.state <> 'halted', c.position LIMIT 1) AS failing ON true
-WHERE {which}
+WHERE {which} AND p.kind = 'live'
 ORDER BY p.name

@@ -1,5 +1,5 @@
 -- Comments.
-SELECT said.oid, 60, format('COMMENT ON %s IS %L', said.what, d.description)
+SELECT said.oid, 60, 0, format('COMMENT ON %s IS %L', said.what, d.description)
 FROM (
     SELECT t.oid, 'pg_class'::regclass, t.oid, 0, format('TABLE %s', t.target) FROM own_table t
     UNION ALL SELECT a.attrelid, 'pg_class'::regclass, a.attrelid, a.attnum, format('COLUMN %s.%I', a.target, a.attname) FROM own_column a

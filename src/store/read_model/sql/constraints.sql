@@ -1,10 +1,11 @@
--- Constraints. A foreign key to a table outside $1 is not a part of the copies.
-SELECT c.conrelid, CASE WHEN c.contype = 'n' THEN 20 ELSE 40 END,
+-- Constraints. A foreign key to a table outside $1 is not a part of the copies. Among several indexes, a foreign key uses
+-- the oldest one: so indexes are created in the order of their oids, with or without a constraint.
+SELECT c.conrelid, CASE c.contype WHEN 'n' THEN 20 WHEN 'c' THEN 55 ELSE 40 END, c.conindid::int8,
        format('ALTER TABLE %s ADD CONSTRAINT %I %s', c.table_target, c.conname, pg_get_constraintdef(c.oid))
 FROM own_constraint c WHERE c.contype IN ('n', 'p', 'u', 'x', 'c')
 
 UNION ALL
-SELECT c.conrelid, 50, format('ALTER TABLE %s ADD CONSTRAINT %I %s%s%s', c.table_target, c.conname, said.before, r.target,
+SELECT c.conrelid, 50, 0, format('ALTER TABLE %s ADD CONSTRAINT %I %s%s%s', c.table_target, c.conname, said.before, r.target,
     substr(said.all, length(said.before || format('%I.%I', r.schema_name, r.relname)) + 1))
 FROM own_constraint c
 JOIN own_table r ON r.oid = c.confrelid

@@ -85,7 +85,7 @@ found (table_oid, kind, object, hinders) AS (
          pg_identify_object(l.classoid, l.objoid, l.objsubid) AS i
 
     UNION ALL
-    SELECT o.table_oid, 'extension', format('extension %I', x.extname), 'swap'
+    SELECT DISTINCT o.table_oid, 'extension', format('extension %I', x.extname), 'swap'
     FROM own o
     JOIN pg_depend d ON d.classid = o.classid AND d.objid = o.objid AND d.refclassid = 'pg_extension'::regclass AND d.deptype IN ('e', 'x')
     JOIN pg_extension x ON x.oid = d.refobjid

@@ -14,7 +14,9 @@ own_column AS (
 ),
 own_sequence AS (
     SELECT q.oid, q.relname, q.relacl, q.relpersistence, d.deptype = 'i' AS is_identity, a.attrelid, a.attname, a.attidentity,
-           a.atttypid, a.target AS table_target, a.relowner, n.nspname AS schema_name, format('%I.%I', $2, q.relname) AS target, s.*
+           a.atttypid, a.target AS table_target, a.relowner, n.nspname AS schema_name, format('%I.%I', $2, q.relname) AS target, s.*,
+           format('START WITH %s INCREMENT BY %s MINVALUE %s MAXVALUE %s CACHE %s %s', s.seqstart, s.seqincrement, s.seqmin, s.seqmax,
+                  s.seqcache, CASE WHEN s.seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END) AS options
     FROM own_column a
     JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid
         AND d.refobjsubid = a.attnum AND d.deptype IN ('a', 'i')
@@ -24,7 +26,7 @@ own_sequence AS (
 ),
 own_index AS (
     SELECT t.target AS table_target, t.relname AS table_name, t.schema_name, format('%I.%I', $2, x.relname) AS target, x.oid,
-           x.relname, x.reloptions, x.reltablespace, i.*
+           x.relname, x.relam, x.reloptions, x.reltablespace, i.*
     FROM own_table t
     JOIN pg_index i ON i.indrelid = t.oid
     JOIN pg_class x ON x.oid = i.indexrelid

@@ -1,5 +1,5 @@
 -- The tables with their columns. Autovacuum is not a part of the definition: it is off while a copy is filled.
-SELECT t.oid, 10, format('CREATE %sTABLE %s (%s) USING %I%s%s',
+SELECT t.oid, 10, 0, format('CREATE %sTABLE %s (%s) USING %I%s%s',
     CASE t.relpersistence WHEN 'u' THEN 'UNLOGGED ' END, t.target, columns.list, m.amname,
     CASE WHEN options.list <> '' THEN format(' WITH (%s)', options.list) END,
     CASE WHEN s.oid IS NOT NULL THEN format(' TABLESPACE %I', s.spcname) END)
@@ -27,10 +27,10 @@ CROSS JOIN LATERAL (
     WHERE split_part(o.text, '=', 1) <> 'autovacuum_enabled') AS options (list)
 
 UNION ALL
-SELECT t.oid, 11, format('ALTER TABLE %s OWNER TO %I', t.target, pg_get_userbyid(t.relowner)) FROM own_table t
+SELECT t.oid, 11, 0, format('ALTER TABLE %s OWNER TO %I', t.target, pg_get_userbyid(t.relowner)) FROM own_table t
 
 UNION ALL
-SELECT t.oid, 49, format('ALTER TABLE %s REPLICA IDENTITY %s', t.target,
+SELECT t.oid, 49, 0, format('ALTER TABLE %s REPLICA IDENTITY %s', t.target,
     CASE t.relreplident WHEN 'f' THEN 'FULL' WHEN 'n' THEN 'NOTHING'
         ELSE (SELECT format('USING INDEX %I', i.relname) FROM own_index i WHERE i.indrelid = t.oid AND i.indisreplident) END)
 FROM own_table t

@@ -78,7 +78,22 @@ struct Column {
     ty: &'static str,
     is_ordered: bool,
     is_not_null: bool,
-    is_plain: bool,
+    content: Content,
+}
+
+/// Where a column's values come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Given,
+    Sequence,
+    Stored,
+    Virtual,
+}
+
+impl Column {
+    fn is_plain(&self) -> bool {
+        self.content == Content::Given
+    }
 }
 
 struct Generator {
@@ -88,6 +103,8 @@ struct Generator {
     is_unlogged: bool,
     names: usize,
     sql: String,
+    /// Statements that need the table.
+    later: Vec<String>,
     /// Each table with the columns of its primary key, their types, and the key's name.
     keys: Vec<(String, Vec<(String, &'static str)>)>,
 }
@@ -97,8 +114,16 @@ pub(super) fn generate(seed: u64, schema: &str, version: i32) -> Generated {
     let mut rng = Rng::with_seed(seed);
     let is_unlogged = rng.u8(0..5) == 0;
     let sql = format!("CREATE SCHEMA {schema}; GRANT ALL ON SCHEMA {schema} TO PUBLIC;\n");
-    let mut generator =
-        Generator { rng, schema: schema.to_owned(), version, is_unlogged, names: 0, sql, keys: Vec::new() };
+    let mut generator = Generator {
+        rng,
+        schema: schema.to_owned(),
+        version,
+        is_unlogged,
+        names: 0,
+        sql,
+        later: Vec::new(),
+        keys: Vec::new(),
+    };
     let tables = (0..generator.rng.usize(1..4)).map(|_| generator.table()).collect();
     Generated { tables, sql: generator.sql }
 }
@@ -171,6 +196,9 @@ impl Generator {
         if dropped.is_some() {
             self.line(&format!("ALTER TABLE {table} DROP COLUMN dropped"));
         }
+        for statement in std::mem::take(&mut self.later) {
+            self.line(&statement);
+        }
         for column in &columns {
             self.describe(&table, column);
         }
@@ -188,36 +216,53 @@ impl Generator {
         let not_null = self.one_in(3);
         let constraint =
             if self.one_in(2) { format!("CONSTRAINT {} ", identifier(&self.name("nn"))) } else { String::new() };
-        let (ty, definition, is_not_null, is_plain) = match self.rng.u8(0..10) {
+        let (ty, definition, is_not_null, content) = match self.rng.u8(0..10) {
             0 => {
                 let ty = *self.any(&["smallint", "int", "bigint"]);
                 let kind = *self.any(&["ALWAYS", "BY DEFAULT"]);
                 let sequence = self.name("seq");
                 let options = *self.any(&["", "START 10", "INCREMENT -2", "MINVALUE -5 MAXVALUE 99 CACHE 3 CYCLE"]);
                 let sequence = qualified(&self.schema, &sequence);
-                (ty, format!("{ty} GENERATED {kind} AS IDENTITY (SEQUENCE NAME {sequence} {options})"), true, false)
+                if ty == "int" && options.is_empty() && self.one_in(2) {
+                    let other = *self.any(&["bigint", "smallint"]);
+                    self.later.push(format!("ALTER SEQUENCE {sequence} AS {other}"));
+                }
+                if self.version >= 15 && self.one_in(3) {
+                    let persistence = if self.is_unlogged { "LOGGED" } else { "UNLOGGED" };
+                    self.later.push(format!("ALTER SEQUENCE {sequence} SET {persistence}"));
+                }
+                (
+                    ty,
+                    format!("{ty} GENERATED {kind} AS IDENTITY (SEQUENCE NAME {sequence} {options})"),
+                    true,
+                    Content::Sequence,
+                )
             }
             1 => {
                 let ty = *self.any(&["smallserial", "serial", "bigserial"]);
-                (ty, ty.to_owned(), true, false)
+                (ty, ty.to_owned(), true, Content::Sequence)
             }
             2 => {
-                let stored = if self.version >= 18 && self.one_in(2) { "VIRTUAL" } else { "STORED" };
+                let (stored, content) = if self.version >= 18 && self.one_in(2) {
+                    ("VIRTUAL", Content::Virtual)
+                } else {
+                    ("STORED", Content::Stored)
+                };
                 let (ty, expression) = *self.any(&[("int", "1 + 2"), ("text", "md5('X')"), ("bigint", "abs(-3)")]);
                 // A nested call, because a generated column cannot be referred to.
-                (ty, format!("{ty} GENERATED ALWAYS AS ({expression}) {stored}"), false, false)
+                (ty, format!("{ty} GENERATED ALWAYS AS ({expression}) {stored}"), false, content)
             }
             _ => {
                 let (ty, defaults, _) = *self.any(&TYPES);
                 let default = if self.one_in(2) { format!(" DEFAULT {}", self.any(defaults)) } else { String::new() };
-                (ty, format!("{ty}{default}"), false, true)
+                (ty, format!("{ty}{default}"), false, Content::Given)
             }
         };
         let end = if not_null { format!(" {constraint}NOT NULL") } else { String::new() };
         let is_ordered = TYPES.iter().find(|(other, ..)| *other == ty).is_none_or(|(_, _, is_ordered)| *is_ordered)
-            && !definition.ends_with("VIRTUAL");
+            && content != Content::Virtual;
         let definition = format!("{quoted} {definition}{end}");
-        (Column { name: quoted, ty, is_ordered, is_not_null: is_not_null || not_null, is_plain }, definition)
+        (Column { name: quoted, ty, is_ordered, is_not_null: is_not_null || not_null, content }, definition)
     }
 
     fn options(&mut self) -> String {
@@ -252,14 +297,14 @@ impl Generator {
         if is_text && self.one_in(4) {
             self.line(&format!("{alter} SET COMPRESSION pglz"));
         }
-        if self.one_in(4) {
+        if column.content != Content::Virtual && self.one_in(4) {
             let target = self.rng.u32(0..500);
             self.line(&format!("{alter} SET STATISTICS {target}"));
         }
         if self.one_in(5) {
             self.line(&format!("{alter} SET (n_distinct = -0.5, n_distinct_inherited = 7)"));
         }
-        if column.is_plain && column.ty == "text" && self.one_in(4) {
+        if column.is_plain() && column.ty == "text" && self.one_in(4) {
             // An expression may refer to its own table.
             let literal = table.replace('\'', "''");
             self.line(&format!("{alter} SET DEFAULT '{literal}'::regclass::text"));
@@ -269,7 +314,7 @@ impl Generator {
 
     /// Sequences that columns own beside those of `serial`.
     fn sequences(&mut self, table: &str, columns: &[Column]) {
-        for column in columns.iter().filter(|column| column.is_plain && column.ty == "bigint") {
+        for column in columns.iter().filter(|column| column.is_plain() && column.ty == "bigint") {
             let name = self.name("own");
             let sequence = qualified(&self.schema, &name);
             let unlogged = if self.version >= 15 && self.one_in(3) { "UNLOGGED " } else { "" };
@@ -320,13 +365,13 @@ impl Generator {
                     self.line(&format!("ALTER TABLE {table} CLUSTER ON {name}"));
                 }
             }
-        } else if self.one_in(2) {
+        } else if self.one_in(3) {
             let identity = *self.any(&["FULL", "NOTHING"]);
             self.line(&format!("ALTER TABLE {table} REPLICA IDENTITY {identity}"));
         }
         if self.one_in(2) {
             let key = self.some(columns, is_ordered);
-            let others = self.some(columns, |column| column.is_plain);
+            let others = self.some(columns, Column::is_plain);
             if !key.is_empty() {
                 let nulls = if self.version >= 15 && self.one_in(2) { " NULLS NOT DISTINCT" } else { "" };
                 let include = if self.one_in(2) && !others.is_empty() {
@@ -338,7 +383,7 @@ impl Generator {
                 self.constraint(table, &format!("UNIQUE{nulls} ({}){include}{end}", list(&key)));
             }
         }
-        for column in columns.iter().filter(|column| column.is_plain) {
+        for column in columns.iter().filter(|column| column.is_plain()) {
             if self.one_in(4) {
                 let end = *self.any(&["", " NO INHERIT", " NOT VALID", " NO INHERIT NOT VALID"]);
                 let end = if self.version >= 18 && self.one_in(6) { " NOT ENFORCED" } else { end };
@@ -358,7 +403,7 @@ impl Generator {
         for (other, key) in self.keys.clone() {
             let own: Vec<String> = key
                 .iter()
-                .filter_map(|(_, ty)| columns.iter().find(|column| column.ty == *ty && column.is_plain))
+                .filter_map(|(_, ty)| columns.iter().find(|column| column.ty == *ty && column.is_plain()))
                 .map(|column| column.name.clone())
                 .collect();
             let mut distinct = own.clone();
@@ -373,6 +418,7 @@ impl Generator {
                     " ON DELETE RESTRICT ON UPDATE CASCADE",
                 ]);
                 let end = *self.any(&["", " DEFERRABLE", " DEFERRABLE INITIALLY DEFERRED", " NOT VALID"]);
+                let end = if self.version >= 18 && self.one_in(4) { " NOT ENFORCED" } else { end };
                 self.constraint(
                     table,
                     &format!(
@@ -443,7 +489,7 @@ impl Generator {
         if self.one_in(2) {
             self.line(&format!("ALTER TABLE {table} OWNER TO \"Prop owner\""));
         }
-        let mut grant = |this: &mut Self, what: &str, on: &str| {
+        let grant = |this: &mut Self, what: &str, on: &str| {
             let role = *this.any(&[ROLES[1], ROLES[2], ROLES[3], "PUBLIC"]);
             let option = if role != "PUBLIC" && this.one_in(3) { " WITH GRANT OPTION" } else { "" };
             this.line(&format!("GRANT {what} ON {on} TO {role}{option}"));

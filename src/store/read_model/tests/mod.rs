@@ -28,6 +28,12 @@ fn within<T>(client: &mut Client, statements: impl FnOnce(&mut Transaction<'_>) 
     outcome
 }
 
+/// Verifies the copies, and swaps.
+fn swap(tx: &mut Transaction<'_>, copies: &[Copy], old_schema: &str) -> Result<(), Refusal> {
+    super::verify(tx, copies)?;
+    super::swap(tx, copies, old_schema)
+}
+
 /// Creates copies in the schema `copies`.
 fn copied(client: &mut Client, tables: &[Table]) -> Vec<Copy> {
     within(client, |tx| create(tx, "copies", tables, &[]))

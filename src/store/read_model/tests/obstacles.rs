@@ -2,6 +2,7 @@ use std::fmt::Write as _;
 
 use postgres::{Client, GenericClient, NoTls};
 
+use super::snapshot::version;
 use super::{tables, value};
 use crate::store::read_model::{Hinders, Kind, Obstacle, Table, obstacles};
 use crate::store::testing;
@@ -102,7 +103,7 @@ const CASES: &[(&str, Expected)] = &[
     ),
     ("CREATE TABLE other.p (); ALTER TABLE app.t INHERIT other.p", &[(Kind::Parent, "table other.p", Swap)]),
     (
-        "CREATE TABLE other.p (LIKE app.t INCLUDING GENERATED) PARTITION BY LIST (id); ALTER TABLE other.p ATTACH PARTITION app.t DEFAULT",
+        "ALTER TABLE app.t ALTER id DROP IDENTITY; CREATE TABLE other.p (LIKE app.t INCLUDING GENERATED) PARTITION BY LIST (id); ALTER TABLE other.p ATTACH PARTITION app.t DEFAULT",
         &[(Kind::Parent, "table other.p", Swap)],
     ),
     (
@@ -150,7 +151,7 @@ fn each_thing_that_cannot_be_carried_over_is_named() {
 fn a_published_schema_is_named() {
     let mut client = testing::connect();
     client.batch_execute(SETUP).unwrap();
-    if value::<i32>(&mut client, "SELECT current_setting('server_version_num')::int4") < 150_000 {
+    if version(&mut client) < 15 {
         return;
     }
     client.batch_execute("CREATE PUBLICATION p FOR TABLES IN SCHEMA app").unwrap();
@@ -211,6 +212,7 @@ fn missing_privileges_are_named() {
              GRANT ALL ON ALL SEQUENCES IN SCHEMA app TO mover"
         ))
         .unwrap();
+    let version = version(&mut admin);
     let tables = tables(&mut admin, &["t", "u"]);
     let mut client = Client::connect(&url.replace("postgres@", "mover@"), NoTls).unwrap();
     let mut check = |change: &str, expected: &[(Kind, &str, Hinders)]| {
@@ -231,6 +233,13 @@ fn missing_privileges_are_named() {
         &[(Kind::Ownership, "role holder", Both)],
     );
     check("ALTER ROLE mover INHERIT; REVOKE holder FROM mover; GRANT holder TO mover", &[]);
+    if version >= 16 {
+        check(
+            "REVOKE holder FROM mover; GRANT holder TO mover WITH SET FALSE",
+            &[(Kind::Ownership, "role holder", Both)],
+        );
+        check("REVOKE holder FROM mover; GRANT holder TO mover", &[]);
+    }
     let in_database = format!("database {database}");
     check(&format!("REVOKE CREATE ON DATABASE {database} FROM mover"), &[(Kind::CreateSchema, &in_database, Both)]);
     check(

@@ -5,10 +5,10 @@ use postgres::{Client, NoTls};
 
 use super::generator::{WORLD, generate};
 use super::snapshot::{differences, snapshot, version};
+use super::swap;
 use super::{copied, tables, value};
 use crate::store::Names;
-use crate::store::read_model::{Refusal, create, find, obstacles, remove, swap};
-use crate::store::testing;
+use crate::store::read_model::{Refusal, create, find, obstacles, remove};
 use crate::testing::Postgres;
 
 /// How many seeds there are in one run. `SEED=n` repeats the run that begins with that seed.

@@ -1,8 +1,9 @@
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 
+use super::snapshot::version;
 use super::{copied, tables, value, within};
-use crate::store::read_model::{Copy, Refusal, Replaced, replace};
+use crate::store::read_model::{Copy, Obstacle, Refusal, Replaced, obstacles, replace};
 use crate::store::testing;
 
 /// Creates tables and their copies.
@@ -231,6 +232,53 @@ fn readers_are_not_blocked_and_see_all_or_nothing() {
     assert_eq!(read(&mut snapshot), 10);
     snapshot.commit().unwrap();
     assert_eq!(value::<i64>(&mut reader, sum), 40);
+}
+
+/// What hinders only a swap does not matter where the live tables stay.
+#[test]
+fn dependents_do_not_matter_where_the_tables_stay() {
+    let mut client = testing::connect();
+    client
+        .batch_execute(
+            "CREATE SCHEMA app; CREATE TABLE app.kinds (id int PRIMARY KEY); INSERT INTO app.kinds VALUES (1);
+             CREATE TABLE app.t (id int PRIMARY KEY, kind int CONSTRAINT known REFERENCES app.kinds);
+             CREATE VIEW app.v AS SELECT * FROM app.t; CREATE POLICY p ON app.t; CREATE STATISTICS app.s ON id, kind FROM app.t;
+             CREATE TABLE app.refers (t int REFERENCES app.t); CREATE PUBLICATION p FOR TABLE app.t; CREATE TABLE app._t ()",
+        )
+        .unwrap();
+    let tables = tables(&mut client, &["t"]);
+    let found = obstacles(&mut client, &tables, &[]).unwrap();
+    assert_eq!(found.len(), 7, "{found:?}");
+    assert!(!found.iter().any(Obstacle::hinders_copy), "{found:?}");
+    let copies = copied(&mut client, &tables);
+    client.batch_execute("INSERT INTO app.t VALUES (1, 1); INSERT INTO copies.t VALUES (2, 1)").unwrap();
+    assert_eq!(replaced(&mut client, &copies), counts(1, 0, 1));
+    assert_eq!(rows(&mut client, "app.v"), ["(2,1)"]);
+    // The live table still checks its foreign key, which the copy does not have.
+    client.batch_execute("INSERT INTO copies.t VALUES (3, 7)").unwrap();
+    let error = replace(&mut client.transaction().unwrap(), &copies).unwrap_err().to_string();
+    assert!(error.contains("known"), "{error}");
+}
+
+/// Such a key compares with other operators than equality.
+#[test]
+fn a_temporal_key_is_carried_over() {
+    if version(&mut testing::connect()) < 18 {
+        return;
+    }
+    let (mut client, copies) = set_up(
+        "CREATE TABLE t (id int4range, valid int4range, note text, PRIMARY KEY (id, valid WITHOUT OVERLAPS));
+         CREATE TABLE refers (t int4range, during int4range, FOREIGN KEY (t, PERIOD during) REFERENCES t (id, PERIOD valid))",
+        &["refers", "t"],
+    );
+    client
+        .batch_execute(
+            "INSERT INTO app.t VALUES ('[1,2)', '[1,5)', 'a'); INSERT INTO app.refers VALUES ('[1,2)', '[2,3)');
+             INSERT INTO copies.t VALUES ('[1,2)', '[2,4)', 'a'), ('[1,2)', '[4,6)', 'b'); INSERT INTO copies.refers VALUES ('[1,2)', '[2,6)')",
+        )
+        .unwrap();
+    assert_eq!(replaced(&mut client, &copies), counts(2, 0, 3));
+    assert_eq!(rows(&mut client, "app.t"), rows(&mut client, "copies.t"));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What the catalog says of a schema's tables, read in another way than by the code under test.
 
+use std::fmt::Write as _;
+
 use postgres::{Client, GenericClient};
 
 const SNAPSHOT: &str = r#"
@@ -49,11 +51,13 @@ pub(super) fn snapshot(client: &mut impl GenericClient, schema: &str) -> Vec<Str
 
 /// The lines that are in only one of the lists.
 pub(super) fn differences(before: &[String], after: &[String]) -> String {
-    let only = |these: &[String], others: &[String], sign: &str| {
-        let lines = these.iter().filter(|line| !others.contains(line));
-        lines.map(|line| format!("{sign} {line}\n")).collect::<String>()
-    };
-    only(before, after, "-") + &only(after, before, "+")
+    let mut text = String::new();
+    for (sign, these, others) in [("-", before, after), ("+", after, before)] {
+        for line in these.iter().filter(|line| !others.contains(line)) {
+            _ = writeln!(text, "{sign} {line}");
+        }
+    }
+    text
 }
 
 /// The major version of the server.

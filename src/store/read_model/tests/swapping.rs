@@ -4,8 +4,10 @@ use std::thread;
 
 use postgres::{Client, NoTls};
 
+use super::snapshot::{differences, snapshot};
+use super::swap;
 use super::{copied, tables, value, within};
-use crate::store::read_model::{Copy, Refusal, Table, create, related, remove, swap};
+use crate::store::read_model::{Copy, Refusal, Table, create, obstacles, related, remove};
 use crate::store::testing;
 
 const ORDERS: &str = "CREATE SCHEMA app; CREATE TABLE app.orders (id serial PRIMARY KEY, note text);
@@ -41,7 +43,7 @@ fn copies_are_swapped_and_swapped_back() {
     assert_eq!(value::<i64>(&mut client, "SELECT last_value FROM copies.orders_id_seq"), 1);
     assert_eq!(value::<i64>(&mut client, "SELECT last_value FROM app.orders_id_seq"), 100);
     let options = "SELECT coalesce(reloptions::text, '') FROM pg_class WHERE oid = 'copies.orders'::regclass";
-    assert_eq!(value::<String>(&mut client, options), "{autovacuum_enabled=off}");
+    assert_eq!(value::<String>(&mut client, options), "");
 
     swapped(&mut client, &copies, "old");
     assert_eq!(value::<String>(&mut client, "SELECT string_agg(note, '') FROM app.orders"), "new");
@@ -94,7 +96,7 @@ fn a_table_that_has_changed_is_not_swapped() {
         ("COMMENT ON COLUMN app.orders.note IS 'late'", "COMMENT ON COLUMN copies.orders.note IS 'late'"),
         ("ALTER TABLE app.orders ALTER note SET DEFAULT 'late'", "SET DEFAULT 'late'::text"),
         ("ALTER SEQUENCE app.orders_id_seq CACHE 7", "CACHE 7"),
-        ("ALTER TABLE copies.orders SET UNLOGGED", "only the copy has \"CREATE UNLOGGED TABLE"),
+        ("ALTER TABLE copies.orders SET UNLOGGED", "CREATE UNLOGGED TABLE copies.orders"),
         (
             "DROP INDEX IF EXISTS late; ALTER TABLE app.orders RENAME TO other",
             "table app.orders was dropped, renamed or moved",
@@ -233,4 +235,111 @@ fn an_event_trigger_that_changes_a_copy_is_noticed() {
             .contains("only the copy has \"ALTER TABLE copies.orders ALTER COLUMN note SET STATISTICS 7\""),
         "{error}"
     );
+}
+
+/// Roles belong to the whole server, so these have names of their own.
+#[test]
+fn a_member_of_the_owner_copies_and_swaps() {
+    let url = testing::database();
+    let mut admin = Client::connect(&url, NoTls).unwrap();
+    let database: String = value(&mut admin, "SELECT current_database()::text");
+    admin
+        .batch_execute(&format!(
+            "CREATE ROLE swapper LOGIN; CREATE ROLE \"swap owner\"; CREATE ROLE swap_grantor; CREATE ROLE swap_reader; CREATE ROLE swap_worker LOGIN;
+             GRANT \"swap owner\", swap_grantor TO swapper; GRANT CREATE ON DATABASE {database} TO swapper;
+             {ORDERS}; ALTER TABLE app.orders OWNER TO \"swap owner\"; GRANT USAGE ON SCHEMA app TO swap_reader, swap_grantor, swap_worker;
+             GRANT USAGE, CREATE ON SCHEMA app TO swapper;
+             GRANT SELECT ON app.orders TO swap_grantor WITH GRANT OPTION; GRANT INSERT (note) ON app.orders TO swap_worker;
+             GRANT USAGE ON SEQUENCE app.orders_id_seq TO swap_worker;
+             SET ROLE swap_grantor; GRANT SELECT ON app.orders TO swap_reader; RESET ROLE;
+             -- These privileges are not those of the tables.
+             ALTER DEFAULT PRIVILEGES FOR ROLE swapper GRANT ALL ON TABLES TO PUBLIC;
+             ALTER DEFAULT PRIVILEGES FOR ROLE swapper GRANT ALL ON SEQUENCES TO PUBLIC"
+        ))
+        .unwrap();
+    let before = snapshot(&mut admin, "app");
+    let mut client = Client::connect(&url.replace("postgres@", "swapper@"), NoTls).unwrap();
+    let tables = tables(&mut client, &["orders"]);
+    assert_eq!(
+        obstacles(&mut client, &tables, &[]).unwrap().iter().filter(|obstacle| obstacle.hinders_swap()).count(),
+        0
+    );
+    let copies = within(&mut client, |tx| create(tx, "copies", &tables, &["swap_worker"]));
+    let mut may_use = |role: &str| -> bool {
+        value(&mut admin, &format!("SELECT has_schema_privilege('{role}', 'copies', 'USAGE')"))
+    };
+    for role in ["swapper", "swap owner", "swap_grantor", "swap_reader", "swap_worker"] {
+        assert!(may_use(role), "{role}");
+    }
+    assert!(!value::<bool>(&mut admin, "SELECT has_schema_privilege('swap owner', 'copies', 'CREATE')"));
+    let mut worker = Client::connect(&url.replace("postgres@", "swap_worker@"), NoTls).unwrap();
+    worker.batch_execute("SET search_path = copies; INSERT INTO orders (note) VALUES ('new')").unwrap();
+    swapped(&mut client, &copies, "old");
+    let after = snapshot(&mut admin, "app");
+    assert!(before == after, "{}", differences(&before, &after));
+    within(&mut client, |tx| Ok(remove(tx, "old", &[tables[0].oid])?));
+    assert_eq!(value::<i64>(&mut admin, "SELECT count(*) FROM app.orders"), 1);
+}
+
+#[test]
+fn everyone_may_use_the_copies_of_a_public_table() {
+    let (mut client, tables) = orders();
+    client.batch_execute("GRANT SELECT ON app.orders TO PUBLIC").unwrap();
+    copied(&mut client, &tables);
+    assert!(value::<bool>(&mut client, "SELECT has_schema_privilege('public', 'copies', 'USAGE')"));
+}
+
+/// An array type takes the first free name, which another type may have in the table's schema.
+#[test]
+fn tables_whose_types_collide_are_swapped_together() {
+    let mut client = testing::connect();
+    client
+        .batch_execute("CREATE SCHEMA app; CREATE TABLE app.t (); CREATE TABLE app._t (); CREATE TABLE app.__t ()")
+        .unwrap();
+    let tables = tables(&mut client, &["_t", "__t", "t"]);
+    assert_eq!(obstacles(&mut client, &tables, &[]).unwrap(), []);
+    let copies = copied(&mut client, &tables);
+    swapped(&mut client, &copies, "old");
+    assert_eq!(value::<i64>(&mut client, "SELECT count(*) FROM pg_tables WHERE schemaname = 'app'"), 3);
+}
+
+#[test]
+fn expressions_may_refer_to_their_own_table() {
+    let (mut client, tables) = orders();
+    client
+        .batch_execute(
+            "ALTER TABLE app.orders ALTER note SET DEFAULT concat('app.orders'::regclass, 'app.orders_pkey'::regclass, '''app.orders''::regclass');
+             ALTER TABLE app.orders ADD CHECK (tableoid = 'app.orders'::regclass)",
+        )
+        .unwrap();
+    let before = snapshot(&mut client, "app");
+    let copies = copied(&mut client, &tables);
+    client.batch_execute("INSERT INTO copies.orders DEFAULT VALUES").unwrap();
+    swapped(&mut client, &copies, "old");
+    let after = snapshot(&mut client, "app");
+    assert!(before == after, "{}", differences(&before, &after));
+    within(&mut client, |tx| Ok(remove(tx, "old", &[tables[0].oid])?));
+    let note: String = value(&mut client, "SELECT note FROM app.orders");
+    assert_eq!(note, "copies.orderscopies.orders_pkey'app.orders'::regclass");
+}
+
+#[test]
+fn foreign_keys_use_the_same_index_again() {
+    for names in [["a", "b", "c"], ["c", "b", "a"], ["b", "c", "a"]] {
+        let mut client = testing::connect();
+        let [first, second, third] = names;
+        client
+            .batch_execute(&format!(
+                "CREATE SCHEMA app; CREATE TABLE app.t (id int NOT NULL, t int);
+                 ALTER TABLE app.t ADD CONSTRAINT {first} UNIQUE (id); CREATE UNIQUE INDEX {second} ON app.t (id);
+                 ALTER TABLE app.t ADD CONSTRAINT {third} PRIMARY KEY (id); ALTER TABLE app.t ADD CONSTRAINT k FOREIGN KEY (t) REFERENCES app.t (id)"
+            ))
+            .unwrap();
+        let tables = tables(&mut client, &["t"]);
+        let copies = copied(&mut client, &tables);
+        swapped(&mut client, &copies, "old");
+        let index =
+            "SELECT conindid::regclass::text FROM pg_constraint WHERE conname = 'k' AND conrelid = 'app.t'::regclass";
+        assert_eq!(value::<String>(&mut client, index), format!("app.{first}"));
+    }
 }
