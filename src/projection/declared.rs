@@ -41,15 +41,32 @@ macro_rules! declaration {
         /// in PostgreSQL's catalog, and found through the search path of the worker's sessions. With
         /// them, the read model can be [rebuilt](crate::guide::rebuilding) while it stays readable.
         /// No two projections may name the same table. Defaults to none, and then a rebuild is
-        /// refused.
+        /// refused, and so is the start of a worker with a higher [`version`](Self::version).
         fn tables(&self) -> &[&str] {
             &[]
         }
 
         /// The version of the projection's code, 1 or higher. Raise it when the read model has to
-        /// be built anew because the code has changed. A worker that knows a higher version than
-        /// that of the live read model begins to rebuild it when it starts; meanwhile workers of
-        /// the older version keep the live one up to date. See [the guide](crate::guide::rebuilding).
+        /// be built anew because the code has changed. When a worker with a higher version than that
+        /// of the live read model starts, it asks for a [rebuild](crate::guide::rebuilding), and
+        /// takes part in it with all workers of its version. Meanwhile workers of the older version
+        /// keep the live read model up to date. If none of them is left, it stands still until the
+        /// switch. After the switch, they process this projection no more, and go on with their
+        /// others. A worker with a lower version never takes a projection over. The rebuild has the
+        /// scope, the start, the tables and the policy of the new version, and its default rate.
+        ///
+        /// If the read model cannot be rebuilt, the start fails with
+        /// [`Error::CannotRebuild`](crate::Error::CannotRebuild), which lists everything that is in
+        /// the way. So a rolling deployment stops at its first worker.
+        ///
+        /// Of each version and [build](crate::Builder::build_id), workers ask for the rebuild once.
+        /// They do not begin it again at their next start if it has failed, if a person has
+        /// cancelled it, or has brought the former read model back. An operator can: with the
+        /// command `rebuild` and the argument `{"version": 2}`. A rebuild for a lower version, or
+        /// of another build, is cancelled first. If it is rolled back instead, the
+        /// rebuild stays, and delays nothing: its workers continue it when they come back, a higher
+        /// version takes its place, or an operator cancels it.
+        ///
         /// Defaults to 1.
         fn version(&self) -> u32 {
             1

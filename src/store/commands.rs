@@ -18,6 +18,7 @@ use crate::plan::{Deal, DesiredState, Effect, Fault, Refusal, WorkerId};
 
 const APPLYING: &str = "applying a command";
 
+
 /// What has become of a command.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Outcome {
@@ -166,7 +167,7 @@ fn try_apply(
         Effect::GiveUp(deal) => {
             dealt(tx, names, target, deal.as_ref())?;
             let why = "each of the workers that began to execute it has ended before that was done: look into their logs; if it was a \
-                       rewind, correct reset()";
+                       rewind, correct reset(); if workers of another version have taken their place, rebuild it";
             Ok(Some(Outcome::Failed(why.to_owned())))
         }
         Effect::Finish(deal) => {

@@ -49,6 +49,8 @@ mod probes;
 mod prometheus;
 mod readme;
 mod rebuild_commands;
+mod rebuild_deployments;
+mod rebuild_versions;
 mod rebuilding;
 mod recutting;
 mod restarts;
