@@ -17,7 +17,7 @@ use crate::store::{notifications, rebuilds};
 const NO_TABLES: &str = "it names no tables: implement Projection::tables(), so that they can be copied, and deploy that; or give the changed \
                          code a second name and tables of its own, and let your readers change to them";
 
-const STARTS_AT_END: &str = "it starts at the end of the events, so nothing says which events a rebuild should begin with: let start_at() \
+pub(super) const STARTS_AT_END: &str = "it starts at the end of the events, so nothing says which events a rebuild should begin with: let start_at() \
                              return a position";
 
 impl Errands {

@@ -84,12 +84,7 @@ impl Database {
                 self.commands.retain(|command| command.projection != projection);
             }
             // The others change no checkpoint that the model has.
-            Effect::Begin(_, None)
-            | Effect::Switch(_)
-            | Effect::Forget
-            | Effect::Refuse(_)
-            | Effect::Replay
-            | Effect::Discard => {}
+            Effect::Begin(_, None) | Effect::Switch(_) | Effect::Refuse(_) | Effect::Replay | Effect::Discard => {}
         }
         match next {
             None => self.commands.retain(|command| command.id != id),
