@@ -48,6 +48,7 @@ mod private_postgres;
 mod probes;
 mod prometheus;
 mod readme;
+mod rebuild_aggregate;
 mod rebuild_commands;
 mod rebuild_deployments;
 mod rebuild_versions;
