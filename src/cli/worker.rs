@@ -70,6 +70,14 @@ impl Worker {
         self
     }
 
+    /// Sets what identifies this build of the program, for example `env!("GIT_COMMIT")`: see
+    /// [`Builder::build_id`]. It is a property of the program and not of its surroundings, so no
+    /// variable sets it.
+    pub fn build_id(self, build: impl Into<String>) -> Self {
+        let build = build.into();
+        self.configure(|builder| builder.build_id(build))
+    }
+
     pub(super) fn own_version(&self) -> Option<&str> {
         self.version.as_deref()
     }

@@ -150,8 +150,10 @@ impl WorkerView {
 
     /// Whether it may handle events for this projection.
     pub(crate) fn knows(&self, projection: &ProjectionView) -> bool {
+        // The handler would write to the live tables.
+        let is_kept = Kind::of(&projection.name) == Kind::Old;
         let is_same_build = projection.build.is_none() || projection.build == self.build;
-        is_same_build && self.version_of(base_of(&projection.name)) == Some(projection.version)
+        !is_kept && is_same_build && self.version_of(base_of(&projection.name)) == Some(projection.version)
     }
 }
 
@@ -315,6 +317,8 @@ pub(crate) struct CommandView {
     pub(crate) step: Step,
     /// The version for which a read model is to be rebuilt, if not for the live one.
     pub(crate) version: Option<i32>,
+    /// The build that is to rebuild it, if only that one is.
+    pub(crate) build: Option<Arc<str>>,
 }
 
 /// Why a projection cannot be distributed.

@@ -43,6 +43,8 @@ const OPTIONS: [(&str, &str); 9] = [
 pub(crate) struct Crew {
     /// How the worker in each slot reaches the server.
     urls: [String; SLOTS],
+    /// How the owner of the read models reaches it.
+    owner: String,
     slots: [Option<Member>; SLOTS],
     leaving: Vec<Member>,
     started: usize,
@@ -60,9 +62,10 @@ struct Member {
 }
 
 impl Crew {
-    pub(crate) fn new(urls: [String; SLOTS]) -> Self {
+    pub(crate) fn new(urls: [String; SLOTS], owner: String) -> Self {
         Self {
             urls,
+            owner,
             slots: Default::default(),
             leaving: Vec::new(),
             started: 0,
@@ -82,6 +85,7 @@ impl Crew {
             ("COORDINATION_TIMEOUT", &coordination),
             ("SESSION_LOSS_GRACE", grace),
             ("LANES", LANES[slot]),
+            ("OWNER_URL", &self.owner),
         ]);
         let process = WorkerProcess::start_program("chaos_worker", &self.urls[slot], &options);
         let name = format!("{}-slot-{slot}-pid-{}", self.started, process.pid());

@@ -21,6 +21,10 @@ const APPLIED_WITHIN: Duration = Duration::from_secs(20);
 /// aggregates are parked again.
 const RELEASED_WITHIN: Duration = Duration::from_secs(60);
 
+/// How long it may take until all rebuilds have switched. A switch that was put off is tried again
+/// after ten seconds.
+const SWITCHED_WITHIN: Duration = Duration::from_secs(90);
+
 /// The pause between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -44,6 +48,12 @@ pub(crate) fn all() -> Vec<(Order, usize)> {
         ("rewind", r#"{"to_beginning": true}"#, 1),
         ("rewind", r#"{"to_position": 1}"#, 1),
         ("remove", "{}", 1),
+        ("rebuild", r#"{"rate": null}"#, 4),
+        ("rebuild", r#"{"rate": 3000, "keep_old": true}"#, 2),
+        ("rebuild", r#"{"rate": null, "copy": true}"#, 1),
+        ("cancel", "{}", 2),
+        ("revert", "{}", 1),
+        ("drop_old", "{}", 3),
     ];
     let orders = PROJECTIONS.map(|projection| {
         commands.map(|(command, arguments, weight)| (Order { projection, command, arguments }, weight))
@@ -99,11 +109,13 @@ impl Operator {
         loop {
             // A command that resumes is behind those that are pending.
             let resume = "SELECT orchestrator_command(name, 'resume', '{}', 'chaos') FROM orchestrator_projections p
-                          WHERE desired_state = 'paused' AND NOT EXISTS (
-                              SELECT FROM orchestrator_commands k WHERE k.projection = p.name AND k.applied_at IS NULL)";
+                          WHERE desired_state = 'paused' AND kind <> 'old' AND NOT EXISTS (
+                              SELECT FROM orchestrator_commands k WHERE k.projection = p.name AND k.applied_at IS NULL
+                              AND coalesce(k.step, '') NOT IN ('loading', 'finishing'))";
             client.query(resume, &[]).unwrap();
-            let pending = "SELECT k::text FROM orchestrator_commands k WHERE applied_at IS NULL
-                           UNION ALL SELECT p::text FROM orchestrator_projections p WHERE desired_state = 'paused'";
+            let pending = "SELECT k::text FROM orchestrator_commands k
+                           WHERE applied_at IS NULL AND coalesce(step, '') NOT IN ('loading', 'finishing')
+                           UNION ALL SELECT p::text FROM orchestrator_projections p WHERE desired_state = 'paused' AND kind <> 'old'";
             let pending: Vec<String> = client.query(pending, &[]).unwrap().iter().map(|row| row.get(0)).collect();
             if pending.is_empty() {
                 return Ok(());
@@ -133,6 +145,24 @@ impl Operator {
             if begun.elapsed() > RELEASED_WITHIN {
                 let parked: Vec<String> = parked.iter().map(|row| row.get(0)).collect();
                 return Err(format!("still parked after {RELEASED_WITHIN:?}: {parked:#?}"));
+            }
+            never::<()>().recv_timeout(PAUSE).unwrap_err();
+        }
+    }
+
+    /// Waits until the rebuilds have switched. Nothing stands in their way any more.
+    pub(crate) fn end_rebuilds(&self) -> Result<(), String> {
+        let mut client = Client::connect(&self.url, NoTls).unwrap();
+        let begun = Instant::now();
+        loop {
+            let sql = "SELECT concat(k::text, ' ', r::text) FROM orchestrator_commands k LEFT JOIN orchestrator_rebuilds r USING (id)
+                       WHERE k.applied_at IS NULL";
+            let pending: Vec<String> = client.query(sql, &[]).unwrap().iter().map(|row| row.get(0)).collect();
+            if pending.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() > SWITCHED_WITHIN {
+                return Err(format!("not switched within {SWITCHED_WITHIN:?}: {pending:#?}"));
             }
             never::<()>().recv_timeout(PAUSE).unwrap_err();
         }

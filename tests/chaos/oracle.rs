@@ -61,8 +61,10 @@ const CHECKPOINTS: &str = "
     SELECT format('%s %s position %s generation %s worker %s', projection, keys, position, generation, worker_id)
     FROM orchestrator_checkpoints ORDER BY projection, keys";
 
-/// Taken before the snapshot: a table that is rewritten after the snapshot would seem empty.
-const LOCKS: &str = "LOCK TABLE events, orchestrator_checkpoints IN ACCESS SHARE MODE";
+/// Taken before the snapshot: a table that is rewritten after the snapshot would seem empty, and a
+/// switch would put copies in the place of tables that the snapshot's checkpoints are about.
+const LOCKS: &str =
+    "LOCK TABLE events, orchestrator_checkpoints, aggregate_activity, event_type_counts IN ACCESS SHARE MODE";
 
 /// How far each paused projection has come: its positions, weighted by the number of keys, which no
 /// cut and no merge changes. With the last command that has changed it.
@@ -70,7 +72,7 @@ const PAUSED: &str = "
     SELECT p.name, k.id, sum(c.position * (SELECT sum(upper(piece) - lower(piece)) FROM unnest(c.keys) AS piece))::text
     FROM orchestrator_projections p JOIN orchestrator_checkpoints c ON c.projection = p.name
     JOIN (SELECT projection, max(id) AS id FROM orchestrator_commands WHERE outcome = 'done' GROUP BY 1) k ON k.projection = p.name
-    WHERE p.desired_state = 'paused' AND NOT EXISTS (
+    WHERE p.desired_state = 'paused' AND p.kind = 'live' AND NOT EXISTS (
         SELECT FROM orchestrator_commands WHERE projection = p.name AND step = 'executed' AND applied_at IS NULL)
     GROUP BY 1, 2";
 

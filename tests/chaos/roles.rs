@@ -12,6 +12,8 @@ pub(crate) const WORKER: &str = "shop_worker";
 pub(crate) const OPERATOR: &str = "shop_operator";
 pub(crate) const APPENDER: &str = "shop_appender";
 const MIGRATOR: &str = "shop_migrator";
+/// Owns the tables of the read models, so it rebuilds them.
+pub(crate) const OWNER: &str = MIGRATOR;
 
 const ROLES: &str = include_str!("../../examples/postgres/roles.sql");
 /// The line of `ROLES` below which the tables must exist.
@@ -23,6 +25,7 @@ pub(crate) const PROJECTIONS: [&str; 2] = ["event_type_counts", "aggregate_activ
 /// The grants that the file leaves to the application.
 const READ_MODELS: &str = "
     GRANT SELECT, INSERT, UPDATE, DELETE ON event_type_counts, aggregate_activity TO shop_worker;
+    DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO shop_migrator', current_database()); END $$;
     CREATE TABLE mended (event_id uuid PRIMARY KEY);
     GRANT SELECT ON mended TO shop_worker;
     GRANT SELECT, INSERT ON mended TO shop_operator";

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, Scope, StartAt, Tx, cli};
+use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, Scope, StartAt, StreamId, Tx, cli};
 
 #[allow(dead_code, reason = "it has a main of its own")]
 #[path = "../../examples/worker.rs"]
@@ -22,6 +22,9 @@ use worker::{AggregateActivity, EventTypeCounts, TABLES};
 
 /// One in this many events is dangerous, for every worker.
 const DANGEROUS: u128 = 4_000;
+
+/// How many rows of a batch the server may be slow at.
+const MEDDLED: usize = 200;
 
 /// One in this many events is bad.
 const BAD: u128 = 5_000;
@@ -37,6 +40,8 @@ struct Panicking<P> {
     busy_while: Option<PathBuf>,
     /// The handler fails at bad events until an operator has mended them.
     fails: bool,
+    /// How likely the server is to be slow or to fail, for each row.
+    meddles: f64,
 }
 
 impl<P> Panicking<P> {
@@ -47,6 +52,14 @@ impl<P> Panicking<P> {
         let sql = "SELECT id FROM unnest($1::uuid[]) AS id
                    WHERE NOT EXISTS (SELECT FROM mended WHERE event_id IN (id, '00000000-0000-0000-0000-000000000000')) LIMIT 1";
         if bad.is_empty() || tx.query_opt(sql, &[&bad])?.is_none() { Ok(()) } else { Err("the event is bad".into()) }
+    }
+
+    /// Makes the server slow, or makes it fail, now and then. The handler has done its work, so the
+    /// rows are locked.
+    fn meddle_perhaps(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<(), BoxError> {
+        let rows = i32::try_from(events.len().min(MEDDLED))?;
+        tx.execute("SELECT meddle($1) FROM generate_series(1, $2)", &[&self.meddles, &rows])?;
+        Ok(())
     }
 
     /// Called after the handler has done its work, so that there is something to roll back.
@@ -91,11 +104,16 @@ impl<P: BatchProjection> BatchProjection for Panicking<P> {
         self.projection.start_at()
     }
 
+    fn tables(&self) -> &[&str] {
+        self.projection.tables()
+    }
+
     fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         allow_time(tx)?;
         self.wait_perhaps();
         self.fail_if_bad(tx, events)?;
         let handled = self.projection.handle_batch(tx, events)?;
+        self.meddle_perhaps(tx, events)?;
         self.abort_perhaps(events);
         self.panic_perhaps();
         Ok(handled)
@@ -104,6 +122,11 @@ impl<P: BatchProjection> BatchProjection for Panicking<P> {
     fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
         allow_time(tx)?;
         self.projection.reset(tx, to)
+    }
+
+    fn forget(&self, tx: &mut Tx<'_>, aggregate: &StreamId) -> Result<(), BoxError> {
+        allow_time(tx)?;
+        self.projection.forget(tx, aggregate)
     }
 }
 
@@ -127,6 +150,7 @@ fn main() -> ExitCode {
                 aborts_on,
                 busy_while: busy_while.clone(),
                 fails,
+                meddles: 0.3,
             })
             .batch_projection(Panicking {
                 projection: AggregateActivity,
@@ -135,6 +159,7 @@ fn main() -> ExitCode {
                 aborts_on: None,
                 busy_while,
                 fails,
+                meddles: 0.05,
             })
             .migration_sql(TABLES)
     })

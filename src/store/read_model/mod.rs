@@ -6,7 +6,7 @@
 //! tables equal to that of the copies. [`remove()`] drops a schema of copies, or of old tables.
 //!
 //! *Invariant:* no property of a table gets lost in silence. A property is a part of the
-//! [`definition`], or it is an obstacle. [`create()`] and [`swap()`] compare the definitions of the
+//! [`definition`], or it is an obstacle. [`create()`] and [`verify()`] compare the definitions of the
 //! live tables and of the copies, and refuse if they differ.
 //!
 //! Event triggers fire for the statements of this module, as for those of anyone else. If one of

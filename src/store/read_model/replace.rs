@@ -29,6 +29,9 @@ pub(crate) struct Replaced {
 /// One statement changes all tables: the server checks foreign keys at its end, so neither those
 /// between the tables nor those of other tables see a state in between.
 ///
+/// One case is left to the server's error, and changes nothing: values of another unique index move
+/// between rows, and a foreign key that cascades keeps these rows from being inserted again.
+///
 /// The sequences of the tables are advanced to those of the copies. A sequence does not take part
 /// in the transaction, so none is set back: after a rollback, values of the table would be handed
 /// out again.

@@ -81,6 +81,9 @@ CREATE TABLE IF NOT EXISTS {parked} (
     -- The highest position that the key's checkpoint had had when the aggregate was parked. Events
     -- up to it may have been handled before a rewind.
     highest BIGINT NOT NULL DEFAULT 0,
+    -- The command that is rebuilding the rows of the aggregate. Its later events wait until that is
+    -- done. If no event has failed, the id of the event is nil, and those from the position on wait.
+    rebuild_id BIGINT,
     PRIMARY KEY (projection, bounded_context, aggregate_type, aggregate_id)
 );
 
@@ -177,7 +180,7 @@ BEGIN
             MESSAGE = format('no worker has ever registered a projection %L', $1),
             HINT = 'The names of all projections are in {projections}.';
     END IF;
-    IF $1 LIKE ANY (ARRAY['%@rebuild', '%@old']) AND $2 <> ALL (ARRAY['pause', 'resume', 'replay', 'discard']) THEN
+    IF $1 LIKE '%@old' OR $1 LIKE '%@rebuild' AND $2 <> ALL (ARRAY['pause', 'resume', 'replay', 'discard']) THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('%s is for a projection, and %L belongs to one', $2, $1),
             HINT = 'Give the name of the projection, without the part from the "@".';
