@@ -68,6 +68,7 @@ impl std::fmt::Debug for Orchestrator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Orchestrator")
             .field("database", &self.database)
+            .field("owner", &self.owner)
             .field("config", &self.config)
             .finish_non_exhaustive()
     }

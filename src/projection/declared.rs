@@ -60,6 +60,13 @@ macro_rules! declaration {
         /// them, the read model can be [rebuilt](crate::guide::rebuilding) while it stays readable.
         /// No two projections may name the same table. Defaults to none, and then a rebuild is
         /// refused, and so is the start of a worker with a higher [`version`](Self::version).
+        ///
+        /// In a rebuild, the handler's names lead to copies of these tables. It is cancelled if the
+        /// handler writes to anything else that exists, temporary tables excepted, or reads the
+        /// live tables by a qualified name or through a function with a search path of its own. A
+        /// `NOTIFY` is sent, though, and what the handler does outside its transaction is done:
+        /// [`Tx::is_replay`](crate::Tx::is_replay), which is true in a rebuild, tells when to leave
+        /// it out.
         fn tables(&self) -> &[&str] {
             &[]
         }
