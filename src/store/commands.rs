@@ -18,7 +18,6 @@ use crate::plan::{Deal, DesiredState, Effect, Fault, Refusal, WorkerId};
 
 const APPLYING: &str = "applying a command";
 
-
 /// What has become of a command.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Outcome {

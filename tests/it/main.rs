@@ -49,6 +49,7 @@ mod probes;
 mod prometheus;
 mod readme;
 mod rebuild_deployments;
+mod rebuild_processes;
 mod rebuild_versions;
 mod rebuilding;
 mod recutting;
