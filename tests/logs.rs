@@ -14,7 +14,11 @@ use std::path::Path;
 const DOCUMENTED: [&str; 3] = ["error", "warn", "info"];
 
 /// Fields whose values are numbers, ids or durations, which never need quotes.
-const PLAIN: [&str; 31] = [
+const PLAIN: [&str; 35] = [
+    "rate",
+    "retry_in",
+    "tables",
+    "bytes",
     "command",
     "event",
     "id",

@@ -12,7 +12,7 @@
 //! rewind:  queued ──(dealt to no worker)──► executing ──► executed ──(dealt again)──► done
 //! rebuild: queued ──► executing ──(copies exist)──► loading ──(caught up)──► finishing ──► done
 //!                                                      ▲────(put off)────────────┘
-//! cancel, revert, drop_old: queued ──► executing ──► done
+//! cancel, revert, drop_old, rebuild_aggregate: queued ──► executing ──► done
 //! ```
 //!
 //! While the read model of a rewound projection is being cleared, no worker owns the projection's
@@ -28,6 +28,9 @@ use super::view::{
 /// How many workers may begin to execute one command, including those that were asked to leave. If
 /// so many have ended meanwhile, executing it probably ends the process.
 const MOST_ATTEMPTS: i32 = 10;
+/// The same for a command that handles events: one of them may end the process. A replay is given
+/// up as soon.
+const MOST_ATTEMPTS_AT_EVENTS: i32 = 3;
 
 /// What applying a command does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -55,8 +58,6 @@ pub(crate) enum Effect {
     Replay,
     /// An event is recorded as discarded.
     Discard,
-    /// An aggregate's rows are to be deleted, and its events replayed.
-    Forget,
 }
 
 /// Why a command is refused.
@@ -175,14 +176,18 @@ impl Situation<'_> {
         };
         let refuse = |refusal| Some(Effect::Refuse(refusal));
         let rebuild = || self.other(projection, Kind::Rebuild);
+        let most_attempts = match command.asked {
+            Asked::RebuildAggregate => MOST_ATTEMPTS_AT_EVENTS,
+            _ => MOST_ATTEMPTS,
+        };
         match (command.asked, command.step) {
             (Asked::Rewind, Step::Executed) => Some(Effect::Finish(dealt_again())),
             (_, Step::Executed) => None,
             (_, Step::Executing { executor, .. } | Step::Finishing { executor, .. }) if self.executes(executor) => None,
-            (Asked::Rewind, Step::Executing { attempt, .. }) if attempt >= MOST_ATTEMPTS => {
+            (Asked::Rewind, Step::Executing { attempt, .. }) if attempt >= most_attempts => {
                 Some(Effect::GiveUp(dealt_again()))
             }
-            (_, Step::Executing { attempt, .. }) if attempt >= MOST_ATTEMPTS => Some(Effect::GiveUp(None)),
+            (_, Step::Executing { attempt, .. }) if attempt >= most_attempts => Some(Effect::GiveUp(None)),
             // Its workers have left, and it must not hold up the commands behind it.
             (Asked::Rebuild, Step::Executing { .. }) if !self.has_able(is_able) => refuse(Refusal::NobodyKnows),
             // The other version begins a rebuild, which is behind it.
@@ -215,7 +220,7 @@ impl Situation<'_> {
             (Asked::Resume, Step::Queued) => {
                 Some(Effect::Desire(DesiredState::Running, is_dealable.then(|| deal(DesiredState::Running))))
             }
-            (Asked::Rewind | Asked::Rebuild, Step::Queued) if fault.is_some() => {
+            (Asked::Rewind | Asked::Rebuild | Asked::RebuildAggregate, Step::Queued) if fault.is_some() => {
                 fault.map(Refusal::Unusable).and_then(refuse)
             }
             (Asked::Rewind, Step::Queued) => self.begin(is_able, Some(deal(DesiredState::Paused))),
@@ -235,7 +240,9 @@ impl Situation<'_> {
                 refuse(Refusal::NothingKept)
             }
             (Asked::Revert, Step::Queued) if rebuild().is_some() => refuse(Refusal::AlreadyRebuilt),
-            (Asked::Cancel | Asked::Revert | Asked::DropOld, Step::Queued) => self.begin(is_able, None),
+            (Asked::Cancel | Asked::Revert | Asked::DropOld | Asked::RebuildAggregate, Step::Queued) => {
+                self.begin(is_able, None)
+            }
             (Asked::Remove, Step::Queued) => {
                 let having = self.alive.iter().filter(|worker| worker.has_code(&projection.name));
                 let having: Vec<WorkerId> = having.map(|worker| worker.id).collect();
@@ -248,7 +255,6 @@ impl Situation<'_> {
             }
             (Asked::Replay, Step::Queued) => Some(Effect::Replay),
             (Asked::Discard, Step::Queued) => Some(Effect::Discard),
-            (Asked::RebuildAggregate, Step::Queued) => Some(Effect::Forget),
         }
     }
 }

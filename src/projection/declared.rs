@@ -37,6 +37,24 @@ macro_rules! declaration {
             Err(Box::new(NoReset))
         }
 
+        /// Deletes what the read model has of one aggregate, so that its events can be handled again
+        /// by the command `rebuild_aggregate`: afterwards, the read model has to be as if no event
+        /// of the aggregate had ever been handled. What the aggregate has added to rows that it
+        /// shares with others, such as totals, has to be taken off.
+        ///
+        /// The transaction is as for a batch. The events of the aggregate are handled again in it,
+        /// with [`Tx::is_replay`](crate::Tx::is_replay), up to where the projection had come. So
+        /// readers see the former rows until it is committed. Meanwhile new events of the aggregate
+        /// wait, and those of other aggregates are handled. If the worker ends before it is
+        /// committed, another worker calls `forget` again. After three errors, the command has
+        /// failed, and the former rows stay. See [the guide](crate::guide::failures).
+        ///
+        /// Defaults to refusing that.
+        fn forget(&self, tx: &mut Tx<'_>, aggregate: &StreamId) -> Result<(), BoxError> {
+            _ = (tx, aggregate);
+            Err(Box::new(NoForget))
+        }
+
         /// The names of the tables that the handler writes, without a schema: exactly as they are
         /// in PostgreSQL's catalog, and found through the search path of the worker's sessions. With
         /// them, the read model can be [rebuilt](crate::guide::rebuilding) while it stays readable.
@@ -103,6 +121,10 @@ macro_rules! forwarded {
 
         fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
             (**self).reset(tx, to)
+        }
+
+        fn forget(&self, tx: &mut Tx<'_>, aggregate: &StreamId) -> Result<(), BoxError> {
+            (**self).forget(tx, aggregate)
         }
 
         fn tables(&self) -> &[&str] {

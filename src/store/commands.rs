@@ -9,10 +9,10 @@ use postgres::{Row, Transaction};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::deal;
 use super::names::Names;
 use super::releasing::{release, reload};
 use super::scopes;
+use super::{deal, forgetting};
 use crate::error::Error;
 use crate::plan::{Deal, DesiredState, Effect, Fault, Refusal, WorkerId};
 
@@ -165,8 +165,10 @@ fn try_apply(
         }
         Effect::GiveUp(deal) => {
             dealt(tx, names, target, deal.as_ref())?;
+            forgetting::release(tx, names, target.projection, target.id, false).map_err(database)?;
             let why = "each of the workers that began to execute it has ended before that was done: look into their logs; if it was a \
-                       rewind, correct reset(); if workers of another version have taken their place, rebuild it";
+                       rewind, correct reset(); if an aggregate was rebuilt, correct forget() or the handler; if workers of another \
+                       version have taken their place, rebuild the projection";
             Ok(Some(Outcome::Failed(why.to_owned())))
         }
         Effect::Finish(deal) => {
@@ -176,7 +178,6 @@ fn try_apply(
         Effect::Remove => remove(tx, names, target).map(Some).map_err(database),
         Effect::Replay => replay(tx, names, target).map(Some).map_err(database),
         Effect::Discard => discard(tx, names, target).map(Some).map_err(database),
-        Effect::Forget => Ok(Some(Outcome::Refused("it is not possible yet".to_owned()))),
     }
 }
 

@@ -125,9 +125,10 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
         ],
     )
     .map_err(Error::database(doing))?;
-    let deployed = match has_other_version {
-        true => rebuilds::deploy(&mut tx, names, worker).map_err(Error::database(doing))?,
-        false => Vec::new(),
+    let deployed = if has_other_version {
+        rebuilds::deploy(&mut tx, names, worker).map_err(Error::database(doing))?
+    } else {
+        Vec::new()
     };
     tx.commit().map_err(Error::database(doing))?;
     for (found, deployment) in &deployed {

@@ -19,6 +19,7 @@ pub(crate) mod event_tables;
 pub(crate) mod events;
 pub(crate) mod execution;
 pub(crate) mod fence;
+pub(crate) mod forgetting;
 mod inspection;
 mod key;
 mod key_set;

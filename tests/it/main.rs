@@ -48,6 +48,8 @@ mod private_postgres;
 mod probes;
 mod prometheus;
 mod readme;
+mod rebuild_aggregate;
+mod rebuild_commands;
 mod rebuild_deployments;
 mod rebuild_processes;
 mod rebuild_versions;

@@ -87,7 +87,6 @@ impl Database {
             Effect::PutOff
             | Effect::Begin(_, None)
             | Effect::Switch(_)
-            | Effect::Forget
             | Effect::Refuse(_)
             | Effect::Replay
             | Effect::Discard => {}

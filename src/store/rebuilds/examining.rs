@@ -13,7 +13,7 @@ use crate::store::read_model::{self, Obstacle, Refusal, Table};
 const NO_TABLES: &str = "it names no tables: implement Projection::tables(), so that they can be copied, and deploy that; or give the changed \
                          code a second name and tables of its own, and let your readers change to them";
 
-const STARTS_AT_END: &str = "it starts at the end of the events, so nothing says which events a rebuild should begin with: let start_at() \
+pub(crate) const STARTS_AT_END: &str = "it starts at the end of the events, so nothing says which events a rebuild should begin with: let start_at() \
                              return a position";
 
 /// With what a rebuild begins.
@@ -68,9 +68,8 @@ pub(crate) fn hindrances(
     if let Some(shared) = shared_tables(tx, names, &known.name, &known.tables)? {
         return Ok(Some(shared));
     }
-    let hinders = |obstacle: &&Obstacle| match copies_content {
-        true => obstacle.hinders_copy(),
-        false => obstacle.hinders_swap(),
+    let hinders = |obstacle: &&Obstacle| {
+        if copies_content { obstacle.hinders_copy() } else { obstacle.hinders_swap() }
     };
     let obstacles = read_model::obstacles(tx, tables, &[])?;
     let listed: Vec<String> = obstacles.iter().filter(hinders).map(ToString::to_string).collect();

@@ -28,7 +28,7 @@ use postgres::{GenericClient, Row};
 pub(crate) use self::beginning::{asked, begin};
 pub(crate) use self::deploying::{deploy, deployed};
 pub(crate) use self::ending::{cancel, drop_old, revert};
-pub(crate) use self::examining::{Basis, basis, hindrances};
+pub(crate) use self::examining::{Basis, STARTS_AT_END, basis, hindrances};
 pub(crate) use self::following::{Gap, catch_up, follow, gap, put_off};
 use self::reading::parked_only_sql;
 pub(crate) use self::reading::{old_age_sql, old_sql, pending_sql, rebuild_sql};
