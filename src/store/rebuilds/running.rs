@@ -89,13 +89,16 @@ pub(crate) fn ask_to_cancel(
     base: &str,
     worker: &str,
     why: &str,
+    schema: Option<&str>,
 ) -> Result<(), postgres::Error> {
     let sql = names.sql(
         "INSERT INTO {commands} (projection, command, requested_by, reason)
          SELECT $1, 'cancel', $2, $3 WHERE NOT EXISTS (
              SELECT FROM {commands} AS command WHERE command.projection OPERATOR(pg_catalog.=) $1
-             AND command.command OPERATOR(pg_catalog.=) 'cancel' AND command.applied_at IS NULL)",
+             AND command.command OPERATOR(pg_catalog.=) 'cancel' AND command.applied_at IS NULL)
+         AND EXISTS (SELECT FROM {rebuilds} AS rebuild WHERE rebuild.projection OPERATOR(pg_catalog.=) $1
+                     AND rebuild.copies_schema OPERATOR(pg_catalog.=) $4)",
     );
-    client.execute_typed(&sql, &[(&base, Type::TEXT), (&worker, Type::TEXT), (&why, Type::TEXT)])?;
+    client.execute_typed(&sql, &[(&base, Type::TEXT), (&worker, Type::TEXT), (&why, Type::TEXT), (&schema, Type::TEXT)])?;
     Ok(())
 }
