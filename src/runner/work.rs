@@ -374,8 +374,10 @@ impl Work<'_> {
                 let (base, worker) = (base_of(&self.runner.name), format!("worker {}", loaded.owner.worker));
                 let why = failure.describe();
                 let schema = loaded.copies.as_ref().map(|copies| copies.schema.clone());
-                let asked =
-                    loaded.connection.session.run(|client| rebuilds::ask_to_cancel(client, names, base, &worker, &why, schema.as_deref()));
+                let asked = loaded
+                    .connection
+                    .session
+                    .run(|client| rebuilds::ask_to_cancel(client, names, base, &worker, &why, schema.as_deref()));
                 // The runner stays halted in any case, and an operator can cancel the rebuild.
                 _ = asked;
             }

@@ -357,3 +357,18 @@ fn run_to_ends_for_every_version() {
     run(2).unwrap();
     await_exact(&mut client, "orders");
 }
+
+/// A switch while former tables are kept would make them impossible to bring back.
+#[test]
+fn former_tables_are_in_the_way_of_a_version() {
+    let database = database();
+    let (mut client, old) = prepared(&database);
+    let id = give(&mut client, "orders", "rebuild", &json!({"rate": null, "keep_old": true}));
+    assert_eq!(outcome(&mut client, id).0, "done");
+    let refused = built(builder(database.url(), "set"), version(2)).start().unwrap_err();
+    assert!(refused.to_string().contains("its former tables are kept: drop them first"), "{refused}");
+    done(&mut client, "orders", "drop_old", &json!({}));
+    let new = built(builder(database.url(), "set"), version(2)).start().unwrap();
+    await_version(&mut client, "orders", 2);
+    drop((old, new));
+}

@@ -99,6 +99,9 @@ pub(crate) fn ask_to_cancel(
          AND EXISTS (SELECT FROM {rebuilds} AS rebuild WHERE rebuild.projection OPERATOR(pg_catalog.=) $1
                      AND rebuild.copies_schema OPERATOR(pg_catalog.=) $4)",
     );
-    client.execute_typed(&sql, &[(&base, Type::TEXT), (&worker, Type::TEXT), (&why, Type::TEXT), (&schema, Type::TEXT)])?;
+    client.execute_typed(
+        &sql,
+        &[(&base, Type::TEXT), (&worker, Type::TEXT), (&why, Type::TEXT), (&schema, Type::TEXT)],
+    )?;
     Ok(())
 }
