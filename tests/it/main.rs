@@ -54,6 +54,7 @@ mod rebuild_deployments;
 mod rebuild_guard;
 mod rebuild_roles;
 mod rebuild_switch;
+mod rebuild_processes;
 mod rebuild_versions;
 mod rebuild_waits;
 mod rebuilding;
