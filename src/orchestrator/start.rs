@@ -174,7 +174,6 @@ impl Start {
         let executing = Errands {
             context: self.context.clone(),
             code: self.projections.iter().map(code).collect(),
-            pool: pool.clone(),
             owner: self.owner,
             build: self.registration.build.clone(),
             idle_limit,

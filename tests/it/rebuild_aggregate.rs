@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use postgres::{Client, GenericClient};
 use pupsourcing_orchestrator::{
     BatchProjection, BoxError, Builder, Event, Handle, OnFailure, Projection, Retry, Scope, StartAt, StreamId, Tx,
@@ -176,15 +176,17 @@ fn damaged_aggregate_is_right_after_one_command() {
     await_running(&workers.each_ref());
     append_plainly(&mut client, 5_000, 50);
     await_exact(&mut client, "orders");
-    let stop = AtomicBool::new(false);
+    client.batch_execute("UPDATE orders SET version = 7 WHERE aggregate_id = 'thing-8'").unwrap();
+    let (stops, stopped) = bounded::<()>(0);
     std::thread::scope(|scope| {
+        // If the test fails, it ends the writer, too.
+        let stops = stops;
         scope.spawn(|| {
             let mut writer = database.client();
-            while !stop.load(Ordering::Relaxed) {
+            while stopped.recv_timeout(Duration::from_millis(20)) == Err(RecvTimeoutError::Timeout) {
                 append_plainly(&mut writer, 50, 50);
             }
         });
-        client.batch_execute("UPDATE orders SET version = 7 WHERE aggregate_id = 'thing-8'").unwrap();
         for n in [7, 17, 27, 37, 47, 7, 7] {
             let id = format!("thing-{n}");
             damage(&mut client, &id);
@@ -193,7 +195,7 @@ fn damaged_aggregate_is_right_after_one_command() {
             assert_eq!(result["aggregate"], json!(["test", "Thing", id]));
             assert!(result["events"].as_i64().unwrap() >= 100, "{result}");
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
     });
     await_exact(&mut client, "orders");
     assert_nothing_parked(&mut client);
@@ -615,7 +617,10 @@ fn aggregate_with_too_many_events_is_refused() {
     let mut client = with_table(&database);
     append_to(&mut client, "thing-1", 100_001);
     append_plainly(&mut client, 10, 5);
-    let at_end = Mended { start_at: StartAt::End, ..Mended::new(Model { name: "ends", ..Model::named("orders") }) };
+    let at_end = Mended {
+        start_at: StartAt::End,
+        ..Mended::new(Model { name: "ends", tables: vec![], ..Model::named("orders") })
+    };
     let worker =
         start(builder(database.url(), "set"), vec![Mended::new(Model::named("orders")).boxed(), at_end.boxed()]);
     // As if its events had been handled.
