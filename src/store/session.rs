@@ -150,7 +150,7 @@ impl Session {
         if let Some(sql) = sessions.reset_sql() {
             client.batch_execute(&sql).map_err(Error::database("setting the session up"))?;
         }
-        Ok(Self::for_handlers(client.into(), sessions))
+        Ok(Self::for_handlers(client, sessions))
     }
 
     /// Executes statements with the settings on which they rely. Each has a snapshot of its own.
