@@ -441,6 +441,23 @@ mod tests {
         assert_eq!(found(clearing(), without_code), None, "its workers may come back");
     }
 
+    /// It is executed by one worker, as long as the first one lives, and given up sooner than a
+    /// rewind.
+    #[test]
+    fn an_aggregate_is_rebuilt_by_one_worker() {
+        let at = |step| vec![command(7, "orders", Asked::RebuildAggregate, step)];
+        let executing = |executor, attempt| at(Step::Executing { executor: id(executor), attempt });
+        assert_eq!(found(at(Step::Queued), |_| {}), Some((7, Effect::Begin(id(1), None))));
+        assert_eq!(found(at(Step::Queued), paused), Some((7, Effect::Begin(id(1), None))), "also if it is paused");
+        assert_eq!(found(executing(2, 1), |_| {}), None);
+        assert_eq!(found(executing(9, 2), |_| {}), Some((7, Effect::Again(id(1)))));
+        assert_eq!(found(executing(9, 3), |_| {}), Some((7, Effect::GiveUp(None))));
+        let torn = found(at(Step::Queued), |view| view.projections[2].rows = Rows::Unusable(Fault::Torn));
+        assert_eq!(torn, Some((7, Effect::Refuse(Refusal::Unusable(Fault::Torn)))));
+        let old = vec![command(7, "old", Asked::RebuildAggregate, Step::Queued)];
+        assert_eq!(found(old, |_| {}), Some((7, Effect::Refuse(Refusal::NobodyKnows))));
+    }
+
     #[test]
     fn only_what_no_living_worker_knows_is_removed() {
         let remove = |name| vec![command(7, name, Asked::Remove, Step::Queued)];
