@@ -12,10 +12,13 @@
 mod choices;
 pub(crate) mod commands;
 pub(crate) mod database;
+mod errands;
 mod health;
+pub(crate) mod rebuilds;
 mod renumber;
 mod runners;
 pub(crate) mod sabotage;
+pub(crate) mod sets;
 mod world;
 
 use std::collections::HashSet;
@@ -26,8 +29,9 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-use super::{DesiredState, GenerationState, KeySet, WorkerState};
+use super::{Asked, DesiredState, GenerationState, KeySet, WorkerState};
 use crate::plan;
+use errands::Stage;
 use sabotage::{Fenced, Sabotage};
 use world::{Bounds, Life, Runner, Step, Told, World};
 
@@ -80,7 +84,7 @@ impl Model for Cluster {
     }
 
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
-        world.steps(steps);
+        world.steps(steps, &self.bounds);
     }
 
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
@@ -109,9 +113,11 @@ impl Model for Cluster {
                 world.rows_agree_with_the_log(&cluster.bounds)
             }),
             Property::always("a batch begun before a deal cannot commit after it", |_, world: &World| {
-                let current =
-                    |row: &database::Row| world.database.projections[row.projection].as_ref().map(|now| now.deal);
-                world.could_commit().iter().all(|(row, _)| current(row) == Some(row.deal))
+                let made = |row: &database::Row| world.database.rows.iter().find(|now| now.id == row.id);
+                world.could_commit().iter().all(|(row, _)| made(row).is_none_or(|now| now.deal == row.deal))
+            }),
+            Property::always("a rebuild is there while its command goes on", |_, world: &World| {
+                world.rebuilds_are_whole()
             }),
             Property::always("it gets well by itself", |cluster: &Self, world| cluster.recovers(world)),
             Property::sometimes("all workers run", |_, world: &World| {
@@ -158,14 +164,15 @@ impl Model for Cluster {
                         && world.database.generation.is_some_and(|now| now.state == GenerationState::Active)
                 }),
                 Property::sometimes("a runner has to hear of a deal", |_, world: &World| {
-                    told(world).any(|(projection, told)| {
-                        world.database.projections[projection].as_ref().is_some_and(|row| row.deal != told.deal)
+                    told(world).any(|told| {
+                        world.database.projections[told.set].as_ref().is_some_and(|row| row.deal != told.deal)
                             && world.database.generation.is_some_and(|now| now.number == told.generation)
                     })
                 }),
             ]);
         }
         properties.extend(of_commands(&self.bounds));
+        properties.extend(of_rebuilds(&self.bounds));
         if self.bounds.last > 0 && self.bounds.faults > 0 {
             properties.push(Property::sometimes(
                 "a commit is under way that its worker has given up on",
@@ -186,12 +193,12 @@ impl Model for Cluster {
 
 /// What must happen sometimes if an operator gives commands.
 fn of_commands(bounds: &Bounds) -> Vec<Property<Cluster>> {
-    if bounds.commands == 0 {
+    if bounds.commands == 0 || bounds.has_rebuilds() {
         return Vec::new();
     }
     let mut properties = vec![
         Property::sometimes("a read model is being cleared", |_, world: &World| {
-            world.processes.iter().any(|process| process.clearing.is_some())
+            world.processes.iter().any(|process| process.errand.is_some())
         }),
         Property::sometimes("a read model has been cleared", |_, world: &World| {
             world.database.commands.iter().any(|command| command.step == plan::Step::Executed)
@@ -199,7 +206,45 @@ fn of_commands(bounds: &Bounds) -> Vec<Property<Cluster>> {
     ];
     if bounds.faults > 0 {
         properties.push(Property::sometimes("two workers clear one read model", |_, world: &World| {
-            world.processes.iter().filter(|process| process.clearing.is_some()).count() > 1
+            world.processes.iter().filter(|process| process.errand.is_some()).count() > 1
+        }));
+    }
+    properties
+}
+
+/// What must happen sometimes if an operator rebuilds.
+fn of_rebuilds(bounds: &Bounds) -> Vec<Property<Cluster>> {
+    if bounds.commands == 0 || !bounds.has_rebuilds() {
+        return Vec::new();
+    }
+    let mut properties = vec![
+        Property::sometimes("a live row waits for a rebuild", |cluster: &Cluster, world: &World| {
+            let waits = |row: &database::Row| row.position >= world.database.limit(row);
+            running_rows(world).flatten().any(|row| row.position < cluster.bounds.last && waits(row))
+        }),
+        Property::sometimes("a switch was put off", |_, world: &World| {
+            world.database.rebuilds.iter().any(|rebuild| rebuild.is_put_off)
+        }),
+    ];
+    if bounds.keep_old {
+        properties
+            .push(Property::sometimes("a rebuild is switched", |_, world: &World| world.database.kept(0).is_some()));
+    }
+    if bounds.readers > 0 {
+        properties.push(Property::sometimes("a switch waits for a snapshot", |_, world: &World| {
+            let stages = world.processes.iter().filter_map(|process| process.errand.as_ref());
+            stages.clone().any(|(_, stage)| *stage == Stage::Level { awaits_reader: true })
+        }));
+    }
+    if bounds.faults > 0 {
+        properties.push(Property::sometimes("two workers finish one rebuild", |_, world: &World| {
+            let errands = world.processes.iter().filter_map(|process| process.errand.as_ref());
+            errands.filter(|(attempt, _)| attempt.is_finishing).count() > 1
+        }));
+    }
+    if bounds.wanted.is_some() {
+        properties.push(Property::sometimes("another version is live", |cluster: &Cluster, world: &World| {
+            world.database.projections[0].as_ref().map(|claim| claim.version) == cluster.bounds.wanted
         }));
     }
     properties
@@ -212,13 +257,10 @@ fn all_batches(world: &World) -> impl Iterator<Item = (usize, &KeySet)> {
     })
 }
 
-fn told(world: &World) -> impl Iterator<Item = (usize, Told)> {
-    world.processes.iter().flat_map(|process| {
-        let lanes = process.runners.len() / world.handled.len();
-        process.runners.iter().enumerate().filter_map(move |(index, runner)| match runner {
-            Runner::Running(told, _) => Some((index / lanes, *told)),
-            _ => None,
-        })
+fn told(world: &World) -> impl Iterator<Item = Told> {
+    world.processes.iter().flat_map(|process| &process.runners).filter_map(|runner| match runner {
+        Runner::Running(told, _) => Some(*told),
+        _ => None,
     })
 }
 
@@ -236,8 +278,26 @@ fn bounds(knows: &[u8], already: usize, faults: u8, last: i64) -> Bounds {
 fn bounds_with_lanes(knows: &[u8], lanes: &[usize], already: usize, faults: u8, last: i64) -> Bounds {
     let projections = knows.iter().fold(0, |all, knows| all | knows).count_ones() as usize;
     let probes = database::lowest_keys(lanes);
-    let (knows, lanes) = (knows.to_vec(), lanes.to_vec());
-    Bounds { knows, lanes, projections, faults, wishes: 0, edits: 0, commands: 0, already, last, probes }
+    let (knows, lanes, versions) = (knows.to_vec(), lanes.to_vec(), vec![1; lanes.len()]);
+    let asked = &[Asked::Pause, Asked::Resume, Asked::Rewind];
+    let (wishes, edits, commands, readers, wanted, keep_old) = (0, 0, 0, 0, None, false);
+    Bounds {
+        knows,
+        lanes,
+        projections,
+        faults,
+        wishes,
+        edits,
+        commands,
+        asked,
+        versions,
+        wanted,
+        keep_old,
+        readers,
+        already,
+        last,
+        probes,
+    }
 }
 
 fn check(bounds: Bounds) {
@@ -297,6 +357,36 @@ fn a_projection_is_paused_and_resumed_under_two_workers() {
 fn commands_are_exact_under_two_workers() {
     check(Bounds { commands: 3, ..bounds(&[1, 1], 1, 0, 1) });
     check(Bounds { commands: 2, ..bounds(&[1, 1], 2, 1, 1) });
+}
+
+/// An operator may rebuild, once, and give one more command of these.
+fn rebuilt(bounds: Bounds, asked: &'static [Asked]) -> Bounds {
+    let commands = u8::try_from(asked.len()).unwrap();
+    Bounds { commands, asked, keep_old: true, ..bounds }
+}
+
+#[test]
+fn a_rebuild_is_switched_under_one_worker() {
+    check(Bounds { readers: 1, ..rebuilt(bounds(&[1], 1, 0, 2), &[Asked::Rebuild]) });
+}
+
+#[test]
+fn commands_are_exact_during_a_rebuild() {
+    use Asked::{Cancel, DropOld, Pause, Rebuild, Resume, Revert, Rewind};
+    for asked in [&[Rebuild, Cancel][..], &[Rebuild, Pause, Resume], &[Rebuild, Rewind], &[Rebuild, Revert, DropOld]] {
+        check(rebuilt(bounds(&[1], 1, 0, 1), asked));
+    }
+}
+
+#[test]
+fn a_rebuild_survives_a_fault() {
+    check(rebuilt(bounds(&[1, 1], 2, 1, 1), &[Asked::Rebuild]));
+}
+
+#[test]
+fn a_rebuild_for_a_new_version_survives_a_fault() {
+    let deploy = rebuilt(bounds(&[1, 1], 2, 1, 1), &[Asked::Rebuild]);
+    check(Bounds { versions: vec![1, 2], wanted: Some(2), ..deploy });
 }
 
 #[test]
