@@ -40,18 +40,19 @@ impl World {
         }
     }
 
-    /// Whether a worker waits for a switch of a projection that is paused.
+    /// Whether a worker waits for a switch of a projection that is paused, or is being rewound.
     fn is_switch_forbidden(&self, worker: usize) -> bool {
         let errand = self.processes[worker].errand.as_ref().filter(|(attempt, _)| attempt.is_finishing);
-        errand.is_some_and(|(attempt, _)| {
-            let claim = self.database.projections[attempt.projection].as_ref();
-            claim.is_some_and(|claim| claim.desired == DesiredState::Paused)
-        })
+        errand.is_some_and(|(attempt, _)| !self.database.is_running(attempt.projection))
     }
 
     fn change_as_member(&mut self, worker: usize) {
         if self.view(Clock::default()).worker(worker_id(worker)).is_some() {
-            self.change(self.fair_clock(), Meanwhile::Nothing);
+            // The coordinator looks again at once after a change.
+            let has_changed = self.change(self.fair_clock(), Meanwhile::Nothing);
+            if has_changed {
+                self.change(self.fair_clock(), Meanwhile::Nothing);
+            }
         }
     }
 

@@ -82,6 +82,14 @@ impl Database {
             })
     }
 
+    /// Whether the projection is processed, so that it may be switched.
+    pub(super) fn is_running(&self, live: usize) -> bool {
+        let is_dealt = |claim: &Projection| {
+            (claim.desired, claim.dealt) == (DesiredState::Running, DesiredState::Running) && claim.fault.is_none()
+        };
+        self.projections[live].as_ref().is_some_and(is_dealt) && !self.is_clearing(live)
+    }
+
     /// Begins a rebuild for which the copies have been created.
     pub(crate) fn prepare(&mut self, worker: WorkerId, attempt: Attempt, version: i32) -> bool {
         let live = attempt.projection;
@@ -145,17 +153,14 @@ impl Database {
     pub(crate) fn switch(&mut self, worker: WorkerId, attempt: Attempt) -> Switched {
         let (live, old) = (attempt.projection, other(attempt.projection, Kind::Old));
         let rebuild = other(live, Kind::Rebuild);
-        let known = self.projections[live].as_ref().zip(self.current(live));
-        let Some((claim, current)) = known.filter(|_| self.begin_step(worker, attempt)) else {
+        let current = self.current(live);
+        let Some(Rebuild { id, keep_old, .. }) = current.filter(|_| self.begin_step(worker, attempt)) else {
             return Switched::Superseded;
         };
-        let is_running = (claim.desired, claim.dealt) == (DesiredState::Running, DesiredState::Running)
-            && claim.fault.is_none()
-            && !self.is_clearing(live);
-        if !is_running && self.sabotage != Sabotage::SwitchedWhilePaused || !self.is_level(live) {
+        let may_switch = self.is_running(live) || self.sabotage == Sabotage::SwitchedWhilePaused;
+        if !may_switch || !self.is_level(live) {
             return Switched::NotNow;
         }
-        let keep_old = current.keep_old;
         if keep_old {
             self.copy_claim(live, old);
             self.rename(live, old);
@@ -167,8 +172,8 @@ impl Database {
         self.take_over(rebuild, live);
         self.forget_set(rebuild);
         match keep_old {
-            true => self.set_phase(current.id, Phase::Old),
-            false => self.rebuilds.retain(|rebuild| rebuild.id != current.id),
+            true => self.set_phase(id, Phase::Old),
+            false => self.rebuilds.retain(|rebuild| rebuild.id != id),
         }
         self.conclude(attempt.command);
         Switched::Done { keep_old }
