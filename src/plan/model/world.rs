@@ -84,6 +84,12 @@ pub(crate) enum Damage {
     WentBack,
 }
 
+impl Damage {
+    pub(crate) fn is_of_readers(self) -> bool {
+        self == Self::WentBack
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct World {
     pub(crate) database: Database,
@@ -181,6 +187,8 @@ pub(crate) struct Bounds {
     pub(crate) keep_old: bool,
     /// How many readers take a snapshot.
     pub(crate) readers: u8,
+    /// What has happened before the search begins.
+    pub(crate) begun: Vec<Step>,
     /// How many workers already run at the beginning.
     pub(crate) already: usize,
     /// The position of the last event. Every position has an event of every key.
@@ -250,6 +258,11 @@ impl World {
         }
         for _ in 0..4 * bounds.already {
             world.fair_round(&Bounds { last: 0, ..bounds.clone() });
+        }
+        for step in &bounds.begun {
+            // A worker may look and find nothing new.
+            let is_taken = world.step(*step, bounds) || matches!(step, Step::Look(_));
+            assert!(is_taken, "{step:?} is not possible");
         }
         world.renumbered()
     }
