@@ -133,7 +133,15 @@ impl Database {
 
     /// The index of the command, if this is still the worker and the attempt that executes it.
     pub(super) fn hold(&self, worker: WorkerId, attempt: Attempt) -> Option<usize> {
-        let is_ignored = self.sabotage == Sabotage::AttemptNotCompared;
+        self.held(worker, attempt, self.sabotage == Sabotage::AttemptNotCompared)
+    }
+
+    /// Whether this really is the worker and the attempt.
+    pub(super) fn is_current(&self, worker: WorkerId, attempt: Attempt) -> bool {
+        self.held(worker, attempt, false).is_some()
+    }
+
+    fn held(&self, worker: WorkerId, attempt: Attempt, is_ignored: bool) -> Option<usize> {
         let is_current = |executor, number| is_ignored || (executor, number) == (worker, attempt.number);
         let is_executed = |step| match step {
             Step::Executing { executor, attempt: number } => !attempt.is_finishing && is_current(executor, number),

@@ -41,6 +41,23 @@ impl World {
 
     /// Takes the next step of the command that a worker executes. Returns whether there is one.
     pub(super) fn errand(&mut self, worker: usize, bounds: &Bounds) -> bool {
+        self.watched(worker, |world| world.advance(worker, bounds))
+    }
+
+    /// Takes a step, and sees to it that a worker from which another one has taken over changes
+    /// nothing.
+    fn watched(&mut self, worker: usize, step: impl FnOnce(&mut Self) -> bool) -> bool {
+        let Some((attempt, _)) = self.processes[worker].errand else { return false };
+        let is_current = self.database.is_current(worker_id(worker), attempt);
+        let before = (!is_current).then(|| self.database.clone());
+        let is_taken = step(self);
+        if before.is_some_and(|before| before != self.database) {
+            self.damage.get_or_insert(Damage::TakenOver);
+        }
+        is_taken
+    }
+
+    fn advance(&mut self, worker: usize, bounds: &Bounds) -> bool {
         let Some((attempt, stage)) = self.processes[worker].errand.take() else { return false };
         let id = worker_id(worker);
         let live = attempt.projection;
@@ -153,9 +170,11 @@ impl World {
         if !attempt.is_finishing || matches!(stage, Stage::Begun(_)) {
             return false;
         }
-        self.database.put_off(worker_id(worker), attempt);
-        self.processes[worker].errand = None;
-        true
+        self.watched(worker, |world| {
+            world.database.put_off(worker_id(worker), attempt);
+            world.processes[worker].errand = None;
+            true
+        })
     }
 
     /// Whether the copies show fewer events than the live tables. Without copies, a snapshot shows

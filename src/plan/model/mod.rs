@@ -152,7 +152,8 @@ impl Model for Cluster {
                 world.edits == 0 && world.database.projections[0].as_ref().is_some_and(|row| row.dealt_as.is_none())
             }));
         }
-        if self.bounds.last > 0 && self.bounds.faults + self.bounds.edits > 0 {
+        // With two versions, one worker has all keys of a set.
+        if self.bounds.last > 0 && self.bounds.faults + self.bounds.edits > 0 && self.bounds.wanted.is_none() {
             properties.extend([
                 Property::sometimes("two rows are about to be merged", |_, world: &World| {
                     running_rows(world).any(|rows| rows.len() > 1 && rows[0].position == rows[1].position)
@@ -223,15 +224,15 @@ fn of_rebuilds(bounds: &Bounds) -> Vec<Property<Cluster>> {
     if !bounds.has_rebuilds() {
         return Vec::new();
     }
-    let mut properties = vec![
-        Property::sometimes("a live row waits for a rebuild", |cluster: &Cluster, world: &World| {
+    let mut properties = vec![Property::sometimes("a switch was put off", |_, world: &World| {
+        world.database.rebuilds.iter().any(|rebuild| rebuild.is_put_off)
+    })];
+    if bounds.last > 0 {
+        properties.push(Property::sometimes("a live row waits for a rebuild", |cluster: &Cluster, world: &World| {
             let waits = |row: &database::Row| row.position >= world.database.limit(row);
             running_rows(world).flatten().any(|row| row.position < cluster.bounds.last && waits(row))
-        }),
-        Property::sometimes("a switch was put off", |_, world: &World| {
-            world.database.rebuilds.iter().any(|rebuild| rebuild.is_put_off)
-        }),
-    ];
+        }));
+    }
     if bounds.keep_old {
         properties
             .push(Property::sometimes("a rebuild is switched", |_, world: &World| world.database.kept(0).is_some()));
@@ -397,9 +398,9 @@ fn following(bounds: Bounds, executor: usize) -> Bounds {
 }
 
 /// Two workers rebuild, and one of them may fail while the live checkpoints follow.
-fn failing(readers: u8) -> Bounds {
-    let bounds = rebuilt(bounds(&[1, 1], 2, 1, 1), &[Asked::Rebuild]);
-    following(Bounds { commands: 0, readers, ..bounds }, 0)
+fn failing(last: i64) -> Bounds {
+    let bounds = rebuilt(bounds(&[1, 1], 2, 1, last), &[Asked::Rebuild]);
+    following(Bounds { commands: 0, ..bounds }, 0)
 }
 
 /// The second worker has a new version, for which the read model is rebuilt.
@@ -410,6 +411,7 @@ fn deployed(faults: u8) -> Bounds {
 
 #[test]
 fn a_switch_survives_a_fault() {
+    // Without events, because the search would take minutes.
     check(failing(0));
 }
 
@@ -423,7 +425,7 @@ fn a_rebuild_for_a_new_version_is_switched() {
 #[ignore = "takes minutes"]
 fn a_rebuild_survives_a_fault() {
     check(deployed(1));
-    check(failing(1));
+    check(Bounds { readers: 1, ..failing(1) });
     check(rebuilt(bounds(&[1, 1], 2, 1, 1), &[Asked::Rebuild]));
 }
 
@@ -539,7 +541,7 @@ fn model_notices_each_sabotage_of_a_rebuild() {
         (S::LevelNotChecked, one(), READERS),
         (S::SwitchKeepsTokens, one(), STALE),
         (S::SwitchedWhilePaused, rebuilt(bounds(&[1], 1, 0, 1), &[Asked::Rebuild, Asked::Pause]), ONCE),
-        (S::AttemptNotCompared, failing(1), READERS),
+        (S::AttemptNotCompared, failing(0), ONCE),
         (S::VersionNotCompared, deployed(0), ONCE),
         (S::NeverReleased, rolled_back, RECOVERS),
     ] {

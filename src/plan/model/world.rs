@@ -73,6 +73,8 @@ pub(crate) enum Damage {
     /// A read model has kept what was written while it was being cleared.
     ClearedInPart,
     ClearedTwice,
+    /// A worker has gone on with a command that another one has taken over.
+    TakenOver,
     /// A batch was committed by a worker with the code of another version.
     WrongVersion,
     /// A batch that was begun before a switch was committed after it.
