@@ -24,7 +24,7 @@ use crate::plan::model::commands::Attempt;
 use crate::plan::model::database::{Clock, Database, Edit, Owner, POLICY, Row, worker_id};
 use crate::plan::model::rebuilds::{Phase, Switched};
 use crate::plan::model::sabotage::Sabotage;
-use crate::plan::model::sets::{SETS, kind_of, live, set_name};
+use crate::plan::model::sets::{SETS, kind_of, live, other, set_name};
 use crate::plan::{
     Action, Asked, Cause, ClusterView, Deal, Death, DesiredState, Errand, KeySet, Kind, ProjectionView, Rows,
     ServerTime, Session, WorkerId, WorkerState, WorkerView, plan,
@@ -59,8 +59,10 @@ enum Op {
     /// An operator gives a command: for which version a rebuild is, and whether it keeps the former
     /// state.
     Command(usize, Asked, Option<i32>, bool),
-    /// A worker takes a step of the command that it has to execute, or had to execute before.
-    Errand(usize, bool, Finishing),
+    /// A worker takes a step of a command that it has to execute.
+    Act(Finishing),
+    /// This worker takes a step of the command that it last had to execute.
+    ActLate(usize, Finishing),
     /// Distributes one projection among the running workers, whether or not `plan` would.
     Deal(usize),
     /// An operator changes its rows by hand.
@@ -103,8 +105,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(projection, desired)| Op::Desire(projection, desired)),
         6 => (set(), asked(), prop::option::weighted(0.3, 1..3_i32), any::<bool>())
             .prop_map(|(set, asked, version, keep_old)| Op::Command(set, asked, version, keep_old)),
-        9 => (worker(), prop::bool::weighted(0.8), finishing())
-            .prop_map(|(worker, is_current, step)| Op::Errand(worker, is_current, step)),
+        9 => finishing().prop_map(Op::Act),
+        2 => (worker(), finishing()).prop_map(|(worker, step)| Op::ActLate(worker, step)),
         1 => set().prop_map(Op::Deal),
         2 => (live_set(), edit()).prop_map(|(projection, edit)| Op::Edit(projection, edit)),
         6 => Just(Op::Settle),
@@ -174,6 +176,8 @@ struct Both<'c> {
     commands: BTreeMap<i64, i64>,
     /// What each worker last had to execute.
     errands: BTreeMap<usize, Attempt>,
+    /// Which steps of commands were taken, and how often.
+    taken: BTreeMap<String, usize>,
 }
 
 /// The projections that a worker knows, by bit, the version of its code, and the number of its lanes.
@@ -286,7 +290,8 @@ impl Both<'_> {
                 self.memory.desire(*projection, *desired);
             }
             Op::Command(set, asked, version, keep_old) => self.command(*set, *asked, *version, *keep_old),
-            Op::Errand(worker, is_current, step) => self.errand(*worker, *is_current, *step)?,
+            Op::Act(step) => self.act(*step)?,
+            Op::ActLate(worker, step) => self.act_late(*worker, *step)?,
             Op::Deal(projection) => {
                 let view = self.memory.view(Clock::default(), |_| true);
                 let running = members(&view, newest, WorkerState::Running);
@@ -358,11 +363,19 @@ impl Both<'_> {
         self.commands.insert(self.memory.commands.last().unwrap().id, id);
     }
 
-    fn errand(&mut self, worker: usize, is_current: bool, step: Finishing) -> TestCaseResult {
-        let standing = self.memory.view(Clock::default(), |_| true).standing(worker_id(worker));
-        if let Some(errand) = standing.errand.filter(|_| is_current) {
-            self.errands.insert(worker, Attempt::at(&errand));
+    fn act(&mut self, step: Finishing) -> TestCaseResult {
+        let view = self.memory.view(Clock::default(), |_| true);
+        let errands = |worker| view.standing(worker_id(worker)).errand.map(|errand| (worker, Attempt::at(&errand)));
+        // A worker may execute it that has left meanwhile.
+        let current: Vec<_> = (0..WORKERS).filter_map(errands).collect();
+        self.errands.extend(current.iter().copied());
+        match current.first() {
+            Some((worker, _)) => self.act_late(*worker, step),
+            None => Ok(()),
         }
+    }
+
+    fn act_late(&mut self, worker: usize, step: Finishing) -> TestCaseResult {
         let Some(attempt) = self.errands.get(&worker).copied() else { return Ok(()) };
         let is_meant = |asked| asked == attempt.asked;
         let command = self.memory.commands.iter().find(|command| command.id == attempt.command);
@@ -391,6 +404,10 @@ impl Both<'_> {
             _ => self.end_rebuild(worker, &errand, attempt),
         };
         prop_assert_eq!(of_sql, of_memory, "{:?} {:?}", attempt, step);
+        if of_sql {
+            let what = if attempt.is_finishing { format!("{step:?}") } else { format!("{:?}", attempt.asked) };
+            *self.taken.entry(what).or_default() += 1;
+        }
         Ok(())
     }
 
@@ -483,6 +500,22 @@ impl Both<'_> {
             tx.commit().unwrap();
         }
         (is_done, of_memory)
+    }
+
+    /// Loads the first row of this set.
+    fn load_of(&mut self, set: usize) -> TestCaseResult {
+        self.loaded.clear();
+        let row = self.memory.rows.iter().find(|row| row.projection == set && row.worker.is_some()).cloned();
+        let row = row.unwrap();
+        let owner = Owner { worker: row.worker.unwrap(), generation: row.generation };
+        self.load(set, owner, row.lane)
+    }
+
+    /// Moves the row that was loaded last.
+    fn advance_last(&mut self) -> TestCaseResult {
+        let last = self.loaded.last().cloned().unwrap();
+        self.advance(&last, 1)?;
+        self.compare()
     }
 
     fn compare_rebuilds(&mut self) -> TestCaseResult {
@@ -677,6 +710,7 @@ impl<'c> Both<'c> {
             deals: BTreeMap::new(),
             commands: BTreeMap::new(),
             errands: BTreeMap::new(),
+            taken: BTreeMap::new(),
         }
     }
 
@@ -701,26 +735,92 @@ fn session() -> Connection {
 fn memory_and_sql_agree() {
     let mut active = 0;
     let config = ProptestConfig { cases: 50, failure_persistence: None, ..ProptestConfig::default() };
-    let cell = RefCell::new((session(), &mut active));
+    let cell = RefCell::new((session(), &mut active, BTreeMap::<String, usize>::new()));
     let workers = (1..1_u8 << PROJECTIONS, prop_oneof![3 => Just(1), 1 => Just(2)], 1..4_usize);
     let workers = prop::collection::vec(workers, WORKERS);
-    let cases = (workers, prop::collection::vec(op(), 10..50));
-    let outcome = TestRunner::new(config).run(&cases, |(workers, ops)| {
-        let (session, active) = &mut *cell.borrow_mut();
+    let cases = (workers, 0..4_usize, prop::collection::vec(op(), 10..50));
+    let outcome = TestRunner::new(config).run(&cases, |(workers, begun, ops)| {
+        let (session, active, taken) = &mut *cell.borrow_mut();
         let mut both = Both::new(session, workers);
         let everybody = (0..WORKERS).flat_map(|worker| [Op::Register(worker), Op::Hold(worker)]);
         // Most operations need an active generation.
         let first_generation = [Op::Plan(Clock::default()), Op::Settle];
-        both.run(everybody.chain(first_generation).chain(ops))?;
+        both.run(everybody.chain(first_generation).chain(begun_rebuild(begun)).chain(ops))?;
         **active += usize::from(both.loaded.iter().any(|(row, _, _)| row.position > 0));
+        for (what, times) in both.taken {
+            *taken.entry(what).or_default() += times;
+        }
         Ok(())
     });
     match outcome {
-        Ok(()) => println!("positions moved in {active} cases"),
+        Ok(()) => println!("steps of commands: {:?}", cell.borrow().2),
         Err(TestError::Fail(reason, case)) => panic!("{reason}\nminimal case: {case:#?}"),
         Err(abort) => panic!("{abort}"),
     }
+    drop(cell);
+    println!("positions moved in {active} cases");
     assert!(active > 10, "hardly anything happens: {active}");
+}
+
+/// A rebuild that has come so far.
+fn begun_rebuild(steps: usize) -> impl Iterator<Item = Op> {
+    let act = |step| [Op::Act(step), Op::Plan(Clock::default())];
+    let asked = [Op::Command(live(0), Asked::Rebuild, None, true), Op::Plan(Clock::default())];
+    let steps = match steps {
+        0 => vec![],
+        1 => vec![Finishing::CatchUp],
+        2 => vec![Finishing::CatchUp, Finishing::CatchUp, Finishing::Follow],
+        _ => vec![Finishing::CatchUp, Finishing::CatchUp, Finishing::Switch],
+    };
+    let is_asked = !steps.is_empty();
+    asked.into_iter().filter(move |_| is_asked).chain(steps.into_iter().flat_map(act))
+}
+
+/// The random search seldom comes so far.
+#[test]
+fn memory_and_sql_agree_through_a_rebuild() -> TestCaseResult {
+    use Finishing::{CatchUp, Follow, PutOff, Switch};
+    let mut session = session();
+    let set = live(0);
+    for keep_old in [true, false] {
+        // Worker 1 has another version.
+        let programs = vec![(1, 1, 2), (1, 2, 1), (1, 1, 1), (1, 1, 1)];
+        let mut both = Both::new(&mut session, programs);
+        let calm = || Op::Plan(Clock::default());
+        let due = || Op::Plan(Clock { due: true, ..Clock::default() });
+        let ask = |asked| Op::Command(set, asked, None, keep_old);
+        let act = || Op::Act(Switch);
+        let joined = (0..3).flat_map(|worker| [Op::Register(worker), Op::Hold(worker)]);
+        both.run(joined.chain([calm(), Op::Settle, ask(Asked::Rebuild), calm(), act(), calm(), calm()]))?;
+        both.run([CatchUp, Follow, PutOff].map(Op::Act).into_iter().chain([calm(), due(), Op::Act(CatchUp)]))?;
+        // Another worker takes over, and the first one comes back too late.
+        both.run([Op::Evict(0), calm(), Op::Settle, calm(), calm()])?;
+        both.run([CatchUp, Follow, PutOff, Switch].map(|step| Op::ActLate(0, step)))?;
+        both.run([CatchUp, Follow].map(Op::Act))?;
+        both.load_of(set)?;
+        both.advance_last()?;
+        both.run([act()])?;
+        assert_eq!(both.taken.get("Switch"), None, "the rebuild is behind");
+        both.load_of(other(set, Kind::Rebuild))?;
+        both.advance_last()?;
+        // A command for the rebuild is refused when its name vanishes.
+        both.run([Op::Command(other(set, Kind::Rebuild), Asked::Pause, None, false), act(), calm()])?;
+        assert_eq!(both.taken.get("Switch"), Some(&1));
+        assert_eq!(both.memory.commands, []);
+        if keep_old {
+            both.run([ask(Asked::Rebuild), calm(), calm(), ask(Asked::Revert), calm(), act(), calm(), calm()])?;
+            both.run([ask(Asked::DropOld), calm()])?;
+            both.run([Op::Command(other(set, Kind::Old), Asked::Pause, None, false), act(), calm()])?;
+            assert_eq!((both.taken.get("Revert"), both.taken.get("DropOld")), (Some(&1), Some(&1)));
+            assert_eq!(both.memory.commands, []);
+        }
+        // The only worker with the version leaves while the live rows follow.
+        both.run([ask(Asked::Rebuild), calm(), act(), calm(), calm(), Op::Act(CatchUp), Op::Act(Follow)])?;
+        both.run([Op::Evict(2), calm(), Op::Settle, calm(), calm(), ask(Asked::Cancel), calm(), act(), calm()])?;
+        assert_eq!(both.taken.get("Cancel"), Some(&1));
+        assert_eq!((&both.memory.commands[..], &both.memory.rebuilds[..]), (&[][..], &[][..]));
+    }
+    Ok(())
 }
 
 /// A rare case that the random search does not find: of two rows that could be merged, one moves

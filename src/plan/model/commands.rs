@@ -4,7 +4,7 @@
 use super::database::{Database, Row};
 use super::sabotage::Sabotage;
 use super::sets::{set_name, set_of};
-use crate::plan::{Asked, CommandView, Effect, Errand, Step, WorkerId};
+use crate::plan::{Asked, CommandView, DesiredState, Effect, Errand, Step, WorkerId};
 
 /// A command that is not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -99,8 +99,15 @@ impl Database {
             }
             Effect::Desire(state, deal) => {
                 self.desire(projection, *state);
-                if !deal.as_ref().is_none_or(|deal| self.deal(generation, deal)) {
-                    return false;
+                match deal {
+                    // Nobody may go on with rows that cannot be dealt.
+                    None if *state == DesiredState::Paused => {
+                        self.disown(projection);
+                        self.reload(projection);
+                    }
+                    None => {}
+                    Some(deal) if !self.deal(generation, deal) => return false,
+                    Some(_) => {}
                 }
                 None
             }

@@ -235,7 +235,7 @@ impl Database {
     }
 
     /// Lets the runners of a set load again.
-    fn reload(&mut self, set: usize) {
+    pub(super) fn reload(&mut self, set: usize) {
         let deal = self.take_deal();
         if let Some(claim) = &mut self.projections[set] {
             claim.deal = deal;
@@ -283,7 +283,7 @@ impl Database {
         }
     }
 
-    fn disown(&mut self, set: usize) {
+    pub(super) fn disown(&mut self, set: usize) {
         for row in self.rows.iter_mut().filter(|row| row.projection == set) {
             (row.worker, row.generation, row.lane) = (None, 0, 0);
         }

@@ -181,7 +181,7 @@ pub(crate) struct Bounds {
     pub(crate) edits: u8,
     pub(crate) commands: u8,
     /// The commands that an operator may give.
-    pub(crate) asked: &'static [Asked],
+    pub(crate) asked: Vec<Asked>,
     /// The version of each worker's code, and that for which a rebuild is.
     pub(crate) versions: Vec<i32>,
     pub(crate) wanted: Option<i32>,
