@@ -95,7 +95,7 @@ impl Handler {
                 let positions: Vec<i64> = events.iter().map(Event::global_position).collect();
                 tx.execute(
                     "INSERT INTO filled SELECT position, number, md5(number::text)
-                     FROM unnest($1::bigint[]) AS position, generate_series(1, $2) AS number",
+                     FROM unnest($1::bigint[]) AS position, generate_series(1, $2::bigint) AS number",
                     &[&positions, &ROWS_PER_EVENT],
                 )?;
                 Ok(events.len())
