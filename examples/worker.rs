@@ -6,7 +6,7 @@
 
 use std::process::ExitCode;
 
-use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, Tx, cli};
+use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, StreamId, Tx, cli};
 
 fn main() -> ExitCode {
     cli::main(|worker| {
@@ -91,6 +91,15 @@ impl BatchProjection for AggregateActivity {
     fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
         only_to_the_beginning(to)?;
         tx.execute("DELETE FROM aggregate_activity", &[])?;
+        Ok(())
+    }
+
+    fn forget(&self, tx: &mut Tx<'_>, aggregate: &StreamId) -> Result<(), BoxError> {
+        let StreamId { bounded_context, aggregate_type, aggregate_id } = aggregate;
+        tx.execute(
+            "DELETE FROM aggregate_activity WHERE (bounded_context, aggregate_type, aggregate_id) = ($1, $2, $3)",
+            &[bounded_context, aggregate_type, aggregate_id],
+        )?;
         Ok(())
     }
 }

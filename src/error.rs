@@ -184,6 +184,23 @@ pub enum Error {
         claimant: String,
     },
 
+    /// A projection has a higher [version](crate::Projection::version) than its live read model, and
+    /// the read model cannot be rebuilt. Nothing was changed.
+    #[error(
+        "projection {projection:?} has version {version}, its live read model has version {live}, and it cannot be rebuilt: {problem}"
+    )]
+    #[non_exhaustive]
+    CannotRebuild {
+        /// The projection's name.
+        projection: String,
+        /// The version of the program's code.
+        version: i32,
+        /// The version of the live read model.
+        live: i32,
+        /// Everything that is in the way, with the remedies.
+        problem: String,
+    },
+
     /// A projection does not reach the position to which it was to
     /// [run](crate::Orchestrator::run_to): it has halted on this worker or on another, it is
     /// paused, or its checkpoints were changed by hand.

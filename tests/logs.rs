@@ -14,7 +14,13 @@ use std::path::Path;
 const DOCUMENTED: [&str; 3] = ["error", "warn", "info"];
 
 /// Fields whose values are numbers, ids or durations, which never need quotes.
-const PLAIN: [&str; 31] = [
+const PLAIN: [&str; 37] = [
+    "rate",
+    "version",
+    "live",
+    "retry_in",
+    "tables",
+    "bytes",
     "command",
     "event",
     "id",

@@ -24,8 +24,10 @@ GRANT SELECT ON SEQUENCE events_global_position_seq TO shop_worker;
 GRANT SELECT ON orchestrator_migrations TO shop_worker;
 GRANT SELECT, INSERT, UPDATE ON orchestrator_replica_sets TO shop_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON orchestrator_generations, orchestrator_workers, orchestrator_projections, orchestrator_checkpoints,
-              orchestrator_parked TO shop_worker;
-GRANT SELECT, UPDATE ON orchestrator_commands TO shop_worker;
+              orchestrator_parked, orchestrator_rebuilds TO shop_worker;
+-- A worker gives commands itself: it begins a rebuild for a higher version of a projection, and
+-- cancels one whose handler writes to other tables.
+GRANT SELECT, INSERT, UPDATE ON orchestrator_commands TO shop_worker;
 GRANT SELECT, INSERT, DELETE ON orchestrator_discarded TO shop_worker;
 -- It also needs the privileges that its handlers need on the read models.
 
@@ -42,8 +44,8 @@ GRANT SELECT, INSERT, UPDATE ON aggregate_heads TO shop_appender;
 -- them, and no other table.
 GRANT INSERT (projection, command, arguments, requested_by, reason) ON orchestrator_commands TO shop_operator;
 GRANT SELECT ON orchestrator_commands, orchestrator_projections, orchestrator_workers TO shop_operator;
--- To list projections with their positions and errors, and parked aggregates:
-GRANT SELECT ON orchestrator_checkpoints, orchestrator_parked TO shop_operator;
+-- To list projections with their positions and errors, rebuilds, and parked aggregates:
+GRANT SELECT ON orchestrator_checkpoints, orchestrator_parked, orchestrator_rebuilds TO shop_operator;
 GRANT SELECT (global_position, created_at) ON events TO shop_operator;
 
 -- To wait for projections, the appender reads how far they are, and why they do not get on. These
@@ -52,10 +54,6 @@ GRANT SELECT (id, replica_set, projections, state, started_at, stopped_at, last_
     ON orchestrator_workers TO shop_appender;
 GRANT SELECT (name, replica_set, scope, desired_state, desired_by, desired_reason, fault) ON orchestrator_projections TO shop_appender;
 GRANT SELECT (projection, keys, position, worker_id, state, error, attempted_at) ON orchestrator_checkpoints TO shop_appender;
-GRANT SELECT (projection, step, applied_at) ON orchestrator_commands TO shop_appender;
+GRANT SELECT (projection, command, step, applied_at) ON orchestrator_commands TO shop_appender;
 GRANT SELECT (projection, bounded_context, aggregate_type, aggregate_id, position, error, replay_requested_at)
     ON orchestrator_parked TO shop_appender;
-
--- Optional: if workers take commands by HTTP (ORCHESTRATOR_OPERATOR_TOKEN), they record them as the
--- worker. Then handlers can do so, too.
--- GRANT INSERT (projection, command, arguments, requested_by, reason) ON orchestrator_commands TO shop_worker;

@@ -43,6 +43,11 @@
 //! | `pause NAME --reason …` | stops a projection on all workers, across restarts and deployments |
 //! | `resume NAME` | continues a paused projection |
 //! | `rewind NAME (--to-beginning \| --to-position N \| --to-time T) --reason …` | clears the read model with the projection's own code, and handles the events again |
+//! | `rebuild NAME --reason … [--rate N\|unlimited] [--keep-old] [--copy]` | builds a read model anew while readers use the live one, then switches; shows the progress until then |
+//! | `rebuild NAME --status` | shows how far it is, what blocks it, and which former tables are kept |
+//! | `rebuild NAME --cancel --reason …` | ends it without a switch |
+//! | `rebuild NAME --revert`, `--drop-old` | brings back, or drops, the former tables that `--keep-old` has kept |
+//! | `rebuild NAME --aggregate CONTEXT/TYPE/ID` | rebuilds the rows of one aggregate, in place |
 //! | `remove NAME` | forgets a projection that no running worker knows |
 //! | `parked [NAME]` | shows the aggregates whose events are not handled, because one failed |
 //! | `replay NAME (--all \| --aggregate CONTEXT/TYPE/ID \| --error-like TEXT)` | asks for a retry of them; `parked` shows the result |
@@ -56,9 +61,12 @@
 //!
 //! The commands from `projections` to `history` have `--json`, and work on the projections of
 //! `REPLICA_SET`. `wait` works on those of all replica sets, and has no `--json`.
-//! `pause`, `resume`, `rewind`, `remove`, `replay` and `discard` wait until a worker has applied
-//! the command, for up to `--timeout` (30 s), and print what it has done: "orders is paused at
-//! position 81,234 on 3 workers". With `--no-wait` they print its number. `--by` says who gives the
+//! `pause`, `resume`, `rewind`, `rebuild`, `remove`, `replay` and `discard` wait until a worker has
+//! applied the command, for up to `--timeout` (30 s), and print what it has done: "orders is paused
+//! at position 81,234 on 3 workers". With `--no-wait` they print its number. `rebuild` waits that
+//! long until it has begun, and then shows the progress until it is done: a bar on a terminal,
+//! otherwise a line a minute, on standard error. The first signal ends only the watching, with code
+//! 4; the rebuild goes on. `--by` says who gives the
 //! command; it defaults to the database user and the host. [`operator`](crate::operator) offers the
 //! same to programs, and [the page on operating](crate::guide::operating) has the same in SQL.
 //!

@@ -19,6 +19,7 @@ pub(super) const METRICS_ADDR: &str = "METRICS_ADDR";
 pub(super) const STATUS_PAGE: &str = "STATUS_PAGE";
 pub(super) const STATUS_HOSTS: &str = "STATUS_HOSTS";
 pub(super) const OPERATOR_TOKEN: &str = "ORCHESTRATOR_OPERATOR_TOKEN";
+pub(super) const OWNER_URL: &str = "ORCHESTRATOR_OWNER_URL";
 pub(super) const LOG: &str = "RUST_LOG";
 
 /// Takes the place of the default in a setting that has none.
@@ -81,6 +82,13 @@ pub(super) fn all() -> Vec<Setting> {
             "none",
             "at least 16 printable ASCII characters",
             "The token with which operators give commands by HTTP and on the status page; without one, no command is taken.",
+        ),
+        (
+            OWNER_URL,
+            "owner-url",
+            "the database URL",
+            "a URL of the same database",
+            "With which role a worker prepares a rebuild and switches to it: the one that owns the tables of the read models.",
         ),
         (
             LOG,

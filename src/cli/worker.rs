@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::failure::Failure;
-use super::settings::{REPLICA_SET, Settings};
+use super::settings::{OWNER_URL, REPLICA_SET, Settings};
 use crate::database::Database;
 use crate::error::BoxError;
 use crate::orchestrator::{Builder, Orchestrator};
@@ -70,6 +70,14 @@ impl Worker {
         self
     }
 
+    /// Sets what identifies this build of the program, for example `env!("GIT_COMMIT")`: see
+    /// [`Builder::build_id`]. It is a property of the program and not of its surroundings, so no
+    /// variable sets it.
+    pub fn build_id(self, build: impl Into<String>) -> Self {
+        let build = build.into();
+        self.configure(|builder| builder.build_id(build))
+    }
+
     pub(super) fn own_version(&self) -> Option<&str> {
         self.version.as_deref()
     }
@@ -110,11 +118,20 @@ impl Worker {
         let builder = Orchestrator::builder(database, replica_set.unwrap_or_else(|| "main-projections".into()));
         let adjustments = self.projections.into_iter().chain(self.adjustments);
         let builder = adjustments.fold(builder, |builder, adjust| adjust(builder));
+        let builder = match settings.text(OWNER_URL) {
+            Some(url) => builder.owner(owner(url)?),
+            None => builder,
+        };
         let builder = settings
             .options()
             .try_fold(builder, |builder, (option, called, text)| builder.option_called(option, called, text))?;
         Ok(Program { orchestrator: builder.build()?, migrations: self.migrations })
     }
+}
+
+/// The database with the role that owns the read models.
+fn owner(url: &str) -> Result<Database, Failure> {
+    Database::from_url(url).map_err(|error| Failure::Setting(format!("{OWNER_URL}: {}", error.with_causes())))
 }
 
 #[cfg(test)]
@@ -164,6 +181,18 @@ pub(super) mod tests {
         let shown = format!("{:?}", program.orchestrator);
         assert_eq!(program.orchestrator.replica_set(), "set");
         assert!(shown.contains("lanes: 2") && shown.contains("theirs_"), "{shown}");
+    }
+
+    #[test]
+    fn url_of_the_owner_is_a_setting() {
+        let assemble = |url| assemble(Worker::default().projection(Nothing), &[(OWNER_URL, url)]);
+        let program = assemble("postgres://theirs:secret@h/d").ok().unwrap();
+        let shown = format!("{:?}", program.orchestrator);
+        assert!(shown.contains("as theirs") && !shown.contains("secret"), "{shown}");
+        let Err(failure) = assemble("postgres://theirs:secret@h/d?sslmode=maybe") else { panic!("it is accepted") };
+        let text = failure.to_string();
+        assert!(text.starts_with("ORCHESTRATOR_OWNER_URL: ") && text.contains("sslmode"), "{text}");
+        assert!(matches!(failure, Failure::Setting(_)) && !text.contains("secret"), "{text}");
     }
 
     #[test]

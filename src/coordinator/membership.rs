@@ -10,6 +10,7 @@ use std::time::Duration;
 use postgres::Transaction;
 
 use super::faults::Faults;
+use super::versions::Versions;
 use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::{Error, field};
@@ -36,6 +37,7 @@ pub(super) struct Membership<'a> {
     statements: Statements,
     memory: Memory,
     faults: Faults,
+    versions: Versions,
     /// The number of living workers in the last view.
     workers: usize,
 }
@@ -74,8 +76,18 @@ impl<'a> Membership<'a> {
         }
         let statements =
             session.run(|client| Statements::prepare(client, &context.names)).map_err(Error::database(LOOKING))?;
-        let (memory, faults) = (Memory::default(), Faults::default());
-        Ok(Self { context, policy, registration, pulse, session, statements, memory, faults, workers: 1 })
+        Ok(Self {
+            context,
+            policy,
+            registration,
+            pulse,
+            session,
+            statements,
+            memory: Memory::default(),
+            faults: Faults::default(),
+            versions: Versions::default(),
+            workers: 1,
+        })
     }
 
     /// Sends a heartbeat. Returns false if the worker has been evicted.
@@ -91,6 +103,7 @@ impl<'a> Membership<'a> {
         let looked = self.look_and_change()?;
         self.workers = looked.view.workers.len();
         self.faults.report(self.context, &looked.view);
+        self.versions.report(self.context, &looked.view);
         Ok(looked)
     }
 

@@ -15,6 +15,7 @@
 mod faults;
 mod membership;
 mod runners;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use super::failure::Failure;
 use super::{DOING, End, Errands};
-use crate::error::{Error, describe_any, field, one_line, without_rows};
+use crate::error::{Error, field};
 use crate::plan::Errand;
-use crate::projection::{Handler, NoReset, Passing};
+use crate::projection::{Handler, NoReset};
 use crate::store::commands::{self, Outcome};
 use crate::store::session::Session;
 use crate::store::{fence, rewinding};
@@ -19,6 +19,9 @@ use crate::tx::{About, KeptStatements, Tx};
 
 const NO_RESET: &str = "it has no reset(): implement it, so that it clears the read model, and deploy that; or remove the projection and \
                         give it a new name";
+
+/// The code that runs in the transaction, for messages.
+const CODE: &str = "reset()";
 
 impl Errands {
     pub(super) fn rewind(&self, errand: &Errand) -> Result<End, Failure> {
@@ -71,25 +74,23 @@ impl Errands {
             if error.is::<NoReset>() {
                 return Err(ResetFailure::Missing);
             }
-            let text = shown(&*error);
             drop(tx);
-            let is_interrupted = session.is_closed() || has_passed(&*error);
-            return Err(if is_interrupted { Failure::Interrupted(text) } else { Failure::Final(text) }.into());
+            return Err(Failure::of_code(&*error, session.is_closed()).into());
         }
         let doing = || Error::database(DOING);
         let is_marked = fence::is_marked(&mut *tx, &mark);
-        if !is_marked.map_err(|error| Failure::after_reset(&doing()(error)))? {
-            return Err(Failure::Final("reset() has ended the transaction that it was given".to_owned()).into());
+        if !is_marked.map_err(|error| Failure::after_code(&doing()(error), CODE))? {
+            return Err(Failure::Final(format!("{CODE} has ended the transaction that it was given")).into());
         }
         let worker = self.context.worker();
         let is_held =
             rewinding::rewind(&mut tx, &self.context.names, errand, worker, to, begun.elapsed().as_secs_f64())
-                .map_err(|error| Failure::after_reset(&error))?;
+                .map_err(|error| Failure::after_code(&error, CODE))?;
         if !is_held {
             return Ok(End::Superseded);
         }
         // A deferred constraint of the application may fail here.
-        tx.commit().map_err(|error| Failure::after_reset(&doing()(error)))?;
+        tx.commit().map_err(|error| Failure::after_code(&doing()(error), CODE))?;
         log::info!(
             "read model cleared: replica_set={} worker={worker} projection={} position={to}",
             field(&self.context.replica_set()),
@@ -110,18 +111,4 @@ impl From<Failure> for ResetFailure {
     fn from(failure: Failure) -> Self {
         Self::Other(failure)
     }
-}
-
-/// Whether the cause of an error of the application passes by itself.
-fn has_passed(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut causes = std::iter::successors(Some(error), |error| error.source());
-    causes.any(|cause| {
-        let code = cause.downcast_ref::<postgres::Error>().and_then(postgres::Error::code);
-        cause.is::<Passing>() || code.is_some_and(commands::is_passing)
-    })
-}
-
-/// An error of the application, as it may be stored and shown.
-fn shown(error: &(dyn std::error::Error + 'static)) -> String {
-    one_line(&without_rows(&describe_any(error)))
 }

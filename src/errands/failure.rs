@@ -3,7 +3,8 @@
 use postgres::error::SqlState;
 
 use super::DOING;
-use crate::error::Error;
+use crate::error::{Error, describe_any, one_line, without_rows};
+use crate::projection::Passing;
 use crate::store::commands;
 use crate::store::read_model::Refusal;
 
@@ -60,11 +61,26 @@ impl Failure {
         }
     }
 
-    /// A failure of a statement of the library after `reset` has been called.
-    pub(super) fn after_reset(error: &Error) -> Self {
+    /// An error of code of the application, on a connection that may be closed now.
+    pub(super) fn of_code(error: &(dyn std::error::Error + 'static), is_closed: bool) -> Self {
+        let text = one_line(&without_rows(&describe_any(error)));
+        if is_closed || has_passed(error) { Self::Interrupted(text) } else { Self::Final(text) }
+    }
+
+    /// A failure of a statement of the library after code of the application has been called.
+    pub(super) fn after_code(error: &Error, code: &str) -> Self {
         if error.as_postgres().and_then(postgres::Error::code) == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) {
-            return Self::Final("reset() has ignored that one of its statements failed".to_owned());
+            return Self::Final(format!("{code} has ignored that one of its statements failed"));
         }
         Self::of_change(error)
     }
+}
+
+/// Whether the cause of an error of the application passes by itself.
+fn has_passed(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let code = cause.downcast_ref::<postgres::Error>().and_then(postgres::Error::code);
+        cause.is::<Passing>() || code.is_some_and(commands::is_passing)
+    })
 }

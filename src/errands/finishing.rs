@@ -28,6 +28,8 @@ use crate::store::session::Session;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the live projection may wait for the rebuild.
 const LEVEL_PATIENCE: Duration = Duration::from_secs(5);
+/// What is in the way for longer than this is shown to operators.
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
 /// How soon to try to lock the tables again. Each attempt delays readers a little.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(3);
@@ -35,6 +37,10 @@ const LAST_RETRY: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(10);
 /// A rebuild that is this many positions behind passes the live projection within milliseconds.
 const CLOSE: i64 = 50;
+/// If it does not get so close, because many events arrive, it is close enough for this after a
+/// while: the live projection waits a little longer for it.
+const CLOSE_ENOUGH: i64 = 1_000;
+const CLOSE_ENOUGH_AFTER: Duration = Duration::from_secs(5);
 /// When to try again after the switch was put off.
 const PUT_OFF: Duration = Duration::from_secs(10);
 
@@ -69,15 +75,15 @@ impl Errands {
         if !self.step(&mut session, errand, rebuilds::catch_up)? {
             return Ok(End::Superseded);
         }
-        waited!(self, errand, self.wait_for(&mut session, errand, PATIENCE, |gap| gap.positions <= CLOSE)?);
+        waited!(self, errand, self.wait_for(&mut session, errand, PATIENCE, is_close)?);
         // Readers are to find them in order from the first moment.
         rebuilds::vacuum(session.client(), &rebuild).map_err(Failure::changing)?;
-        waited!(self, errand, self.wait_for(&mut session, errand, PATIENCE, |gap| gap.positions <= CLOSE)?);
+        waited!(self, errand, self.wait_for(&mut session, errand, PATIENCE, is_close)?);
         if !self.step(&mut session, errand, rebuilds::follow)? {
             return Ok(End::Superseded);
         }
         let is_level = |gap: &Gap| !gap.is_behind && !gap.parked_only;
-        let level = waited!(self, errand, self.wait_for(&mut session, errand, LEVEL_PATIENCE, is_level)?);
+        let level = waited!(self, errand, self.wait_for(&mut session, errand, LEVEL_PATIENCE, |gap, _| is_level(gap))?);
         if !rebuild.copies_content {
             waited!(self, errand, self.wait_for_snapshots(&mut session, errand, level)?);
         }
@@ -104,13 +110,13 @@ impl Errands {
         session: &mut Session,
         errand: &Errand,
         patience: Duration,
-        is_enough: impl Fn(&Gap) -> bool,
+        is_enough: impl Fn(&Gap, Duration) -> bool,
     ) -> Result<Waited, Failure> {
         let (begun, names) = (Instant::now(), &self.context.names);
         loop {
             let gap =
                 session.run(|client| rebuilds::gap(client, names, &errand.projection)).map_err(Failure::passing)?;
-            if is_enough(&gap) {
+            if is_enough(&gap, begun.elapsed()) {
                 return Ok(Waited::Over(gap));
             }
             if begun.elapsed() > patience {
@@ -130,9 +136,14 @@ impl Errands {
     fn wait_for_snapshots(&self, session: &mut Session, errand: &Errand, level: Gap) -> Result<Waited, Failure> {
         let begun = Instant::now();
         let mut held = session.run(snapshots::held).map_err(Failure::passing)?;
-        while let Some(Snapshot { whose, .. }) = held.first() {
+        let mut shown = None;
+        while let Some(Snapshot { pid, whose, .. }) = held.first() {
+            let why = || format!("{whose} reads with an older snapshot: let it end its transaction");
             if begun.elapsed() > PATIENCE {
-                return Ok(Waited::NotNow(format!("{whose} reads with an older snapshot: let it end its transaction")));
+                return Ok(Waited::NotNow(why()));
+            }
+            if begun.elapsed() > SHOWN_AFTER && shown.replace(*pid) != Some(*pid) {
+                self.show_blocked(session, errand, &why())?;
             }
             if let Some(ended) = self.interrupted(session, errand)? {
                 return Ok(ended);
@@ -140,6 +151,15 @@ impl Errands {
             held = session.run(|client| snapshots::still_held(client, held)).map_err(Failure::passing)?;
         }
         Ok(Waited::Over(level))
+    }
+
+    /// Shows to operators what the switch waits for.
+    fn show_blocked(&self, session: &mut Session, errand: &Errand, why: &str) -> Result<(), Failure> {
+        let mut tx = session.transaction().map_err(Failure::passing)?;
+        // If the rebuild is not this worker's any more, that is found out next.
+        _ = rebuilds::record_blocked(&mut tx, &self.context.names, errand, self.context.worker(), why)
+            .map_err(Failure::passing)?;
+        tx.commit().map_err(Failure::passing)
     }
 
     /// Waits briefly. Returns whether the wait is to end, because the worker has another errand, or
@@ -187,6 +207,9 @@ impl Errands {
             };
             if begun.elapsed() > PATIENCE {
                 return self.put_off(errand, &why).map_err(|error| Failure::of_library(&error));
+            }
+            if begun.elapsed() > SHOWN_AFTER {
+                self.show_blocked(session, errand, &why)?;
             }
             if !self.orders.is_empty() {
                 return Ok(End::Superseded);
@@ -262,6 +285,12 @@ impl Errands {
         );
         Ok(End::Executed)
     }
+}
+
+/// Whether the live projection can wait for the rebuild, after the rebuild has tried for so long to
+/// get closer.
+fn is_close(gap: &Gap, tried: Duration) -> bool {
+    gap.positions <= if tried > CLOSE_ENOUGH_AFTER { CLOSE_ENOUGH } else { CLOSE }
 }
 
 /// Returns what the catalog does not allow, if it is that.

@@ -8,6 +8,7 @@
 //! again. A worker that was only considered dead cannot commit then: its attempt has another
 //! number.
 
+mod aggregate;
 mod clearing;
 mod ending;
 mod failure;
@@ -29,7 +30,7 @@ use crate::plan::{Asked, Errand};
 use crate::projection::Handler;
 use crate::store::commands::Outcome;
 use crate::store::session::Session;
-use crate::store::{Known, execution};
+use crate::store::{Known, execution, forgetting};
 use crate::threads::Waker;
 
 const DOING: &str = "executing a command";
@@ -147,6 +148,7 @@ impl Errands {
             (Asked::Cancel, _) => self.cancel(errand),
             (Asked::Revert, _) => self.revert(errand),
             (Asked::DropOld, _) => self.drop_old(errand),
+            (Asked::RebuildAggregate, _) => self.rebuild_aggregate(errand),
             _ => Err(Failure::Final("a worker does not execute this command".to_owned())),
         }
     }
@@ -178,10 +180,22 @@ impl Errands {
 
     fn conclude(&self, session: &mut Session, errand: &Errand, outcome: Outcome) -> Result<End, Error> {
         let mut tx = session.transaction_without_policies().map_err(Error::database(DOING))?;
-        let is_held = execution::conclude(&mut tx, &self.context.names, errand, self.context.worker(), &outcome)
-            .and_then(|is_held| tx.commit().map(|()| is_held))
+        let names = &self.context.names;
+        // If it has let events wait, they do not wait any more.
+        let released = match errand.asked {
+            Asked::RebuildAggregate => {
+                forgetting::release(&mut tx, names, &errand.projection, errand.command, false).map(|_| ())
+            }
+            _ => Ok(()),
+        };
+        let is_held = released
+            .and_then(|()| execution::conclude(&mut tx, names, errand, self.context.worker(), &outcome))
             .map_err(Error::database(DOING))?;
-        Ok(if is_held { End::Concluded(outcome) } else { End::Superseded })
+        if !is_held {
+            return Ok(End::Superseded);
+        }
+        tx.commit().map_err(Error::database(DOING))?;
+        Ok(End::Concluded(outcome))
     }
 }
 
@@ -189,6 +203,7 @@ impl Errands {
 fn failed_text(asked: Asked, error: &str) -> String {
     match asked {
         Asked::Rewind => format!("its read model could not be cleared: {error}"),
+        Asked::RebuildAggregate => format!("the rows of the aggregate stay as they were: {error}"),
         _ => format!("it could not be executed: {error}"),
     }
 }

@@ -159,10 +159,18 @@ impl Builder {
         self
     }
 
-    /// Sets what identifies this build of the program, for example a commit. Workers take part in a
-    /// [rebuild](crate::guide::rebuilding) only if they are of the build that has begun it, so that
-    /// two programs that claim one [version](crate::Projection::version) do not fill one read model.
-    /// Defaults to none; then only the version is compared.
+    /// Sets what identifies this build of the program, for example a commit: 1 to 255 bytes. Workers
+    /// take part in a [rebuild](crate::guide::rebuilding) only if they are of the build that has
+    /// begun it, so that two programs that claim one [version](crate::Projection::version) do not
+    /// fill one read model. While workers of one version have different builds, the log says so.
+    ///
+    /// A worker of another build that starts while such a rebuild is not finished has it begun again
+    /// by its own build, once for each build. So if each deployment has another build id, a
+    /// deployment in the middle of a rebuild begins the rebuild again. Once the read model is live,
+    /// only the version counts.
+    ///
+    /// Defaults to none. Then only the version is compared, and the log says so when a rebuild
+    /// begins.
     pub fn build_id(mut self, build: impl Into<String>) -> Self {
         self.build_id = Some(build.into());
         self
@@ -192,6 +200,7 @@ impl Builder {
             None => Metrics::new()?,
         };
         distinct_tables(&projections)?;
+        self.build_id.as_deref().map_or(Ok(()), valid_build)?;
         let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
         let names = names.into_iter().map(str::to_owned);
         let (crew, gate) = Crew::new();
@@ -215,6 +224,19 @@ impl Builder {
             metrics,
         })
     }
+}
+
+/// The longest build id, in bytes.
+const LONGEST_BUILD: usize = 255;
+
+fn valid_build(build: &str) -> Result<(), Error> {
+    let problem = match build {
+        "" => "it must not be empty",
+        _ if build.len() > LONGEST_BUILD => "it has more than 255 bytes",
+        _ if build.contains('\0') => "it contains a NUL character, which PostgreSQL cannot store",
+        _ => return Ok(()),
+    };
+    Err(Error::config("build_id", build, problem))
 }
 
 /// Refuses two projections that name the same table: a rebuild of one would replace what the other

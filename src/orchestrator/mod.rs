@@ -4,6 +4,7 @@
 mod builder;
 #[cfg(feature = "cli")]
 mod checkup;
+mod deploying;
 mod handle;
 mod hosted;
 mod reach;

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
+use super::deploying;
 use super::reach::{elsewhere, settled};
 use crate::backoff::Mentions;
 use crate::context::Context;
-use crate::database::{Filling, Pool};
+use crate::database::{Database, Filling, Pool};
 use crate::error::Error;
 use crate::store::preflight::{self, Warning};
 use crate::store::session::Session;
@@ -36,18 +37,18 @@ pub(super) struct Registered {
 pub(super) fn register(
     context: &Context,
     registration: &Registration,
-    pool: &Pool,
+    (pool, owner): (&Pool, Option<&Database>),
     up_to: Option<i64>,
     replayed: &[String],
 ) -> Result<Option<Registered>, Error> {
     // Until the next attempt, other workers may need the connections that this worker has got.
-    verify_and_register(context, registration, pool, up_to, replayed).inspect_err(|_| pool.close_idle())
+    verify_and_register(context, registration, (pool, owner), up_to, replayed).inspect_err(|_| pool.close_idle())
 }
 
 fn verify_and_register(
     context: &Context,
     registration: &Registration,
-    pool: &Pool,
+    (pool, owner): (&Pool, Option<&Database>),
     up_to: Option<i64>,
     replayed: &[String],
 ) -> Result<Option<Registered>, Error> {
@@ -75,6 +76,7 @@ fn verify_and_register(
     if context.stop.is_raised() {
         return Ok(None);
     }
+    deploying::verify(&mut session, context, registration, pool, owner)?;
     if let Some(up_to) = up_to {
         context.goal.set(goal(&mut session, context, up_to)?);
     }

@@ -68,6 +68,7 @@ impl std::fmt::Debug for Orchestrator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Orchestrator")
             .field("database", &self.database)
+            .field("owner", &self.owner)
             .field("config", &self.config)
             .finish_non_exhaustive()
     }
@@ -121,7 +122,7 @@ impl Orchestrator {
     /// # Errors
     ///
     /// An error that says what is wrong with the server, the schema or the user's privileges;
-    /// [`Error::ProjectionClaimed`]; [`Error::Spawn`] if the operating system refuses to start a
+    /// [`Error::ProjectionClaimed`]; [`Error::CannotRebuild`]; [`Error::Spawn`] if the operating system refuses to start a
     /// thread; [`Error::InvalidConfig`] if a replica set of the same name, but of another database,
     /// reports to the same [`Metrics`]. In each case, no thread runs and the worker is not
     /// registered.
@@ -178,6 +179,7 @@ impl Orchestrator {
             let replayed: Vec<String> =
                 self.projections.iter().filter(replays).map(|hosted| hosted.name().to_owned()).collect();
             let up_to = run_to.as_ref().map(|run_to| run_to.position);
+            let owner = self.owner.clone();
             let start = Start {
                 context: context.clone(),
                 metrics: own_metrics,
@@ -194,7 +196,7 @@ impl Orchestrator {
             }
             let prepared = start.threads(self.gate)?;
             let attempt = || {
-                let registered = register(&context, &registration, &prepared.pool, up_to, &replayed);
+                let registered = register(&context, &registration, (&prepared.pool, owner.as_ref()), up_to, &replayed);
                 // Closes connections that the pool has opened since the worker gave up waiting for
                 // them.
                 registered.inspect_err(|_| prepared.pool.close_idle())

@@ -12,7 +12,7 @@
 //! rewind:  queued ──(dealt to no worker)──► executing ──► executed ──(dealt again)──► done
 //! rebuild: queued ──► executing ──(copies exist)──► loading ──(caught up)──► finishing ──► done
 //!                                                      ▲────(put off)────────────┘
-//! cancel, revert, drop_old: queued ──► executing ──► done
+//! cancel, revert, drop_old, rebuild_aggregate: queued ──► executing ──► done
 //! ```
 //!
 //! While the read model of a rewound projection is being cleared, no worker owns the projection's
@@ -28,6 +28,9 @@ use super::view::{
 /// How many workers may begin to execute one command, including those that were asked to leave. If
 /// so many have ended meanwhile, executing it probably ends the process.
 const MOST_ATTEMPTS: i32 = 10;
+/// The same for a command that handles events: one of them may end the process. A replay is given
+/// up as soon.
+const MOST_ATTEMPTS_AT_EVENTS: i32 = 3;
 
 /// What applying a command does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -55,8 +58,6 @@ pub(crate) enum Effect {
     Replay,
     /// An event is recorded as discarded.
     Discard,
-    /// An aggregate's rows are to be deleted, and its events replayed.
-    Forget,
 }
 
 /// Why a command is refused.
@@ -138,12 +139,17 @@ impl Situation<'_> {
         able.min_by_key(|worker| (is_busy(worker.id), worker.partition)).map(|worker| worker.id)
     }
 
-    /// A worker begins to execute the command, if there is one. The members of a pending generation
-    /// do not run yet.
+    /// Whether a living worker can execute a command, or will when it runs: the members of a pending
+    /// generation do not run yet, nor do workers that have just joined.
+    fn has_able(&self, is_able: impl Fn(&WorkerView) -> bool) -> bool {
+        self.alive.iter().any(|worker| worker.state != WorkerState::Stopping && is_able(worker))
+    }
+
+    /// A worker begins to execute the command, if there is one.
     fn begin(&self, is_able: impl Fn(&WorkerView) -> bool, deal: Option<Deal>) -> Option<Effect> {
         match self.executor(&is_able) {
             Some(executor) => Some(Effect::Begin(executor, deal)),
-            None if !self.is_active() && self.alive.iter().any(|worker| is_able(worker)) => None,
+            None if self.has_able(is_able) => None,
             None => Some(Effect::Refuse(Refusal::NobodyKnows)),
         }
     }
@@ -159,21 +165,37 @@ impl Situation<'_> {
         let is_dealable = self.is_active() && fault.is_none();
         let dealt_again = || is_dealable.then(|| deal(projection.desired));
         // The code of another version than the live one is needed to rebuild for that version.
-        let wanted = ProjectionView { version: command.version.unwrap_or(projection.version), ..projection.clone() };
+        let wanted = ProjectionView {
+            version: command.version.unwrap_or(projection.version),
+            build: command.build.clone(),
+            ..projection.clone()
+        };
         let is_able = |worker: &WorkerView| match command.asked {
             Asked::Cancel | Asked::Revert | Asked::DropOld => worker.has_code(&projection.name),
             _ => worker.knows(&wanted),
         };
         let refuse = |refusal| Some(Effect::Refuse(refusal));
         let rebuild = || self.other(projection, Kind::Rebuild);
+        let most_attempts = match command.asked {
+            Asked::RebuildAggregate => MOST_ATTEMPTS_AT_EVENTS,
+            _ => MOST_ATTEMPTS,
+        };
         match (command.asked, command.step) {
             (Asked::Rewind, Step::Executed) => Some(Effect::Finish(dealt_again())),
             (_, Step::Executed) => None,
             (_, Step::Executing { executor, .. } | Step::Finishing { executor, .. }) if self.executes(executor) => None,
-            (Asked::Rewind, Step::Executing { attempt, .. }) if attempt >= MOST_ATTEMPTS => {
+            (Asked::Rewind, Step::Executing { attempt, .. }) if attempt >= most_attempts => {
                 Some(Effect::GiveUp(dealt_again()))
             }
-            (_, Step::Executing { attempt, .. }) if attempt >= MOST_ATTEMPTS => Some(Effect::GiveUp(None)),
+            (_, Step::Executing { attempt, .. }) if attempt >= most_attempts => Some(Effect::GiveUp(None)),
+            // Its workers have left, and it must not hold up the commands behind it.
+            (Asked::Rebuild, Step::Executing { .. }) if !self.has_able(is_able) => refuse(Refusal::NobodyKnows),
+            // The other version begins a rebuild, which is behind it.
+            (Asked::Rewind, Step::Executing { .. })
+                if !self.has_able(is_able) && self.has_able(|worker| worker.has_code(&projection.name)) =>
+            {
+                Some(Effect::GiveUp(dealt_again()))
+            }
             (_, Step::Executing { .. }) => self.executor(is_able).map(Effect::Again),
             (_, Step::Loading { is_due }) => {
                 let rebuild = rebuild()?;
@@ -198,7 +220,7 @@ impl Situation<'_> {
             (Asked::Resume, Step::Queued) => {
                 Some(Effect::Desire(DesiredState::Running, is_dealable.then(|| deal(DesiredState::Running))))
             }
-            (Asked::Rewind | Asked::Rebuild, Step::Queued) if fault.is_some() => {
+            (Asked::Rewind | Asked::Rebuild | Asked::RebuildAggregate, Step::Queued) if fault.is_some() => {
                 fault.map(Refusal::Unusable).and_then(refuse)
             }
             (Asked::Rewind, Step::Queued) => self.begin(is_able, Some(deal(DesiredState::Paused))),
@@ -207,6 +229,10 @@ impl Situation<'_> {
                 // After another switch, the former tables could not be brought back.
                 _ if self.other(projection, Kind::Old).is_some() => refuse(Refusal::OldKept),
                 Some(version) if version < projection.version => refuse(Refusal::NotNewer(projection.version)),
+                // Another build has finished it in the meantime.
+                Some(version) if version == projection.version && command.build.is_some() => {
+                    refuse(Refusal::NotNewer(version))
+                }
                 _ => self.begin(is_able, None),
             },
             (Asked::Cancel, Step::Queued) if rebuild().is_none() => refuse(Refusal::NotRebuilt),
@@ -214,7 +240,9 @@ impl Situation<'_> {
                 refuse(Refusal::NothingKept)
             }
             (Asked::Revert, Step::Queued) if rebuild().is_some() => refuse(Refusal::AlreadyRebuilt),
-            (Asked::Cancel | Asked::Revert | Asked::DropOld, Step::Queued) => self.begin(is_able, None),
+            (Asked::Cancel | Asked::Revert | Asked::DropOld | Asked::RebuildAggregate, Step::Queued) => {
+                self.begin(is_able, None)
+            }
             (Asked::Remove, Step::Queued) => {
                 let having = self.alive.iter().filter(|worker| worker.has_code(&projection.name));
                 let having: Vec<WorkerId> = having.map(|worker| worker.id).collect();
@@ -227,7 +255,6 @@ impl Situation<'_> {
             }
             (Asked::Replay, Step::Queued) => Some(Effect::Replay),
             (Asked::Discard, Step::Queued) => Some(Effect::Discard),
-            (Asked::RebuildAggregate, Step::Queued) => Some(Effect::Forget),
         }
     }
 }
@@ -235,12 +262,12 @@ impl Situation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Errand;
     use crate::plan::tests::{id, projection, view, worker};
     use crate::plan::view::errand;
+    use crate::plan::{Code, Errand};
 
     fn command(number: i64, projection: &str, asked: Asked, step: Step) -> CommandView {
-        CommandView { id: number, projection: projection.into(), asked, step, version: None }
+        CommandView { id: number, projection: projection.into(), asked, step, version: None, build: None }
     }
 
     fn running(n: u128, partition: usize) -> WorkerView {
@@ -332,6 +359,86 @@ mod tests {
         assert_eq!(torn, Some((7, Effect::Refuse(Refusal::Unusable(Fault::Missing)))));
         let old = vec![command(7, "old", Asked::Rewind, Step::Queued)];
         assert_eq!(found(old, |_| {}), Some((7, Effect::Refuse(Refusal::NobodyKnows))));
+    }
+
+    /// Lets the workers have version 2 of `orders`, while the live read model has version 1.
+    fn newer(view: &mut ClusterView, workers: &[usize]) {
+        for worker in workers {
+            let code = |name: &str, version| Code { name: name.into(), version };
+            view.workers[*worker].projections = [code("orders", 2), code("invoices", 1)].into();
+        }
+    }
+
+    fn add_rebuild(view: &mut ClusterView, build: Option<&str>) {
+        let rebuild = projection("orders@rebuild", DesiredState::Running, DesiredState::Running);
+        view.projections.push(ProjectionView { version: 2, build: build.map(Into::into), ..rebuild });
+    }
+
+    #[test]
+    fn a_version_is_rebuilt_by_a_worker_that_has_it() {
+        let rebuild = |build: Option<&str>, step| {
+            let build = build.map(Into::into);
+            vec![CommandView { version: Some(2), build, ..command(7, "orders", Asked::Rebuild, step) }]
+        };
+        let queued = |change: fn(&mut ClusterView)| found(rebuild(None, Step::Queued), change);
+        assert_eq!(queued(|view| newer(view, &[1])), Some((7, Effect::Begin(id(2), None))));
+        assert_eq!(queued(|_| {}), Some((7, Effect::Refuse(Refusal::NobodyKnows))));
+        let joins = |view: &mut ClusterView| {
+            newer(view, &[1]);
+            view.workers[1].state = WorkerState::Pending;
+        };
+        assert_eq!(queued(joins), None, "it runs soon");
+        let builds: fn(&mut ClusterView) = |view| {
+            newer(view, &[0, 1]);
+            view.workers[1].build = Some("b".into());
+        };
+        let of_b = || rebuild(Some("b"), Step::Queued);
+        assert_eq!(found(of_b(), builds), Some((7, Effect::Begin(id(2), None))));
+        let refused = Some((7, Effect::Refuse(Refusal::NobodyKnows)));
+        assert_eq!(found(of_b(), |view| newer(view, &[0, 1])), refused);
+        let switched = |view: &mut ClusterView| {
+            builds(view);
+            view.projections[2].version = 2;
+        };
+        assert_eq!(found(of_b(), switched), Some((7, Effect::Refuse(Refusal::NotNewer(2)))));
+    }
+
+    #[test]
+    fn a_rebuild_without_workers_holds_nothing_up() {
+        let at = |step| {
+            let rebuild = CommandView { version: Some(2), ..command(7, "orders", Asked::Rebuild, step) };
+            vec![rebuild, command(8, "orders", Asked::Pause, Step::Queued)]
+        };
+        let (executor, attempt) = (id(9), 1);
+        let preparing = at(Step::Executing { executor, attempt });
+        assert_eq!(found(preparing.clone(), |_| {}), Some((7, Effect::Refuse(Refusal::NobodyKnows))));
+        assert_eq!(found(preparing, |view| newer(view, &[1])), Some((7, Effect::Again(id(2)))));
+        let finishing = || at(Step::Finishing { executor, attempt })[..1].to_vec();
+        assert_eq!(found(finishing(), |view| add_rebuild(view, None)), Some((7, Effect::PutOff)));
+        let of_another_build = |view: &mut ClusterView| {
+            newer(view, &[1]);
+            add_rebuild(view, Some("b"));
+        };
+        assert_eq!(found(finishing(), of_another_build), Some((7, Effect::PutOff)));
+        let able = |view: &mut ClusterView| {
+            newer(view, &[1]);
+            add_rebuild(view, None);
+        };
+        assert_eq!(found(finishing(), able), Some((7, Effect::Again(id(2)))));
+        assert_eq!(found(finishing(), |view| (able(view), pending(view)).1), None, "it runs soon");
+    }
+
+    #[test]
+    fn a_rewind_that_only_another_version_could_end_is_given_up() {
+        let clearing = || vec![command(7, "orders", Asked::Rewind, Step::Executing { executor: id(9), attempt: 1 })];
+        assert_eq!(shares(found(clearing(), |view| newer(view, &[0, 1]))), Some(0));
+        assert_eq!(found(clearing(), |view| newer(view, &[1])), Some((7, Effect::Again(id(1)))));
+        let without_code = |view: &mut ClusterView| {
+            for worker in &mut view.workers {
+                worker.projections = [].into();
+            }
+        };
+        assert_eq!(found(clearing(), without_code), None, "its workers may come back");
     }
 
     #[test]

@@ -18,6 +18,7 @@
 
 mod commands;
 mod deal;
+mod deployment;
 mod keys;
 mod sightings;
 mod view;
@@ -29,6 +30,7 @@ pub(crate) use commands::{Effect, Refusal};
 pub(crate) use deal::Deal;
 #[cfg(test)]
 pub(crate) use deal::Share;
+pub(crate) use deployment::{Deployed, Deployment, Unfinished};
 pub(crate) use keys::{KEY_SPACE, KeySet};
 pub(crate) use sightings::Sightings;
 pub(crate) use view::{

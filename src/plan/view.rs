@@ -317,6 +317,8 @@ pub(crate) struct CommandView {
     pub(crate) step: Step,
     /// The version for which a read model is to be rebuilt, if not for the live one.
     pub(crate) version: Option<i32>,
+    /// The build that is to rebuild it, if only that one is.
+    pub(crate) build: Option<Arc<str>>,
 }
 
 /// Why a projection cannot be distributed.

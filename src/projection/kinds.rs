@@ -1,11 +1,11 @@
 //! A projection of any kind, as the runner knows it.
 
 use super::declared::{declaration, forwarded};
-use super::resetting::NoReset;
+use super::resetting::{NoForget, NoReset};
 use super::traits::{BatchProjection, Projection};
 use crate::config::{OnFailure, Retry};
 use crate::error::BoxError;
-use crate::event::Event;
+use crate::event::{Event, StreamId};
 use crate::scope::{Scope, StartAt};
 use crate::tx::Tx;
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::declared::{declaration, forwarded};
-use super::resetting::NoReset;
+use super::resetting::{NoForget, NoReset};
 use crate::config::{OnFailure, Retry};
 use crate::error::BoxError;
-use crate::event::Event;
+use crate::event::{Event, StreamId};
 use crate::scope::{Scope, StartAt};
 use crate::tx::Tx;
 

@@ -7,12 +7,11 @@ use super::failure::{self, Failure};
 use crate::error::BoxError;
 use crate::event::Event;
 use crate::metrics::ProjectionMetrics;
-use crate::projection::Handler;
+use crate::projection::{self, Handler};
 use crate::store::events::Batch;
 use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Mark, Owner, Progress, Statements};
 use crate::store::rebuilds::Copies;
 use crate::store::session::{Session, Sessions};
-use crate::threads::caught;
 use crate::tx::{About, KeptStatements, Tx};
 
 /// The result of a committed batch.
@@ -149,14 +148,7 @@ fn handle(tx: &mut Tx<'_>, job: &Job<'_>, events: &[Event]) -> Result<usize, (Bo
     let mut handled = 0;
     let durations = job.metrics.processing_duration.local();
     while let Some(rest) = events.get(handled..).filter(|rest| !rest.is_empty()) {
-        let outcome = caught(|| job.handler.handle(tx, rest))
-            .unwrap_or_else(|message| Err(format!("the handler panicked: {message}").into()));
-        let count = outcome
-            .and_then(|count| match count {
-                1.. if count <= rest.len() => Ok(count),
-                _ => Err(format!("handle_batch() says it handled {count} of {} events", rest.len()).into()),
-            })
-            .map_err(|error| (error, handled))?;
+        let count = projection::call(job.handler, tx, rest).map_err(|error| (error, handled))?;
         // If the handler takes many events at once, this is the mean per event.
         let returned = Instant::now();
         let seconds = (returned - called).as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));

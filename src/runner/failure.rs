@@ -199,12 +199,12 @@ impl Failure {
         Self::Full(problem.into())
     }
 
-    /// In a rebuild, a handler has written to something else than the copies.
-    pub(super) fn of_trespass(written: &str) -> Self {
+    /// In a rebuild, a handler has used something else than the copies.
+    pub(super) fn of_trespass(done: &str) -> Self {
         Self::Trespass(
             format!(
-                "while the read model was rebuilt, the handler has changed {written}: it may write only to the tables that tables() \
-                 names, by names without a schema"
+                "while the read model was rebuilt, the handler {done}: it may write only to the tables that tables() names, by \
+                 names without a schema, and read them in no other way"
             )
             .into(),
         )
@@ -221,6 +221,12 @@ impl Failure {
             position - 1
         );
         Self::Missing(problem.into())
+    }
+
+    /// Whether it may be the consequence of something that has taken the checkpoint away: the switch
+    /// of a rebuild exchanges the tables under a handler that waits for a lock.
+    pub(super) fn may_come_from_a_lost_row(&self) -> bool {
+        matches!(self, Self::Handler { .. } | Self::Environment { .. } | Self::Outdated(_) | Self::Trespass(_))
     }
 
     /// What the failure becomes if the server has said in a notice why it ended the session:

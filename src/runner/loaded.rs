@@ -26,6 +26,8 @@ use crate::store::{Names, continuity};
 /// How often a position that moved without any event of the projection is written to the database.
 /// This avoids reading the same events again after a restart; without it nothing would be lost.
 const NOTE_POSITION_EVERY: Duration = Duration::from_secs(1);
+/// The same in a rebuild that is about to be switched, because the live projection waits for that.
+const NOTE_POSITION_SOON: Duration = Duration::from_millis(20);
 
 pub(super) struct Loaded {
     pub(super) owner: Owner,
@@ -216,7 +218,9 @@ impl Loaded {
     /// has it.
     pub(super) fn note_due_in(&self) -> Option<Duration> {
         let unnoted = self.rows.first().filter(|row| row.is_ahead());
-        unnoted.map(|_| NOTE_POSITION_EVERY.saturating_sub(self.noted_at.elapsed()))
+        let is_awaited = self.copies.as_ref().is_some_and(|copies| copies.is_awaited);
+        let every = if is_awaited { NOTE_POSITION_SOON } else { NOTE_POSITION_EVERY };
+        unnoted.map(|_| every.saturating_sub(self.noted_at.elapsed()))
     }
 
     /// Writes the first row's position to the database if it has moved without events.

@@ -23,9 +23,9 @@ use crate::plan::{Kind, base_of};
 use crate::store::Names;
 use crate::store::attempts::{Report, State};
 use crate::store::events::{Batch, Range};
-use crate::store::fence::{Attempt, Checkpoint, EventMark, Owner};
+use crate::store::fence::{self, Attempt, Checkpoint, EventMark, Owner};
 use crate::store::parked::Failed;
-use crate::store::rebuilds::{self, Copies};
+use crate::store::rebuilds::Copies;
 use crate::threads::Pulse;
 use crate::tx::About;
 
@@ -238,7 +238,14 @@ impl Runner {
         // A batch never contains both kinds of events, see `Rows::range`.
         let is_replay = batch.end <= row.stored.highest;
         let job = self.job(&row.stored, *owner, *counted_from, copies.as_ref(), is_replay, &is_pause_requested);
-        batch::commit(session, kept, statements, &job, batch, count)
+        batch::commit(session, kept, statements, &job, batch, count).map_err(|failure| {
+            let names = &self.context.names;
+            let is_lost = failure.may_come_from_a_lost_row()
+                && session
+                    .run(|client| fence::is_held(client, names, &row.stored, *owner))
+                    .is_ok_and(|is_held| !is_held);
+            if is_lost { Failure::Fenced } else { failure }
+        })
     }
 
     pub(super) fn is_rebuild(&self) -> bool {
@@ -370,13 +377,12 @@ impl Work<'_> {
                 Verdict::ReloadLater if !failure.condemns() && !was_halted => Some(State::Retrying),
                 _ => None,
             };
-            if let Failure::Trespass(_) = failure {
+            if let (Failure::Trespass(_), Some(copies)) = (failure, &loaded.copies) {
                 let (base, worker) = (base_of(&self.runner.name), format!("worker {}", loaded.owner.worker));
                 let why = failure.describe();
-                let asked =
-                    loaded.connection.session.run(|client| rebuilds::ask_to_cancel(client, names, base, &worker, &why));
+                let session = &mut loaded.connection.session;
                 // The runner stays halted in any case, and an operator can cancel the rebuild.
-                _ = asked;
+                _ = session.run(|client| copies.ask_to_cancel(client, names, base, &worker, &why));
             }
             // Nothing can be reported on a lost connection.
             if let Some(state) = state {

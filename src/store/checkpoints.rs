@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use postgres::types::{ToSql, Type};
-use postgres::{Client, Transaction};
+use postgres::{Client, Row, Transaction};
 
 use super::names::Names;
 use super::registration::{Known, Registration};
@@ -21,34 +21,37 @@ use crate::scope::StartAt;
 
 /// Claims the worker's projections for its replica set, and creates the checkpoint of each new one.
 /// Takes over projections of a replica set that has no living worker. Refuses checkpoints above the
-/// last existing position.
-pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registration) -> Result<(), Error> {
+/// last existing position. Returns whether the live read model of one of them has another version
+/// than the worker's code.
+pub(crate) fn claim(tx: &mut Transaction<'_>, names: &Names, worker: &Registration) -> Result<bool, Error> {
     let doing = "claiming the projections";
     let owners = owners_of(tx, names, &Known::names(&worker.projections), worker).map_err(Error::database(doing))?;
     for known @ Known { name, start_at, .. } in &worker.projections {
         match owners.get(name) {
             None => begin_with(tx, names, known, *start_at).map_err(Error::database(doing))?,
-            Some((owner, _)) if *owner == worker.replica_set => {}
-            Some((owner, true)) => {
+            Some(Owner { replica_set, .. }) if *replica_set == worker.replica_set => {}
+            Some(Owner { replica_set, lives: true, .. }) => {
                 return Err(Error::ProjectionClaimed {
                     projection: name.clone(),
-                    owner: owner.clone(),
+                    owner: replica_set.clone(),
                     claimant: worker.replica_set.clone(),
                 });
             }
-            Some((owner, false)) => {
+            Some(Owner { replica_set, lives: false, .. }) => {
                 log::info!(
                     "projection taken over: projection={name} from={owner} by={}",
                     field(&worker.replica_set),
                     name = field(&name),
-                    owner = field(&owner)
+                    owner = field(&replica_set)
                 );
                 take_over(tx, names, name, &worker.replica_set).map_err(Error::database(doing))?;
             }
         }
     }
-    declare_scopes(tx, names, &worker.projections).map_err(Error::database(doing))?;
-    continuity::verify(tx, names, &worker.projections)
+    declare_scopes(tx, names, &worker.projections, worker.build.as_deref()).map_err(Error::database(doing))?;
+    continuity::verify(tx, names, &worker.projections)?;
+    let is_other = |known: &Known| owners.get(&known.name).is_some_and(|owner| owner.version != known.version);
+    Ok(worker.projections.iter().any(is_other))
 }
 
 /// Claims again a projection whose rows were deleted, and creates its checkpoint, as when the
@@ -64,27 +67,35 @@ pub(crate) fn begin_again(
     let is_new = owners_of(tx, names, &[&known.name], worker)?.is_empty();
     if is_new {
         begin_with(tx, names, known, *start_at)?;
-        declare_scopes(tx, names, std::slice::from_ref(known))?;
+        declare_scopes(tx, names, std::slice::from_ref(known), worker.build.as_deref())?;
     }
     Ok(())
 }
 
-/// Returns the replica set to which each projection belongs, and whether a living worker of it
-/// knows the projection. New projections are not returned: they now belong to this worker's replica
-/// set. Locks the rows of all of them in an order that all workers share, so that two replica sets
+/// To whom a projection belongs.
+struct Owner {
+    replica_set: String,
+    /// Whether a living worker of the replica set knows the projection.
+    lives: bool,
+    /// The version of the live read model.
+    version: i32,
+}
+
+/// Returns to whom each projection belongs. New projections are not returned: they now belong to
+/// this worker's replica set. Locks the rows of all of them in an order that all workers share, so that two replica sets
 /// that claim the same names cannot deadlock.
 fn owners_of(
     tx: &mut Transaction<'_>,
     names: &Names,
     projections: &[&str],
     worker: &Registration,
-) -> Result<BTreeMap<String, (String, bool)>, postgres::Error> {
+) -> Result<BTreeMap<String, Owner>, postgres::Error> {
     let insert = names.sql(
         "INSERT INTO {projections} (name, replica_set) SELECT name, $2 FROM unnest($1) AS wanted (name)
          ORDER BY name COLLATE \"C\" ON CONFLICT DO NOTHING RETURNING name",
     );
     let lock = names.sql_with(
-        "SELECT name, replica_set, {lives} FROM {projections} p WHERE name = ANY ($1)
+        "SELECT name, replica_set, {lives}, version FROM {projections} p WHERE name = ANY ($1)
          ORDER BY name COLLATE \"C\" FOR UPDATE",
         &[("lives", &lives_sql(names))],
     );
@@ -96,7 +107,8 @@ fn owners_of(
         let new: Vec<String> = tx.query_typed(&insert, &values)?.iter().map(|row| row.get(0)).collect();
         wanted.retain(|name| !new.iter().any(|new| new == name));
         let rows = tx.query_typed(&lock, &[(&wanted, Type::TEXT_ARRAY), (&stale_after, Type::FLOAT8)])?;
-        owners.extend(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))));
+        let owner = |row: &Row| Owner { replica_set: row.get(1), lives: row.get(2), version: row.get(3) };
+        owners.extend(rows.iter().map(|row| (row.get(0), owner(row))));
         wanted.retain(|name| !owners.contains_key(*name));
     }
     Ok(owners)
@@ -167,20 +179,31 @@ fn begin(tx: &mut Transaction<'_>, names: &Names, projection: &str, start: Start
     Ok(())
 }
 
-/// Records which events the projections want. If that has changed, the number of handled events
-/// begins again with the next deal.
-fn declare_scopes(tx: &mut Transaction<'_>, names: &Names, projections: &[Known]) -> Result<(), postgres::Error> {
+/// Records which events the projections want, and their rebuilds in which a worker of this build
+/// takes part. If that has changed, the number of handled events begins again with the next deal.
+fn declare_scopes(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    projections: &[Known],
+    build: Option<&str>,
+) -> Result<(), postgres::Error> {
     let sql = names.sql(
         "UPDATE {projections} p SET scope = known.scope::jsonb, counted_from = NULL
          FROM unnest($1, $2, $3) AS known (name, scope, version)
-         WHERE p.name = known.name AND p.version = known.version AND p.scope <> known.scope::jsonb",
+         WHERE p.base = known.name AND p.kind <> 'old' AND p.version = known.version AND (p.build_id IS NULL OR p.build_id = $4)
+         AND p.scope <> known.scope::jsonb",
     );
     let scopes: Vec<String> = projections.iter().map(|known| known.scope.to_json()).collect();
     let versions: Vec<i32> = projections.iter().map(|known| known.version).collect();
     let of_names = Known::names(projections);
     tx.execute_typed(
         &sql,
-        &[(&of_names, Type::TEXT_ARRAY), (&scopes, Type::TEXT_ARRAY), (&versions, Type::INT4_ARRAY)],
+        &[
+            (&of_names, Type::TEXT_ARRAY),
+            (&scopes, Type::TEXT_ARRAY),
+            (&versions, Type::INT4_ARRAY),
+            (&build, Type::TEXT),
+        ],
     )?;
     let tables = names.sql("UPDATE {projections} SET tables = $2 WHERE name = $1 AND version = $3 AND tables <> $2");
     for Known { name, tables: own, version, .. } in projections {

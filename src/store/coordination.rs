@@ -16,10 +16,10 @@ use super::locks::{self, IS_ADVISORY, IS_OF_WORKER};
 use super::names::Names;
 use super::registration::{Known, Registration};
 use super::session::Session;
-use super::{checkpoints, deal};
+use super::{checkpoints, deal, rebuilds};
 use crate::backoff::Mentions;
 use crate::error::{Error, field};
-use crate::plan::{Action, Cause, Deal, Death, WorkerId};
+use crate::plan::{Action, Cause, Deal, Death, Deployed, Deployment, WorkerId};
 
 /// How many superseded generations are kept, and for how long stopped workers are kept, for
 /// operators who investigate what happened.
@@ -81,7 +81,7 @@ pub(super) fn hold_of_projection(
 }
 
 /// Registers the worker as pending, claims its projections for the replica set, and creates the
-/// checkpoints of new ones. From now on, the lock of this session means that the worker is alive.
+/// checkpoints of new ones. Asks for the rebuilds of those that have a higher version. From now on, the lock of this session means that the worker is alive.
 /// An evicted worker comes back by registering again under the same id.
 pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "registering the worker";
@@ -94,7 +94,7 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
     // since.
     .and_then(|_| hold(&mut tx, names, &worker.replica_set, ""))
     .map_err(Error::database(doing))?;
-    checkpoints::claim(&mut tx, names, worker)?;
+    let has_other_version = checkpoints::claim(&mut tx, names, worker)?;
     let projections = Known::names(&worker.projections);
     let versions: Vec<i32> = worker.projections.iter().map(|known| known.version).collect();
     let session_class = worker.sessions.member().map(locks::class);
@@ -124,8 +124,41 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
             (&worker.build, Type::TEXT),
         ],
     )
-    .and_then(|_| tx.commit())
-    .map_err(Error::database(doing))
+    .map_err(Error::database(doing))?;
+    let deployed = if has_other_version {
+        rebuilds::deploy(&mut tx, names, worker).map_err(Error::database(doing))?
+    } else {
+        Vec::new()
+    };
+    tx.commit().map_err(Error::database(doing))?;
+    for (found, deployment) in &deployed {
+        log_deployment(worker, found, *deployment);
+    }
+    Ok(())
+}
+
+fn log_deployment(worker: &Registration, found: &Deployed, deployment: Deployment) {
+    let Registration { worker, replica_set, .. } = worker;
+    let Deployed { projection, version, live, .. } = found;
+    match deployment {
+        Deployment::Rebuild { .. } => log::info!(
+            "rebuild asked for: replica_set={replica_set} worker={worker} projection={projection} version={version} live={live}",
+            replica_set = field(replica_set),
+            projection = field(projection)
+        ),
+        Deployment::Waits(id) => log::warn!(
+            "another rebuild is not finished: replica_set={replica_set} worker={worker} projection={projection} version={version} id={id}",
+            replica_set = field(replica_set),
+            projection = field(projection)
+        ),
+        Deployment::NotAgain(id) => log::warn!(
+            "rebuild is not asked for again: replica_set={replica_set} worker={worker} projection={projection} version={version} id={id}",
+            replica_set = field(replica_set),
+            projection = field(projection)
+        ),
+        // The coordinator reports these.
+        Deployment::Older | Deployment::TakesPart => {}
+    }
 }
 
 /// Makes this session the one whose lock means that the worker is alive. The former session has

@@ -287,6 +287,17 @@ pub(crate) fn lock(
     Ok(fenced(tx, &sql, row, owner, &[])?.is_some())
 }
 
+/// Whether a row is still this worker's, at the same position.
+pub(crate) fn is_held(
+    client: &mut impl GenericClient,
+    names: &Names,
+    row: &Checkpoint,
+    owner: Owner,
+) -> Result<bool, postgres::Error> {
+    let sql = names.sql_with("SELECT token FROM {checkpoints} WHERE {fence}", &[("fence", &FENCE)]);
+    Ok(fenced(client, &sql, row, owner, &[])?.is_some())
+}
+
 /// Executes a statement on one row, with the values of the fence followed by these. Returns the
 /// row's token, if the row is still this worker's.
 fn fenced(

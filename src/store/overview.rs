@@ -64,10 +64,7 @@ pub(crate) fn load(
     );
     let row = client.query_typed_one(&sql, &[(&replica_set, Type::TEXT)])?;
     let overview = row.try_get::<_, Json<Box<RawValue>>>(0)?.0;
-    Ok(match row.try_get(1)? {
-        true => with_progress(&overview, readings).unwrap_or(overview),
-        false => overview,
-    })
+    Ok(if row.try_get(1)? { with_progress(&overview, readings).unwrap_or(overview) } else { overview })
 }
 
 /// Replaces what was read of each rebuild by what operators see of it. `None` if the overview is

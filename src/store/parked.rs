@@ -23,6 +23,8 @@
 //! - *A discard* gives the checkpoint of the key a new token after it has inserted its row, so a
 //!   batch or a part of a replay that was begun before cannot handle the event any more.
 //! - *A rewind* to a position removes the rows above it.
+//! - While the rows of an aggregate are [rebuilt](super::forgetting), it has a row that is not
+//!   replayed.
 
 mod waiting;
 
@@ -88,7 +90,7 @@ pub(crate) fn load(
 ) -> Result<Exceptions, postgres::Error> {
     let parked = names.sql(
         "SELECT bounded_context, aggregate_type, aggregate_id, key, position, event_id, event_type, highest,
-                replay_requested_at IS NOT NULL, replays_begun
+                replay_requested_at IS NOT NULL AND rebuild_id IS NULL, replays_begun
          FROM {parked} WHERE projection OPERATOR(pg_catalog.=) $1 AND $2 OPERATOR(pg_catalog.@>) key
          ORDER BY replay_requested_at, position",
     );
@@ -114,11 +116,15 @@ pub(crate) fn load(
 }
 
 /// Locks the projection until the transaction ends, and returns how many of its aggregates are
-/// parked. So no two owners can park the last aggregate that is allowed.
+/// parked. So no two owners can park the last aggregate that is allowed. Those that are there
+/// because they are being rebuilt do not count.
 pub(crate) fn count(tx: &mut Transaction<'_>, names: &Names, projection: &str) -> Result<u32, postgres::Error> {
     let of = [(&projection as &(dyn ToSql + Sync), Type::TEXT)];
     tx.query_typed(&names.sql("SELECT FROM {projections} WHERE name = $1 FOR NO KEY UPDATE"), &of)?;
-    let counted = tx.query_typed_one(&names.sql("SELECT count(*) FROM {parked} WHERE projection = $1"), &of)?;
+    let counted = tx.query_typed_one(
+        &names.sql("SELECT count(*) FROM {parked} WHERE projection = $1 AND rebuild_id IS NULL"),
+        &of,
+    )?;
     Ok(u32::try_from(counted.get::<_, i64>(0)).unwrap_or(u32::MAX))
 }
 

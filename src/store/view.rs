@@ -119,7 +119,7 @@ fn view_sql(names: &Names) -> String {
                 CASE WHEN w.session_class IS NOT NULL THEN (w.session_class::oid, w.session_pid) IN (SELECT * FROM held) END AS held,
                 {started} AS started_at,
                 {heartbeat} AS last_heartbeat, p.names, p.required_versions, p.required_builds, p.desired, p.dealt, p.deals, p.faults, p.found, u.unclaimed, u.owners,
-                k.command_ids, k.commanded, k.commands, k.steps, k.executors, k.attempts, k.wanted_versions, k.are_due, p.clearing
+                k.command_ids, k.commanded, k.commands, k.steps, k.executors, k.attempts, k.wanted_versions, k.wanted_builds, k.are_due, p.clearing
          FROM (SELECT) AS always
          LEFT JOIN (SELECT * FROM {generations} WHERE replica_set = $1 ORDER BY number DESC LIMIT 1) g ON true
          LEFT JOIN worker w ON true
@@ -140,6 +140,8 @@ fn view_sql(names: &Names) -> String {
                            array_agg(k.executor ORDER BY k.id) AS executors, array_agg(k.attempt ORDER BY k.id) AS attempts,
                            array_agg(CASE WHEN k.command = 'rebuild' THEN (k.arguments ->> 'version')::int4 END ORDER BY k.id)
                                AS wanted_versions,
+                           array_agg(CASE WHEN k.command = 'rebuild' THEN k.arguments ->> 'build' END ORDER BY k.id)
+                               AS wanted_builds,
                            array_agg(k.step = 'loading' AND {is_due} ORDER BY k.id) AS are_due
                     FROM ({first_commands}) k) k ON coalesce(w.number_in_view, 1) = 1
          ORDER BY w.number_in_view",
@@ -307,10 +309,11 @@ fn commands_of(row: &Row) -> Vec<CommandView> {
     let (steps, executors): (Vec<Option<&str>>, Vec<Option<Uuid>>) = (row.get("steps"), row.get("executors"));
     let attempts: Vec<i32> = row.get("attempts");
     let (versions, are_due): (Vec<Option<i32>>, Vec<Option<bool>>) = (row.get("wanted_versions"), row.get("are_due"));
+    let builds: Vec<Option<&str>> = row.get("wanted_builds");
     let given = ids.into_iter().zip(projections.into_iter().zip(names));
     let stepped = steps.into_iter().zip(executors).zip(attempts.into_iter().zip(are_due));
-    let all = given.zip(stepped).zip(versions);
-    all.filter_map(|(((id, (projection, name)), ((step, executor), (attempt, is_due))), version)| {
+    let all = given.zip(stepped).zip(versions.into_iter().zip(builds));
+    all.filter_map(|(((id, (projection, name)), ((step, executor), (attempt, is_due))), (version, build))| {
         let step = match (step, executor) {
             (None, _) => Step::Queued,
             (Some("executing"), Some(executor)) => Step::Executing { executor: WorkerId(executor), attempt },
@@ -319,7 +322,8 @@ fn commands_of(row: &Row) -> Vec<CommandView> {
             (Some("finishing"), Some(executor)) => Step::Finishing { executor: WorkerId(executor), attempt },
             _ => return None,
         };
-        Some(CommandView { id, projection: projection.into(), asked: Asked::parse(name)?, step, version })
+        let (asked, build) = (Asked::parse(name)?, build.map(Arc::from));
+        Some(CommandView { id, projection: projection.into(), asked, step, version, build })
     })
     .collect()
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, Scope, StartAt, Tx, cli};
+use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, Scope, StartAt, StreamId, Tx, cli};
 
 #[allow(dead_code, reason = "it has a main of its own")]
 #[path = "../../examples/worker.rs"]
@@ -122,6 +122,11 @@ impl<P: BatchProjection> BatchProjection for Panicking<P> {
     fn reset(&self, tx: &mut Tx<'_>, to: i64) -> Result<(), BoxError> {
         allow_time(tx)?;
         self.projection.reset(tx, to)
+    }
+
+    fn forget(&self, tx: &mut Tx<'_>, aggregate: &StreamId) -> Result<(), BoxError> {
+        allow_time(tx)?;
+        self.projection.forget(tx, aggregate)
     }
 }
 

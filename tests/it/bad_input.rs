@@ -236,19 +236,20 @@ fn every_missing_privilege_is_named() {
     orchestrator(database.url()).migrate().unwrap();
     let everything = "GRANT SELECT ON events, orchestrator_migrations TO _; GRANT USAGE ON SCHEMA public TO PUBLIC;
         GRANT SELECT, INSERT, UPDATE ON orchestrator_replica_sets TO _;
-        GRANT SELECT, UPDATE ON orchestrator_commands TO _;
+        GRANT SELECT, INSERT, UPDATE ON orchestrator_commands TO _;
         GRANT SELECT, INSERT, DELETE ON orchestrator_discarded TO _;
         GRANT SELECT, INSERT, UPDATE, DELETE ON orchestrator_generations, orchestrator_workers, orchestrator_projections,
-            orchestrator_checkpoints, orchestrator_parked TO _"
+            orchestrator_checkpoints, orchestrator_parked, orchestrator_rebuilds TO _"
         .replace(" TO _", &format!(" TO {role}"));
-    let rows: [(&str, &[&str]); 10] = [
+    let rows: [(&str, &[&str]); 11] = [
         ("events", &["SELECT"]),
         ("orchestrator_migrations", &["SELECT"]),
         ("orchestrator_replica_sets", &["SELECT", "INSERT", "UPDATE"]),
         ("orchestrator_projections", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
-        ("orchestrator_commands", &["SELECT", "UPDATE"]),
+        ("orchestrator_commands", &["SELECT", "INSERT", "UPDATE"]),
         ("orchestrator_discarded", &["SELECT", "INSERT", "DELETE"]),
         ("orchestrator_parked", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+        ("orchestrator_rebuilds", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
         ("orchestrator_generations", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
         ("orchestrator_workers", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
         ("orchestrator_checkpoints", &["SELECT", "INSERT", "UPDATE", "DELETE"]),

@@ -82,6 +82,7 @@ fn every_expression_of_the_dashboard_and_rules_has_data() {
 
     application.wait_for_its_append();
     operate(&prometheus, &rules, &database, &mut client);
+    rebuild(&prometheus, &rules, &mut client);
 
     let mut writer = database.client();
     refuse_a_read_model(&mut client);
@@ -163,11 +164,7 @@ fn operate(prometheus: &Prometheus, rules: &Rules, database: &TestDatabase, clie
     append_long_ago(client, "paused");
     prometheus.await_series("max by (projection) (pupsourcing_orchestrator_lag_seconds) > 60");
     await_wrong(&["ProjectionPaused"]);
-    for query in autoscaled() {
-        let series = prometheus.now(&query);
-        let values: Vec<&str> = series.iter().map(|series| series["value"][1].as_str().unwrap()).collect();
-        assert!(!values.is_empty() && values.iter().all(|value| *value == "0"), "{query}: {series:?}");
-    }
+    await_no_scaling(prometheus);
     done(client, "event_type_counts", "resume", &json!({}));
     await_wrong(&[]);
 
@@ -194,6 +191,38 @@ fn operate(prometheus: &Prometheus, rules: &Rules, database: &TestDatabase, clie
     await_wrong(&["AggregatesParked", "ParkingGrows"]);
     client.batch_execute("DELETE FROM orchestrator_parked").unwrap();
     await_wrong(&[]);
+}
+
+/// A read model is rebuilt, and its former table is kept. The rebuild is no lag, and is alerted on
+/// while it is kept from its switch.
+fn rebuild(prometheus: &Prometheus, rules: &Rules, client: &mut Client) {
+    let await_wrong = |wrong: &[&str]| {
+        let wrong: BTreeSet<&str> = wrong.iter().copied().collect();
+        eventually(&format!("{wrong:?} are alerted on"), SOON, || (rules.wrong(prometheus) == wrong).then_some(()));
+    };
+    append_plainly(client, 4_000, 50);
+    prometheus.await_series("min by (projection) (pupsourcing_orchestrator_lag_events == 0)");
+    give(client, "event_type_counts", "rebuild", &json!({"rate": 150, "keep_old": true}));
+    prometheus.await_series("min(pupsourcing_orchestrator_rebuild_progress_ratio) > 0");
+    await_wrong(&[]);
+    await_no_scaling(prometheus);
+    done(client, "event_type_counts", "pause", &json!({}));
+    await_wrong(&["ProjectionPaused", "RebuildBlocked"]);
+    done(client, "event_type_counts", "resume", &json!({}));
+    prometheus.await_series("min(pupsourcing_orchestrator_old_tables_age_seconds) > 0");
+    await_wrong(&[]);
+}
+
+/// Waits until no autoscaler has a reason to add workers. The other projection may be behind for a
+/// moment.
+fn await_no_scaling(prometheus: &Prometheus) {
+    for query in autoscaled() {
+        eventually(&format!("nothing is scaled by {query}"), SOON, || {
+            let series = prometheus.now(&query);
+            let mut values = series.iter().map(|series| series["value"][1].as_str().unwrap());
+            (!series.is_empty() && values.all(|value| value == "0")).then_some(())
+        });
+    }
 }
 
 /// The queries that the autoscaling examples follow.

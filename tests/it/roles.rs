@@ -134,9 +134,8 @@ fn operate(client: &mut Client) -> Result<(), OperatorError> {
     Ok(())
 }
 
-/// The last statement of the file is a comment.
 #[test]
-fn worker_takes_commands_with_the_optional_privilege() {
+fn worker_takes_commands_by_http_with_its_privileges() {
     const TOKEN: &str = "a-token-of-some-length";
     let mut roles = Roles::migrated();
     let worker = roles.start();
@@ -147,12 +146,12 @@ fn worker_takes_commands_with_the_optional_privilege() {
         let body = json!({ "reason": "why", "by": "kim" });
         post(&server.address().to_string(), "/projections/p/pause", TOKEN, &body)
     };
+    let revoke = format!("REVOKE INSERT ON orchestrator_commands FROM {}_worker", roles.prefix);
+    roles.admin.batch_execute(&revoke).unwrap();
     let (code, answer) = pause();
     assert_eq!((code, &answer["id"]), (403, &json!(null)), "{answer}");
     assert!(answer["error"].as_str().unwrap().contains("roles.sql"), "{answer}");
-    let (_, optional) = roles.grants.split_once("-- Optional:").unwrap();
-    let grant = optional.lines().find_map(|line| line.strip_prefix("-- GRANT ")).unwrap();
-    roles.admin.batch_execute(&format!("GRANT {grant}")).unwrap();
+    roles.grant();
     let (code, answer) = pause();
     assert_eq!((code, &answer["outcome"]), (200, &json!("done")), "{answer}");
     let sql = "SELECT requested_by, requested_as FROM orchestrator_commands";
@@ -175,8 +174,10 @@ fn the_operator_needs_each_of_its_privileges() {
     operate(&mut client).unwrap();
     // The commands of the program need no more.
     let url = roles.url("operator");
-    for arguments in [["projections", "--no-rate"], ["history", "p"], ["parked", "p"]] {
-        succeeds(&url, &[&arguments[..], &["--replica-set", "set"]].concat());
+    for arguments in
+        [&["projections", "--no-rate"][..], &["history", "p"], &["parked", "p"], &["rebuild", "p", "--status"]]
+    {
+        succeeds(&url, &[arguments, &["--replica-set", "set"]].concat());
     }
     fails(4, &url, &["resume", "p", "--replica-set", "set"]);
     let sql =
@@ -193,6 +194,7 @@ fn the_operator_needs_each_of_its_privileges() {
         "SELECT ON orchestrator_workers",
         "SELECT ON orchestrator_checkpoints",
         "SELECT ON orchestrator_parked",
+        "SELECT ON orchestrator_rebuilds",
         "SELECT (global_position) ON events",
         "SELECT (created_at) ON events",
     ] {
@@ -211,6 +213,7 @@ fn the_operator_needs_each_of_its_privileges() {
         "UPDATE orchestrator_projections SET desired_state = 'paused'",
         "UPDATE orchestrator_checkpoints SET position = 0",
         "DELETE FROM orchestrator_parked",
+        "DELETE FROM orchestrator_rebuilds",
         "INSERT INTO orchestrator_discarded (projection) VALUES ('p')",
         "UPDATE orchestrator_workers SET state = 'stopped'",
         "SELECT payload FROM events",
@@ -220,9 +223,7 @@ fn the_operator_needs_each_of_its_privileges() {
     ] {
         assert_forbidden(&mut client, statement);
     }
-    // What the others may not do with commands: a worker gives none, and the appender neither gives
-    // any nor sees who has given them and why.
-    assert_forbidden(&mut roles.client("worker"), "SELECT orchestrator_command('p', 'pause')");
+    // The appender neither gives commands nor sees who has given them and why.
     assert_forbidden(&mut roles.client("appender"), "SELECT orchestrator_command('p', 'pause')");
     for column in ["requested_by", "requested_as", "reason", "error"] {
         assert_forbidden(&mut roles.client("appender"), &format!("SELECT {column} FROM orchestrator_commands"));
@@ -267,6 +268,7 @@ fn the_documented_privileges_are_sufficient() {
         ("appender", "SELECT host FROM orchestrator_workers"),
         ("appender", "SELECT errors FROM orchestrator_parked"),
         ("appender", "SELECT FROM orchestrator_discarded"),
+        ("appender", "SELECT FROM orchestrator_rebuilds"),
         ("appender", "UPDATE orchestrator_checkpoints SET position = 0"),
         ("appender", "DELETE FROM orchestrator_parked"),
         ("appender", "INSERT INTO orchestrator_commands (projection, command) VALUES ('p', 'pause')"),

@@ -23,6 +23,8 @@ function projectionButtons(set, projection) {
     commandButton(...toggle, set.name, projection.name),
     commandButton('Rewind', 'rewind', set.name, projection.name),
     projection.parked > 0 && commandButton('Replay all', 'replay', set.name, projection.name, { all: true }),
+    projection.rebuild ? commandButton('Cancel the rebuild', 'cancel', set.name, projection.name) : commandButton('Rebuild', 'rebuild', set.name, projection.name),
+    projection.old && !projection.rebuild && commandButton('Revert the rebuild', 'revert', set.name, projection.name),
   ];
   return buttons[0] && h('div', { class: 'buttons' }, buttons);
 }
@@ -47,15 +49,20 @@ function said() {
 function commandForm() {
   if (!desk.open) return null;
   const { label, command, projection, fixed } = desk.open;
-  const needsReason = ['pause', 'rewind', 'discard'].includes(command);
+  const needsReason = ['pause', 'rewind', 'discard', 'rebuild', 'cancel'].includes(command);
   const what = Object.entries(fixed).map(([key, value]) => h('p', {}, `${key}: `, name(Array.isArray(value) ? value.join('/') : String(value))));
   const rewind = command === 'rewind' && [
     h('p', {}, 'The projection clears its read model, and handles the events after this point again.'),
     h('label', {}, 'Rewind to ', h('select', { name: 'target' }, TARGETS.map(([value, text]) => h('option', { value }, text)))),
     h('label', {}, 'Position, or time such as 2026-01-31T12:00:00Z ', h('input', { name: 'value', type: 'text', autocomplete: 'off' })),
   ];
+  const rebuild = command === 'rebuild' && [
+    h('p', {}, 'The read model is built anew beside the live one, which readers use until the switch.'),
+    h('label', {}, 'Events per second (empty: 5,000) ', h('input', { name: 'rate', type: 'text', inputmode: 'numeric', autocomplete: 'off' })),
+    h('label', {}, h('input', { name: 'keep_old', type: 'checkbox' }), ' Keep the former tables'),
+  ];
   return h('form', { class: 'order', 'data-form': 'order', 'aria-label': label },
-    h('h2', {}, `${label}: `, name(projection)), what, rewind,
+    h('h2', {}, `${label}: `, name(projection)), what, rewind, rebuild,
     h('label', {}, `Reason${needsReason ? '' : ' (optional)'} `, h('input', { name: 'reason', type: 'text', autocomplete: 'off', ...(needsReason ? { required: '' } : {}) })),
     h('label', {}, 'Your name ', h('input', { name: 'by', type: 'text', autocomplete: 'off', value: desk.by, required: '' })),
     h('div', { class: 'buttons' },
@@ -71,6 +78,7 @@ function renderDesk() {
 
 /** Returns the arguments in a form; throws if they are not complete. */
 function orderArguments(order, fields) {
+  if (order.command === 'rebuild') return rebuildArguments(fields);
   if (order.command !== 'rewind') return order.fixed;
   const target = fields.get('target');
   const value = fields.get('value').trim();
@@ -78,6 +86,12 @@ function orderArguments(order, fields) {
   if (target === 'to_time') return { to_time: value };
   if (!/^\d+$/.test(value)) throw new Error('The position must be a whole number.');
   return { to_position: Number(value) };
+}
+
+function rebuildArguments(fields) {
+  const rate = fields.get('rate').trim();
+  if (!/^\d*$/.test(rate)) throw new Error('The events per second must be a whole number.');
+  return { ...(rate ? { rate: Number(rate) } : {}), ...(fields.has('keep_old') ? { keep_old: true } : {}) };
 }
 
 async function send(order, fields) {
@@ -98,7 +112,7 @@ async function send(order, fields) {
   const answer = await response.json();
   const number = answer.id == null ? '' : ` (command ${answer.id})`;
   if (response.status === 200) return { isGood: true, title: 'Done:', text: `${answer.message}${number}` };
-  if (response.status === 202) return { isGood: true, title: 'Recorded:', text: `${answer.error}${number}` };
+  if (response.status === 202) return { isGood: true, title: answer.outcome === 'begun' ? 'Begun:' : 'Recorded:', text: `${answer.message ?? answer.error}${number}` };
   return { isGood: false, title: answer.outcome === 'refused' ? 'Refused:' : 'Not done:', text: `${answer.error}${number}` };
 }
 

@@ -19,7 +19,8 @@ function name(text) {
 
 const MARKS = {
   running: '●', active: '●', ready: '◐', pending: '◐', stopping: '◐', paused: '◐', retrying: '▲', halted: '■', stopped: '○',
-  superseded: '○', unreachable: '■', broken: '■', orphaned: '○', done: '●', refused: '○', failed: '■',
+  superseded: '○', unreachable: '■', broken: '■', orphaned: '○', done: '●', refused: '○', failed: '■', executing: '◐', executed: '◐',
+  loading: '◐', catching_up: '◐', following: '◐', finishing: '◐',
 };
 
 function badge(state) {

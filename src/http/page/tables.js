@@ -54,6 +54,8 @@ function projections(set, people, past) {
         here.filter((own) => own.error).map((own) => h('pre', { class: 'error', dir: 'auto' }, own.error)),
         pausedBy(projection, past),
         failures(projection, people, here, past),
+        rebuilding(projection, past),
+        kept(projection, past),
         projectionButtons(set, projection),
         checkpoints(projection, people, past))),
     ];
@@ -70,10 +72,34 @@ function pausedBy(projection, past) {
   return h('p', { class: 'paused-by' }, `Paused ${age(projection.desired_age_seconds + past)} ago`, ...by, ...why, '. Continue it with ', code(typed('resume', projection.name)), '.');
 }
 
+/** Returns the progress of a rebuild, and what keeps it from its switch. */
+function rebuilding(projection, past) {
+  const { rebuild } = projection;
+  if (!rebuild) return null;
+  const percent = (100 * rebuild.progress).toFixed(1);
+  const toGo = rebuild.seconds_to_go == null ? 'time to go unknown' : rebuild.seconds_to_go > 0 ? `${age(rebuild.seconds_to_go)} to go` : 'all events are passed';
+  const limit = rebuild.rate_limit == null ? 'without a limit' : `at most ${count(rebuild.rate_limit)} per second`;
+  const facts = [`${percent} %`, plural(rebuild.events, 'event'), `${perSecond(rebuild.events_per_second)}/s, ${limit}`, toGo, `version ${rebuild.version}`];
+  if (rebuild.parked) facts.push(`${count(rebuild.parked)} parked`);
+  return h('div', { class: 'rebuild' },
+    h('p', {}, badge(rebuild.state), ` Rebuilding for ${age(rebuild.age_seconds + past)} (command ${rebuild.command_id})`),
+    h('progress', { max: 1, value: rebuild.progress, 'aria-label': `rebuild of ${projection.name}`, 'aria-valuetext': `${percent} percent` }, `${percent} %`),
+    facts.join(', '),
+    rebuild.blocked.length > 0 && h('ul', { 'aria-label': 'what keeps it from its switch' }, rebuild.blocked.map((why) => h('li', {}, h('strong', {}, 'Blocked: '), h('span', { dir: 'auto' }, why)))));
+}
+
+/** Returns the former tables that are kept, with what to do with them. */
+function kept(projection, past) {
+  const { old } = projection;
+  if (!old) return null;
+  return h('p', { class: 'kept' }, `The former tables (version ${old.version}, ${bytes(old.bytes)}) are kept in schema `, name(old.schema), `, since ${age(old.age_seconds + past)}. Bring them back with `,
+    code(typed('rebuild', projection.name, ' --revert')), ', or drop them with ', code(typed('rebuild', projection.name, ' --drop-old')), '.');
+}
+
 /** Returns the parked aggregates, with what to do about each. */
 function parked(set, past) {
   const { parked_aggregates: shown, projections: all } = set.overview;
-  const total = sum(all.map((projection) => projection.parked));
+  const total = sum(all.map((projection) => projection.parked + (projection.rebuild?.parked ?? 0)));
   if (!total) return null;
   const rows = shown.flatMap((one) => {
     const aggregate = [one.bounded_context, one.aggregate_type, one.aggregate_id];

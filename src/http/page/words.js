@@ -27,6 +27,14 @@ function age(seconds) {
   return seconds < 120 ? `${Math.round(Math.max(0, seconds))} s` : span(seconds);
 }
 
+/** Formats a number of bytes. */
+function bytes(number) {
+  const units = ['bytes', 'kB', 'MB', 'GB', 'TB'];
+  let unit = 0;
+  for (; number >= 1000 && unit < units.length - 1; unit += 1) number /= 1000;
+  return `${(unit ? fine : plain).format(number)} ${units[unit]}`;
+}
+
 function plural(number, word) {
   return `${count(number)} ${word}${number === 1 ? '' : 's'}`;
 }

@@ -24,7 +24,7 @@ pub(crate) struct Clearing {
 impl Command {
     pub(super) fn view(&self) -> CommandView {
         let Self { id, projection, asked, step } = *self;
-        CommandView { id, projection: projection_name(projection).clone(), asked, step, version: None }
+        CommandView { id, projection: projection_name(projection).clone(), asked, step, version: None, build: None }
     }
 }
 
@@ -87,7 +87,6 @@ impl Database {
             Effect::PutOff
             | Effect::Begin(_, None)
             | Effect::Switch(_)
-            | Effect::Forget
             | Effect::Refuse(_)
             | Effect::Replay
             | Effect::Discard => {}

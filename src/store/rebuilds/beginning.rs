@@ -91,7 +91,7 @@ pub(crate) fn begin(
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     );
     let step = names.sql(
-        "UPDATE {commands} SET step = 'loading', executor = NULL, result = jsonb_build_object('tables', $2, 'bytes', $3, 'lock_seconds', $4) WHERE id = $1",
+        "UPDATE {commands} SET step = 'loading', executor = NULL, result = jsonb_build_object('tables', $2, 'bytes', $3, 'lock_seconds', $4, 'build', $5) WHERE id = $1",
     );
     let of_both: [(&(dyn ToSql + Sync), Type); 2] = [(&base, Type::TEXT), (&rebuild, Type::TEXT)];
     let [live_name, rebuild_name] = &of_both;
@@ -139,6 +139,7 @@ pub(crate) fn begin(
                 (&shown, Type::TEXT_ARRAY),
                 (&bytes, Type::INT8),
                 (&lock_seconds, Type::FLOAT8),
+                (&build, Type::TEXT),
             ],
         )
     })

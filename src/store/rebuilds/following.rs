@@ -6,6 +6,7 @@ use postgres::{GenericClient, Transaction};
 
 use super::State;
 use crate::plan::{Errand, Kind, WorkerId};
+use crate::store::execution;
 use crate::store::names::Names;
 use crate::store::releasing::{release, reload};
 
@@ -94,6 +95,22 @@ pub(crate) fn put_off(
     }
     rows::lock(tx, names, &errand.projection)?;
     release(tx, names, (errand.command, &errand.projection), why, seconds)?;
+    Ok(true)
+}
+
+/// Records what the switch waits for, for operators. Returns false if another worker has taken over.
+pub(crate) fn record_blocked(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    errand: &Errand,
+    worker: WorkerId,
+    why: &str,
+) -> Result<bool, postgres::Error> {
+    if !execution::hold(tx, names, errand, worker)? {
+        return Ok(false);
+    }
+    let sql = names.sql("UPDATE {rebuilds} SET blocked = $2 WHERE id = $1");
+    tx.execute_typed(&sql, &[(&errand.command, Type::INT8), (&why, Type::TEXT)])?;
     Ok(true)
 }
 

@@ -11,7 +11,9 @@
 //! have ended.
 
 mod beginning;
+mod deploying;
 mod ending;
+mod examining;
 mod following;
 mod reading;
 mod rows;
@@ -23,12 +25,14 @@ mod tables;
 use postgres::types::{ToSql, Type};
 use postgres::{GenericClient, Row};
 
-pub(crate) use self::beginning::{asked, begin, shared_tables};
+pub(crate) use self::beginning::{asked, begin};
+pub(crate) use self::deploying::{deploy, deployed};
 pub(crate) use self::ending::{cancel, drop_old, revert};
-pub(crate) use self::following::{Gap, catch_up, follow, gap, put_off};
+pub(crate) use self::examining::{Basis, STARTS_AT_END, basis, hindrances};
+pub(crate) use self::following::{Gap, catch_up, follow, gap, put_off, record_blocked};
 use self::reading::parked_only_sql;
 pub(crate) use self::reading::{old_age_sql, old_sql, pending_sql, rebuild_sql};
-pub(crate) use self::running::{Copies, ask_to_cancel, ceiling, copies};
+pub(crate) use self::running::{Copies, ceiling, copies};
 pub(crate) use self::switching::{Switched, hold, switch};
 pub(crate) use self::tables::{is_lock_busy, lock_copies, lock_gently, lock_live, vacuum};
 use super::names::Names;

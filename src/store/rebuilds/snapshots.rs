@@ -10,7 +10,7 @@ use postgres::{GenericClient, Row};
 /// The reverse is not true, so a wait for it may take longer than necessary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Snapshot {
-    pid: i32,
+    pub(crate) pid: i32,
     transaction: String,
     xmin: String,
     /// The session, for operators.
@@ -27,13 +27,14 @@ impl Snapshot {
     }
 }
 
-/// Returns the snapshots that sessions hold now.
+/// Returns the snapshots that sessions hold now. An autovacuum worker, which is the session of no
+/// user, reads no rows for anybody. Its type is not asked for, because the server shows the type of
+/// a session only to its own user.
 pub(crate) fn held(client: &mut impl GenericClient) -> Result<Vec<Snapshot>, postgres::Error> {
     let sql = format!(
         "SELECT a.pid, l.virtualxid, a.backend_xmin::text, {WHOSE}
          FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND l.granted
-         WHERE a.datname = current_database() AND a.backend_xmin IS NOT NULL AND a.pid <> pg_backend_pid()
-         AND a.backend_type <> 'autovacuum worker'"
+         WHERE a.datname = current_database() AND a.backend_xmin IS NOT NULL AND a.pid <> pg_backend_pid() AND a.usesysid IS NOT NULL"
     );
     Ok(client.query_typed(&sql, &[])?.iter().map(Snapshot::of).collect())
 }

@@ -59,7 +59,9 @@ pub(crate) fn switch(
         (&*errand.projection, Kind::Rebuild.name(&errand.projection), Kind::Old.name(&errand.projection));
     rows::lock(tx, names, base).map_err(database())?;
     if !is_running(tx, names, base).map_err(database())? {
-        return Ok(Switched::NotNow("the projection is paused, or is being rewound".to_owned()));
+        return Ok(Switched::NotNow(
+            "the projection is paused, or is being rewound, or an aggregate is being rebuilt".to_owned(),
+        ));
     }
     let gap = gap(tx, names, base).map_err(database())?;
     if gap.parked_only {
@@ -83,7 +85,7 @@ fn is_running(tx: &mut Transaction<'_>, names: &Names, base: &str) -> Result<boo
     let sql = names.sql(
         "SELECT p.desired_state = 'running' AND p.dealt_state = 'running' AND p.fault IS NULL
                 AND NOT EXISTS (SELECT FROM {commands} k WHERE k.projection = p.name AND k.applied_at IS NULL
-                                AND k.command = 'rewind' AND k.step IS NOT NULL)
+                                AND k.command IN ('rewind', 'rebuild_aggregate') AND k.step IS NOT NULL)
          FROM {projections} p WHERE p.name = $1",
     );
     Ok(tx.query_typed_opt(&sql, &[(&base, Type::TEXT)])?.is_some_and(|row| row.get(0)))

@@ -1,6 +1,7 @@
 //! The tables of a rebuild: how they are vacuumed and locked.
 
 use postgres::error::SqlState;
+use postgres::types::Type;
 use postgres::{Client, Transaction};
 
 use super::Rebuild;
@@ -23,9 +24,15 @@ pub(crate) fn vacuum(client: &mut Client, rebuild: &Rebuild) -> Result<(), postg
     Ok(())
 }
 
-/// Locks the copies, which no reader uses. Waits for batches that are in flight.
+/// Locks the copies, which no reader uses. Waits for batches that are in flight. Copies that
+/// somebody has dropped, renamed or moved do not matter here.
 pub(crate) fn lock_copies(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result<(), postgres::Error> {
-    lock(tx, &copies(rebuild), "ACCESS EXCLUSIVE", PATIENT)
+    let sql = "SELECT pg_catalog.format('%I.%I', namespace.nspname, class.relname)
+               FROM pg_catalog.pg_class AS class JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
+               WHERE class.oid = ANY ($1) ORDER BY class.oid";
+    let rows = tx.query_typed(sql, &[(&rebuild.copy_oids(), Type::OID_ARRAY)])?;
+    let found: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    if found.is_empty() { Ok(()) } else { lock(tx, &found, "ACCESS EXCLUSIVE", PATIENT) }
 }
 
 /// Takes a lock on the live tables and on the copies that delays neither readers nor writers. But it

@@ -81,6 +81,9 @@ CREATE TABLE IF NOT EXISTS {parked} (
     -- The highest position that the key's checkpoint had had when the aggregate was parked. Events
     -- up to it may have been handled before a rewind.
     highest BIGINT NOT NULL DEFAULT 0,
+    -- The command that is rebuilding the rows of the aggregate. Its later events wait until that is
+    -- done. If no event has failed, the id of the event is nil, and those from the position on wait.
+    rebuild_id BIGINT,
     PRIMARY KEY (projection, bounded_context, aggregate_type, aggregate_id)
 );
 

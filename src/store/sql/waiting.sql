@@ -22,7 +22,7 @@ WITH served AS MATERIALIZED (
           END
 ), clearing AS MATERIALIZED (
     -- A rewind that clears the read model distributes the keys again, whatever the state was.
-    SELECT DISTINCT m.projection FROM {commands} m WHERE m.command = 'rewind' AND m.step IS NOT NULL AND m.applied_at IS NULL
+    SELECT DISTINCT m.projection FROM {commands} m WHERE m.command OPERATOR(pg_catalog.=) 'rewind' AND m.step IS NOT NULL AND m.applied_at IS NULL
 ), target AS MATERIALIZED (
     SELECT q.number, q.projection, e.bounded_context, e.aggregate_type, e.aggregate_id, {event_key} AS key,
            pg_catalog.bool_and(q.event_id IS NULL OR e.global_position IS NOT NULL) AS is_visible,

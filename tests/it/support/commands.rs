@@ -20,8 +20,14 @@ pub(crate) fn give(client: &mut Client, projection: &str, command: &str, argumen
 /// Waits until a command has an outcome.
 #[track_caller]
 pub(crate) fn outcome(client: &mut Client, id: i64) -> Outcome {
+    outcome_within(client, id, Duration::from_secs(20))
+}
+
+/// Waits for so long until a command has an outcome.
+#[track_caller]
+pub(crate) fn outcome_within(client: &mut Client, id: i64, patience: Duration) -> Outcome {
     let sql = "SELECT outcome, result, error FROM orchestrator_commands WHERE id = $1 AND applied_at IS NOT NULL";
-    eventually("the command has an outcome", Duration::from_secs(20), || {
+    eventually("the command has an outcome", patience, || {
         client.query_opt(sql, &[&id]).unwrap().map(|row| (row.get(0), row.get(1), row.get(2)))
     })
 }

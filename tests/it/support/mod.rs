@@ -19,6 +19,7 @@ pub(crate) mod metrics;
 pub(crate) mod parking;
 pub(crate) mod prometheus;
 pub(crate) mod proxies;
+pub(crate) mod readers;
 pub(crate) mod rebuilds;
 pub(crate) mod standby;
 pub(crate) mod statements;

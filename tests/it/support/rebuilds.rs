@@ -135,3 +135,111 @@ pub(crate) fn schemas(client: &mut Client) -> Vec<String> {
     let sql = "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'orchestrator\\_%' ORDER BY 1";
     client.query(sql, &[]).unwrap().iter().map(|row| row.get(0)).collect()
 }
+
+/// A command `rebuild` or `cancel`, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Given {
+    pub(crate) id: i64,
+    pub(crate) command: String,
+    /// The version and the build in its arguments.
+    pub(crate) version: Option<i32>,
+    pub(crate) build: Option<String>,
+    pub(crate) by: String,
+    pub(crate) reason: Option<String>,
+    pub(crate) step: Option<String>,
+    pub(crate) outcome: Option<String>,
+    pub(crate) error: Option<String>,
+}
+
+/// The commands that concern rebuilds of a projection, in their order.
+pub(crate) fn given(client: &mut impl GenericClient, projection: &str) -> Vec<Given> {
+    let sql = "SELECT id, command, (arguments ->> 'version')::int4, arguments ->> 'build', requested_by, reason, step, outcome, error
+               FROM orchestrator_commands WHERE projection = $1 AND command IN ('rebuild', 'cancel') ORDER BY id";
+    let rows = client.query(sql, &[&projection]).unwrap();
+    let read = |row: &postgres::Row| Given {
+        id: row.get(0),
+        command: row.get(1),
+        version: row.get(2),
+        build: row.get(3),
+        by: row.get(4),
+        reason: row.get(5),
+        step: row.get(6),
+        outcome: row.get(7),
+        error: row.get(8),
+    };
+    rows.iter().map(read).collect()
+}
+
+/// Waits until the live read model has this version.
+#[track_caller]
+pub(crate) fn await_version(client: &mut Client, projection: &str, version: i32) {
+    let sql = "SELECT version FROM orchestrator_projections WHERE name = $1";
+    eventually("the version is live", Duration::from_secs(60), || {
+        (client.query_one(sql, &[&projection]).unwrap().get::<_, i32>(0) == version).then_some(())
+    });
+}
+
+/// Reads a read model all the time, and checks each time that all its rows have one version, and
+/// that it has as many as before, or more.
+pub(crate) struct Reader {
+    stop: crossbeam_channel::Sender<()>,
+    thread: std::thread::JoinHandle<Vec<i32>>,
+}
+
+impl Reader {
+    pub(crate) fn start(mut client: Client, model: &'static str) -> Self {
+        let (stop, stopped) = crossbeam_channel::bounded(0);
+        let sql = format!("SELECT count(*), coalesce(min(version), 0), coalesce(max(version), 0) FROM {model}");
+        let read = move || {
+            let statement = client.prepare(&sql).unwrap();
+            let (mut most, mut versions) = (0, Vec::new());
+            let tick = crossbeam_channel::tick(Duration::from_millis(2));
+            while matches!(stopped.try_recv(), Err(crossbeam_channel::TryRecvError::Empty)) {
+                let row = client.query_one(&statement, &[]).unwrap();
+                let (rows, lowest, highest): (i64, i32, i32) = (row.get(0), row.get(1), row.get(2));
+                assert_eq!(lowest, highest, "a mixture of versions");
+                assert!(rows >= most, "{rows} rows after {most}");
+                most = rows;
+                if highest > 0 && versions.last() != Some(&highest) {
+                    versions.push(highest);
+                }
+                tick.recv().unwrap();
+            }
+            versions
+        };
+        Self { stop, thread: std::thread::spawn(read) }
+    }
+
+    /// Stops, and returns the versions that it has seen, in their order.
+    #[track_caller]
+    pub(crate) fn versions(self) -> Vec<i32> {
+        drop(self.stop);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Appends events all the time.
+pub(crate) struct Load {
+    stop: crossbeam_channel::Sender<()>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Load {
+    pub(crate) fn start(mut client: Client) -> Self {
+        let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+        let append = move || {
+            let tick = crossbeam_channel::tick(Duration::from_millis(50));
+            while matches!(stopped.try_recv(), Err(crossbeam_channel::TryRecvError::Empty)) {
+                super::ledger::append_plainly(&mut client, 3, 20);
+                tick.recv().unwrap();
+            }
+        };
+        Self { stop, thread: std::thread::spawn(append) }
+    }
+
+    #[track_caller]
+    pub(crate) fn stop(self) {
+        drop(self.stop);
+        self.thread.join().unwrap();
+    }
+}

@@ -72,12 +72,27 @@ impl WorkerProcess {
         Self::run_on(Stream::Stdout, command)
     }
 
+    /// Starts an ignored test of this program in a process of its own, with these variables.
+    pub(crate) fn start_test(name: &str, variables: &[(&str, &str)]) -> Self {
+        let mut command = command_of(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", name, "--ignored", "--nocapture"])
+            .env("RUST_LOG", "info")
+            .envs(variables.iter().copied());
+        Self::run(command)
+    }
+
     /// Starts a worker of the example `quickstart`. Its standard output, which is the address of
     /// its metrics, is read in place of the log.
     pub(crate) fn start_for_quickstart(url: &str) -> Self {
         let mut command = command("quickstart");
         command.args(["worker", url]);
         Self::run_on(Stream::Stdout, command)
+    }
+
+    /// Starts any program that is a worker, and reads its log.
+    pub(crate) fn start_command(command: Command) -> Self {
+        Self::run(command)
     }
 
     fn run(command: Command) -> Self {
