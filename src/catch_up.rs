@@ -135,7 +135,7 @@ impl CatchUp {
 /// Returns an error for the first projection that cannot reach the goal without intervention.
 fn stopped(standings: &[Standing], own: &Status, goal: i64) -> Option<Error> {
     let behind = standings.iter().filter(|standing| standing.position.is_none_or(|position| position < goal));
-    behind.into_iter().find_map(|Standing { projection, halted, is_paused, fault, .. }| {
+    behind.into_iter().find_map(|Standing { projection, halted, is_paused, fault, lacking, .. }| {
         // If a worker cannot load its checkpoints, its own status has the error, but the
         // checkpoints do not.
         let halted_here = own
@@ -149,6 +149,8 @@ fn stopped(standings: &[Standing], own: &Status, goal: i64) -> Option<Error> {
             "is paused: let it run first".to_owned()
         } else if let Some(fault) = fault {
             format!("is processed by no worker, because its checkpoints are {fault}: the log says what to do")
+        } else if let Some(version) = lacking {
+            format!("has a live read model of version {version}, and no worker has that version of its code: start one, or rebuild it")
         } else {
             return None;
         };

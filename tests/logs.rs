@@ -14,8 +14,10 @@ use std::path::Path;
 const DOCUMENTED: [&str; 3] = ["error", "warn", "info"];
 
 /// Fields whose values are numbers, ids or durations, which never need quotes.
-const PLAIN: [&str; 35] = [
+const PLAIN: [&str; 37] = [
     "rate",
+    "version",
+    "live",
     "retry_in",
     "tables",
     "bytes",

@@ -13,7 +13,7 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use postgres::types::Json;
-use postgres::{Client, Row};
+use postgres::{Client, GenericClient, Row};
 use pupsourcing_orchestrator::{EventParts, ProjectionState};
 use serde_json::value::RawValue;
 
@@ -44,16 +44,20 @@ impl Run {
     /// Returns the events per second of a worker in this process.
     pub(crate) fn worker(self, lab: &mut Lab) -> f64 {
         let url = lab.filled(self.filling);
-        empty_counts(&url);
-        let name = lab.name();
+        self.worker_in(&url, lab.name())
+    }
+
+    /// Returns the same in a database with these events, for a replica set of a new name.
+    pub(crate) fn worker_in(self, url: &str, name: String) -> f64 {
+        empty_counts(url);
         let head = self.filling.head();
         // There may be holes only if all events are handled.
         let start_at = if self.last == self.filling.events { 0 } else { head - self.last };
         if self.parked > 0 {
-            park(&url, &name, start_at, self.parked);
+            park(url, &name, start_at, self.parked);
         }
-        let gate = Gate::shut(&url);
-        let handle = builder(&url, &name)
+        let gate = Gate::shut(url);
+        let handle = builder(url, &name)
             .batch_projection(Measured::new(name, start_at, self.handler))
             .batch_size(self.batch_size as usize)
             .lanes(self.lanes)
@@ -82,14 +86,19 @@ impl Run {
     }
 }
 
+/// Creates a projection at a position, in a new replica set of the same name.
+pub(crate) fn place(client: &mut impl GenericClient, name: &str, position: i64) {
+    client.execute("INSERT INTO orchestrator_replica_sets (name) VALUES ($1)", &[&name]).unwrap();
+    client.execute("INSERT INTO orchestrator_projections (name, replica_set) VALUES ($1, $1)", &[&name]).unwrap();
+    let checkpoint = "INSERT INTO orchestrator_checkpoints (projection, keys, position) VALUES ($1, '{[0,65536)}', $2)";
+    client.execute(checkpoint, &[&name, &position]).unwrap();
+}
+
 /// Creates a projection at a position, with this many parked aggregates.
 fn park(url: &str, name: &str, position: i64, count: i64) {
     let mut tx = connect(url);
     let mut tx = tx.transaction().unwrap();
-    tx.execute("INSERT INTO orchestrator_replica_sets (name) VALUES ($1)", &[&name]).unwrap();
-    tx.execute("INSERT INTO orchestrator_projections (name, replica_set) VALUES ($1, $1)", &[&name]).unwrap();
-    let checkpoint = "INSERT INTO orchestrator_checkpoints (projection, keys, position) VALUES ($1, '{[0,65536)}', $2)";
-    tx.execute(checkpoint, &[&name, &position]).unwrap();
+    place(&mut tx, name, position);
     tx.execute(
         "INSERT INTO orchestrator_parked (projection, bounded_context, aggregate_type, aggregate_id, key, position, event_id,
                                           event_type, attempts, error)

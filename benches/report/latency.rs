@@ -139,7 +139,13 @@ fn watch(lab: &mut Lab, case: &Case) -> Samples {
 
 /// The seconds from the commit of each event to that of its read-model row, without the first ones.
 pub(crate) fn arrivals(client: &mut Client, without: i64) -> Samples {
+    arrivals_between(client, 0, i64::MAX, without)
+}
+
+/// The same for the events above a position, up to another one.
+pub(crate) fn arrivals_between(client: &mut Client, above: i64, upto: i64, without: i64) -> Samples {
     let sql = "SELECT extract(epoch FROM pg_xact_commit_timestamp(a.xmin) - pg_xact_commit_timestamp(e.xmin))::float8
-               FROM events e JOIN arrived a USING (global_position) ORDER BY global_position OFFSET $1";
-    client.query(sql, &[&without]).unwrap().iter().map(|row| row.get(0)).collect()
+               FROM events e JOIN arrived a USING (global_position) WHERE global_position > $1 AND global_position <= $2
+               ORDER BY global_position OFFSET $3";
+    client.query(sql, &[&above, &upto, &without]).unwrap().iter().map(|row| row.get(0)).collect()
 }

@@ -12,6 +12,8 @@ pub(crate) enum Target {
     RatioAtMost(f64),
     /// The upper bound of the measured median.
     AtMost(f64),
+    /// The upper bound of all measured values.
+    AllAtMost(f64),
 }
 
 #[derive(Clone, Debug)]
@@ -77,6 +79,9 @@ impl Line {
             Target::RatioAtLeast(bound) => (format!("≥ {bound}"), ratio.map(|ratio| ratio.of_pairs >= bound)),
             Target::RatioAtMost(bound) => (format!("≤ {bound}"), ratio.map(|ratio| ratio.of_pairs <= bound)),
             Target::AtMost(bound) => (format!("≤ {}", self.unit.show(bound)), Some(self.measured.median() <= bound)),
+            Target::AllAtMost(bound) => {
+                (format!("all ≤ {}", self.unit.show(bound)), Some(self.measured.percentile(100) <= bound))
+            }
         }
     }
 

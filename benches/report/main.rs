@@ -8,6 +8,8 @@
 //! BENCH_EVENTS=200000 cargo bench …                another number of events (1000000)
 //! BENCH_MEMORY_EVENTS=10000000                     the same for `memory` (2000000)
 //! BENCH_HOLES_EVENTS=10000000                      the same for `holes` (as BENCH_EVENTS)
+//! BENCH_SWITCH_ROWS=10000000                       another number of rows in `rebuild_switch`
+//!                                                  (100000)
 //! BENCH_ROUNDS=9                                   another number of rounds (5; in some sections a
 //!                                                  multiple of it)
 //! BENCH_WORKERS=1,2,4                              other numbers of workers in `scaling`
@@ -53,6 +55,11 @@ mod live_tail;
 mod memory;
 mod parked;
 mod projections;
+mod rebuild;
+mod rebuild_guard;
+mod rebuild_latency;
+mod rebuild_run;
+mod rebuild_switch;
 mod report;
 mod sampler;
 mod scaling;
@@ -74,7 +81,7 @@ use support::worker_process::as_worker;
 /// The name of a section, and the function that measures it.
 type Section = (&'static str, fn(&mut Lab));
 
-const SECTIONS: [Section; 16] = [
+const SECTIONS: [Section; 20] = [
     ("catch_up", catch_up::measure),
     ("batch_size", batch_size::measure),
     ("upserts", upserts::measure),
@@ -88,6 +95,10 @@ const SECTIONS: [Section; 16] = [
     ("latency", latency::measure),
     ("waiting", waiting::measure),
     ("start", start::measure),
+    ("rebuild", rebuild::measure),
+    ("rebuild_latency", rebuild_latency::measure),
+    ("rebuild_switch", rebuild_switch::measure),
+    ("rebuild_guard", rebuild_guard::measure),
     ("append", append::measure),
     ("idle", idle::measure),
     ("scaling", scaling::measure),

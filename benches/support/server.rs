@@ -46,6 +46,15 @@ impl Server {
         self.postgres.pid()
     }
 
+    /// Adds the time of planning to what is counted in a database, for the sessions that are opened
+    /// from now on.
+    pub(crate) fn count_planning(&self, database: &str) {
+        if self.counts_statements {
+            let sql = format!("ALTER DATABASE {database} SET pg_stat_statements.track_planning = on");
+            self.connect("postgres").batch_execute(&sql).unwrap();
+        }
+    }
+
     /// Counts the statements in a database from now on; `None` if the server lacks the extension.
     pub(crate) fn count_statements(&self, database: &str) -> Option<Statements> {
         self.counts_statements.then(|| {
@@ -70,7 +79,7 @@ pub(crate) struct Statements {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Count {
     pub(crate) calls: f64,
-    /// How long the server executed them.
+    /// How long the server executed them, and planned them if that is counted.
     pub(crate) seconds: f64,
     pub(crate) rows: f64,
 }
@@ -90,7 +99,7 @@ impl Statements {
         let row = self
             .client
             .query_one(
-                "SELECT coalesce(sum(calls), 0)::float8, coalesce(sum(total_exec_time), 0)::float8 / 1000,
+                "SELECT coalesce(sum(calls), 0)::float8, coalesce(sum(total_exec_time + total_plan_time), 0)::float8 / 1000,
                         coalesce(sum(rows), 0)::float8
                  FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = $1) AND query ~ $2",
                 &[&self.database, &pattern],

@@ -20,20 +20,23 @@ pub(super) struct Versions {
 impl Versions {
     pub(super) fn report(&mut self, context: &Context, view: &ClusterView) {
         let found = Self::of(context, view);
-        let (replica_set, worker) = (field(&context.replica_set()), context.worker());
+        let (replica_set, worker) = (context.replica_set(), context.worker());
         for (projection, (own, live)) in
             found.others.iter().filter(|(name, found)| self.others.get(*name) != Some(found))
         {
-            let projection = field(projection);
             if own < live {
                 log::warn!(
                     "code is older than the read model: replica_set={replica_set} worker={worker} projection={projection} \
-                     version={own} live={live}"
+                     version={own} live={live}",
+                    replica_set = field(&replica_set),
+                    projection = field(projection)
                 );
             } else {
                 log::info!(
                     "code is newer than the read model: replica_set={replica_set} worker={worker} projection={projection} \
-                     version={own} live={live}"
+                     version={own} live={live}",
+                    replica_set = field(&replica_set),
+                    projection = field(projection)
                 );
             }
         }
@@ -43,6 +46,7 @@ impl Versions {
                 "workers of one version have different builds: replica_set={replica_set} worker={worker} projection={projection} \
                  builds={}",
                 field(&builds.join(",")),
+                replica_set = field(&replica_set),
                 projection = field(projection)
             );
         }

@@ -24,7 +24,7 @@ use crossbeam_channel::{Receiver, select};
 use self::failure::Failure;
 use crate::backoff::{Backoff, Mentions};
 use crate::context::Context;
-use crate::database::{Database, Pool};
+use crate::database::Database;
 use crate::error::{Error, field};
 use crate::plan::{Asked, Errand};
 use crate::projection::Handler;
@@ -34,9 +34,6 @@ use crate::store::{Known, execution, forgetting};
 use crate::threads::Waker;
 
 const DOING: &str = "executing a command";
-
-/// How long to wait for a connection of the pool at a time.
-const POOL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many attempts may fail before the command fails.
 const ATTEMPTS: u32 = 3;
@@ -53,7 +50,6 @@ pub(crate) struct Code {
 pub(crate) struct Errands {
     pub(crate) context: Context,
     pub(crate) code: BTreeMap<Arc<str>, Code>,
-    pub(crate) pool: Pool,
     /// Connects as the role that owns the tables of the read models, if that is another one.
     pub(crate) owner: Option<Database>,
     /// Which build of the program this is, if the application says so.
@@ -165,9 +161,10 @@ impl Errands {
         self.code.get(&errand.projection).ok_or_else(missing)
     }
 
+    /// Opens a connection for code of the application. It is none of the pool: the runners go on
+    /// meanwhile, and may need all of those.
     fn session(&self) -> Result<Session, Error> {
-        let client = self.pool.get(POOL_PATIENCE)?;
-        Ok(Session::for_handlers(client, self.context.sessions))
+        Session::open_for_handlers(&self.context.database, self.context.sessions)
     }
 
     /// Opens a connection as the role that owns the tables of the read models.

@@ -139,7 +139,7 @@ impl Operator {
     ///
     /// # Errors
     ///
-    /// [`OperatorError::Unknown`] and [`OperatorError::Elsewhere`] if it is none of this operator's.
+    /// [`OperatorError::Unknown`] or [`OperatorError::Elsewhere`] if it is none of this operator.
     pub fn projection(&self, client: &mut impl AsClient, projection: &str) -> Result<ProjectionRecord, OperatorError> {
         let client = client.as_client();
         apart(|| {

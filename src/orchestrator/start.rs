@@ -171,13 +171,9 @@ impl Start {
             let Hosted { handler, known, .. } = hosted;
             (hosted.name().into(), Code { handler: handler.clone(), known: known.clone() })
         };
-        // It does not wait until a runner gives a connection back.
-        let for_errands =
-            self.context.database.pool(PoolOptions { size: 1, reset: self.context.sessions.reset_sql() })?;
         let executing = Errands {
             context: self.context.clone(),
             code: self.projections.iter().map(code).collect(),
-            pool: for_errands,
             owner: self.owner,
             build: self.registration.build.clone(),
             idle_limit,

@@ -196,7 +196,20 @@ impl Situation<'_> {
             {
                 Some(Effect::GiveUp(dealt_again()))
             }
-            (_, Step::Executing { .. }) => self.executor(is_able).map(Effect::Again),
+            (asked, Step::Executing { .. }) => {
+                let again = self.executor(is_able).map(Effect::Again);
+                // It must not hold up the other commands. The projection of a rewind waits for its
+                // code in any case.
+                let is_over = again.is_none() && self.is_active() && !self.has_able(is_able);
+                match asked {
+                    _ if !is_over => again,
+                    Asked::Rewind => None,
+                    // The events that it lets wait must not wait any more.
+                    Asked::RebuildAggregate => Some(Effect::GiveUp(None)),
+                    // It has changed nothing.
+                    _ => refuse(Refusal::NobodyKnows),
+                }
+            }
             (_, Step::Loading { is_due }) => {
                 let rebuild = rebuild()?;
                 // A paused projection processes nothing any more, so it is not switched.
@@ -441,6 +454,23 @@ mod tests {
         assert_eq!(found(clearing(), without_code), None, "its workers may come back");
     }
 
+    /// It is executed by one worker, as long as the first one lives, and given up sooner than a
+    /// rewind.
+    #[test]
+    fn an_aggregate_is_rebuilt_by_one_worker() {
+        let at = |step| vec![command(7, "orders", Asked::RebuildAggregate, step)];
+        let executing = |executor, attempt| at(Step::Executing { executor: id(executor), attempt });
+        assert_eq!(found(at(Step::Queued), |_| {}), Some((7, Effect::Begin(id(1), None))));
+        assert_eq!(found(at(Step::Queued), paused), Some((7, Effect::Begin(id(1), None))), "also if it is paused");
+        assert_eq!(found(executing(2, 1), |_| {}), None);
+        assert_eq!(found(executing(9, 2), |_| {}), Some((7, Effect::Again(id(1)))));
+        assert_eq!(found(executing(9, 3), |_| {}), Some((7, Effect::GiveUp(None))));
+        let torn = found(at(Step::Queued), |view| view.projections[2].rows = Rows::Unusable(Fault::Torn));
+        assert_eq!(torn, Some((7, Effect::Refuse(Refusal::Unusable(Fault::Torn)))));
+        let old = vec![command(7, "old", Asked::RebuildAggregate, Step::Queued)];
+        assert_eq!(found(old, |_| {}), Some((7, Effect::Refuse(Refusal::NobodyKnows))));
+    }
+
     #[test]
     fn only_what_no_living_worker_knows_is_removed() {
         let remove = |name| vec![command(7, name, Asked::Remove, Step::Queued)];
@@ -448,6 +478,146 @@ mod tests {
         let refused = Effect::Refuse(Refusal::StillKnown(vec![id(1), id(2)]));
         assert_eq!(found(remove("orders"), |_| {}), Some((7, refused)));
         assert_eq!(found(remove("unknown"), |_| {}), None);
+    }
+
+    fn with(kind: Kind) -> impl Fn(&mut ClusterView) {
+        move |view| {
+            let other = projection(&kind.name("orders"), DesiredState::Running, DesiredState::Running);
+            view.projections.push(other);
+        }
+    }
+
+    /// `orders` is rebuilt for version 2, which only worker 2 has.
+    fn rebuilt_for_version_2(view: &mut ClusterView) {
+        with(Kind::Rebuild)(view);
+        view.projections.last_mut().unwrap().version = 2;
+        let code = view.workers[1].projections.iter().map(|code| Code { version: 2, ..code.clone() });
+        view.workers[1].projections = code.collect();
+    }
+
+    fn without_worker_2(view: &mut ClusterView) {
+        rebuilt_for_version_2(view);
+        view.workers.pop();
+    }
+
+    #[test]
+    fn a_rebuild_goes_in_steps() {
+        let at = |step| vec![command(7, "orders", Asked::Rebuild, step)];
+        let executing = |n, attempt| at(Step::Executing { executor: id(n), attempt });
+        let finishing = |n, attempt| at(Step::Finishing { executor: id(n), attempt });
+        let due = || at(Step::Loading { is_due: true });
+        let begun = Effect::Begin(id(1), None);
+        let as_is = |_: &mut ClusterView| {};
+        let rebuilt = with(Kind::Rebuild);
+        assert_eq!(found(at(Step::Queued), as_is), Some((7, begun)), "the live one is dealt as before");
+        assert_eq!(found(at(Step::Queued), pending), None);
+        assert_eq!(found(executing(1, 1), as_is), None);
+        assert_eq!(found(executing(9, 1), as_is), Some((7, Effect::Again(id(1)))));
+        assert_eq!(found(executing(9, 10), as_is), Some((7, Effect::GiveUp(None))));
+        assert_eq!(found(at(Step::Executed), as_is), None, "it has no such step");
+
+        assert_eq!(found(due(), as_is), None, "its row is missing");
+        assert_eq!(found(due(), &rebuilt), Some((7, Effect::Switch(id(1)))));
+        assert_eq!(found(at(Step::Loading { is_due: false }), &rebuilt), None);
+        assert_eq!(found(due(), |view| (rebuilt(view), paused(view)).1), None, "a paused one is not switched");
+        assert_eq!(found(due(), |view| (rebuilt(view), pending(view)).1), None);
+        assert_eq!(found(due(), |view| (rebuilt(view), view.projections[2].is_clearing = true).1), None);
+        let torn = |view: &mut ClusterView| view.projections[2].rows = Rows::Unusable(Fault::Torn);
+        assert_eq!(found(due(), |view| (rebuilt(view), torn(view)).1), None);
+        assert_eq!(found(due(), rebuilt_for_version_2), Some((7, Effect::Switch(id(2)))), "by who has the code");
+        assert_eq!(found(due(), without_worker_2), None);
+
+        assert_eq!(found(finishing(2, 1), &rebuilt), None);
+        assert_eq!(found(finishing(2, 1), |view| (rebuilt(view), paused(view)).1), None, "it is put off by its worker");
+        assert_eq!(found(finishing(9, 99), &rebuilt), Some((7, Effect::Again(id(1)))), "it has changed nothing");
+        assert_eq!(found(finishing(9, 1), rebuilt_for_version_2), Some((7, Effect::Again(id(2)))));
+        assert_eq!(found(finishing(2, 1), without_worker_2), Some((7, Effect::PutOff)), "the live one does not wait");
+        assert_eq!(found(finishing(2, 1), |view| (without_worker_2(view), pending(view)).1), None, "it may come yet");
+    }
+
+    #[test]
+    fn a_rebuild_that_is_not_possible_is_refused() {
+        let for_version = |version| vec![CommandView { version, ..command(7, "orders", Asked::Rebuild, Step::Queued) }];
+        let refused = |refusal| Some((7, Effect::Refuse(refusal)));
+        let as_is = |_: &mut ClusterView| {};
+        assert_eq!(found(for_version(None), with(Kind::Rebuild)), refused(Refusal::AlreadyRebuilt));
+        assert_eq!(found(for_version(None), with(Kind::Old)), refused(Refusal::OldKept));
+        assert_eq!(found(for_version(Some(2)), as_is), refused(Refusal::NobodyKnows));
+        assert_eq!(found(for_version(Some(1)), as_is), Some((7, Effect::Begin(id(1), None))));
+        let with_version_2 = |view: &mut ClusterView| (rebuilt_for_version_2(view), view.projections.pop()).0;
+        assert_eq!(found(for_version(Some(2)), with_version_2), Some((7, Effect::Begin(id(2), None))));
+        let newer = |view: &mut ClusterView| view.projections[2].version = 2;
+        assert_eq!(found(for_version(Some(1)), newer), refused(Refusal::NotNewer(2)));
+        let torn = |view: &mut ClusterView| view.projections[2].rows = Rows::Unusable(Fault::Torn);
+        assert_eq!(found(for_version(None), torn), refused(Refusal::Unusable(Fault::Torn)));
+
+        let gone = Step::Executing { executor: id(2), attempt: 1 };
+        let begun = || vec![CommandView { version: Some(2), ..command(7, "orders", Asked::Rebuild, gone) }];
+        let gone = |view: &mut ClusterView| _ = view.workers.pop();
+        assert_eq!(found(begun(), gone), refused(Refusal::NobodyKnows), "it does not hold up other commands");
+        assert_eq!(found(begun(), |view| (gone(view), pending(view)).1), None, "its code may come yet");
+        let rewind = vec![command(7, "old", Asked::Rewind, Step::Executing { executor: id(9), attempt: 1 })];
+        assert_eq!(found(rewind, as_is), None, "its projection waits for the code, too");
+    }
+
+    #[test]
+    fn other_commands_go_on_while_a_rebuild_loads() {
+        let rebuild = |step| command(3, "orders", Asked::Rebuild, step);
+        let (executing, finishing) =
+            (Step::Executing { executor: id(1), attempt: 1 }, Step::Finishing { executor: id(1), attempt: 1 });
+        for (step, asked, expected) in [
+            (Step::Queued, Asked::Pause, Some(3)),
+            (executing, Asked::Pause, None),
+            (executing, Asked::Cancel, None),
+            (Step::Loading { is_due: false }, Asked::Pause, Some(4)),
+            (Step::Loading { is_due: false }, Asked::Cancel, Some(4)),
+            (Step::Loading { is_due: true }, Asked::Cancel, Some(3)),
+            (finishing, Asked::Rewind, Some(4)),
+            (finishing, Asked::Cancel, Some(4)),
+        ] {
+            let commands = vec![rebuild(step), command(4, "orders", asked, Step::Queued)];
+            // A rebuild that is queued has no row yet.
+            let change = |view: &mut ClusterView| {
+                if step.is_in_background() {
+                    with(Kind::Rebuild)(view);
+                }
+            };
+            assert_eq!(found(commands, change).map(|(number, _)| number), expected, "{step:?} {asked:?}");
+        }
+        let busy = vec![rebuild(finishing), command(4, "orders", Asked::Cancel, Step::Queued)];
+        let begun = Effect::Begin(id(2), None);
+        assert_eq!(found(busy, with(Kind::Rebuild)), Some((4, begun)), "by a worker that is not busy");
+    }
+
+    #[test]
+    fn a_rebuild_is_ended_by_any_worker_with_the_code() {
+        let ask = |asked, step| vec![command(7, "orders", asked, step)];
+        let refused = |refusal| Some((7, Effect::Refuse(refusal)));
+        let as_is = |_: &mut ClusterView| {};
+        let of_version_3 = |kind| move |view: &mut ClusterView| (with(kind)(view), view.projections[2].version = 3).0;
+        for (asked, kind, refusal) in [
+            (Asked::Cancel, Kind::Rebuild, Refusal::NotRebuilt),
+            (Asked::Revert, Kind::Old, Refusal::NothingKept),
+            (Asked::DropOld, Kind::Old, Refusal::NothingKept),
+        ] {
+            assert_eq!(found(ask(asked, Step::Queued), as_is), refused(refusal), "{asked:?}");
+            let begun = Some((7, Effect::Begin(id(1), None)));
+            assert_eq!(found(ask(asked, Step::Queued), with(kind)), begun, "{asked:?}");
+            assert_eq!(found(ask(asked, Step::Queued), of_version_3(kind)), begun, "{asked:?}");
+            let gone = Step::Executing { executor: id(9), attempt: 1 };
+            assert_eq!(found(ask(asked, gone), with(kind)), Some((7, Effect::Again(id(1)))), "{asked:?}");
+        }
+        let both = |view: &mut ClusterView| (with(Kind::Old)(view), with(Kind::Rebuild)(view)).0;
+        assert_eq!(found(ask(Asked::Revert, Step::Queued), both), refused(Refusal::AlreadyRebuilt));
+        let unknown = |kind: Kind| {
+            move |view: &mut ClusterView| {
+                view.projections.push(projection(&kind.name("old"), DesiredState::Running, DesiredState::Running))
+            }
+        };
+        for (kind, refusal) in [(Kind::Rebuild, Refusal::AlreadyRebuilt), (Kind::Old, Refusal::OldKept)] {
+            let remove = vec![command(7, "old", Asked::Remove, Step::Queued)];
+            assert_eq!(found(remove, unknown(kind)), refused(refusal));
+        }
     }
 
     #[test]
@@ -460,5 +630,11 @@ mod tests {
         let expected =
             Errand { command: 4, asked: Asked::Rewind, is_finishing: false, attempt: 3, projection: "invoices".into() };
         assert_eq!(errand(&commands, id(2)), Some(expected));
+        let finishing = Step::Finishing { executor: id(2), attempt: 5 };
+        let [_, clearing] = commands;
+        let both = [command(3, "orders", Asked::Rebuild, finishing), clearing];
+        let expected =
+            Errand { command: 3, asked: Asked::Rebuild, is_finishing: true, attempt: 5, projection: "orders".into() };
+        assert_eq!(errand(&both, id(2)), Some(expected), "one at a time");
     }
 }

@@ -123,6 +123,27 @@ mod tests {
         assert_eq!(shares("orders", DesiredState::Paused, &members), []);
     }
 
+    #[test]
+    fn only_members_with_the_version_get_a_share() {
+        let old = member(1, 0, 1, &KNOWN);
+        let new = |n, partition| WorkerView {
+            projections: [Code { name: "orders".into(), version: 2 }].into(),
+            ..member(n, partition, 1, &[])
+        };
+        let members = [old, new(2, 1), new(3, 2)];
+        let members: Vec<&WorkerView> = members.iter().collect();
+        let owners = |name: &str, version, desired| {
+            let deal = Deal::of(&ProjectionView { version, ..projection(name, desired) }, &members);
+            deal.shares.iter().map(|share| share.worker.0.as_u128()).collect::<Vec<_>>()
+        };
+        let running = DesiredState::Running;
+        assert_eq!(owners("orders", 1, running), [1]);
+        assert_eq!(owners("orders@rebuild", 2, running), [2, 3]);
+        assert_eq!(owners("orders", 2, running), [2, 3], "after the switch");
+        assert_eq!(owners("orders@rebuild", 3, running), [0; 0]);
+        assert_eq!(owners("orders@old", 1, DesiredState::Paused), [0; 0]);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 

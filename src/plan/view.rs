@@ -486,3 +486,71 @@ pub(super) fn errand(commands: &[CommandView], worker: WorkerId) -> Option<Erran
     });
     errands.min_by_key(|errand| (errand.is_finishing, errand.command))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::{projection, view, worker};
+
+    #[test]
+    fn kinds_are_told_apart_by_the_end_of_the_name() {
+        for (name, kind, base) in [
+            ("orders", Kind::Live, "orders"),
+            ("orders@rebuild", Kind::Rebuild, "orders"),
+            ("orders@old", Kind::Old, "orders"),
+            ("rebuild", Kind::Live, "rebuild"),
+            ("@old", Kind::Old, ""),
+            ("orders@older", Kind::Live, "orders@older"),
+            ("old@rebuild", Kind::Rebuild, "old"),
+        ] {
+            assert_eq!((Kind::of(name), base_of(name)), (kind, base), "{name}");
+            assert_eq!(kind.name(base), name);
+        }
+    }
+
+    fn of(name: &str, version: i32, build: Option<&str>) -> ProjectionView {
+        let (desired, dealt) = (DesiredState::Running, DesiredState::Running);
+        ProjectionView { version, build: build.map(Arc::from), ..projection(name, desired, dealt) }
+    }
+
+    #[test]
+    fn a_worker_knows_only_what_has_its_version_and_build() {
+        let known = worker(1, WorkerState::Running, 5, Some(0));
+        let built = WorkerView { build: Some("b".into()), ..known.clone() };
+        for (name, version, build, by_any, by_built) in [
+            ("orders", 1, None, true, true),
+            ("orders@rebuild", 1, None, true, true),
+            ("orders", 2, None, false, false),
+            ("orders", 0, None, false, false),
+            ("orders@rebuild", 2, None, false, false),
+            ("orders@rebuild", 1, Some("b"), false, true),
+            ("orders@rebuild", 1, Some("c"), false, false),
+            ("orders@rebuild", 2, Some("b"), false, false),
+            ("customers", 1, None, false, false),
+        ] {
+            let projection = of(name, version, build);
+            let knows = (known.knows(&projection), built.knows(&projection));
+            assert_eq!(knows, (by_any, by_built), "{name} {version} {build:?}");
+        }
+        assert!(known.has_code("orders") && !known.has_code("customers"));
+        assert_eq!((known.version_of("invoices"), known.version_of("customers")), (Some(1), None));
+    }
+
+    #[test]
+    fn a_standing_has_the_rebuilds_in_which_the_worker_takes_part() {
+        let mut view = view(GenerationState::Active, 2, vec![worker(1, WorkerState::Running, 5, Some(0))]);
+        view.projections = vec![
+            of("orders", 2, None),
+            of("orders@old", 1, None),
+            of("orders@rebuild", 1, None),
+            of("x@rebuild", 1, None),
+        ];
+        let deals = |view: &ClusterView| {
+            let standing = view.standing(view.workers[0].id);
+            standing.deals.into_keys().map(|name| name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(deals(&view), ["orders", "orders@rebuild"], "the live ones always");
+        view.projections[2].version = 2;
+        assert_eq!(deals(&view), ["orders"]);
+    }
+}

@@ -14,7 +14,7 @@ use crate::tx::Tx;
 /// is faster.
 ///
 /// One instance serves every partition that the worker holds. The orchestrator never calls it on
-/// two threads at once for the same keys.
+/// two threads at once for the same aggregate.
 ///
 /// # Guarantees
 ///

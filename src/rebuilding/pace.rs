@@ -65,7 +65,10 @@ fn record(reading: &Reading, earlier: Option<Moment>) -> RebuildRecord {
     let earlier = earlier.filter(|earlier| now.age - earlier.age >= APART).unwrap_or_else(|| Moment::begin(reading));
     let seconds = (now.age - earlier.age).max(0.001);
     let closer = (earlier.left - now.left) / seconds;
-    let seconds_to_go = if now.left == 0.0 { Some(0.0) } else { (closer > 0.0).then(|| now.left / closer) };
+    let seconds_to_go = match now.left {
+        0.0 => Some(0.0),
+        left => (closer > 0.0 && !is_stopped(reading)).then(|| left / closer),
+    };
     let whole = float(reading.newest - reading.from);
     // Rounded down, so that it is not complete too early.
     let progress = if whole > 0.0 { ((whole - now.left) / whole).clamp(0.0, 1.0) } else { 1.0 };
@@ -92,6 +95,11 @@ fn record(reading: &Reading, earlier: Option<Moment>) -> RebuildRecord {
         error,
         failing_event,
     }
+}
+
+/// Whether some of its keys are not handled at all.
+fn is_stopped(reading: &Reading) -> bool {
+    reading.fault.is_some() || reading.workers == 0 || reading.is_paused || reading.is_halted
 }
 
 fn tenths(number: f64) -> f64 {
@@ -129,6 +137,8 @@ mod tests {
             (begun_late, (0.5, 250, 4.0, Some(100.0))),
             (empty, (1.0, 0, 4.0, Some(0.0))),
             (above, (1.0, 0, 4.0, Some(0.0))),
+            (Reading { is_halted: true, ..half_way() }, (0.5, 500, 4.0, None)),
+            (Reading { workers: 0, ..half_way() }, (0.5, 500, 4.0, None)),
         ] {
             assert_eq!(figures(&record(&reading, None)), expected, "{reading:?}");
         }

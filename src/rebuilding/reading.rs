@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 /// What one statement reads of a rebuild.
+#[expect(clippy::struct_excessive_bools, reason = "they are columns of the statement")]
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Reading {
     /// The number of the command that has begun it.

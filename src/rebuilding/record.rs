@@ -37,7 +37,7 @@ pub struct RebuildRecord {
     /// else since it began.
     pub events_per_second: f64,
     /// After how many seconds it has passed all events, at the rate at which it gets closer to the
-    /// newest one. `None` if it does not.
+    /// newest one. `None` if it does not, or if a part of it stands still.
     pub seconds_to_go: Option<f64>,
     /// How many running workers may handle its events.
     pub workers: i64,

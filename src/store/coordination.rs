@@ -140,16 +140,21 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
 fn log_deployment(worker: &Registration, found: &Deployed, deployment: Deployment) {
     let Registration { worker, replica_set, .. } = worker;
     let Deployed { projection, version, live, .. } = found;
-    let (replica_set, projection) = (field(replica_set), field(projection));
     match deployment {
         Deployment::Rebuild { .. } => log::info!(
-            "rebuild asked for: replica_set={replica_set} worker={worker} projection={projection} version={version} live={live}"
+            "rebuild asked for: replica_set={replica_set} worker={worker} projection={projection} version={version} live={live}",
+            replica_set = field(replica_set),
+            projection = field(projection)
         ),
         Deployment::Waits(id) => log::warn!(
-            "another rebuild is not finished: replica_set={replica_set} worker={worker} projection={projection} version={version} id={id}"
+            "another rebuild is not finished: replica_set={replica_set} worker={worker} projection={projection} version={version} id={id}",
+            replica_set = field(replica_set),
+            projection = field(projection)
         ),
         Deployment::NotAgain(id) => log::warn!(
-            "rebuild is not asked for again: replica_set={replica_set} worker={worker} projection={projection} version={version} id={id}"
+            "rebuild is not asked for again: replica_set={replica_set} worker={worker} projection={projection} version={version} id={id}",
+            replica_set = field(replica_set),
+            projection = field(projection)
         ),
         // The coordinator reports these.
         Deployment::Older | Deployment::TakesPart => {}

@@ -11,19 +11,23 @@ use postgres::types::ToSql;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestError, TestRunner};
 
+use super::commands::Outcome;
 use super::coordination;
 use super::fence::{self, Advanced, Checkpoint, EventMark, Progress, Statements};
 use super::names::Names;
+use super::read_model::{Copy, Table};
 use super::registration::{Known, Registration};
 use super::session::{Session as Connection, Sessions};
-use super::{locks, rewinding, testing, view};
+use super::{execution, locks, rebuilds, rewinding, testing, view};
 use crate::backoff::Mentions;
-use crate::plan::model::commands::Clearing;
-use crate::plan::model::database::{Clock, Database, Edit, Owner, POLICY, Row, projection_name, worker_id};
+use crate::plan::model::commands::Attempt;
+use crate::plan::model::database::{Clock, Database, Edit, Owner, POLICY, Row, worker_id};
+use crate::plan::model::rebuilds::{Phase, Switched};
 use crate::plan::model::sabotage::Sabotage;
+use crate::plan::model::sets::{SETS, kind_of, live, other, set_name};
 use crate::plan::{
-    Action, Asked, Cause, ClusterView, Deal, Death, DesiredState, Errand, KeySet, ProjectionView, Rows, ServerTime,
-    Session, WorkerId, WorkerState, WorkerView, plan,
+    Action, Asked, Cause, ClusterView, Deal, Death, DesiredState, Errand, KeySet, Kind, ProjectionView, Rows,
+    ServerTime, Session, WorkerId, WorkerState, WorkerView, plan,
 };
 
 use crate::scope::{Scope, StartAt};
@@ -52,10 +56,13 @@ enum Op {
     Activate,
     /// What an operator wants of a projection.
     Desire(usize, DesiredState),
-    /// An operator gives a command.
-    Command(usize, Asked),
-    /// A worker clears the read model that it has to clear, or had to clear before.
-    Clear(usize, bool),
+    /// An operator gives a command: for which version a rebuild is, and whether it keeps the former
+    /// state.
+    Command(usize, Asked, Option<i32>, bool),
+    /// A worker takes a step of a command that it has to execute.
+    Act(Finishing),
+    /// This worker takes a step of the command that it last had to execute.
+    ActLate(usize, Finishing),
     /// Distributes one projection among the running workers, whether or not `plan` would.
     Deal(usize),
     /// An operator changes its rows by hand.
@@ -69,10 +76,19 @@ enum Op {
     Merge(prop::sample::Index, prop::sample::Index),
 }
 
+/// A step on the way to a switch. They are taken in any order.
+#[derive(Debug, Clone, Copy)]
+enum Finishing {
+    CatchUp,
+    Follow,
+    PutOff,
+    Switch,
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let worker = || 0..WORKERS;
-    let clock = (any::<[bool; 3]>(), prop_oneof![4 => Just(0_u8), 1 => 0..1_u8 << WORKERS]);
-    let clock = clock.prop_map(|([grace, gathered, late], stale)| Clock { stale, grace, gathered, late });
+    let clock = (any::<[bool; 4]>(), prop_oneof![4 => Just(0_u8), 1 => 0..1_u8 << WORKERS]);
+    let clock = clock.prop_map(|([grace, gathered, late, due], stale)| Clock { stale, grace, gathered, late, due });
     let members = Just((0..WORKERS).collect::<Vec<_>>()).prop_shuffle();
     prop_oneof![
         3 => worker().prop_map(Op::Register),
@@ -85,12 +101,14 @@ fn op() -> impl Strategy<Value = Op> {
         1 => worker().prop_map(Op::Evict),
         1 => (members, 1..=WORKERS).prop_map(|(members, many)| Op::Create(members[..many].to_vec())),
         1 => Just(Op::Activate),
-        3 => (0..PROJECTIONS, prop_oneof![Just(DesiredState::Running), Just(DesiredState::Paused)])
+        3 => (set(), prop_oneof![Just(DesiredState::Running), Just(DesiredState::Paused)])
             .prop_map(|(projection, desired)| Op::Desire(projection, desired)),
-        4 => (0..PROJECTIONS, asked()).prop_map(|(projection, asked)| Op::Command(projection, asked)),
-        4 => (worker(), prop::bool::weighted(0.8)).prop_map(|(worker, is_current)| Op::Clear(worker, is_current)),
-        1 => (0..PROJECTIONS).prop_map(Op::Deal),
-        2 => (0..PROJECTIONS, edit()).prop_map(|(projection, edit)| Op::Edit(projection, edit)),
+        6 => (set(), asked(), prop::option::weighted(0.3, 1..3_i32), any::<bool>())
+            .prop_map(|(set, asked, version, keep_old)| Op::Command(set, asked, version, keep_old)),
+        9 => finishing().prop_map(Op::Act),
+        2 => (worker(), finishing()).prop_map(|(worker, step)| Op::ActLate(worker, step)),
+        1 => set().prop_map(Op::Deal),
+        2 => (live_set(), edit()).prop_map(|(projection, edit)| Op::Edit(projection, edit)),
         6 => Just(Op::Settle),
         6 => any::<prop::sample::Index>().prop_map(Op::Load),
         8 => (any::<prop::sample::Index>(), 1..3_i64).prop_map(|(row, by)| Op::Advance(row, by)),
@@ -104,7 +122,25 @@ fn asked() -> impl Strategy<Value = Asked> {
         3 => Just(Asked::Resume),
         4 => Just(Asked::Rewind),
         1 => Just(Asked::Remove),
+        9 => Just(Asked::Rebuild),
+        1 => Just(Asked::Cancel),
+        2 => Just(Asked::Revert),
+        1 => Just(Asked::DropOld),
     ]
+}
+
+fn finishing() -> impl Strategy<Value = Finishing> {
+    use Finishing::{CatchUp, Follow, PutOff, Switch};
+    prop_oneof![2 => Just(CatchUp), 3 => Just(Follow), 1 => Just(PutOff), 4 => Just(Switch)]
+}
+
+fn live_set() -> impl Strategy<Value = usize> {
+    (0..PROJECTIONS).prop_map(live)
+}
+
+/// Mostly the live checkpoints of a projection.
+fn set() -> impl Strategy<Value = usize> {
+    prop_oneof![5 => live_set(), 1 => 0..SETS]
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
@@ -130,8 +166,7 @@ struct Both<'c> {
     views: view::Statements,
     memory: Database,
     held: BTreeSet<usize>,
-    /// The projections that each worker knows, by bit, and the number of its lanes.
-    workers: Vec<(u8, usize)>,
+    workers: Vec<Program>,
     loaded: Vec<Loaded>,
     /// The number of each deal in SQL, by projection and its number in memory. No number is used
     /// twice.
@@ -139,26 +174,28 @@ struct Both<'c> {
     /// The ids of the commands in SQL, in the order in which they were given, by their ids in
     /// memory.
     commands: BTreeMap<i64, i64>,
-    /// What each worker last had to clear.
-    clearing: BTreeMap<usize, Clearing>,
+    /// What each worker last had to execute.
+    errands: BTreeMap<usize, Attempt>,
+    /// Which steps of commands were taken, and how often.
+    taken: BTreeMap<String, usize>,
 }
 
-fn registration(worker: usize, bits: u8, lanes: usize) -> Registration {
-    let known = (0..PROJECTIONS).filter(|projection| bits & 1 << projection != 0);
+/// The projections that a worker knows, by bit, the version of its code, and the number of its lanes.
+type Program = (u8, i32, usize);
+
+fn known(set: usize, version: i32) -> Known {
+    let (name, start_at) = (set_name(set).to_string(), StartAt::Beginning);
+    Known { name, start_at, scope: Scope::all(), version, tables: vec![] }
+}
+
+fn registration(worker: usize, (bits, version, lanes): Program) -> Registration {
+    let projections = (0..PROJECTIONS).filter(|projection| bits & 1 << projection != 0);
     Registration {
         worker: worker_id(worker),
         replica_set: SET.into(),
         host: "here".into(),
         pid: 1,
-        projections: known
-            .map(|number| Known {
-                name: projection_name(number).to_string(),
-                start_at: StartAt::Beginning,
-                scope: Scope::all(),
-                version: 1,
-                tables: vec![],
-            })
-            .collect(),
+        projections: projections.map(|projection| known(live(projection), version)).collect(),
         build: None,
         lanes,
         sessions: Sessions::Own(worker_id(worker)),
@@ -168,7 +205,7 @@ fn registration(worker: usize, bits: u8, lanes: usize) -> Registration {
 
 /// A worker that knows every projection, and so can apply every action.
 fn everybody() -> Registration {
-    registration(0, u8::MAX, 1)
+    registration(0, (u8::MAX, 1, 1))
 }
 
 impl Both<'_> {
@@ -195,9 +232,9 @@ impl Both<'_> {
         let newest = self.memory.generation.map_or(0, |generation| generation.number);
         match op {
             Op::Register(worker) => {
-                let (knows, lanes) = self.workers[*worker];
-                coordination::register(self.session, &self.names, &registration(*worker, knows, lanes)).unwrap();
-                self.memory.register(*worker, knows, lanes);
+                let program @ (knows, version, lanes) = self.workers[*worker];
+                coordination::register(self.session, &self.names, &registration(*worker, program)).unwrap();
+                self.memory.register(*worker, knows, version, lanes);
             }
             Op::Hold(worker) => {
                 if self.held.insert(*worker) {
@@ -248,16 +285,17 @@ impl Both<'_> {
             }
             Op::Desire(projection, desired) => {
                 let sql = self.names.sql("UPDATE {projections} SET desired_state = $1 WHERE name = $2");
-                let name = &**projection_name(*projection);
+                let name = &**set_name(*projection);
                 self.session.client().execute(&sql, &[&desired.as_str(), &name]).unwrap();
                 self.memory.desire(*projection, *desired);
             }
-            Op::Command(projection, asked) => self.command(*projection, *asked),
-            Op::Clear(worker, is_current) => self.clear(*worker, *is_current)?,
+            Op::Command(set, asked, version, keep_old) => self.command(*set, *asked, *version, *keep_old),
+            Op::Act(step) => self.act(*step)?,
+            Op::ActLate(worker, step) => self.act_late(*worker, *step)?,
             Op::Deal(projection) => {
                 let view = self.memory.view(Clock::default(), |_| true);
                 let running = members(&view, newest, WorkerState::Running);
-                let name = projection_name(*projection);
+                let name = set_name(*projection);
                 let is_meant = |projection: &&ProjectionView| projection.name == *name && is_usable(projection);
                 if let Some(projection) = view.projections.iter().find(is_meant) {
                     self.apply(&[Action::Deal { generation: newest, deal: Deal::of(projection, &running) }]);
@@ -265,7 +303,7 @@ impl Both<'_> {
             }
             Op::Edit(projection, edit) => {
                 if self.memory.edit(*projection, *edit) {
-                    self.edit(projection_name(*projection), *edit);
+                    self.edit(set_name(*projection), *edit);
                 }
             }
             Op::Settle => {
@@ -306,36 +344,200 @@ impl Both<'_> {
         Ok(())
     }
 
-    fn command(&mut self, projection: usize, asked: Asked) {
-        if self.memory.projections[projection].is_none() {
+    fn command(&mut self, set: usize, asked: Asked, version: Option<i32>, keep_old: bool) {
+        let is_for_all = matches!(asked, Asked::Pause | Asked::Resume);
+        if self.memory.projections[set].is_none() || kind_of(set) != Kind::Live && !is_for_all {
             return;
         }
-        self.memory.command(projection, asked);
-        let arguments = if asked == Asked::Rewind { r#"{"to_beginning": true}"# } else { "{}" };
+        let version = version.filter(|_| asked == Asked::Rebuild);
+        self.memory.command(set, asked, version, keep_old);
+        let arguments = match (asked, version) {
+            (Asked::Rewind, _) => r#"{"to_beginning": true}"#.to_owned(),
+            (Asked::Rebuild, None) => format!(r#"{{"keep_old": {keep_old}}}"#),
+            (Asked::Rebuild, Some(version)) => format!(r#"{{"keep_old": {keep_old}, "version": {version}}}"#),
+            _ => "{}".to_owned(),
+        };
         let sql = self.names.sql("SELECT {command}($1, $2, $3::text::jsonb)");
-        let values: [&(dyn ToSql + Sync); 3] = [&&**projection_name(projection), &asked.as_str(), &arguments];
+        let values: [&(dyn ToSql + Sync); 3] = [&&**set_name(set), &asked.as_str(), &arguments];
         let id = self.session.client().query_one(&sql, &values).unwrap().get(0);
         self.commands.insert(self.memory.commands.last().unwrap().id, id);
     }
 
-    fn clear(&mut self, worker: usize, is_current: bool) -> TestCaseResult {
-        if let Some(clearing) = self.memory.to_clear(worker).map(|(clearing, _)| clearing).filter(|_| is_current) {
-            self.clearing.insert(worker, clearing);
+    fn act(&mut self, step: Finishing) -> TestCaseResult {
+        let view = self.memory.view(Clock::default(), |_| true);
+        let errands = |worker| view.standing(worker_id(worker)).errand.map(|errand| (worker, Attempt::at(&errand)));
+        // A worker may execute it that has left meanwhile.
+        let current: Vec<_> = (0..WORKERS).filter_map(errands).collect();
+        self.errands.extend(current.iter().copied());
+        match current.first() {
+            Some((worker, _)) => self.act_late(*worker, step),
+            None => Ok(()),
         }
-        let Some(clearing) = self.clearing.get(&worker).copied() else { return Ok(()) };
-        let known = self.memory.commands.iter().find(|command| command.id == clearing.command);
-        let Some(projection) = known.map(|command| command.projection) else { return Ok(()) };
-        let order = Errand {
-            command: self.commands[&clearing.command],
-            asked: Asked::Rewind,
-            is_finishing: false,
-            attempt: clearing.attempt,
-            projection: projection_name(projection).clone(),
+    }
+
+    fn act_late(&mut self, worker: usize, step: Finishing) -> TestCaseResult {
+        let Some(attempt) = self.errands.get(&worker).copied() else { return Ok(()) };
+        let is_meant = |asked| asked == attempt.asked;
+        let command = self.memory.commands.iter().find(|command| command.id == attempt.command);
+        if !command.is_some_and(|command| is_meant(command.asked) && command.projection == attempt.projection) {
+            return Ok(());
+        }
+        let errand = Errand {
+            command: self.commands[&attempt.command],
+            asked: attempt.asked,
+            is_finishing: attempt.is_finishing,
+            attempt: attempt.number,
+            projection: set_name(attempt.projection).clone(),
         };
+        let (of_sql, of_memory) = match (attempt.asked, attempt.is_finishing) {
+            (Asked::Rebuild, true) => self.finish(worker, &errand, attempt, step),
+            (Asked::Rebuild, false) => {
+                let version = self.workers[worker].1;
+                (self.prepare(worker, &errand, version), self.memory.prepare(worker_id(worker), attempt, version))
+            }
+            (Asked::Rewind, _) => {
+                let mut tx = self.session.transaction().unwrap();
+                let cleared = rewinding::rewind(&mut tx, &self.names, &errand, worker_id(worker), 0, 0.0).unwrap();
+                tx.commit().unwrap();
+                (cleared, self.memory.clear(worker_id(worker), attempt))
+            }
+            _ => self.end_rebuild(worker, &errand, attempt),
+        };
+        prop_assert_eq!(of_sql, of_memory, "{:?} {:?}", attempt, step);
+        if of_sql {
+            let what = if attempt.is_finishing { format!("{step:?}") } else { format!("{:?}", attempt.asked) };
+            *self.taken.entry(what).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Begins a rebuild, as if the copies had been created.
+    fn prepare(&mut self, worker: usize, errand: &Errand, version: i32) -> bool {
         let mut tx = self.session.transaction().unwrap();
-        let cleared = rewinding::rewind(&mut tx, &self.names, &order, worker_id(worker), 0, 0.0).unwrap();
+        let asked = rebuilds::asked(&mut tx, &self.names, errand.command).unwrap().unwrap();
+        let table = Table { oid: 1, schema: "public".into(), name: "made_up".into() };
+        let begun = rebuilds::begin(
+            &mut tx,
+            &self.names,
+            errand,
+            worker_id(worker),
+            &Known { name: errand.projection.to_string(), ..known(0, version) },
+            None,
+            asked,
+            &[Copy { table, oid: 2 }],
+            ("made_up", 0, 0),
+        );
         tx.commit().unwrap();
-        prop_assert_eq!(cleared, self.memory.clear(worker_id(worker), clearing).is_some());
+        begun.unwrap()
+    }
+
+    /// Takes a step on the way to a switch. Returns whether SQL and memory have taken it.
+    fn finish(&mut self, worker: usize, errand: &Errand, attempt: Attempt, step: Finishing) -> (bool, bool) {
+        let (names, id) = (&self.names, worker_id(worker));
+        let mut tx = self.session.transaction().unwrap();
+        let both = match step {
+            Finishing::CatchUp => {
+                (rebuilds::catch_up(&mut tx, names, errand, id).unwrap(), self.memory.catch_up(id, attempt))
+            }
+            Finishing::Follow => {
+                (rebuilds::follow(&mut tx, names, errand, id).unwrap(), self.memory.follow(id, attempt))
+            }
+            Finishing::PutOff => {
+                let put_off = rebuilds::put_off(&mut tx, names, errand, id, "a reason", 1e6).unwrap();
+                (put_off, self.memory.put_off(id, attempt))
+            }
+            Finishing::Switch => {
+                let current = rebuilds::current(&mut tx, names, &errand.projection).unwrap();
+                let kept = current.is_some_and(|current| current.keep_old).then_some("kept");
+                // The tokens are those of a moment when both were level.
+                let is_switched = rebuilds::hold(&mut tx, names, errand, id).unwrap()
+                    && matches!(
+                        rebuilds::switch(&mut tx, names, errand, i64::MAX, kept).unwrap(),
+                        rebuilds::Switched::Done(_)
+                    );
+                if !is_switched {
+                    drop(tx);
+                    return (false, matches!(self.memory.switch(id, attempt), Switched::Done { .. }));
+                }
+                (true, matches!(self.memory.switch(id, attempt), Switched::Done { .. }))
+            }
+        };
+        tx.commit().unwrap();
+        both
+    }
+
+    /// Cancels, reverts, or drops what is kept, or refuses that. Returns whether SQL and memory have
+    /// done so.
+    fn end_rebuild(&mut self, worker: usize, errand: &Errand, attempt: Attempt) -> (bool, bool) {
+        let (names, id, live) = (&self.names, worker_id(worker), attempt.projection);
+        let mut tx = self.session.transaction().unwrap();
+        let found = match attempt.asked {
+            Asked::Cancel => rebuilds::current(&mut tx, names, &errand.projection).unwrap(),
+            _ => rebuilds::kept(&mut tx, names, &errand.projection).unwrap(),
+        };
+        let Some(rebuild) = found else {
+            let refused = Outcome::Refused("it is not there".to_owned());
+            let concluded = execution::conclude(&mut tx, names, errand, id, &refused).unwrap();
+            tx.commit().unwrap();
+            let is_there = match attempt.asked {
+                Asked::Cancel => self.memory.current(live),
+                _ => self.memory.kept(live),
+            };
+            assert_eq!(is_there, None);
+            return (concluded, self.memory.refuse(id, attempt));
+        };
+        let (ended, of_memory) = match attempt.asked {
+            Asked::Cancel => (rebuilds::cancel(&mut tx, names, errand, id, &rebuild), self.memory.cancel(id, attempt)),
+            Asked::Revert => {
+                let reverted = rebuilds::revert(&mut tx, names, errand, id, &rebuild, "elsewhere");
+                (reverted, self.memory.revert(id, attempt))
+            }
+            _ => (rebuilds::drop_old(&mut tx, names, errand, id, &rebuild), self.memory.drop_old(id, attempt)),
+        };
+        // Rows that were changed by hand are an error.
+        let is_done = ended.is_ok_and(|outcome| outcome.is_some());
+        if is_done {
+            tx.commit().unwrap();
+        }
+        (is_done, of_memory)
+    }
+
+    /// Loads the first row of this set.
+    fn load_of(&mut self, set: usize) -> TestCaseResult {
+        self.loaded.clear();
+        let row = self.memory.rows.iter().find(|row| row.projection == set && row.worker.is_some()).cloned();
+        let row = row.unwrap();
+        let owner = Owner { worker: row.worker.unwrap(), generation: row.generation };
+        self.load(set, owner, row.lane)
+    }
+
+    /// Moves the row that was loaded last.
+    fn advance_last(&mut self) -> TestCaseResult {
+        let last = self.loaded.last().cloned().unwrap();
+        self.advance(&last, 1)?;
+        self.compare()
+    }
+
+    fn compare_rebuilds(&mut self) -> TestCaseResult {
+        let sql = self.names.sql(
+            "SELECT id, projection, state, keep_old, coalesce(retry_at > clock_timestamp(), false) FROM {rebuilds} ORDER BY id",
+        );
+        let stored = self.session.client().query(&sql, &[]).unwrap();
+        let stored: Vec<(i64, String, String, bool, bool)> =
+            stored.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4))).collect();
+        let memory = self.memory.rebuilds.iter().map(|rebuild| {
+            let state = match rebuild.phase {
+                Phase::Loading => "loading",
+                Phase::CatchingUp => "catching_up",
+                Phase::Following => "following",
+                Phase::Old => "old",
+            };
+            let name = set_name(rebuild.projection).to_string();
+            (self.commands[&rebuild.id], name, state.to_owned(), rebuild.keep_old, rebuild.is_put_off)
+        });
+        let mut memory: Vec<_> = memory.collect();
+        memory.sort();
+        prop_assert_eq!(stored, memory);
         Ok(())
     }
 
@@ -388,7 +590,7 @@ impl Both<'_> {
 
     fn load(&mut self, number: usize, owner: Owner, lane: usize) -> TestCaseResult {
         let mut memory = self.memory.owned(number, owner, lane);
-        let name = projection_name(number);
+        let name = set_name(number);
         let mut stored = self.statements.owned(self.session.client(), name, real(owner), lane).unwrap().rows;
         memory.sort_by_key(|row| row.keys.ranges().to_vec());
         stored.sort_by_key(|row| row.keys.ranges().to_vec());
@@ -423,6 +625,7 @@ impl Both<'_> {
             "a number was used twice"
         );
         prop_assert_eq!(without_times(real), without_times(memory));
+        self.compare_rebuilds()?;
         let sql = self.names.sql("SELECT projection, keys, position, generation, worker_id, lane FROM {checkpoints}");
         let rows = self.session.client().query(&sql, &[]).unwrap();
         let stored = rows.iter().map(|row| {
@@ -438,7 +641,7 @@ impl Both<'_> {
         });
         let memory = self.memory.rows.iter().map(|row| {
             let keys = row.keys.ranges().to_vec();
-            let (name, worker) = (projection_name(row.projection).to_string(), row.worker.map(worker_id));
+            let (name, worker) = (set_name(row.projection).to_string(), row.worker.map(worker_id));
             (name, keys, row.position, row.generation, worker, i32::try_from(row.lane).unwrap())
         });
         let sorted = |rows: &mut dyn Iterator<Item = Shown>| {
@@ -486,11 +689,11 @@ fn without_times(mut view: ClusterView) -> ClusterView {
 }
 
 impl<'c> Both<'c> {
-    fn new(session: &'c mut Connection, workers: Vec<(u8, usize)>) -> Self {
+    fn new(session: &'c mut Connection, workers: Vec<Program>) -> Self {
         let names = Names::default();
         let client = session.client();
-        let truncate =
-            names.sql("SELECT pg_advisory_unlock_all(); TRUNCATE {replica_sets} CASCADE; TRUNCATE {commands}");
+        let truncate = names
+            .sql("SELECT pg_advisory_unlock_all(); TRUNCATE {replica_sets} CASCADE; TRUNCATE {commands}, {rebuilds}");
         client.batch_execute(&truncate).unwrap();
         let statements = Statements::prepare(client, &names).unwrap();
         let memory = Database::new(WORKERS, Sabotage::None);
@@ -506,7 +709,8 @@ impl<'c> Both<'c> {
             loaded: Vec::new(),
             deals: BTreeMap::new(),
             commands: BTreeMap::new(),
-            clearing: BTreeMap::new(),
+            errands: BTreeMap::new(),
+            taken: BTreeMap::new(),
         }
     }
 
@@ -531,25 +735,92 @@ fn session() -> Connection {
 fn memory_and_sql_agree() {
     let mut active = 0;
     let config = ProptestConfig { cases: 50, failure_persistence: None, ..ProptestConfig::default() };
-    let cell = RefCell::new((session(), &mut active));
-    let workers = prop::collection::vec((1..1_u8 << PROJECTIONS, 1..4_usize), WORKERS);
-    let cases = (workers, prop::collection::vec(op(), 10..50));
-    let outcome = TestRunner::new(config).run(&cases, |(workers, ops)| {
-        let (session, active) = &mut *cell.borrow_mut();
+    let cell = RefCell::new((session(), &mut active, BTreeMap::<String, usize>::new()));
+    let workers = (1..1_u8 << PROJECTIONS, prop_oneof![3 => Just(1), 1 => Just(2)], 1..4_usize);
+    let workers = prop::collection::vec(workers, WORKERS);
+    let cases = (workers, 0..4_usize, prop::collection::vec(op(), 10..50));
+    let outcome = TestRunner::new(config).run(&cases, |(workers, begun, ops)| {
+        let (session, active, taken) = &mut *cell.borrow_mut();
         let mut both = Both::new(session, workers);
         let everybody = (0..WORKERS).flat_map(|worker| [Op::Register(worker), Op::Hold(worker)]);
         // Most operations need an active generation.
         let first_generation = [Op::Plan(Clock::default()), Op::Settle];
-        both.run(everybody.chain(first_generation).chain(ops))?;
+        both.run(everybody.chain(first_generation).chain(begun_rebuild(begun)).chain(ops))?;
         **active += usize::from(both.loaded.iter().any(|(row, _, _)| row.position > 0));
+        for (what, times) in both.taken {
+            *taken.entry(what).or_default() += times;
+        }
         Ok(())
     });
     match outcome {
-        Ok(()) => println!("positions moved in {active} cases"),
+        Ok(()) => println!("steps of commands: {:?}", cell.borrow().2),
         Err(TestError::Fail(reason, case)) => panic!("{reason}\nminimal case: {case:#?}"),
         Err(abort) => panic!("{abort}"),
     }
+    drop(cell);
+    println!("positions moved in {active} cases");
     assert!(active > 10, "hardly anything happens: {active}");
+}
+
+/// A rebuild that has come so far.
+fn begun_rebuild(steps: usize) -> impl Iterator<Item = Op> {
+    let act = |step| [Op::Act(step), Op::Plan(Clock::default())];
+    let asked = [Op::Command(live(0), Asked::Rebuild, None, true), Op::Plan(Clock::default())];
+    let steps = match steps {
+        0 => vec![],
+        1 => vec![Finishing::CatchUp],
+        2 => vec![Finishing::CatchUp, Finishing::CatchUp, Finishing::Follow],
+        _ => vec![Finishing::CatchUp, Finishing::CatchUp, Finishing::Switch],
+    };
+    let is_asked = !steps.is_empty();
+    asked.into_iter().filter(move |_| is_asked).chain(steps.into_iter().flat_map(act))
+}
+
+/// The random search seldom comes so far.
+#[test]
+fn memory_and_sql_agree_through_a_rebuild() -> TestCaseResult {
+    use Finishing::{CatchUp, Follow, PutOff, Switch};
+    let mut session = session();
+    let set = live(0);
+    for keep_old in [true, false] {
+        // Worker 1 has another version.
+        let programs = vec![(1, 1, 2), (1, 2, 1), (1, 1, 1), (1, 1, 1)];
+        let mut both = Both::new(&mut session, programs);
+        let calm = || Op::Plan(Clock::default());
+        let due = || Op::Plan(Clock { due: true, ..Clock::default() });
+        let ask = |asked| Op::Command(set, asked, None, keep_old);
+        let act = || Op::Act(Switch);
+        let joined = (0..3).flat_map(|worker| [Op::Register(worker), Op::Hold(worker)]);
+        both.run(joined.chain([calm(), Op::Settle, ask(Asked::Rebuild), calm(), act(), calm(), calm()]))?;
+        both.run([CatchUp, Follow, PutOff].map(Op::Act).into_iter().chain([calm(), due(), Op::Act(CatchUp)]))?;
+        // Another worker takes over, and the first one comes back too late.
+        both.run([Op::Evict(0), calm(), Op::Settle, calm(), calm()])?;
+        both.run([CatchUp, Follow, PutOff, Switch].map(|step| Op::ActLate(0, step)))?;
+        both.run([CatchUp, Follow].map(Op::Act))?;
+        both.load_of(set)?;
+        both.advance_last()?;
+        both.run([act()])?;
+        assert_eq!(both.taken.get("Switch"), None, "the rebuild is behind");
+        both.load_of(other(set, Kind::Rebuild))?;
+        both.advance_last()?;
+        // A command for the rebuild is refused when its name vanishes.
+        both.run([Op::Command(other(set, Kind::Rebuild), Asked::Pause, None, false), act(), calm()])?;
+        assert_eq!(both.taken.get("Switch"), Some(&1));
+        assert_eq!(both.memory.commands, []);
+        if keep_old {
+            both.run([ask(Asked::Rebuild), calm(), calm(), ask(Asked::Revert), calm(), act(), calm(), calm()])?;
+            both.run([ask(Asked::DropOld), calm()])?;
+            both.run([Op::Command(other(set, Kind::Old), Asked::Pause, None, false), act(), calm()])?;
+            assert_eq!((both.taken.get("Revert"), both.taken.get("DropOld")), (Some(&1), Some(&1)));
+            assert_eq!(both.memory.commands, []);
+        }
+        // The only worker with the version leaves while the live rows follow.
+        both.run([ask(Asked::Rebuild), calm(), act(), calm(), calm(), Op::Act(CatchUp), Op::Act(Follow)])?;
+        both.run([Op::Evict(2), calm(), Op::Settle, calm(), calm(), ask(Asked::Cancel), calm(), act(), calm()])?;
+        assert_eq!(both.taken.get("Cancel"), Some(&1));
+        assert_eq!((&both.memory.commands[..], &both.memory.rebuilds[..]), (&[][..], &[][..]));
+    }
+    Ok(())
 }
 
 /// A rare case that the random search does not find: of two rows that could be merged, one moves
@@ -557,7 +828,7 @@ fn memory_and_sql_agree() {
 #[test]
 fn a_merge_with_a_row_that_has_moved_changes_nothing() -> TestCaseResult {
     let mut session = session();
-    let mut both = Both::new(&mut session, vec![(1, 1); WORKERS]);
+    let mut both = Both::new(&mut session, vec![(1, 1, 1); WORKERS]);
     let calm = || Op::Plan(Clock::default());
     both.run([Op::Register(0), Op::Register(1), Op::Hold(0), Op::Hold(1), calm(), Op::Settle])?;
     both.load(0, Owner { worker: 0, generation: 1 }, 0)?;

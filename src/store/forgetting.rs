@@ -17,11 +17,11 @@ use postgres::types::{ToSql, Type};
 use postgres::{GenericClient, Row, Transaction};
 use uuid::Uuid;
 
+use super::execution;
 use super::fence::EventMark;
 use super::names::Names;
 use super::parked::{self, Waiting};
 use super::registration::Known;
-use super::{execution, key};
 use crate::event::StreamId;
 use crate::plan::{Errand, WorkerId};
 
@@ -195,11 +195,10 @@ fn lock_checkpoint(
          ORDER BY checkpoint.token FOR UPDATE",
     );
     tx.query_typed(&lock, &[(&projection, Type::TEXT)])?;
-    let covering = names.sql_with(
+    let covering = names.sql(
         "SELECT checkpoint.token, checkpoint.position, checkpoint.highest, stream.key
          FROM {checkpoints} AS checkpoint, (SELECT {event_key} AS key FROM (SELECT $2::pg_catalog.text AS aggregate_id) AS event) AS stream
          WHERE checkpoint.projection OPERATOR(pg_catalog.=) $1 AND checkpoint.keys OPERATOR(pg_catalog.@>) stream.key",
-        &[("event_key", &key::event_key())],
     );
     let rows = tx.query_typed(&covering, &[(&projection, Type::TEXT), (&aggregate_id, Type::TEXT)])?;
     let [row] = rows.as_slice() else { return Ok(None) };

@@ -14,6 +14,7 @@ pub(crate) mod commands;
 pub(crate) mod continuity;
 pub(crate) mod coordination;
 mod deal;
+mod discarding;
 pub(crate) mod event_store;
 pub(crate) mod event_tables;
 pub(crate) mod events;

@@ -526,6 +526,21 @@ mod tests {
         assert_eq!(found, (3, 3, 3, mark.id, 3));
     }
 
+    #[test]
+    fn what_is_being_rebuilt_is_not_replayed_and_does_not_count() {
+        let (mut client, _, events) = begin();
+        park(&mut client, &events[2]);
+        let seen = |client: &mut Client| {
+            let counted = in_transaction(client, |tx| count(tx, &Names::default(), "p").unwrap());
+            let rows = loaded(client, &KeySet::all(), 0).parked;
+            (counted, rows.iter().map(|row| row.is_requested).collect::<Vec<_>>())
+        };
+        client.batch_execute("UPDATE orchestrator_parked SET replay_requested_at = now()").unwrap();
+        assert_eq!(seen(&mut client), (1, vec![true]));
+        client.batch_execute("UPDATE orchestrator_parked SET rebuild_id = 7").unwrap();
+        assert_eq!(seen(&mut client), (0, vec![false]), "its events wait nevertheless");
+    }
+
     /// Otherwise two owners could both park the last aggregate that is allowed.
     #[test]
     fn first_owner_to_count_parks_first() {

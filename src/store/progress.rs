@@ -21,6 +21,8 @@ pub(crate) struct Standing {
     pub(crate) is_paused: bool,
     /// Why no worker processes it although this one runs.
     pub(crate) fault: Option<String>,
+    /// The version of the live read model, if no living worker has it and no rebuild is pending.
+    pub(crate) lacking: Option<i32>,
 }
 
 /// Reads how far these projections have come towards `goal`.
@@ -32,7 +34,13 @@ pub(crate) fn load(
     goal: i64,
 ) -> Result<Vec<Standing>, postgres::Error> {
     let sql = names.sql(
-        "SELECT known.name, at.position, at.left, at.halted, p.desired_state, CASE WHEN w.state = 'running' THEN p.fault END
+        "SELECT known.name, at.position, at.left, at.halted, p.desired_state, CASE WHEN w.state = 'running' THEN p.fault END,
+                CASE WHEN w.state = 'running'
+                     AND NOT EXISTS (SELECT FROM {workers} o WHERE o.replica_set = p.replica_set AND o.state <> 'stopped'
+                                     AND p.name = ANY (o.projections)
+                                     AND coalesce(o.versions[array_position(o.projections, p.name)], 1) = p.version)
+                     AND NOT EXISTS (SELECT FROM {commands} k WHERE k.projection = p.name AND k.command = 'rebuild' AND k.applied_at IS NULL)
+                THEN p.version END
          FROM unnest($1::text[]) AS known (name)
          LEFT JOIN {projections} p USING (name)
          LEFT JOIN {workers} w ON w.id = $2
@@ -62,5 +70,6 @@ fn standing(row: &Row) -> Standing {
         halted: row.get(3),
         is_paused: desired == Some(DesiredState::Paused.as_str()),
         fault: row.get(5),
+        lacking: row.get(6),
     }
 }

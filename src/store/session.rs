@@ -144,6 +144,15 @@ impl Session {
         Self { client, sessions, settings: HANDLERS }
     }
 
+    /// Opens a connection of its own for such statements.
+    pub(crate) fn open_for_handlers(database: &Database, sessions: Sessions) -> Result<Self, Error> {
+        let mut client = database.open()?;
+        if let Some(sql) = sessions.reset_sql() {
+            client.batch_execute(&sql).map_err(Error::database("setting the session up"))?;
+        }
+        Ok(Self::for_handlers(client, sessions))
+    }
+
     /// Executes statements with the settings on which they rely. Each has a snapshot of its own.
     pub(crate) fn run<T, E: From<postgres::Error>>(
         &mut self,

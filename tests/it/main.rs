@@ -52,6 +52,7 @@ mod rebuild_aggregate;
 mod rebuild_commands;
 mod rebuild_deployments;
 mod rebuild_guard;
+mod rebuild_processes;
 mod rebuild_roles;
 mod rebuild_switch;
 mod rebuild_versions;

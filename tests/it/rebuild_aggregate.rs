@@ -4,20 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use postgres::{Client, GenericClient};
 use pupsourcing_orchestrator::{
     BatchProjection, BoxError, Builder, Event, Handle, OnFailure, Projection, Retry, Scope, StartAt, StreamId, Tx,
 };
 use serde_json::{Value, json};
 
-use crate::support::cluster::assert_read_models_become_right;
+use crate::support::cluster::{assert_read_models_become_right, newest, positions};
 use crate::support::commands::{done, give, outcome, refused};
 use crate::support::handlers::prepared;
 use crate::support::insert::insert;
 use crate::support::ledger::append_plainly;
 use crate::support::parking::{assert_accounts, await_parked, parked};
-use crate::support::rebuilds::{Model, await_exact, begin_rebuild, begin_rebuild_with, faults};
+use crate::support::rebuilds::{Model, await_exact, begin_rebuild_with, faults};
 use crate::support::worker_process::{Signal, WorkerProcess};
 use crate::support::workers::{await_running, builder, start};
 use crate::support::{TestDatabase, database, eventually};
@@ -32,12 +32,20 @@ struct Mended {
     model: Model,
     scope: Scope,
     start_at: StartAt,
+    /// Called before its rows are deleted, and afterwards.
+    begins: Arc<Forgetting>,
     forgetting: Arc<Forgetting>,
 }
 
 impl Mended {
     fn new(model: Model) -> Self {
-        Self { model, scope: Scope::all(), start_at: StartAt::Beginning, forgetting: Arc::new(|_| Ok(())) }
+        Self {
+            model,
+            scope: Scope::all(),
+            start_at: StartAt::Beginning,
+            begins: Arc::new(|_| Ok(())),
+            forgetting: Arc::new(|_| Ok(())),
+        }
     }
 
     fn forgetting(self, forgetting: impl Fn(&mut Tx<'_>) -> Result<(), BoxError> + Send + Sync + 'static) -> Self {
@@ -73,6 +81,7 @@ impl Projection for Mended {
     fn forget(&self, tx: &mut Tx<'_>, aggregate: &StreamId) -> Result<(), BoxError> {
         assert_eq!((&*aggregate.bounded_context, &*aggregate.aggregate_type), ("test", "Thing"));
         assert!(tx.is_replay());
+        (self.begins)(tx)?;
         let sql = format!("DELETE FROM {} WHERE aggregate_id = $1", self.model.name);
         tx.execute(&sql, &[&aggregate.aggregate_id])?;
         (self.forgetting)(tx)
@@ -90,12 +99,12 @@ struct Gate {
 }
 
 impl Gate {
-    fn new() -> (Self, impl Fn() + Send + Sync + Clone) {
+    fn new() -> (Self, impl Fn() -> Result<(), BoxError> + Send + Sync + Clone) {
         let (comes, arrived) = bounded(100);
         let (open, opened) = bounded::<()>(100);
         let pass = move || {
             _ = comes.try_send(());
-            opened.recv_timeout(SOON).unwrap();
+            Ok(opened.recv_timeout(SOON)?)
         };
         (Self { arrived, open }, pass)
     }
@@ -176,15 +185,17 @@ fn damaged_aggregate_is_right_after_one_command() {
     await_running(&workers.each_ref());
     append_plainly(&mut client, 5_000, 50);
     await_exact(&mut client, "orders");
-    let stop = AtomicBool::new(false);
+    client.batch_execute("UPDATE orders SET version = 7 WHERE aggregate_id = 'thing-8'").unwrap();
+    let (stops, stopped) = bounded::<()>(0);
     std::thread::scope(|scope| {
+        // If the test fails, it ends the writer, too.
+        let stops = stops;
         scope.spawn(|| {
             let mut writer = database.client();
-            while !stop.load(Ordering::Relaxed) {
+            while stopped.recv_timeout(Duration::from_millis(20)) == Err(RecvTimeoutError::Timeout) {
                 append_plainly(&mut writer, 50, 50);
             }
         });
-        client.batch_execute("UPDATE orders SET version = 7 WHERE aggregate_id = 'thing-8'").unwrap();
         for n in [7, 17, 27, 37, 47, 7, 7] {
             let id = format!("thing-{n}");
             damage(&mut client, &id);
@@ -193,7 +204,11 @@ fn damaged_aggregate_is_right_after_one_command() {
             assert_eq!(result["aggregate"], json!(["test", "Thing", id]));
             assert!(result["events"].as_i64().unwrap() >= 100, "{result}");
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
+    });
+    eventually("all events are passed", 4 * SOON, || {
+        let newest = newest(&mut client);
+        positions(&mut client, "orders").iter().all(|position| *position == newest).then_some(())
     });
     await_exact(&mut client, "orders");
     assert_nothing_parked(&mut client);
@@ -214,7 +229,7 @@ fn later_events_wait_until_the_rows_are_rebuilt() {
         counted.fetch_add(usize::from(tx.is_replay() && event.aggregate_id() == "thing-7"), Ordering::SeqCst);
         Ok(())
     });
-    let projection = Mended::new(model).forgetting(move |_| Ok(pass()));
+    let projection = Mended::new(model).forgetting(move |_| pass());
     let (_database, mut client, _worker) = filled(&projection, |builder| builder);
     client.batch_execute("UPDATE orders SET version = 7 WHERE aggregate_id = 'thing-7'").unwrap();
     let sevens = |client: &mut Client| -> i64 {
@@ -249,12 +264,12 @@ fn batch_begun_before_the_command_is_fenced() {
     let armed = is_armed.clone();
     let model = Model::named("orders").before(move |tx, event| {
         if event.aggregate_id() == "last" && !tx.is_replay() && armed.swap(false, Ordering::SeqCst) {
-            pass();
+            pass()?;
         }
         Ok(())
     });
     let (forgotten, forgets) = Gate::new();
-    let (_database, mut client, _worker) = filled(&Mended::new(model).forgetting(move |_| Ok(forgets())), |b| b);
+    let (_database, mut client, _worker) = filled(&Mended::new(model).forgetting(move |_| forgets()), |b| b);
     is_armed.store(true, Ordering::SeqCst);
     let mut both = client.transaction().unwrap();
     append_to(&mut both, "thing-7", 2);
@@ -280,12 +295,12 @@ fn batch_begun_before_the_end_is_fenced() {
     let armed = is_armed.clone();
     let model = Model::named("orders").before(move |tx, event| {
         if event.aggregate_id() == "last" && !tx.is_replay() && armed.swap(false, Ordering::SeqCst) {
-            pass();
+            pass()?;
         }
         Ok(())
     });
     let (forgotten, forgets) = Gate::new();
-    let (_database, mut client, _worker) = filled(&Mended::new(model).forgetting(move |_| Ok(forgets())), |b| b);
+    let (_database, mut client, _worker) = filled(&Mended::new(model).forgetting(move |_| forgets()), |b| b);
     let id = rebuild(&mut client, "thing-7");
     forgotten.await_arrival();
     is_armed.store(true, Ordering::SeqCst);
@@ -360,7 +375,7 @@ fn failed_attempts_leave_everything_as_it_was() {
 fn events_that_came_before_a_failure_are_handled() {
     let (gate, pass) = Gate::new();
     let projection = Mended::new(Model::named("orders")).forgetting(move |_| {
-        pass();
+        pass()?;
         Err("the table is in use".into())
     });
     let (_database, mut client, _worker) = filled(&projection, |builder| builder);
@@ -381,7 +396,7 @@ fn another_worker_rebuilds_when_the_first_is_gone() {
     let database = database();
     let mut client = with_table(&database);
     let (gate, pass) = Gate::new();
-    let projection = Mended::new(Model::named("orders")).forgetting(move |_| Ok(pass()));
+    let projection = Mended::new(Model::named("orders")).forgetting(move |_| pass());
     let begin =
         || start(builder(database.url(), "set").leave_timeout(Duration::from_secs(1)), vec![projection.boxed()]);
     let [one, two] = [begin(), begin()];
@@ -415,7 +430,7 @@ fn another_worker_rebuilds_when_the_first_is_gone() {
 #[test]
 fn former_attempt_cannot_commit() {
     let (gate, pass) = Gate::new();
-    let projection = Mended::new(Model::named("orders")).forgetting(move |_| Ok(pass()));
+    let projection = Mended::new(Model::named("orders")).forgetting(move |_| pass());
     let (_database, mut client, _worker) = filled(&projection, |builder| builder);
     client.batch_execute("UPDATE orders SET version = 7 WHERE aggregate_id = 'thing-7'").unwrap();
     let id = rebuild(&mut client, "thing-7");
@@ -437,7 +452,7 @@ fn deals_in_the_middle_change_nothing() {
     let database = database();
     let mut client = with_table(&database);
     let (gate, pass) = Gate::new();
-    let projection = Mended::new(Model::named("orders")).forgetting(move |_| Ok(pass()));
+    let projection = Mended::new(Model::named("orders")).forgetting(move |_| pass());
     let begin = |lanes| start(builder(database.url(), "set").lanes(lanes), vec![projection.boxed()]);
     let first = begin(1);
     await_running(&[&first]);
@@ -500,10 +515,8 @@ fn parked_aggregate_may_stay_parked() {
         1_008 => Err("no such customer".into()),
         _ => Ok(()),
     });
-    let projection = Mended::new(model).forgetting(move |_| match broken.load(Ordering::SeqCst) {
-        true => Err("the table is in use".into()),
-        false => Ok(()),
-    });
+    let projection = Mended::new(model)
+        .forgetting(move |_| if broken.load(Ordering::SeqCst) { Err("the table is in use".into()) } else { Ok(()) });
     let (_database, mut client, _worker) = filled(&projection, parking);
     append_plainly(&mut client, 100, 50);
     let before = await_parked(&mut client, "orders", 1);
@@ -615,7 +628,10 @@ fn aggregate_with_too_many_events_is_refused() {
     let mut client = with_table(&database);
     append_to(&mut client, "thing-1", 100_001);
     append_plainly(&mut client, 10, 5);
-    let at_end = Mended { start_at: StartAt::End, ..Mended::new(Model { name: "ends", ..Model::named("orders") }) };
+    let at_end = Mended {
+        start_at: StartAt::End,
+        ..Mended::new(Model { name: "ends", tables: vec![], ..Model::named("orders") })
+    };
     let worker =
         start(builder(database.url(), "set"), vec![Mended::new(Model::named("orders")).boxed(), at_end.boxed()]);
     // As if its events had been handled.
@@ -654,37 +670,35 @@ fn only_what_was_handled_is_handled_again() {
     drop(worker);
 }
 
-/// The tables are not switched while rows of the live ones are replaced.
+/// The tables are not switched while rows of the live ones are to be replaced.
 #[test]
 fn whole_rebuild_and_that_of_an_aggregate_go_together() {
     let (gate, pass) = Gate::new();
-    let projection = Mended::new(Model::named("orders")).forgetting(move |_| Ok(pass()));
-    let (_database, mut client, _worker) = filled(&projection, |builder| builder);
-    damage(&mut client, "thing-7");
-    let id = rebuild(&mut client, "thing-7");
-    gate.await_arrival();
-    let whole = give(&mut client, "orders", "rebuild", &json!({"rate": null}));
-    append_plainly(&mut client, 100, 50);
-    gate.open();
-    assert_done(&mut client, id);
-    assert_done(&mut client, whole);
-    await_exact(&mut client, "orders");
-
+    let projection = Mended { begins: Arc::new(move |_| pass()), ..Mended::new(Model::named("orders")) };
+    let (database, mut client, first) = filled(&projection, |builder| builder);
+    // While one of them is at work for the aggregate, the other one may switch.
+    let second = start(builder(database.url(), "set"), vec![projection.boxed()]);
+    await_running(&[&first, &second]);
     damage(&mut client, "thing-7");
     let whole = begin_rebuild_with(&mut client, "orders", &json!({"rate": 100}));
     let id = rebuild(&mut client, "thing-7");
     gate.await_arrival();
-    client.batch_execute("UPDATE orchestrator_rebuilds SET rate = NULL, retry_at = NULL").unwrap();
+    client
+        .batch_execute(
+            "UPDATE orchestrator_rebuilds SET rate = NULL, retry_at = NULL;
+             UPDATE orchestrator_projections SET deal = DEFAULT WHERE name = 'orders@rebuild'",
+        )
+        .unwrap();
     append_plainly(&mut client, 100, 50);
-    eventually("the switch is put off", SOON, || {
-        let sql = "SELECT FROM orchestrator_rebuilds WHERE blocked IS NOT NULL";
-        client.query_opt(sql, &[]).unwrap()
-    });
+    let blocked = "SELECT blocked FROM orchestrator_rebuilds WHERE blocked IS NOT NULL";
+    let blocked: String =
+        eventually("the switch is put off", SOON, || client.query_opt(blocked, &[]).unwrap().map(|row| row.get(0)));
+    assert!(blocked.contains("an aggregate is being rebuilt"), "{blocked}");
     gate.open();
     assert_done(&mut client, id);
     assert_done(&mut client, whole);
+    append_plainly(&mut client, 100, 50);
     await_exact(&mut client, "orders");
-    begin_rebuild(&mut client, "orders");
     assert_nothing_parked(&mut client);
     assert_accounts(&mut client);
 }

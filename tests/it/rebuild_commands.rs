@@ -11,7 +11,8 @@ use pupsourcing_orchestrator::{Handle, Metrics, MetricsServer, Names, Retry};
 use serde_json::{Value, json};
 
 use crate::cli::{fails, succeeds};
-use crate::support::commands::done;
+use crate::support::browser::{Page, chromium};
+use crate::support::commands::{done, refused};
 use crate::support::http::{get, post};
 use crate::support::ledger::append_plainly;
 use crate::support::metrics::projection_metric;
@@ -34,7 +35,8 @@ fn orders_as(database: &TestDatabase, model: Model) -> (Client, Handle) {
     let mut client = database.client();
     client.batch_execute(&Names::default().schema_sql()).unwrap();
     model.create_table(&mut client);
-    let hasty = builder(database.url(), "set").retry(Retry::default().attempts(1));
+    let hasty =
+        builder(database.url(), "set").retry(Retry::default().attempts(1).halted_interval(Duration::from_millis(500)));
     let worker = start(hasty, vec![model.boxed()]);
     await_running(&[&worker]);
     append_plainly(&mut client, EVENTS, 50);
@@ -304,4 +306,99 @@ fn progress_is_logged_by_one_worker() {
     let logged =
         workers.iter_mut().map(|worker| worker.log().iter().filter(|line| line.contains("rebuilding: ")).count());
     assert_eq!(logged.sum::<usize>(), 1, "the next line comes after a minute");
+}
+
+/// The page shows a bar, and what blocks the switch as text. The buttons rebuild and cancel.
+#[test]
+fn the_page_shows_a_bar_and_gives_the_commands() {
+    const MARKUP: &str = "<img src=x onerror=\"document.title='owned'\"><b>";
+    let Some(chromium) = chromium() else { return };
+    let database = database();
+    let is_bad = Arc::new(AtomicBool::new(false));
+    let fails = is_bad.clone();
+    let model = Model::named("orders").before(move |_, event| {
+        let is_chosen = event.global_position() == 1_500 && fails.load(Ordering::Relaxed);
+        if is_chosen { Err(MARKUP.into()) } else { Ok(()) }
+    });
+    let (mut client, worker) = orders_as(&database, model);
+    is_bad.store(true, Ordering::Relaxed);
+    let server = MetricsServer::builder(Metrics::new().unwrap()).operator(TOKEN).watch(worker.health());
+    let server = server.bind("127.0.0.1:0").unwrap();
+    let page = &mut Page::open(&chromium, &format!("http://{}/", server.address()), 1000, 1.0);
+    await_page(page, "document.querySelectorAll('.projections .badge.running').length >= 2");
+    assert_eq!(page.value("document.querySelector('progress')"), Value::Null);
+
+    page.value(&format!(
+        "void (document.querySelector('#desk [name=token]').value = '{TOKEN}', document.querySelector('#desk form').requestSubmit())"
+    ));
+    let click = |label: &str| {
+        format!(
+            "[...document.querySelectorAll('button[data-open]')].find((button) => button.textContent === '{label}')?.click() === undefined"
+        )
+    };
+    let fill = |name: &str, value: &str| format!("document.querySelector('#desk [name={name}]').value = '{value}'");
+    let send = "document.querySelector('#desk [data-form=order]').requestSubmit() === undefined";
+    await_page(page, "document.querySelectorAll('button[data-open]').length === 3");
+    page.value(&click("Rebuild"));
+    page.value(&fill("rate", "fast"));
+    page.value(&fill("reason", "wrong totals"));
+    page.value(&fill("by", "kim"));
+    page.value(send);
+    await_page(page, "document.querySelector('#desk .alarm')?.textContent.includes('a whole number')");
+    page.value(&fill("rate", "900000"));
+    page.value("void (document.querySelector('#desk [name=keep_old]').checked = true)");
+    page.value(send);
+    await_page(
+        page,
+        "document.querySelector('#desk .good')?.textContent.includes('Begun: orders is being rebuilt in copies')",
+    );
+    let asked: Value = client.query_one("SELECT arguments FROM orchestrator_commands", &[]).unwrap().get(0);
+    assert_eq!(asked, json!({ "rate": 900_000, "keep_old": true }));
+
+    await_page(page, "document.querySelector('progress')?.value > 0.4");
+    await_page(page, "document.querySelector('.rebuild li')?.textContent.includes('its handler has halted')");
+    let label = page.value("document.querySelector('progress').getAttribute('aria-label')");
+    assert_eq!(label, "rebuild of orders");
+    let spoken = page.value("document.querySelector('progress').getAttribute('aria-valuetext')");
+    assert!(spoken.as_str().unwrap().ends_with(" percent"), "{spoken}");
+    assert_eq!(page.value("document.querySelectorAll('img, b, main script').length"), 0);
+    assert_ne!(page.value("document.title"), "owned");
+    assert_eq!(page.value("document.querySelectorAll('table.projections > tbody > tr').length"), 2, "one projection");
+    if let Some(file) = std::env::var_os("PICTURE_OF_REBUILD") {
+        std::fs::write(file, page.picture("main", "light")).unwrap();
+    }
+
+    is_bad.store(false, Ordering::Relaxed);
+    await_page(page, "document.querySelector('.kept')?.textContent.includes('The former tables (version 1, ')");
+    await_page(page, "document.querySelector('.kept code')?.textContent === 'worker rebuild orders --revert'");
+    assert_eq!(page.value("document.querySelector('progress')"), Value::Null);
+    page.value(&click("Revert the rebuild"));
+    page.value(send);
+    await_page(
+        page,
+        "document.querySelector('#desk .good')?.textContent.includes('orders has its former tables again')",
+    );
+    begin_rebuild_refused(&mut client);
+    done(&mut client, "orders", "drop_old", &json!({}));
+    begin_rebuild_with(&mut client, "orders", &json!({"rate": 20}));
+    await_page(page, "document.querySelector('.rebuild .badge')?.textContent.includes('loading')");
+    page.value(&click("Cancel the rebuild"));
+    page.value(&fill("reason", "not now"));
+    page.value(send);
+    await_page(
+        page,
+        "document.querySelector('#desk .good')?.textContent.includes('the rebuild of orders is cancelled')",
+    );
+}
+
+/// While former tables are kept, no other rebuild begins.
+#[track_caller]
+fn begin_rebuild_refused(client: &mut Client) {
+    let why = refused(client, "orders", "rebuild", &json!({}));
+    assert!(why.contains("former tables are kept"), "{why}");
+}
+
+#[track_caller]
+fn await_page(page: &mut Page, expression: &str) {
+    eventually(expression, SOON, || (page.value(expression) == true).then_some(()));
 }

@@ -175,7 +175,7 @@ fn another_build_of_a_version_begins_once_and_is_not_mixed() {
     let model = |is_slow| {
         Model::named("orders").version(2).before(move |tx, _| {
             if is_slow {
-                tx.batch_execute("SELECT pg_sleep(0.02)")?;
+                tx.batch_execute("SELECT pg_sleep(0.1)")?;
             }
             Ok(())
         })
@@ -333,4 +333,42 @@ fn a_rewind_of_the_former_version_does_not_hold_up_the_new_one() {
     await_exact(&mut client, "orders");
     done(&mut client, "orders", "pause", &json!({}));
     drop(new);
+}
+
+/// A worker that runs to a position ends with an error if only another version could get there, and
+/// after the switch if it deploys a version.
+#[test]
+fn run_to_ends_for_every_version() {
+    let database = database();
+    let (mut client, old) = prepared(&database);
+    old.shutdown(SOON).unwrap();
+    append_plainly(&mut client, 100, 20);
+    let (_keep, never) = crossbeam_channel::bounded(0);
+    let run = |version| {
+        let orchestrator = built(builder(database.url(), "set"), Declared::new(version));
+        orchestrator.run_to(None, &never, |_| ())
+    };
+    run(2).unwrap();
+    await_version(&mut client, "orders", 2);
+    await_exact(&mut client, "orders");
+    append_plainly(&mut client, 100, 20);
+    let refused = run(1).unwrap_err();
+    assert!(refused.to_string().contains("no worker has that version of its code"), "{refused}");
+    run(2).unwrap();
+    await_exact(&mut client, "orders");
+}
+
+/// A switch while former tables are kept would make them impossible to bring back.
+#[test]
+fn former_tables_are_in_the_way_of_a_version() {
+    let database = database();
+    let (mut client, old) = prepared(&database);
+    let id = give(&mut client, "orders", "rebuild", &json!({"rate": null, "keep_old": true}));
+    assert_eq!(outcome(&mut client, id).0, "done");
+    let refused = built(builder(database.url(), "set"), version(2)).start().unwrap_err();
+    assert!(refused.to_string().contains("its former tables are kept: drop them first"), "{refused}");
+    done(&mut client, "orders", "drop_old", &json!({}));
+    let new = built(builder(database.url(), "set"), version(2)).start().unwrap();
+    await_version(&mut client, "orders", 2);
+    drop((old, new));
 }

@@ -35,25 +35,24 @@ fn version(version: u32) -> Model {
     Model::named("orders").version(version)
 }
 
-/// The same, but a rebuild takes about 20 ms for each event while the switch is on.
+/// The same, but a rebuild takes about 100 ms for each event while the switch is on.
 fn slow(model: Model) -> (Model, Arc<AtomicBool>) {
     let is_slow = Arc::new(AtomicBool::new(true));
     let slow = is_slow.clone();
     let model = model.before(move |tx, _| {
         if slow.load(Ordering::Relaxed) {
-            tx.batch_execute("SELECT pg_sleep(0.02)")?;
+            tx.batch_execute("SELECT pg_sleep(0.1)")?;
         }
         Ok(())
     });
     (model, is_slow)
 }
 
-/// Waits until the last command for a rebuild of `orders` has this step.
+/// Waits until the last command for a rebuild of `orders` has begun.
 #[track_caller]
-fn await_step(client: &mut Client, step: &str) -> Given {
-    eventually("the rebuild has the step", SOON, || {
-        given(client, "orders").pop().filter(|last| last.command == "rebuild" && last.step.as_deref() == Some(step))
-    })
+fn await_begun(client: &mut Client) -> Given {
+    let has_begun = |last: &Given| matches!(last.step.as_deref(), Some("loading" | "finishing"));
+    eventually("the rebuild has begun", SOON, || given(client, "orders").pop().filter(has_begun))
 }
 
 /// The workers that own keys of a projection.
@@ -107,7 +106,7 @@ fn rollback_in_the_middle_leaves_the_live_model_going() {
     await_exact(&mut client, "orders");
     let (model, _) = slow(version(2));
     let new = worker(&database, model.clone());
-    let begun = await_step(&mut client, "loading");
+    let begun = await_begun(&mut client);
     new.shutdown(SOON).unwrap();
     append_plainly(&mut client, 500, 20);
     await_exact(&mut client, "orders");
@@ -167,7 +166,7 @@ fn a_higher_version_takes_the_place_of_a_rebuild() {
     append_plainly(&mut client, 500, 20);
     await_exact(&mut client, "orders");
     let second = worker(&database, slow(version(2)).0);
-    await_step(&mut client, "loading");
+    await_begun(&mut client);
     second.shutdown(SOON).unwrap();
     let third = worker(&database, version(3));
     await_version(&mut client, "orders", 3);
@@ -227,7 +226,7 @@ fn a_rebuild_that_was_ended_is_not_begun_again() {
     append_plainly(&mut client, 500, 20);
     await_exact(&mut client, "orders");
     let new = worker(&database, slow(version(2)).0);
-    await_step(&mut client, "loading");
+    await_begun(&mut client);
     done(&mut client, "orders", "cancel", &json!({}));
     new.shutdown(SOON).unwrap();
     let (model, is_slow) = slow(version(2));
@@ -240,7 +239,7 @@ fn a_rebuild_that_was_ended_is_not_begun_again() {
     assert_eq!(owners(&mut client, "orders"), [old.worker_id().0]);
     // An operator begins it again, and another start takes part in it.
     give(&mut client, "orders", "rebuild", &json!({"version": 2, "rate": null, "keep_old": true}));
-    await_step(&mut client, "loading");
+    await_begun(&mut client);
     let other = worker(&database, version(2));
     is_slow.store(false, Ordering::Relaxed);
     await_version(&mut client, "orders", 2);

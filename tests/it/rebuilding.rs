@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use postgres::Client;
+use pupsourcing_orchestrator::{OnFailure, Retry};
 use serde_json::json;
 
 use crate::support::commands::{done, give, outcome, refused};
 use crate::support::ledger::append_plainly;
+use crate::support::parking::accounts;
 use crate::support::rebuilds::{Model, await_exact, begin_rebuild, begin_rebuild_with, faults, schemas};
 use crate::support::workers::{await_running, builder, start};
-use crate::support::{TestDatabase, database};
+use crate::support::{TestDatabase, database, eventually};
 
 /// The schema, and the table of a read model.
 fn prepared(database: &TestDatabase, model: &Model) -> Client {
@@ -131,5 +133,41 @@ fn handler_that_writes_elsewhere_fails_the_rebuild() {
         let others: i64 = client.query_one("SELECT count(*) FROM other", &[]).unwrap().get(0);
         assert_eq!(others, 0);
     }
-    _ = Duration::ZERO;
+}
+
+/// Both have parked the aggregate. As long as only the live projection has gone on, the copies would
+/// have fewer events.
+#[test]
+fn what_is_parked_and_discarded_counts_for_the_rebuild_as_well() {
+    let database = database();
+    let model = Model::named("orders").before(|_, event| match event.global_position() {
+        40 => Err("it is bad".into()),
+        _ => Ok(()),
+    });
+    let mut client = prepared(&database, &model);
+    let retry = Retry::default().attempts(1);
+    let builder = builder(database.url(), "set").on_failure(OnFailure::park(10)).retry(retry);
+    let worker = start(builder, vec![model.boxed()]);
+    await_running(&[&worker]);
+    append_plainly(&mut client, 100, 5);
+    let parked = |client: &mut Client| -> Vec<String> {
+        let sql = "SELECT projection FROM orchestrator_parked ORDER BY 1";
+        client.query(sql, &[]).unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    let first = begin_rebuild(&mut client, "orders");
+    assert_eq!(outcome(&mut client, first).0, "done", "it has parked the same");
+    assert_eq!(parked(&mut client), ["orders"]);
+    let second = begin_rebuild_with(&mut client, "orders", &json!({"rate": 1_000_000}));
+    let event: uuid::Uuid =
+        client.query_one("SELECT event_id FROM events WHERE global_position = 40", &[]).unwrap().get(0);
+    done(&mut client, "orders", "discard", &json!({"event": event.to_string()}));
+    assert_eq!(outcome(&mut client, second).0, "done");
+    eventually("nothing is parked", Duration::from_secs(20), || parked(&mut client).is_empty().then_some(()));
+    let sql = "SELECT count(*) FROM orchestrator_discarded WHERE projection = 'orders' AND event_id = $1";
+    assert_eq!(client.query_one(sql, &[&event]).unwrap().get::<_, i64>(0), 1);
+    eventually("all others are handled", Duration::from_secs(20), || {
+        (faults(&mut client, "orders") == (99, [1, 0, 0, 0])).then_some(())
+    });
+    assert_eq!(accounts(&mut client).unwrap(), [("orders".to_owned(), [99, 0, 1, 100])]);
+    drop(worker);
 }

@@ -111,6 +111,15 @@ const COMMANDS: &str = "INSERT INTO orchestrator_commands (projection, command, 
            ('lost', 'pause', '<b>why', '<b>kim', now(), 'refused', NULL, '<b>no', NULL, NULL, 0),
            ('lost', 'rewind', '<b>why', '<b>kim', NULL, NULL, NULL, NULL, 'executing', gen_random_uuid(), 2)";
 
+/// A rebuild whose handler fails, and former tables. Nothing processes them.
+const REBUILT: &str = "INSERT INTO orchestrator_projections (name, replica_set, version, build_id, desired_state)
+    SELECT 'lost' || suffix, replica_set, 2, 'a1', 'paused' FROM orchestrator_projections, unnest(ARRAY['@rebuild', '@old']) AS suffix
+    WHERE name = 'lost';
+    INSERT INTO orchestrator_checkpoints (projection, keys, position, state, error, attempt_event_id)
+    VALUES ('lost@rebuild', '{[0,65536)}', 100, 'halted', '<b>no', gen_random_uuid());
+    INSERT INTO orchestrator_rebuilds (id, projection, state, tables, table_schemas, live_oids, copy_oids, copies_schema, rate, bytes, blocked)
+    SELECT n, 'lost', state, '{<b>t}', '{}', '{}', '{}', '<i>s', 20, 1, '<b>why' FROM unnest(ARRAY['loading', 'old']) WITH ORDINALITY AS kept (state, n)";
+
 /// Every field that can be null has a value at some time here: there is a halted projection, a
 /// blocked head, a worker that has left, and a projection that has lost its checkpoints.
 #[test]
@@ -137,6 +146,7 @@ fn the_status_has_exactly_the_documented_fields() {
                 VALUES ('lost', $1, 'paused', '<b>kim', '<i>because')";
     client.execute(lost, &[&HOSTILE_SET]).unwrap();
     client.batch_execute(PARKED).unwrap();
+    client.batch_execute(REBUILT).unwrap();
     let found = "SELECT FROM orchestrator_projections WHERE name = 'lost' AND fault = 'missing'";
     eventually("the fault is found", SOON, || client.query_opt(found, &[]).unwrap());
     // No worker can apply a command meanwhile.

@@ -169,7 +169,7 @@ mod tests {
         let shown = "\
 my orders is being rebuilt: command 7, begun 100 s ago, version 2: 2 workers have its code
   loading, at most 5,000 events per second
-  [##########----------] 50.0 %, 400 events, 4/s, 100 s to go, 500 positions to go
+  [##########----------] 50.0 %, 400 events, 4/s, time to go unknown, 500 positions to go
   blocked: its handler has halted: no such customer
   2 parked aggregates, look with: shop parked 'my orders@rebuild'
   cancel it with: shop rebuild 'my orders' --cancel --reason …";

@@ -85,7 +85,7 @@ function rebuilding(projection, past) {
     h('p', {}, badge(rebuild.state), ` Rebuilding for ${age(rebuild.age_seconds + past)} (command ${rebuild.command_id})`),
     h('progress', { max: 1, value: rebuild.progress, 'aria-label': `rebuild of ${projection.name}`, 'aria-valuetext': `${percent} percent` }, `${percent} %`),
     facts.join(', '),
-    rebuild.blocked.length > 0 && h('ul', { 'aria-label': 'what keeps it from its switch' }, rebuild.blocked.map((why) => h('li', { dir: 'auto' }, why))));
+    rebuild.blocked.length > 0 && h('ul', { 'aria-label': 'what keeps it from its switch' }, rebuild.blocked.map((why) => h('li', {}, h('strong', {}, 'Blocked: '), h('span', { dir: 'auto' }, why)))));
 }
 
 /** Returns the former tables that are kept, with what to do with them. */

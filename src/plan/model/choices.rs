@@ -1,12 +1,14 @@
 //! Which steps may happen next, which moments are tried, and which steps count as faults.
 
 use super::database::{Clock, Edit};
-use super::world::{Life, Meanwhile, Runner, Step, World};
-use crate::plan::Asked;
+use super::errands::Stage;
+use super::sets::{SETS, kind_of};
+use super::world::{Bounds, Life, Meanwhile, Runner, Step, World};
+use crate::plan::Kind;
 
 impl World {
     /// Adds every step that may happen next.
-    pub(crate) fn steps(&self, steps: &mut Vec<Step>) {
+    pub(crate) fn steps(&self, steps: &mut Vec<Step>, bounds: &Bounds) {
         let workers = 0..self.processes.len();
         let mut meanwhile = vec![Meanwhile::Nothing];
         for worker in workers {
@@ -64,13 +66,25 @@ impl World {
             );
             steps.extend((self.faults > 0).then_some(Step::Restart));
         }
-        let claimed = || (0..self.handled.len()).filter(|projection| self.database.projections[*projection].is_some());
+        let is_claimed = |set: &usize| kind_of(*set) == Kind::Live && self.database.projections[*set].is_some();
+        let claimed = || (0..SETS).filter(is_claimed);
         steps.extend(claimed().filter(|_| self.wishes > 0).map(Step::Wish));
-        let asked = [Asked::Pause, Asked::Resume, Asked::Rewind];
         let commanded = claimed().filter(|_| self.commands > 0);
-        steps.extend(commanded.flat_map(|projection| asked.map(|asked| Step::Command(projection, asked))));
-        let clearing = (0..self.processes.len()).filter(|worker| self.processes[*worker].clearing.is_some());
-        steps.extend(clearing.map(Step::Clear));
+        steps.extend(
+            commanded.flat_map(|projection| bounds.asked.iter().map(move |asked| Step::Command(projection, *asked))),
+        );
+        for worker in 0..self.processes.len() {
+            if let Some((attempt, stage)) = &self.processes[worker].errand {
+                steps.push(Step::Errand(worker));
+                let may_wait = attempt.is_finishing && !matches!(stage, Stage::Begun(_));
+                steps.extend(may_wait.then_some(Step::PutOff(worker)));
+            }
+        }
+        if self.is_read {
+            steps.push(Step::Release);
+        } else if self.readers > 0 {
+            steps.push(Step::Read);
+        }
         for projection in claimed().filter(|_| self.edits > 0) {
             let edits = [Edit::Forget, Edit::DropRows, Edit::Disown(0), Edit::GiveTo(0, 0), Edit::GiveTo(1, 0)];
             steps.extend(edits.map(|edit| Step::Edit(projection, edit)));
@@ -93,6 +107,9 @@ impl World {
         if self.faults > 0 {
             clocks.push(Clock { late: true, ..calm });
         }
+        if self.database.rebuilds.iter().any(|rebuild| rebuild.is_put_off) {
+            clocks.push(Clock { due: true, ..calm });
+        }
         clocks
     }
 
@@ -100,7 +117,7 @@ impl World {
     /// suspected.
     pub(crate) fn fair_clock(&self) -> Clock {
         let stale = (0..self.processes.len()).filter(|worker| !self.is_up(*worker)).map(|worker| 1 << worker).sum();
-        Clock { stale, grace: true, gathered: true, late: false }
+        Clock { stale, grace: true, gathered: true, late: false, due: true }
     }
 
     /// How many faults the step costs.

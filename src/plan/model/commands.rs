@@ -1,8 +1,10 @@
-//! What `store::commands` and `store::rewinding` do, in memory. A rewind goes to the beginning.
+//! What `store::commands`, `store::execution` and `store::rewinding` do, in memory. A rewind goes to
+//! the beginning.
 
-use super::database::{Database, Row, projection_name, worker_of};
+use super::database::{Database, Row};
 use super::sabotage::Sabotage;
-use crate::plan::{Asked, CommandView, Effect, Step, WorkerId};
+use super::sets::{set_name, set_of};
+use crate::plan::{Asked, CommandView, DesiredState, Effect, Errand, Step, WorkerId};
 
 /// A command that is not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -11,135 +13,180 @@ pub(crate) struct Command {
     pub(crate) id: i64,
     pub(crate) projection: usize,
     pub(crate) asked: Asked,
+    /// A rebuild that is loading is never due here: see [`Database::is_due`].
     pub(crate) step: Step,
+    /// The number of the last attempt.
+    pub(crate) attempt: i32,
+    /// What a rebuild asks for.
+    pub(crate) version: Option<i32>,
+    pub(crate) keep_old: bool,
 }
 
-/// The attempt of a worker at clearing a read model.
+/// The attempt of a worker at a command: an [`Errand`], in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Clearing {
+pub(crate) struct Attempt {
     pub(crate) command: i64,
-    pub(crate) attempt: i32,
+    pub(crate) projection: usize,
+    pub(crate) asked: Asked,
+    pub(crate) is_finishing: bool,
+    pub(crate) number: i32,
+}
+
+impl Attempt {
+    pub(crate) fn at(errand: &Errand) -> Self {
+        let Errand { command, asked, is_finishing, attempt, ref projection } = *errand;
+        Self { command, projection: set_of(projection), asked, is_finishing, number: attempt }
+    }
 }
 
 impl Command {
-    pub(super) fn view(&self) -> CommandView {
-        let Self { id, projection, asked, step } = *self;
-        CommandView { id, projection: projection_name(projection).clone(), asked, step, version: None, build: None }
+    pub(super) fn view(&self, is_due: bool) -> CommandView {
+        let Self { id, projection, asked, step, version, .. } = *self;
+        let step = if matches!(step, Step::Loading { .. }) { Step::Loading { is_due } } else { step };
+        CommandView { id, projection: set_name(projection).clone(), asked, step, version, build: None }
     }
 }
 
 impl Database {
-    /// Records a command.
-    pub(crate) fn command(&mut self, projection: usize, asked: Asked) {
-        let id = self.commands.last().map_or(1, |last| last.id + 1);
-        self.commands.push(Command { id, projection, asked, step: Step::Queued });
+    /// Records a command, with what a rebuild asks for.
+    pub(crate) fn command(&mut self, projection: usize, asked: Asked, version: Option<i32>, keep_old: bool) {
+        let of_rebuilds = self.rebuilds.iter().map(|rebuild| rebuild.id);
+        let last = self.commands.iter().map(|command| command.id).chain(of_rebuilds).max();
+        let (id, step) = (last.map_or(1, |last| last + 1), Step::Queued);
+        self.commands.push(Command { id, projection, asked, step, attempt: 0, version, keep_old });
     }
 
-    /// The first command of each projection.
+    /// The first command of each projection, and a rebuild in the background.
     pub(super) fn first_commands(&self) -> impl Iterator<Item = &Command> {
         self.commands.iter().enumerate().filter_map(|(at, command)| {
+            let place = |command: &Command| (command.projection, command.step.is_in_background());
             let earlier = self.commands.iter().take(at);
-            earlier.clone().all(|earlier| earlier.projection != command.projection).then_some(command)
+            earlier.clone().all(|earlier| place(earlier) != place(command)).then_some(command)
         })
     }
 
     /// Whether a read model is being cleared.
     pub(super) fn is_clearing(&self, projection: usize) -> bool {
-        self.commands.iter().any(|command| command.projection == projection && command.step != Step::Queued)
+        let clears = |command: &Command| command.asked == Asked::Rewind && command.step != Step::Queued;
+        self.commands.iter().any(|command| command.projection == projection && clears(command))
     }
 
     /// Applies a command, and forgets it once it has an outcome.
     pub(super) fn apply_command(&mut self, id: i64, projection: usize, generation: i64, effect: &Effect) -> bool {
-        let mut next = None;
-        match effect {
-            Effect::Desire(state, deal) => {
-                self.desire(projection, *state);
-                if !deal.as_ref().is_none_or(|deal| self.deal(generation, deal)) {
+        let Some(at) = self.commands.iter().position(|command| command.id == id) else { return false };
+        let Command { asked, step: before, attempt: last, .. } = self.commands[at];
+        let attempt = last + 1;
+        let is_ahead = |row: &Row| row.projection == projection && row.position > 0;
+        let next = match effect {
+            // There is nothing to rewind.
+            Effect::Begin(..) if asked == Asked::Rewind && !self.rows.iter().any(is_ahead) => None,
+            Effect::Begin(executor, deal) => {
+                let is_dealt = self.sabotage == Sabotage::ClearsUndealt
+                    || deal.as_ref().is_none_or(|deal| self.deal(generation, deal));
+                if !is_dealt {
                     return false;
                 }
+                Some(Step::Executing { executor: *executor, attempt })
             }
-            Effect::Begin(executor, Some(deal)) => {
-                let is_ahead = |row: &Row| row.projection == projection && row.position > 0;
-                if self.rows.iter().any(is_ahead) {
-                    if self.sabotage != Sabotage::ClearsUndealt && !self.deal(generation, deal) {
-                        return false;
+            Effect::Switch(executor) => Some(Step::Finishing { executor: *executor, attempt }),
+            Effect::Again(executor) => match before {
+                Step::Finishing { .. } => Some(Step::Finishing { executor: *executor, attempt }),
+                _ => Some(Step::Executing { executor: *executor, attempt }),
+            },
+            Effect::PutOff => {
+                self.release(id, projection, false);
+                return true;
+            }
+            Effect::Desire(state, deal) => {
+                self.desire(projection, *state);
+                match deal {
+                    // Nobody may go on with rows that cannot be dealt.
+                    None if *state == DesiredState::Paused => {
+                        self.disown(projection);
+                        self.reload(projection);
                     }
-                    next = Some(Step::Executing { executor: *executor, attempt: 1 });
+                    None => {}
+                    Some(deal) if !self.deal(generation, deal) => return false,
+                    Some(_) => {}
                 }
-            }
-            Effect::Again(executor) => {
-                next = self.commands.iter().find(|command| command.id == id).map(|command| match command.step {
-                    Step::Executing { attempt, .. } => Step::Executing { executor: *executor, attempt: attempt + 1 },
-                    step => step,
-                });
+                None
             }
             Effect::GiveUp(deal) | Effect::Finish(deal) => {
                 if !deal.as_ref().is_none_or(|deal| self.deal(generation, deal)) {
                     return false;
                 }
+                None
             }
             Effect::Remove => {
                 self.rows.retain(|row| row.projection != projection);
                 self.projections[projection] = None;
                 self.commands.retain(|command| command.projection != projection);
+                None
             }
             // The others change no checkpoint that the model has.
-            Effect::PutOff
-            | Effect::Begin(_, None)
-            | Effect::Switch(_)
-            | Effect::Refuse(_)
-            | Effect::Replay
-            | Effect::Discard => {}
-        }
+            Effect::Refuse(_) | Effect::Replay | Effect::Discard => None,
+        };
         match next {
-            None => self.commands.retain(|command| command.id != id),
-            Some(step) => {
-                let of_id = self.commands.iter_mut().filter(|command| command.id == id);
-                of_id.for_each(|command| command.step = step);
-            }
+            None => self.conclude(id),
+            Some(step) => (self.commands[at].step, self.commands[at].attempt) = (step, attempt),
         }
         true
     }
 
-    /// Moves the rows to the beginning, if this is still the attempt that may do so.
-    pub(crate) fn clear(&mut self, worker: WorkerId, clearing: Clearing) -> Option<usize> {
-        let sabotage = self.sabotage;
-        let is_held = |command: &&mut Command| {
-            command.id == clearing.command
-                && match command.step {
-                    Step::Executing { executor, attempt } => {
-                        sabotage == Sabotage::AttemptNotCompared || (executor, attempt) == (worker, clearing.attempt)
-                    }
-                    Step::Executed => sabotage == Sabotage::AttemptNotCompared,
-                    Step::Queued | Step::Loading { .. } | Step::Finishing { .. } => false,
-                }
+    /// Forgets a command, because it has an outcome.
+    pub(super) fn conclude(&mut self, id: i64) {
+        self.commands.retain(|command| command.id != id);
+    }
+
+    /// The index of the command, if this is still the worker and the attempt that executes it.
+    pub(super) fn hold(&self, worker: WorkerId, attempt: Attempt) -> Option<usize> {
+        self.held(worker, attempt, self.sabotage == Sabotage::AttemptNotCompared)
+    }
+
+    /// Whether this really is the worker and the attempt.
+    pub(super) fn is_current(&self, worker: WorkerId, attempt: Attempt) -> bool {
+        self.held(worker, attempt, false).is_some()
+    }
+
+    fn held(&self, worker: WorkerId, attempt: Attempt, is_ignored: bool) -> Option<usize> {
+        let is_current = |executor, number| is_ignored || (executor, number) == (worker, attempt.number);
+        let is_executed = |step| match step {
+            Step::Executing { executor, attempt: number } => !attempt.is_finishing && is_current(executor, number),
+            Step::Finishing { executor, attempt: number } => attempt.is_finishing && is_current(executor, number),
+            Step::Executed => is_ignored && attempt.asked == Asked::Rewind,
+            Step::Queued | Step::Loading { .. } => false,
         };
-        let command = self.commands.iter_mut().find(is_held)?;
-        command.step = Step::Executed;
-        let projection = command.projection;
-        for row in self.rows.iter_mut().filter(|row| row.projection == projection) {
+        self.commands.iter().position(|command| command.id == attempt.command && is_executed(command.step))
+    }
+
+    /// Moves the rows to the beginning. Returns false if another worker has taken over.
+    pub(crate) fn clear(&mut self, worker: WorkerId, attempt: Attempt) -> bool {
+        let Some(at) = self.hold(worker, attempt) else { return false };
+        self.commands[at].step = Step::Executed;
+        let keeps_token = self.sabotage == Sabotage::TokenNotRenewed;
+        for row in self.rows.iter_mut().filter(|row| row.projection == attempt.projection) {
             row.position = 0;
-            if sabotage != Sabotage::TokenNotRenewed {
+            if !keeps_token {
                 row.token = self.next_token;
                 self.next_token += 1;
             }
         }
         self.rows.sort_by_key(|row| row.id);
-        Some(projection)
+        true
+    }
+
+    /// Records that the command is refused by the worker that executes it. Returns false if another
+    /// one has taken over.
+    pub(crate) fn refuse(&mut self, worker: WorkerId, attempt: Attempt) -> bool {
+        let is_held = self.hold(worker, attempt).is_some();
+        if is_held {
+            self.conclude(attempt.command);
+        }
+        is_held
     }
 
     /// Whether the read model has been cleared for this command.
-    pub(super) fn is_cleared(&self, clearing: Clearing) -> bool {
-        self.commands.iter().any(|command| command.id == clearing.command && command.step == Step::Executed)
-    }
-
-    /// The attempt that this worker has to make, and the projection.
-    pub(crate) fn to_clear(&self, worker: usize) -> Option<(Clearing, usize)> {
-        self.commands.iter().find_map(|command| match command.step {
-            Step::Executing { executor, attempt } if worker_of(executor) == worker => {
-                Some((Clearing { command: command.id, attempt }, command.projection))
-            }
-            _ => None,
-        })
+    pub(super) fn is_cleared(&self, attempt: Attempt) -> bool {
+        self.commands.iter().any(|command| command.id == attempt.command && command.step == Step::Executed)
     }
 }

@@ -5,16 +5,17 @@
 //! the fence must not rely on ids that are never reused.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::commands::Command;
+use super::rebuilds::Rebuild;
 use super::sabotage::{self, Cut, Fenced, Sabotage};
+use super::sets::{SETS, known_code, live_sets, set_name, set_of};
 use crate::plan::{
-    Action, ClusterView, Code, Deal, DesiredState, Fault, GenerationState, GenerationView, KeySet, Policy,
-    ProjectionView, Rows, ServerTime, Session, Unclaimed, WorkerId, WorkerState, WorkerView,
+    Action, ClusterView, Deal, DesiredState, Fault, GenerationState, GenerationView, KeySet, Policy, ProjectionView,
+    Rows, ServerTime, Session, Unclaimed, WorkerId, WorkerState, WorkerView,
 };
 
 pub(crate) const POLICY: Policy = Policy {
@@ -27,7 +28,7 @@ pub(crate) const POLICY: Policy = Policy {
 const LONG_AGO: ServerTime = ServerTime(0);
 const NOW: ServerTime = ServerTime(1_000_000_000);
 
-/// Returns the id of a worker. In the model, workers and projections are numbers from 0.
+/// Returns the id of a worker. In the model, workers are numbers from 0.
 pub(crate) fn worker_id(worker: usize) -> WorkerId {
     // The session locks are derived from the upper half.
     WorkerId(Uuid::from_u128((u128::try_from(worker).unwrap() + 1) << 96))
@@ -37,28 +38,11 @@ pub(super) fn worker_of(id: WorkerId) -> usize {
     usize::try_from((id.0.as_u128() >> 96) - 1).unwrap()
 }
 
-const MOST_PROJECTIONS: usize = 3;
-
-/// Made once, because views are made very often.
-static NAMES: LazyLock<[Arc<str>; MOST_PROJECTIONS]> =
-    LazyLock::new(|| std::array::from_fn(|projection| format!("projection_{projection}").into()));
-
-/// The names of each set of projections, by its bits.
-static KNOWN: LazyLock<[Arc<[Code]>; 1 << MOST_PROJECTIONS]> = LazyLock::new(|| {
-    let names = |bits: usize| NAMES.iter().enumerate().filter(move |(at, _)| bits & 1 << at != 0).map(|(_, name)| name);
-    let code = |name: &Arc<str>| Code { name: name.clone(), version: 1 };
-    std::array::from_fn(|bits| names(bits).map(code).collect())
-});
-
-pub(crate) fn projection_name(projection: usize) -> &'static Arc<str> {
-    &NAMES[projection]
-}
-
 /// The lowest key of each piece of every share that any of these workers may be given, with the
 /// partitions in any order.
 pub(crate) fn lowest_keys(lanes: &[usize]) -> Vec<i32> {
     let projection = ProjectionView {
-        name: NAMES[0].clone(),
+        name: set_name(0).clone(),
         version: 1,
         build: None,
         desired: DesiredState::Running,
@@ -81,7 +65,7 @@ pub(crate) fn lowest_keys(lanes: &[usize]) -> Vec<i32> {
                 registered_at: NOW,
                 last_heartbeat: NOW,
                 lanes: lanes[*worker],
-                projections: KNOWN[1].clone(),
+                projections: known_code(1, 1),
                 build: None,
             })
             .collect();
@@ -91,10 +75,6 @@ pub(crate) fn lowest_keys(lanes: &[usize]) -> Vec<i32> {
         orders.extend(others.map(|worker| [order.clone(), vec![worker]].concat()));
     }
     lowest.into_iter().collect()
-}
-
-fn projection_of(name: &str) -> usize {
-    NAMES.iter().position(|known| &**known == name).unwrap()
 }
 
 /// What clocks would decide. Everything that is not named here happened just now.
@@ -108,6 +88,8 @@ pub(crate) struct Clock {
     pub(crate) gathered: bool,
     /// Whether the generation's coordination timeout is over.
     pub(crate) late: bool,
+    /// Whether it is time to try a switch again that was put off.
+    pub(crate) due: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -122,8 +104,9 @@ pub(crate) struct Worker {
     pub(crate) state: WorkerState,
     pub(crate) generation: i64,
     pub(crate) partition: Option<usize>,
-    /// The projections it knows, by bit.
+    /// The projections it knows, by bit, and the version of its code of all of them.
     pub(crate) projections: u8,
+    pub(crate) version: i32,
     pub(crate) lanes: usize,
     /// Whether the loss of its session is recorded.
     pub(crate) noted: bool,
@@ -131,6 +114,7 @@ pub(crate) struct Worker {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Projection {
+    pub(crate) version: i32,
     pub(crate) desired: DesiredState,
     /// What was desired when it was last distributed.
     pub(crate) dealt: DesiredState,
@@ -160,6 +144,7 @@ pub(crate) enum Edit {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Row {
+    /// The set of checkpoints to which it belongs.
     pub(crate) projection: usize,
     /// Identifies the row. In SQL the token alone does.
     pub(crate) id: i64,
@@ -172,6 +157,9 @@ pub(crate) struct Row {
     pub(crate) generation: i64,
     pub(crate) worker: Option<usize>,
     pub(crate) lane: usize,
+    /// Whether its owner has found, together with the token, that the live rows follow a rebuild.
+    /// Never in the database.
+    pub(crate) is_held: bool,
 }
 
 /// What a worker states to prove that a row is its own.
@@ -185,12 +173,14 @@ pub(crate) struct Owner {
 pub(crate) struct Database {
     pub(crate) generation: Option<Generation>,
     pub(crate) workers: Vec<Option<Worker>>,
-    /// None before a worker has registered it.
-    pub(crate) projections: [Option<Projection>; MOST_PROJECTIONS],
+    /// By set. None before a worker has registered it.
+    pub(crate) projections: [Option<Projection>; SETS],
     /// Sorted by id.
     pub(crate) rows: Vec<Row>,
     /// The commands that are not finished, in the order in which they were given.
     pub(crate) commands: Vec<Command>,
+    /// The rebuilds that are not finished, and those whose former state is kept.
+    pub(crate) rebuilds: Vec<Rebuild>,
     pub(crate) next_token: i64,
     pub(crate) next_deal: i64,
     pub(crate) sabotage: Sabotage,
@@ -198,13 +188,14 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) fn new(workers: usize, sabotage: Sabotage) -> Self {
-        let (workers, projections) = (vec![None; workers], [const { None }; MOST_PROJECTIONS]);
+        let (workers, projections) = (vec![None; workers], [const { None }; SETS]);
         Self {
             generation: None,
             workers,
             projections,
             rows: Vec::new(),
             commands: Vec::new(),
+            rebuilds: Vec::new(),
             next_token: 1,
             next_deal: 1,
             sabotage,
@@ -240,16 +231,16 @@ impl Database {
                     registered_at: moment(clock.gathered),
                     last_heartbeat: moment(clock.stale & 1 << worker != 0),
                     lanes: row.lanes,
-                    projections: KNOWN[usize::from(row.projections)].clone(),
+                    projections: known_code(row.projections, row.version),
                     build: None,
                 })
                 .collect(),
-            projections: (NAMES.iter().enumerate())
-                .filter_map(|(projection, name)| {
-                    let Projection { desired, dealt, deal, fault, .. } = self.projections[projection].as_ref()?;
+            projections: (self.projections.iter().enumerate())
+                .filter_map(|(projection, row)| {
+                    let Projection { version, desired, dealt, deal, fault, .. } = row.as_ref()?;
                     Some(ProjectionView {
-                        name: name.clone(),
-                        version: 1,
+                        name: set_name(projection).clone(),
+                        version: *version,
                         build: None,
                         desired: *desired,
                         is_clearing: self.is_clearing(projection),
@@ -260,23 +251,25 @@ impl Database {
                     })
                 })
                 .collect(),
-            unclaimed: (NAMES.iter().enumerate())
-                .filter(|(projection, _)| {
-                    let knows =
-                        |row: &Worker| row.state != WorkerState::Stopped && row.projections & 1 << projection != 0;
-                    self.projections[*projection].is_none() && self.workers.iter().flatten().any(knows)
-                })
-                .map(|(_, name)| Unclaimed { name: name.clone(), owner: None })
+            unclaimed: live_sets(self.known())
+                .filter(|projection| self.projections[*projection].is_none())
+                .map(|projection| Unclaimed { name: set_name(projection).clone(), owner: None })
                 .collect(),
             commands: self
                 .first_commands()
                 .filter(|command| self.projections[command.projection].is_some())
-                .map(Command::view)
+                .map(|command| command.view(self.is_due(command, clock)))
                 .collect(),
         }
     }
 
-    fn owners(&self, projection: usize) -> Owners {
+    /// The projections that workers know, by bit.
+    fn known(&self) -> u8 {
+        let living = self.workers.iter().flatten().filter(|row| row.state != WorkerState::Stopped);
+        living.fold(0, |all, row| all | row.projections)
+    }
+
+    pub(super) fn owners(&self, projection: usize) -> Owners {
         let mut owners = Owners::new();
         for row in self.rows.iter().filter(|row| row.projection == projection) {
             let (keys, size) = owners.entry((row.generation, row.worker, row.lane)).or_default();
@@ -299,26 +292,41 @@ impl Database {
         }
     }
 
-    pub(crate) fn register(&mut self, worker: usize, projections: u8, lanes: usize) {
-        for projection in (0..MOST_PROJECTIONS).filter(|projection| projections & 1 << projection != 0) {
-            self.begin(projection);
+    pub(crate) fn register(&mut self, worker: usize, projections: u8, version: i32, lanes: usize) {
+        for projection in live_sets(projections) {
+            self.begin(projection, version);
         }
-        let state = WorkerState::Pending;
-        // A worker that registers again knows the same projections as before.
-        let (projections, lanes) =
-            self.workers[worker].map_or((projections, lanes), |before| (before.projections, before.lanes));
-        self.workers[worker] = Some(Worker { state, generation: 0, partition: None, projections, lanes, noted: false });
+        let new = Worker {
+            state: WorkerState::Pending,
+            generation: 0,
+            partition: None,
+            projections,
+            version,
+            lanes,
+            noted: false,
+        };
+        // A worker that registers again has the same code as before.
+        self.workers[worker] =
+            Some(self.workers[worker].map_or(new, |Worker { projections, version, lanes, .. }| Worker {
+                projections,
+                version,
+                lanes,
+                ..new
+            }));
     }
 
     /// Claims the projection and creates its checkpoint, unless it is claimed.
-    fn begin(&mut self, projection: usize) {
+    fn begin(&mut self, projection: usize, version: i32) {
         if self.projections[projection].is_none() {
-            let (desired, dealt) = (DesiredState::Running, DesiredState::Running);
-            let deal = self.take_deal();
-            self.projections[projection] = Some(Projection { desired, dealt, deal, dealt_as: None, fault: None });
-            let cut = [((projection, 0, None, 0), KeySet::all())].into();
-            self.insert(cut, 0, |_| None);
+            self.create(projection, version, DesiredState::Running);
         }
+    }
+
+    /// Creates a set of checkpoints at the beginning.
+    pub(super) fn create(&mut self, projection: usize, version: i32, dealt: DesiredState) {
+        let (desired, deal) = (DesiredState::Running, self.take_deal());
+        self.projections[projection] = Some(Projection { version, desired, dealt, deal, dealt_as: None, fault: None });
+        self.insert([((projection, 0, None, 0), KeySet::all())].into(), 0, |_| None);
     }
 
     /// Changes rows as an operator does by hand. Returns false if nothing changes.
@@ -412,10 +420,11 @@ impl Database {
                 }
             }
             Action::Deal { generation, deal } => return self.deal(*generation, deal),
-            Action::Begin(name) => self.begin(projection_of(name)),
-            Action::Withdraw(name, fault) => self.withdraw(projection_of(name), *fault),
+            // The worker that applies it has the first version.
+            Action::Begin(name) => self.begin(set_of(name), 1),
+            Action::Withdraw(name, fault) => self.withdraw(set_of(name), *fault),
             Action::Command { id, projection, generation, effect, .. } => {
-                return self.apply_command(*id, projection_of(projection), *generation, effect);
+                return self.apply_command(*id, set_of(projection), *generation, effect);
             }
         }
         true
@@ -424,7 +433,7 @@ impl Database {
     /// Cuts the rows of a projection along the shares. Returns false if the shares overlap or leave
     /// keys out.
     pub(super) fn deal(&mut self, generation: i64, Deal { projection, desired, shares }: &Deal) -> bool {
-        let projection = projection_of(projection);
+        let projection = set_of(projection);
         let mut number = self.take_deal();
         let is_sabotaged = self.sabotage == Sabotage::DealNumberReused;
         let Some(row) = &mut self.projections[projection] else { return false };
@@ -475,7 +484,7 @@ impl Database {
         true
     }
 
-    fn take_deal(&mut self) -> i64 {
+    pub(super) fn take_deal(&mut self) -> i64 {
         self.next_deal += 1;
         self.next_deal - 1
     }
@@ -499,7 +508,8 @@ impl Database {
                 self.next_token - 1
             });
             let deal = self.projections[projection].as_ref().map_or(0, |row| row.deal);
-            self.rows.push(Row { projection, id, token, deal, keys, position, generation, worker, lane });
+            let is_held = false;
+            self.rows.push(Row { projection, id, token, deal, keys, position, generation, worker, lane, is_held });
             self.rows.sort_by_key(|row| row.id);
         }
     }
@@ -527,6 +537,8 @@ impl Database {
                 == (projection, owner.generation, Some(owner.worker), lane)
         };
         let mut rows: Vec<Row> = self.rows.iter().filter(is_owned).cloned().collect();
+        let is_held = self.follows(projection);
+        rows.iter_mut().for_each(|row| row.is_held = is_held);
         rows.sort_by_key(|row| (row.position, row.id));
         rows
     }

@@ -12,10 +12,13 @@
 mod choices;
 pub(crate) mod commands;
 pub(crate) mod database;
+mod errands;
 mod health;
+pub(crate) mod rebuilds;
 mod renumber;
 mod runners;
 pub(crate) mod sabotage;
+pub(crate) mod sets;
 mod world;
 
 use std::collections::HashSet;
@@ -26,10 +29,12 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-use super::{DesiredState, GenerationState, KeySet, WorkerState};
+use super::{Asked, DesiredState, GenerationState, KeySet, WorkerState};
 use crate::plan;
+use database::Clock;
+use errands::Stage;
 use sabotage::{Fenced, Sabotage};
-use world::{Bounds, Life, Runner, Step, Told, World};
+use world::{Bounds, Damage, Life, Meanwhile, Runner, Step, Told, World};
 
 /// The number of rounds without faults within which a world must recover.
 const ROUNDS: usize = 16;
@@ -80,7 +85,7 @@ impl Model for Cluster {
     }
 
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
-        world.steps(steps);
+        world.steps(steps, &self.bounds);
     }
 
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
@@ -104,14 +109,21 @@ impl Model for Cluster {
                 })
             }),
             Property::always("checkpoints partition the key space", |_, world: &World| world.rows_partition_the_keys()),
-            Property::always("each event is handled once, in order", |_, world: &World| world.damage.is_none()),
+            Property::always("each event is handled once, in order", |_, world: &World| {
+                world.damage.is_none_or(Damage::is_of_readers)
+            }),
+            Property::always("no reader sees the read model go back", |_, world: &World| {
+                !world.damage.is_some_and(Damage::is_of_readers)
+            }),
             Property::always("positions are where handling ended", |cluster: &Self, world| {
                 world.rows_agree_with_the_log(&cluster.bounds)
             }),
             Property::always("a batch begun before a deal cannot commit after it", |_, world: &World| {
-                let current =
-                    |row: &database::Row| world.database.projections[row.projection].as_ref().map(|now| now.deal);
-                world.could_commit().iter().all(|(row, _)| current(row) == Some(row.deal))
+                let made = |row: &database::Row| world.database.rows.iter().find(|now| now.id == row.id);
+                world.could_commit().iter().all(|(row, _)| made(row).is_none_or(|now| now.deal == row.deal))
+            }),
+            Property::always("a rebuild is there while its command goes on", |_, world: &World| {
+                world.rebuilds_are_whole()
             }),
             Property::always("it gets well by itself", |cluster: &Self, world| cluster.recovers(world)),
             Property::sometimes("all workers run", |_, world: &World| {
@@ -140,7 +152,8 @@ impl Model for Cluster {
                 world.edits == 0 && world.database.projections[0].as_ref().is_some_and(|row| row.dealt_as.is_none())
             }));
         }
-        if self.bounds.last > 0 && self.bounds.faults + self.bounds.edits > 0 {
+        // With two versions, one worker has all keys of a set.
+        if self.bounds.last > 0 && self.bounds.faults + self.bounds.edits > 0 && self.bounds.wanted.is_none() {
             properties.extend([
                 Property::sometimes("two rows are about to be merged", |_, world: &World| {
                     running_rows(world).any(|rows| rows.len() > 1 && rows[0].position == rows[1].position)
@@ -158,14 +171,15 @@ impl Model for Cluster {
                         && world.database.generation.is_some_and(|now| now.state == GenerationState::Active)
                 }),
                 Property::sometimes("a runner has to hear of a deal", |_, world: &World| {
-                    told(world).any(|(projection, told)| {
-                        world.database.projections[projection].as_ref().is_some_and(|row| row.deal != told.deal)
+                    told(world).any(|told| {
+                        world.database.projections[told.set].as_ref().is_some_and(|row| row.deal != told.deal)
                             && world.database.generation.is_some_and(|now| now.number == told.generation)
                     })
                 }),
             ]);
         }
         properties.extend(of_commands(&self.bounds));
+        properties.extend(of_rebuilds(&self.bounds));
         if self.bounds.last > 0 && self.bounds.faults > 0 {
             properties.push(Property::sometimes(
                 "a commit is under way that its worker has given up on",
@@ -186,12 +200,12 @@ impl Model for Cluster {
 
 /// What must happen sometimes if an operator gives commands.
 fn of_commands(bounds: &Bounds) -> Vec<Property<Cluster>> {
-    if bounds.commands == 0 {
+    if bounds.commands == 0 || bounds.has_rebuilds() {
         return Vec::new();
     }
     let mut properties = vec![
         Property::sometimes("a read model is being cleared", |_, world: &World| {
-            world.processes.iter().any(|process| process.clearing.is_some())
+            world.processes.iter().any(|process| process.errand.is_some())
         }),
         Property::sometimes("a read model has been cleared", |_, world: &World| {
             world.database.commands.iter().any(|command| command.step == plan::Step::Executed)
@@ -199,7 +213,45 @@ fn of_commands(bounds: &Bounds) -> Vec<Property<Cluster>> {
     ];
     if bounds.faults > 0 {
         properties.push(Property::sometimes("two workers clear one read model", |_, world: &World| {
-            world.processes.iter().filter(|process| process.clearing.is_some()).count() > 1
+            world.processes.iter().filter(|process| process.errand.is_some()).count() > 1
+        }));
+    }
+    properties
+}
+
+/// What must happen sometimes if an operator rebuilds.
+fn of_rebuilds(bounds: &Bounds) -> Vec<Property<Cluster>> {
+    if !bounds.has_rebuilds() {
+        return Vec::new();
+    }
+    let mut properties = vec![Property::sometimes("a switch was put off", |_, world: &World| {
+        world.database.rebuilds.iter().any(|rebuild| rebuild.is_put_off)
+    })];
+    if bounds.last > 0 {
+        properties.push(Property::sometimes("a live row waits for a rebuild", |cluster: &Cluster, world: &World| {
+            let waits = |row: &database::Row| row.position >= world.database.limit(row);
+            running_rows(world).flatten().any(|row| row.position < cluster.bounds.last && waits(row))
+        }));
+    }
+    if bounds.keep_old {
+        properties
+            .push(Property::sometimes("a rebuild is switched", |_, world: &World| world.database.kept(0).is_some()));
+    }
+    if bounds.readers > 0 {
+        properties.push(Property::sometimes("a switch waits for a snapshot", |_, world: &World| {
+            let stages = world.processes.iter().filter_map(|process| process.errand.as_ref());
+            stages.clone().any(|(_, stage)| *stage == Stage::Level { awaits_reader: true })
+        }));
+    }
+    if bounds.faults > 0 && bounds.wanted.is_none() {
+        properties.push(Property::sometimes("two workers finish one rebuild", |_, world: &World| {
+            let errands = world.processes.iter().filter_map(|process| process.errand.as_ref());
+            errands.filter(|(attempt, _)| attempt.is_finishing).count() > 1
+        }));
+    }
+    if bounds.wanted.is_some() {
+        properties.push(Property::sometimes("another version is live", |cluster: &Cluster, world: &World| {
+            world.database.projections[0].as_ref().map(|claim| claim.version) == cluster.bounds.wanted
         }));
     }
     properties
@@ -212,13 +264,10 @@ fn all_batches(world: &World) -> impl Iterator<Item = (usize, &KeySet)> {
     })
 }
 
-fn told(world: &World) -> impl Iterator<Item = (usize, Told)> {
-    world.processes.iter().flat_map(|process| {
-        let lanes = process.runners.len() / world.handled.len();
-        process.runners.iter().enumerate().filter_map(move |(index, runner)| match runner {
-            Runner::Running(told, _) => Some((index / lanes, *told)),
-            _ => None,
-        })
+fn told(world: &World) -> impl Iterator<Item = Told> {
+    world.processes.iter().flat_map(|process| &process.runners).filter_map(|runner| match runner {
+        Runner::Running(told, _) => Some(*told),
+        _ => None,
     })
 }
 
@@ -236,8 +285,27 @@ fn bounds(knows: &[u8], already: usize, faults: u8, last: i64) -> Bounds {
 fn bounds_with_lanes(knows: &[u8], lanes: &[usize], already: usize, faults: u8, last: i64) -> Bounds {
     let projections = knows.iter().fold(0, |all, knows| all | knows).count_ones() as usize;
     let probes = database::lowest_keys(lanes);
-    let (knows, lanes) = (knows.to_vec(), lanes.to_vec());
-    Bounds { knows, lanes, projections, faults, wishes: 0, edits: 0, commands: 0, already, last, probes }
+    let (knows, lanes, versions) = (knows.to_vec(), lanes.to_vec(), vec![1; lanes.len()]);
+    let asked = vec![Asked::Pause, Asked::Resume, Asked::Rewind];
+    let (wishes, edits, commands, readers, wanted, keep_old) = (0, 0, 0, 0, None, false);
+    Bounds {
+        knows,
+        lanes,
+        projections,
+        faults,
+        wishes,
+        edits,
+        commands,
+        asked,
+        versions,
+        wanted,
+        keep_old,
+        readers,
+        begun: Vec::new(),
+        already,
+        last,
+        probes,
+    }
 }
 
 fn check(bounds: Bounds) {
@@ -297,6 +365,79 @@ fn a_projection_is_paused_and_resumed_under_two_workers() {
 fn commands_are_exact_under_two_workers() {
     check(Bounds { commands: 3, ..bounds(&[1, 1], 1, 0, 1) });
     check(Bounds { commands: 2, ..bounds(&[1, 1], 2, 1, 1) });
+}
+
+/// An operator may rebuild, once, and give one more command of these.
+fn rebuilt(bounds: Bounds, asked: &[Asked]) -> Bounds {
+    let commands = u8::try_from(asked.len()).unwrap();
+    Bounds { commands, asked: asked.to_vec(), keep_old: true, ..bounds }
+}
+
+#[test]
+fn a_rebuild_is_switched_under_one_worker() {
+    check(Bounds { readers: 1, ..rebuilt(bounds(&[1], 1, 0, 2), &[Asked::Rebuild]) });
+}
+
+#[test]
+fn commands_are_exact_during_a_rebuild() {
+    for asked in [Asked::Cancel, Asked::Pause, Asked::Rewind, Asked::Revert, Asked::DropOld] {
+        check(rebuilt(bounds(&[1], 1, 0, 1), &[Asked::Rebuild, asked]));
+    }
+}
+
+/// The operator has given the command, and the first worker that may do so is about to switch: the
+/// live checkpoints follow.
+fn following(bounds: Bounds, executor: usize) -> Bounds {
+    let calm = || Step::Change(Clock::default(), Meanwhile::Nothing);
+    let looks = (0..bounds.knows.len()).map(Step::Look);
+    let (order, act) = (Step::Look(executor), Step::Errand(executor));
+    let mut begun = vec![Step::Command(0, Asked::Rebuild), calm(), order, act, calm()];
+    begun.extend(looks.chain([calm(), order, act, act]));
+    Bounds { begun, ..bounds }
+}
+
+/// Two workers rebuild, and one of them may fail while the live checkpoints follow.
+fn failing(last: i64) -> Bounds {
+    let bounds = rebuilt(bounds(&[1, 1], 2, 1, last), &[Asked::Rebuild]);
+    following(Bounds { commands: 0, ..bounds }, 0)
+}
+
+/// The second worker has a new version, for which the read model is rebuilt.
+fn deployed(faults: u8) -> Bounds {
+    let bounds = rebuilt(bounds(&[1, 1], 2, faults, 1), &[Asked::Rebuild]);
+    Bounds { versions: vec![1, 2], wanted: Some(2), ..bounds }
+}
+
+#[test]
+fn a_switch_survives_a_fault() {
+    // Without events, because the search would take minutes.
+    check(failing(0));
+}
+
+#[test]
+fn a_rebuild_for_a_new_version_is_switched() {
+    check(deployed(0));
+    check(following(Bounds { commands: 0, ..deployed(1) }, 1));
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_rebuild_survives_a_fault() {
+    check(deployed(1));
+    check(Bounds { readers: 1, ..failing(1) });
+    check(rebuilt(bounds(&[1, 1], 2, 1, 1), &[Asked::Rebuild]));
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn more_commands_are_exact_during_a_rebuild() {
+    use Asked::{Cancel, DropOld, Pause, Rebuild, Resume, Revert, Rewind};
+    for asked in [[Rebuild, Pause, Resume], [Rebuild, Revert, DropOld]] {
+        check(rebuilt(bounds(&[1], 1, 0, 1), &asked));
+    }
+    for asked in [&[Rebuild, Cancel][..], &[Rebuild, Rewind], &[Rebuild, Pause, Resume]] {
+        check(Bounds { keep_old: false, ..rebuilt(bounds(&[1, 1], 2, 0, 1), asked) });
+    }
 }
 
 #[test]
@@ -381,6 +522,30 @@ fn model_notices_each_sabotage() {
         (S::NeverEvicts, two(), RECOVERS),
         (S::NeverRejoins, two(), RECOVERS),
         (S::RunnerNotRestarted, bounds(&[3, 3], 2, 2, 1), RECOVERS),
+    ] {
+        notices(sabotage, bounds, expected);
+    }
+}
+
+#[test]
+fn model_notices_each_sabotage_of_a_rebuild() {
+    use Sabotage as S;
+    const RECOVERS: &str = "it gets well by itself";
+    const ONCE: &str = "each event is handled once, in order";
+    const STALE: &str = "a batch begun before a deal cannot commit after it";
+    const READERS: &str = "no reader sees the read model go back";
+    let one = || Bounds { readers: 1, ..rebuilt(bounds(&[1], 1, 0, 1), &[Asked::Rebuild]) };
+    let rolled_back = following(Bounds { commands: 0, ..deployed(1) }, 1);
+    for (sabotage, bounds, expected) in [
+        (S::NotHeld, one(), READERS),
+        (S::FollowKeepsTokens, one(), READERS),
+        (S::SnapshotsNotAwaited, one(), READERS),
+        (S::LevelNotChecked, one(), READERS),
+        (S::SwitchKeepsTokens, one(), STALE),
+        (S::SwitchedWhilePaused, rebuilt(bounds(&[1], 1, 0, 1), &[Asked::Rebuild, Asked::Pause]), ONCE),
+        (S::AttemptNotCompared, failing(0), ONCE),
+        (S::VersionNotCompared, deployed(0), ONCE),
+        (S::NeverReleased, rolled_back, RECOVERS),
     ] {
         notices(sabotage, bounds, expected);
     }

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use super::database::Row;
+use super::database::{Database, Row};
+use super::sets::SETS;
 use super::world::{Runner, World};
-use crate::plan::{Stance, WorkerState};
+use crate::plan::{Stance, Step, WorkerState};
 
 impl World {
     /// The same world, in which the newest generation always has the same number, and without
@@ -57,27 +58,49 @@ impl World {
                 }
             }
         }
+        self.renew_attempts();
         self.renew_tokens_and_deals();
         self
     }
 
-    /// Gives the rows in the database the lowest tokens and deal 1. Tokens and deals elsewhere that
-    /// differ from those will always differ: they become 0.
+    /// Gives the last attempt at each command the number 1. Others elsewhere become 0. No search is
+    /// long enough for a command to be given up.
+    fn renew_attempts(&mut self) {
+        let Database { commands, .. } = &mut self.database;
+        for process in &mut self.processes {
+            if let Some((attempt, _)) = &mut process.errand {
+                let last = commands.iter().find(|command| command.id == attempt.command);
+                attempt.number = i32::from(last.is_some_and(|last| last.attempt == attempt.number));
+            }
+        }
+        for command in commands.iter_mut().filter(|command| command.attempt > 0) {
+            command.attempt = 1;
+            if let Step::Executing { attempt, .. } | Step::Finishing { attempt, .. } = &mut command.step {
+                *attempt = 1;
+            }
+        }
+    }
+
+    /// Gives the rows in the database the lowest tokens, and the deals that made them and the last
+    /// deals number 1. Tokens and deals elsewhere that differ from those will always differ: they
+    /// become 0.
     fn renew_tokens_and_deals(&mut self) {
         let tokens: BTreeMap<i64, i64> = self.database.rows.iter().map(|row| row.token).zip(1..).collect();
         let current = self.database.projections.each_ref().map(|row| row.as_ref().map(|row| row.deal));
-        let deal = |projection: usize, deal: i64| i64::from(current[projection] == Some(deal));
+        let rows = &self.database.rows;
+        // All rows of a set were made by the same deal.
+        let made: [Option<i64>; SETS] =
+            std::array::from_fn(|set| rows.iter().find(|row| row.projection == set).map(|row| row.deal));
         let renew = |row: &mut Row| {
             row.token = tokens.get(&row.token).copied().unwrap_or(0);
-            row.deal = deal(row.projection, row.deal);
+            row.deal = i64::from(made[row.projection] == Some(row.deal));
         };
         for process in &mut self.processes {
-            let lanes = process.runners.len() / self.handled.len();
-            for (index, runner) in process.runners.iter_mut().enumerate() {
+            for runner in &mut process.runners {
                 match runner {
                     Runner::Paused => {}
                     Runner::Running(told, rows) => {
-                        told.deal = deal(index / lanes, told.deal);
+                        told.deal = i64::from(current[told.set] == Some(told.deal));
                         rows.iter_mut().flatten().for_each(renew);
                     }
                     Runner::Finishing(_, row) => renew(row),

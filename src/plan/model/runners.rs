@@ -32,7 +32,7 @@ impl World {
                 rest[0].keys = keys;
                 self.database.merge(into, &row, owner).then_some(rest)
             }
-            _ if row.position >= bounds.last => return false,
+            _ if !self.may_go_on(&row, bounds) => return false,
             _ => {
                 let mut rows = rows.clone();
                 if let Some(first) = rows.first_mut() {
@@ -50,6 +50,11 @@ impl World {
         true
     }
 
+    /// Whether there is an event that the row may handle.
+    fn may_go_on(&self, row: &Row, bounds: &Bounds) -> bool {
+        row.position < bounds.last.min(self.database.limit(row))
+    }
+
     /// Handles the next event of the row's keys and moves the row, if the fence allows it.
     /// `handled` tells which events were handled before.
     pub(super) fn commit(&mut self, row: &Row, owner: Owner, bounds: &Bounds) -> bool {
@@ -58,6 +63,13 @@ impl World {
             let claim = self.database.projections[row.projection].as_ref();
             if claim.is_some_and(|claim| claim.dealt == DesiredState::Paused) {
                 self.damage = Some(Damage::ProcessedWhilePaused);
+            }
+            if claim.is_some_and(|claim| claim.version != bounds.versions[owner.worker]) {
+                self.damage = Some(Damage::WrongVersion);
+            }
+            // The handler has written to the tables that it has found when the batch began.
+            if self.database.rows.iter().any(|now| now.id == row.id && now.projection != row.projection) {
+                self.damage = Some(Damage::CommittedAfterSwitch);
             }
             let probed = self.handled[row.projection].iter_mut().zip(&bounds.probes);
             for (handled, _) in probed.filter(|(_, key)| row.keys.contains(**key)) {
@@ -73,7 +85,7 @@ impl World {
 
     pub(super) fn lose(&mut self, worker: usize, runner: usize, bounds: &Bounds) -> bool {
         let Some((row, owner)) = self.batch(worker, runner) else { return false };
-        if row.position >= bounds.last {
+        if !self.may_go_on(row, bounds) {
             return false;
         }
         self.adrift.push((row.clone(), owner));

@@ -44,6 +44,22 @@ pub(crate) enum Sabotage {
     ClearsUndealt,
     /// Any worker that has ever begun to clear a read model may finish.
     AttemptNotCompared,
+    /// Live checkpoints do not follow a rebuild.
+    NotHeld,
+    /// Checkpoints keep their tokens when they begin to follow.
+    FollowKeepsTokens,
+    /// A switch does not wait for older snapshots.
+    SnapshotsNotAwaited,
+    /// A rebuild counts as level although it is behind.
+    LevelNotChecked,
+    /// A switch does not look whether the projection is paused.
+    SwitchedWhilePaused,
+    /// Checkpoints keep their tokens when they become the live ones.
+    SwitchKeepsTokens,
+    /// A deal does not compare versions.
+    VersionNotCompared,
+    /// The live checkpoints go on following a rebuild although no worker can finish it.
+    NeverReleased,
     /// A generation is not activated while a projection has no checkpoints.
     FaultBlocksAll,
 }

@@ -4,11 +4,14 @@
 //! saw ([`Step::Ready`]). A runner that has loaded its rows may be in the middle of a batch on the
 //! first of them: it commits, through the fence, at any later time ([`Step::Work`]).
 
-use super::commands::Clearing;
+use super::commands::Attempt;
 use super::database::{Clock, Database, Edit, Owner, POLICY, Row, worker_id};
+use super::errands::Stage;
 use super::sabotage::Sabotage;
+use super::sets::{SETS, kind_of, live, other, projection_of, set_name};
 use crate::plan::{
-    Action, Asked, ClusterView, Deal, DesiredState, GenerationState, Rows, Stance, WorkerState, plan, stance,
+    Action, Asked, ClusterView, Code, Deal, DesiredState, Effect, GenerationState, Kind, Rows, Stance, Standing,
+    WorkerState, plan, stance,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,6 +26,7 @@ pub(crate) enum Life {
 /// What a runner is told to process: its share of this deal, in this generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Told {
+    pub(crate) set: usize,
     pub(crate) generation: i64,
     pub(crate) deal: i64,
 }
@@ -37,6 +41,15 @@ pub(crate) enum Runner {
     Finishing(i64, Row),
 }
 
+impl Runner {
+    fn pause(&mut self) {
+        if let Self::Running(told, rows) = self {
+            let batch = rows.as_ref().and_then(|rows| rows.first());
+            *self = batch.map_or(Self::Paused, |row| Self::Finishing(told.generation, row.clone()));
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Process {
     pub(crate) life: Life,
@@ -44,9 +57,9 @@ pub(crate) struct Process {
     pub(crate) linked: bool,
     /// What it saw that it has to do, if it has not done it yet.
     pub(crate) seen: Option<Stance>,
-    /// The read model that it clears, and which events had been handled when its statements saw it.
-    pub(crate) clearing: Option<(Clearing, Vec<i64>)>,
-    /// The lanes of the first projection, then those of the next.
+    /// The command that it executes, and how far it has come.
+    pub(crate) errand: Option<(Attempt, Stage)>,
+    /// The lanes of the first set of checkpoints, then those of the next.
     pub(crate) runners: Vec<Runner>,
 }
 
@@ -60,6 +73,23 @@ pub(crate) enum Damage {
     /// A read model has kept what was written while it was being cleared.
     ClearedInPart,
     ClearedTwice,
+    /// A worker has gone on with a command that another one has taken over.
+    TakenOver,
+    /// A batch was committed by a worker with the code of another version.
+    WrongVersion,
+    /// A batch that was begun before a switch was committed after it.
+    CommittedAfterSwitch,
+    /// A projection was switched although no worker may process it.
+    SwitchedWhilePaused,
+    /// A reader that finds the copies under the name of the live tables sees fewer events than
+    /// before.
+    WentBack,
+}
+
+impl Damage {
+    pub(crate) fn is_of_readers(self) -> bool {
+        self == Self::WentBack
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -68,8 +98,14 @@ pub(crate) struct World {
     pub(crate) processes: Vec<Process>,
     /// Batches whose runners no longer wait for the commit: each may still be committed, or not.
     pub(crate) adrift: Vec<(Row, Owner)>,
-    /// The position up to which the events of each probed key have been handled, by projection.
-    pub(crate) handled: Vec<Vec<i64>>,
+    /// The content of each read model, by set: the position up to which the events of each probed
+    /// key have been handled. Empty if there are no tables.
+    pub(crate) handled: [Vec<i64>; SETS],
+    /// Whether a reader has a snapshot in which the copies show fewer events than the live tables.
+    /// Another snapshot does not concern a switch.
+    pub(crate) is_read: bool,
+    /// How many more such snapshots there may be.
+    pub(crate) readers: u8,
     pub(crate) damage: Option<Damage>,
     /// How many more faults, and wishes, edits and commands of an operator, there may be.
     pub(crate) faults: u8,
@@ -115,8 +151,13 @@ pub(crate) enum Step {
     Edit(usize, Edit),
     /// An operator gives a command.
     Command(usize, Asked),
-    /// A worker commits the transaction in which it has cleared a read model.
-    Clear(usize),
+    /// A worker takes the next step of the command that it executes.
+    Errand(usize),
+    /// A worker that cannot switch gives up for now.
+    PutOff(usize),
+    /// A reader takes a snapshot, and ends it.
+    Read,
+    Release,
 }
 
 /// What a worker reports between a plan and its application, without the replica set's lock.
@@ -139,6 +180,17 @@ pub(crate) struct Bounds {
     pub(crate) wishes: u8,
     pub(crate) edits: u8,
     pub(crate) commands: u8,
+    /// The commands that an operator may give.
+    pub(crate) asked: Vec<Asked>,
+    /// The version of each worker's code, and that for which a rebuild is.
+    pub(crate) versions: Vec<i32>,
+    pub(crate) wanted: Option<i32>,
+    /// Whether a rebuild keeps the former state.
+    pub(crate) keep_old: bool,
+    /// How many readers take a snapshot.
+    pub(crate) readers: u8,
+    /// What has happened before the search begins.
+    pub(crate) begun: Vec<Step>,
     /// How many workers already run at the beginning.
     pub(crate) already: usize,
     /// The position of the last event. Every position has an event of every key.
@@ -148,18 +200,36 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// All runners of a worker: the projection and lane of each.
+    /// Whether read models are rebuilt.
+    pub(crate) fn has_rebuilds(&self) -> bool {
+        self.asked.contains(&Asked::Rebuild)
+    }
+
+    /// The sets of checkpoints for which there are runners.
+    fn sets(&self) -> impl Iterator<Item = usize> + use<> {
+        let has_rebuilds = self.has_rebuilds();
+        let of = move |live| std::iter::once(live).chain(has_rebuilds.then(|| other(live, Kind::Rebuild)));
+        (0..self.projections).map(live).flat_map(of)
+    }
+
+    /// All runners of a worker: the set and lane of each.
     pub(crate) fn runners(&self, worker: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let lanes = self.lanes[worker];
-        (0..self.projections).flat_map(move |projection| (0..lanes).map(move |lane| (projection, lane)))
+        self.sets().flat_map(move |set| (0..lanes).map(move |lane| (set, lane)))
     }
 
-    pub(crate) fn projection(&self, worker: usize, runner: usize) -> usize {
-        runner / self.lanes[worker]
+    /// The set and lane of a runner.
+    fn runner(&self, worker: usize, runner: usize) -> (usize, usize) {
+        self.runners(worker).nth(runner).unwrap()
     }
 
-    pub(crate) fn lane(&self, worker: usize, runner: usize) -> usize {
-        runner % self.lanes[worker]
+    /// The runner of a lane.
+    pub(crate) fn runner_of(&self, worker: usize, set: usize, lane: usize) -> Option<usize> {
+        self.runners(worker).position(|runner| runner == (set, lane))
+    }
+
+    pub(crate) fn knows(&self, worker: usize, set: usize) -> bool {
+        self.knows[worker] & 1 << projection_of(set) != 0
     }
 }
 
@@ -167,13 +237,18 @@ impl World {
     pub(crate) fn new(bounds: &Bounds, sabotage: Sabotage) -> Self {
         let process = |worker| {
             let runners = bounds.runners(worker).map(|_| Runner::Paused).collect();
-            Process { life: Life::NotYet, linked: false, seen: None, clearing: None, runners }
+            Process { life: Life::NotYet, linked: false, seen: None, errand: None, runners }
         };
         let mut world = Self {
             database: Database::new(bounds.knows.len(), sabotage),
             processes: (0..bounds.knows.len()).map(process).collect(),
             adrift: Vec::new(),
-            handled: vec![vec![0; bounds.probes.len()]; bounds.projections],
+            handled: std::array::from_fn(|set| match kind_of(set) {
+                Kind::Live if projection_of(set) < bounds.projections => vec![0; bounds.probes.len()],
+                _ => Vec::new(),
+            }),
+            is_read: false,
+            readers: bounds.readers,
             damage: None,
             faults: bounds.faults,
             wishes: bounds.wishes,
@@ -185,6 +260,11 @@ impl World {
         }
         for _ in 0..4 * bounds.already {
             world.fair_round(&Bounds { last: 0, ..bounds.clone() });
+        }
+        for step in &bounds.begun {
+            // A worker may look and find nothing new.
+            let is_taken = world.step(*step, bounds) || matches!(step, Step::Look(_));
+            assert!(is_taken, "{step:?} is not possible");
         }
         world.renumbered()
     }
@@ -210,7 +290,17 @@ impl World {
                 projection.rows = Rows::AsDealt;
             }
         }
+        if sabotage == Sabotage::VersionNotCompared {
+            view.projections.iter_mut().for_each(|projection| projection.version = 1);
+            for worker in &mut view.workers {
+                worker.projections =
+                    worker.projections.iter().map(|code| Code { version: 1, ..code.clone() }).collect();
+            }
+        }
         let mut actions = plan(&view, &POLICY).actions;
+        if sabotage == Sabotage::NeverReleased {
+            actions.retain(|action| !matches!(action, Action::Command { effect: Effect::PutOff, .. }));
+        }
         if sabotage == Sabotage::NeverBegins {
             actions.retain(|action| !matches!(action, Action::Begin(_)));
         }
@@ -266,12 +356,7 @@ impl World {
 
     /// Tells the runners to pause. Returns whether all of them have stopped processing.
     fn pause(&mut self, worker: usize) -> bool {
-        for runner in &mut self.processes[worker].runners {
-            if let Runner::Running(told, rows) = runner {
-                let batch = rows.as_ref().and_then(|rows| rows.first());
-                *runner = batch.map_or(Runner::Paused, |row| Runner::Finishing(told.generation, row.clone()));
-            }
-        }
+        self.processes[worker].runners.iter_mut().for_each(Runner::pause);
         self.is_paused(worker)
     }
 
@@ -291,7 +376,7 @@ impl World {
             Step::Join(worker) => {
                 let process = &mut self.processes[worker];
                 (process.life, process.linked) = (Life::Up, true);
-                self.database.register(worker, bounds.knows[worker], bounds.lanes[worker]);
+                self.register(worker, bounds);
             }
             Step::Leave(worker) => self.leave(worker),
             Step::Left(worker) => {
@@ -337,19 +422,14 @@ impl World {
                 }
                 return self.database.edit(projection, edit);
             }
-            Step::Command(projection, asked) => self.database.command(projection, asked),
-            Step::Clear(worker) => {
-                let Some((clearing, seen)) = self.processes[worker].clearing.take() else { return false };
-                let was_cleared = self.database.is_cleared(clearing);
-                if let Some(projection) = self.database.clear(worker_id(worker), clearing) {
-                    if was_cleared {
-                        self.damage = Some(Damage::ClearedTwice);
-                    } else if self.handled[projection] != seen {
-                        self.damage = Some(Damage::ClearedInPart);
-                    }
-                    self.handled[projection].fill(0);
-                }
+            Step::Command(projection, asked) => {
+                let wanted = bounds.wanted.filter(|_| asked == Asked::Rebuild);
+                self.database.command(projection, asked, wanted, bounds.keep_old);
             }
+            Step::Errand(worker) => return self.errand(worker, bounds),
+            Step::PutOff(worker) => return self.put_off(worker),
+            Step::Read => return self.read(),
+            Step::Release => return self.release(),
             Step::Vanish(at) => {
                 self.adrift.remove(at);
             }
@@ -361,7 +441,7 @@ impl World {
                 for process in &mut self.processes {
                     (process.linked, process.seen) = (false, None);
                     // Its transaction is gone, and it starts again when it looks.
-                    process.clearing = None;
+                    process.errand = None;
                     for runner in &mut process.runners {
                         *runner = match runner {
                             Runner::Running(told, _) => Runner::Running(*told, None),
@@ -376,7 +456,7 @@ impl World {
 
     fn end(&mut self, worker: usize) {
         let process = &mut self.processes[worker];
-        (process.life, process.linked, process.seen, process.clearing) = (Life::Gone, false, None, None);
+        (process.life, process.linked, process.seen, process.errand) = (Life::Gone, false, None, None);
         process.runners.fill(Runner::Paused);
     }
 
@@ -385,19 +465,16 @@ impl World {
     /// the same as looking late.
     pub(super) fn look(&mut self, worker: usize, bounds: &Bounds) -> bool {
         let before = self.processes[worker].clone();
-        let seen = stance(&self.view(Clock::default()).standing(worker_id(worker)));
+        let standing = self.view(Clock::default()).standing(worker_id(worker));
+        let seen = stance(&standing);
         self.processes[worker].seen = None;
-        if let Some((clearing, projection)) = self.database.to_clear(worker)
-            && self.processes[worker].clearing.as_ref().is_none_or(|(before, _)| *before != clearing)
-        {
-            self.processes[worker].clearing = Some((clearing, self.handled[projection].clone()));
-        }
+        self.order(worker, &standing);
         match seen {
-            Stance::Run(generation) => self.run(worker, generation, bounds),
+            Stance::Run(generation) => self.run(worker, generation, &standing, bounds),
             Stance::Prepare(_) => self.processes[worker].seen = self.pause(worker).then_some(seen),
             Stance::Rejoin => {
                 if self.pause(worker) && self.database.sabotage != Sabotage::NeverRejoins {
-                    self.database.register(worker, bounds.knows[worker], bounds.lanes[worker]);
+                    self.register(worker, bounds);
                     return true;
                 }
             }
@@ -409,14 +486,20 @@ impl World {
         self.processes[worker] != before
     }
 
-    fn run(&mut self, worker: usize, generation: i64, bounds: &Bounds) {
+    fn run(&mut self, worker: usize, generation: i64, standing: &Standing, bounds: &Bounds) {
         let may_run = self.database.sabotage != Sabotage::RunnerNotRestarted || self.is_paused(worker);
-        for (index, (projection, _)) in bounds.runners(worker).enumerate() {
-            let Some(row) = &self.database.projections[projection] else { continue };
-            if !may_run || bounds.knows[worker] & 1 << projection == 0 {
+        for (index, (set, _)) in bounds.runners(worker).enumerate() {
+            if !may_run || !bounds.knows(worker, set) {
                 continue;
             }
-            let told = Told { generation, deal: row.deal };
+            let Some(deal) = standing.deals.get(set_name(set)).copied() else {
+                // Its rebuild has ended.
+                if kind_of(set) == Kind::Rebuild {
+                    self.processes[worker].runners[index].pause();
+                }
+                continue;
+            };
+            let told = Told { set, generation, deal };
             match &self.processes[worker].runners[index] {
                 Runner::Paused => {
                     // Without wishes and commands, only this worker changes the rows while it owns
@@ -434,7 +517,12 @@ impl World {
 
     fn load(&self, worker: usize, runner: usize, told: Told, bounds: &Bounds) -> Vec<Row> {
         let owner = Owner { worker, generation: told.generation };
-        self.database.owned(bounds.projection(worker, runner), owner, bounds.lane(worker, runner))
+        let (set, lane) = bounds.runner(worker, runner);
+        self.database.owned(set, owner, lane)
+    }
+
+    fn register(&mut self, worker: usize, bounds: &Bounds) {
+        self.database.register(worker, bounds.knows[worker], bounds.versions[worker], bounds.lanes[worker]);
     }
 
     /// The worker reports that its runners are paused.

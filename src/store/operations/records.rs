@@ -139,8 +139,8 @@ pub struct CommandRecord {
     /// When it was given.
     #[serde(serialize_with = "moment::serialize")]
     pub requested_at: SystemTime,
-    /// The step in which it is, if it is executed in steps: `executing` and `executed`; of a rebuild
-    /// also `loading` and `finishing`.
+    /// The step in which it is, if it is executed in steps: `executing` and `executed`; of a
+    /// rebuild also `loading` and `finishing`.
     pub step: Option<String>,
     /// When it was applied.
     #[serde(serialize_with = "moment::serialize_option")]
@@ -153,8 +153,8 @@ pub struct CommandRecord {
     pub error: Option<String>,
 }
 
-/// Loads the last commands, the newest first: those for a projection and its rebuild, or those for the projections
-/// of a replica set and for projections that are gone.
+/// Loads the last commands, the newest first: those for a projection and its rebuild, or those for
+/// the projections of a replica set and for projections that are gone.
 pub(crate) fn history(
     client: &mut impl GenericClient,
     names: &Names,
@@ -235,8 +235,8 @@ fn option_as_text<S: Serializer>(value: &Option<impl Display>, serializer: S) ->
     }
 }
 
-/// Loads the parked aggregates of a projection and its rebuild, or of all projections of a replica set, in the
-/// order in which they were parked.
+/// Loads the parked aggregates of a projection and its rebuild, or of all projections of a replica
+/// set, in the order in which they were parked.
 pub(crate) fn parked(
     client: &mut impl GenericClient,
     names: &Names,

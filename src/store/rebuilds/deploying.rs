@@ -106,3 +106,89 @@ fn ask(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::plan::WorkerId;
+    use crate::scope::{Scope, StartAt};
+    use crate::store::session::Sessions;
+    use crate::store::testing;
+
+    fn worker(version: i32, build: Option<&str>) -> Registration {
+        let known =
+            Known { name: "p".into(), start_at: StartAt::Beginning, scope: Scope::all(), version, tables: vec![] };
+        Registration {
+            worker: WorkerId(Uuid::from_u128(7)),
+            replica_set: "set".into(),
+            host: "h".into(),
+            pid: 1,
+            projections: vec![known],
+            build: build.map(str::to_owned),
+            lanes: 1,
+            sessions: Sessions::Shared,
+            stale_worker_timeout: Duration::from_secs(30),
+        }
+    }
+
+    /// What a worker of version 2 and build `b` finds after these commands, which are numbered from
+    /// 1 on.
+    fn found(commands: &[&str]) -> (Option<Unfinished>, Option<i64>) {
+        let mut client = testing::connect_with_projection();
+        for values in commands {
+            let sql = format!(
+                "INSERT INTO orchestrator_commands (projection, command, arguments, result, outcome, applied_at, requested_at)
+                 SELECT 'p', command, arguments::jsonb, result::jsonb, outcome, CASE WHEN outcome IS NOT NULL THEN now() END,
+                        now() + coalesce(later, '1 s')::interval FROM (VALUES ({values})) AS given (command, arguments, result, outcome, later)"
+            );
+            client.execute(&sql, &[]).unwrap();
+        }
+        let names = Names::default();
+        assert_eq!(deployed(&mut client, &names, &worker(1, Some("b"))).unwrap(), [], "it has the live version");
+        let [found] = deployed(&mut client, &names, &worker(2, Some("b"))).unwrap().try_into().unwrap();
+        assert_eq!((found.projection.as_str(), found.version, found.live), ("p", 2, 1));
+        (found.rebuild, found.ended)
+    }
+
+    #[test]
+    fn a_rebuild_counts_that_has_begun_for_version_and_build() {
+        let of_2 = r#"'rebuild', '{"version": 2, "build": "b"}'"#;
+        let ended = |outcome: &str| format!("{of_2}, NULL, '{outcome}', NULL");
+        assert_eq!(found(&[]), (None, None));
+        assert_eq!(found(&[&ended("failed")]), (None, Some(1)));
+        assert_eq!(found(&[&ended("failed"), &ended("done"), &ended("refused")]), (None, Some(2)), "the last one");
+        assert_eq!(found(&[&ended("refused")]), (None, None), "nothing was begun");
+        let by_operator = r#"'rebuild', '{"version": 2}', '{"build": "b"}', 'failed', NULL"#;
+        assert_eq!(found(&[by_operator]), (None, Some(1)));
+        for other in [
+            r#"'rebuild', '{"version": 3, "build": "b"}', NULL, 'failed', NULL"#,
+            r#"'rebuild', '{"version": 2, "build": "c"}', NULL, 'failed', NULL"#,
+            r#"'rebuild', '{"version": 2}', '{"build": null}', 'failed', NULL"#,
+            r#"'rebuild', '{}', '{"build": "b"}', 'failed', NULL"#,
+        ] {
+            assert_eq!(found(&[other]), (None, None), "{other}");
+        }
+        let before = format!("{of_2}, NULL, 'failed', '-1 h'");
+        assert_eq!(found(&[&before]), (None, None), "the projection was removed since");
+        let cancelled = |version| format!(r#"'cancel', '{{"version": {version}}}', '{{"rebuild": 1}}', 'done', NULL"#);
+        assert_eq!(found(&[&ended("failed"), &cancelled(3)]), (None, None), "it may be rolled back");
+        assert_eq!(found(&[&ended("failed"), &cancelled(2)]), (None, Some(1)), "another build took its place");
+        let by_a_person = r#"'cancel', '{}', '{"rebuild": 1}', 'done', NULL"#;
+        assert_eq!(found(&[&ended("failed"), by_a_person]), (None, Some(1)));
+    }
+
+    #[test]
+    fn the_unfinished_rebuild_of_the_highest_version_is_found() {
+        let unfinished = |id, version, build: Option<&str>| Unfinished { id, version, build: build.map(str::to_owned) };
+        let live = r#"'rebuild', '{}', '{"build": null}', NULL, NULL"#;
+        let of_3 = r#"'rebuild', '{"version": 3}', '{"build": "c"}', NULL, NULL"#;
+        let of_2 = r#"'rebuild', '{"version": 2, "build": "b"}', NULL, NULL, NULL"#;
+        assert_eq!(found(&[live]).0, Some(unfinished(1, 1, None)));
+        assert_eq!(found(&[live, of_2]).0, Some(unfinished(2, 2, Some("b"))));
+        assert_eq!(found(&[of_3, of_2]).0, Some(unfinished(1, 3, Some("c"))));
+    }
+}

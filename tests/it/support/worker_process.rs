@@ -90,6 +90,11 @@ impl WorkerProcess {
         Self::run_on(Stream::Stdout, command)
     }
 
+    /// Starts any program that is a worker, and reads its log.
+    pub(crate) fn start_command(command: Command) -> Self {
+        Self::run(command)
+    }
+
     fn run(command: Command) -> Self {
         Self::run_on(Stream::Stderr, command)
     }
