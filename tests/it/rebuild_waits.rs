@@ -120,7 +120,7 @@ fn autovacuum_of_the_live_table_does_not_starve_the_switch() {
     model.create_table(&mut client);
     let worker = start(builder(&server.url("busy"), "set"), vec![model.boxed()]);
     await_running(&[&worker]);
-    append_plainly(&mut client, 3_000, 50);
+    append_plainly(&mut client, 1_500, 50);
     await_exact(&mut client, "orders");
     // A vacuum of this table takes minutes, and begins again at once.
     client
@@ -195,6 +195,7 @@ fn rewind_in_the_middle_changes_neither_the_copies_nor_the_end() {
     let id = begin_rebuild_with(&mut client, "orders", &json!({"rate": 1_000}));
     done(&mut client, "orders", "rewind", &json!({"to_position": 100}));
     await_state(&mut client, "following");
+    await_exact(&mut client, "orders");
     done(&mut client, "orders", "rewind", &json!({"to_position": 200}));
     await_exact(&mut client, "orders");
     old.commit().unwrap();
@@ -324,7 +325,7 @@ fn live_batch_in_flight_at_the_switch_is_not_blamed() {
     append_plainly(&mut client, 10, 50);
     await_exact(&mut client, "orders");
     let errors = projection_metric(&worker, "projection_errors_total", "orders");
-    assert_eq!(errors.unwrap_or(0.0), 0.0, "its handler is not blamed");
+    assert!(errors.is_none_or(|errors| errors < 1.0), "its handler is not blamed: {errors:?}");
 }
 
 #[test]
