@@ -28,7 +28,7 @@ use crate::database::Database;
 use crate::error::{Error, field};
 use crate::plan::{Asked, Errand};
 use crate::projection::Handler;
-use crate::store::commands::Outcome;
+use crate::store::outcome::Outcome;
 use crate::store::session::Session;
 use crate::store::{Known, execution, forgetting};
 use crate::threads::Waker;

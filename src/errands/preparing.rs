@@ -6,7 +6,7 @@ use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::{Error, field};
 use crate::plan::Errand;
-use crate::store::commands::Outcome;
+use crate::store::outcome::Outcome;
 use crate::store::rebuilds::{self, Basis};
 use crate::store::session::Session;
 use crate::store::{notifications, read_model};

@@ -11,9 +11,10 @@ use postgres::types::Type;
 use postgres::{Client, Transaction};
 use uuid::Uuid;
 
-use super::commands::{self, Outcome, Target};
+use super::commands::{self, Target};
 use super::locks::{self, IS_ADVISORY, IS_OF_WORKER};
 use super::names::Names;
+use super::outcome::Outcome;
 use super::registration::{Known, Registration};
 use super::session::Session;
 use super::{checkpoints, deal, rebuilds};
@@ -66,18 +67,6 @@ fn begin(session: &mut Session) -> Result<Transaction<'_>, postgres::Error> {
 fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) -> Result<bool, postgres::Error> {
     let sql = names.sql_with("SELECT FROM {replica_sets} WHERE name = $1 FOR UPDATE {skip}", &[("skip", &skip)]);
     Ok(!tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?.is_empty())
-}
-
-/// Locks the replica set to which a projection belongs. Returns false if there is none.
-pub(super) fn hold_of_projection(
-    tx: &mut Transaction<'_>,
-    names: &Names,
-    projection: &str,
-) -> Result<bool, postgres::Error> {
-    let sql = names.sql(
-        "SELECT FROM {replica_sets} WHERE name = (SELECT replica_set FROM {projections} WHERE name = $1) FOR UPDATE",
-    );
-    Ok(!tx.query_typed(&sql, &[(&projection, Type::TEXT)])?.is_empty())
 }
 
 /// Registers the worker as pending, claims its projections for the replica set, and creates the

@@ -4,8 +4,9 @@ use postgres::types::{ToSql, Type};
 use postgres::{Row, Transaction};
 use serde_json::json;
 
-use super::commands::{Outcome, Target};
+use super::commands::Target;
 use super::names::Names;
+use super::outcome::Outcome;
 use super::releasing::reload;
 use super::scopes;
 use crate::plan::Kind;

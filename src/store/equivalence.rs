@@ -11,10 +11,10 @@ use postgres::types::ToSql;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestError, TestRunner};
 
-use super::commands::Outcome;
 use super::coordination;
 use super::fence::{self, Advanced, Checkpoint, EventMark, Progress, Statements};
 use super::names::Names;
+use super::outcome::Outcome;
 use super::read_model::{Copy, Table};
 use super::registration::{Known, Registration};
 use super::session::{Session as Connection, Sessions};

@@ -4,14 +4,14 @@
 use postgres::types::Type;
 use postgres::{GenericClient, Transaction};
 
-use super::State;
+use super::holding::hold;
+use super::record::State;
 use crate::plan::{Errand, Kind, WorkerId};
 use crate::store::execution;
 use crate::store::names::Names;
 use crate::store::releasing::{release, reload};
 
-use super::rows;
-use super::switching::hold;
+use super::{reading, rows};
 
 /// How far a rebuild is from the live projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub(crate) fn gap(client: &mut impl GenericClient, names: &Names, base: &str) ->
                 EXISTS (SELECT FROM {checkpoints} live JOIN {checkpoints} rebuild ON rebuild.keys && live.keys
                         WHERE live.projection = $1 AND rebuild.projection = $2 AND rebuild.position < live.position),
                 EXISTS ({parked_only}), (SELECT max(token) FROM {checkpoints} WHERE projection = $2)",
-        &[("parked_only", &super::reading::parked_only_sql(names, "$1"))],
+        &[("parked_only", &reading::parked_only_sql(names, "$1"))],
     );
     let row = client.query_typed_one(&sql, &[(&base, Type::TEXT), (&Kind::Rebuild.name(base), Type::TEXT)])?;
     Ok(Gap {

@@ -7,7 +7,7 @@
 use postgres::GenericClient;
 use postgres::types::{ToSql, Type};
 
-use super::{State, current};
+use super::record::{State, current};
 use crate::plan::{KeySet, Kind};
 use crate::store::names::Names;
 use crate::store::read_model;

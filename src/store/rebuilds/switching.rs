@@ -8,10 +8,10 @@ use serde_json::json;
 use super::following::gap;
 use super::rows;
 use crate::error::Error;
-use crate::plan::{Errand, Kind, WorkerId};
-use crate::store::commands::{self, Outcome};
+use crate::plan::{Errand, Kind};
+use crate::store::deal;
 use crate::store::names::Names;
-use crate::store::{coordination, deal, execution};
+use crate::store::outcome::{self, Outcome};
 
 const DOING: &str = "switching to a rebuilt read model";
 
@@ -27,17 +27,6 @@ pub(crate) enum Switched {
     Superseded,
     /// It cannot be done now, for this reason.
     NotNow(String),
-}
-
-/// Locks the replica set of the projection, and then the command, if this is still the worker and
-/// the attempt that executes it.
-pub(crate) fn hold(
-    tx: &mut Transaction<'_>,
-    names: &Names,
-    errand: &Errand,
-    worker: WorkerId,
-) -> Result<bool, postgres::Error> {
-    Ok(coordination::hold_of_projection(tx, names, &errand.projection)? && execution::hold(tx, names, errand, worker)?)
 }
 
 /// Lets the checkpoints of a rebuild become the live ones. The caller [holds](hold) the command, and
@@ -77,7 +66,7 @@ pub(crate) fn switch(
     }
     let outcome = replace_rows(tx, names, errand, (base, &rebuild, &old), old_schema).map_err(database())?;
     deal::verify_cover(tx, names, &[base])?;
-    commands::conclude(tx, names, errand.command, &outcome).map_err(database())?;
+    outcome::conclude(tx, names, errand.command, &outcome).map_err(database())?;
     Ok(Switched::Done(outcome))
 }
 

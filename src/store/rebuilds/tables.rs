@@ -4,7 +4,7 @@ use postgres::error::SqlState;
 use postgres::types::Type;
 use postgres::{Client, Transaction};
 
-use super::Rebuild;
+use super::record::Rebuild;
 use crate::error::Error;
 use crate::store::read_model::{Copy, Table};
 
