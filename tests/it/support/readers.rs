@@ -170,7 +170,7 @@ fn read(way: Way, mut client: Client, stop: &AtomicBool, all: &Seen) -> Read {
                 let mut tx = client.build_transaction();
                 tx = tx.isolation_level(postgres::IsolationLevel::RepeatableRead);
                 let mut tx = tx.start().unwrap();
-                tx.query_one("SELECT pg_sleep(0.3 * random())::text", &[]).unwrap();
+                tx.query_one("SELECT pg_sleep(1.5 * random())::text", &[]).unwrap();
                 timed(&mut || tx.query_one(SEEN, &[]).unwrap().get(0))
             }
             Way::Cursor => {
