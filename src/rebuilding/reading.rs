@@ -5,7 +5,6 @@ use serde::Deserialize;
 /// What one statement reads of a rebuild.
 #[expect(clippy::struct_excessive_bools, reason = "they are columns of the statement")]
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Reading {
     /// The number of the command that has begun it.
     pub(crate) command_id: i64,
