@@ -193,11 +193,8 @@ impl Situation<'_> {
         let is_dealable = self.is_active() && fault.is_none();
         let dealt_again = || is_dealable.then(|| deal(projection.desired));
         // The code of another version than the live one is needed to rebuild for that version.
-        let wanted = ProjectionView {
-            version: command.version.unwrap_or(projection.version),
-            build: command.build.clone(),
-            ..projection.clone()
-        };
+        let (version, build) = (command.version.unwrap_or(projection.version), command.build.clone());
+        let wanted = ProjectionView { version, build, ..projection.clone() };
         let is_able = |worker: &WorkerView| match command.asked {
             Asked::Cancel | Asked::Revert | Asked::DropOld => worker.has_code(&projection.name),
             _ => worker.knows(&wanted),
@@ -242,7 +239,7 @@ impl Situation<'_> {
                 _ if self.other(projection, Kind::Old).is_some() => refuse(Refusal::OldKept),
                 Some(version) if version < projection.version => refuse(Refusal::NotNewer(projection.version)),
                 // Another build has finished it in the meantime.
-                Some(version) if version == projection.version && command.build.is_some() => {
+                Some(_) if version == projection.version && command.build.is_some() => {
                     refuse(Refusal::NotNewer(version))
                 }
                 _ => self.begin(is_able, None),
