@@ -10,8 +10,8 @@ use std::time::Instant;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::failure::Failure;
-use super::{Code, DOING, End, Errands};
+use super::failure::{DOING, Failure};
+use super::{Code, End, Errands};
 use crate::error::{BoxError, Error, field};
 use crate::event::{Event, StreamId};
 use crate::plan::Errand;

@@ -6,8 +6,8 @@
 
 use std::time::Instant;
 
-use super::failure::Failure;
-use super::{DOING, End, Errands};
+use super::failure::{DOING, Failure};
+use super::{End, Errands};
 use crate::error::{Error, field};
 use crate::plan::Errand;
 use crate::projection::{Handler, NoReset};

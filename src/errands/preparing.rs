@@ -1,7 +1,7 @@
 //! Prepares a rebuild: finds what cannot be carried over, and creates the copies.
 
-use super::failure::Failure;
-use super::{Code, DOING, End, Errands};
+use super::failure::{DOING, Failure};
+use super::{Code, End, Errands};
 use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::{Error, field};

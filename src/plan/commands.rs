@@ -139,8 +139,8 @@ impl Situation<'_> {
         able.min_by_key(|worker| (is_busy(worker.id), worker.partition)).map(|worker| worker.id)
     }
 
-    /// Whether a living worker can execute a command, or will when it runs: the members of a pending
-    /// generation do not run yet, nor do workers that have just joined.
+    /// Whether a living worker can execute a command, or will when it runs: the members of a
+    /// pending generation do not run yet, nor do workers that have just joined.
     fn has_able(&self, is_able: impl Fn(&WorkerView) -> bool) -> bool {
         self.alive.iter().any(|worker| worker.state != WorkerState::Stopping && is_able(worker))
     }
@@ -172,8 +172,8 @@ impl Situation<'_> {
         if self.has_able(is_able) || !self.is_active() {
             return self.executor(is_able).map(Effect::Again);
         }
-        // A rewind waits for the code, as its projection does, unless there is another version: that
-        // one is rebuilt, behind it. What an aggregate lets wait must not wait any more.
+        // A rewind waits for the code, as its projection does, unless there is another version:
+        // that one is rebuilt, behind it. What an aggregate lets wait must not wait any more.
         let has_other_version = self.has_able(|worker| worker.has_code(&command.projection));
         if is_of_aggregate || (is_rewind && has_other_version) {
             return Some(given_up());
@@ -607,7 +607,7 @@ mod tests {
         assert_eq!(found(ask(Asked::Revert, Step::Queued), both), refused(Refusal::AlreadyRebuilt));
         let unknown = |kind: Kind| {
             move |view: &mut ClusterView| {
-                view.projections.push(projection(&kind.name("old"), DesiredState::Running, DesiredState::Running))
+                view.projections.push(projection(&kind.name("old"), DesiredState::Running, DesiredState::Running));
             }
         };
         for (kind, refusal) in [(Kind::Rebuild, Refusal::AlreadyRebuilt), (Kind::Old, Refusal::OldKept)] {

@@ -125,7 +125,7 @@ fn try_apply(
         }
         Effect::Remove => remove(tx, names, target).map(Some).map_err(database),
         Effect::Replay => replay(tx, names, target).map(Some).map_err(database),
-        Effect::Discard => discarding::discard(tx, names, target).map(Some).map_err(database),
+        Effect::Discard => discarding::discard(tx, names, (target.id, target.projection)).map(Some).map_err(database),
     }
 }
 

@@ -70,8 +70,9 @@ fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) 
 }
 
 /// Registers the worker as pending, claims its projections for the replica set, and creates the
-/// checkpoints of new ones. Asks for the rebuilds of those that have a higher version. From now on, the lock of this session means that the worker is alive.
-/// An evicted worker comes back by registering again under the same id.
+/// checkpoints of new ones. Asks for the rebuilds of those that have a higher version. From now on,
+/// the lock of this session means that the worker is alive. An evicted worker comes back by
+/// registering again under the same id.
 pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "registering the worker";
     let mut tx = lock(session, names, &worker.replica_set).map_err(Error::database(doing))?;

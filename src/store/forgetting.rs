@@ -6,9 +6,9 @@
 //! deletes what they have led to, and handles them again.
 //!
 //! *Invariants.* At each moment, these events count as handled, because their former effects stay
-//! until the new ones are committed (I9). `begin` and `release` give the checkpoint of the key a new
-//! token: a batch that was begun before may have handled an event that is to wait now, or may have
-//! skipped one that does not wait any more.
+//! until the new ones are committed (I9). `begin` and `release` give the checkpoint of the key a
+//! new token: a batch that was begun before may have handled an event that is to wait now, or may
+//! have skipped one that does not wait any more.
 //!
 //! [`release`] runs beside code of the application, under its settings. So each function, operator
 //! and type in it is qualified, as in [`fence`](super::fence).

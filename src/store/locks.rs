@@ -1,4 +1,5 @@
-//! The lock of a replica set, and session locks: how workers detect that another worker has died, and find its sessions.
+//! The lock of a replica set, and session locks: how workers detect that another worker has died,
+//! and find its sessions.
 //!
 //! Each connection of a worker holds an advisory lock whose class identifies the worker. The server
 //! releases it as soon as the connection ends. The worker's row names the session of its

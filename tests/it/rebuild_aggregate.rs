@@ -502,8 +502,8 @@ fn parking(builder: Builder) -> Builder {
     builder.retry(retry).on_failure(OnFailure::park(3))
 }
 
-/// An event fails because the rows of its aggregate are wrong. When they are rebuilt, it is handled,
-/// and so are the events behind it.
+/// An event fails because the rows of its aggregate are wrong. When they are rebuilt, it is
+/// handled, and so are the events behind it.
 #[test]
 fn parked_aggregate_is_rebuilt_and_replayed() {
     let model = Model::named("orders").before(|tx, event| {

@@ -324,7 +324,7 @@ fn live_batch_in_flight_at_the_switch_is_not_blamed() {
     append_plainly(&mut client, 10, 50);
     await_exact(&mut client, "orders");
     let errors = projection_metric(&worker, "projection_errors_total", "orders");
-    assert_eq!(errors.unwrap_or(0.0), 0.0, "its handler is not blamed");
+    assert!(errors.unwrap_or(0.0) < 0.5, "its handler is not blamed: {errors:?}");
 }
 
 #[test]

@@ -22,8 +22,8 @@ pub(crate) struct Gap {
     pub(crate) is_behind: bool,
     /// Whether the rebuild has parked what the live projection has handled.
     pub(crate) parked_only: bool,
-    /// The highest token of the rebuild's checkpoints. Where an aggregate is parked, or is no longer
-    /// parked, there is a new one.
+    /// The highest token of the rebuild's checkpoints. Where an aggregate is parked, or is no
+    /// longer parked, there is a new one.
     pub(crate) token: i64,
 }
 
@@ -98,7 +98,8 @@ pub(crate) fn put_off(
     Ok(true)
 }
 
-/// Records what the switch waits for, for operators. Returns false if another worker has taken over.
+/// Records what the switch waits for, for operators. Returns false if another worker has taken
+/// over.
 pub(crate) fn record_blocked(
     tx: &mut Transaction<'_>,
     names: &Names,

@@ -29,13 +29,13 @@ pub(crate) enum Switched {
     NotNow(String),
 }
 
-/// Lets the checkpoints of a rebuild become the live ones. The caller [holds](hold) the command, and
-/// has put the copies in the place of the live tables, in the same transaction. It commits only if
-/// this is done.
+/// Lets the checkpoints of a rebuild become the live ones. The caller [holds](hold) the command,
+/// and has put the copies in the place of the live tables, in the same transaction. It commits only
+/// if this is done.
 ///
-/// `token` is the highest of the rebuild's checkpoints when both were level. If there is a higher one
-/// now, the copies may lack for a while what the live tables had. `old_schema` is where the former
-/// tables are kept, if they are.
+/// `token` is the highest of the rebuild's checkpoints when both were level. If there is a higher
+/// one now, the copies may lack for a while what the live tables had. `old_schema` is where the
+/// former tables are kept, if they are.
 pub(crate) fn switch(
     tx: &mut Transaction<'_>,
     names: &Names,
