@@ -480,7 +480,8 @@ mod tests {
         assert_eq!(found(ask(Asked::Revert, Step::Queued), both), refused(Refusal::AlreadyRebuilt));
         let unknown = |kind: Kind| {
             move |view: &mut ClusterView| {
-                view.projections.push(projection(&kind.name("old"), DesiredState::Running, DesiredState::Running))
+                let other = projection(&kind.name("old"), DesiredState::Running, DesiredState::Running);
+                view.projections.push(other);
             }
         };
         for (kind, refusal) in [(Kind::Rebuild, Refusal::AlreadyRebuilt), (Kind::Old, Refusal::OldKept)] {

@@ -523,8 +523,8 @@ mod tests {
             ("customers", 1, None, false, false),
         ] {
             let projection = of(name, version, build);
-            let knows = (known.knows(&projection), built.knows(&projection));
-            assert_eq!(knows, (by_any, by_built), "{name} {version} {build:?}");
+            let found = (known.knows(&projection), built.knows(&projection));
+            assert_eq!(found, (by_any, by_built), "{name} {version} {build:?}");
         }
         assert!(known.has_code("orders") && !known.has_code("customers"));
         assert_eq!((known.version_of("invoices"), known.version_of("customers")), (Some(1), None));

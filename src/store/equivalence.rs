@@ -180,7 +180,7 @@ struct Both<'c> {
     taken: BTreeMap<String, usize>,
 }
 
-/// The projections that a worker knows, by bit, the version of its code, and the number of its lanes.
+/// The projections that a worker knows, by bit, the version of its code, and its lanes.
 type Program = (u8, i32, usize);
 
 fn known(set: usize, version: i32) -> Known {
@@ -461,8 +461,8 @@ impl Both<'_> {
         both
     }
 
-    /// Cancels, reverts, or drops what is kept, or refuses that. Returns whether SQL and memory have
-    /// done so.
+    /// Cancels, reverts, or drops what is kept, or refuses that. Returns whether SQL and memory
+    /// have done so.
     fn end_rebuild(&mut self, worker: usize, errand: &Errand, attempt: Attempt) -> (bool, bool) {
         let (names, id, live) = (&self.names, worker_id(worker), attempt.projection);
         let mut tx = self.session.transaction().unwrap();

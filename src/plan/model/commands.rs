@@ -1,5 +1,5 @@
-//! What `store::commands`, `store::execution` and `store::rewinding` do, in memory. A rewind goes to
-//! the beginning.
+//! What `store::commands`, `store::execution` and `store::rewinding` do, in memory. A rewind goes
+//! to the beginning.
 
 use super::database::{Database, Row};
 use super::sabotage::Sabotage;
@@ -89,10 +89,14 @@ impl Database {
                 Some(Step::Executing { executor: *executor, attempt })
             }
             Effect::Switch(executor) => Some(Step::Finishing { executor: *executor, attempt }),
-            Effect::Again(executor) => match before {
-                Step::Finishing { .. } => Some(Step::Finishing { executor: *executor, attempt }),
-                _ => Some(Step::Executing { executor: *executor, attempt }),
-            },
+            Effect::Again(executor) => {
+                let again = if before.is_in_background() {
+                    Step::Finishing { executor: *executor, attempt }
+                } else {
+                    Step::Executing { executor: *executor, attempt }
+                };
+                Some(again)
+            }
             Effect::PutOff => {
                 self.release(id, projection, false);
                 return true;
