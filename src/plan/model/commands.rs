@@ -109,9 +109,8 @@ impl Database {
                         self.disown(projection);
                         self.reload(projection);
                     }
-                    None => {}
                     Some(deal) if !self.deal(generation, deal) => return false,
-                    Some(_) => {}
+                    None | Some(_) => {}
                 }
                 None
             }
