@@ -7,7 +7,7 @@ use crate::metrics::ReplicaSetMetrics;
 use crate::plan::{Asked, WorkerId};
 use crate::status::Board;
 use crate::store::Names;
-use crate::store::commands::Outcome;
+use crate::store::outcome::Outcome;
 use crate::store::session::{Session, Sessions};
 use crate::threads::Stop;
 

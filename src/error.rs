@@ -184,8 +184,8 @@ pub enum Error {
         claimant: String,
     },
 
-    /// A projection has a higher [version](crate::Projection::version) than its live read model, and
-    /// the read model cannot be rebuilt. Nothing was changed.
+    /// A projection has a higher [version](crate::Projection::version) than its live read model,
+    /// and the read model cannot be rebuilt. Nothing was changed.
     #[error(
         "projection {projection:?} has version {version}, its live read model has version {live}, and it cannot be rebuilt: {problem}"
     )]

@@ -59,8 +59,8 @@ impl Handler {
         Self::NAMES.iter().find(|(_, handler)| *handler == self).map_or("", |(name, _)| name)
     }
 
-    /// The table that the handler writes. One that writes nothing has an empty table, because only a
-    /// projection with tables can be rebuilt.
+    /// The table that the handler writes. One that writes nothing has an empty table, because only
+    /// a projection with tables can be rebuilt.
     fn tables(self) -> &'static [&'static str] {
         match self {
             Self::NoOp | Self::NoOpBatches | Self::Wait => &["nothing"],
@@ -128,8 +128,8 @@ impl Measured {
         Self { name: name.into(), start_at, handler, owns_tables: false, gate: Passage::default() }
     }
 
-    /// Names the tables that the handler writes, so that they can be rebuilt. Only one projection of
-    /// a database may name them.
+    /// Names the tables that the handler writes, so that they can be rebuilt. Only one projection
+    /// of a database may name them.
     pub(crate) fn owning_tables(self) -> Self {
         Self { owns_tables: true, ..self }
     }

@@ -15,7 +15,7 @@ use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::{Error, field};
 use crate::plan::{Action, ClusterView, Deal, Effect, KeySet, Plan, Policy, Sightings, Standing, WorkerState, plan};
-use crate::store::commands::Outcome;
+use crate::store::outcome::Outcome;
 use crate::store::session::Session;
 use crate::store::view::Statements;
 use crate::store::{Registration, checkpoints, coordination, notifications};

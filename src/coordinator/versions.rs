@@ -1,5 +1,5 @@
-//! Reports projections of which this worker's code has another version than the live read model, and
-//! rebuilds in which programs take part that may be different.
+//! Reports projections of which this worker's code has another version than the live read model,
+//! and rebuilds in which programs take part that may be different.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -10,15 +10,15 @@ use std::time::Instant;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::failure::Failure;
-use super::{Code, DOING, End, Errands};
+use super::failure::{DOING, Failure};
+use super::{Code, End, Errands};
 use crate::error::{BoxError, Error, field};
 use crate::event::{Event, StreamId};
 use crate::plan::Errand;
 use crate::projection::{self, Handler, NoForget};
 use crate::scope::StartAt;
-use crate::store::commands::Outcome;
 use crate::store::forgetting::{Begun, Work};
+use crate::store::outcome::Outcome;
 use crate::store::parked::Waiting;
 use crate::store::rebuilds::STARTS_AT_END;
 use crate::store::session::Session;
@@ -49,14 +49,18 @@ impl Errands {
         // the application.
         let mut reader = self.context.open().map_err(|error| Failure::of_library(&error))?;
         let mut tx = reader.transaction().map_err(Failure::passing)?;
-        let begun = forgetting::begin(&mut tx, &self.context.names, errand, self.context.worker(), known, start);
-        let work = match begun.map_err(Failure::passing)? {
+        let (names, worker) = (&self.context.names, self.context.worker());
+        let is_held = forgetting::lock_projection(&mut tx, names, &errand.projection).map_err(Failure::passing)?
+            && execution::hold(&mut tx, names, errand, worker).map_err(Failure::passing)?;
+        if !is_held {
+            return Ok(End::Superseded);
+        }
+        let work = match forgetting::begin(&mut tx, names, errand, known, start).map_err(Failure::passing)? {
             Begun::Ready(work) => work,
             Begun::Refused(why) => {
                 drop(tx);
                 return self.refuse(errand, why);
             }
-            Begun::Superseded => return Ok(End::Superseded),
         };
         tx.commit().map_err(Failure::changing)?;
         self.notify(&mut reader);
@@ -69,9 +73,8 @@ impl Errands {
             Err(Stop::Code(error)) => return Err(Failure::of_code(&*error, session.is_closed())),
         };
         log::info!(
-            "aggregate rebuilt: replica_set={} worker={} projection={} aggregate={} events={}",
+            "aggregate rebuilt: replica_set={} worker={worker} projection={} aggregate={} events={}",
             field(&self.context.replica_set()),
-            self.context.worker(),
             field(&errand.projection),
             field(&work.stream.to_string()),
             work.events.len()

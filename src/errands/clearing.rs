@@ -6,12 +6,13 @@
 
 use std::time::Instant;
 
-use super::failure::Failure;
-use super::{DOING, End, Errands};
+use super::failure::{DOING, Failure};
+use super::{End, Errands};
 use crate::error::{Error, field};
 use crate::plan::Errand;
 use crate::projection::{Handler, NoReset};
-use crate::store::commands::{self, Outcome};
+use crate::store::commands;
+use crate::store::outcome::Outcome;
 use crate::store::session::Session;
 use crate::store::{fence, rewinding};
 use crate::threads::caught;

@@ -2,11 +2,12 @@
 
 use postgres::error::SqlState;
 
-use super::DOING;
 use crate::error::{Error, describe_any, one_line, without_rows};
 use crate::projection::Passing;
 use crate::store::commands;
 use crate::store::read_model::Refusal;
+
+pub(super) const DOING: &str = "executing a command";
 
 pub(super) enum Failure {
     /// Another attempt would most likely fail in the same way.

@@ -5,15 +5,15 @@
 //!                          ─► older snapshots end ─► switch
 //! ```
 //!
-//! If something is in the way for too long, the switch is put off, and its reason is recorded. Until
-//! then, it has changed nothing that a reader sees.
+//! If something is in the way for too long, the switch is put off, and its reason is recorded.
+//! Until then, it has changed nothing that a reader sees.
 
 use std::time::{Duration, Instant};
 
 use postgres::Transaction;
 
-use super::failure::Failure;
-use super::{DOING, End, Errands};
+use super::failure::{DOING, Failure};
+use super::{End, Errands};
 use crate::backoff::Backoff;
 use crate::error::{Error, field};
 use crate::plan::{Errand, WorkerId};

@@ -21,19 +21,17 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, select};
 
-use self::failure::Failure;
+use self::failure::{DOING, Failure};
 use crate::backoff::{Backoff, Mentions};
 use crate::context::Context;
 use crate::database::Database;
 use crate::error::{Error, field};
 use crate::plan::{Asked, Errand};
 use crate::projection::Handler;
-use crate::store::commands::Outcome;
+use crate::store::outcome::Outcome;
 use crate::store::session::Session;
 use crate::store::{Known, execution, forgetting};
 use crate::threads::Waker;
-
-const DOING: &str = "executing a command";
 
 /// How many attempts may fail before the command fails.
 const ATTEMPTS: u32 = 3;

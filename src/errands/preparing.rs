@@ -1,12 +1,12 @@
 //! Prepares a rebuild: finds what cannot be carried over, and creates the copies.
 
-use super::failure::Failure;
-use super::{Code, DOING, End, Errands};
+use super::failure::{DOING, Failure};
+use super::{Code, End, Errands};
 use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::{Error, field};
 use crate::plan::Errand;
-use crate::store::commands::Outcome;
+use crate::store::outcome::Outcome;
 use crate::store::rebuilds::{self, Basis};
 use crate::store::session::Session;
 use crate::store::{notifications, read_model};

@@ -159,13 +159,14 @@ impl Builder {
         self
     }
 
-    /// Sets what identifies this build of the program, for example a commit: 1 to 255 bytes. Workers
-    /// take part in a [rebuild](crate::guide::rebuilding) only if they are of the build that has
-    /// begun it, so that two programs that claim one [version](crate::Projection::version) do not
-    /// fill one read model. While workers of one version have different builds, the log says so.
+    /// Sets what identifies this build of the program, for example a commit: 1 to 255 bytes.
+    /// Workers take part in a [rebuild](crate::guide::rebuilding) only if they are of the build
+    /// that has begun it, so that two programs that claim one [version](crate::Projection::version)
+    /// do not fill one read model. While workers of one version have different builds, the log says
+    /// so.
     ///
-    /// A worker of another build that starts while such a rebuild is not finished has it begun again
-    /// by its own build, once for each build. So if each deployment has another build id, a
+    /// A worker of another build that starts while such a rebuild is not finished has it begun
+    /// again by its own build, once for each build. So if each deployment has another build id, a
     /// deployment in the middle of a rebuild begins the rebuild again. Once the read model is live,
     /// only the version counts.
     ///

@@ -1,9 +1,9 @@
 //! What a worker that registers does about a projection of which its code has another version than
 //! the live read model. Pure.
 //!
-//! A higher version is deployed by a rebuild that the first worker with it asks for. Workers ask for
-//! the rebuild of one version and build only once: if it has failed, was cancelled by a person, or
-//! its result was reverted, a restart must not begin it again. Then only an operator does, or
+//! A higher version is deployed by a rebuild that the first worker with it asks for. Workers ask
+//! for the rebuild of one version and build only once: if it has failed, was cancelled by a person,
+//! or its result was reverted, a restart must not begin it again. Then only an operator does, or
 //! another build. These do not count as a rebuild: one that was refused, because nothing was begun,
 //! and one that was cancelled because of a higher version, because that one may be rolled back.
 //!

@@ -409,8 +409,8 @@ pub(crate) struct ClusterView {
     pub(crate) workers: Vec<WorkerView>,
     pub(crate) projections: Vec<ProjectionView>,
     pub(crate) unclaimed: Vec<Unclaimed>,
-    /// The pending commands in the order in which they were given: of each projection the first one,
-    /// and a rebuild in the background.
+    /// The pending commands in the order in which they were given: of each projection the first
+    /// one, and a rebuild in the background.
     pub(crate) commands: Vec<CommandView>,
 }
 
@@ -445,8 +445,8 @@ pub(crate) struct Standing {
     pub(crate) generation: Option<GenerationView>,
     /// None if it is not registered, or stopped.
     pub(crate) member: Option<Member>,
-    /// The number of the last distribution of each projection of the replica set, and of the rebuilds
-    /// in which the worker takes part.
+    /// The number of the last distribution of each projection of the replica set, and of the
+    /// rebuilds in which the worker takes part.
     pub(crate) deals: BTreeMap<Arc<str>, i64>,
     /// The command that the worker has to execute.
     pub(crate) errand: Option<Errand>,
@@ -529,8 +529,8 @@ mod tests {
             ("customers", 1, None, false, false),
         ] {
             let projection = of(name, version, build);
-            let knows = (known.knows(&projection), built.knows(&projection));
-            assert_eq!(knows, (by_any, by_built), "{name} {version} {build:?}");
+            let both = (known.knows(&projection), built.knows(&projection));
+            assert_eq!(both, (by_any, by_built), "{name} {version} {build:?}");
         }
         assert!(known.has_code("orders") && !known.has_code("customers"));
         assert_eq!((known.version_of("invoices"), known.version_of("customers")), (Some(1), None));

@@ -37,10 +37,10 @@ macro_rules! declaration {
             Err(Box::new(NoReset))
         }
 
-        /// Deletes what the read model has of one aggregate, so that its events can be handled again
-        /// by the command `rebuild_aggregate`: afterwards, the read model has to be as if no event
-        /// of the aggregate had ever been handled. What the aggregate has added to rows that it
-        /// shares with others, such as totals, has to be taken off.
+        /// Deletes what the read model has of one aggregate, so that its events can be handled
+        /// again by the command `rebuild_aggregate`: afterwards, the read model has to be as if no
+        /// event of the aggregate had ever been handled. What the aggregate has added to rows that
+        /// it shares with others, such as totals, has to be taken off.
         ///
         /// The transaction is as for a batch. The events of the aggregate are handled again in it,
         /// with [`Tx::is_replay`](crate::Tx::is_replay), up to where the projection had come. So
@@ -56,10 +56,11 @@ macro_rules! declaration {
         }
 
         /// The names of the tables that the handler writes, without a schema: exactly as they are
-        /// in PostgreSQL's catalog, and found through the search path of the worker's sessions. With
-        /// them, the read model can be [rebuilt](crate::guide::rebuilding) while it stays readable.
-        /// No two projections may name the same table. Defaults to none, and then a rebuild is
-        /// refused, and so is the start of a worker with a higher [`version`](Self::version).
+        /// in PostgreSQL's catalog, and found through the search path of the worker's sessions.
+        /// With them, the read model can be [rebuilt](crate::guide::rebuilding) while it stays
+        /// readable. No two projections may name the same table. Defaults to none, and then a
+        /// rebuild is refused, and so is the start of a worker with a higher
+        /// [`version`](Self::version).
         ///
         /// In a rebuild, the handler's names lead to copies of these tables. It is cancelled if the
         /// handler writes to anything else that exists, temporary tables excepted, or reads the
@@ -72,13 +73,14 @@ macro_rules! declaration {
         }
 
         /// The version of the projection's code, 1 or higher. Raise it when the read model has to
-        /// be built anew because the code has changed. When a worker with a higher version than that
-        /// of the live read model starts, it asks for a [rebuild](crate::guide::rebuilding), and
-        /// takes part in it with all workers of its version. Meanwhile workers of the older version
-        /// keep the live read model up to date. If none of them is left, it stands still until the
-        /// switch. After the switch, they process this projection no more, and go on with their
-        /// others. A worker with a lower version never takes a projection over. The rebuild has the
-        /// scope, the start, the tables and the policy of the new version, and its default rate.
+        /// be built anew because the code has changed. When a worker with a higher version than
+        /// that of the live read model starts, it asks for a [rebuild](crate::guide::rebuilding),
+        /// and takes part in it with all workers of its version. Meanwhile workers of the older
+        /// version keep the live read model up to date. If none of them is left, it stands still
+        /// until the switch. After the switch, they process this projection no more, and go on with
+        /// their others. A worker with a lower version never takes a projection over. The rebuild
+        /// has the scope, the start, the tables and the policy of the new version, and its default
+        /// rate.
         ///
         /// If the read model cannot be rebuilt, the start fails with
         /// [`Error::CannotRebuild`](crate::Error::CannotRebuild), which lists everything that is in

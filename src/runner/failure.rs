@@ -52,7 +52,8 @@ pub(super) enum Failure {
     /// The event's aggregate was to be parked, but too many are parked already. Nothing was
     /// committed.
     Full(BoxError),
-    /// The handler of a rebuild has done what would harm the live read model. Nothing was committed.
+    /// The handler of a rebuild has done what would harm the live read model. Nothing was
+    /// committed.
     Trespass(BoxError),
     /// Another attempt would do harm: an operator must act. Nothing was committed.
     Final(BoxError),
@@ -223,8 +224,8 @@ impl Failure {
         Self::Missing(problem.into())
     }
 
-    /// Whether it may be the consequence of something that has taken the checkpoint away: the switch
-    /// of a rebuild exchanges the tables under a handler that waits for a lock.
+    /// Whether it may be the consequence of something that has taken the checkpoint away: the
+    /// switch of a rebuild exchanges the tables under a handler that waits for a lock.
     pub(super) fn may_come_from_a_lost_row(&self) -> bool {
         matches!(self, Self::Handler { .. } | Self::Environment { .. } | Self::Outdated(_) | Self::Trespass(_))
     }

@@ -82,8 +82,8 @@ struct Owner {
 }
 
 /// Returns to whom each projection belongs. New projections are not returned: they now belong to
-/// this worker's replica set. Locks the rows of all of them in an order that all workers share, so that two replica sets
-/// that claim the same names cannot deadlock.
+/// this worker's replica set. Locks the rows of all of them in an order that all workers share, so
+/// that two replica sets that claim the same names cannot deadlock.
 fn owners_of(
     tx: &mut Transaction<'_>,
     names: &Names,

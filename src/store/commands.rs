@@ -6,46 +6,17 @@
 use postgres::Transaction;
 use postgres::error::SqlState;
 use postgres::types::{ToSql, Type};
-use serde_json::{Value, json};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::names::Names;
+use super::outcome::{Outcome, conclude};
 use super::releasing::{release, reload};
 use super::{deal, discarding, forgetting};
 use crate::error::Error;
 use crate::plan::{Deal, DesiredState, Effect, Fault, Refusal, WorkerId};
 
 const APPLYING: &str = "applying a command";
-
-/// What has become of a command.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Outcome {
-    /// It has taken effect.
-    Done(Value),
-    /// It cannot be executed, for this reason. It has changed nothing.
-    Refused(String),
-    /// It was tried. It has changed nothing.
-    Failed(String),
-}
-
-impl Outcome {
-    /// The outcome's name in the database, the metrics and the log.
-    pub(crate) fn as_str(&self) -> &'static str {
-        match self {
-            Self::Done(_) => "done",
-            Self::Refused(_) => "refused",
-            Self::Failed(_) => "failed",
-        }
-    }
-
-    /// Why it was not executed.
-    pub(crate) fn why_not(&self) -> Option<&str> {
-        match self {
-            Self::Done(_) => None,
-            Self::Refused(why) | Self::Failed(why) => Some(why),
-        }
-    }
-}
 
 /// A command, and the generation in which it is applied.
 #[derive(Debug, Clone, Copy)]
@@ -103,28 +74,6 @@ pub(crate) fn is_passing(state: &SqlState) -> bool {
         || matches!(state.code().get(..2), Some("08" | "25" | "40" | "53" | "57" | "58"))
 }
 
-/// Records the outcome of a command. It may be executed under the settings of the application.
-pub(crate) fn conclude(
-    tx: &mut Transaction<'_>,
-    names: &Names,
-    id: i64,
-    outcome: &Outcome,
-) -> Result<(), postgres::Error> {
-    let sql = names.sql(
-        "UPDATE {commands} SET applied_at = pg_catalog.clock_timestamp(), outcome = $2, error = $3,
-                result = CASE WHEN $4 IS NULL THEN result ELSE coalesce(result, '{}') OPERATOR(pg_catalog.||) $4 END
-         WHERE id OPERATOR(pg_catalog.=) $1 AND applied_at IS NULL",
-    );
-    let result = match outcome {
-        Outcome::Done(result) => Some(result),
-        Outcome::Refused(_) | Outcome::Failed(_) => None,
-    };
-    let values: [(&(dyn ToSql + Sync), Type); 4] =
-        [(&id, Type::INT8), (&outcome.as_str(), Type::TEXT), (&outcome.why_not(), Type::TEXT), (&result, Type::JSONB)];
-    tx.execute_typed(&sql, &values)?;
-    Ok(())
-}
-
 fn try_apply(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -176,7 +125,7 @@ fn try_apply(
         }
         Effect::Remove => remove(tx, names, target).map(Some).map_err(database),
         Effect::Replay => replay(tx, names, target).map(Some).map_err(database),
-        Effect::Discard => discarding::discard(tx, names, target).map(Some).map_err(database),
+        Effect::Discard => discarding::discard(tx, names, (target.id, target.projection)).map(Some).map_err(database),
     }
 }
 

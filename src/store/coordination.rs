@@ -11,9 +11,10 @@ use postgres::types::Type;
 use postgres::{Client, Transaction};
 use uuid::Uuid;
 
-use super::commands::{self, Outcome, Target};
+use super::commands::{self, Target};
 use super::locks::{self, IS_ADVISORY, IS_OF_WORKER};
 use super::names::Names;
+use super::outcome::Outcome;
 use super::registration::{Known, Registration};
 use super::session::Session;
 use super::{checkpoints, deal, rebuilds};
@@ -68,21 +69,10 @@ fn hold(tx: &mut Transaction<'_>, names: &Names, replica_set: &str, skip: &str) 
     Ok(!tx.query_typed(&sql, &[(&replica_set, Type::TEXT)])?.is_empty())
 }
 
-/// Locks the replica set to which a projection belongs. Returns false if there is none.
-pub(super) fn hold_of_projection(
-    tx: &mut Transaction<'_>,
-    names: &Names,
-    projection: &str,
-) -> Result<bool, postgres::Error> {
-    let sql = names.sql(
-        "SELECT FROM {replica_sets} WHERE name = (SELECT replica_set FROM {projections} WHERE name = $1) FOR UPDATE",
-    );
-    Ok(!tx.query_typed(&sql, &[(&projection, Type::TEXT)])?.is_empty())
-}
-
 /// Registers the worker as pending, claims its projections for the replica set, and creates the
-/// checkpoints of new ones. Asks for the rebuilds of those that have a higher version. From now on, the lock of this session means that the worker is alive.
-/// An evicted worker comes back by registering again under the same id.
+/// checkpoints of new ones. Asks for the rebuilds of those that have a higher version. From now on,
+/// the lock of this session means that the worker is alive. An evicted worker comes back by
+/// registering again under the same id.
 pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registration) -> Result<(), Error> {
     let doing = "registering the worker";
     let mut tx = lock(session, names, &worker.replica_set).map_err(Error::database(doing))?;

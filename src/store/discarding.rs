@@ -4,8 +4,8 @@ use postgres::types::{ToSql, Type};
 use postgres::{Row, Transaction};
 use serde_json::json;
 
-use super::commands::{Outcome, Target};
 use super::names::Names;
+use super::outcome::Outcome;
 use super::releasing::reload;
 use super::scopes;
 use crate::plan::Kind;
@@ -35,12 +35,16 @@ impl Doomed {
 
 /// Discards an event that was not handled. A rebuild of the projection does not handle it either,
 /// unless it has handled it already.
-pub(super) fn discard(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result<Outcome, postgres::Error> {
-    let outcome = discard_from(tx, names, target)?;
+pub(super) fn discard(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    (command, projection): (i64, &str),
+) -> Result<Outcome, postgres::Error> {
+    let outcome = discard_from(tx, names, (command, projection))?;
     if let Outcome::Done(_) = outcome {
-        let rebuild = Kind::Rebuild.name(target.projection);
+        let rebuild = Kind::Rebuild.name(projection);
         // If the rebuild has handled it, or if there is no rebuild, this is refused.
-        discard_from(tx, names, Target { projection: &rebuild, ..target })?;
+        discard_from(tx, names, (command, &rebuild))?;
     }
     Ok(outcome)
 }
@@ -50,7 +54,11 @@ pub(super) fn discard(tx: &mut Transaction<'_>, names: &Names, target: Target<'_
 ///
 /// The checkpoint is locked and gets a new token. So a batch or a replay that has begun with the
 /// event cannot commit afterwards, and the event is either handled or discarded.
-fn discard_from(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> Result<Outcome, postgres::Error> {
+fn discard_from(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    (command, projection): (i64, &str),
+) -> Result<Outcome, postgres::Error> {
     let find = names.sql_with(
         "SELECT e.global_position, (SELECT {event_key} FROM (SELECT e.aggregate_id) AS event), e.bounded_context, e.aggregate_type,
                 e.aggregate_id, {is_wanted}, EXISTS (SELECT FROM {discarded} d WHERE d.projection = p.name AND d.event_id = e.event_id),
@@ -59,7 +67,7 @@ fn discard_from(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> 
          JOIN {events} e ON e.event_id = (k.arguments ->> 'event')::uuid WHERE k.id = $1",
         &[("is_wanted", &scopes::contains_sql("p", "e"))],
     );
-    let found = tx.query_typed(&find, &[(&target.id, Type::INT8), (&target.projection, Type::TEXT)])?;
+    let found = tx.query_typed(&find, &[(&command, Type::INT8), (&projection, Type::TEXT)])?;
     let [row] = found.as_slice() else {
         let why = if found.is_empty() { "there is no event with this id" } else { "several events have this id" };
         return Ok(Outcome::Refused(why.to_owned()));
@@ -78,7 +86,7 @@ fn discard_from(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> 
     }
     // Locks all of them, in the order of a deal: a merge that is committing must not hide the row.
     let lock = names.sql("SELECT FROM {checkpoints} WHERE projection = $1 ORDER BY token FOR UPDATE");
-    tx.query_typed(&lock, &[(&target.projection, Type::TEXT)])?;
+    tx.query_typed(&lock, &[(&projection, Type::TEXT)])?;
     // The error of a failed attempt names its event.
     let covering = names.sql(
         "SELECT c.token, c.position, CASE WHEN c.attempt_event_id = d.id OR strpos(c.error, d.id::text) > 0 THEN coalesce(c.error, '') END
@@ -86,7 +94,7 @@ fn discard_from(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> 
          WHERE c.projection = $1 AND c.keys @> $2",
     );
     let covering =
-        tx.query_typed(&covering, &[(&target.projection, Type::TEXT), (&key, Type::INT4), (&target.id, Type::INT8)])?;
+        tx.query_typed(&covering, &[(&projection, Type::TEXT), (&key, Type::INT4), (&command, Type::INT8)])?;
     let [checkpoint] = covering.as_slice() else {
         return Ok(Outcome::Refused("its checkpoints overlap or leave keys out: they were changed by hand".to_owned()));
     };
@@ -95,7 +103,7 @@ fn discard_from(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> 
     let reported: Option<String> = checkpoint.get(2);
     let [context, kind, id] = &aggregate;
     let of_aggregate: [(&(dyn ToSql + Sync), Type); 4] =
-        [(&target.projection, Type::TEXT), (context, Type::TEXT), (kind, Type::TEXT), (id, Type::TEXT)];
+        [(&projection, Type::TEXT), (context, Type::TEXT), (kind, Type::TEXT), (id, Type::TEXT)];
     let parked = names.sql(
         "SELECT position, error FROM {parked}
          WHERE projection = $1 AND bounded_context = $2 AND aggregate_type = $3 AND aggregate_id = $4 FOR UPDATE",
@@ -116,7 +124,7 @@ fn discard_from(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> 
     );
     tx.execute_typed(
         &insert,
-        &[(&target.id, Type::INT8), (&key, Type::INT4), (&error, Type::TEXT), (&target.projection, Type::TEXT)],
+        &[(&command, Type::INT8), (&key, Type::INT4), (&error, Type::TEXT), (&projection, Type::TEXT)],
     )?;
     let forget = "state = 'running', error = NULL, attempts = 0, attempt_position = NULL, attempt_event_id = NULL,";
     let renew = names.sql_with(
@@ -131,6 +139,6 @@ fn discard_from(tx: &mut Transaction<'_>, names: &Names, target: Target<'_>) -> 
         );
         tx.execute_typed(&request, &of_aggregate)?;
     }
-    reload(tx, names, target.projection)?;
+    reload(tx, names, projection)?;
     Ok(Outcome::Done(json!({"position": position, "aggregate": aggregate})))
 }

@@ -10,8 +10,8 @@
 use postgres::Transaction;
 use postgres::types::{ToSql, Type};
 
-use super::commands::{self, Outcome};
 use super::names::Names;
+use super::outcome::{self, Outcome};
 use crate::plan::{Errand, WorkerId};
 
 /// Locks the command, if this is still the worker and the attempt that executes it.
@@ -44,7 +44,7 @@ pub(crate) fn conclude(
 ) -> Result<bool, postgres::Error> {
     let is_held = hold(tx, names, errand, worker)?;
     if is_held {
-        commands::conclude(tx, names, errand.command, outcome)?;
+        outcome::conclude(tx, names, errand.command, outcome)?;
     }
     Ok(is_held)
 }

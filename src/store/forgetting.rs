@@ -6,9 +6,9 @@
 //! deletes what they have led to, and handles them again.
 //!
 //! *Invariants.* At each moment, these events count as handled, because their former effects stay
-//! until the new ones are committed (I9). `begin` and `release` give the checkpoint of the key a new
-//! token: a batch that was begun before may have handled an event that is to wait now, or may have
-//! skipped one that does not wait any more.
+//! until the new ones are committed (I9). `begin` and `release` give the checkpoint of the key a
+//! new token: a batch that was begun before may have handled an event that is to wait now, or may
+//! have skipped one that does not wait any more.
 //!
 //! [`release`] runs beside code of the application, under its settings. So each function, operator
 //! and type in it is qualified, as in [`fence`](super::fence).
@@ -17,13 +17,12 @@ use postgres::types::{ToSql, Type};
 use postgres::{GenericClient, Row, Transaction};
 use uuid::Uuid;
 
-use super::execution;
 use super::fence::EventMark;
 use super::names::Names;
 use super::parked::{self, Waiting};
 use super::registration::Known;
 use crate::event::StreamId;
-use crate::plan::{Errand, WorkerId};
+use crate::plan::Errand;
 
 /// The most events of an aggregate that are handled again. They are handled in one transaction, and
 /// the later events of the aggregate wait meanwhile.
@@ -49,25 +48,20 @@ pub(crate) enum Begun {
     Ready(Work),
     /// It is not possible, for this reason.
     Refused(String),
-    /// Another worker has taken over, or the command is gone.
-    Superseded,
 }
 
 /// Lets the later events of the aggregate wait, and finds those that are to be handled again: they
 /// are above the position at which the projection starts, and were not discarded. An attempt that
-/// follows another one of the same command finds the same.
+/// follows another one of the same command finds the same. The caller has locked the projection,
+/// and then the command.
 pub(crate) fn begin(
     tx: &mut Transaction<'_>,
     names: &Names,
     errand: &Errand,
-    worker: WorkerId,
     known: &Known,
     start: i64,
 ) -> Result<Begun, postgres::Error> {
     let projection = &*errand.projection;
-    if !lock_projection(tx, names, projection)? || !execution::hold(tx, names, errand, worker)? {
-        return Ok(Begun::Superseded);
-    }
     let Some(stream) = aggregate_of(tx, names, errand.command)? else {
         return Ok(Begun::Refused("it names no aggregate".to_owned()));
     };
@@ -159,7 +153,12 @@ struct Covering {
     key: i32,
 }
 
-fn lock_projection(tx: &mut Transaction<'_>, names: &Names, projection: &str) -> Result<bool, postgres::Error> {
+/// Locks a projection until the transaction ends. Returns false if it is gone.
+pub(crate) fn lock_projection(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    projection: &str,
+) -> Result<bool, postgres::Error> {
     let sql =
         names.sql("SELECT FROM {projections} AS projection WHERE projection.name OPERATOR(pg_catalog.=) $1 FOR UPDATE");
     Ok(tx.query_typed_opt(&sql, &[(&projection, Type::TEXT)])?.is_some())

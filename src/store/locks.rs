@@ -1,4 +1,5 @@
-//! Session locks: how workers detect that another worker has died, and find its sessions.
+//! The lock of a replica set, and session locks: how workers detect that another worker has died,
+//! and find its sessions.
 //!
 //! Each connection of a worker holds an advisory lock whose class identifies the worker. The server
 //! releases it as soon as the connection ends. The worker's row names the session of its
@@ -10,6 +11,9 @@
 //! second number: no connection waits for the lock of another connection, or for a lock that
 //! another role has taken. A lock means "alive" only in the session that the row names, so another
 //! role cannot make a dead worker seem alive.
+
+use postgres::Transaction;
+use postgres::types::Type;
 
 use super::names::Names;
 use crate::plan::WorkerId;
@@ -51,4 +55,16 @@ pub(super) fn census_sql(names: &Names, replica_set: &str) -> String {
           FROM {workers} w WHERE w.replica_set = {replica_set} AND w.state <> 'stopped') AS census",
         &[("is_advisory", &IS_ADVISORY), ("replica_set", &replica_set)],
     )
+}
+
+/// Locks the replica set to which a projection belongs. Returns false if there is none.
+pub(super) fn hold_of_projection(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    projection: &str,
+) -> Result<bool, postgres::Error> {
+    let sql = names.sql(
+        "SELECT FROM {replica_sets} WHERE name = (SELECT replica_set FROM {projections} WHERE name = $1) FOR UPDATE",
+    );
+    Ok(!tx.query_typed(&sql, &[(&projection, Type::TEXT)])?.is_empty())
 }

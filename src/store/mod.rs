@@ -30,6 +30,7 @@ pub(crate) mod migrations;
 mod names;
 pub(crate) mod notifications;
 pub(crate) mod operations;
+pub(crate) mod outcome;
 pub(crate) mod overview;
 pub(crate) mod parked;
 pub(crate) mod preflight;

@@ -35,7 +35,8 @@ fn tables(names: &Names) -> Vec<Needed> {
         let privileges: &[&str] = match own {
             // Their version has been read already.
             Own::Migrations => &[],
-            // A worker gives commands if it knows a higher version, or if a rebuild has to be cancelled.
+            // A worker gives commands if it knows a higher version, or if a rebuild has to be
+            // cancelled.
             Own::ReplicaSets | Own::Commands => &["SELECT", "INSERT", "UPDATE"],
             Own::Discarded => &["SELECT", "INSERT", "DELETE"],
             Own::Generations | Own::Workers | Own::Projections | Own::Checkpoints | Own::Parked | Own::Rebuilds => {

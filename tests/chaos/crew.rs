@@ -24,7 +24,7 @@ const LANES: [&str; SLOTS] = ["1", "3", "2", "1", "1"];
 /// The workers' `coordination_timeout`.
 pub(crate) const COORDINATION: Duration = Duration::from_secs(3);
 
-const OPTIONS: [(&str, &str); 9] = [
+const OPTIONS: [(&str, &str); 10] = [
     ("HEARTBEAT_INTERVAL", "300ms"),
     ("REGISTRATION_WAIT", "100ms"),
     ("POLL_INTERVAL", "200ms"),
@@ -34,6 +34,7 @@ const OPTIONS: [(&str, &str); 9] = [
     // are handled one at a time, so a higher probability would leave little time for anything else.
     ("ABORT_PROBABILITY", "0.1"),
     ("BAD_EVENTS", "true"),
+    ("MEDDLES", "true"),
     // Few attempts, so that also good events are parked now and then.
     ("RETRY_ATTEMPTS", "3"),
     ("RETRY_FIRST_DELAY", "20ms"),

@@ -7,6 +7,7 @@
 //! | `ORCHESTRATOR_ABORT_ON` | `event_type_counts` aborts the process at each event of this type |
 //! | `ORCHESTRATOR_BUSY_WHILE` | wait while this file exists |
 //! | `ORCHESTRATOR_BAD_EVENTS` | `true`: fail at each bad event that is not in the table `mended` |
+//! | `ORCHESTRATOR_MEDDLES` | `true`: call the function `meddle`, which is slow or fails now and then |
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,7 +42,7 @@ struct Panicking<P> {
     /// The handler fails at bad events until an operator has mended them.
     fails: bool,
     /// How likely the server is to be slow or to fail, for each row.
-    meddles: f64,
+    meddles: Option<f64>,
 }
 
 impl<P> Panicking<P> {
@@ -57,8 +58,10 @@ impl<P> Panicking<P> {
     /// Makes the server slow, or makes it fail, now and then. The handler has done its work, so the
     /// rows are locked.
     fn meddle_perhaps(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<(), BoxError> {
-        let rows = i32::try_from(events.len().min(MEDDLED))?;
-        tx.execute("SELECT meddle($1) FROM generate_series(1, $2)", &[&self.meddles, &rows])?;
+        if let Some(probability) = self.meddles {
+            let rows = i32::try_from(events.len().min(MEDDLED))?;
+            tx.execute("SELECT meddle($1) FROM generate_series(1, $2)", &[&probability, &rows])?;
+        }
         Ok(())
     }
 
@@ -138,6 +141,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let fails = std::env::var("ORCHESTRATOR_BAD_EVENTS").is_ok_and(|text| text == "true");
+    let meddles = std::env::var("ORCHESTRATOR_MEDDLES").is_ok_and(|text| text == "true");
     let aborts_on = std::env::var("ORCHESTRATOR_ABORT_ON").ok();
     let busy_while = std::env::var_os("ORCHESTRATOR_BUSY_WHILE").map(PathBuf::from);
     cli::main(|worker| {
@@ -150,7 +154,7 @@ fn main() -> ExitCode {
                 aborts_on,
                 busy_while: busy_while.clone(),
                 fails,
-                meddles: 0.3,
+                meddles: meddles.then_some(0.3),
             })
             .batch_projection(Panicking {
                 projection: AggregateActivity,
@@ -159,7 +163,7 @@ fn main() -> ExitCode {
                 aborts_on: None,
                 busy_while,
                 fails,
-                meddles: 0.05,
+                meddles: meddles.then_some(0.05),
             })
             .migration_sql(TABLES)
     })

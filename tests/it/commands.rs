@@ -422,7 +422,7 @@ fn only_a_projection_that_no_worker_knows_is_removed() {
     let worker = start(builder(database.url(), "set"), ledgers(&["new"]));
     await_running(&[&worker]);
     let why = refused(&mut client, "old", "rewind", &json!({"to_beginning": true}));
-    assert!(why.contains("no running worker knows it"), "{why}");
+    assert!(why.contains("no running worker has its code"), "{why}");
     done(&mut client, "old", "remove", &json!({}));
     let left: i64 = client
         .query_one(

@@ -447,6 +447,27 @@ fn former_attempt_cannot_commit() {
     assert_accounts(&mut client);
 }
 
+/// Somebody deletes the row because of which later events wait, so they are handled.
+#[test]
+fn events_that_did_not_wait_are_handled_again() {
+    let (gate, pass) = Gate::new();
+    let projection = Mended { begins: Arc::new(move |_| pass()), ..Mended::new(Model::named("orders")) };
+    let (_database, mut client, _worker) = filled(&projection, |builder| builder);
+    let id = rebuild(&mut client, "thing-7");
+    gate.await_arrival();
+    client
+        .batch_execute("DELETE FROM orchestrator_parked; UPDATE orchestrator_projections SET deal = DEFAULT")
+        .unwrap();
+    append_plainly(&mut client, 100, 50);
+    await_exact(&mut client, "orders");
+    gate.open();
+    gate.await_arrival();
+    gate.open();
+    assert_eq!(assert_done(&mut client, id)["events"], json!(22));
+    await_exact(&mut client, "orders");
+    assert_accounts(&mut client);
+}
+
 #[test]
 fn deals_in_the_middle_change_nothing() {
     let database = database();
@@ -481,8 +502,8 @@ fn parking(builder: Builder) -> Builder {
     builder.retry(retry).on_failure(OnFailure::park(3))
 }
 
-/// An event fails because the rows of its aggregate are wrong. When they are rebuilt, it is handled,
-/// and so are the events behind it.
+/// An event fails because the rows of its aggregate are wrong. When they are rebuilt, it is
+/// handled, and so are the events behind it.
 #[test]
 fn parked_aggregate_is_rebuilt_and_replayed() {
     let model = Model::named("orders").before(|tx, event| {

@@ -26,7 +26,8 @@ const SOON: Duration = Duration::from_secs(20);
 const EVENTS: i64 = 3_000;
 const TOKEN: &str = "a-token-of-some-length";
 
-/// A projection `orders` with so many events that a rebuild of it is limited, on a worker of the replica set `set`.
+/// A projection `orders` with so many events that a rebuild of it is limited, on a worker of the
+/// replica set `set`.
 fn orders(database: &TestDatabase) -> (Client, Handle) {
     orders_as(database, Model::named("orders"))
 }

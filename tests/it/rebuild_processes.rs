@@ -67,7 +67,7 @@ fn versions_are_deployed_and_rolled_back_by_killed_processes() {
     for name in ["orders", "invoices"] {
         Model::named(name).create_table(&mut client);
     }
-    append_plainly(&mut client, 500, 20);
+    append_plainly(&mut client, 300, 20);
     let mut old = process(&database, 1);
     await_exact(&mut client, "orders");
     let (load, reader) = (Load::start(database.client()), Reader::start(database.client(), "orders"));

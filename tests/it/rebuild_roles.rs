@@ -32,8 +32,8 @@ const WORKER: &str = "
     GRANT SELECT, INSERT, UPDATE, DELETE ON orchestrator_rebuilds TO shop_worker;
     GRANT INSERT ON orchestrator_commands TO shop_worker";
 
-/// A database with roles of its own, because roles belong to the whole server. The role `owner` owns
-/// the read model, the role `reader` reads it.
+/// A database with roles of its own, because roles belong to the whole server. The role `owner`
+/// owns the read model, the role `reader` reads it.
 struct Roles {
     database: TestDatabase,
     admin: Client,

@@ -71,7 +71,7 @@ fn rolling_deploy_under_load() {
     let mut client = prepared(&database);
     let old = [(); 2].map(|()| worker(&database, version(1)));
     await_running(&old.each_ref());
-    append_plainly(&mut client, 1_000, 20);
+    append_plainly(&mut client, 500, 20);
     await_exact(&mut client, "orders");
     let (load, reader) = (Load::start(database.client()), Reader::start(database.client(), "orders"));
     let new = worker(&database, version(2));

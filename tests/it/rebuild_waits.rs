@@ -325,7 +325,7 @@ fn live_batch_in_flight_at_the_switch_is_not_blamed() {
     append_plainly(&mut client, 10, 50);
     await_exact(&mut client, "orders");
     let errors = projection_metric(&worker, "projection_errors_total", "orders");
-    assert!(errors.is_none_or(|errors| errors < 1.0), "its handler is not blamed: {errors:?}");
+    assert!(errors.unwrap_or(0.0) < 0.5, "its handler is not blamed: {errors:?}");
 }
 
 #[test]

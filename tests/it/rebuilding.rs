@@ -135,8 +135,8 @@ fn handler_that_writes_elsewhere_fails_the_rebuild() {
     }
 }
 
-/// Both have parked the aggregate. As long as only the live projection has gone on, the copies would
-/// have fewer events.
+/// Both have parked the aggregate. As long as only the live projection has gone on, the copies
+/// would have fewer events.
 #[test]
 fn what_is_parked_and_discarded_counts_for_the_rebuild_as_well() {
     let database = database();

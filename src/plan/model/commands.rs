@@ -1,5 +1,5 @@
-//! What `store::commands`, `store::execution` and `store::rewinding` do, in memory. A rewind goes to
-//! the beginning.
+//! What `store::commands`, `store::execution` and `store::rewinding` do, in memory. A rewind goes
+//! to the beginning.
 
 use super::database::{Database, Row};
 use super::sabotage::Sabotage;
@@ -105,9 +105,8 @@ impl Database {
                         self.disown(projection);
                         self.reload(projection);
                     }
-                    None => {}
                     Some(deal) if !self.deal(generation, deal) => return false,
-                    Some(_) => {}
+                    Some(_) | None => {}
                 }
                 None
             }

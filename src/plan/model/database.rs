@@ -79,6 +79,7 @@ pub(crate) fn lowest_keys(lanes: &[usize]) -> Vec<i32> {
 
 /// What clocks would decide. Everything that is not named here happened just now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a clock of its own")]
 pub(crate) struct Clock {
     /// The workers, by bit, whose last heartbeat is too old.
     pub(crate) stale: u8,
@@ -538,7 +539,9 @@ impl Database {
         };
         let mut rows: Vec<Row> = self.rows.iter().filter(is_owned).cloned().collect();
         let is_held = self.follows(projection);
-        rows.iter_mut().for_each(|row| row.is_held = is_held);
+        for row in &mut rows {
+            row.is_held = is_held;
+        }
         rows.sort_by_key(|row| (row.position, row.id));
         rows
     }

@@ -1,4 +1,5 @@
-//! What `store::rebuilds` does, in memory. The tables themselves are in [`errands`](super::errands).
+//! What `store::rebuilds` does, in memory. The tables themselves are in
+//! [`errands`](super::errands).
 
 use super::commands::{Attempt, Command};
 use super::database::{Clock, Database, Projection, Row};
@@ -171,9 +172,10 @@ impl Database {
         self.rename(rebuild, live);
         self.take_over(rebuild, live);
         self.forget_set(rebuild);
-        match keep_old {
-            true => self.set_phase(id, Phase::Old),
-            false => self.rebuilds.retain(|rebuild| rebuild.id != id),
+        if keep_old {
+            self.set_phase(id, Phase::Old);
+        } else {
+            self.rebuilds.retain(|rebuild| rebuild.id != id);
         }
         self.conclude(attempt.command);
         Switched::Done { keep_old }

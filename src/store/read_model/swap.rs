@@ -35,8 +35,8 @@ pub(crate) fn verify(tx: &mut Transaction<'_>, copies: &[Copy]) -> Result<(), Re
 /// tables. The copies get the tables' options, autovacuum included, and their empty schema is
 /// dropped.
 ///
-/// The caller has [verified](verify) them in the same transaction, and holds ACCESS EXCLUSIVE on the
-/// tables and on the copies.
+/// The caller has [verified](verify) them in the same transaction, and holds ACCESS EXCLUSIVE on
+/// the tables and on the copies.
 ///
 /// The same function swaps back: what is live is then `table`, and what is old is the copy.
 pub(crate) fn swap(tx: &mut Transaction<'_>, copies: &[Copy], old_schema: &str) -> Result<(), Refusal> {

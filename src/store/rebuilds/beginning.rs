@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::plan::{Errand, KeySet, Kind, WorkerId};
 use crate::store::names::Names;
 use crate::store::read_model::{Copy, lock_time_of_copy};
-use crate::store::{Known, coordination, execution};
+use crate::store::{Known, execution, locks};
 
 const DOING: &str = "beginning a rebuild";
 
@@ -50,7 +50,7 @@ pub(crate) fn begin(
     (schema, bytes, position): (&str, i64, i64),
 ) -> Result<bool, Error> {
     let database = Error::database(DOING);
-    if !coordination::hold_of_projection(tx, names, &errand.projection).map_err(Error::database(DOING))?
+    if !locks::hold_of_projection(tx, names, &errand.projection).map_err(Error::database(DOING))?
         || !execution::hold(tx, names, errand, worker).map_err(Error::database(DOING))?
     {
         return Ok(false);

@@ -57,8 +57,8 @@ fn deployed_of(row: &Row) -> Deployed {
 }
 
 /// Asks for the rebuilds of the worker's projections that have a higher version than the live read
-/// model, where they are due. Returns what the worker does about each projection of another version.
-/// The caller holds the replica set's lock, so of several workers one asks.
+/// model, where they are due. Returns what the worker does about each projection of another
+/// version. The caller holds the replica set's lock, so of several workers one asks.
 pub(crate) fn deploy(
     tx: &mut Transaction<'_>,
     names: &Names,

@@ -4,13 +4,15 @@ use postgres::Transaction;
 use postgres::types::Type;
 use serde_json::json;
 
-use super::switching::{disown, hold};
-use super::{Rebuild, rows};
+use super::holding::hold;
+use super::record::Rebuild;
+use super::rows;
+use super::switching::disown;
 use crate::error::Error;
 use crate::plan::{Errand, Kind, WorkerId};
-use crate::store::commands::{self, Outcome};
 use crate::store::deal;
 use crate::store::names::Names;
+use crate::store::outcome::{self, Outcome};
 use crate::store::releasing::reload;
 
 const DOING: &str = "ending a rebuild";
@@ -39,7 +41,7 @@ pub(crate) fn cancel(
         .and_then(|()| forget(tx, names, rebuild.id))
         // The live checkpoints may have followed it.
         .and_then(|()| reload(tx, names, &errand.projection))
-        .and_then(|()| commands::conclude(tx, names, rebuild.id, &Outcome::Failed(why)))
+        .and_then(|()| outcome::conclude(tx, names, rebuild.id, &Outcome::Failed(why)))
         .map_err(database())?;
     conclude(tx, names, errand, Outcome::Done(json!({"rebuild": rebuild.id}))).map(Some).map_err(database())
 }
@@ -126,6 +128,6 @@ fn conclude(
     errand: &Errand,
     outcome: Outcome,
 ) -> Result<Outcome, postgres::Error> {
-    commands::conclude(tx, names, errand.command, &outcome)?;
+    outcome::conclude(tx, names, errand.command, &outcome)?;
     Ok(outcome)
 }

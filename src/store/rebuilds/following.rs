@@ -4,14 +4,14 @@
 use postgres::types::Type;
 use postgres::{GenericClient, Transaction};
 
-use super::State;
+use super::holding::hold;
+use super::record::State;
 use crate::plan::{Errand, Kind, WorkerId};
 use crate::store::execution;
 use crate::store::names::Names;
 use crate::store::releasing::{release, reload};
 
-use super::rows;
-use super::switching::hold;
+use super::{reading, rows};
 
 /// How far a rebuild is from the live projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub(crate) struct Gap {
     pub(crate) is_behind: bool,
     /// Whether the rebuild has parked what the live projection has handled.
     pub(crate) parked_only: bool,
-    /// The highest token of the rebuild's checkpoints. Where an aggregate is parked, or is no longer
-    /// parked, there is a new one.
+    /// The highest token of the rebuild's checkpoints. Where an aggregate is parked, or is no
+    /// longer parked, there is a new one.
     pub(crate) token: i64,
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn gap(client: &mut impl GenericClient, names: &Names, base: &str) ->
                 EXISTS (SELECT FROM {checkpoints} live JOIN {checkpoints} rebuild ON rebuild.keys && live.keys
                         WHERE live.projection = $1 AND rebuild.projection = $2 AND rebuild.position < live.position),
                 EXISTS ({parked_only}), (SELECT max(token) FROM {checkpoints} WHERE projection = $2)",
-        &[("parked_only", &super::reading::parked_only_sql(names, "$1"))],
+        &[("parked_only", &reading::parked_only_sql(names, "$1"))],
     );
     let row = client.query_typed_one(&sql, &[(&base, Type::TEXT), (&Kind::Rebuild.name(base), Type::TEXT)])?;
     Ok(Gap {
@@ -98,7 +98,8 @@ pub(crate) fn put_off(
     Ok(true)
 }
 
-/// Records what the switch waits for, for operators. Returns false if another worker has taken over.
+/// Records what the switch waits for, for operators. Returns false if another worker has taken
+/// over.
 pub(crate) fn record_blocked(
     tx: &mut Transaction<'_>,
     names: &Names,

@@ -79,8 +79,8 @@ pub(super) fn take_over(tx: &mut Transaction<'_>, names: &Names, from: &str, to:
     Ok(())
 }
 
-/// Locks the rows of a projection and of its rebuild or former state, then their checkpoints, in the
-/// order of a deal.
+/// Locks the rows of a projection and of its rebuild or former state, then their checkpoints, in
+/// the order of a deal.
 pub(super) fn lock(tx: &mut Transaction<'_>, names: &Names, base: &str) -> Result<(), postgres::Error> {
     let base: [(&(dyn ToSql + Sync), Type); 1] = [(&base, Type::TEXT)];
     let projections = names.sql("SELECT FROM {projections} WHERE base = $1 ORDER BY name FOR UPDATE");

@@ -7,7 +7,7 @@
 use postgres::GenericClient;
 use postgres::types::{ToSql, Type};
 
-use super::{State, current};
+use super::record::{State, current};
 use crate::plan::{KeySet, Kind};
 use crate::store::names::Names;
 use crate::store::read_model;
@@ -71,11 +71,11 @@ impl Copies {
     ///
     /// Whatever a transaction writes to, it locks until it ends: with a qualified name, through a
     /// view or a function, by TRUNCATE or DDL. So its own locks tell, and what was rolled back to a
-    /// savepoint is not blamed. Only the copies may be there, and temporary tables; other tables may
-    /// be read, except for the live ones: what a copy takes from them is not built anew. A large
-    /// object is locked as an object when it is removed, and its table when it is used. And every
-    /// copy has to exist, because a handler's unqualified name falls through to the live table once
-    /// the copy is gone.
+    /// savepoint is not blamed. Only the copies may be there, and temporary tables; other tables
+    /// may be read, except for the live ones: what a copy takes from them is not built anew. A
+    /// large object is locked as an object when it is removed, and its table when it is used. And
+    /// every copy has to exist, because a handler's unqualified name falls through to the live
+    /// table once the copy is gone.
     pub(crate) fn trespass(&self, client: &mut impl GenericClient) -> Result<Option<String>, postgres::Error> {
         let sql = "SELECT pg_catalog.concat(
                  CASE WHEN pg_catalog.bool_or(lock.mode OPERATOR(pg_catalog.<>) ALL (ARRAY['AccessShareLock', 'RowShareLock'])) THEN 'has changed '

@@ -6,8 +6,8 @@ use postgres::{GenericClient, Row};
 /// A snapshot that another session of this database holds.
 ///
 /// A snapshot has no name. But while it is held, its session stays in the same transaction, and the
-/// oldest transaction that it regards as running stays the same. So when either differs, it is gone.
-/// The reverse is not true, so a wait for it may take longer than necessary.
+/// oldest transaction that it regards as running stays the same. So when either differs, it is
+/// gone. The reverse is not true, so a wait for it may take longer than necessary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     pub(crate) pid: i32,

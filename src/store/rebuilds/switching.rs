@@ -8,10 +8,10 @@ use serde_json::json;
 use super::following::gap;
 use super::rows;
 use crate::error::Error;
-use crate::plan::{Errand, Kind, WorkerId};
-use crate::store::commands::{self, Outcome};
+use crate::plan::{Errand, Kind};
+use crate::store::deal;
 use crate::store::names::Names;
-use crate::store::{coordination, deal, execution};
+use crate::store::outcome::{self, Outcome};
 
 const DOING: &str = "switching to a rebuilt read model";
 
@@ -29,24 +29,13 @@ pub(crate) enum Switched {
     NotNow(String),
 }
 
-/// Locks the replica set of the projection, and then the command, if this is still the worker and
-/// the attempt that executes it.
-pub(crate) fn hold(
-    tx: &mut Transaction<'_>,
-    names: &Names,
-    errand: &Errand,
-    worker: WorkerId,
-) -> Result<bool, postgres::Error> {
-    Ok(coordination::hold_of_projection(tx, names, &errand.projection)? && execution::hold(tx, names, errand, worker)?)
-}
-
-/// Lets the checkpoints of a rebuild become the live ones. The caller [holds](hold) the command, and
-/// has put the copies in the place of the live tables, in the same transaction. It commits only if
-/// this is done.
+/// Lets the checkpoints of a rebuild become the live ones. The caller [holds](hold) the command,
+/// and has put the copies in the place of the live tables, in the same transaction. It commits only
+/// if this is done.
 ///
-/// `token` is the highest of the rebuild's checkpoints when both were level. If there is a higher one
-/// now, the copies may lack for a while what the live tables had. `old_schema` is where the former
-/// tables are kept, if they are.
+/// `token` is the highest of the rebuild's checkpoints when both were level. If there is a higher
+/// one now, the copies may lack for a while what the live tables had. `old_schema` is where the
+/// former tables are kept, if they are.
 pub(crate) fn switch(
     tx: &mut Transaction<'_>,
     names: &Names,
@@ -77,7 +66,7 @@ pub(crate) fn switch(
     }
     let outcome = replace_rows(tx, names, errand, (base, &rebuild, &old), old_schema).map_err(database())?;
     deal::verify_cover(tx, names, &[base])?;
-    commands::conclude(tx, names, errand.command, &outcome).map_err(database())?;
+    outcome::conclude(tx, names, errand.command, &outcome).map_err(database())?;
     Ok(Switched::Done(outcome))
 }
 

@@ -4,12 +4,13 @@ use postgres::error::SqlState;
 use postgres::types::Type;
 use postgres::{Client, Transaction};
 
-use super::Rebuild;
+use super::record::Rebuild;
 use crate::error::Error;
 use crate::store::read_model::{Copy, Table};
 
-/// How long a lock that delays no reader may take. It is longer than PostgreSQL's `deadlock_timeout`
-/// usually is: after that time, the server cancels an autovacuum that is in the way.
+/// How long a lock that delays no reader may take. It is longer than PostgreSQL's
+/// `deadlock_timeout` usually is: after that time, the server cancels an autovacuum that is in the
+/// way.
 const PATIENT: &str = "5s";
 /// How long the lock that delays readers may take, all tables together. A reader that comes
 /// meanwhile waits behind it.
@@ -35,8 +36,8 @@ pub(crate) fn lock_copies(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result
     if found.is_empty() { Ok(()) } else { lock(tx, &found, "ACCESS EXCLUSIVE", PATIENT) }
 }
 
-/// Takes a lock on the live tables and on the copies that delays neither readers nor writers. But it
-/// makes the server cancel an autovacuum, and keeps the next one away.
+/// Takes a lock on the live tables and on the copies that delays neither readers nor writers. But
+/// it makes the server cancel an autovacuum, and keeps the next one away.
 pub(crate) fn lock_gently(tx: &mut Transaction<'_>, rebuild: &Rebuild) -> Result<(), postgres::Error> {
     lock(tx, &[live(rebuild), copies(rebuild)].concat(), "SHARE UPDATE EXCLUSIVE", PATIENT)
 }

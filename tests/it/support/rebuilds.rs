@@ -174,7 +174,7 @@ pub(crate) fn given(client: &mut impl GenericClient, projection: &str) -> Vec<Gi
 #[track_caller]
 pub(crate) fn await_version(client: &mut Client, projection: &str, version: i32) {
     let sql = "SELECT version FROM orchestrator_projections WHERE name = $1";
-    eventually("the version is live", Duration::from_secs(60), || {
+    eventually("the version is live", Duration::from_secs(180), || {
         (client.query_one(sql, &[&projection]).unwrap().get::<_, i32>(0) == version).then_some(())
     });
 }
