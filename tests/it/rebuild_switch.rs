@@ -25,8 +25,8 @@ const SOON: Duration = Duration::from_secs(120);
 const DELAY: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(750);
 
-/// Appends a few events again and again, until it is stopped: the next ones when the live read model
-/// has them, so a busy machine is not asked for more than it can do.
+/// Appends a few events again and again, until it is stopped. The next ones follow when the live
+/// read model has them, so a busy machine is not asked for more than it can do.
 struct Appender {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
@@ -149,8 +149,8 @@ impl Projection for Bulky {
     }
 }
 
-/// Returns by how much the longest time from an append until the live read model has the event grows
-/// around the switch of a rebuild of so many rows.
+/// Returns by how much the longest time from an append until the live read model has the event
+/// grows around the switch of a rebuild of so many rows.
 fn pause_of_the_switch(rows: i64) -> Duration {
     let database = database();
     let mut client = database.client();
