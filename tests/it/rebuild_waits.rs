@@ -326,9 +326,6 @@ fn live_batch_in_flight_at_the_switch_is_not_blamed() {
     await_exact(&mut client, "orders");
     let errors = projection_metric(&worker, "projection_errors_total", "orders");
     assert!(errors.unwrap_or(0.0) < 0.5, "its handler is not blamed: {errors:?}");
-=======
-    assert!(errors.unwrap_or(0.0) < 0.5, "its handler is not blamed: {errors:?}");
->>>>>>> cbd6cc568e90ae340b551a3d4b791538f98645c7
 }
 
 #[test]
