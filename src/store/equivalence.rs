@@ -235,6 +235,9 @@ impl Both<'_> {
             Op::Register(worker) => {
                 let program @ (knows, version, lanes) = self.workers[*worker];
                 coordination::register(self.session, &self.names, &registration(*worker, program)).unwrap();
+                // Memory has no deployments. `deploying` tests what a higher version asks for.
+                let asked = self.names.sql("DELETE FROM {commands} WHERE requested_by LIKE 'worker %'");
+                self.session.client().batch_execute(&asked).unwrap();
                 self.memory.register(*worker, knows, version, lanes);
             }
             Op::Hold(worker) => {
@@ -347,7 +350,12 @@ impl Both<'_> {
 
     fn command(&mut self, set: usize, asked: Asked, version: Option<i32>, keep_old: bool) {
         let is_for_all = matches!(asked, Asked::Pause | Asked::Resume);
-        if self.memory.projections[set].is_none() || kind_of(set) != Kind::Live && !is_for_all {
+        let is_taken = match kind_of(set) {
+            Kind::Live => true,
+            Kind::Rebuild => is_for_all,
+            Kind::Old => false,
+        };
+        if self.memory.projections[set].is_none() || !is_taken {
             return;
         }
         let version = version.filter(|_| asked == Asked::Rebuild);
