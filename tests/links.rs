@@ -24,11 +24,12 @@ const DOCS: &str = "https://docs.rs/pupsourcing-orchestrator/latest/pupsourcing_
 const SOURCE: &str = "https://docs.rs/crate/pupsourcing-orchestrator/latest/source/";
 
 /// Files, each with the label by which pages refer to it.
-const FILES: [(&str, &str); 15] = [
+const FILES: [(&str, &str); 16] = [
     ("again", "benches/results/upserts_append_again.md"),
     ("architecture", "ARCHITECTURE.md"),
     ("batch_size.svg", "benches/results/batch_size.svg"),
     ("changelog", "CHANGELOG.md"),
+    ("rebuild", "benches/results/rebuild.md"),
     ("contributing", "CONTRIBUTING.md"),
     ("deployment.yaml", "examples/kubernetes/deployment.yaml"),
     ("examples", "examples"),
