@@ -41,7 +41,7 @@ use support::{TestDatabase, database, eventually};
 const SOON: Duration = Duration::from_secs(60);
 
 /// At how many messages of a command the worker is killed, unless all are tried.
-const FEW: usize = 6;
+const FEW: usize = 4;
 
 /// The name of the test that is the worker.
 const WORKER: &str = "worker";
