@@ -35,6 +35,7 @@ pub(crate) struct Vitals<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     heartbeat: Duration,
+    coordination: Duration,
     look: Duration,
     ready_while_halted: bool,
 }
@@ -69,10 +70,23 @@ pub(crate) enum NotReady {
 
 impl Limits {
     /// `longest_poll` is how long the tailer may wait between two looks.
-    pub(crate) fn new(stale_worker_timeout: Duration, longest_poll: Duration, ready_while_halted: bool) -> Self {
+    pub(crate) fn new(
+        stale_worker_timeout: Duration,
+        heartbeat_interval: Duration,
+        longest_poll: Duration,
+        ready_while_halted: bool,
+    ) -> Self {
         // The worker becomes unready before its peers consider it dead.
         let heartbeat = stale_worker_timeout / 2;
-        Self { heartbeat, look: heartbeat.saturating_add(longest_poll), ready_while_halted }
+        Self {
+            heartbeat,
+            // The coordinator works at least once in each heartbeat interval. If the server dies
+            // between a heartbeat and the work that follows it, the heartbeat is the more recent of
+            // the two. Without this time, the worker would say that only coordination fails.
+            coordination: heartbeat.saturating_add(heartbeat_interval),
+            look: heartbeat.saturating_add(longest_poll),
+            ready_while_halted,
+        }
     }
 
     /// Whether a heartbeat of this age shows that the database can be reached.
@@ -91,7 +105,7 @@ impl Limits {
         if silent > self.heartbeat {
             return Err(NotReady::NoHeartbeat { silent, error: owned(vitals.coordination_error) });
         }
-        if let Some(idle) = vitals.coordinated.filter(|age| *age > self.heartbeat) {
+        if let Some(idle) = vitals.coordinated.filter(|age| *age > self.coordination) {
             return Err(NotReady::CannotCoordinate { idle, error: owned(vitals.coordination_error) });
         }
         // A worker that is not a member may have given its partition back for this reason.
@@ -169,8 +183,12 @@ fn lasting(time: Duration, error: Option<&str>) -> String {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { heartbeat: Duration::from_secs(15), look: Duration::from_secs(16), ready_while_halted: false };
+    const LIMITS: Limits = Limits {
+        heartbeat: Duration::from_secs(15),
+        coordination: Duration::from_secs(20),
+        look: Duration::from_secs(16),
+        ready_while_halted: false,
+    };
 
     fn sound() -> Vitals<'static> {
         Vitals {
@@ -220,9 +238,16 @@ mod tests {
                 reason(|v| v.state = WorkerState::Stopped),
                 Some("the other workers have evicted this one, and it has not registered again yet".into()),
             ),
+            (reason(|v| v.coordinated = after(20)), None),
             (
-                reason(|v| (v.coordinated, v.coordination_error) = (after(16), Some("permission denied"))),
-                Some("the replica set could not be coordinated for 16 s: permission denied".into()),
+                reason(|v| (v.coordinated, v.coordination_error) = (after(21), Some("permission denied"))),
+                Some("the replica set could not be coordinated for 21 s: permission denied".into()),
+            ),
+            // The server died after it had answered a heartbeat, and before the next statement.
+            (reason(|v| (v.heartbeat, v.coordinated) = (after(15), after(20))), None),
+            (
+                reason(|v| (v.heartbeat, v.coordinated) = (after(16), after(21))),
+                Some(format!("{no_heartbeat}{silence}")),
             ),
             (reason(|v| v.shortage = Some((Duration::from_secs(15), "full".into()))), None),
             (
@@ -274,8 +299,9 @@ mod tests {
 
     #[test]
     fn limits_follow_from_the_options() {
-        let limits = Limits::new(Duration::from_secs(30), Duration::from_millis(250), false);
+        let limits = Limits::new(Duration::from_secs(30), Duration::from_secs(5), Duration::from_millis(250), false);
         assert_eq!(limits.heartbeat, Duration::from_secs(15));
+        assert_eq!(limits.coordination, Duration::from_secs(20));
         assert_eq!(limits.look, Duration::from_millis(15_250));
         assert!(limits.is_recent(Some(limits.heartbeat)) && !limits.is_recent(Some(limits.look)));
         assert!(!limits.is_recent(None));

@@ -70,7 +70,7 @@ impl Config {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        Limits::new(self.stale_worker_timeout, self.event_poll.1, self.ready_while_halted)
+        Limits::new(self.stale_worker_timeout, self.heartbeat_interval, self.event_poll.1, self.ready_while_halted)
     }
 
     pub(crate) fn bounds(&self) -> events::Bounds {

@@ -33,7 +33,7 @@ fn watch_projections(
     connect: impl Fn() + Send + Sync + 'static,
 ) {
     let names = names.iter().map(|name| (*name).to_owned());
-    let board = Board::new(worker(number), replica_set, Limits::new(SOON, SOON, false), names, 1);
+    let board = Board::new(worker(number), replica_set, Limits::new(SOON, SOON, SOON, false), names, 1);
     let refused = || Err("not of interest".to_owned());
     server.watch(HealthProbe::new(
         refused,
