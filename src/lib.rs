@@ -86,7 +86,7 @@ mod tx;
 mod watch;
 
 pub use catch_up::Progress;
-pub use config::{OnFailure, Retry};
+pub use config::{OnFailure, Options, Retry};
 pub use database::{AsClient, Connection, Database};
 pub use error::{BoxError, Error};
 pub use event::{DecodeError, EncodeError, Event, EventParts, NewEvent, StreamId};
@@ -97,7 +97,7 @@ pub use metrics::Metrics;
 pub use orchestrator::{Builder, Handle, Orchestrator};
 pub use plan::{WorkerId, WorkerState};
 pub use probe::{HealthProbe, StatusReport, Unhealthy};
-pub use projection::{BatchProjection, Passing, Projection};
+pub use projection::{BatchProjection, Call, Passing, Projection, Reaction};
 pub use scope::{Scope, StartAt};
 pub use status::{Assignment, HeadBlocked, HeadBlocker, Keys, ProjectionState, ProjectionStatus, Status};
 pub use store::Names;

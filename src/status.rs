@@ -245,10 +245,9 @@ impl Board {
         worker_id: WorkerId,
         replica_set: &str,
         limits: Limits,
-        projections: impl IntoIterator<Item = String>,
-        lanes: usize,
+        lanes: impl IntoIterator<Item = (String, usize)>,
     ) -> Self {
-        let projections = projections.into_iter().map(|name| (name, vec![LaneStatus::default(); lanes])).collect();
+        let projections = lanes.into_iter().map(|(name, lanes)| (name, vec![LaneStatus::default(); lanes])).collect();
         let cells = Cells {
             state: WorkerState::Pending,
             assignment: None,

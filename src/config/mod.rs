@@ -3,6 +3,7 @@
 mod declare;
 mod on_failure;
 mod options;
+mod own;
 mod retry;
 mod value;
 
@@ -12,6 +13,8 @@ pub(crate) use self::declare::{Declared, setter, setters};
 use self::declare::{OptionOf, bounds, declare, quantity};
 pub use self::on_failure::OnFailure;
 pub(crate) use self::options::with_options;
+pub use self::own::Options;
+pub(crate) use self::own::Settings;
 pub use self::retry::Retry;
 pub(crate) use self::value::Bytes;
 use self::value::{Bounds, Connections, Count, DurationOrOff, DurationRange, Switch, Value};
@@ -24,6 +27,9 @@ use crate::store::events;
 /// The most bytes of a name. Names are stored, sent as notification payloads and used as metric
 /// labels.
 const MAX_NAME_BYTES: usize = 255;
+
+/// The most events that a reaction may handle at the same time. Each needs a thread.
+const MAX_IN_FLIGHT: usize = 256;
 
 /// Reads a duration in the form that the options have, such as `10s`.
 #[cfg(feature = "cli")]
@@ -77,14 +83,9 @@ impl Config {
         events::Bounds { events: self.batch_size, bytes: self.batch_bytes.0, event_bytes: self.max_event_bytes.0 }
     }
 
-    pub(crate) fn pool_size(&self, projections: usize) -> u32 {
-        self.pool_size.unwrap_or_else(|| self.needed_connections(projections))
-    }
-
-    /// Returns how many connections the lanes of all projections need. Each lane has one connection
-    /// for writing and one for reading ahead.
-    fn needed_connections(&self, projections: usize) -> u32 {
-        u32::try_from(projections * self.lanes * 2).unwrap_or(u32::MAX)
+    /// The size of the pool, for this many lanes of all projections together.
+    pub(crate) fn pool_size(&self, lanes: usize) -> u32 {
+        self.pool_size.unwrap_or_else(|| needed_connections(lanes))
     }
 
     /// Refuses options that are out of bounds or contradict each other.
@@ -103,27 +104,35 @@ impl Config {
                 return Err(Error::config("projection name", format!("{projection:?}"), "two projections have it"));
             }
         }
-        for option in Self::OPTIONS {
-            (option.check)(self)?;
-        }
-        self.retry.validate()?;
-        self.validate_relations(projections.len())?;
+        self.validate_options()?;
+        self.validate_relations()?;
         self.names.validate()
     }
 
-    /// Checks the relations between options.
-    fn validate_relations(&self, projections: usize) -> Result<(), Error> {
-        let needed = self.needed_connections(projections);
-        if let Some(size) = self.pool_size.filter(|size| *size < needed) {
-            return Err(Error::config(
-                "pool_size",
-                size.to_string(),
-                format!(
-                    "{projections} projections × {} lanes × (1 connection to write + 1 to read ahead) = {needed} connections are needed",
-                    self.lanes
-                ),
-            ));
+    /// Refuses options that are out of bounds.
+    fn validate_options(&self) -> Result<(), Error> {
+        for option in Self::OPTIONS {
+            (option.check)(self)?;
         }
+        self.retry.validate()
+    }
+
+    /// Refuses a pool that is too small for this many lanes of all projections together.
+    pub(crate) fn validate_pool(&self, lanes: usize) -> Result<(), Error> {
+        let needed = needed_connections(lanes);
+        match self.pool_size.filter(|size| *size < needed) {
+            Some(size) => {
+                let problem = format!(
+                    "{lanes} lanes of all projections × (1 connection to write + 1 to read ahead) = {needed} connections are needed"
+                );
+                Err(Error::config("pool_size", size.to_string(), problem))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Checks the relations between options.
+    fn validate_relations(&self) -> Result<(), Error> {
         if self.heartbeat_interval * 3 > self.stale_worker_timeout {
             return Err(Error::config(
                 "stale_worker_timeout",
@@ -154,6 +163,11 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// How many connections so many lanes need: each has one for writing and one for reading ahead.
+fn needed_connections(lanes: usize) -> u32 {
+    u32::try_from(lanes * 2).unwrap_or(u32::MAX)
 }
 
 /// Returns the name of an option's environment variable.

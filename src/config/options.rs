@@ -111,7 +111,7 @@ macro_rules! with_options {
             ///
             /// The events of a parked aggregate wait until an operator replays them; all other
             /// aggregates proceed. See [`OnFailure`](crate::OnFailure). A projection that has a
-            /// policy of its own ([`on_failure`](crate::Projection::on_failure)) follows that.
+            /// policy of its own ([`Options::on_failure`](crate::Options::on_failure)) follows that.
             on_failure: OnFailure = (halt), (halt or park at least 1);
 
             /// The number of lanes, each a thread, into which a worker divides its part of each
@@ -120,7 +120,8 @@ macro_rules! with_options {
             /// Each lane has a transaction of its own, so several handlers can wait for the
             /// database, or compute, at once. Each event is still handled once, and those of an
             /// aggregate in order. [`handle`](crate::Projection::handle) is called from as many
-            /// threads at once.
+            /// threads at once. A projection may have a number of its own: see
+            /// [`Options::lanes`](crate::Options::lanes).
             lanes: Count = (1), (1 to 64);
 
             /// The maximum number of connections in the pool that the projections use.

@@ -15,7 +15,7 @@ use super::{Code, End, Errands};
 use crate::error::{BoxError, Error, field};
 use crate::event::{Event, StreamId};
 use crate::plan::Errand;
-use crate::projection::{self, Handler, NoForget};
+use crate::projection::{self, Failed, Handler, Refused, Work as Kind, Writes};
 use crate::scope::StartAt;
 use crate::store::forgetting::{Begun, Work};
 use crate::store::outcome::Outcome;
@@ -24,10 +24,7 @@ use crate::store::rebuilds::STARTS_AT_END;
 use crate::store::session::Session;
 use crate::store::{execution, fence, forgetting, parked};
 use crate::threads::caught;
-use crate::tx::{About, KeptStatements, Tx};
-
-const NO_FORGET: &str = "it has no forget(): implement it, so that it deletes the rows of one aggregate, and deploy that; or rebuild the \
-                         whole read model";
+use crate::tx::{About, KeptStatements, Memory, Tx};
 
 /// The code that runs in the transaction, for messages.
 const CODE: &str = "forget() or the handler";
@@ -68,7 +65,7 @@ impl Errands {
         let outcome = match self.forget_and_handle(&mut session, &mut reader, errand, &**handler, &work) {
             Ok(Some(outcome)) => outcome,
             Ok(None) => return Ok(End::Superseded),
-            Err(Stop::Missing) => return self.refuse(errand, NO_FORGET.to_owned()),
+            Err(Stop::Refused(why)) => return self.refuse(errand, why),
             Err(Stop::Failed(failure)) => return Err(failure),
             Err(Stop::Code(error)) => return Err(Failure::of_code(&*error, session.is_closed())),
         };
@@ -94,7 +91,7 @@ impl Errands {
         work: &Work,
     ) -> Result<Option<Outcome>, Stop> {
         let begun = Instant::now();
-        let mut kept = KeptStatements::default();
+        let (mut kept, mut memory) = (KeptStatements::default(), Memory::default());
         let is_pause_requested = || self.context.stop.is_raised();
         let about = About {
             projection: &errand.projection,
@@ -103,9 +100,10 @@ impl Errands {
             is_pause_requested: &is_pause_requested,
         };
         let transaction = session.transaction().map_err(Failure::passing)?;
-        let mut tx = Tx::new(transaction, &mut kept, about);
+        let mut tx = Tx::new(transaction, &mut kept, &mut memory, about);
         let mark = fence::mark(&mut tx, self.context.sessions, self.idle_limit, None).map_err(Failure::passing)?;
         forget(&mut tx, handler, work)?;
+        let Kind::Writes(handler) = handler.work() else { return Err(Stop::Refused("it is a reaction".to_owned())) };
         for portion in portions(&work.events) {
             let events = self.read(reader, portion)?;
             self.handle(&mut tx, handler, &events)?;
@@ -145,13 +143,13 @@ impl Errands {
         Ok(events)
     }
 
-    fn handle(&self, tx: &mut Tx<'_>, handler: &dyn Handler, events: &[Event]) -> Result<(), Stop> {
+    fn handle(&self, tx: &mut Tx<'_>, handler: &dyn Writes, events: &[Event]) -> Result<(), Stop> {
         let mut rest = events;
         while let Some(first) = rest.first() {
             if self.context.stop.is_raised() {
                 return Err(Failure::Interrupted("the worker stops".to_owned()).into());
             }
-            let count = projection::call(handler, tx, rest).map_err(|source| {
+            let count = projection::handle(handler, tx, rest).map_err(|Failed { error: source, .. }| {
                 let (position, id) = (first.global_position(), first.event_id());
                 Stop::Code(Box::new(FailedFrom { position, id, source }))
             })?;
@@ -163,8 +161,8 @@ impl Errands {
 
 /// Why the rows of the aggregate were not replaced.
 enum Stop {
-    /// The projection has no `forget`.
-    Missing,
+    /// The projection cannot.
+    Refused(String),
     /// Code of the application has returned an error.
     Code(BoxError),
     Failed(Failure),
@@ -189,7 +187,10 @@ struct FailedFrom {
 fn forget(tx: &mut Tx<'_>, handler: &dyn Handler, work: &Work) -> Result<(), Stop> {
     let forgotten = caught(|| handler.forget(tx, &work.stream))
         .unwrap_or_else(|panic| Err(format!("forget() panicked: {panic}").into()));
-    forgotten.map_err(|error| if error.is::<NoForget>() { Stop::Missing } else { Stop::Code(error) })
+    forgotten.map_err(|error| match error.downcast_ref::<Refused>() {
+        Some(refused) => Stop::Refused(refused.to_string()),
+        None => Stop::Code(error),
+    })
 }
 
 /// Divides events into portions that are read at once.

@@ -10,16 +10,13 @@ use super::failure::{DOING, Failure};
 use super::{End, Errands};
 use crate::error::{Error, field};
 use crate::plan::Errand;
-use crate::projection::{Handler, NoReset};
+use crate::projection::{Handler, Refused};
 use crate::store::commands;
 use crate::store::outcome::Outcome;
 use crate::store::session::Session;
 use crate::store::{fence, rewinding};
 use crate::threads::caught;
-use crate::tx::{About, KeptStatements, Tx};
-
-const NO_RESET: &str = "it has no reset(): implement it, so that it clears the read model, and deploy that; or remove the projection and \
-                        give it a new name";
+use crate::tx::{About, KeptStatements, Memory, Tx};
 
 /// The code that runs in the transaction, for messages.
 const CODE: &str = "reset()";
@@ -42,7 +39,7 @@ impl Errands {
         } else {
             match self.reset(&mut session, errand, &**handler, to) {
                 Ok(end) => return Ok(end),
-                Err(ResetFailure::Missing) => Outcome::Refused(NO_RESET.to_owned()),
+                Err(ResetFailure::Refused(why)) => Outcome::Refused(why),
                 Err(ResetFailure::Other(failure)) => return Err(failure),
             }
         };
@@ -58,7 +55,7 @@ impl Errands {
         to: i64,
     ) -> Result<End, ResetFailure> {
         let begun = Instant::now();
-        let mut kept = KeptStatements::default();
+        let (mut kept, mut memory) = (KeptStatements::default(), Memory::default());
         let is_pause_requested = || self.context.stop.is_raised();
         let about = About {
             projection: &errand.projection,
@@ -67,13 +64,13 @@ impl Errands {
             is_pause_requested: &is_pause_requested,
         };
         let transaction = session.transaction().map_err(Failure::passing)?;
-        let mut tx = Tx::new(transaction, &mut kept, about);
+        let mut tx = Tx::new(transaction, &mut kept, &mut memory, about);
         let mark = fence::mark(&mut tx, self.context.sessions, self.idle_limit, None).map_err(Failure::passing)?;
         let reset =
             caught(|| handler.reset(&mut tx, to)).unwrap_or_else(|panic| Err(format!("it panicked: {panic}").into()));
         if let Err(error) = reset {
-            if error.is::<NoReset>() {
-                return Err(ResetFailure::Missing);
+            if let Some(refused) = error.downcast_ref::<Refused>() {
+                return Err(ResetFailure::Refused(refused.to_string()));
             }
             drop(tx);
             return Err(Failure::of_code(&*error, session.is_closed()).into());
@@ -103,8 +100,8 @@ impl Errands {
 
 /// Why calling `reset` has not cleared the read model.
 enum ResetFailure {
-    /// The projection does not have it.
-    Missing,
+    /// The projection cannot.
+    Refused(String),
     Other(Failure),
 }
 

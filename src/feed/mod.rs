@@ -177,8 +177,8 @@ impl Feed {
 
     /// Reads the first events of a range from memory; `None` if the tail does not reach back that
     /// far.
-    pub(crate) fn read_tail(&self, range: &Range, scope: &Scope) -> Option<Batch> {
-        self.shared.tail.read().read(range, scope, self.shared.bounds)
+    pub(crate) fn read_tail(&self, range: &Range, scope: &Scope, bounds: Bounds) -> Option<Batch> {
+        self.shared.tail.read().read(range, scope, bounds)
     }
 
     /// Returns the range that is to be read into the tail next, up to the head. Skips those events

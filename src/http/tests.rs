@@ -77,7 +77,7 @@ fn watch(server: &MetricsServer, number: u128) -> Switches {
         let switch = switch.clone();
         move || if switch.load(Ordering::Relaxed) { Ok(()) } else { Err(reason.to_owned()) }
     };
-    let board = Board::new(worker(number), "main", Limits::new(SOON, SOON, SOON, false), [], 1);
+    let board = Board::new(worker(number), "main", Limits::new(SOON, SOON, SOON, false), []);
     server.watch(HealthProbe::new(
         check(&switches.live, "thread pup-coord is stuck"),
         check(&switches.ready, "the database is out of reach"),

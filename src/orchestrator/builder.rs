@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::hosted::Hosted;
+use super::hosted::{Change, Hosted};
 use super::worker::Orchestrator;
-use crate::config::{Bytes, Config, Declared, OnFailure, Retry, setter, setters, variable, with_options};
+use crate::config::{Bytes, Config, Declared, OnFailure, Options, Retry, setter, setters, variable, with_options};
 use crate::database::Database;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::overview::Overview;
 use crate::plan::WorkerId;
-use crate::projection::{BatchProjection, Batches, Each, Handler, Projection};
+use crate::projection::{BatchProjection, Batches, Each, Effects, Handler, Projection, Reaction};
 use crate::status::Board;
 use crate::store::Names;
 use crate::threads::{Crew, Waker};
@@ -25,7 +25,7 @@ pub struct Builder {
     pub(super) owner: Option<Database>,
     pub(super) build_id: Option<String>,
     pub(super) config: Config,
-    pub(super) projections: Vec<Arc<dyn Handler>>,
+    pub(super) projections: Vec<(Arc<dyn Handler>, Change)>,
     pub(super) metrics: Option<Metrics>,
 }
 
@@ -58,16 +58,60 @@ impl Builder {
     /// Adds a projection. At least one projection of any kind is needed, and each name may occur
     /// only once. To keep a reference to it, pass an [`Arc`].
     pub fn projection(self, projection: impl Projection + 'static) -> Self {
-        self.handler(Arc::new(Each(projection)))
+        self.projection_with(projection, |options| options)
+    }
+
+    /// Adds a projection, with other [options](Projection::options) than its own.
+    ///
+    /// ```
+    /// # use pupsourcing_orchestrator::{Builder, Projection};
+    /// # fn add(builder: Builder, invoices: impl Projection + 'static) -> Builder {
+    /// builder.projection_with(invoices, |options| options.lanes(4).batch_size(100))
+    /// # }
+    /// ```
+    pub fn projection_with(
+        self,
+        projection: impl Projection + 'static,
+        change: impl FnOnce(Options) -> Options + Send + 'static,
+    ) -> Self {
+        self.handler(Arc::new(Each(projection)), change)
     }
 
     /// Adds a projection that handles many events at once.
     pub fn batch_projection(self, projection: impl BatchProjection + 'static) -> Self {
-        self.handler(Arc::new(Batches(projection)))
+        self.batch_projection_with(projection, |options| options)
     }
 
-    pub(crate) fn handler(mut self, handler: Arc<dyn Handler>) -> Self {
-        self.projections.push(handler);
+    /// Adds a projection that handles many events at once, with other
+    /// [options](BatchProjection::options) than its own.
+    pub fn batch_projection_with(
+        self,
+        projection: impl BatchProjection + 'static,
+        change: impl FnOnce(Options) -> Options + Send + 'static,
+    ) -> Self {
+        self.handler(Arc::new(Batches(projection)), change)
+    }
+
+    /// Adds a reaction: effects outside of the database.
+    pub fn reaction(self, reaction: impl Reaction + 'static) -> Self {
+        self.reaction_with(reaction, |options| options)
+    }
+
+    /// Adds a reaction, with other [options](Reaction::options) than its own.
+    pub fn reaction_with(
+        self,
+        reaction: impl Reaction + 'static,
+        change: impl FnOnce(Options) -> Options + Send + 'static,
+    ) -> Self {
+        self.handler(Arc::new(Effects(reaction)), change)
+    }
+
+    pub(crate) fn handler(
+        mut self,
+        handler: Arc<dyn Handler>,
+        change: impl FnOnce(Options) -> Options + Send + 'static,
+    ) -> Self {
+        self.projections.push((handler, Box::new(change)));
         self
     }
 
@@ -193,9 +237,14 @@ impl Builder {
     /// [`Error::InvalidConfig`] names the first setting that is out of bounds or contradicts
     /// another, its value and the bound; or it names the method of a projection that panicked.
     pub fn build(self) -> Result<Orchestrator, Error> {
-        let projections: Vec<Hosted> = self.projections.into_iter().map(Hosted::new).collect::<Result<_, _>>()?;
+        let projections: Vec<Hosted> = self
+            .projections
+            .into_iter()
+            .map(|(handler, change)| Hosted::new(handler, change, &self.config))
+            .collect::<Result<_, _>>()?;
         let names: Vec<&str> = projections.iter().map(Hosted::name).collect();
         self.config.validate(&names)?;
+        self.config.validate_pool(Hosted::lanes(&projections))?;
         let metrics = match self.metrics {
             Some(metrics) => metrics,
             None => Metrics::new()?,
@@ -203,18 +252,12 @@ impl Builder {
         distinct_tables(&projections)?;
         self.build_id.as_deref().map_or(Ok(()), valid_build)?;
         let application_name = format!("pupsourcing-orchestrator {}", self.config.replica_set);
-        let names = names.into_iter().map(str::to_owned);
+        let lanes = projections.iter().map(|hosted| (hosted.name().to_owned(), hosted.settings.lanes));
         let (crew, gate) = Crew::new();
         Ok(Orchestrator {
             overview: Overview::default(),
             coordination: Waker::new(),
-            board: Board::new(
-                WorkerId(uuid::Uuid::new_v4()),
-                &self.config.replica_set,
-                self.config.limits(),
-                names,
-                self.config.lanes,
-            ),
+            board: Board::new(WorkerId(uuid::Uuid::new_v4()), &self.config.replica_set, self.config.limits(), lanes),
             crew,
             gate,
             owner: self.owner.map(|owner| owner.for_worker(&application_name)),

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::config::{OnFailure, Retry};
+use crate::config::{Config, Options, Settings};
 use crate::error::Error;
-use crate::projection::Handler;
+use crate::projection::{Handler, Work};
 use crate::scope::StartAt;
 use crate::store::Known;
 use crate::threads::caught;
@@ -15,33 +15,22 @@ use crate::threads::caught;
 pub(super) struct Hosted {
     pub(super) handler: Arc<dyn Handler>,
     pub(super) known: Known,
-    /// The projection's own settings, if it has any.
-    pub(super) retry: Option<Retry>,
-    pub(super) on_failure: Option<OnFailure>,
+    pub(super) settings: Settings,
 }
 
+/// Changes a projection's options.
+pub(super) type Change = Box<dyn FnOnce(Options) -> Options + Send>;
+
 impl Hosted {
-    pub(super) fn new(handler: Arc<dyn Handler>) -> Result<Self, Error> {
+    pub(super) fn new(handler: Arc<dyn Handler>, change: Change, config: &Config) -> Result<Self, Error> {
         let name = asked("name() of a projection", || handler.name().to_owned())?;
         let start_at = asked(&format!("start_at() of projection {name:?}"), || handler.start_at())?;
         let scope = asked(&format!("scope() of projection {name:?}"), || handler.scope())?;
         if let Some(problem) = scope.problem() {
             return Err(Error::config(format!("scope of projection {name:?}"), "unusable", problem));
         }
-        let retry = asked(&format!("retry() of projection {name:?}"), || handler.retry())?;
-        if let Some(retry) = &retry {
-            retry.validate().map_err(|error| match error {
-                Error::InvalidConfig { field, value, problem } => {
-                    Error::config(format!("{field} of projection {name:?}"), value, problem)
-                }
-                error => error,
-            })?;
-        }
-        let on_failure = asked(&format!("on_failure() of projection {name:?}"), || handler.on_failure())?;
-        if on_failure.is_some_and(|policy| policy.at_most() == Some(0)) {
-            let problem = "it must be at least 1, or OnFailure::Halt";
-            return Err(Error::config(format!("on_failure at_most of projection {name:?}"), "0", problem));
-        }
+        let options = asked(&format!("options() of projection {name:?}"), || change(handler.options()))?;
+        let settings = Settings::new(&options, config, &name, matches!(handler.work(), Work::Reacts(_)))?;
         if let StartAt::Position(position @ ..0) = start_at {
             let problem =
                 format!("projection {name:?} cannot start there: positions begin with 1, and 0 is before the first");
@@ -55,7 +44,12 @@ impl Hosted {
         let tables: Vec<String> = asked(&format!("tables() of projection {name:?}"), || {
             handler.tables().iter().map(|table| (*table).to_owned()).collect()
         })?;
-        Ok(Self { handler, known: Known { name, start_at, scope, version, tables }, retry, on_failure })
+        Ok(Self { handler, known: Known { name, start_at, scope, version, lanes: settings.lanes, tables }, settings })
+    }
+
+    /// The lanes of all projections together.
+    pub(super) fn lanes(all: &[Self]) -> usize {
+        all.iter().map(|hosted| hosted.settings.lanes).sum()
     }
 
     pub(super) fn name(&self) -> &str {

@@ -118,7 +118,7 @@ impl Start {
         let idle_limit = self.idle_limit();
         let (feed, hints) = Feed::new(self.config.bounds());
         let pool = self.context.database.pool(PoolOptions {
-            size: self.config.pool_size(self.projections.len()),
+            size: self.config.pool_size(Hosted::lanes(&self.projections)),
             reset: self.context.sessions.reset_sql(),
         })?;
         leave::bound(&self.crew, &self.context, self.config.leave_timeout)?;
@@ -223,11 +223,11 @@ impl Start {
     fn runners(&self, pool: &Pool, feed: &Feed, trust: &Trust, metrics: &WorkerMetrics) -> Result<Runners, Error> {
         let Self { context, config, crew, .. } = self;
         // A runner sends at most two reports between two commands.
-        let (reports, inbox) = bounded(8 * config.lanes * self.projections.len());
-        let for_rebuilds = context.database.pool(PoolOptions {
-            size: config.pool_size(self.projections.len()),
-            reset: context.sessions.reset_sql(),
-        })?;
+        let lanes = Hosted::lanes(&self.projections);
+        let (reports, inbox) = bounded(8 * lanes);
+        let for_rebuilds = context
+            .database
+            .pool(PoolOptions { size: config.pool_size(lanes), reset: context.sessions.reset_sql() })?;
         let common = Common {
             context: context.clone(),
             config: config.clone(),
@@ -241,11 +241,10 @@ impl Start {
             idle_limit: self.idle_limit(),
             projections: self.projections.iter().map(|hosted| (hosted.name().into(), hosted.clone())).collect(),
         };
-        let lanes = config.lanes;
         let spawn = move |name: &str, lane, index, commands| common.spawn(name, lane, index, commands);
         let mut runners = Runners::new(inbox, Box::new(spawn));
         for hosted in &self.projections {
-            runners.add(hosted.name(), lanes)?;
+            runners.add(hosted.name(), hosted.settings.lanes)?;
         }
         Ok(runners)
     }
@@ -277,7 +276,7 @@ impl Common {
             sessions: context.sessions,
             names: context.names.clone(),
             scope: hosted.known.scope.clone(),
-            bounds: config.bounds(),
+            bounds: hosted.settings.bounds,
             shortage: context.board.shortage.clone(),
         };
         let runner = Runner {
@@ -291,10 +290,8 @@ impl Common {
             feed: feed.clone(),
             follower: feed.follow(),
             requests: reader.spawn(&self.crew, format!("pup-read-{index:02}"))?,
-            retry: hosted.retry.clone().unwrap_or_else(|| config.retry.clone()),
-            on_failure: hosted.on_failure.unwrap_or(config.on_failure),
-            bounds: config.bounds(),
-            batch_time: config.batch_time,
+            settings: hosted.settings.clone(),
+            call_limit: config.coordination_timeout,
             idle_limit: self.idle_limit,
             trust: self.trust.clone(),
             metrics: context.metrics.projection(name),

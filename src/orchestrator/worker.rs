@@ -175,7 +175,7 @@ impl Orchestrator {
                 board: self.board,
                 goal,
             };
-            let replays = |hosted: &&Hosted| hosted.on_failure.unwrap_or(self.config.on_failure).replays_at_start();
+            let replays = |hosted: &&Hosted| hosted.settings.on_failure.replays_at_start();
             let replayed: Vec<String> =
                 self.projections.iter().filter(replays).map(|hosted| hosted.name().to_owned()).collect();
             let up_to = run_to.as_ref().map(|run_to| run_to.position);
@@ -234,7 +234,6 @@ impl Orchestrator {
             pid: i32::try_from(std::process::id()).unwrap_or(0),
             projections: self.projections.iter().map(|hosted| hosted.known.clone()).collect(),
             build: self.build_id.clone(),
-            lanes: self.config.lanes,
             sessions: self.sessions(),
             stale_worker_timeout: self.config.stale_worker_timeout,
         }

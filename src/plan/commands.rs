@@ -373,7 +373,7 @@ mod tests {
     /// Lets the workers have version 2 of `orders`, while the live read model has version 1.
     fn newer(view: &mut ClusterView, workers: &[usize]) {
         for worker in workers {
-            let code = |name: &str, version| Code { name: name.into(), version };
+            let code = |name: &str, version| Code { name: name.into(), version, lanes: 1 };
             view.workers[*worker].projections = [code("orders", 2), code("invoices", 1)].into();
         }
     }

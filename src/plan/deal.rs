@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use super::keys::KeySet;
-use super::view::{DesiredState, ProjectionView, WorkerId, WorkerView};
+use super::view::{DesiredState, ProjectionView, WorkerId, WorkerView, base_of};
 
 /// A part of a projection: these keys belong to this lane of this worker.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -42,17 +42,17 @@ impl Deal {
             DesiredState::Paused => Vec::new(),
         };
         able.sort_by_key(|worker| worker.partition);
-        Self { projection: projection.name.clone(), desired, shares: contiguous(&able) }
+        Self { projection: projection.name.clone(), desired, shares: contiguous(&projection.name, &able) }
     }
 }
 
 /// The strategy in use: each member gets one range of keys, in the order of the partitions, and
 /// each range is cut into the member's lanes. All ranges, and all lanes of a member, are as equal
 /// as possible. So few keys change their owner when a member joins or leaves.
-fn contiguous(members: &[&WorkerView]) -> Vec<Share> {
+fn contiguous(projection: &str, members: &[&WorkerView]) -> Vec<Share> {
     let shares = members.iter().enumerate().flat_map(|(k, member)| {
         let part = KeySet::partition(k, members.len());
-        let lanes = member.lanes.max(1);
+        let lanes = member.lanes_of(base_of(projection));
         (0..lanes).map(move |lane| Share { worker: member.id, lane, keys: part.part(lane, lanes) })
     });
     shares.filter(|share| !share.keys.is_empty()).collect()
@@ -71,8 +71,7 @@ mod tests {
 
     fn member(n: u128, partition: usize, lanes: usize, knows: &[&str]) -> WorkerView {
         WorkerView {
-            lanes,
-            projections: knows.iter().map(|name| Code { name: Arc::from(*name), version: 1 }).collect(),
+            projections: knows.iter().map(|name| Code { name: Arc::from(*name), version: 1, lanes }).collect(),
             ..worker(n, WorkerState::Ready, 5, Some(partition))
         }
     }
@@ -127,7 +126,7 @@ mod tests {
     fn only_members_with_the_version_get_a_share() {
         let old = member(1, 0, 1, &KNOWN);
         let new = |n, partition| WorkerView {
-            projections: [Code { name: "orders".into(), version: 2 }].into(),
+            projections: [Code { name: "orders".into(), version: 2, lanes: 1 }].into(),
             ..member(n, partition, 1, &[])
         };
         let members = [old, new(2, 1), new(3, 2)];

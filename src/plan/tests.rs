@@ -32,8 +32,7 @@ pub(crate) fn worker(n: u128, state: WorkerState, generation: i64, partition: Op
         session: Session::Held,
         registered_at: at(0),
         last_heartbeat: at(100),
-        lanes: 1,
-        projections: ["orders", "invoices"].map(|name| Code { name: name.into(), version: 1 }).into(),
+        projections: ["orders", "invoices"].map(|name| Code { name: name.into(), version: 1, lanes: 1 }).into(),
         build: None,
     }
 }
@@ -292,7 +291,7 @@ fn rows_changed_by_hand_are_repaired_or_withdrawn_alone() {
 fn projection_that_no_running_worker_knows_is_not_dealt() {
     let new =
         ProjectionView { rows: Rows::Whole, ..projection("customers", DesiredState::Running, DesiredState::Running) };
-    let known = [Code { name: "customers".into(), version: 1 }].into();
+    let known = [Code { name: "customers".into(), version: 1, lanes: 1 }].into();
     let joiner = WorkerView { projections: known, ..joined(2, 100) };
     let view = ClusterView { projections: vec![new], ..view(Active, 1, vec![running(1, 0), joiner]) };
     assert_eq!(plan(&view, &POLICY).actions, [], "it is dealt in the joiner's generation");

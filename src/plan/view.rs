@@ -129,8 +129,6 @@ pub(crate) struct WorkerView {
     pub(crate) session: Session,
     pub(crate) registered_at: ServerTime,
     pub(crate) last_heartbeat: ServerTime,
-    /// The number of lanes into which it cuts its share of each projection.
-    pub(crate) lanes: usize,
     /// The projections whose code it has.
     pub(crate) projections: Arc<[Code]>,
     /// Which build of the program it is, if it says so.
@@ -145,7 +143,16 @@ impl WorkerView {
 
     /// The version of its code of a projection.
     pub(crate) fn version_of(&self, base: &str) -> Option<i32> {
-        self.projections.iter().find(|code| &*code.name == base).map(|code| code.version)
+        self.code_of(base).map(|code| code.version)
+    }
+
+    /// The number of lanes into which it cuts its share of a projection.
+    pub(crate) fn lanes_of(&self, base: &str) -> usize {
+        self.code_of(base).map_or(1, |code| code.lanes.max(1))
+    }
+
+    fn code_of(&self, base: &str) -> Option<&Code> {
+        self.projections.iter().find(|code| &*code.name == base)
     }
 
     /// Whether it may handle events for this projection.
@@ -162,6 +169,8 @@ impl WorkerView {
 pub(crate) struct Code {
     pub(crate) name: Arc<str>,
     pub(crate) version: i32,
+    /// The number of lanes into which the worker cuts its share.
+    pub(crate) lanes: usize,
 }
 
 /// Which checkpoints of a projection these are.

@@ -1,6 +1,7 @@
-//! How the library calls a handler.
+//! How the library calls code of the application that handles events.
 
-use super::kinds::Handler;
+use super::kinds::{Failed, Reacts, Writes};
+use super::reaction::Call;
 use crate::error::BoxError;
 use crate::event::Event;
 use crate::threads::caught;
@@ -8,11 +9,29 @@ use crate::tx::Tx;
 
 /// Lets a handler handle events from the front of these, and returns how many. A panic is an error
 /// of the handler, and so is a number that cannot be right.
-pub(crate) fn call(handler: &dyn Handler, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
-    let outcome = caught(|| handler.handle(tx, events))
-        .unwrap_or_else(|message| Err(format!("the handler panicked: {message}").into()));
-    outcome.and_then(|count| match count {
+pub(crate) fn handle(handler: &dyn Writes, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, Failed> {
+    let count = caught(|| handler.handle(tx, events))
+        .unwrap_or_else(|message| Err(Failed { error: panicked(&message), at: None }))?;
+    checked(count, events).map_err(|error| Failed { error, at: None })
+}
+
+/// Lets a reaction react to events from the front of these, and returns to how many.
+pub(crate) fn react(reaction: &dyn Reacts, call: &Call<'_>, events: &[Event]) -> Result<usize, BoxError> {
+    checked(guarded(|| reaction.react(call, events))?, events)
+}
+
+/// Calls code of the application. A panic is an error.
+pub(crate) fn guarded<T>(code: impl FnOnce() -> Result<T, BoxError>) -> Result<T, BoxError> {
+    caught(code).unwrap_or_else(|message| Err(panicked(&message)))
+}
+
+fn panicked(message: &str) -> BoxError {
+    format!("the handler panicked: {message}").into()
+}
+
+fn checked(count: usize, events: &[Event]) -> Result<usize, BoxError> {
+    match count {
         1.. if count <= events.len() => Ok(count),
-        _ => Err(format!("handle_batch() says it handled {count} of {} events", events.len()).into()),
-    })
+        _ => Err(format!("the handler says that it has handled {count} of {} events", events.len()).into()),
+    }
 }

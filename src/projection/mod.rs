@@ -1,14 +1,17 @@
-//! What a user of the library writes: a projection, and what its handler may return.
+//! What a user of the library writes: projections of each kind, and what their handlers may return.
 
 mod calling;
 mod declared;
 mod kinds;
 mod passing;
-mod resetting;
+mod reaction;
+mod refused;
 mod traits;
 
-pub(crate) use self::calling::call;
-pub(crate) use self::kinds::{Batches, Each, Handler};
+pub(crate) use self::calling::{guarded, handle, react};
+pub(crate) use self::declared::{declare, forward};
+pub(crate) use self::kinds::{Batches, Each, Effects, Failed, Handler, Reacts, Work, Writes};
 pub use self::passing::Passing;
-pub(crate) use self::resetting::{NoForget, NoReset};
+pub use self::reaction::{Call, Reaction};
+pub(crate) use self::refused::Refused;
 pub use self::traits::{BatchProjection, Projection};

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::declared::{declaration, forwarded};
-use super::resetting::{NoForget, NoReset};
-use crate::config::{OnFailure, Retry};
+use super::declared::{declare, forward};
+use super::refused::Refused;
+use crate::config::Options;
 use crate::error::BoxError;
 use crate::event::{Event, StreamId};
 use crate::scope::{Scope, StartAt};
@@ -71,7 +71,10 @@ use crate::tx::Tx;
 /// }
 /// ```
 pub trait Projection: Send + Sync {
-    declaration!();
+    declare!(named);
+    declare!(starting at the beginning);
+    declare!(built);
+    declare!(owner);
 
     /// Handles one event. The transaction is READ COMMITTED and read-write; its other settings are
     /// those of the role and the database. Do not end it: the orchestrator commits it together with
@@ -124,7 +127,10 @@ pub trait Projection: Send + Sync {
 /// }
 /// ```
 pub trait BatchProjection: Send + Sync {
-    declaration!();
+    declare!(named);
+    declare!(starting at the beginning);
+    declare!(built);
+    declare!(owner);
 
     /// Handles events from the front of `events`, which is never empty, and returns how many: at
     /// least one, usually all of them, like [`Write::write`](std::io::Write::write). The
@@ -134,7 +140,9 @@ pub trait BatchProjection: Send + Sync {
 }
 
 impl<P: Projection + ?Sized> Projection for Arc<P> {
-    forwarded!();
+    forward!(named);
+    forward!(built);
+    forward!(owner);
 
     fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         (**self).handle(tx, event)
@@ -142,7 +150,9 @@ impl<P: Projection + ?Sized> Projection for Arc<P> {
 }
 
 impl<P: Projection + ?Sized> Projection for Box<P> {
-    forwarded!();
+    forward!(named);
+    forward!(built);
+    forward!(owner);
 
     fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
         (**self).handle(tx, event)
@@ -150,7 +160,9 @@ impl<P: Projection + ?Sized> Projection for Box<P> {
 }
 
 impl<P: BatchProjection + ?Sized> BatchProjection for Arc<P> {
-    forwarded!();
+    forward!(named);
+    forward!(built);
+    forward!(owner);
 
     fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         (**self).handle_batch(tx, events)
@@ -158,7 +170,9 @@ impl<P: BatchProjection + ?Sized> BatchProjection for Arc<P> {
 }
 
 impl<P: BatchProjection + ?Sized> BatchProjection for Box<P> {
-    forwarded!();
+    forward!(named);
+    forward!(built);
+    forward!(owner);
 
     fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
         (**self).handle_batch(tx, events)

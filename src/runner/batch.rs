@@ -4,15 +4,14 @@
 use std::time::{Duration, Instant};
 
 use super::failure::{self, Failure};
-use crate::error::BoxError;
 use crate::event::Event;
 use crate::metrics::ProjectionMetrics;
-use crate::projection::{self, Handler};
+use crate::projection::{self, Failed, Writes};
 use crate::store::events::Batch;
 use crate::store::fence::{self, Advanced, Checkpoint, EventMark, Mark, Owner, Progress, Statements};
 use crate::store::rebuilds::Copies;
 use crate::store::session::{Session, Sessions};
-use crate::tx::{About, KeptStatements, Tx};
+use crate::tx::{About, KeptStatements, Memory, Tx};
 
 /// The result of a committed batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +23,7 @@ pub(super) struct Committed {
 
 /// How events are handled, and for which owner.
 pub(super) struct Job<'a> {
-    pub(super) handler: &'a dyn Handler,
+    pub(super) handler: &'a dyn Writes,
     pub(super) about: About<'a>,
     pub(super) owner: Owner,
     /// The checkpoint of the events' keys.
@@ -55,14 +54,14 @@ impl Job<'_> {
 /// left for later. The statements are those that were prepared on the same connection.
 pub(super) fn commit(
     session: &mut Session,
-    kept: &mut KeptStatements,
+    (kept, memory): (&mut KeptStatements, &mut Memory),
     statements: &Statements,
     job: &Job<'_>,
     batch: &Batch,
     count: usize,
 ) -> Result<Committed, Failure> {
     let events = batch.events.get(..count).unwrap_or(&batch.events);
-    let (events, position) = handled_together(session, kept, job, events, |tx, mark, done| {
+    let (events, position) = handled_together(session, (kept, memory), job, events, |tx, mark, done| {
         let Some(last) = done.last() else { return Err(Failure::Fenced) };
         let last = EventMark { position: last.global_position(), id: last.event_id() };
         // Every matching event up to the batch's end was in it, so handling all of them brings the
@@ -84,14 +83,15 @@ pub(super) fn commit(
 /// mark and the handled events. Returns how many they are, and what `record` returns.
 pub(super) fn handled_together<T>(
     session: &mut Session,
-    kept: &mut KeptStatements,
+    (kept, memory): (&mut KeptStatements, &mut Memory),
     job: &Job<'_>,
     events: &[Event],
     record: impl FnOnce(&mut Tx<'_>, &Mark, &[Event]) -> Result<T, Failure>,
 ) -> Result<(usize, T), Failure> {
-    let outcome = handle_and_commit(session, kept, job, events, record);
+    let outcome = handle_and_commit(session, (&mut *kept, &mut *memory), job, events, record);
     outcome.map_err(|failure| {
         kept.failed();
+        memory.clear();
         match failure {
             failure if session.farewell().is_some() => failure.of_bystander(),
             failure if kept.was_outdated() => failure.of_outdated(),
@@ -102,24 +102,27 @@ pub(super) fn handled_together<T>(
 
 fn handle_and_commit<T>(
     session: &mut Session,
-    kept: &mut KeptStatements,
+    (kept, memory): (&mut KeptStatements, &mut Memory),
     job: &Job<'_>,
     events: &[Event],
     record: impl FnOnce(&mut Tx<'_>, &Mark, &[Event]) -> Result<T, Failure>,
 ) -> Result<(usize, T), Failure> {
     let transaction = session.transaction().map_err(Failure::outside)?;
-    let mut tx = Tx::new(transaction, kept, job.about);
+    let mut tx = Tx::new(transaction, kept, memory, job.about);
     let mark = fence::mark(&mut tx, job.sessions, job.idle_limit, job.copies.map(|copies| copies.schema.as_str()))
         .map_err(Failure::outside)?;
     let handled = match handle(&mut tx, job, events) {
         Ok(handled) => handled,
-        Err((error, handled)) => {
+        Err((Failed { error, at }, handled)) => {
+            let failed_at = handled + at.unwrap_or(0);
             return Err(match fence::is_marked(&mut *tx, &mark) {
                 // Another attempt would repeat what the handler has committed by itself.
                 Ok(false) => transaction_ended(events),
-                Err(probe) if failure::is_connection_lost(&probe) => Failure::of_lost_handler(&*error, events, handled),
-                _ if job.handler.takes_many() => Failure::of_handler(&*error, events, handled).of_many(events.len()),
-                _ => Failure::of_handler(&*error, events, handled),
+                Err(probe) if failure::is_connection_lost(&probe) => {
+                    Failure::of_lost_handler(&*error, events, failed_at)
+                }
+                _ if at.is_none() => Failure::of_handler(&*error, events, handled).of_many(events.len()),
+                _ => Failure::of_handler(&*error, events, failed_at),
             });
         }
     };
@@ -142,13 +145,13 @@ fn handle_and_commit<T>(
 
 /// Calls the handler until all events are handled, a pause is requested, or it has taken long
 /// enough. Returns how many events are handled, with the error if it failed at the next.
-fn handle(tx: &mut Tx<'_>, job: &Job<'_>, events: &[Event]) -> Result<usize, (BoxError, usize)> {
+fn handle(tx: &mut Tx<'_>, job: &Job<'_>, events: &[Event]) -> Result<usize, (Failed, usize)> {
     let begun = Instant::now();
     let mut called = begun;
     let mut handled = 0;
     let durations = job.metrics.processing_duration.local();
     while let Some(rest) = events.get(handled..).filter(|rest| !rest.is_empty()) {
-        let count = projection::call(job.handler, tx, rest).map_err(|error| (error, handled))?;
+        let count = projection::handle(job.handler, tx, rest).map_err(|failed| (failed, handled))?;
         // If the handler takes many events at once, this is the mean per event.
         let returned = Instant::now();
         let seconds = (returned - called).as_secs_f64() / f64::from(u32::try_from(count).unwrap_or(u32::MAX));

@@ -22,6 +22,7 @@ use crate::store::fence::{self, Attempt, EventMark, Owned, Owner};
 use crate::store::parked::{self, Parked};
 use crate::store::rebuilds::{self, Copies};
 use crate::store::{Names, continuity};
+use crate::tx::Memory;
 
 /// How often a position that moved without any event of the projection is written to the database.
 /// This avoids reading the same events again after a restart; without it nothing would be lost.
@@ -37,9 +38,12 @@ pub(super) struct Loaded {
     pub(super) counted_from: i64,
     /// Whether the rows may go no further than those of a rebuild.
     pub(super) is_following: bool,
-    /// Where the handlers of a rebuild write, and how fast they may.
+    /// Where the handlers of a rebuild write.
     pub(super) copies: Option<Copies>,
+    /// How fast events may be handled, if there is a limit.
     pub(super) pace: Option<Pace>,
+    /// What the handler keeps in memory.
+    pub(super) memory: Memory,
     pub(super) exceptions: Exceptions,
     /// The parked aggregates that are to be replayed, the next one first.
     pub(super) requested: VecDeque<Parked>,
@@ -63,6 +67,7 @@ impl Loaded {
         names: &Names,
         (projection, lane): (&str, usize),
         owner: Owner,
+        rate: Option<u32>,
     ) -> Result<Self, Failure> {
         let mark = feed.mark_in_epoch_of(connection.opened);
         let Connection { session, statements, .. } = &mut connection;
@@ -98,9 +103,10 @@ impl Loaded {
             is_following: found.is_following,
             pace: copies
                 .as_ref()
-                .and_then(|copies| copies.rate)
+                .map_or(rate, |copies| copies.rate.and_then(|rate| u32::try_from(rate).ok()))
                 .map(|rate| Pace::of(rate, &rows.keys(), Instant::now())),
             copies,
+            memory: Memory::default(),
             rows,
             exceptions: Exceptions::new(&exceptions),
             // A replay would handle what the rebuild may not have handled yet.

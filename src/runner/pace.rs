@@ -1,4 +1,4 @@
-//! How fast a runner of a rebuild works. Pure.
+//! How fast a runner works, if it has a limit. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ pub(super) struct Pace {
 
 impl Pace {
     /// The part of a rate that belongs to a runner with these keys.
-    pub(super) fn of(rate: i32, keys: &KeySet, now: Instant) -> Self {
+    pub(super) fn of(rate: u32, keys: &KeySet, now: Instant) -> Self {
         let part = f64::from(keys.len()) / f64::from(KEY_SPACE);
         Self { rate: f64::from(rate) * part, due: now }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::config::{OnFailure, Retry};
+use crate::config::Settings;
 use crate::context::Context;
 use crate::database::Pool;
 use crate::feed::prefetch::Request;
@@ -13,7 +13,6 @@ use crate::feed::{Feed, Follower};
 use crate::metrics::{ProjectionMetrics, WorkerProjectionMetrics};
 use crate::projection::Handler;
 use crate::scope::Scope;
-use crate::store::events::Bounds;
 use crate::store::fence::Owner;
 use crate::trust::Trust;
 
@@ -59,12 +58,9 @@ pub(crate) struct Runner {
     pub(crate) follower: Follower,
     /// Sends requests to its reader.
     pub(crate) requests: Sender<Request>,
-    pub(crate) retry: Retry,
-    pub(crate) on_failure: OnFailure,
-    /// How many events of an aggregate are replayed in one transaction, how many bytes, and the
-    /// largest event.
-    pub(crate) bounds: Bounds,
-    pub(crate) batch_time: Duration,
+    pub(crate) settings: Settings,
+    /// How long other workers wait for a call of a reaction.
+    pub(crate) call_limit: Duration,
     /// See [`mark`](crate::store::fence::mark).
     pub(crate) idle_limit: Duration,
     pub(crate) trust: Trust,

@@ -41,7 +41,7 @@ impl Runner {
             // be replayed, too, and the fence compares the position in the database.
             loaded.note_position()?;
         }
-        let most = replays.go_on(&parked, self.bounds);
+        let most = replays.go_on(&parked, self.settings.bounds);
         if replays.unclean_ends() > 0 && permit.is_none() {
             return Ok(Step::AwaitPermit(permit::request(replays.unclean_ends())));
         }
@@ -116,14 +116,14 @@ impl Runner {
             return Err(Failure::of_missing(*event));
         }
         waiting.extend(found.events);
-        if let Some(first) = waiting.first().filter(|first| first.weight > self.bounds.event_bytes) {
+        if let Some(first) = waiting.first().filter(|first| first.weight > self.settings.bounds.event_bytes) {
             let problem = format!(
                 "the event at global position {} has {} bytes, and max_event_bytes is {}",
-                first.event.position, first.weight, self.bounds.event_bytes
+                first.event.position, first.weight, self.settings.bounds.event_bytes
             );
             return Err(Failure::Unreadable(problem.into()));
         }
-        let count = portion(waiting, most, self.bounds, parked.highest);
+        let count = portion(waiting, most, self.settings.bounds, parked.highest);
         let events = parked::read(&mut tx, names, waiting.get(..count).unwrap_or_default());
         let events = events.map_err(|error| Failure::of_reading_waiting(error, count))?;
         tx.commit().map_err(Failure::outside)?;
@@ -167,13 +167,14 @@ impl Runner {
         events: &[Event],
         waiting: &[Waiting],
     ) -> Result<(usize, i64, i64), Failure> {
-        let Loaded { owner, connection: Connection { session, kept, .. }, rows, counted_from, copies, .. } = loaded;
+        let Loaded { owner, connection: Connection { session, kept, .. }, rows, counted_from, copies, memory, .. } =
+            loaded;
         let Some(row) = rows.of_key(parked.key) else { return Err(Failure::Fenced) };
         let (row, owner, names) = (&row.stored, *owner, &self.context.names);
         let is_pause_requested = || self.is_pause_requested();
         let is_replay = events.first().is_some_and(|first| first.global_position() <= parked.highest);
-        let job = self.job(row, owner, *counted_from, copies.as_ref(), is_replay, &is_pause_requested);
-        let committed = batch::handled_together(session, kept, &job, events, |tx, mark, done| {
+        let job = self.job(row, owner, *counted_from, copies.as_ref(), is_replay, &is_pause_requested)?;
+        let committed = batch::handled_together(session, (kept, memory), &job, events, |tx, mark, done| {
             let failed = |error: postgres::Error| Failure::of_commit(&error, done);
             let next = waiting.get(done.len());
             let progress = (job.counted(done), next.is_none());

@@ -20,6 +20,7 @@ use crate::event::Event;
 use crate::feed::Standing;
 use crate::feed::prefetch::{Answer, Reading, ask};
 use crate::plan::{Kind, base_of};
+use crate::projection::Work as Handling;
 use crate::store::Names;
 use crate::store::attempts::{Report, State};
 use crate::store::events::{Batch, Range};
@@ -63,8 +64,8 @@ impl Runner {
             names,
             owner,
             loaded: None,
-            trouble: Trouble::new(&self.retry, self.on_failure.at_most().is_some()),
-            replays: Replays::new(&self.retry),
+            trouble: Trouble::new(&self.settings.retry, self.settings.on_failure.at_most().is_some()),
+            replays: Replays::new(&self.settings.retry),
             journal: Journal::new(board, &self.metrics, &self.own_metrics, self.name_and_lane(), owner),
         }
     }
@@ -175,14 +176,15 @@ impl Runner {
             Some(connection) => connection,
             None => Connection::open(&self.context, &self.feed, &self.pool)?,
         };
-        let loaded = Loaded::load(connection, &self.feed, &self.context.names, self.name_and_lane(), owner)?;
+        let loaded =
+            Loaded::load(connection, &self.feed, &self.context.names, self.name_and_lane(), owner, self.settings.rate)?;
         journal.running(&loaded.rows, trouble.is_failing());
         Ok(loaded)
     }
 
     /// Reads the first events of a range from the shared tail, if it has them and may be used.
     fn in_memory(&self, range: &Range, trouble: &Trouble) -> Option<Batch> {
-        if trouble.is_read_again { None } else { self.feed.read_tail(range, &self.scope) }
+        if trouble.is_read_again { None } else { self.feed.read_tail(range, &self.scope, self.settings.bounds) }
     }
 
     /// Handles events that follow on the first row's position, and commits them.
@@ -231,14 +233,20 @@ impl Runner {
 
     fn commit(&self, loaded: &mut Loaded, batch: &Batch, count: usize) -> Result<Committed, Failure> {
         let Loaded {
-            owner, connection: Connection { session, statements, kept, .. }, rows, counted_from, copies, ..
+            owner,
+            connection: Connection { session, statements, kept, .. },
+            rows,
+            counted_from,
+            copies,
+            memory,
+            ..
         } = loaded;
         let Some(row) = rows.first() else { return Err(Failure::Fenced) };
         let is_pause_requested = || self.is_pause_requested();
         // A batch never contains both kinds of events, see `Rows::range`.
         let is_replay = batch.end <= row.stored.highest;
-        let job = self.job(&row.stored, *owner, *counted_from, copies.as_ref(), is_replay, &is_pause_requested);
-        batch::commit(session, kept, statements, &job, batch, count).map_err(|failure| {
+        let job = self.job(&row.stored, *owner, *counted_from, copies.as_ref(), is_replay, &is_pause_requested)?;
+        batch::commit(session, (kept, memory), statements, &job, batch, count).map_err(|failure| {
             let names = &self.context.names;
             let is_lost = failure.may_come_from_a_lost_row()
                 && session
@@ -265,9 +273,12 @@ impl Runner {
         copies: Option<&'a Copies>,
         is_replay: bool,
         is_pause_requested: &'a (dyn Fn() -> bool + Sync),
-    ) -> Job<'a> {
-        Job {
-            handler: &*self.handler,
+    ) -> Result<Job<'a>, Failure> {
+        let Handling::Writes(handler) = self.handler.work() else {
+            return Err(Failure::Final("a reaction has no transaction".into()));
+        };
+        Ok(Job {
+            handler,
             about: About {
                 projection: base_of(&self.name),
                 generation: owner.generation,
@@ -279,11 +290,11 @@ impl Runner {
             row,
             counted_from,
             copies,
-            batch_time: self.batch_time,
+            batch_time: self.settings.batch_time,
             sessions: self.context.sessions,
             idle_limit: self.idle_limit,
             metrics: &self.metrics,
-        }
+        })
     }
 }
 
@@ -427,7 +438,7 @@ impl Work<'_> {
     fn park(&mut self, failure: &Failure, event: &Event) -> Step {
         let runner = self.runner;
         let Self { names, loaded, trouble, journal, .. } = self;
-        let (Some(loaded), Some(at_most)) = (loaded, runner.on_failure.at_most()) else { return Step::Again };
+        let (Some(loaded), Some(at_most)) = (loaded, runner.settings.on_failure.at_most()) else { return Step::Again };
         loaded.discard_unread();
         let (attempts, described) = (trouble.attempts_at(failure), failure.describe());
         let mark = EventMark { position: event.global_position(), id: event.event_id() };

@@ -87,6 +87,8 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
     let has_other_version = checkpoints::claim(&mut tx, names, worker)?;
     let projections = Known::names(&worker.projections);
     let versions: Vec<i32> = worker.projections.iter().map(|known| known.version).collect();
+    let lanes: Vec<i32> =
+        worker.projections.iter().map(|known| i32::try_from(known.lanes).unwrap_or(i32::MAX)).collect();
     let session_class = worker.sessions.member().map(locks::class);
     // now() may be long ago: the network is slow, or this transaction has waited for another
     // worker's lock.
@@ -108,7 +110,7 @@ pub(crate) fn register(session: &mut Session, names: &Names, worker: &Registrati
             (&worker.pid, Type::INT4),
             (&env!("CARGO_PKG_VERSION"), Type::TEXT),
             (&projections, Type::TEXT_ARRAY),
-            (&i32::try_from(worker.lanes).unwrap_or(1), Type::INT4),
+            (&lanes, Type::INT4_ARRAY),
             (&session_class, Type::INT4),
             (&versions, Type::INT4_ARRAY),
             (&worker.build, Type::TEXT),

@@ -184,9 +184,9 @@ struct Both<'c> {
 /// lanes.
 type Program = (u8, i32, usize);
 
-fn known(set: usize, version: i32) -> Known {
+fn known(set: usize, version: i32, lanes: usize) -> Known {
     let (name, start_at) = (set_name(set).to_string(), StartAt::Beginning);
-    Known { name, start_at, scope: Scope::all(), version, tables: vec![] }
+    Known { name, start_at, scope: Scope::all(), version, lanes, tables: vec![] }
 }
 
 fn registration(worker: usize, (bits, version, lanes): Program) -> Registration {
@@ -196,9 +196,8 @@ fn registration(worker: usize, (bits, version, lanes): Program) -> Registration 
         replica_set: SET.into(),
         host: "here".into(),
         pid: 1,
-        projections: projections.map(|projection| known(live(projection), version)).collect(),
+        projections: projections.map(|projection| known(live(projection), version, lanes)).collect(),
         build: None,
-        lanes,
         sessions: Sessions::Own(worker_id(worker)),
         stale_worker_timeout: Duration::from_secs(30),
     }
@@ -430,7 +429,7 @@ impl Both<'_> {
             &self.names,
             errand,
             worker_id(worker),
-            &Known { name: errand.projection.to_string(), ..known(0, version) },
+            &Known { name: errand.projection.to_string(), ..known(0, version, 1) },
             None,
             asked,
             &[Copy { table, oid: 2 }],

@@ -17,8 +17,6 @@ pub(crate) struct Registration {
     pub(crate) projections: Vec<Known>,
     /// Which build of the program it is, if the application says so.
     pub(crate) build: Option<String>,
-    /// The number of lanes into which it cuts its part of each projection.
-    pub(crate) lanes: usize,
     /// Whether its connections are sessions of its own, which other workers find by locks.
     pub(crate) sessions: Sessions,
     pub(crate) stale_worker_timeout: Duration,
@@ -31,6 +29,8 @@ pub(crate) struct Known {
     pub(crate) start_at: StartAt,
     pub(crate) scope: Scope,
     pub(crate) version: i32,
+    /// The number of lanes into which the worker cuts its part of it.
+    pub(crate) lanes: usize,
     /// The names of the tables that it writes, without a schema, if it says so.
     pub(crate) tables: Vec<String>,
 }

@@ -251,7 +251,6 @@ fn worker_of(row: &Row) -> Result<Option<WorkerView>, Error> {
         session,
         registered_at: ServerTime(row.get("started_at")),
         last_heartbeat: ServerTime(row.get("last_heartbeat")),
-        lanes: usize::try_from(row.get::<_, i32>("lanes")).unwrap_or(1),
         projections: code_of(row),
         build: row.get::<_, Option<&str>>("build_id").map(Arc::from),
     }))
@@ -259,9 +258,15 @@ fn worker_of(row: &Row) -> Result<Option<WorkerView>, Error> {
 
 /// The projections whose code a worker has. A version that is not stated is the first one.
 fn code_of(row: &Row) -> Arc<[Code]> {
-    let (names, versions): (Vec<&str>, Vec<i32>) = (row.get("known"), row.get("versions"));
-    let versions = versions.into_iter().chain(std::iter::repeat(1));
-    names.into_iter().zip(versions).map(|(name, version)| Code { name: name.into(), version }).collect()
+    let (names, versions, lanes): (Vec<&str>, Vec<i32>, Vec<i32>) =
+        (row.get("known"), row.get("versions"), row.get("lanes"));
+    let stated = |numbers: Vec<i32>| numbers.into_iter().chain(std::iter::repeat(1));
+    let code = |((name, version), lanes): ((&str, i32), i32)| Code {
+        name: name.into(),
+        version,
+        lanes: usize::try_from(lanes).unwrap_or(1),
+    };
+    names.into_iter().zip(stated(versions)).zip(stated(lanes)).map(code).collect()
 }
 
 fn projections_of(row: &Row) -> Result<Vec<ProjectionView>, Error> {

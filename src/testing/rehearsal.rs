@@ -12,13 +12,13 @@ use super::rows::{Rows, Tables};
 use crate::error::{BoxError, describe_any};
 use crate::event::Event;
 use crate::plan::{KEY_SPACE, KeySet};
-use crate::projection::Handler;
+use crate::projection::{self, Failed, Handler, Work};
 use crate::scope::StartAt;
 use crate::store::Names;
 use crate::store::events::{Bounds, EventReader, Range};
 use crate::store::session::{Session, Sessions};
-use crate::threads::caught;
-use crate::tx::{About, KeptStatements, Tx};
+
+use crate::tx::{About, KeptStatements, Memory, Tx};
 
 /// The order in which the events are handled.
 #[derive(Clone, Copy, Debug)]
@@ -112,10 +112,10 @@ impl<'a> Stage<'a> {
             let batch = batch.map_err(|error| Error::from(error.into_error()))?;
             let transaction = handling.transaction().map_err(Error::cannot("begin a transaction"))?;
             // No statements are kept, because one that became outdated would fail here.
-            let mut kept = KeptStatements::default();
+            let (mut kept, mut memory) = (KeptStatements::default(), Memory::default());
             let (projection, is_pause_requested) = (part.projection.name(), || false);
             let about = About { projection, generation: 1, is_replay: false, is_pause_requested: &is_pause_requested };
-            let mut tx = Tx::new(transaction, &mut kept, about);
+            let mut tx = Tx::new(transaction, &mut kept, &mut memory, about);
             let is_rolled_back = course.rolls_back && !batch.events.is_empty() && rng.u8(..3) == 0;
             let count = if is_rolled_back { rng.usize(1..=batch.events.len()) } else { batch.events.len() };
             handle(part.projection, &mut tx, batch.events.get(..count).unwrap_or(&batch.events))?;
@@ -191,15 +191,12 @@ fn copy_events(from: &TestDatabase, to: &TestDatabase) -> Result<(Vec<i32>, i64)
 
 /// Handles all events, as a runner does.
 fn handle(projection: &dyn Handler, tx: &mut Tx<'_>, events: &[Event]) -> Result<(), Error> {
+    let Work::Writes(handler) = projection.work() else { return Ok(()) };
     let mut rest = events;
     while !rest.is_empty() {
-        let handled = caught(|| projection.handle(tx, rest))
-            .unwrap_or_else(|message| Err(format!("the handler panicked: {message}").into()))
-            .map_err(|error| failure(projection, rest, &error))?;
-        rest = rest.get(handled..).filter(|_| handled > 0).ok_or_else(|| {
-            let problem = format!("handle_batch() says it handled {handled} of {} events", rest.len());
-            failure(projection, rest, &problem.into())
-        })?;
+        let handled = projection::handle(handler, tx, rest)
+            .map_err(|Failed { error, at }| failure(projection, rest.get(at.unwrap_or(0)..).unwrap_or(rest), &error))?;
+        rest = rest.get(handled..).unwrap_or_default();
     }
     Ok(())
 }

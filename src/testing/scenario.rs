@@ -10,16 +10,15 @@ use serde::Serialize;
 use super::database::{TestDatabase, database_with_schema};
 use super::error::Error;
 use crate::blocking::blocking;
-use crate::config::{OnFailure, Retry};
+use crate::config::{OnFailure, Options, Retry};
 use crate::database::{Connection, Database};
 use crate::error::{BoxError, describe_any};
-use crate::event::{Event, NewEvent, StreamId};
+use crate::event::{NewEvent, StreamId};
 use crate::event_store::{EventStore, ExpectedVersion};
 use crate::metrics::Metrics;
 use crate::orchestrator::Orchestrator;
-use crate::projection::{BatchProjection, Batches, Each, Handler, Projection};
+use crate::projection::{BatchProjection, Batches, Each, Handler, Projection, Work};
 use crate::scope::{Scope, StartAt};
-use crate::tx::Tx;
 
 /// The replica set of every scenario. Each scenario has a database of its own.
 const REPLICA_SET: &str = "scenario";
@@ -164,7 +163,7 @@ impl Scenario {
             .registration_wait(Duration::ZERO)
             .metrics(Metrics::disabled()?);
         let projections = self.projections.iter().map(|projection| Arc::new(Halting(projection.clone())));
-        let builder = projections.fold(builder, |builder, projection| builder.handler(projection));
+        let builder = projections.fold(builder, |builder, projection| builder.handler(projection, |options| options));
         let (go_on, shutdown) = bounded(0);
         let (mut go_on, deadline) = (Some(go_on), Instant::now() + PATIENCE);
         let end = builder.build()?.run_to(None, &shutdown, |_| {
@@ -203,20 +202,12 @@ impl Handler for Halting {
         self.0.start_at()
     }
 
-    fn retry(&self) -> Option<Retry> {
-        self.0.retry()
+    fn options(&self) -> Options {
+        self.0.options().on_failure(OnFailure::Halt)
     }
 
-    fn on_failure(&self) -> Option<OnFailure> {
-        Some(OnFailure::Halt)
-    }
-
-    fn takes_many(&self) -> bool {
-        self.0.takes_many()
-    }
-
-    fn handle(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
-        self.0.handle(tx, events)
+    fn work(&self) -> Work<'_> {
+        self.0.work()
     }
 }
 

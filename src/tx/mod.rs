@@ -4,6 +4,7 @@
 //! finds this in [`Kept`], and repeats the batch.
 
 mod kept;
+mod memory;
 mod sql;
 
 use std::error::Error as _;
@@ -15,6 +16,7 @@ use postgres::types::{BorrowToSql, ToSql};
 use postgres::{Error, Row, RowIter, Statement, Transaction};
 
 use self::kept::Kept;
+pub(crate) use self::memory::Memory;
 use self::sql::Form;
 pub use self::sql::Sql;
 use crate::database::{AsClient, sealed};
@@ -50,6 +52,7 @@ use crate::database::{AsClient, sealed};
 pub struct Tx<'a> {
     transaction: Transaction<'a>,
     kept: &'a mut KeptStatements,
+    memory: &'a mut Memory,
     about: About<'a>,
 }
 
@@ -71,9 +74,19 @@ impl<'a> Tx<'a> {
         self.kept.was_outdated()
     }
 
-    pub(crate) fn new(transaction: Transaction<'a>, kept: &'a mut KeptStatements, about: About<'a>) -> Self {
+    pub(crate) fn new(
+        transaction: Transaction<'a>,
+        kept: &'a mut KeptStatements,
+        memory: &'a mut Memory,
+        about: About<'a>,
+    ) -> Self {
         kept.begin();
-        Self { transaction, kept, about }
+        Self { transaction, kept, memory, about }
+    }
+
+    /// What the handler keeps in memory from one transaction to the next.
+    pub(crate) fn memory(&mut self) -> &mut Memory {
+        self.memory
     }
 
     /// The name of the projection that the handler belongs to.
@@ -156,14 +169,14 @@ impl<'a> Tx<'a> {
     /// Begins a nested transaction: a savepoint, to which the outer transaction rolls back unless
     /// the nested one is [committed](Self::commit).
     pub fn transaction(&mut self) -> Result<Tx<'_>, Error> {
-        let Self { transaction, kept, about } = self;
-        Ok(Tx { transaction: transaction.transaction()?, kept, about: *about })
+        let Self { transaction, kept, memory, about } = self;
+        Ok(Tx { transaction: transaction.transaction()?, kept, memory, about: *about })
     }
 
     /// Begins a nested transaction with a name of its own.
     pub fn savepoint(&mut self, name: &str) -> Result<Tx<'_>, Error> {
-        let Self { transaction, kept, about } = self;
-        Ok(Tx { transaction: transaction.savepoint(name)?, kept, about: *about })
+        let Self { transaction, kept, memory, about } = self;
+        Ok(Tx { transaction: transaction.savepoint(name)?, kept, memory, about: *about })
     }
 
     /// Commits a nested transaction: what it wrote is committed together with the outer

@@ -263,8 +263,8 @@ impl BatchProjection for Miscounts {
 #[test]
 fn an_impossible_count_is_refused_by_name() {
     for (count, message) in [
-        ((|_| 0) as fn(usize) -> usize, "handle_batch() says it handled 0 of 1 events"),
-        (|len| len + 1, "handle_batch() says it handled 2 of 1 events"),
+        ((|_| 0) as fn(usize) -> usize, "the handler says that it has handled 0 of 1 events"),
+        (|len| len + 1, "the handler says that it has handled 2 of 1 events"),
     ] {
         let database = database();
         let mut client = prepared(&database);

@@ -64,8 +64,7 @@ pub(crate) fn lowest_keys(lanes: &[usize]) -> Vec<i32> {
                 session: Session::Held,
                 registered_at: NOW,
                 last_heartbeat: NOW,
-                lanes: lanes[*worker],
-                projections: known_code(1, 1),
+                projections: known_code(1, 1, lanes[*worker]),
                 build: None,
             })
             .collect();
@@ -231,8 +230,7 @@ impl Database {
                     },
                     registered_at: moment(clock.gathered),
                     last_heartbeat: moment(clock.stale & 1 << worker != 0),
-                    lanes: row.lanes,
-                    projections: known_code(row.projections, row.version),
+                    projections: known_code(row.projections, row.version, row.lanes),
                     build: None,
                 })
                 .collect(),

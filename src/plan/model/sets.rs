@@ -9,18 +9,20 @@ const MOST_PROJECTIONS: usize = 2;
 const KINDS: [Kind; 3] = [Kind::Live, Kind::Old, Kind::Rebuild];
 pub(crate) const SETS: usize = MOST_PROJECTIONS * KINDS.len();
 const VERSIONS: i32 = 2;
+const MOST_LANES: usize = 3;
 
 /// Made once, because views are made very often.
 static NAMES: LazyLock<[Arc<str>; SETS]> =
     LazyLock::new(|| std::array::from_fn(|set| kind_of(set).name(&format!("projection_{}", set / KINDS.len())).into()));
 
-/// The code of each set of projections, by its bits, in each version.
-static KNOWN: LazyLock<Vec<[Arc<[Code]>; 1 << MOST_PROJECTIONS]>> = LazyLock::new(|| {
-    let code = |bits: usize, version| {
+/// The code of each set of projections, by its bits, in each version and with each number of lanes.
+static KNOWN: LazyLock<Vec<[[Arc<[Code]>; MOST_LANES]; 1 << MOST_PROJECTIONS]>> = LazyLock::new(|| {
+    let code = |bits: usize, version, lanes| {
         let known = (0..MOST_PROJECTIONS).filter(move |projection| bits & 1 << projection != 0);
-        known.map(move |projection| Code { name: NAMES[live(projection)].clone(), version })
+        known.map(move |projection| Code { name: NAMES[live(projection)].clone(), version, lanes })
     };
-    (1..=VERSIONS).map(|version| std::array::from_fn(|bits| code(bits, version).collect())).collect()
+    let each = |version, bits| std::array::from_fn(|lanes| code(bits, version, lanes + 1).collect());
+    (1..=VERSIONS).map(|version| std::array::from_fn(|bits| each(version, bits))).collect()
 });
 
 /// The live checkpoints of a projection.
@@ -55,6 +57,6 @@ pub(crate) fn set_of(name: &str) -> usize {
     NAMES.iter().position(|known| &**known == name).unwrap()
 }
 
-pub(super) fn known_code(projections: u8, version: i32) -> Arc<[Code]> {
-    KNOWN[usize::try_from(version - 1).unwrap()][usize::from(projections)].clone()
+pub(super) fn known_code(projections: u8, version: i32, lanes: usize) -> Arc<[Code]> {
+    KNOWN[usize::try_from(version - 1).unwrap()][usize::from(projections)][lanes - 1].clone()
 }

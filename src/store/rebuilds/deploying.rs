@@ -120,8 +120,14 @@ mod tests {
     use crate::store::testing;
 
     fn worker(version: i32, build: Option<&str>) -> Registration {
-        let known =
-            Known { name: "p".into(), start_at: StartAt::Beginning, scope: Scope::all(), version, tables: vec![] };
+        let known = Known {
+            name: "p".into(),
+            start_at: StartAt::Beginning,
+            scope: Scope::all(),
+            version,
+            lanes: 1,
+            tables: vec![],
+        };
         Registration {
             worker: WorkerId(Uuid::from_u128(7)),
             replica_set: "set".into(),
@@ -129,7 +135,6 @@ mod tests {
             pid: 1,
             projections: vec![known],
             build: build.map(str::to_owned),
-            lanes: 1,
             sessions: Sessions::Shared,
             stale_worker_timeout: Duration::from_secs(30),
         }

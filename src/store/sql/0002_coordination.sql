@@ -26,11 +26,12 @@ CREATE TABLE IF NOT EXISTS {workers} (
     pid INT NOT NULL,
     version TEXT NOT NULL,
     projections TEXT[] NOT NULL,
-    -- The version of each of them, in the same order, and the build of the program, if it says so.
+    -- The version of each of them, and the number of parts into which the worker cuts its share, in
+    -- the same order.
     versions INT[] NOT NULL DEFAULT '{}',
+    lanes INT[] NOT NULL DEFAULT '{}',
+    -- The build of the program, if it says so.
     build_id TEXT,
-    -- The number of parts into which the worker cuts its share of each projection.
-    lanes INT NOT NULL DEFAULT 1 CHECK (lanes > 0),
     -- The class of the locks that its sessions hold, and the session whose lock means that it is
     -- alive. NULL if liveness relies on heartbeats alone.
     session_class INT,
