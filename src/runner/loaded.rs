@@ -128,6 +128,15 @@ impl Loaded {
         self.noted_at.elapsed() > time
     }
 
+    /// Replaces the mark by an earlier one, of the same epoch.
+    pub(super) fn keep_mark(&mut self, mark: Mark) {
+        self.mark = mark;
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        self.mark
+    }
+
     /// Returns up to which position these rows may be advanced, if they may still be used.
     pub(super) fn standing(&self, feed: &Feed) -> Standing {
         feed.standing_of(self.mark)

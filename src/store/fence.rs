@@ -1,7 +1,8 @@
 //! The fence: what a runner loads, and the only statements that move a position.
 //!
-//! *Invariants.* A position changes only by [`advance`](Statements::advance), by [`pass`] if the
-//! event is parked, or by [`note`](Statements::note) if no event was handled. All name the row's
+//! *Invariants.* A position changes only by [`advance`](Statements::advance), by [`follow`] after a
+//! reaction, by [`pass`] if the event is parked, or by [`note`](Statements::note) if no event was
+//! handled. All name the row's
 //! token, the position from which it moves, the generation and the worker (I1, I4). A worker that
 //! lost the row, or that did not learn that its commit succeeded, changes nothing and must not
 //! commit. Because of the token, a batch that was begun before a row was taken away cannot commit
@@ -235,6 +236,52 @@ impl Statements {
         let values = (row.token, row.position, owner.generation, owner.worker.0, to);
         Ok(self.note.execute(client, values)? == 1)
     }
+}
+
+/// The result of an attempt to move a row past events that a reaction has handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Followed {
+    /// The row is at the new position, perhaps by an earlier attempt whose outcome was not known.
+    Moved,
+    /// The row is no longer this worker's.
+    Fenced,
+    /// The last of the events is not on this server.
+    Missing,
+}
+
+/// Moves a row past events that a reaction has handled. This may be another connection than the one
+/// on which the events were read, and lead to another server, to which not all of them were
+/// replicated. So the last event has to be there. Every position below it was given before it, so no
+/// new event can get one of these.
+pub(crate) fn follow(
+    client: &mut impl GenericClient,
+    names: &Names,
+    row: &Checkpoint,
+    owner: Owner,
+    progress: Progress,
+) -> Result<Followed, postgres::Error> {
+    let Progress { to, last, handled } = progress;
+    let sql = names.sql_with(
+        "UPDATE {checkpoints} SET position = $5, last_event_position = $6, last_event_id = $7,
+                highest = greatest(highest, $5), handled = handled OPERATOR(pg_catalog.+) $8, {nothing_reported}, updated_at = pg_catalog.clock_timestamp()
+         WHERE {fence} AND EXISTS (SELECT FROM {events} AS event WHERE event.global_position OPERATOR(pg_catalog.=) $6
+                                   AND event.event_id OPERATOR(pg_catalog.=) $7) RETURNING token",
+        &[("fence", &FENCE), ("nothing_reported", &NOTHING_REPORTED)],
+    );
+    let values = [
+        (&to as &(dyn ToSql + Sync), Type::INT8),
+        (&last.position, Type::INT8),
+        (&last.id, Type::UUID),
+        (&handled, Type::INT8),
+    ];
+    if fenced(client, &sql, row, owner, &values)?.is_some() {
+        return Ok(Followed::Moved);
+    }
+    if is_held(client, names, row, owner)? {
+        return Ok(Followed::Missing);
+    }
+    let is_moved = is_held(client, names, &Checkpoint { position: to, ..row.clone() }, owner)?;
+    Ok(if is_moved { Followed::Moved } else { Followed::Fenced })
 }
 
 /// Moves a row past an event that is parked in the same transaction, and gives the row a new token,
