@@ -114,7 +114,7 @@ fn the_pool_must_have_connections_for_all_lanes() {
 #[test]
 fn options_of_a_projection_are_refused_by_its_name() {
     let config = Config::new("set".into());
-    let refused = |options: Options| Settings::new(&options, &config, "mails", false).unwrap_err().to_string();
+    let refused = |options: Options| config.settings_of("mails", &options, false).unwrap_err().to_string();
     for (message, parts) in [
         (refused(Options::default().lanes(0)), ["lanes of projection \"mails\" is 0", "1 to 64"]),
         (refused(Options::default().batch_size(0)), ["batch_size of projection \"mails\" is 0", "at least 1"]),
@@ -135,7 +135,7 @@ fn options_of_a_projection_are_refused_by_its_name() {
         }
     }
     let options = Options::default().in_flight(256).lanes(3);
-    let settings = Settings::new(&options, &config, "mails", true).unwrap();
+    let settings = config.settings_of("mails", &options, true).unwrap();
     assert_eq!((settings.in_flight, settings.lanes, settings.bounds.events), (256, 3, config.batch_size));
 }
 

@@ -30,7 +30,7 @@ impl Hosted {
             return Err(Error::config(format!("scope of projection {name:?}"), "unusable", problem));
         }
         let options = asked(&format!("options() of projection {name:?}"), || change(handler.options()))?;
-        let settings = Settings::new(&options, config, &name, matches!(handler.work(), Work::Reacts(_)))?;
+        let settings = config.settings_of(&name, &options, matches!(handler.work(), Work::Reacts(_)))?;
         if let StartAt::Position(position @ ..0) = start_at {
             let problem =
                 format!("projection {name:?} cannot start there: positions begin with 1, and 0 is before the first");

@@ -14,6 +14,8 @@
 //! their process are known from the checkpoint, see [suspicion]. The thread ends when the
 //! coordinator drops the sender of its commands.
 
+mod arrival;
+mod arriving;
 mod batch;
 mod connection;
 mod exceptions;
@@ -25,10 +27,12 @@ mod pace;
 mod parking;
 mod parts;
 mod permit;
+mod portion;
 mod reacting;
 mod replay;
 mod replays;
 mod rows;
+mod settling;
 mod step;
 mod suspicion;
 mod trouble;

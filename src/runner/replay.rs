@@ -13,7 +13,7 @@ use super::journal::Journal;
 use super::loaded::Loaded;
 use super::parts::Runner;
 use super::permit::{self, Permit};
-use super::reacting::{Origin, Portion};
+use super::portion::{Origin, Portion};
 use super::replays::{Replays, portion};
 use super::step::Step;
 use super::trouble::Trouble;
@@ -87,7 +87,7 @@ impl Runner {
             replays.begun();
         }
         if let Work::Reacts(_) = self.handler.work() {
-            return self.portion_of_parked(loaded, parked, events, waiting);
+            return portion_of_parked(loaded, parked, events, waiting);
         }
         let (events, before, after) = self.commit_portion(loaded, parked, &events, waiting)?;
         let next = waiting.get(events);
@@ -109,28 +109,6 @@ impl Runner {
         trouble.released();
         journal.replay_done(&parked.stream, handled);
         Ok(Step::Again)
-    }
-
-    /// Gives events of a parked aggregate to a reaction.
-    fn portion_of_parked(
-        &self,
-        loaded: &Loaded,
-        parked: &Parked,
-        events: Vec<Event>,
-        waiting: &[Waiting],
-    ) -> Result<Step, Failure> {
-        let Some(row) = loaded.rows.of_key(parked.key) else { return Err(Failure::Fenced) };
-        let is_replay = events.first().is_some_and(|first| first.global_position() <= parked.highest);
-        Ok(Step::React(Box::new(Portion {
-            row: row.stored.clone(),
-            owner: loaded.owner,
-            counted_from: loaded.counted_from,
-            is_replay,
-            events: events.into(),
-            origin: Origin::Parked { parked: parked.clone(), waiting: waiting.to_vec() },
-            mark: loaded.mark(),
-            pace: loaded.pace,
-        })))
     }
 
     /// Reads the events that are next, and finds which events wait: these, and at least one more if
@@ -326,6 +304,27 @@ impl Runner {
             _ = self.record_begun(loaded, &parked, left);
         }
     }
+}
+
+/// Gives events of a parked aggregate to a reaction.
+fn portion_of_parked(
+    loaded: &Loaded,
+    parked: &Parked,
+    events: Vec<Event>,
+    waiting: &[Waiting],
+) -> Result<Step, Failure> {
+    let Some(row) = loaded.rows.of_key(parked.key) else { return Err(Failure::Fenced) };
+    let is_replay = events.first().is_some_and(|first| first.global_position() <= parked.highest);
+    Ok(Step::React(Box::new(Portion {
+        row: row.stored.clone(),
+        owner: loaded.owner,
+        counted_from: loaded.counted_from,
+        is_replay,
+        events: events.into(),
+        origin: Origin::Parked { parked: parked.clone(), waiting: waiting.to_vec() },
+        mark: loaded.mark(),
+        pace: loaded.pace,
+    })))
 }
 
 /// The row of a parked aggregate is no longer as it was loaded: a commit whose outcome was unknown

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::permit::Permit;
-use super::reacting::Portion;
+use super::portion::Portion;
 use crate::feed::prefetch::{Reading, Request};
 
 /// How a step of work ended.

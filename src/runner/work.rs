@@ -10,7 +10,7 @@ use super::loaded::Loaded;
 use super::parking::{self, Parking};
 use super::parts::Runner;
 use super::permit::{self, Permit};
-use super::reacting::{DoneBeyond, Origin, Owed, Portion};
+use super::portion::{DoneBeyond, Origin, Owed, Portion};
 use super::replays::Replays;
 use super::step::Step;
 use super::suspicion::Approach;
@@ -146,7 +146,8 @@ impl Runner {
             journal.running(&loaded.rows, trouble.is_failing());
             // The rebuild is watched, because nobody says when it has moved.
             let wait = if loaded.is_following { Some(AWAIT_REBUILD) } else { wait };
-            return idle(loaded, wait);
+            let arrival = self.arrive(loaded, journal, head)?;
+            return idle(loaded, wait.into_iter().chain(arrival).min());
         };
         if let Some(wait) = loaded.pace.map(|pace| pace.wait(Instant::now())).filter(|wait| !wait.is_zero()) {
             return Ok(Step::Delay(wait));
@@ -226,7 +227,7 @@ impl Runner {
         let count = trouble.commit_first.take().unwrap_or(count).min(count);
         let count = loaded.pace.map_or(count, |pace| count.min(pace.most().max(self.settings.in_flight)));
         if let Handling::Reacts(_) = self.handler.work() {
-            return self.portion(loaded, batch, count);
+            return portion(loaded, batch, count);
         }
         let Committed { position, events } = self.commit(loaded, &batch, count)?;
         loaded.committed(position);
@@ -241,23 +242,6 @@ impl Runner {
         journal.committed(events, trouble.failed_attempts());
         trouble.committed(position);
         Ok(Step::Again)
-    }
-
-    /// Gives events from the front of a batch to a reaction.
-    fn portion(&self, loaded: &Loaded, mut batch: Batch, count: usize) -> Result<Step, Failure> {
-        let Some(row) = loaded.rows.first() else { return Err(Failure::Fenced) };
-        let rest = batch.events.split_off(count.min(batch.events.len()));
-        Ok(Step::React(Box::new(Portion {
-            row: row.stored.clone(),
-            owner: loaded.owner,
-            counted_from: loaded.counted_from,
-            // A batch never contains both kinds of events, see `Rows::range`.
-            is_replay: batch.end <= row.stored.highest,
-            events: batch.events.into(),
-            origin: Origin::Range { rest, end: batch.end },
-            mark: loaded.mark(),
-            pace: loaded.pace,
-        })))
     }
 
     fn commit(&self, loaded: &mut Loaded, batch: &Batch, count: usize) -> Result<Committed, Failure> {
@@ -325,6 +309,23 @@ impl Runner {
             metrics: &self.metrics,
         })
     }
+}
+
+/// Gives events from the front of a batch to a reaction.
+fn portion(loaded: &Loaded, mut batch: Batch, count: usize) -> Result<Step, Failure> {
+    let Some(row) = loaded.rows.first() else { return Err(Failure::Fenced) };
+    let rest = batch.events.split_off(count.min(batch.events.len()));
+    Ok(Step::React(Box::new(Portion {
+        row: row.stored.clone(),
+        owner: loaded.owner,
+        counted_from: loaded.counted_from,
+        // A batch never contains both kinds of events, see `Rows::range`.
+        is_replay: batch.end <= row.stored.highest,
+        events: batch.events.into(),
+        origin: Origin::Range { rest, end: batch.end },
+        mark: loaded.mark(),
+        pace: loaded.pace,
+    })))
 }
 
 /// Waits until a halted runner tries again, or until a replay may go on if that is sooner. `replay`

@@ -13,6 +13,7 @@ mod bad_input;
 mod bad_schema;
 mod batches;
 mod broken_rows;
+mod caught_up;
 mod cli;
 mod cli_commands;
 mod commands;
