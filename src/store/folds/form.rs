@@ -130,7 +130,7 @@ impl Found {
                                  pg_catalog.format_type(pg_catalog.to_regtype(wanted.sql_type), NULL),
                                  a.atthasdef OR a.attidentity <> '', a.attgenerated <> '' OR a.attidentity = 'a', a.attnotnull
                           FROM pg_catalog.pg_attribute a
-                          LEFT JOIN pg_catalog.unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS wanted (name, sql_type)
+                          LEFT JOIN ROWS FROM (pg_catalog.unnest($2::pg_catalog.text[]), pg_catalog.unnest($3::pg_catalog.text[])) AS wanted (name, sql_type)
                           ON wanted.name = a.attname
                           WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
         let oid: u32 = row.get(0);

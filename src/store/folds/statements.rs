@@ -107,7 +107,7 @@ fn write(table: &FoldTable) -> String {
     let [mut arrays, mut given, mut set, mut columns, mut values] = [const { String::new() }; 5];
     for (number, column) in table.columns.iter().enumerate() {
         let (quoted, plain) = (column.quoted(), column.plain_type());
-        _ = write!(arrays, ", ${}::pg_catalog.text[]", number + 7);
+        _ = write!(arrays, ", pg_catalog.unnest(${}::pg_catalog.text[])", number + 7);
         _ = write!(given, ", value_{number}");
         _ = write!(set, ", {quoted} = given.value_{number}::{plain}");
         _ = write!(columns, ", {quoted}");
@@ -118,8 +118,9 @@ fn write(table: &FoldTable) -> String {
                         AND held.position OPERATOR(pg_catalog.=) given.was_position";
     format!(
         "WITH given AS (
-             SELECT * FROM pg_catalog.unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.int8[], $4::pg_catalog.int8[],
-                                             $5::pg_catalog.int8[], $6::pg_catalog.int8[]{arrays})
+             SELECT * FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[]),
+                                      pg_catalog.unnest($3::pg_catalog.int8[]), pg_catalog.unnest($4::pg_catalog.int8[]),
+                                      pg_catalog.unnest($5::pg_catalog.int8[]), pg_catalog.unnest($6::pg_catalog.int8[]){arrays})
              AS given (key, state, version, position, was_version, was_position{given})
          ), updated AS (
              UPDATE {name} AS held SET state = given.state::pg_catalog.jsonb, version = given.version, position = given.position,
@@ -140,4 +141,155 @@ fn write(table: &FoldTable) -> String {
 /// Returns the state of the key `$1`.
 pub(crate) fn read_one(table: &FoldTable) -> String {
     format!("SELECT held.state FROM {} AS held WHERE held.key OPERATOR(pg_catalog.=) $1", table.quoted())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use postgres::{Client, NoTls, Transaction};
+
+    use super::*;
+    use crate::store::testing;
+
+    fn table() -> FoldTable {
+        FoldTable { fold: "sums".into(), name: "sums".into(), columns: vec![] }
+    }
+
+    fn prepared() -> (String, Client) {
+        let url = testing::database();
+        let mut client = Client::connect(&url, NoTls).unwrap();
+        client.batch_execute(&table().sql()).unwrap();
+        (url, client)
+    }
+
+    fn rows(client: &mut impl postgres::GenericClient) -> Vec<(String, i64)> {
+        let rows = client.query("SELECT key, version FROM sums ORDER BY key", &[]).unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+
+    fn lock_all(tx: &mut Transaction<'_>, keys: &[&str]) {
+        tx.execute(&lock(&table()), &[&keys]).unwrap();
+    }
+
+    /// One session holds keys and does something with their rows. Another one waits for it, and
+    /// then sees what it has done, whatever that is.
+    #[test]
+    fn locks_cover_rows_that_are_created_or_deleted_meanwhile() {
+        let insert = "INSERT INTO sums SELECT key, '1', 1, 1, now() FROM unnest(ARRAY['a', 'b']) AS key";
+        for (before, meanwhile, after) in [
+            (
+                "",
+                "UPDATE sums SET version = 5 WHERE key = 'b'; DELETE FROM sums WHERE version = 0",
+                vec![("a", 0), ("b", 5)],
+            ),
+            (insert, "UPDATE sums SET version = 5 WHERE key = 'b'", vec![("a", 1), ("b", 5)]),
+            (insert, "DELETE FROM sums WHERE key = 'b'", vec![("a", 1), ("b", 0)]),
+            (
+                insert,
+                "DELETE FROM sums WHERE key = 'b'; INSERT INTO sums VALUES ('b', '1', 7, 1, now())",
+                vec![("a", 1), ("b", 7)],
+            ),
+            (insert, "SELECT", vec![("a", 1), ("b", 1)]),
+        ] {
+            let (url, mut client) = prepared();
+            client.batch_execute(before).unwrap();
+            let mut one = client.transaction().unwrap();
+            lock_all(&mut one, &["b"]);
+            let (said, heard) = mpsc::channel();
+            let of_other = url.clone();
+            let other = thread::spawn(move || {
+                let mut client = Client::connect(&of_other, NoTls).unwrap();
+                let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+                said.send(pid).unwrap();
+                let mut tx = client.transaction().unwrap();
+                lock_all(&mut tx, &["b", "a"]);
+                rows(&mut tx)
+            });
+            let pid = heard.recv().unwrap();
+            let mut watcher = Client::connect(&url, NoTls).unwrap();
+            while watcher.query_one("SELECT cardinality(pg_blocking_pids($1))", &[&pid]).unwrap().get::<_, i32>(0) == 0
+            {
+                thread::yield_now();
+            }
+            one.batch_execute(meanwhile).unwrap();
+            one.commit().unwrap();
+            let expected: Vec<_> = after.into_iter().map(|(key, version)| (key.to_owned(), version)).collect();
+            assert_eq!(other.join().unwrap(), expected, "{before}; {meanwhile}");
+        }
+    }
+
+    #[test]
+    fn lock_writes_nothing_for_rows_that_exist() {
+        let (_, mut client) = prepared();
+        client.batch_execute("INSERT INTO sums VALUES ('a', '1', 1, 1, now())").unwrap();
+        let place = |client: &mut Client| -> String {
+            client.query_one("SELECT ctid::text || xmin::text FROM sums", &[]).unwrap().get(0)
+        };
+        let before = place(&mut client);
+        let mut tx = client.transaction().unwrap();
+        lock_all(&mut tx, &["a"]);
+        tx.commit().unwrap();
+        assert_eq!(place(&mut client), before);
+    }
+
+    /// Rows that another transaction has changed, deleted or created are not written.
+    #[test]
+    fn rows_that_were_changed_are_not_written() {
+        let (_, mut client) = prepared();
+        let mut write = |before: &str, state: Option<&str>, was: Option<(i64, i64)>| -> i64 {
+            let mut tx = client.transaction().unwrap();
+            tx.batch_execute(before).unwrap();
+            let (version, position) = was.unzip();
+            let params: [&(dyn postgres::types::ToSql + Sync); 6] =
+                [&vec!["a"], &vec![state], &vec![9_i64], &vec![9_i64], &vec![version], &vec![position]];
+            tx.query_one(&super::write(&table()), &params).unwrap().get(0)
+        };
+        let exists = "INSERT INTO sums VALUES ('a', '1', 3, 4, now())";
+        for state in [Some("2"), None] {
+            for (before, was, written) in
+                [(exists, Some((3, 4)), 1), (exists, Some((3, 5)), 0), (exists, Some((2, 4)), 0), ("", Some((3, 4)), 0)]
+            {
+                assert_eq!(write(before, state, was), written, "{before} {was:?} {state:?}");
+            }
+        }
+        assert_eq!(write("", Some("2"), None), 1);
+        assert_eq!(write(exists, Some("2"), None), 0);
+    }
+
+    /// Whatever the statistics say, the table is not read as a whole.
+    #[test]
+    fn many_keys_are_found_by_the_index() {
+        let (_, mut client) = prepared();
+        client
+            .batch_execute(
+                "INSERT INTO sums SELECT g, '1', 1, 1, now() FROM generate_series(1, 100) AS g; ANALYZE sums",
+            )
+            .unwrap();
+        client
+            .batch_execute("INSERT INTO sums SELECT g, '1', 1, 1, now() FROM generate_series(101, 20000) AS g")
+            .unwrap();
+        let statements = Statements::new(&table());
+        let many = statements.of(2_000);
+        let mut tx = client.transaction().unwrap();
+        tx.query_one(many.prepare.unwrap(), &[]).unwrap();
+        let write_params = "text[], text[], bigint[], bigint[], bigint[], bigint[]";
+        for (name, types, sql) in [("r", "text[]", &many.read), ("w", write_params, &many.write)] {
+            tx.batch_execute(&format!(
+                "SET LOCAL plan_cache_mode = force_generic_plan; PREPARE {name} ({types}) AS {sql}"
+            ))
+            .unwrap();
+            let nulls = vec!["NULL"; types.split(',').count()].join(", ");
+            let plan = tx.simple_query(&format!("EXPLAIN EXECUTE {name} ({nulls})")).unwrap();
+            let plan: String = plan
+                .iter()
+                .filter_map(|line| match line {
+                    postgres::SimpleQueryMessage::Row(row) => Some(format!("{}\n", row.get(0).unwrap())),
+                    _ => None,
+                })
+                .collect();
+            assert!(plan.contains("Index") && !plan.contains("Seq Scan on sums"), "{plan}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use crate::store::names;
 
 /// The columns that each table has, with their types.
 pub(super) const OWN: [(&str, &str); 5] =
-    [("key", "text"), ("state", "jsonb"), ("version", "bigint"), ("position", "bigint"), ("updated_at", "timestamptz")];
+    [("key", "text"), ("state", "jsonb"), ("version", "int8"), ("position", "int8"), ("updated_at", "timestamptz")];
 
 /// The table of a fold.
 #[derive(Debug, Clone, PartialEq, Eq)]
