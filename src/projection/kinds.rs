@@ -9,6 +9,7 @@ use crate::config::Options;
 use crate::error::BoxError;
 use crate::event::{Event, StreamId};
 use crate::scope::{Scope, StartAt};
+use crate::store::folds::FoldTable;
 use crate::tx::Tx;
 
 /// A projection of any kind.
@@ -20,6 +21,11 @@ pub(crate) trait Handler: Send + Sync {
 
     /// How it handles events.
     fn work(&self) -> Work<'_>;
+
+    /// The table that the library creates and writes, if it is a fold.
+    fn fold_table(&self) -> Option<&FoldTable> {
+        None
+    }
 }
 
 /// How a projection handles events.

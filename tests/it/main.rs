@@ -28,6 +28,7 @@ mod event_tables;
 mod failover;
 mod failures;
 mod feed;
+mod folds;
 mod guide;
 mod handles;
 mod hangs;
