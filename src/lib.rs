@@ -8,6 +8,8 @@
 //! | you want to | begin with |
 //! |---|---|
 //! | build a read model | [`Projection`], [`BatchProjection`], [`Scope`], [`Tx`] |
+//! | have effects outside the database | [`Reaction`] |
+//! | give one projection settings of its own | [`Options`] |
 //! | have a whole worker program | [`cli::main`] |
 //! | run a worker among the threads of an application | [`Orchestrator`], [`Builder`], [`Handle`] |
 //! | append and read events | [`EventStore`], [`NewEvent`], [`StreamId`] |
