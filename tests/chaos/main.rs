@@ -98,8 +98,8 @@ const OFTEN: u32 = 12;
 const SLOW: Duration = Duration::from_secs(4);
 
 /// Makes handlers slow from time to time, or makes them fail: for a reason that is not the event's,
-/// or for any other. This is so rare that no event fails until its projection halts. It is more
-/// frequent for `event_type_counts`, which executes few statements, with many events each.
+/// or for any other. It is called once for each row that they write. It is more frequent for
+/// `event_type_counts`, which writes few rows, with many events each.
 const HANDLER_FAULTS: &str = "
     CREATE FUNCTION meddle(probability float8) RETURNS void LANGUAGE plpgsql AS $$
         DECLARE die float8 := random() / probability;
