@@ -53,6 +53,7 @@ mod error;
 mod event;
 mod event_store;
 mod feed;
+mod fold;
 mod goal;
 #[cfg(any(doc, doctest))]
 pub mod guide;
@@ -91,6 +92,7 @@ pub use database::{AsClient, Connection, Database};
 pub use error::{BoxError, Error};
 pub use event::{DecodeError, EncodeError, Event, EventParts, NewEvent, StreamId};
 pub use event_store::{AppendError, AppendResult, CommandError, EventStore, ExpectedVersion, LoadError, WaitError};
+pub use fold::{Column, Fold};
 #[cfg(feature = "http")]
 pub use http::{MetricsServer, MetricsServerBuilder};
 pub use metrics::Metrics;

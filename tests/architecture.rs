@@ -31,6 +31,7 @@ const FLOORS: [(u32, &[&str]); 7] = [
             "config",
             "event_store",
             "feed",
+            "fold",
             "http",
             "listener",
             "measure",

@@ -23,6 +23,9 @@ pub(super) fn migrate(program: Program) -> Result<ExitCode, Failure> {
 /// Writes the SQL, so that another tool can execute it.
 pub(super) fn print(program: &Program) -> ExitCode {
     output::write(program.orchestrator.names().schema_sql().trim_end());
+    for table in program.orchestrator.folds() {
+        output::write(&format!("\n-- The table of fold {:?}\n{}", table.fold, table.sql().trim_end()));
+    }
     for step in &program.migrations {
         match step {
             // The semicolon has a line of its own, because the SQL may end with a comment.

@@ -4,8 +4,10 @@ use std::fmt;
 
 use super::failure::Failure;
 use super::settings::{OWNER_URL, REPLICA_SET, Settings};
+use crate::config::Options;
 use crate::database::Database;
 use crate::error::BoxError;
+use crate::fold::Fold;
 use crate::orchestrator::{Builder, Orchestrator};
 use crate::projection::{BatchProjection, Projection};
 
@@ -53,6 +55,21 @@ impl Worker {
     /// Adds a projection that handles many events at once: see [`Builder::batch_projection`].
     pub fn batch_projection(mut self, projection: impl BatchProjection + 'static) -> Self {
         self.projections.push(Box::new(|builder| builder.batch_projection(projection)));
+        self
+    }
+
+    /// Adds a fold: see [`Builder::fold`]. `migrate` creates its table.
+    pub fn fold(self, fold: impl Fold + 'static) -> Self {
+        self.fold_with(fold, |options| options)
+    }
+
+    /// Adds a fold with other options than its own: see [`Builder::fold_with`].
+    pub fn fold_with(
+        mut self,
+        fold: impl Fold + 'static,
+        change: impl FnOnce(Options) -> Options + Send + 'static,
+    ) -> Self {
+        self.projections.push(Box::new(|builder| builder.fold_with(fold, change)));
         self
     }
 

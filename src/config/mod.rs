@@ -117,6 +117,46 @@ impl Config {
         self.retry.validate()
     }
 
+    /// The settings with which a projection runs: its own options, completed from these. Refuses what
+    /// is out of bounds. Only a reaction can have events in flight.
+    pub(crate) fn settings_of(&self, projection: &str, options: &Options, reacts: bool) -> Result<Settings, Error> {
+        let named = |field: &str| format!("{field} of projection {projection:?}");
+        let own = Config {
+            batch_size: options.batch_size.unwrap_or(self.batch_size),
+            batch_time: options.batch_time.unwrap_or(self.batch_time),
+            lanes: options.lanes.unwrap_or(self.lanes),
+            on_failure: options.on_failure.unwrap_or(self.on_failure),
+            retry: options.retry.clone().unwrap_or_else(|| self.retry.clone()),
+            ..self.clone()
+        };
+        own.validate_options().map_err(|error| match error {
+            Error::InvalidConfig { field, value, problem } => Error::config(named(&field), value, problem),
+            error => error,
+        })?;
+        if options.rate == Some(0) {
+            let problem = "it must be at least 1; to stop a projection, pause it";
+            return Err(Error::config(named("rate"), "0", problem));
+        }
+        let in_flight = options.in_flight.unwrap_or(1);
+        if !(1..=MAX_IN_FLIGHT).contains(&in_flight) {
+            let problem = format!("it must be between 1 and {MAX_IN_FLIGHT}");
+            return Err(Error::config(named("in_flight"), in_flight.to_string(), problem));
+        }
+        if options.in_flight.is_some() && !reacts {
+            let problem = "only a reaction can have it: lanes let other projections handle several events at once";
+            return Err(Error::config(named("in_flight"), in_flight.to_string(), problem));
+        }
+        Ok(Settings {
+            bounds: own.bounds(),
+            batch_time: own.batch_time,
+            lanes: own.lanes,
+            rate: options.rate,
+            in_flight,
+            retry: own.retry,
+            on_failure: own.on_failure,
+        })
+    }
+
     /// Refuses a pool that is too small for this many lanes of all projections together.
     pub(crate) fn validate_pool(&self, lanes: usize) -> Result<(), Error> {
         let needed = needed_connections(lanes);

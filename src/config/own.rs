@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use super::on_failure::OnFailure;
 use super::retry::Retry;
-use super::{Config, MAX_IN_FLIGHT};
-use crate::error::Error;
 use crate::store::events::Bounds;
 
 /// The settings of one projection. What is not set comes from the [builder](crate::Builder).
@@ -27,13 +25,13 @@ use crate::store::events::Bounds;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[must_use = "the methods return the changed settings"]
 pub struct Options {
-    batch_size: Option<usize>,
-    batch_time: Option<Duration>,
-    lanes: Option<usize>,
-    rate: Option<u32>,
-    in_flight: Option<usize>,
-    retry: Option<Retry>,
-    on_failure: Option<OnFailure>,
+    pub(super) batch_size: Option<usize>,
+    pub(super) batch_time: Option<Duration>,
+    pub(super) lanes: Option<usize>,
+    pub(super) rate: Option<u32>,
+    pub(super) in_flight: Option<usize>,
+    pub(super) retry: Option<Retry>,
+    pub(super) on_failure: Option<OnFailure>,
 }
 
 impl Options {
@@ -98,46 +96,4 @@ pub(crate) struct Settings {
     pub(crate) in_flight: usize,
     pub(crate) retry: Retry,
     pub(crate) on_failure: OnFailure,
-}
-
-impl Settings {
-    /// The options of a projection, completed from those of the worker. Refuses what is out of
-    /// bounds.
-    pub(crate) fn new(options: &Options, config: &Config, projection: &str, reacts: bool) -> Result<Self, Error> {
-        let named = |field: &str| format!("{field} of projection {projection:?}");
-        let own = Config {
-            batch_size: options.batch_size.unwrap_or(config.batch_size),
-            batch_time: options.batch_time.unwrap_or(config.batch_time),
-            lanes: options.lanes.unwrap_or(config.lanes),
-            on_failure: options.on_failure.unwrap_or(config.on_failure),
-            retry: options.retry.clone().unwrap_or_else(|| config.retry.clone()),
-            ..config.clone()
-        };
-        own.validate_options().map_err(|error| match error {
-            Error::InvalidConfig { field, value, problem } => Error::config(named(&field), value, problem),
-            error => error,
-        })?;
-        if options.rate == Some(0) {
-            let problem = "it must be at least 1; to stop a projection, pause it";
-            return Err(Error::config(named("rate"), "0", problem));
-        }
-        let in_flight = options.in_flight.unwrap_or(1);
-        if !(1..=MAX_IN_FLIGHT).contains(&in_flight) {
-            let problem = format!("it must be between 1 and {MAX_IN_FLIGHT}");
-            return Err(Error::config(named("in_flight"), in_flight.to_string(), problem));
-        }
-        if options.in_flight.is_some() && !reacts {
-            let problem = "only a reaction can have it: lanes let other projections handle several events at once";
-            return Err(Error::config(named("in_flight"), in_flight.to_string(), problem));
-        }
-        Ok(Self {
-            bounds: own.bounds(),
-            batch_time: own.batch_time,
-            lanes: own.lanes,
-            rate: options.rate,
-            in_flight,
-            retry: own.retry,
-            on_failure: own.on_failure,
-        })
-    }
 }

@@ -85,10 +85,6 @@ fn invalid_options_are_named_with_value_and_bound() {
         (refused(|c| c.batch_time = seconds(24 * 60 * 60 + 1)), ["batch_time", "at most 24 h"]),
         (refused(|c| c.batch_bytes = Bytes(0)), ["batch_bytes is 0", "at least 1"]),
         (refused(|c| c.max_event_bytes = Bytes(0)), ["max_event_bytes is 0", "at least 1"]),
-        (
-            refused(|c| c.pool_size = Some(1)),
-            ["pool_size is 1", "1 projections × 1 lanes × (1 connection to write + 1 to read ahead) = 2"],
-        ),
         (refused(|c| c.on_failure = OnFailure::park(0)), ["on_failure at_most is 0", "at least 1"]),
         (refused(|c| c.lanes = 0), ["lanes is 0", "1 to 64"]),
         (refused(|c| c.lanes = 65), ["lanes is 65", "1 to 64"]),
@@ -103,6 +99,44 @@ fn invalid_options_are_named_with_value_and_bound() {
             assert!(message.contains(part), "{message:?} should contain {part:?}");
         }
     }
+}
+
+#[test]
+fn the_pool_must_have_connections_for_all_lanes() {
+    let config = Config { pool_size: Some(5), ..Config::new("set".into()) };
+    config.validate_pool(2).unwrap();
+    let message = config.validate_pool(3).unwrap_err().to_string();
+    for part in ["pool_size is 5", "3 lanes of all projections × (1 connection to write + 1 to read ahead) = 6"] {
+        assert!(message.contains(part), "{message:?} should contain {part:?}");
+    }
+}
+
+#[test]
+fn options_of_a_projection_are_refused_by_its_name() {
+    let config = Config::new("set".into());
+    let refused = |options: Options| config.settings_of("mails", &options, false).unwrap_err().to_string();
+    for (message, parts) in [
+        (refused(Options::default().lanes(0)), ["lanes of projection \"mails\" is 0", "1 to 64"]),
+        (refused(Options::default().batch_size(0)), ["batch_size of projection \"mails\" is 0", "at least 1"]),
+        (refused(Options::default().rate(0)), ["rate of projection \"mails\" is 0", "at least 1"]),
+        (refused(Options::default().in_flight(2)), ["in_flight of projection \"mails\" is 2", "only a reaction"]),
+        (refused(Options::default().in_flight(0)), ["in_flight of projection \"mails\" is 0", "between 1 and 256"]),
+        (
+            refused(Options::default().retry(Retry::default().attempts(0))),
+            ["retry.attempts of projection \"mails\"", "1"],
+        ),
+        (
+            refused(Options::default().on_failure(OnFailure::park(0))),
+            ["on_failure at_most of projection \"mails\"", "1"],
+        ),
+    ] {
+        for part in parts {
+            assert!(message.contains(part), "{message:?} should contain {part:?}");
+        }
+    }
+    let options = Options::default().in_flight(256).lanes(3);
+    let settings = config.settings_of("mails", &options, true).unwrap();
+    assert_eq!((settings.in_flight, settings.lanes, settings.bounds.events), (256, 3, config.batch_size));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::{Code, End, Errands};
 use crate::error::{BoxError, Error, field};
 use crate::event::{Event, StreamId};
 use crate::plan::Errand;
-use crate::projection::{self, Failed, Handler, Refused, Work as Kind, Writes};
+use crate::projection::{self, Failed, Handler, NO_READ_MODEL, Refused, Work as Handling, Writes};
 use crate::scope::StartAt;
 use crate::store::forgetting::{Begun, Work};
 use crate::store::outcome::Outcome;
@@ -37,6 +37,9 @@ const PORTION_BYTES: usize = 4 << 20;
 impl Errands {
     pub(super) fn rebuild_aggregate(&self, errand: &Errand) -> Result<End, Failure> {
         let Code { handler, known } = self.code_of(errand)?;
+        let Handling::Writes(writer) = handler.work() else {
+            return self.refuse(errand, NO_READ_MODEL.to_owned());
+        };
         let start = match known.start_at {
             StartAt::Beginning => 0,
             StartAt::Position(position) => position,
@@ -62,7 +65,7 @@ impl Errands {
         tx.commit().map_err(Failure::changing)?;
         self.notify(&mut reader);
         let mut session = self.session().map_err(|error| Failure::of_library(&error))?;
-        let outcome = match self.forget_and_handle(&mut session, &mut reader, errand, &**handler, &work) {
+        let outcome = match self.forget_and_handle(&mut session, &mut reader, errand, (&**handler, writer), &work) {
             Ok(Some(outcome)) => outcome,
             Ok(None) => return Ok(End::Superseded),
             Err(Stop::Refused(why)) => return self.refuse(errand, why),
@@ -87,7 +90,7 @@ impl Errands {
         session: &mut Session,
         reader: &mut Session,
         errand: &Errand,
-        handler: &dyn Handler,
+        (handler, writer): (&dyn Handler, &dyn Writes),
         work: &Work,
     ) -> Result<Option<Outcome>, Stop> {
         let begun = Instant::now();
@@ -103,10 +106,9 @@ impl Errands {
         let mut tx = Tx::new(transaction, &mut kept, &mut memory, about);
         let mark = fence::mark(&mut tx, self.context.sessions, self.idle_limit, None).map_err(Failure::passing)?;
         forget(&mut tx, handler, work)?;
-        let Kind::Writes(handler) = handler.work() else { return Err(Stop::Refused("it is a reaction".to_owned())) };
         for portion in portions(&work.events) {
             let events = self.read(reader, portion)?;
-            self.handle(&mut tx, handler, &events)?;
+            self.handle(&mut tx, writer, &events)?;
         }
         let after = |error| Failure::after_code(&Error::database(DOING)(error), CODE);
         if !fence::is_marked(&mut *tx, &mark).map_err(after)? {

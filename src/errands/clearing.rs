@@ -10,13 +10,15 @@ use super::failure::{DOING, Failure};
 use super::{End, Errands};
 use crate::error::{Error, field};
 use crate::plan::Errand;
-use crate::projection::{Handler, Refused};
+use crate::projection::{Handler, Refused, Work};
 use crate::store::commands;
 use crate::store::outcome::Outcome;
 use crate::store::session::Session;
 use crate::store::{fence, rewinding};
 use crate::threads::caught;
 use crate::tx::{About, KeptStatements, Memory, Tx};
+
+const EFFECTS: &str = "it is a reaction, and would react to the events again: if that is intended, give the command with --repeat-effects";
 
 /// The code that runs in the transaction, for messages.
 const CODE: &str = "reset()";
@@ -26,16 +28,18 @@ impl Errands {
         let names = &self.context.names;
         let handler = &self.code_of(errand)?.handler;
         let mut session = self.session().map_err(|error| Failure::of_library(&error))?;
-        let (to, highest) = {
+        let (asked, highest) = {
             let mut tx = session.transaction_without_policies().map_err(Failure::passing)?;
-            let to = rewinding::position_of(&mut tx, names, errand.command).map_err(Failure::passing)?;
+            let asked = rewinding::asked(&mut tx, names, errand.command).map_err(Failure::passing)?;
             let highest = rewinding::highest(&mut tx, names, &errand.projection).map_err(Failure::passing)?;
             tx.commit().map_err(Failure::passing)?;
-            (to, highest)
+            (asked, highest)
         };
-        let Some(to) = to else { return Ok(End::Superseded) };
+        let Some(rewinding::Asked { position: to, repeats_effects }) = asked else { return Ok(End::Superseded) };
         let refused = if highest.is_none_or(|highest| highest <= to) {
             commands::not_above(highest, to)
+        } else if matches!(handler.work(), Work::Reacts(_)) && !repeats_effects {
+            Outcome::Refused(EFFECTS.to_owned())
         } else {
             match self.reset(&mut session, errand, &**handler, to) {
                 Ok(end) => return Ok(end),

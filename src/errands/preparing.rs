@@ -6,6 +6,7 @@ use crate::backoff::Mentions;
 use crate::context::Context;
 use crate::error::{Error, field};
 use crate::plan::Errand;
+use crate::projection::{NO_READ_MODEL, Work};
 use crate::store::outcome::Outcome;
 use crate::store::rebuilds::{self, Basis};
 use crate::store::session::Session;
@@ -13,7 +14,10 @@ use crate::store::{notifications, read_model};
 
 impl Errands {
     pub(super) fn prepare(&self, errand: &Errand) -> Result<End, Failure> {
-        let Code { known, .. } = self.code_of(errand)?;
+        let Code { handler, known } = self.code_of(errand)?;
+        if let Work::Reacts(_) = handler.work() {
+            return self.refuse(errand, NO_READ_MODEL.to_owned());
+        }
         let mut owner = self.session_of_owner().map_err(|error| Failure::of_library(&error))?;
         let names = &self.context.names;
         let basis = {

@@ -75,16 +75,25 @@ pub(super) fn command(target: Target, body: &[u8], peer: &str) -> Result<Asked, 
         return Err(format!("{name} needs a \"reason\", for the history"));
     }
     let expected = match name {
-        "rewind" => r#"one of "to_beginning": true, "to_position": 7 and "to_time": "2026-01-31T12:00:00Z""#,
+        "rewind" => {
+            r#"one of "to_beginning": true, "to_position": 7 and "to_time": "2026-01-31T12:00:00Z", which may have "repeat_effects": true"#
+        }
         "replay" => r#"one of "all": true, "aggregate": ["context", "type", "id"] and "error_like": "%pattern%""#,
         "discard" => r#""event": "the id of the event""#,
         "rebuild" => r#"none or any of "rate": 5000 (or null), "keep_old": true and "copy": true"#,
         _ => "nothing else",
     };
+    let repeats_effects = name == "rewind" && given.get("repeat_effects") == Some(&Value::Bool(true));
+    if repeats_effects {
+        given.remove("repeat_effects");
+    }
     let command = with_arguments(name, &projection, &given);
     let mut command = command.ok_or_else(|| {
         format!(r#"the body of {name} must have {expected}, and may have "reason", "by" and "replica_set""#)
     })?;
+    if repeats_effects {
+        command = command.repeat_effects();
+    }
     command = command.by(by.unwrap_or_else(|| format!("HTTP client at {peer}")));
     if let Some(reason) = reason {
         command = command.reason(reason);

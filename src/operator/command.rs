@@ -27,6 +27,8 @@ pub struct Command {
     by: Option<String>,
     /// Whether a rebuild is waited for until it is done, and not until it has begun.
     is_until_done: bool,
+    /// Whether a reaction may be rewound.
+    repeats_effects: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,9 +93,26 @@ impl RewindTo {
     }
 }
 
+impl RewindTo {
+    fn arguments(self) -> Value {
+        match self {
+            Self::Beginning => json!({ "to_beginning": true }),
+            Self::Position(position) => json!({ "to_position": position }),
+            Self::Time(time) => json!({ "to_time": rfc3339(time) }),
+        }
+    }
+}
+
 impl Command {
     fn new(projection: impl Into<String>, action: Action) -> Self {
-        Self { projection: projection.into(), action, reason: None, by: None, is_until_done: false }
+        Self {
+            projection: projection.into(),
+            action,
+            reason: None,
+            by: None,
+            is_until_done: false,
+            repeats_effects: false,
+        }
     }
 
     /// No event of the projection is processed any more, on no worker, until it is resumed. It
@@ -169,6 +188,14 @@ impl Command {
         self
     }
 
+    /// Lets a [reaction](crate::Reaction) be rewound: it reacts to the events again, with
+    /// [`Call::is_replay`](crate::Call::is_replay). Without this, rewinding a reaction is refused. It
+    /// changes nothing for other projections and commands.
+    pub fn repeat_effects(mut self) -> Self {
+        self.repeats_effects = true;
+        self
+    }
+
     /// Records why the command is given.
     pub fn reason(mut self, reason: impl Into<String>) -> Self {
         self.reason = Some(reason.into());
@@ -236,9 +263,13 @@ impl Command {
             | Action::RevertRebuild
             | Action::DropOld => json!({}),
             Action::Rebuild(rebuild) => rebuild.arguments(),
-            Action::Rewind(RewindTo::Beginning) => json!({ "to_beginning": true }),
-            Action::Rewind(RewindTo::Position(position)) => json!({ "to_position": position }),
-            Action::Rewind(RewindTo::Time(time)) => json!({ "to_time": rfc3339(*time) }),
+            Action::Rewind(to) => {
+                let mut arguments = to.arguments();
+                if self.repeats_effects {
+                    arguments["repeat_effects"] = json!(true);
+                }
+                arguments
+            }
             Action::Replay(Replay::All) => json!({ "all": true }),
             Action::Replay(Replay::Aggregate(aggregate)) | Action::RebuildAggregate(aggregate) => {
                 let StreamId { bounded_context, aggregate_type, aggregate_id } = aggregate;
@@ -262,6 +293,10 @@ mod tests {
             (Command::pause("p"), r"{}"),
             (Command::rewind("p", RewindTo::Beginning), r#"{"to_beginning":true}"#),
             (Command::rewind("p", RewindTo::Position(7)), r#"{"to_position":7}"#),
+            (
+                Command::rewind("p", RewindTo::Position(7)).repeat_effects(),
+                r#"{"repeat_effects":true,"to_position":7}"#,
+            ),
             (Command::rewind("p", RewindTo::Time(SystemTime::UNIX_EPOCH)), r#"{"to_time":"1970-01-01T00:00:00Z"}"#),
             (Command::replay("p", Replay::All), r#"{"all":true}"#),
             (Command::replay("p", Replay::Aggregate(aggregate())), r#"{"aggregate":["shop","Order","a/b"]}"#),

@@ -9,6 +9,7 @@ use super::worker::Orchestrator;
 use crate::config::{Bytes, Config, Declared, OnFailure, Options, Retry, setter, setters, variable, with_options};
 use crate::database::Database;
 use crate::error::Error;
+use crate::fold::{Fold, Folded};
 use crate::metrics::Metrics;
 use crate::overview::Overview;
 use crate::plan::WorkerId;
@@ -90,6 +91,20 @@ impl Builder {
         change: impl FnOnce(Options) -> Options + Send + 'static,
     ) -> Self {
         self.handler(Arc::new(Batches(projection)), change)
+    }
+
+    /// Adds a fold: a state per key, which the library loads and writes.
+    pub fn fold(self, fold: impl Fold + 'static) -> Self {
+        self.fold_with(fold, |options| options)
+    }
+
+    /// Adds a fold, with other [options](Fold::options) than its own.
+    pub fn fold_with(
+        self,
+        fold: impl Fold + 'static,
+        change: impl FnOnce(Options) -> Options + Send + 'static,
+    ) -> Self {
+        self.handler(Arc::new(Folded::new(fold)), change)
     }
 
     /// Adds a reaction: effects outside of the database.

@@ -1,10 +1,12 @@
 //! What a worker that is not started can do for operators: check its database, and connect to it.
 
+use super::hosted::Hosted;
 use super::reach::once_reached;
 use super::worker::Orchestrator;
 use crate::error::Error;
 use crate::store::Names;
 use crate::store::checkup::{self, Finding, Findings};
+use crate::store::folds::FoldTable;
 use crate::store::preflight;
 use crate::store::session::Session;
 
@@ -23,6 +25,11 @@ impl Orchestrator {
     /// Opens a connection for the library's statements.
     pub(crate) fn session(&self) -> Result<Session, Error> {
         Session::open(&self.database, self.sessions())
+    }
+
+    /// The tables of this worker's folds.
+    pub(crate) fn folds(&self) -> Vec<FoldTable> {
+        Hosted::folds(&self.projections)
     }
 
     /// Opens a connection for an operator.
@@ -63,6 +70,7 @@ impl Orchestrator {
         }
         drop(other);
         let path = preflight::path(&mut client);
+        checkup::folds(found, &mut client, &self.folds());
         let session = Session::new(client, self.sessions()).map_err(Error::database("setting the session up"));
         match path.and_then(|path| Ok((path, session?))) {
             Ok((path, mut session)) => {

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::projection::{Handler, Work};
 use crate::scope::StartAt;
 use crate::store::Known;
+use crate::store::folds::FoldTable;
 use crate::threads::caught;
 
 /// A projection, and what it declares about itself.
@@ -30,7 +31,7 @@ impl Hosted {
             return Err(Error::config(format!("scope of projection {name:?}"), "unusable", problem));
         }
         let options = asked(&format!("options() of projection {name:?}"), || change(handler.options()))?;
-        let settings = Settings::new(&options, config, &name, matches!(handler.work(), Work::Reacts(_)))?;
+        let settings = config.settings_of(&name, &options, matches!(handler.work(), Work::Reacts(_)))?;
         if let StartAt::Position(position @ ..0) = start_at {
             let problem =
                 format!("projection {name:?} cannot start there: positions begin with 1, and 0 is before the first");
@@ -41,15 +42,29 @@ impl Hosted {
             let problem = format!("it must be between 1 and {}", i32::MAX);
             Error::config(format!("version of projection {name:?}"), version.to_string(), problem)
         })?;
-        let tables: Vec<String> = asked(&format!("tables() of projection {name:?}"), || {
+        let mut tables: Vec<String> = asked(&format!("tables() of projection {name:?}"), || {
             handler.tables().iter().map(|table| (*table).to_owned()).collect()
         })?;
-        Ok(Self { handler, known: Known { name, start_at, scope, version, lanes: settings.lanes, tables }, settings })
+        let fold = asked(&format!("table() or columns() of fold {name:?}"), || handler.fold_table().cloned())?;
+        if let Some(fold) = &fold {
+            fold.validate()?;
+            tables.push(fold.name.clone());
+        }
+        Ok(Self {
+            handler,
+            known: Known { name, start_at, scope, version, lanes: settings.lanes, tables, fold },
+            settings,
+        })
     }
 
     /// The lanes of all projections together.
     pub(super) fn lanes(all: &[Self]) -> usize {
         all.iter().map(|hosted| hosted.settings.lanes).sum()
+    }
+
+    /// The tables of the folds among them.
+    pub(super) fn folds(all: &[Self]) -> Vec<FoldTable> {
+        all.iter().filter_map(|hosted| hosted.known.fold.clone()).collect()
     }
 
     pub(super) fn name(&self) -> &str {

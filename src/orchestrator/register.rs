@@ -10,7 +10,7 @@ use crate::database::{Database, Filling, Pool};
 use crate::error::Error;
 use crate::store::preflight::{self, Warning};
 use crate::store::session::Session;
-use crate::store::{Registration, coordination, notifications, parked, sequence};
+use crate::store::{Registration, coordination, folds, notifications, parked, sequence};
 use crate::threads::Stop;
 
 /// A worker that has been registered.
@@ -67,6 +67,8 @@ fn verify_and_register(
     let mut filling = Filling::begin(pool);
     // Read before the library sets its own path, because handlers use this one.
     let path = preflight::path(&mut client)?;
+    let folds: Vec<_> = registration.projections.iter().filter_map(|known| known.fold.clone()).collect();
+    folds::verify(&mut client, &folds)?;
     let set_up =
         |client| Session::new(client, registration.sessions).map_err(Error::database("setting the session up"));
     let (mut session, for_tailer) = (set_up(client)?.with_generic_plans()?, set_up(other)?);

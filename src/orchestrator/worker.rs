@@ -19,7 +19,7 @@ use crate::overview::Overview;
 use crate::probe::HealthProbe;
 use crate::status::Board;
 use crate::store::session::Sessions;
-use crate::store::{Registration, migrations, preflight};
+use crate::store::{Registration, folds, migrations, preflight};
 use crate::threads::{Crew, Gate, Waker};
 
 /// A worker that can be started. It then runs its projections as a member of a replica set.
@@ -75,7 +75,8 @@ impl std::fmt::Debug for Orchestrator {
 }
 
 impl Orchestrator {
-    /// Creates the tables that do not exist yet, or brings them up to date. Any number of processes
+    /// Creates the tables that do not exist yet, those of [folds](crate::Fold) too, or brings them up
+    /// to date. Any number of processes
     /// may call this at the same time: they wait for one another, for up to
     /// [`database_wait`](crate::Builder::database_wait).
     ///
@@ -88,6 +89,7 @@ impl Orchestrator {
     pub fn migrate(&self) -> Result<(), Error> {
         let (database, names, wait) = (self.database.clone(), self.config.names.clone(), self.config.database_wait);
         let stop = self.crew.stop().clone();
+        let folds = Hosted::folds(&self.projections);
         // Reports until the migration has ended.
         let _reported = self.report()?;
         let outcome = elsewhere("pup-migrate", move || {
@@ -95,7 +97,9 @@ impl Orchestrator {
             once_reached(wait, &stop, || {
                 let mut client = database.client()?;
                 preflight::server(&mut client)?;
-                migrations::migrate(client, &names, &mut waits)
+                migrations::migrate(client, &names, &mut waits)?;
+                // On a connection of its own, because this one looks for tables as the application.
+                if folds.is_empty() { Ok(()) } else { folds::migrate(&mut database.client()?, &names, &folds) }
             })
         })?;
         settled(&outcome)

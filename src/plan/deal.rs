@@ -162,7 +162,7 @@ mod tests {
             prop_assert_eq!(&deal, &Deal::of(&projection("orders", DesiredState::Running), &seen));
 
             let able = members.iter().filter(|member| member.has_code("orders"));
-            prop_assert_eq!(deal.shares.len(), able.clone().map(|member| member.lanes).sum::<usize>());
+            prop_assert_eq!(deal.shares.len(), able.clone().map(|member| member.lanes_of("orders")).sum::<usize>());
             let sum: i32 = deal.shares.iter().map(|share| share.keys.len()).sum();
             let all = deal.shares.iter().fold(KeySet::default(), |all, share| all.union(&share.keys));
             let expected = if able.count() == 0 { (0, KeySet::default()) } else { (KEY_SPACE, KeySet::all()) };

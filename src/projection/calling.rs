@@ -1,5 +1,6 @@
 //! How the library calls code of the application that handles events.
 
+use super::guarded::{guarded, panicked};
 use super::kinds::{Failed, Reacts, Writes};
 use super::reaction::Call;
 use crate::error::BoxError;
@@ -18,15 +19,6 @@ pub(crate) fn handle(handler: &dyn Writes, tx: &mut Tx<'_>, events: &[Event]) ->
 /// Lets a reaction react to events from the front of these, and returns to how many.
 pub(crate) fn react(reaction: &dyn Reacts, call: &Call<'_>, events: &[Event]) -> Result<usize, BoxError> {
     checked(guarded(|| reaction.react(call, events))?, events)
-}
-
-/// Calls code of the application. A panic is an error.
-pub(crate) fn guarded<T>(code: impl FnOnce() -> Result<T, BoxError>) -> Result<T, BoxError> {
-    caught(code).unwrap_or_else(|message| Err(panicked(&message)))
-}
-
-fn panicked(message: &str) -> BoxError {
-    format!("the handler panicked: {message}").into()
 }
 
 fn checked(count: usize, events: &[Event]) -> Result<usize, BoxError> {

@@ -1,7 +1,7 @@
 //! A projection of any kind, as the library knows it.
 
-use super::calling::guarded;
 use super::declared::{declare, forward};
+use super::guarded::guarded;
 use super::reaction::{Call, Reaction};
 use super::refused::Refused;
 use super::traits::{BatchProjection, Projection};
@@ -9,6 +9,7 @@ use crate::config::Options;
 use crate::error::BoxError;
 use crate::event::{Event, StreamId};
 use crate::scope::{Scope, StartAt};
+use crate::store::folds::FoldTable;
 use crate::tx::Tx;
 
 /// A projection of any kind.
@@ -20,6 +21,11 @@ pub(crate) trait Handler: Send + Sync {
 
     /// How it handles events.
     fn work(&self) -> Work<'_>;
+
+    /// The table that the library creates and writes, if it is a fold.
+    fn fold_table(&self) -> Option<&FoldTable> {
+        None
+    }
 }
 
 /// How a projection handles events.
@@ -105,6 +111,9 @@ impl<P: BatchProjection> Writes for Batches<P> {
     }
 }
 
+/// Why what concerns read models is refused for a reaction.
+pub(crate) const NO_READ_MODEL: &str = "it is a reaction, which has no read model";
+
 /// A reaction. It has no read model, so what concerns read models is refused.
 pub(crate) struct Effects<R>(pub(crate) R);
 
@@ -119,8 +128,13 @@ impl<R: Reaction> std::ops::Deref for Effects<R> {
 impl<R: Reaction> Handler for Effects<R> {
     forward!(named);
 
+    /// There is nothing to clear. Whether its effects may be repeated is decided before.
+    fn reset(&self, _: &mut Tx<'_>, _: i64) -> Result<(), BoxError> {
+        Ok(())
+    }
+
     fn forget(&self, _: &mut Tx<'_>, _: &StreamId) -> Result<(), BoxError> {
-        Err(Box::new(Refused::new("it is a reaction, which has no read model")))
+        Err(Box::new(Refused::new(NO_READ_MODEL)))
     }
 
     fn work(&self) -> Work<'_> {

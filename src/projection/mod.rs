@@ -2,15 +2,17 @@
 
 mod calling;
 mod declared;
+mod guarded;
 mod kinds;
 mod passing;
 mod reaction;
 mod refused;
 mod traits;
 
-pub(crate) use self::calling::{guarded, handle, react};
+pub(crate) use self::calling::{handle, react};
 pub(crate) use self::declared::{declare, forward};
-pub(crate) use self::kinds::{Batches, Each, Effects, Failed, Handler, Reacts, Work, Writes};
+pub(crate) use self::guarded::guarded;
+pub(crate) use self::kinds::{Batches, Each, Effects, Failed, Handler, NO_READ_MODEL, Reacts, Work, Writes};
 pub use self::passing::Passing;
 pub use self::reaction::{Call, Reaction};
 pub(crate) use self::refused::Refused;

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::error::{BoxError, Error, describe_any, one_line, without_rows};
 use crate::event::{Event, StreamId};
+use crate::fold::Overtaken;
 use crate::projection::Passing;
 use crate::store::fence::EventMark;
 
@@ -145,6 +146,7 @@ impl Failure {
         let state = postgres_cause(error).and_then(postgres::Error::code);
         match state.map(Subject::of) {
             _ if is_passing(error) => Self::Environment { error: named, handled },
+            _ if is_overtaken(error) => Self::Transient(named),
             Some(Subject::Conflict) => Self::Transient(named),
             Some(Subject::Shortage | Subject::Patience) => Self::Environment { error: named, handled },
             // A state about a connection is about another connection, which the handler has opened
@@ -373,6 +375,11 @@ fn postgres_cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a postgre
 
 fn is_passing(error: &(dyn StdError + 'static)) -> bool {
     chain(error).any(<dyn StdError>::is::<Passing>)
+}
+
+/// Whether a fold has found that another worker has changed its rows.
+fn is_overtaken(error: &(dyn StdError + 'static)) -> bool {
+    chain(error).any(<dyn StdError>::is::<Overtaken>)
 }
 
 /// Whether the network failed. A value that cannot be decoded is an `io::Error` as well.

@@ -150,7 +150,7 @@ mod tests {
         flight.ended(0, true);
         assert_eq!(begun(&mut flight), [3]);
         flight.ended(2, false);
-        assert_eq!(begun(&mut flight), [], "4 is behind the failed one");
+        assert!(begun(&mut flight).is_empty(), "4 is behind the failed one");
         flight.ended(1, true);
         assert_eq!((begun(&mut flight), flight.done()), (vec![], 2));
         // Of an aggregate whose event has failed, no later event begins.
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(begun(&mut flight), [4]);
         flight.land();
         flight.ended(3, true);
-        assert_eq!(begun(&mut flight), [], "1 has not ended, and 5 is above every begun one");
+        assert!(begun(&mut flight).is_empty(), "1 has not ended, and 5 is above every begun one");
         flight.ended(0, true);
         assert_eq!(begun(&mut flight), [2]);
         flight.ended(1, true);

@@ -25,6 +25,7 @@ pub(super) struct Journal<'a> {
     /// retried.
     retry_mentions: Mentions,
     halt_mentions: Mentions,
+    caught_up_mentions: Mentions,
     is_failure_logged: bool,
     /// The runner counts as halted until an attempt succeeds, also while it tries again.
     is_halted: bool,
@@ -48,6 +49,7 @@ impl<'a> Journal<'a> {
             reload_mentions: Mentions::default(),
             retry_mentions: Mentions::default(),
             halt_mentions: Mentions::default(),
+            caught_up_mentions: Mentions::default(),
             is_failure_logged: false,
             is_halted: false,
         }
@@ -85,6 +87,30 @@ impl<'a> Journal<'a> {
         self.metrics.events_processed.inc_by(count);
         self.metrics.batch_events.observe(f64::from(u32::try_from(events).unwrap_or(u32::MAX)));
         self.tell(|status| status.events += count);
+    }
+
+    /// The projection has caught up for the first time, and has been told so.
+    pub(super) fn caught_up(&self, position: i64) {
+        log::info!(
+            "caught up: replica_set={} worker={} projection={} position={position}",
+            field(&self.board.replica_set()),
+            self.owner.worker,
+            field(&self.projection)
+        );
+    }
+
+    /// The projection's `caught_up` has failed.
+    pub(super) fn caught_up_failed(&mut self, error: &str) {
+        self.metrics.errors.inc();
+        if self.caught_up_mentions.is_due() {
+            log::error!(
+                "caught_up() failed, will retry: replica_set={} worker={} projection={} error={}",
+                field(&self.board.replica_set()),
+                self.owner.worker,
+                field(&self.projection),
+                field(&error)
+            );
+        }
     }
 
     /// The aggregate of this event was parked, after this many attempts.

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::arrival::Arrival;
 use super::connection::{Connection, Kept};
 use super::exceptions::Exceptions;
 use super::failure::Failure;
@@ -38,6 +39,8 @@ pub(super) struct Loaded {
     pub(super) counted_from: i64,
     /// Whether the rows may go no further than those of a rebuild.
     pub(super) is_following: bool,
+    /// The first time that the projection catches up, until that has happened.
+    pub(super) arrival: Option<Arrival>,
     /// Where the handlers of a rebuild write.
     pub(super) copies: Option<Copies>,
     /// How fast events may be handled, if there is a limit.
@@ -101,6 +104,7 @@ impl Loaded {
             connection,
             counted_from: found.counted_from,
             is_following: found.is_following,
+            arrival: (found.is_catching_up && Kind::of(projection) == Kind::Live).then(Arrival::new),
             pace: copies
                 .as_ref()
                 .map_or(rate, |copies| copies.rate.and_then(|rate| u32::try_from(rate).ok()))
@@ -126,6 +130,15 @@ impl Loaded {
     /// Whether this was loaded, or its position was written, longer ago than this time.
     pub(super) fn is_older_than(&self, time: Duration) -> bool {
         self.noted_at.elapsed() > time
+    }
+
+    /// Replaces the mark by an earlier one, of the same epoch.
+    pub(super) fn keep_mark(&mut self, mark: Mark) {
+        self.mark = mark;
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        self.mark
     }
 
     /// Returns up to which position these rows may be advanced, if they may still be used.

@@ -14,19 +14,25 @@
 //! their process are known from the checkpoint, see [suspicion]. The thread ends when the
 //! coordinator drops the sender of its commands.
 
+mod arrival;
+mod arriving;
 mod batch;
 mod connection;
 mod exceptions;
 mod failure;
+mod flight;
 mod journal;
 mod loaded;
 mod pace;
 mod parking;
 mod parts;
 mod permit;
+mod portion;
+mod reacting;
 mod replay;
 mod replays;
 mod rows;
+mod settling;
 mod step;
 mod suspicion;
 mod trouble;
@@ -112,7 +118,8 @@ impl Runner {
                 // commands.
                 break self.await_command();
             }
-            if !self.trust.holds() {
+            // What a reaction has done is recorded even then. The fence decides.
+            if !self.trust.holds() && !work.is_owing() {
                 work.waiting_for_trust();
                 select! {
                     recv(self.commands) -> command => break command.ok(),
@@ -120,9 +127,13 @@ impl Runner {
                 }
             }
             let step = self.step(&mut work, kept, permit.as_ref(), pulse);
+            if let Step::React(portion) = step {
+                work.react(*portion);
+                continue;
+            }
             drop(permit);
             match step {
-                Step::Again => {}
+                Step::Again | Step::React(_) => {}
                 Step::Ask(request) => select! {
                     recv(self.commands) -> command => break command.ok(),
                     send(self.requests, request) -> sent => if sent.is_err() {

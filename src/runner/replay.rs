@@ -13,13 +13,28 @@ use super::journal::Journal;
 use super::loaded::Loaded;
 use super::parts::Runner;
 use super::permit::{self, Permit};
+use super::portion::{Origin, Portion};
 use super::replays::{Replays, portion};
 use super::step::Step;
 use super::trouble::Trouble;
 use super::verdict::Verdict;
+use postgres::GenericClient;
+
 use crate::event::Event;
-use crate::store::fence;
+use crate::projection::Work;
+use crate::store::fence::{self, Checkpoint, Mark, Owner};
 use crate::store::parked::{self, Failed, Parked, Waiting};
+use crate::store::session::Session;
+
+/// The outcome of recording that events of a parked aggregate were handled.
+pub(super) enum Replayed {
+    /// The row has this token.
+    Noted(i64),
+    /// The row is no longer this worker's.
+    Fenced,
+    /// The aggregate is not parked as it was.
+    Changed,
+}
 
 impl Runner {
     /// Handles the next portion of the first aggregate that is to be replayed.
@@ -47,7 +62,7 @@ impl Runner {
         }
         let mut waiting = Vec::new();
         match self.replay_portion(loaded, replays, trouble, journal, &parked, most, &mut waiting) {
-            Ok(()) => Ok(Step::Again),
+            Ok(step) => Ok(step),
             Err(failure) => self.replay_failed(loaded, replays, journal, &parked, waiting.first(), failure),
         }
     }
@@ -62,7 +77,7 @@ impl Runner {
         parked: &Parked,
         most: usize,
         waiting: &mut Vec<Waiting>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Step, Failure> {
         let events = self.read_waiting(loaded, parked, most, waiting)?;
         if let Some(failure) = events.first().and_then(|first| replays.given_up(first)) {
             return Err(failure);
@@ -70,6 +85,9 @@ impl Runner {
         if let Some(number) = replays.number_to_record() {
             self.record_begun(loaded, parked, number)?;
             replays.begun();
+        }
+        if let Work::Reacts(_) = self.handler.work() {
+            return portion_of_parked(loaded, parked, events, waiting);
         }
         let (events, before, after) = self.commit_portion(loaded, parked, &events, waiting)?;
         let next = waiting.get(events);
@@ -80,7 +98,7 @@ impl Runner {
                 front.event = next.event;
                 front.event_type.clone_from(&next.event_type);
             }
-            return Ok(());
+            return Ok(Step::Again);
         }
         loaded.requested.pop_front();
         loaded.exceptions.release(&parked.stream);
@@ -90,7 +108,7 @@ impl Runner {
         trouble.renewed(before, after);
         trouble.released();
         journal.replay_done(&parked.stream, handled);
-        Ok(())
+        Ok(Step::Again)
     }
 
     /// Reads the events that are next, and finds which events wait: these, and at least one more if
@@ -170,31 +188,69 @@ impl Runner {
         let Loaded { owner, connection: Connection { session, kept, .. }, rows, counted_from, copies, memory, .. } =
             loaded;
         let Some(row) = rows.of_key(parked.key) else { return Err(Failure::Fenced) };
-        let (row, owner, names) = (&row.stored, *owner, &self.context.names);
+        let (row, owner) = (&row.stored, *owner);
         let is_pause_requested = || self.is_pause_requested();
         let is_replay = events.first().is_some_and(|first| first.global_position() <= parked.highest);
         let job = self.job(row, owner, *counted_from, copies.as_ref(), is_replay, &is_pause_requested)?;
         let committed = batch::handled_together(session, (kept, memory), &job, events, |tx, mark, done| {
             let failed = |error: postgres::Error| Failure::of_commit(&error, done);
             let next = waiting.get(done.len());
-            let progress = (job.counted(done), next.is_none());
-            let token = fence::replayed(&mut **tx, names, row, owner, progress, mark).map_err(failed)?;
-            let Some(token) = token else {
-                let is_marked = fence::is_marked(&mut **tx, mark).map_err(failed)?;
-                return Err(if is_marked { Failure::Fenced } else { batch::transaction_ended(events) });
-            };
-            let is_unchanged = match next {
-                Some(next) => parked::set_next(&mut **tx, names, &self.name, parked, next),
-                None => parked::delete(&mut **tx, names, &self.name, parked),
-            };
-            if is_unchanged.map_err(failed)? { Ok(token) } else { Err(changed()) }
+            let handled = (job.counted(done), next);
+            match self.note_replayed(&mut **tx, mark, row, owner, parked, handled).map_err(failed)? {
+                Replayed::Noted(token) => Ok(token),
+                Replayed::Changed => Err(changed()),
+                Replayed::Fenced => {
+                    let is_marked = fence::is_marked(&mut **tx, mark).map_err(failed)?;
+                    Err(if is_marked { Failure::Fenced } else { batch::transaction_ended(events) })
+                }
+            }
         });
         committed.map(|(events, token)| (events, row.token, token))
     }
 
+    /// Records, in the transaction that is marked, how many counted events were handled, and which
+    /// one is next.
+    fn note_replayed(
+        &self,
+        client: &mut impl GenericClient,
+        mark: &Mark,
+        row: &Checkpoint,
+        owner: Owner,
+        parked: &Parked,
+        (counted, next): (i64, Option<&Waiting>),
+    ) -> Result<Replayed, postgres::Error> {
+        let names = &self.context.names;
+        let Some(token) = fence::replayed(client, names, row, owner, (counted, next.is_none()), mark)? else {
+            return Ok(Replayed::Fenced);
+        };
+        let is_unchanged = match next {
+            Some(next) => parked::set_next(client, names, &self.name, parked, next)?,
+            None => parked::delete(client, names, &self.name, parked)?,
+        };
+        Ok(if is_unchanged { Replayed::Noted(token) } else { Replayed::Changed })
+    }
+
+    /// Records in a transaction of its own what [`note_replayed`](Self::note_replayed) records.
+    pub(super) fn record_replayed(
+        &self,
+        session: &mut Session,
+        row: &Checkpoint,
+        owner: Owner,
+        parked: &Parked,
+        handled: (i64, Option<&Waiting>),
+    ) -> Result<Replayed, Failure> {
+        let mut tx = session.transaction_of_library().map_err(Failure::outside)?;
+        let mark = fence::mark(&mut tx, self.context.sessions, self.idle_limit, None).map_err(Failure::outside)?;
+        let noted = self.note_replayed(&mut tx, &mark, row, owner, parked, handled).map_err(Failure::outside)?;
+        if let Replayed::Noted(_) = noted {
+            tx.commit().map_err(Failure::outside)?;
+        }
+        Ok(noted)
+    }
+
     /// Acts on the failure of a portion. Returns the failures that concern everything that is
     /// loaded.
-    fn replay_failed(
+    pub(super) fn replay_failed(
         &self,
         loaded: &mut Loaded,
         replays: &mut Replays,
@@ -250,8 +306,29 @@ impl Runner {
     }
 }
 
+/// Gives events of a parked aggregate to a reaction.
+fn portion_of_parked(
+    loaded: &Loaded,
+    parked: &Parked,
+    events: Vec<Event>,
+    waiting: &[Waiting],
+) -> Result<Step, Failure> {
+    let Some(row) = loaded.rows.of_key(parked.key) else { return Err(Failure::Fenced) };
+    let is_replay = events.first().is_some_and(|first| first.global_position() <= parked.highest);
+    Ok(Step::React(Box::new(Portion {
+        row: row.stored.clone(),
+        owner: loaded.owner,
+        counted_from: loaded.counted_from,
+        is_replay,
+        events: events.into(),
+        origin: Origin::Parked { parked: parked.clone(), waiting: waiting.to_vec() },
+        mark: loaded.mark(),
+        pace: loaded.pace,
+    })))
+}
+
 /// The row of a parked aggregate is no longer as it was loaded: a commit whose outcome was unknown
 /// has succeeded, or a command has changed it.
-fn changed() -> Failure {
+pub(super) fn changed() -> Failure {
     Failure::Transient("a parked aggregate has changed since it was loaded".into())
 }

@@ -5,12 +5,15 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::permit::Permit;
+use super::portion::Portion;
 use crate::feed::prefetch::{Reading, Request};
 
 /// How a step of work ended.
 pub(super) enum Step {
     /// There may be more to do at once.
     Again,
+    /// A reaction has to be called, without a connection.
+    React(Box<Portion>),
     /// There is nothing to do until the feed moves, or this time has passed.
     Idle(Option<Duration>),
     /// The reader has to be asked.

@@ -10,6 +10,7 @@ use super::loaded::Loaded;
 use super::parking::{self, Parking};
 use super::parts::Runner;
 use super::permit::{self, Permit};
+use super::portion::{DoneBeyond, Origin, Owed, Portion};
 use super::replays::Replays;
 use super::step::Step;
 use super::suspicion::Approach;
@@ -42,14 +43,17 @@ pub(super) const IDLE: Duration = Duration::from_secs(10);
 
 /// The state of a runner between a command to run and the next command.
 pub(super) struct Work<'a> {
-    runner: &'a Runner,
-    names: &'a Names,
-    owner: Owner,
+    pub(super) runner: &'a Runner,
+    pub(super) names: &'a Names,
+    pub(super) owner: Owner,
     /// `None` if the checkpoints are not loaded yet, or have to be reloaded.
-    loaded: Option<Loaded>,
-    trouble: Trouble,
-    replays: Replays,
-    journal: Journal<'a>,
+    pub(super) loaded: Option<Loaded>,
+    pub(super) trouble: Trouble,
+    pub(super) replays: Replays,
+    pub(super) journal: Journal<'a>,
+    /// What a reaction has done that is not recorded.
+    pub(super) owed: Option<Owed>,
+    pub(super) done_beyond: DoneBeyond,
 }
 
 impl Runner {
@@ -67,6 +71,8 @@ impl Runner {
             trouble: Trouble::new(&self.settings.retry, self.settings.on_failure.at_most().is_some()),
             replays: Replays::new(&self.settings.retry),
             journal: Journal::new(board, &self.metrics, &self.own_metrics, self.name_and_lane(), owner),
+            owed: None,
+            done_beyond: DoneBeyond::new(),
         }
     }
 
@@ -88,6 +94,9 @@ impl Runner {
         permit: Option<&Permit>,
         pulse: &Pulse,
     ) -> Result<Step, Failure> {
+        if let Some(step) = work.settle()? {
+            return Ok(step);
+        }
         let Work { owner, loaded: in_hand, trouble, replays, journal, .. } = work;
         let loaded = match in_hand {
             Some(loaded) => loaded,
@@ -137,7 +146,8 @@ impl Runner {
             journal.running(&loaded.rows, trouble.is_failing());
             // The rebuild is watched, because nobody says when it has moved.
             let wait = if loaded.is_following { Some(AWAIT_REBUILD) } else { wait };
-            return idle(loaded, wait);
+            let arrival = self.arrive(loaded, journal, head)?;
+            return idle(loaded, wait.into_iter().chain(arrival).min());
         };
         if let Some(wait) = loaded.pace.map(|pace| pace.wait(Instant::now())).filter(|wait| !wait.is_zero()) {
             return Ok(Step::Delay(wait));
@@ -165,7 +175,7 @@ impl Runner {
         Ok(step)
     }
 
-    fn load(
+    pub(super) fn load(
         &self,
         owner: Owner,
         kept: &mut Option<Kept>,
@@ -215,7 +225,10 @@ impl Runner {
             loaded.record(&self.context.names, Attempt { event, number }, suspected.as_deref())?;
         }
         let count = trouble.commit_first.take().unwrap_or(count).min(count);
-        let count = loaded.pace.map_or(count, |pace| count.min(pace.most()));
+        let count = loaded.pace.map_or(count, |pace| count.min(pace.most().max(self.settings.in_flight)));
+        if let Handling::Reacts(_) = self.handler.work() {
+            return portion(loaded, batch, count);
+        }
         let Committed { position, events } = self.commit(loaded, &batch, count)?;
         loaded.committed(position);
         if let Some(pace) = &mut loaded.pace {
@@ -298,6 +311,23 @@ impl Runner {
     }
 }
 
+/// Gives events from the front of a batch to a reaction.
+fn portion(loaded: &Loaded, mut batch: Batch, count: usize) -> Result<Step, Failure> {
+    let Some(row) = loaded.rows.first() else { return Err(Failure::Fenced) };
+    let rest = batch.events.split_off(count.min(batch.events.len()));
+    Ok(Step::React(Box::new(Portion {
+        row: row.stored.clone(),
+        owner: loaded.owner,
+        counted_from: loaded.counted_from,
+        // A batch never contains both kinds of events, see `Rows::range`.
+        is_replay: batch.end <= row.stored.highest,
+        events: batch.events.into(),
+        origin: Origin::Range { rest, end: batch.end },
+        mark: loaded.mark(),
+        pace: loaded.pace,
+    })))
+}
+
 /// Waits until a halted runner tries again, or until a replay may go on if that is sooner. `replay`
 /// is the time until then, if one is requested. A replay that is delayed again and again does not
 /// keep the runner from trying.
@@ -353,7 +383,8 @@ impl Work<'_> {
     }
 
     /// Stops, and returns the connection if there is one.
-    pub(super) fn end(self) -> Option<Kept> {
+    pub(super) fn end(mut self) -> Option<Kept> {
+        self.settle_at_end();
         self.journal.stopped();
         let mut loaded = self.loaded?;
         // This brings the rows of one partition to the same position, so that they can be merged

@@ -6,11 +6,12 @@ use postgres::types::Type;
 use postgres::{Client, Transaction};
 use serde::Serialize;
 
+use super::folds::FoldTable;
 use super::names::{Names, Own};
 use super::preflight::{self, Warning};
 use super::registration::Registration;
 use super::session::{Session, Sessions};
-use super::{checkpoints, event_tables, migrations, privileges, sequence};
+use super::{checkpoints, event_tables, folds, migrations, privileges, sequence};
 use crate::error::{Error, describe_any};
 
 /// What was found out about one subject.
@@ -125,6 +126,15 @@ pub(crate) fn schema(found: &mut Findings, session: &mut Session, names: &Names,
     positions(found, session, names);
     search_path(found, session, names, path);
     true
+}
+
+/// Checks the tables of folds.
+pub(crate) fn folds(found: &mut Findings, client: &mut Client, tables: &[FoldTable]) {
+    const SUBJECT: &str = "folds";
+    for table in tables {
+        let verified = folds::verify(client, std::slice::from_ref(table));
+        found.take(SUBJECT, verified, |()| format!("table {:?} is acceptable", table.name));
+    }
 }
 
 /// Checks whether this worker may process its projections.

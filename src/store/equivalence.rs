@@ -186,7 +186,7 @@ type Program = (u8, i32, usize);
 
 fn known(set: usize, version: i32, lanes: usize) -> Known {
     let (name, start_at) = (set_name(set).to_string(), StartAt::Beginning);
-    Known { name, start_at, scope: Scope::all(), version, lanes, tables: vec![] }
+    Known { name, start_at, scope: Scope::all(), version, lanes, tables: vec![], fold: None }
 }
 
 fn registration(worker: usize, (bits, version, lanes): Program) -> Registration {

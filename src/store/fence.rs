@@ -1,7 +1,8 @@
 //! The fence: what a runner loads, and the only statements that move a position.
 //!
-//! *Invariants.* A position changes only by [`advance`](Statements::advance), by [`pass`] if the
-//! event is parked, or by [`note`](Statements::note) if no event was handled. All name the row's
+//! *Invariants.* A position changes only by [`advance`](Statements::advance), by [`follow`] after a
+//! reaction, by [`pass`] if the event is parked, or by [`note`](Statements::note) if no event was
+//! handled. All name the row's
 //! token, the position from which it moves, the generation and the worker (I1, I4). A worker that
 //! lost the row, or that did not learn that its commit succeeded, changes nothing and must not
 //! commit. Because of the token, a batch that was begun before a row was taken away cannot commit
@@ -88,6 +89,8 @@ pub(crate) struct Owned {
     pub(crate) counted_from: i64,
     /// Whether the rows may go no further than those of a rebuild.
     pub(crate) is_following: bool,
+    /// Whether the projection has never caught up since its start, a rewind or a switch.
+    pub(crate) is_catching_up: bool,
     /// A position at which there is another event than the one that was handled: these are not the
     /// events that were handled.
     pub(crate) other_event_at: Option<i64>,
@@ -147,7 +150,9 @@ impl Statements {
                     coalesce((SELECT projection.counted_from FROM {projections} AS projection
                               WHERE projection.name OPERATOR(pg_catalog.=) $1), 0),
                     EXISTS (SELECT FROM {rebuilds} AS rebuild WHERE rebuild.projection OPERATOR(pg_catalog.=) $1
-                            AND rebuild.state OPERATOR(pg_catalog.=) 'following')
+                            AND rebuild.state OPERATOR(pg_catalog.=) 'following'),
+                    EXISTS (SELECT FROM {projections} AS projection WHERE projection.name OPERATOR(pg_catalog.=) $1
+                            AND projection.caught_up_at IS NULL)
              FROM {checkpoints}
              WHERE projection OPERATOR(pg_catalog.=) $1 AND generation OPERATOR(pg_catalog.=) $2
                AND worker_id OPERATOR(pg_catalog.=) $3 AND lane OPERATOR(pg_catalog.=) $4 ORDER BY position, token",
@@ -186,6 +191,7 @@ impl Statements {
         Ok(Owned {
             counted_from: rows.first().map_or(0, |row| row.get(9)),
             is_following: rows.first().is_some_and(|row| row.get(10)),
+            is_catching_up: rows.first().is_some_and(|row| row.get(11)),
             other_event_at: other_event.map(|row| row.get(3)),
             rows: rows
                 .iter()
@@ -237,6 +243,52 @@ impl Statements {
     }
 }
 
+/// The result of an attempt to move a row past events that a reaction has handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Followed {
+    /// The row is at the new position, perhaps by an earlier attempt whose outcome was not known.
+    Moved,
+    /// The row is no longer this worker's.
+    Fenced,
+    /// The last of the events is not on this server.
+    Missing,
+}
+
+/// Moves a row past events that a reaction has handled. This may be another connection than the one
+/// on which the events were read, and lead to another server, to which not all of them were
+/// replicated. So the last event has to be there. Every position below it was given before it, so no
+/// new event can get one of these.
+pub(crate) fn follow(
+    client: &mut impl GenericClient,
+    names: &Names,
+    row: &Checkpoint,
+    owner: Owner,
+    progress: Progress,
+) -> Result<Followed, postgres::Error> {
+    let Progress { to, last, handled } = progress;
+    let sql = names.sql_with(
+        "UPDATE {checkpoints} SET position = $5, last_event_position = $6, last_event_id = $7,
+                highest = greatest(highest, $5), handled = handled OPERATOR(pg_catalog.+) $8, {nothing_reported}, updated_at = pg_catalog.clock_timestamp()
+         WHERE {fence} AND EXISTS (SELECT FROM {events} AS event WHERE event.global_position OPERATOR(pg_catalog.=) $6
+                                   AND event.event_id OPERATOR(pg_catalog.=) $7) RETURNING token",
+        &[("fence", &FENCE), ("nothing_reported", &NOTHING_REPORTED)],
+    );
+    let values = [
+        (&to as &(dyn ToSql + Sync), Type::INT8),
+        (&last.position, Type::INT8),
+        (&last.id, Type::UUID),
+        (&handled, Type::INT8),
+    ];
+    if fenced(client, &sql, row, owner, &values)?.is_some() {
+        return Ok(Followed::Moved);
+    }
+    if is_held(client, names, row, owner)? {
+        return Ok(Followed::Missing);
+    }
+    let is_moved = is_held(client, names, &Checkpoint { position: to, ..row.clone() }, owner)?;
+    Ok(if is_moved { Followed::Moved } else { Followed::Fenced })
+}
+
 /// Moves a row past an event that is parked in the same transaction, and gives the row a new token,
 /// which is returned. Returns `None` if the row is no longer this worker's.
 pub(crate) fn pass(
@@ -285,6 +337,55 @@ pub(crate) fn lock(
 ) -> Result<bool, postgres::Error> {
     let sql = names.sql_with("SELECT token FROM {checkpoints} WHERE {fence} FOR NO KEY UPDATE", &[("fence", &FENCE)]);
     Ok(fenced(tx, &sql, row, owner, &[])?.is_some())
+}
+
+/// Whether every key of a projection has come to a position.
+pub(crate) fn is_level(
+    client: &mut impl GenericClient,
+    names: &Names,
+    projection: &str,
+    position: i64,
+) -> Result<bool, postgres::Error> {
+    let sql = names.sql(
+        "SELECT coalesce(pg_catalog.bool_and(checkpoint.position OPERATOR(pg_catalog.>=) $2), false) FROM {checkpoints} AS checkpoint
+         WHERE checkpoint.projection OPERATOR(pg_catalog.=) $1",
+    );
+    Ok(client.query_typed_one(&sql, &[(&projection, Type::TEXT), (&position, Type::INT8)])?.get(0))
+}
+
+/// Begins to record that a projection has caught up. Returns false if that is recorded already, or
+/// if another worker is about to record it. Until the transaction ends, no other worker begins.
+pub(crate) fn begin_caught_up(
+    client: &mut impl GenericClient,
+    names: &Names,
+    projection: &str,
+) -> Result<bool, postgres::Error> {
+    let sql = names.sql(
+        "SELECT projection.caught_up_at IS NULL FROM {projections} AS projection
+         WHERE projection.name OPERATOR(pg_catalog.=) $1 AND pg_catalog.pg_try_advisory_xact_lock(
+             pg_catalog.hashtextextended(pg_catalog.concat('{projections} caught up ', projection.name), 0))",
+    );
+    let row = client.query_typed_opt(&sql, &[(&projection, Type::TEXT)])?;
+    Ok(row.is_some_and(|row| row.get(0)))
+}
+
+/// Records that a projection has caught up, in the transaction that is marked, if the row is still
+/// this worker's. Returns false if it is not.
+pub(crate) fn end_caught_up(
+    tx: &mut Transaction<'_>,
+    names: &Names,
+    projection: &str,
+    row: &Checkpoint,
+    owner: Owner,
+) -> Result<bool, postgres::Error> {
+    if !lock(tx, names, row, owner)? {
+        return Ok(false);
+    }
+    let sql = names.sql(
+        "UPDATE {projections} AS projection SET caught_up_at = pg_catalog.clock_timestamp()
+         WHERE projection.name OPERATOR(pg_catalog.=) $1 AND projection.caught_up_at IS NULL",
+    );
+    Ok(tx.execute_typed(&sql, &[(&projection, Type::TEXT)])? == 1)
 }
 
 /// Whether a row is still this worker's, at the same position.

@@ -20,6 +20,7 @@ pub(crate) mod event_tables;
 pub(crate) mod events;
 pub(crate) mod execution;
 pub(crate) mod fence;
+pub(crate) mod folds;
 pub(crate) mod forgetting;
 mod inspection;
 mod key;

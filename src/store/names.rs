@@ -249,7 +249,8 @@ fn check_schema(field: &str, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn check(field: &str, name: &str) -> Result<(), Error> {
+/// Refuses a name that cannot be that of a table or column.
+pub(super) fn check(field: &str, name: &str) -> Result<(), Error> {
     let refuse = |problem: &str| Err(Error::config(field, format!("{name:?}"), problem));
     if name.is_empty() {
         return refuse("a name cannot be empty");

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::folds::FoldTable;
 use super::session::Sessions;
 use crate::plan::WorkerId;
 use crate::scope::{Scope, StartAt};
@@ -33,6 +34,8 @@ pub(crate) struct Known {
     pub(crate) lanes: usize,
     /// The names of the tables that it writes, without a schema, if it says so.
     pub(crate) tables: Vec<String>,
+    /// The table that the library itself writes, if it is a fold.
+    pub(crate) fold: Option<FoldTable>,
 }
 
 impl Known {

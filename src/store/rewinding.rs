@@ -4,7 +4,7 @@
 //! operator and type in them is qualified, as in [`fence`](super::fence).
 
 use postgres::types::{ToSql, Type};
-use postgres::{GenericClient, Transaction};
+use postgres::{GenericClient, Row, Transaction};
 
 use super::names::Names;
 use super::{deal, execution};
@@ -13,14 +13,22 @@ use crate::plan::{Errand, WorkerId};
 
 const CLEARING: &str = "clearing a read model";
 
-/// Returns the position to which a command rewinds: all events up to it stay handled. For a time,
-/// it is the last position before the first event of that time or later. Events without a time
-/// count as early.
-pub(crate) fn position_of(
+/// What a command to rewind asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// All events up to this position stay handled.
+    pub(crate) position: i64,
+    /// Whether a reaction may react to the events again.
+    pub(crate) repeats_effects: bool,
+}
+
+/// Returns what a command to rewind asks for. If that is a time, the position is the last one before
+/// the first event of that time or later. Events without a time count as early.
+pub(crate) fn asked(
     client: &mut impl GenericClient,
     names: &Names,
     command: i64,
-) -> Result<Option<i64>, postgres::Error> {
+) -> Result<Option<Asked>, postgres::Error> {
     // A command that was inserted without the function may have no position: NULL.
     let sql = names.sql(
         "SELECT CASE
@@ -31,11 +39,12 @@ pub(crate) fn position_of(
                   WHERE event.created_at OPERATOR(pg_catalog.>=) (arguments OPERATOR(pg_catalog.->>) 'to_time')::pg_catalog.timestamptz
                   ORDER BY event.global_position LIMIT 1),
                  (SELECT pg_catalog.max(event.global_position) FROM {events} AS event), 0)
-         END
+         END, coalesce((arguments OPERATOR(pg_catalog.->>) 'repeat_effects')::pg_catalog.bool, false)
          FROM {commands} AS command WHERE command.id OPERATOR(pg_catalog.=) $1",
     );
     let row = client.query_typed_opt(&sql, &[(&command, Type::INT8)])?;
-    Ok(row.and_then(|row| row.get(0)))
+    let asked = |row: Row| row.get::<_, Option<i64>>(0).map(|position| Asked { position, repeats_effects: row.get(1) });
+    Ok(row.and_then(asked))
 }
 
 /// Moves the checkpoints of the projection to a position, in the transaction in which its read
@@ -57,7 +66,7 @@ pub(crate) fn rewind(
     let [projection, _] = &of_projection;
     // The same order of locks as in a deal.
     let counted = names.sql(
-        "UPDATE {projections} AS projection SET counted_from = $2 WHERE projection.name OPERATOR(pg_catalog.=) $1",
+        "UPDATE {projections} AS projection SET counted_from = $2, caught_up_at = NULL WHERE projection.name OPERATOR(pg_catalog.=) $1",
     );
     let lock = names.sql(
         "SELECT FROM {checkpoints} AS checkpoint WHERE checkpoint.projection OPERATOR(pg_catalog.=) $1

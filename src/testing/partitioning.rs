@@ -101,7 +101,7 @@ impl PartitioningCheck<'_> {
         let Scenario { setup, projections, database, .. } = self.scenario;
         blocking(|| {
             // The original is copied, so no session may be connected to it.
-            let (original, _) = setup.prepared()?;
+            let (original, _) = setup.prepared(projections)?;
             let stage = Stage::new(original, database, projections)?;
             let expected = stage.play(Course::REFERENCE, &self.tables)?;
             if let Some(table) = expected.first_empty() {

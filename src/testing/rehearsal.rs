@@ -194,9 +194,9 @@ fn handle(projection: &dyn Handler, tx: &mut Tx<'_>, events: &[Event]) -> Result
     let Work::Writes(handler) = projection.work() else { return Ok(()) };
     let mut rest = events;
     while !rest.is_empty() {
-        let handled = projection::handle(handler, tx, rest)
+        let count = projection::handle(handler, tx, rest)
             .map_err(|Failed { error, at }| failure(projection, rest.get(at.unwrap_or(0)..).unwrap_or(rest), &error))?;
-        rest = rest.get(handled..).unwrap_or_default();
+        rest = rest.get(count..).unwrap_or_default();
     }
     Ok(())
 }

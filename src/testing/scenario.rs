@@ -15,10 +15,13 @@ use crate::database::{Connection, Database};
 use crate::error::{BoxError, describe_any};
 use crate::event::{NewEvent, StreamId};
 use crate::event_store::{EventStore, ExpectedVersion};
+use crate::fold::{Fold, Folded};
 use crate::metrics::Metrics;
 use crate::orchestrator::Orchestrator;
 use crate::projection::{BatchProjection, Batches, Each, Handler, Projection, Work};
 use crate::scope::{Scope, StartAt};
+use crate::store::Names;
+use crate::store::folds::{self, FoldTable};
 
 /// The replica set of every scenario. Each scenario has a database of its own.
 const REPLICA_SET: &str = "scenario";
@@ -109,7 +112,7 @@ impl Scenario {
     }
 
     fn set_up(setup: Setup) -> Result<Self, Error> {
-        let (database, client) = blocking(|| setup.prepared()).map_err(Error::cannot("start a thread"))??;
+        let (database, client) = blocking(|| setup.prepared(&[])).map_err(Error::cannot("start a thread"))??;
         Ok(Self { setup, projections: Vec::new(), client, database })
     }
 
@@ -122,6 +125,12 @@ impl Scenario {
     /// Adds a projection that handles many events at once.
     pub fn batch_projection(mut self, projection: impl BatchProjection + 'static) -> Self {
         self.projections.push(Arc::new(Batches(projection)));
+        self
+    }
+
+    /// Adds a fold. Its table is created when the scenario is run.
+    pub fn fold(mut self, fold: impl Fold + 'static) -> Self {
+        self.projections.push(Arc::new(Folded::new(fold)));
         self
     }
 
@@ -164,9 +173,13 @@ impl Scenario {
             .metrics(Metrics::disabled()?);
         let projections = self.projections.iter().map(|projection| Arc::new(Halting(projection.clone())));
         let builder = projections.fold(builder, |builder, projection| builder.handler(projection, |options| options));
+        let orchestrator = builder.build()?;
+        if self.projections.iter().any(|projection| projection.fold_table().is_some()) {
+            orchestrator.migrate()?;
+        }
         let (go_on, shutdown) = bounded(0);
         let (mut go_on, deadline) = (Some(go_on), Instant::now() + PATIENCE);
-        let end = builder.build()?.run_to(None, &shutdown, |_| {
+        let end = orchestrator.run_to(None, &shutdown, |_| {
             go_on = go_on.take().filter(|_| Instant::now() < deadline);
         });
         if end?.is_complete() {
@@ -209,14 +222,21 @@ impl Handler for Halting {
     fn work(&self) -> Work<'_> {
         self.0.work()
     }
+
+    fn fold_table(&self) -> Option<&FoldTable> {
+        self.0.fold_table()
+    }
 }
 
 impl Setup {
     /// Creates a database with the tables of events, of the orchestrator and of the read models, on
     /// a thread that may block, and a connection to it.
-    pub(super) fn prepared(&self) -> Result<(TestDatabase, Connection), Error> {
+    pub(super) fn prepared(&self, projections: &[Arc<dyn Handler>]) -> Result<(TestDatabase, Connection), Error> {
         let database = database_with_schema()?;
         let mut client = database.client()?;
+        let tables: Vec<FoldTable> = projections.iter().filter_map(|handler| handler.fold_table().cloned()).collect();
+        tables.iter().try_for_each(FoldTable::validate)?;
+        folds::migrate(&mut client, &Names::default(), &tables)?;
         let created = match self {
             Self::Statements(statements) => client.batch_execute(statements).map_err(BoxError::from),
             Self::Code(create) => create(&database.database()),

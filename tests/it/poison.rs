@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::{
-    BoxError, Event, Handle, Passing, Projection, ProjectionState, ProjectionStatus, Retry, Tx,
+    BoxError, Event, Handle, Options, Passing, Projection, ProjectionState, ProjectionStatus, Retry, Tx,
 };
 use uuid::Uuid;
 
@@ -476,8 +476,8 @@ impl Projection for Stubborn {
         self.0
     }
 
-    fn retry(&self) -> Option<Retry> {
-        self.1.map(|attempts| impatient().attempts(attempts))
+    fn options(&self) -> Options {
+        self.1.map_or_else(Options::default, |attempts| Options::default().retry(impatient().attempts(attempts)))
     }
 
     fn handle(&self, _: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {

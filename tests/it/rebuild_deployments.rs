@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use postgres::Client;
 use pupsourcing_orchestrator::{
-    BoxError, Builder, Database, Error, Event, Names, OnFailure, Orchestrator, Projection, Scope, StartAt, Tx,
+    BoxError, Builder, Database, Error, Event, Names, OnFailure, Options, Orchestrator, Projection, Scope, StartAt, Tx,
 };
 use serde_json::json;
 
@@ -59,8 +59,8 @@ impl Projection for Declared {
         self.start_at
     }
 
-    fn on_failure(&self) -> Option<OnFailure> {
-        self.on_failure
+    fn options(&self) -> Options {
+        self.on_failure.map_or_else(Options::default, |policy| Options::default().on_failure(policy))
     }
 
     fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {

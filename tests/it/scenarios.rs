@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 
 use pupsourcing_orchestrator::testing::{Error, Scenario};
-use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, NewEvent, OnFailure, Projection, StreamId, Tx};
+use pupsourcing_orchestrator::{
+    BatchProjection, BoxError, Event, NewEvent, OnFailure, Options, Projection, StreamId, Tx,
+};
 
 const TABLES: &str = "CREATE TABLE orders (id text PRIMARY KEY, placed bigint NOT NULL, paid bigint NOT NULL);
                       CREATE TABLE newest (one bool PRIMARY KEY DEFAULT true, id text NOT NULL);
@@ -18,8 +20,8 @@ impl Projection for Orders {
     }
 
     /// In a test, a failing event is an error nevertheless.
-    fn on_failure(&self) -> Option<OnFailure> {
-        Some(OnFailure::park(10))
+    fn options(&self) -> Options {
+        Options::default().on_failure(OnFailure::park(10))
     }
 
     fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {

@@ -60,7 +60,10 @@ pub(crate) fn asked(name: &str, own: &ArgMatches) -> Option<Asked> {
     let command = match name {
         "pause" => Command::pause(projection),
         "resume" => Command::resume(projection),
-        "rewind" => Command::rewind(projection, rewind_to(own)?),
+        "rewind" => {
+            let rewind = Command::rewind(projection, rewind_to(own)?);
+            if own.get_flag("repeat-effects") { rewind.repeat_effects() } else { rewind }
+        }
         "remove" => Command::remove(projection),
         "replay" => Command::replay(projection, replay(own)?),
         "discard" => Command::discard(projection, *own.get_one("event")?),
@@ -118,6 +121,7 @@ pub(crate) fn subcommands() -> [Subcommand; 10] {
             .about("Let a projection clear its read model, and handle the events from an earlier position on again")
             .args([
                 switch("to-beginning", "Begin at the first event"),
+                switch("repeat-effects", "Let a reaction react to the events again"),
                 needed("to-position", "N")
                     .value_parser(value_parser!(i64).range(0..))
                     .help("Begin at the first event above this global position"),
@@ -205,6 +209,10 @@ mod tests {
             (
                 &["rewind", "p", "--to-position=7", "--reason=r"],
                 given(Command::rewind("p", RewindTo::Position(7)).reason("r")),
+            ),
+            (
+                &["rewind", "p", "--to-position=7", "--repeat-effects", "--reason=r"],
+                given(Command::rewind("p", RewindTo::Position(7)).repeat_effects().reason("r")),
             ),
             (
                 &["rewind", "p", "--to-time", "2026-01-31T12:00:00Z", "--reason=r"],

@@ -32,8 +32,8 @@ fn watch_projections(
     names: &[&str],
     connect: impl Fn() + Send + Sync + 'static,
 ) {
-    let names = names.iter().map(|name| (*name).to_owned());
-    let board = Board::new(worker(number), replica_set, Limits::new(SOON, SOON, SOON, false), names, 1);
+    let lanes = names.iter().map(|name| ((*name).to_owned(), 1));
+    let board = Board::new(worker(number), replica_set, Limits::new(SOON, SOON, SOON, false), lanes);
     let refused = || Err("not of interest".to_owned());
     server.watch(HealthProbe::new(
         refused,

@@ -15,8 +15,11 @@ const MOST_LANES: usize = 3;
 static NAMES: LazyLock<[Arc<str>; SETS]> =
     LazyLock::new(|| std::array::from_fn(|set| kind_of(set).name(&format!("projection_{}", set / KINDS.len())).into()));
 
+/// The code with each number of lanes.
+type Lanes = [Arc<[Code]>; MOST_LANES];
+
 /// The code of each set of projections, by its bits, in each version and with each number of lanes.
-static KNOWN: LazyLock<Vec<[[Arc<[Code]>; MOST_LANES]; 1 << MOST_PROJECTIONS]>> = LazyLock::new(|| {
+static KNOWN: LazyLock<Vec<[Lanes; 1 << MOST_PROJECTIONS]>> = LazyLock::new(|| {
     let code = |bits: usize, version, lanes| {
         let known = (0..MOST_PROJECTIONS).filter(move |projection| bits & 1 << projection != 0);
         known.map(move |projection| Code { name: NAMES[live(projection)].clone(), version, lanes })

@@ -127,6 +127,7 @@ mod tests {
             version,
             lanes: 1,
             tables: vec![],
+            fold: None,
         };
         Registration {
             worker: WorkerId(Uuid::from_u128(7)),

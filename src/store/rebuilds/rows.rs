@@ -71,7 +71,7 @@ pub(super) fn refuse_commands(
 pub(super) fn take_over(tx: &mut Transaction<'_>, names: &Names, from: &str, to: &str) -> Result<(), postgres::Error> {
     let sql = names.sql_with(
         "UPDATE {projections} p SET version = o.version, build_id = NULL, scope = o.scope, tables = o.tables,
-                counted_from = o.counted_from, dealt_state = o.dealt_state, fault = NULL, deal = DEFAULT, dealt_as = {digest}
+                counted_from = o.counted_from, caught_up_at = NULL, dealt_state = o.dealt_state, fault = NULL, deal = DEFAULT, dealt_as = {digest}
          FROM {projections} o WHERE p.name = $2 AND o.name = $1",
         &[("digest", &inspection::digest_sql(names))],
     );

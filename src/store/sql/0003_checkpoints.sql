@@ -36,7 +36,10 @@ CREATE TABLE IF NOT EXISTS {projections} (
     fault TEXT,
     -- Events above this position are counted when they are handled. NULL if the count begins again
     -- with the next distribution, because the scope has changed.
-    counted_from BIGINT
+    counted_from BIGINT,
+    -- When all keys had come to where the newest event was, for the first time since the start, the
+    -- last rewind or the last switch. NULL until then.
+    caught_up_at TIMESTAMPTZ
 );
 
 CREATE TABLE IF NOT EXISTS {checkpoints} (

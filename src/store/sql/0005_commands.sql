@@ -131,8 +131,10 @@ BEGIN
             expected := 'no arguments';
             valid := cardinality(given) = 0;
         WHEN 'rewind' THEN
-            expected := 'one of {"to_beginning": true}, {"to_position": 7} and {"to_time": "2026-01-31T12:00:00Z"}';
-            valid := CASE given[1]
+            expected := 'one of {"to_beginning": true}, {"to_position": 7} and {"to_time": "2026-01-31T12:00:00Z"}, and may have "repeat_effects": true';
+            valid := coalesce(jsonb_typeof($3 -> 'repeat_effects'), 'boolean') = 'boolean';
+            given := array_remove(given, 'repeat_effects');
+            valid := valid AND CASE given[1]
                 WHEN 'to_beginning' THEN ($3 -> 'to_beginning') = 'true'::jsonb
                 WHEN 'to_position' THEN ($3 ->> 'to_position')::int8 >= 0
                 WHEN 'to_time' THEN isfinite(($3 ->> 'to_time')::timestamptz)
