@@ -98,8 +98,8 @@ const OFTEN: u32 = 12;
 const SLOW: Duration = Duration::from_secs(4);
 
 /// Makes handlers slow from time to time, or makes them fail: for a reason that is not the event's,
-/// or for any other. This is so rare that no event fails until its projection halts. It is more
-/// frequent for `event_type_counts`, which executes few statements, with many events each.
+/// or for any other. It is called once for each row that they write. It is more frequent for
+/// `event_type_counts`, which writes few rows, with many events each.
 const HANDLER_FAULTS: &str = "
     CREATE FUNCTION meddle(probability float8) RETURNS void LANGUAGE plpgsql AS $$
         DECLARE die float8 := random() / probability;
@@ -276,7 +276,7 @@ impl Chaos {
         // locked or hidden.
         self.server.await_ready();
         self.neighbour.calm();
-        self.operator.calm()?;
+        self.calm_operator()?;
         let helpless = self.crew.pids().count() - self.capable().len();
         let otherwise = "not every key is owned by a worker that runs and can work";
         let within = OWNED_IN_LULL_WITHIN + 2 * self.proxy.delayed_by() * ROUND_TRIPS;
@@ -287,6 +287,11 @@ impl Chaos {
         let ready = self.until(within, "not every worker that can work is ready", Self::are_all_ready)?;
         self.say(&format!("all ready after {ready:?} more"));
         Ok(())
+    }
+
+    /// Waits until every command of the operator has an outcome.
+    fn calm_operator(&mut self) -> Result<(), String> {
+        self.operator.calm(&mut || self.crew.look()).map_err(|why| format!("{why}\n{}", self.situation()))
     }
 
     /// Whether all workers that can work say that they are ready.
@@ -334,7 +339,7 @@ impl Chaos {
         self.crew.thaw();
         self.server.await_ready();
         self.neighbour.calm();
-        self.operator.calm()?;
+        self.calm_operator()?;
         let begun = Instant::now();
         let mut client = Client::connect(self.server.url(), NoTls).unwrap();
         let newest: i64 = client.query_one("SELECT coalesce(max(global_position), 0) FROM events", &[]).unwrap().get(0);
@@ -401,8 +406,8 @@ impl Chaos {
     /// acknowledged events are there.
     fn verify_all(&mut self, tally: &writers::Tally) -> Result<(), String> {
         self.recover()?;
-        self.operator.release()?;
-        self.operator.end_rebuilds()?;
+        self.operator.release(&mut || self.crew.look())?;
+        self.operator.end_rebuilds(&mut || self.crew.look())?;
         let mut client = Client::connect(self.server.url(), NoTls).unwrap();
         let wrong = oracle::Oracle::default().look(&mut client).unwrap();
         if !wrong.is_empty() {

@@ -25,6 +25,10 @@ const RELEASED_WITHIN: Duration = Duration::from_secs(60);
 /// after ten seconds.
 const SWITCHED_WITHIN: Duration = Duration::from_secs(90);
 
+/// Looks after the workers while something is awaited: a worker that aborts has to be started
+/// again.
+pub(crate) type Look<'a> = &'a mut dyn FnMut() -> Result<(), String>;
+
 /// The pause between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -101,7 +105,7 @@ impl Operator {
 
     /// Resumes what is paused, and waits until every command has an outcome. The server must be
     /// running, and nothing may lock its tables. Some worker must be able to work.
-    pub(crate) fn calm(&self) -> Result<(), String> {
+    pub(crate) fn calm(&self, look: Look<'_>) -> Result<(), String> {
         self.orders.send(None).unwrap();
         self.calmed.recv().unwrap();
         let mut client = Client::connect(&self.url, NoTls).unwrap();
@@ -123,13 +127,14 @@ impl Operator {
             if begun.elapsed() > APPLIED_WITHIN {
                 return Err(format!("not applied within {APPLIED_WITHIN:?}: {pending:#?}"));
             }
+            look()?;
             never::<()>().recv_timeout(PAUSE).unwrap_err();
         }
     }
 
     /// Corrects everything that makes events fail, and replays what is parked until nothing is. No
     /// events may be written meanwhile.
-    pub(crate) fn release(&self) -> Result<(), String> {
+    pub(crate) fn release(&self, look: Look<'_>) -> Result<(), String> {
         let mut client = Client::connect(&self.url, NoTls).unwrap();
         client.batch_execute(MEND_ALL).unwrap();
         let begun = Instant::now();
@@ -137,7 +142,7 @@ impl Operator {
             let replay = r#"SELECT orchestrator_command(name, 'replay', '{"all": true}', 'chaos') FROM orchestrator_projections p
                             WHERE EXISTS (SELECT FROM orchestrator_parked WHERE projection = p.name AND replay_requested_at IS NULL)"#;
             client.query(replay, &[]).unwrap();
-            self.calm()?;
+            self.calm(look)?;
             let parked = client.query("SELECT p::text FROM orchestrator_parked p", &[]).unwrap();
             if parked.is_empty() {
                 return Ok(());
@@ -146,12 +151,13 @@ impl Operator {
                 let parked: Vec<String> = parked.iter().map(|row| row.get(0)).collect();
                 return Err(format!("still parked after {RELEASED_WITHIN:?}: {parked:#?}"));
             }
+            look()?;
             never::<()>().recv_timeout(PAUSE).unwrap_err();
         }
     }
 
     /// Waits until the rebuilds have switched. Nothing stands in their way any more.
-    pub(crate) fn end_rebuilds(&self) -> Result<(), String> {
+    pub(crate) fn end_rebuilds(&self, look: Look<'_>) -> Result<(), String> {
         let mut client = Client::connect(&self.url, NoTls).unwrap();
         let begun = Instant::now();
         loop {
@@ -164,6 +170,7 @@ impl Operator {
             if begun.elapsed() > SWITCHED_WITHIN {
                 return Err(format!("not switched within {SWITCHED_WITHIN:?}: {pending:#?}"));
             }
+            look()?;
             never::<()>().recv_timeout(PAUSE).unwrap_err();
         }
     }

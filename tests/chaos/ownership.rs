@@ -82,6 +82,8 @@ pub(crate) fn all_take_part(client: &mut Client, pids: &[i32]) -> bool {
 pub(crate) fn situation(client: &mut Client) -> String {
     let sql = "SELECT format('worker %s', w) FROM orchestrator_workers w WHERE state <> 'stopped'
                UNION ALL (SELECT format('generation %s', g) FROM orchestrator_generations g ORDER BY number DESC LIMIT 3)
+               UNION ALL SELECT format('projection %s', p) FROM orchestrator_projections p
+               UNION ALL SELECT format('command %s', k) FROM orchestrator_commands k WHERE applied_at IS NULL
                UNION ALL SELECT format('checkpoint %s', c) FROM orchestrator_checkpoints c
                UNION ALL SELECT format('session %s %s %s blocked by %s: %s %s', pid, application_name, state, pg_blocking_pids(pid), xact_start, left(query, 150))
                          FROM pg_stat_activity WHERE datname = current_database()";

@@ -9,6 +9,7 @@
 //! | `ORCHESTRATOR_BAD_EVENTS` | `true`: fail at each bad event that is not in the table `mended` |
 //! | `ORCHESTRATOR_MEDDLES` | `true`: call the function `meddle`, which is slow or fails now and then |
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,9 +25,6 @@ use worker::{AggregateActivity, EventTypeCounts, TABLES};
 /// One in this many events is dangerous, for every worker.
 const DANGEROUS: u128 = 4_000;
 
-/// How many rows of a batch the server may be slow at.
-const MEDDLED: usize = 200;
-
 /// One in this many events is bad.
 const BAD: u128 = 5_000;
 
@@ -41,8 +39,10 @@ struct Panicking<P> {
     busy_while: Option<PathBuf>,
     /// The handler fails at bad events until an operator has mended them.
     fails: bool,
-    /// How likely the server is to be slow or to fail, for each row.
+    /// How likely the server is to be slow or to fail, for each row that the handler writes.
     meddles: Option<f64>,
+    /// How many rows the projection writes for these events.
+    rows: fn(&[Event]) -> usize,
 }
 
 impl<P> Panicking<P> {
@@ -56,10 +56,12 @@ impl<P> Panicking<P> {
     }
 
     /// Makes the server slow, or makes it fail, now and then. The handler has done its work, so the
-    /// rows are locked.
+    /// rows are locked. All workers wait for one another's rows of `event_type_counts`. So this
+    /// happens as often as rows are written: if it happened for each event, no worker would catch up
+    /// with the writers.
     fn meddle_perhaps(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<(), BoxError> {
         if let Some(probability) = self.meddles {
-            let rows = i32::try_from(events.len().min(MEDDLED))?;
+            let rows = i32::try_from((self.rows)(events))?;
             tx.execute("SELECT meddle($1) FROM generate_series(1, $2)", &[&probability, &rows])?;
         }
         Ok(())
@@ -133,6 +135,18 @@ impl<P: BatchProjection> BatchProjection for Panicking<P> {
     }
 }
 
+fn distinct<T: Ord>(keys: impl Iterator<Item = T>) -> usize {
+    keys.collect::<BTreeSet<_>>().len()
+}
+
+fn types(events: &[Event]) -> usize {
+    distinct(events.iter().map(Event::event_type))
+}
+
+fn aggregates(events: &[Event]) -> usize {
+    distinct(events.iter().map(|event| (event.bounded_context(), event.aggregate_type(), event.aggregate_id())))
+}
+
 fn main() -> ExitCode {
     let probability = |variable| std::env::var(variable).map_or(Ok(0.0), |text| text.parse::<f64>());
     let (Ok(panics), Ok(aborts)) =
@@ -155,6 +169,7 @@ fn main() -> ExitCode {
                 busy_while: busy_while.clone(),
                 fails,
                 meddles: meddles.then_some(0.3),
+                rows: types,
             })
             .batch_projection(Panicking {
                 projection: AggregateActivity,
@@ -164,6 +179,7 @@ fn main() -> ExitCode {
                 busy_while,
                 fails,
                 meddles: meddles.then_some(0.05),
+                rows: aggregates,
             })
             .migration_sql(TABLES)
     })
