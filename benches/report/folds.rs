@@ -240,7 +240,8 @@ fn fill(url: &str, events: i64) {
             r#"convert_to(format('{"cents": %s, "note": "%s"}', i % 1000, rpad('', 40, md5(i::text))), 'UTF8')"#,
         ),
     ];
-    let rows = "(SELECT i, abs(hashint8(i)::bigint) % $2::bigint AS key FROM generate_series(0, $1::bigint - 1) AS i) AS g";
+    let rows =
+        "(SELECT i, abs(hashint8(i)::bigint) % $2::bigint AS key FROM generate_series(0, $1::bigint - 1) AS i) AS g";
     client.execute(&format!("{} ORDER BY i", insert(rows, &columns)), &[&events, &KEYS]).unwrap();
     client.batch_execute("VACUUM ANALYZE events").unwrap();
     client.batch_execute(TABLE).unwrap();
