@@ -1,7 +1,7 @@
 //! Measures a fold with 10,000 keys, compared with a projection that sends one upsert for each
-//! event, and with a hand-written one that does for a batch what a fold does: it reads the states of
-//! the batch with one statement, applies the events and writes the states with another. All three
-//! have the same state for each aggregate, as `jsonb`.
+//! event, and with a hand-written one that does for a batch what a fold does: it reads the states
+//! of the batch with one statement, applies the events and writes the states with another. All
+//! three have the same state for each aggregate, as `jsonb`.
 //!
 //! The second part has a proxy between worker and server, which adds 0.5 ms to each round trip.
 
@@ -240,7 +240,8 @@ fn fill(url: &str, events: i64) {
             r#"convert_to(format('{"cents": %s, "note": "%s"}', i % 1000, rpad('', 40, md5(i::text))), 'UTF8')"#,
         ),
     ];
-    let rows = "(SELECT i, abs(hashint8(i)::bigint) % $2::bigint AS key FROM generate_series(0, $1::bigint - 1) AS i) AS g";
+    let rows =
+        "(SELECT i, abs(hashint8(i)::bigint) % $2::bigint AS key FROM generate_series(0, $1::bigint - 1) AS i) AS g";
     client.execute(&format!("{} ORDER BY i", insert(rows, &columns)), &[&events, &KEYS]).unwrap();
     client.batch_execute("VACUUM ANALYZE events").unwrap();
     client.batch_execute(TABLE).unwrap();

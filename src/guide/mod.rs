@@ -6,6 +6,7 @@
 //! |---|---|
 //! | have a running projection in ten minutes | [`getting_started`] |
 //! | write projections | [`projections`] |
+//! | keep a state per key, without SQL | [`folds`] |
 //! | append events, execute commands, wait for a read model | [`event_store`] |
 //! | know what happens when a handler fails: halt, park, replay, discard | [`failures`] |
 //! | change a read model, or repair one, while it stays readable | [`rebuilding`] |
@@ -38,6 +39,7 @@ macro_rules! pages {
 pages!(
     getting_started,
     projections,
+    folds,
     event_store,
     failures,
     rebuilding,
