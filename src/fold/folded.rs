@@ -237,7 +237,7 @@ impl<F: Fold> Folded<F> {
             )
             .into());
         }
-        Err(self.overtaken(&tx.projection().to_owned()))
+        Err(self.overtaken(tx.projection()))
     }
 
     /// Names the column whose value the server has refused, if it can be told.
