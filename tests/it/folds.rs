@@ -274,7 +274,8 @@ fn wrong_word_about_shared_keys_loses_no_update() {
     append_plainly(&mut client, 100, 40);
     // No attempt counts, or the projection would halt.
     let retry = || Retry::default().attempts(1).stay_halted();
-    let workers = [(); 4].map(|()| start(builder(database.url(), "set").batch_size(7).retry(retry()), fold.clone()));
+    let workers =
+        [(); 4].map(|()| start(builder(database.url(), "set").lanes(2).batch_size(7).retry(retry()), fold.clone()));
     await_running(&workers.each_ref());
     for _ in 0..20 {
         append_plainly(&mut client, 200, 40);
