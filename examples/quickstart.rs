@@ -1,11 +1,12 @@
 //! Shows the library at work, on a PostgreSQL server that this program starts and removes by
-//! itself. While a shop keeps selling, one worker process builds its read models, then three, then
-//! two; one of them is killed. In the end every read model is compared with the events. It takes
-//! about 20 seconds.
+//! itself. While a shop keeps selling, one worker process builds its read models and sends mails,
+//! then three, then two; one of them is killed. In the end every read model and all mails are
+//! compared with the events. It takes about 20 seconds.
 //!
 //! `--serve` runs until Ctrl-C or SIGTERM, and compares then.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a show")]
 
+use std::net::SocketAddr;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,11 +20,14 @@ use pupsourcing_orchestrator::{
 
 #[path = "support/app.rs"]
 mod app;
+#[path = "support/mailbox.rs"]
+mod mailbox;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/shop.rs"]
 mod shop;
 
+use mailbox::Mailbox;
 use process::{Process, Signal, Stream};
 
 const USAGE: &str = "usage: quickstart [--serve]\n  --serve  runs until Ctrl-C, and serves metrics";
@@ -51,7 +55,8 @@ fn main() -> ExitCode {
         [] => show(false),
         ["--serve"] => show(true),
         // How this program starts itself as a worker.
-        ["worker", url] => work(url).map(|()| ExitCode::SUCCESS),
+        ["worker", url] => work(url, None).map(|()| ExitCode::SUCCESS),
+        ["worker", url, mailbox] => work(url, mailbox.parse().ok()).map(|()| ExitCode::SUCCESS),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -71,7 +76,9 @@ fn show(serve: bool) -> Result<ExitCode, BoxError> {
     let url = database.url();
     let mut client = database.client()?;
     client.batch_execute(shop::TABLES)?;
-    orchestrator(url, Metrics::disabled()?)?.migrate()?;
+    let mailbox = Mailbox::open()?;
+    let place = Place { url, mailbox: mailbox.address };
+    orchestrator(url, Some(place.mailbox), Metrics::disabled()?)?.migrate()?;
     println!("PostgreSQL is ready at {url}");
 
     let mut writers = Writers::start(url)?;
@@ -80,7 +87,7 @@ fn show(serve: bool) -> Result<ExitCode, BoxError> {
     let every_second = tick(Duration::from_secs(1));
     for second in 0.. {
         for (_, act) in SCRIPT.iter().filter(|(at, _)| *at == second) {
-            perform(*act, &mut workers, url)?;
+            perform(*act, &mut workers, place)?;
         }
         if second == SHOW_SECONDS && serve {
             println!("serving until Ctrl-C: {}", addresses(&workers));
@@ -103,7 +110,8 @@ fn show(serve: bool) -> Result<ExitCode, BoxError> {
     println!("the writers stop; waiting for the workers to catch up");
     writers.stop()?;
     table.catch_up(&mut client)?;
-    let differences = shop::differences(&mut client)?;
+    let mut differences = shop::differences(&mut client)?;
+    let mails = mails(&mut client, &mailbox, &mut differences)?;
     let figures = figures(&mut client)?;
     for worker in workers.iter_mut().filter(|worker| worker.is_working()) {
         worker.leave()?;
@@ -112,7 +120,7 @@ fn show(serve: bool) -> Result<ExitCode, BoxError> {
     let took = begun.elapsed().as_secs_f64();
     if differences.is_empty() {
         println!(
-            "OK: {figures}; 0 missing, 0 repeated, 0 out of order, 3 read models agree with the events; {took:.1} s"
+            "OK: {figures}; 0 missing, 0 repeated, 0 out of order, 3 read models agree with the events; {mails}; {took:.1} s"
         );
         return Ok(ExitCode::SUCCESS);
     }
@@ -120,10 +128,37 @@ fn show(serve: bool) -> Result<ExitCode, BoxError> {
     Ok(ExitCode::FAILURE)
 }
 
-fn perform(act: Act, workers: &mut Vec<Worker>, url: &str) -> Result<(), BoxError> {
+/// Where a worker finds what it needs.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    url: &'a str,
+    mailbox: SocketAddr,
+}
+
+/// Compares the mails with the events. Of a worker that is killed, one call may be repeated.
+fn mails(client: &mut postgres::Client, mailbox: &Mailbox, differences: &mut Vec<String>) -> Result<String, BoxError> {
+    let (received, repeated, out_of_order) = mailbox.count();
+    let expected = shop::mailed(client)?;
+    let missing = expected.iter().filter(|position| !received.contains(*position)).count();
+    let superfluous = received.len() + missing - expected.len();
+    let kills = SCRIPT.iter().filter(|(_, act)| matches!(act, Act::Kill(_))).count();
+    for (count, allowed, what) in [
+        (missing, 0, "mails missing"),
+        (superfluous, 0, "mails about no event"),
+        (out_of_order, 0, "mails out of order"),
+        (repeated, kills * shop::MAILS_AT_ONCE, "mails repeated"),
+    ] {
+        if count > allowed {
+            differences.push(format!("{count} {what}"));
+        }
+    }
+    Ok(format!("{} mails sent, {repeated} of them again after the kill", received.len()))
+}
+
+fn perform(act: Act, workers: &mut Vec<Worker>, place: Place<'_>) -> Result<(), BoxError> {
     match act {
         Act::Start => {
-            let worker = Worker::start(url)?;
+            let worker = Worker::start(place)?;
             println!("worker {} starts: pid {}, {}", workers.len() + 1, worker.pid, worker.address);
             workers.push(worker);
         }
@@ -156,22 +191,26 @@ fn all_well(workers: &mut [Worker]) -> Result<(), BoxError> {
     Ok(())
 }
 
-fn orchestrator(url: &str, metrics: Metrics) -> Result<Orchestrator, Error> {
-    Orchestrator::builder(Database::from_url(url)?, "shop")
-        .batch_projection(shop::RevenuePerDay)
+fn orchestrator(url: &str, mailbox: Option<SocketAddr>, metrics: Metrics) -> Result<Orchestrator, Error> {
+    let builder = Orchestrator::builder(Database::from_url(url)?, "shop")
+        .fold(shop::RevenuePerDay)
         .projection(shop::Customers)
         .batch_projection(shop::Timeline)
-        .metrics(metrics)
-        .build()
+        .metrics(metrics);
+    match mailbox {
+        Some(to) => builder.reaction(shop::Mails { to }),
+        None => builder,
+    }
+    .build()
 }
 
 /// A worker process: leaves on SIGTERM, as in Kubernetes.
-fn work(url: &str) -> Result<(), BoxError> {
+fn work(url: &str, mailbox: Option<SocketAddr>) -> Result<(), BoxError> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
     let shutdown = app::shutdown_signal()?;
     let metrics = Metrics::new()?;
     let server = MetricsServer::builder(metrics.clone()).bind("127.0.0.1:0")?;
-    let handle = orchestrator(url, metrics)?.start()?;
+    let handle = orchestrator(url, mailbox, metrics)?.start()?;
     server.watch(handle.health());
     println!("http://{}/metrics", server.address());
     Ok(handle.run_until(&shutdown)?)
@@ -187,9 +226,9 @@ struct Worker {
 
 impl Worker {
     /// Returns when the worker is registered.
-    fn start(url: &str) -> Result<Self, BoxError> {
+    fn start(place: Place<'_>) -> Result<Self, BoxError> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["worker", url]);
+        command.args(["worker", place.url, &place.mailbox.to_string()]);
         // The address is the one line that it prints.
         let (sender, lines) = bounded(1);
         let process = Process::start(command, Stream::Stdout, sender)?;

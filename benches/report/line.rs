@@ -10,6 +10,8 @@ pub(crate) enum Target {
     None,
     RatioAtLeast(f64),
     RatioAtMost(f64),
+    /// The lower bound of the measured median.
+    AtLeast(f64),
     /// The upper bound of the measured median.
     AtMost(f64),
     /// The upper bound of all measured values.
@@ -78,6 +80,7 @@ impl Line {
             Target::None => (String::new(), None),
             Target::RatioAtLeast(bound) => (format!("≥ {bound}"), ratio.map(|ratio| ratio.of_pairs >= bound)),
             Target::RatioAtMost(bound) => (format!("≤ {bound}"), ratio.map(|ratio| ratio.of_pairs <= bound)),
+            Target::AtLeast(bound) => (format!("≥ {}", self.unit.show(bound)), Some(self.measured.median() >= bound)),
             Target::AtMost(bound) => (format!("≤ {}", self.unit.show(bound)), Some(self.measured.median() <= bound)),
             Target::AllAtMost(bound) => {
                 (format!("all ≤ {}", self.unit.show(bound)), Some(self.measured.percentile(100) <= bound))

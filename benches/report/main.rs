@@ -44,6 +44,8 @@ mod batches;
 mod catch_up;
 mod contenders;
 mod crew;
+mod delay;
+mod folds;
 mod gate;
 mod holes;
 mod idle;
@@ -81,11 +83,12 @@ use support::worker_process::as_worker;
 /// The name of a section, and the function that measures it.
 type Section = (&'static str, fn(&mut Lab));
 
-const SECTIONS: [Section; 20] = [
+const SECTIONS: [Section; 21] = [
     ("catch_up", catch_up::measure),
     ("batch_size", batch_size::measure),
     ("upserts", upserts::measure),
     ("batches", batches::measure),
+    ("folds", folds::measure),
     ("parked", parked::measure),
     ("lanes", lanes::measure),
     ("workers", workers::measure),

@@ -1,12 +1,16 @@
-//! A shop: its events, three read models, and queries that check the read models.
+//! A shop: its events, three read models of different kinds, mails to customers, and queries that
+//! check the read models.
 
-use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use postgres::Client;
 use pupsourcing_orchestrator::{
-    BatchProjection, BoxError, EncodeError, Event, NewEvent, Projection, Scope, StreamId, Tx,
+    BatchProjection, BoxError, Call, Column, EncodeError, Event, Fold, NewEvent, Options, Passing, Projection,
+    Reaction, Scope, StartAt, StreamId, Tx,
 };
 use serde::{Deserialize, Serialize};
+
+use super::mailbox::{self, Mail};
 
 /// The events of an order.
 #[derive(Serialize, Deserialize)]
@@ -53,9 +57,8 @@ pub(crate) fn next_events() -> Result<(StreamId, Vec<NewEvent>), EncodeError> {
     })
 }
 
-/// The tables of the read models.
+/// The tables of the read models, except that of the fold.
 pub(crate) const TABLES: &str = "
-    CREATE TABLE revenue_per_day (day date PRIMARY KEY, orders bigint NOT NULL, cents bigint NOT NULL);
     CREATE TABLE customers (id text PRIMARY KEY, city text NOT NULL, moves bigint NOT NULL);
     CREATE TABLE timeline (
         line bigserial PRIMARY KEY,
@@ -66,41 +69,49 @@ pub(crate) const TABLES: &str = "
     );
     CREATE INDEX ON timeline (global_position)";
 
-/// The names of the projections that build the read models.
-pub(crate) const PROJECTIONS: [&str; 3] = ["revenue_per_day", "customers", "timeline"];
+/// The names of the projections, and of the reaction.
+pub(crate) const PROJECTIONS: [&str; 4] = ["revenue_per_day", "customers", "timeline", "mails"];
 
-/// How much was sold on each day. Uses one statement for a whole batch.
+/// How much was sold on each day: a state per key. All workers add to the same days.
 pub(crate) struct RevenuePerDay;
 
-impl BatchProjection for RevenuePerDay {
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct Revenue {
+    orders: u64,
+    cents: i64,
+}
+
+impl Fold for RevenuePerDay {
+    type State = Revenue;
+
     fn name(&self) -> &'static str {
         "revenue_per_day"
     }
 
     fn scope(&self) -> Scope {
-        Scope::all().aggregate_types(["Order"])
+        Scope::all().aggregate_types(["Order"]).event_types(["Placed"])
     }
 
-    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
-        let mut sold = BTreeMap::<String, (i64, i64)>::new();
-        for event in events {
-            if let OrderEvent::Placed { day, cents } = event.decode()? {
-                let (orders, total) = sold.entry(day).or_default();
-                *orders += 1;
-                *total += cents;
-            }
+    fn key(&self, event: &Event) -> Option<String> {
+        match event.decode() {
+            Ok(OrderEvent::Placed { day, .. }) => Some(day),
+            _ => None,
         }
-        // Sorted by day, so workers that add to the same days wait for one another but never
-        // deadlock.
-        let days: Vec<&str> = sold.keys().map(String::as_str).collect();
-        let (orders, cents): (Vec<i64>, Vec<i64>) = sold.values().copied().unzip();
-        tx.execute(
-            "INSERT INTO revenue_per_day AS r (day, orders, cents)
-             SELECT day::date, orders, cents FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS sold (day, orders, cents)
-             ON CONFLICT (day) DO UPDATE SET orders = r.orders + excluded.orders, cents = r.cents + excluded.cents",
-            &[&days, &orders, &cents],
-        )?;
-        Ok(events.len())
+    }
+
+    fn apply(&self, revenue: Option<Revenue>, event: &Event) -> Result<Option<Revenue>, BoxError> {
+        let Revenue { orders, cents: before } = revenue.unwrap_or_default();
+        Ok(match event.decode()? {
+            OrderEvent::Placed { cents, .. } => Some(Revenue { orders: orders + 1, cents: before + cents }),
+            _ => None,
+        })
+    }
+
+    fn columns(&self) -> Vec<Column<Revenue>> {
+        vec![
+            Column::new("orders", "bigint", |revenue: &Revenue| revenue.orders),
+            Column::new("cents", "bigint", |revenue: &Revenue| revenue.cents),
+        ]
     }
 }
 
@@ -149,6 +160,50 @@ impl BatchProjection for Timeline {
     }
 }
 
+/// A mail about each payment and each shipment: an effect outside of the database.
+pub(crate) struct Mails {
+    pub(crate) to: SocketAddr,
+}
+
+impl Reaction for Mails {
+    fn name(&self) -> &'static str {
+        "mails"
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::all().aggregate_types(["Order"]).event_types(["Paid", "Shipped"])
+    }
+
+    /// The show begins with the first event.
+    fn start_at(&self) -> StartAt {
+        StartAt::Beginning
+    }
+
+    fn options(&self) -> Options {
+        Options::default().batch_size(MAILS_AT_ONCE)
+    }
+
+    fn react(&self, _: &Call<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        let mail = |event: &Event| Mail {
+            position: event.global_position(),
+            aggregate: event.aggregate_id().to_owned(),
+            version: event.aggregate_version(),
+        };
+        let mails: Vec<Mail> = events.iter().map(mail).collect();
+        mailbox::send(self.to, &mails).map_err(Passing::new)?;
+        Ok(events.len())
+    }
+}
+
+/// How many mails one call sends at most. These may be repeated if the worker is killed.
+pub(crate) const MAILS_AT_ONCE: usize = 100;
+
+/// The positions of the events about which there is a mail.
+pub(crate) fn mailed(client: &mut Client) -> Result<Vec<i64>, postgres::Error> {
+    let sql = "SELECT global_position FROM events WHERE event_type IN ('Paid', 'Shipped')";
+    Ok(client.query(sql, &[])?.iter().map(|row| row.get(0)).collect())
+}
+
 /// Computes each read model directly from the events, and counts the rows that differ.
 const DIFFERENCES: [(&str, &str); 5] = [
     (
@@ -165,10 +220,10 @@ const DIFFERENCES: [(&str, &str); 5] = [
     (
         "days wrong in revenue_per_day",
         "SELECT count(*) FROM revenue_per_day r FULL JOIN (
-             SELECT (o->>'day')::date AS day, count(*) AS orders, sum((o->>'cents')::bigint) AS cents
+             SELECT o->>'day' AS key, count(*) AS orders, sum((o->>'cents')::bigint) AS cents
              FROM (SELECT convert_from(payload, 'UTF8')::jsonb AS o FROM events WHERE event_type = 'Placed') AS placed
-             GROUP BY 1) AS e USING (day)
-         WHERE (r.orders, r.cents) IS DISTINCT FROM (e.orders, e.cents)",
+             GROUP BY 1) AS e USING (key)
+         WHERE (r.orders, r.cents, r.version, r.state->>'cents') IS DISTINCT FROM (e.orders, e.cents, e.orders, e.cents::text)",
     ),
     (
         "rows wrong in customers",

@@ -9,7 +9,7 @@ use crate::database::Database;
 use crate::error::BoxError;
 use crate::fold::Fold;
 use crate::orchestrator::{Builder, Orchestrator};
-use crate::projection::{BatchProjection, Projection};
+use crate::projection::{BatchProjection, Projection, Reaction};
 
 /// A part of the application's migration.
 pub(super) enum Step {
@@ -47,14 +47,50 @@ pub(super) struct Program {
 
 impl Worker {
     /// Adds a projection: see [`Builder::projection`].
-    pub fn projection(mut self, projection: impl Projection + 'static) -> Self {
-        self.projections.push(Box::new(|builder| builder.projection(projection)));
-        self
+    pub fn projection(self, projection: impl Projection + 'static) -> Self {
+        self.add(|builder| builder.projection(projection))
+    }
+
+    /// Adds a projection with other options than its own: see [`Builder::projection_with`].
+    pub fn projection_with(
+        self,
+        projection: impl Projection + 'static,
+        change: impl FnOnce(Options) -> Options + Send + 'static,
+    ) -> Self {
+        self.add(|builder| builder.projection_with(projection, change))
     }
 
     /// Adds a projection that handles many events at once: see [`Builder::batch_projection`].
-    pub fn batch_projection(mut self, projection: impl BatchProjection + 'static) -> Self {
-        self.projections.push(Box::new(|builder| builder.batch_projection(projection)));
+    pub fn batch_projection(self, projection: impl BatchProjection + 'static) -> Self {
+        self.add(|builder| builder.batch_projection(projection))
+    }
+
+    /// Adds a projection that handles many events at once, with other options than its own: see
+    /// [`Builder::batch_projection_with`].
+    pub fn batch_projection_with(
+        self,
+        projection: impl BatchProjection + 'static,
+        change: impl FnOnce(Options) -> Options + Send + 'static,
+    ) -> Self {
+        self.add(|builder| builder.batch_projection_with(projection, change))
+    }
+
+    /// Adds a reaction: see [`Builder::reaction`].
+    pub fn reaction(self, reaction: impl Reaction + 'static) -> Self {
+        self.add(|builder| builder.reaction(reaction))
+    }
+
+    /// Adds a reaction with other options than its own: see [`Builder::reaction_with`].
+    pub fn reaction_with(
+        self,
+        reaction: impl Reaction + 'static,
+        change: impl FnOnce(Options) -> Options + Send + 'static,
+    ) -> Self {
+        self.add(|builder| builder.reaction_with(reaction, change))
+    }
+
+    fn add(mut self, adjust: impl FnOnce(Builder) -> Builder + 'static) -> Self {
+        self.projections.push(Box::new(adjust));
         self
     }
 
@@ -158,6 +194,7 @@ pub(super) mod tests {
     use super::super::settings::all;
     use super::*;
     use crate::event::Event;
+    use crate::projection::Call;
     use crate::store::Names;
     use crate::tx::Tx;
 
@@ -171,6 +208,26 @@ pub(super) mod tests {
 
         fn handle(&self, _: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {
             Ok(())
+        }
+    }
+
+    impl BatchProjection for Nothing {
+        fn name(&self) -> &str {
+            "nothing_of_many"
+        }
+
+        fn handle_batch(&self, _: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
+            Ok(events.len())
+        }
+    }
+
+    impl Reaction for Nothing {
+        fn name(&self) -> &str {
+            "no_effect"
+        }
+
+        fn react(&self, _: &Call<'_>, events: &[Event]) -> Result<usize, BoxError> {
+            Ok(events.len())
         }
     }
 
@@ -198,6 +255,19 @@ pub(super) mod tests {
         let shown = format!("{:?}", program.orchestrator);
         assert_eq!(program.orchestrator.replica_set(), "set");
         assert!(shown.contains("lanes: 2") && shown.contains("theirs_"), "{shown}");
+    }
+
+    #[test]
+    fn each_kind_is_added_with_options_of_its_own() {
+        let worker = Worker::default()
+            .projection_with(Nothing, |options| options.lanes(2))
+            .batch_projection_with(Nothing, |options| options.lanes(3))
+            .reaction_with(Nothing, |options| options.lanes(4));
+        let lanes = assemble(worker, &[("ORCHESTRATOR_POOL_SIZE", "17")]);
+        let Err(failure) = lanes else { panic!("the pool is too small for 2 + 3 + 4 lanes") };
+        assert!(failure.to_string().contains("= 18 connections"), "{failure}");
+        let worker = Worker::default().projection(Nothing).batch_projection(Nothing).reaction(Nothing);
+        assert!(assemble(worker, &[("ORCHESTRATOR_POOL_SIZE", "6")]).is_ok());
     }
 
     #[test]

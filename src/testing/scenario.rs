@@ -18,7 +18,7 @@ use crate::event_store::{EventStore, ExpectedVersion};
 use crate::fold::{Fold, Folded};
 use crate::metrics::Metrics;
 use crate::orchestrator::Orchestrator;
-use crate::projection::{BatchProjection, Batches, Each, Handler, Projection, Work};
+use crate::projection::{BatchProjection, Batches, Each, Effects, Handler, Projection, Reaction, Work};
 use crate::scope::{Scope, StartAt};
 use crate::store::Names;
 use crate::store::folds::{self, FoldTable};
@@ -128,6 +128,16 @@ impl Scenario {
         self
     }
 
+    /// Adds a reaction. It is called for all events of the scenario, as one that was deployed before
+    /// the first of them: [`StartAt::End`] is the beginning here.
+    ///
+    /// [`run_to_end`](Self::run_to_end) calls it as production does, and
+    /// [`check_partitioning`](Self::check_partitioning) leaves it out, because it has no read model.
+    pub fn reaction(mut self, reaction: impl Reaction + 'static) -> Self {
+        self.projections.push(Arc::new(Effects(reaction)));
+        self
+    }
+
     /// Adds a fold. Its table is created when the scenario is run.
     pub fn fold(mut self, fold: impl Fold + 'static) -> Self {
         self.projections.push(Arc::new(Folded::new(fold)));
@@ -212,7 +222,10 @@ impl Handler for Halting {
     }
 
     fn start_at(&self) -> StartAt {
-        self.0.start_at()
+        match (self.0.start_at(), self.0.work()) {
+            (StartAt::End, Work::Reacts(_)) => StartAt::Beginning,
+            (start, _) => start,
+        }
     }
 
     fn options(&self) -> Options {

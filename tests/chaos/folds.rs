@@ -1,7 +1,7 @@
 //! The folds of the chaos worker: one has a state for each aggregate, the other one has five states
 //! that all aggregates share.
 
-use pupsourcing_orchestrator::{BoxError, Event, Fold};
+use pupsourcing_orchestrator::{BoxError, Error, Event, Fold};
 use serde::{Deserialize, Serialize};
 
 use super::faults::Faults;
@@ -36,9 +36,9 @@ impl Sums {
 
     /// The SQL that creates the tables.
     #[allow(dead_code, reason = "the worker creates none")]
-    pub(crate) fn tables_sql() -> String {
+    pub(crate) fn tables_sql() -> Result<String, Error> {
         let [of_aggregates, shared] = [Self::of_aggregates, Self::shared].map(|fold| fold(Faults::default()));
-        format!("{};\n{}", of_aggregates.table_sql().unwrap(), shared.table_sql().unwrap())
+        Ok(format!("{};\n{}", of_aggregates.table_sql()?, shared.table_sql()?))
     }
 }
 

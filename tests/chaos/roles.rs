@@ -42,7 +42,7 @@ pub(crate) fn create(superuser: &str) {
     let mut migrating = Client::connect(&migrator, NoTls).unwrap();
     migrating.batch_execute(&Names::default().schema_sql()).unwrap();
     migrating.batch_execute(worker::TABLES).unwrap();
-    migrating.batch_execute(&Sums::tables_sql()).unwrap();
+    migrating.batch_execute(&Sums::tables_sql().unwrap()).unwrap();
     client.batch_execute(after).unwrap();
     client.batch_execute(READ_MODELS).unwrap();
 }

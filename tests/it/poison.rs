@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use postgres::{Client, NoTls};
-use pupsourcing_orchestrator::{
-    BoxError, Event, Handle, Options, Passing, Projection, ProjectionState, ProjectionStatus, Retry, Tx,
-};
+use pupsourcing_orchestrator::{BoxError, Handle, Passing, ProjectionState, ProjectionStatus, Retry, Tx};
 use uuid::Uuid;
 
 use crate::support::cluster::assert_read_models_become_right;
@@ -466,43 +464,6 @@ fn a_passing_failure_is_retried_without_counting() {
     await_complete(&mut client, "waiting");
     assert_eq!(projection_metric(&worker, "projection_errors_total", "waiting"), Some(0.0));
     worker.shutdown(SOON).unwrap();
-}
-
-/// A projection that fails at every event, with this number of attempts.
-struct Stubborn(&'static str, Option<u32>, Arc<AtomicUsize>);
-
-impl Projection for Stubborn {
-    fn name(&self) -> &str {
-        self.0
-    }
-
-    fn options(&self) -> Options {
-        self.1.map_or_else(Options::default, |attempts| Options::default().retry(impatient().attempts(attempts)))
-    }
-
-    fn handle(&self, _: &mut Tx<'_>, _: &Event) -> Result<(), BoxError> {
-        self.2.fetch_add(1, Ordering::Relaxed);
-        Err("no".into())
-    }
-}
-
-#[test]
-fn a_projection_may_have_retry_settings_of_its_own() {
-    let database = database();
-    let mut client = prepared(&database);
-    append_plainly(&mut client, 1, 1);
-    let calls = [Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0))];
-    let projections: Vec<Box<dyn Projection>> =
-        vec![Box::new(Stubborn("own", Some(5), calls[0].clone())), Box::new(Stubborn("usual", None, calls[1].clone()))];
-    let worker = start(builder(database.url(), "set").retry(impatient()), projections);
-    for (projection, calls, attempts) in [("own", &calls[0], 5), ("usual", &calls[1], 3)] {
-        await_halted(&worker, projection);
-        assert_eq!(calls.load(Ordering::Relaxed), attempts);
-    }
-    worker.shutdown(SOON).unwrap();
-    let builder = builder(database.url(), "set").projection(Stubborn("own", Some(0), calls[0].clone()));
-    let error = builder.build().unwrap_err().with_causes();
-    assert!(error.contains("retry.attempts of projection \"own\" is 0"), "{error}");
 }
 
 #[test]

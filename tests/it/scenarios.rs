@@ -1,10 +1,11 @@
 //! The test kit, as the tests of an application use it.
 
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use pupsourcing_orchestrator::testing::{Error, Scenario};
 use pupsourcing_orchestrator::{
-    BatchProjection, BoxError, Event, NewEvent, OnFailure, Options, Projection, StreamId, Tx,
+    BatchProjection, BoxError, Call, Event, NewEvent, OnFailure, Options, Projection, Reaction, StreamId, Tx,
 };
 
 const TABLES: &str = "CREATE TABLE orders (id text PRIMARY KEY, placed bigint NOT NULL, paid bigint NOT NULL);
@@ -132,6 +133,50 @@ fn a_failing_handler_is_reported_with_its_event() {
         for part in ["\"orders\"", "OrderLost of shop/Order/order-2 at global position 3", "OrderLost is not known"] {
             assert!(error.to_string().contains(part), "{error}");
         }
+    }
+}
+
+/// Counts the events of each type that it was called for.
+#[derive(Clone, Default)]
+struct Mails(Arc<Mutex<BTreeMap<String, usize>>>);
+
+impl Reaction for Mails {
+    fn name(&self) -> &str {
+        "mails"
+    }
+
+    fn react(&self, _: &Call<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        for event in events {
+            if event.event_type() == "OrderLost" {
+                return Err("nobody gets this mail".into());
+            }
+            *self.0.lock().unwrap().entry(event.event_type().to_owned()).or_default() += 1;
+        }
+        Ok(events.len())
+    }
+}
+
+#[test]
+fn a_reaction_reacts_to_all_events_of_a_scenario() {
+    let mails = Mails::default();
+    let mut shop = scenario_of(|shop| shop.projection(Orders).reaction(mails.clone()), &["order-1", "order-2"]);
+    shop.run_to_end().unwrap();
+    append_orders(&mut shop, &["order-3"]);
+    shop.run_to_end().unwrap();
+    let expected: BTreeMap<String, usize> = [("OrderPlaced".to_owned(), 3), ("OrderPaid".to_owned(), 3)].into();
+    assert_eq!(*mails.0.lock().unwrap(), expected);
+    // It has no read model, so the check leaves it out.
+    shop.check_partitioning().tables(["orders"]).run().unwrap();
+    assert_eq!(*mails.0.lock().unwrap(), expected);
+}
+
+#[test]
+fn a_failing_reaction_is_reported_with_its_event() {
+    let mut shop = scenario_of(|shop| shop.reaction(Mails::default()), &["order-1"]);
+    append(&mut shop, "order-2", "OrderLost");
+    let error = shop.run_to_end().unwrap_err().to_string();
+    for part in ["\"mails\"", "OrderLost of shop/Order/order-2 at global position 3", "nobody gets this mail"] {
+        assert!(error.contains(part), "{error}");
     }
 }
 

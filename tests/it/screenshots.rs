@@ -14,12 +14,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
-use pupsourcing_orchestrator::{Database, EventStore, ExpectedVersion, Names};
+use pupsourcing_orchestrator::{Database, EventStore, ExpectedVersion, Fold, Names};
 
 use crate::support::browser::{Page, chromium};
 use crate::support::worker_process::WorkerProcess;
 use crate::support::{database, eventually};
 
+#[path = "../../examples/support/mailbox.rs"]
+#[allow(dead_code, reason = "the workers of the screenshots send no mails")]
+mod mailbox;
 #[path = "../../examples/support/shop.rs"]
 #[allow(dead_code, reason = "the workers run its projections, in processes of their own")]
 mod shop;
@@ -80,7 +83,8 @@ fn screenshots_are_taken() {
     let chromium = chromium().expect("Chromium has to be installed");
     let database = database();
     let mut client = database.client();
-    for sql in [&Names::default().schema_sql(), shop::TABLES] {
+    let revenue = shop::RevenuePerDay.table_sql().unwrap();
+    for sql in [&Names::default().schema_sql(), shop::TABLES, &revenue] {
         client.batch_execute(sql).unwrap();
     }
     let url = database.url();

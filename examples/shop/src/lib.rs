@@ -1,7 +1,7 @@
-//! A shop: the events of its orders, a command, and three read models that are built from them.
+//! A shop: the events of its orders, a command, two read models, and a receipt for each paid order.
 
-use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, NewEvent, Projection, Scope, Tx, postgres::Client};
-use pupsourcing_orchestrator::{CommandError, DecodeError, EventStore, StreamId};
+use pupsourcing_orchestrator::{BoxError, Call, Event, Fold, NewEvent, Projection, Reaction, Scope, Tx};
+use pupsourcing_orchestrator::{CommandError, DecodeError, EventStore, StreamId, postgres::Client};
 use serde::{Deserialize, Serialize};
 
 /// The events of an order. The variant is the event type, and its fields are the payload.
@@ -12,8 +12,8 @@ pub enum OrderEvent {
 }
 
 /// The state of an order, on which its commands decide.
-#[derive(Default)]
-enum Order {
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub enum Order {
     #[default]
     New,
     Placed,
@@ -46,57 +46,26 @@ pub fn pay(client: &mut Client, id: &str, address: &str) -> Result<(), CommandEr
     Ok(())
 }
 
-pub const TABLES: &str = "
-    CREATE TABLE IF NOT EXISTS orders (id text PRIMARY KEY, cents bigint NOT NULL, is_paid bool NOT NULL);
-    CREATE TABLE IF NOT EXISTS products (name text PRIMARY KEY, orders bigint NOT NULL);
-    CREATE TABLE IF NOT EXISTS to_ship (order_id text PRIMARY KEY, address text NOT NULL)";
-
-/// Each order, and whether it is paid.
+/// The state of each order, for readers: the same that the commands decide on.
 pub struct Orders;
 
-impl Projection for Orders {
+impl Fold for Orders {
+    type State = Order;
+
     fn name(&self) -> &str {
         "orders"
     }
 
-    fn handle(&self, tx: &mut Tx<'_>, event: &Event) -> Result<(), BoxError> {
-        let id = event.aggregate_id();
-        match event.decode()? {
-            OrderEvent::OrderPlaced { cents, .. } => {
-                tx.execute("INSERT INTO orders VALUES ($1, $2, false)", &[&id, &cents])?
-            }
-            OrderEvent::OrderPaid { .. } => tx.execute("UPDATE orders SET is_paid = true WHERE id = $1", &[&id])?,
-        };
-        Ok(())
+    fn apply(&self, order: Option<Order>, event: &Event) -> Result<Option<Order>, BoxError> {
+        let mut order = order.unwrap_or_default();
+        order.apply(event)?;
+        Ok(Some(order))
     }
 }
 
-/// How many orders each product has. All workers write the same rows.
-pub struct Products;
+pub const TABLES: &str = "CREATE TABLE IF NOT EXISTS to_ship (order_id text PRIMARY KEY, address text NOT NULL)";
 
-impl BatchProjection for Products {
-    fn name(&self) -> &str {
-        "products"
-    }
-
-    fn handle_batch(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<usize, BoxError> {
-        let mut names = Vec::new();
-        for event in events {
-            if let OrderEvent::OrderPlaced { product, .. } = event.decode()? {
-                names.push(product);
-            }
-        }
-        // Sorted by key: workers that lock the rows in the same order cannot deadlock.
-        tx.execute(
-            "INSERT INTO products SELECT name, count(*) FROM unnest($1::text[]) AS name GROUP BY name ORDER BY name
-             ON CONFLICT (name) DO UPDATE SET orders = products.orders + excluded.orders",
-            &[&names],
-        )?;
-        Ok(events.len())
-    }
-}
-
-/// The addresses to which paid orders are sent.
+/// The addresses to which paid orders are sent: SQL of one's own, in a table of one's own.
 pub struct ToShip;
 
 impl Projection for ToShip {
@@ -113,5 +82,26 @@ impl Projection for ToShip {
             tx.execute("INSERT INTO to_ship VALUES ($1, $2)", &[&event.aggregate_id(), &address])?;
         }
         Ok(())
+    }
+}
+
+/// A receipt for each paid order: an effect outside of the database. The function is given the address
+/// and a key, which is the same if a receipt is sent again.
+pub struct Receipts<S>(pub S);
+
+impl<S: Fn(&str, &str) -> Result<(), BoxError> + Send + Sync> Reaction for Receipts<S> {
+    fn name(&self) -> &str {
+        "receipts"
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::all().event_types(["OrderPaid"])
+    }
+
+    fn react(&self, _: &Call<'_>, events: &[Event]) -> Result<usize, BoxError> {
+        if let OrderEvent::OrderPaid { address } = events[0].decode()? {
+            (self.0)(&address, &events[0].event_id().to_string())?;
+        }
+        Ok(1)
     }
 }

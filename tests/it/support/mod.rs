@@ -19,8 +19,11 @@ pub(crate) mod metrics;
 pub(crate) mod parking;
 pub(crate) mod prometheus;
 pub(crate) mod proxies;
+pub(crate) mod reactions;
 pub(crate) mod readers;
 pub(crate) mod rebuilds;
+#[path = "../../../examples/support/receiver.rs"]
+pub(crate) mod receiver;
 pub(crate) mod standby;
 pub(crate) mod statements;
 pub(crate) mod worker_process;
