@@ -24,10 +24,13 @@ const LANES: [&str; SLOTS] = ["1", "3", "2", "1", "1"];
 /// The workers' `coordination_timeout`.
 pub(crate) const COORDINATION: Duration = Duration::from_secs(3);
 
-const OPTIONS: [(&str, &str); 10] = [
+const OPTIONS: [(&str, &str); 11] = [
     ("HEARTBEAT_INTERVAL", "300ms"),
     ("REGISTRATION_WAIT", "100ms"),
     ("POLL_INTERVAL", "200ms"),
+    // After each unclean end, the events of a batch are handled one at a time, for one projection
+    // after the other.
+    ("BATCH_SIZE", "200"),
     // For each call of a handler, which handles a batch.
     ("PANIC_PROBABILITY", "0.03"),
     // For each call with a dangerous event: the process ends at once. After each such end, events

@@ -16,7 +16,7 @@ use super::faults::Faults;
 
 pub(crate) const NAME: &str = "deliveries";
 /// The most events of one call, if there is one call at a time.
-pub(crate) const MOST_OF_CALL: usize = 8;
+pub(crate) const MOST_OF_CALL: usize = 32;
 
 /// One line.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -61,7 +61,6 @@ impl Fold for Sums {
     fn apply(&self, state: Option<Sum>, event: &Event) -> Result<Option<Sum>, BoxError> {
         self.faults.before(event)?;
         let Sum { events, positions, .. } = state.unwrap_or_default();
-        self.faults.after(event);
         if !self.is_shared && event.event_type() == DELETES {
             return Ok(None);
         }
