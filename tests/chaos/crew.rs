@@ -2,7 +2,7 @@
 //! ends and asks their probes.
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -24,10 +24,13 @@ const LANES: [&str; SLOTS] = ["1", "3", "2", "1", "1"];
 /// The workers' `coordination_timeout`.
 pub(crate) const COORDINATION: Duration = Duration::from_secs(3);
 
-const OPTIONS: [(&str, &str); 10] = [
+const OPTIONS: [(&str, &str); 11] = [
     ("HEARTBEAT_INTERVAL", "300ms"),
     ("REGISTRATION_WAIT", "100ms"),
     ("POLL_INTERVAL", "200ms"),
+    // After each unclean end, the events of a batch are handled one at a time, for one projection
+    // after the other.
+    ("BATCH_SIZE", "200"),
     // For each call of a handler, which handles a batch.
     ("PANIC_PROBABILITY", "0.03"),
     // For each call with a dangerous event: the process ends at once. After each such end, events
@@ -46,11 +49,15 @@ pub(crate) struct Crew {
     urls: [String; SLOTS],
     /// How the owner of the read models reaches it.
     owner: String,
+    /// Where the workers deliver events, and how many at the same time.
+    deliveries: (PathBuf, usize),
     slots: [Option<Member>; SLOTS],
     leaving: Vec<Member>,
     started: usize,
     could_not_start: usize,
     aborted: usize,
+    killed: usize,
+    frozen: usize,
     /// The names and logs of the workers that have ended.
     logs: Vec<(String, Vec<String>)>,
 }
@@ -63,15 +70,18 @@ struct Member {
 }
 
 impl Crew {
-    pub(crate) fn new(urls: [String; SLOTS], owner: String) -> Self {
+    pub(crate) fn new(urls: [String; SLOTS], owner: String, deliveries: (PathBuf, usize)) -> Self {
         Self {
             urls,
             owner,
+            deliveries,
             slots: Default::default(),
             leaving: Vec::new(),
             started: 0,
             could_not_start: 0,
             aborted: 0,
+            killed: 0,
+            frozen: 0,
             logs: Vec::new(),
         }
     }
@@ -80,6 +90,7 @@ impl Crew {
         self.started += 1;
         let [stale, coordination] = [STALE, COORDINATION].map(|timeout| format!("{}ms", timeout.as_millis()));
         let grace = if HEARTBEATS_ONLY.contains(&slot) { "off" } else { "300ms" };
+        let (deliveries, in_flight) = (self.deliveries.0.to_str().unwrap(), self.deliveries.1.to_string());
         let mut options = OPTIONS.to_vec();
         options.extend([
             ("STALE_WORKER_TIMEOUT", stale.as_str()),
@@ -87,6 +98,8 @@ impl Crew {
             ("SESSION_LOSS_GRACE", grace),
             ("LANES", LANES[slot]),
             ("OWNER_URL", &self.owner),
+            ("DELIVERIES", deliveries),
+            ("DELIVERIES_IN_FLIGHT", &in_flight),
         ]);
         let process = WorkerProcess::start_program("chaos_worker", &self.urls[slot], &options);
         let name = format!("{}-slot-{slot}-pid-{}", self.started, process.pid());
@@ -102,6 +115,7 @@ impl Crew {
 
     pub(crate) fn kill(&mut self, slot: usize) {
         if let Some(mut member) = self.slots[slot].take() {
+            self.killed += 1;
             member.process.signal(Signal::KILL);
             self.bury(member);
         }
@@ -110,6 +124,7 @@ impl Crew {
     /// Freezes or resumes the worker.
     pub(crate) fn freeze(&mut self, slot: usize, frozen: bool) {
         if let Some(member) = &mut self.slots[slot] {
+            self.frozen += usize::from(frozen);
             member.freeze(frozen);
         }
     }
@@ -207,6 +222,20 @@ impl Crew {
     /// How many lines with this text the workers have logged, once their logs are written.
     pub(crate) fn said(&self, text: &str) -> usize {
         self.logs.iter().flat_map(|(_, lines)| lines).filter(|line| line.contains(text)).count()
+    }
+
+    /// How often a worker may have lost what it was doing, so that another one, or itself, did it
+    /// again, once their logs are written. When a worker loses its part, each of its lanes does.
+    pub(crate) fn interruptions(&self, projection: &str) -> usize {
+        let lanes = LANES.iter().filter_map(|lanes| lanes.parse::<usize>().ok()).max().unwrap();
+        let fenced = self.said_of("fenced:", projection);
+        (self.killed + self.aborted + self.frozen + self.said("registering again")) * lanes + fenced
+    }
+
+    fn said_of(&self, text: &str, projection: &str) -> usize {
+        let projection = format!(" projection={projection} ");
+        let lines = self.logs.iter().flat_map(|(_, lines)| lines);
+        lines.filter(|line| line.contains(text) && line.contains(&projection)).count()
     }
 
     /// How often a handler has panicked, once their logs are written.

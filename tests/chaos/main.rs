@@ -20,6 +20,12 @@
 
 mod crew;
 mod deeds;
+#[allow(dead_code, reason = "the worker runs the reaction")]
+mod deliveries;
+#[allow(dead_code, reason = "the worker's handlers fail")]
+mod faults;
+#[allow(dead_code, reason = "the worker runs the folds")]
+mod folds;
 mod neighbour;
 mod operator;
 mod oracle;
@@ -27,6 +33,7 @@ mod ownership;
 mod probes;
 mod proxy;
 mod reader;
+mod receiver;
 mod roles;
 mod schedule;
 mod server;
@@ -47,6 +54,7 @@ use oracle::Watch;
 use ownership::{Ownership, all_take_part, situation};
 use proxy::Proxy;
 use reader::Reader;
+use receiver::Receiver;
 use schedule::{AT_FIRST, Fault, SLOTS, STALE, Schedule};
 use server::Server;
 use writers::Writers;
@@ -112,6 +120,9 @@ const HANDLER_FAULTS: &str = "
             END IF;
         END $$";
 
+/// How many events the reaction handles at the same time, chosen by the seed.
+const IN_FLIGHT: [usize; 4] = [1, 8, 16, 32];
+
 /// How often the test checks which workers run and which keys they own.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -124,6 +135,7 @@ struct Chaos {
     crew: Crew,
     watch: Watch,
     ownership: Ownership,
+    receiver: Receiver,
     lulls: Vec<Lull>,
 }
 
@@ -150,7 +162,13 @@ fn exactly_once_whatever_happens() {
     let mut urls: [String; SLOTS] = std::array::from_fn(|_| url.clone());
     urls[0] = url.replace(&format!(":{}/", server.port()), &format!(":{}/", proxy.port()));
     Client::connect(server.url(), NoTls).unwrap().batch_execute(HANDLER_FAULTS).unwrap();
-    let mut crew = Crew::new(urls, roles::url_of(server.url(), roles::OWNER));
+    let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos");
+    let deliveries = logs.with_extension("deliveries");
+    _ = std::fs::remove_file(&deliveries);
+    let in_flight = IN_FLIGHT[usize::try_from(seed % 4).unwrap()];
+    println!("the reaction handles {in_flight} events at the same time");
+    let owner = roles::url_of(server.url(), roles::OWNER);
+    let mut crew = Crew::new(urls, owner, (deliveries.clone(), in_flight));
     crew.join(0);
     crew.await_processing(0);
     (1..AT_FIRST).for_each(|slot| crew.join(slot));
@@ -161,15 +179,24 @@ fn exactly_once_whatever_happens() {
     let reader = Reader::start(server.url());
     let ownership = Ownership::new(server.url());
 
-    let mut chaos =
-        Chaos { begun: Instant::now(), server, proxy, neighbour, operator, crew, watch, ownership, lulls: Vec::new() };
+    let mut chaos = Chaos {
+        begun: Instant::now(),
+        server,
+        proxy,
+        neighbour,
+        operator,
+        crew,
+        watch,
+        ownership,
+        receiver: Receiver::new(&deliveries),
+        lulls: Vec::new(),
+    };
     let outcome = chaos.run(&mut Schedule::new(seed), lasts);
     let tally = writers.finish();
     let outcome = outcome.and_then(|storms| {
         chaos.verify_all(&tally)?;
         Ok(storms)
     });
-    let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos");
     chaos.crew.write_logs(&logs);
     println!("the workers' logs are in {}", logs.display());
     match outcome {
@@ -200,6 +227,12 @@ fn exactly_once_whatever_happens() {
                 "{started} workers, {could_not} of which could not start and {aborted} were aborted, {fenced} times fenced, {evicted} back after \
                  eviction, {panics} panics of handlers, {refused} failures of theirs, {retried} of transactions"
             );
+            let receipt = chaos.receiver.receipt(&mut Client::connect(chaos.server.url(), NoTls).unwrap()).unwrap();
+            let interruptions = crew.interruptions(deliveries::NAME);
+            println!(
+                "{} deliveries, {} of them repeated after {interruptions} interruptions, {} rewinds that were forced",
+                receipt.deliveries, receipt.repeated, receipt.rewinds
+            );
             println!("the operator's commands, and their outcomes:");
             for ((command, outcome), count) in chaos.operator.finish() {
                 println!("{count:>5} {command} {outcome}");
@@ -211,6 +244,8 @@ fn exactly_once_whatever_happens() {
             }
             let never: Vec<_> = deeds.iter().filter(|(_, count)| count.done == 0 && count.tried >= OFTEN).collect();
             assert!(never.is_empty() || lasts <= ALL_DEEDS_WITHIN, "the neighbour never succeeded: {never:?}");
+            let most = interruptions * receiver::most_in_flight(in_flight);
+            assert!(receipt.repeated <= most, "{} deliveries were repeated, not {most} at most", receipt.repeated);
             assert!(panics > 0 || tally.acknowledged.len() < SOME_PANIC_WITHIN, "no handler has panicked");
             assert!(aborted > 0 || tally.acknowledged.len() < SOME_ABORT_WITHIN, "no event has aborted a process");
         }
@@ -355,12 +390,17 @@ impl Chaos {
         while position < newest {
             let before = position;
             self.until(MOVES_WITHIN, "not everything is processed, and nothing moves", |_| {
-                let sql = "SELECT min(position) FROM orchestrator_checkpoints";
+                let sql = "SELECT min(position) FROM orchestrator_checkpoints c JOIN orchestrator_projections p ON p.name = c.projection
+                           WHERE p.kind <> 'old'";
                 position = client.query_one(sql, &[]).unwrap().get(0);
                 position > before
             })?;
         }
         let caught_up = calm.elapsed();
+        let wrong = self.receiver.look(&mut client, false).unwrap();
+        if !wrong.is_empty() {
+            return Err(describe(Some(wrong)));
+        }
         self.say(&format!(
             "all owned after {owned:?}, ready after {ready:?} more, processed after {caught_up:?} more, {:?} in all, position {newest}",
             begun.elapsed()
@@ -409,7 +449,8 @@ impl Chaos {
         self.operator.release(&mut || self.crew.look())?;
         self.operator.end_rebuilds(&mut || self.crew.look())?;
         let mut client = Client::connect(self.server.url(), NoTls).unwrap();
-        let wrong = oracle::Oracle::default().look(&mut client).unwrap();
+        let mut wrong = oracle::Oracle::default().look(&mut client).unwrap();
+        wrong.extend(self.receiver.look(&mut client, true).unwrap());
         if !wrong.is_empty() {
             return Err(describe(Some(wrong)));
         }

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, unbounded};
 use postgres::{Client, NoTls};
 use serde_json::Value;
 
+use crate::deliveries;
 use crate::roles::PROJECTIONS;
 
 /// How long the workers may take to apply all commands in a lull, in addition to the time within
@@ -59,10 +60,20 @@ pub(crate) fn all() -> Vec<(Order, usize)> {
         ("revert", "{}", 1),
         ("drop_old", "{}", 3),
     ];
-    let orders = PROJECTIONS.map(|projection| {
-        commands.map(|(command, arguments, weight)| (Order { projection, command, arguments }, weight))
-    });
-    orders.into_iter().flatten().collect()
+    // A reaction refuses a rewind unless it is forced, and has nothing to rebuild.
+    let to_reaction = [
+        ("pause", "{}", 4),
+        ("resume", "{}", 5),
+        ("replay", r#"{"all": true}"#, 5),
+        ("discard", "", 2),
+        ("rewind", r#"{"to_beginning": true}"#, 2),
+        ("rewind", r#"{"to_position": 1}"#, 1),
+        ("rewind", r#"{"to_beginning": true, "repeat_effects": true}"#, 1),
+        ("rebuild", r#"{"rate": null}"#, 1),
+    ];
+    let order = |projection| move |(command, arguments, weight)| (Order { projection, command, arguments }, weight);
+    let to_projections = PROJECTIONS.iter().flat_map(|projection| commands.map(order(projection)));
+    to_projections.chain(to_reaction.map(order(deliveries::NAME))).collect()
 }
 
 /// Corrects what makes some of the parked events fail.

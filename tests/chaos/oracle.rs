@@ -8,12 +8,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use postgres::{Client, GenericClient, IsolationLevel, NoTls};
 use uuid::Uuid;
 
+use crate::folds::SHARED_KEYS;
 use crate::support::parking::accounts;
 
 /// The events that the projection `$1` has handled, according to its checkpoints and to what is
 /// parked and discarded. The window covers all events that are not discarded, so `before` is the
 /// version of the previous event of the aggregate that was handled.
-const DUE: &str = "
+pub(crate) const DUE: &str = "
     WITH due AS (
         SELECT e.* FROM (
             SELECT bounded_context, aggregate_type, aggregate_id, aggregate_version, event_type, global_position,
@@ -44,6 +45,29 @@ const COUNTS: &str = "
     FROM (SELECT event_type, count(*) AS events FROM due GROUP BY 1) e
     FULL JOIN event_type_counts c USING (event_type) WHERE c.events IS DISTINCT FROM e.events LIMIT 20";
 
+/// An event that closes an aggregate deletes its state, so only later events are in it.
+const AGGREGATE_SUMS: &str = "
+    SELECT format('%s: is (version, position, state) %s, should be %s', key, (a.version, a.position, a.state)::text,
+                  (e.version, e.position, e.state)::text)
+    FROM (SELECT aggregate_id AS key, count(*) AS version, max(global_position) AS position, jsonb_build_object(
+                     'events', count(*), 'positions', sum(global_position),
+                     'last_version', (array_agg(aggregate_version ORDER BY global_position DESC))[1]) AS state
+          FROM (SELECT *, max(global_position) FILTER (WHERE event_type = 'Closed') OVER (PARTITION BY aggregate_id) AS closed
+                FROM due) e
+          WHERE global_position > coalesce(closed, 0) GROUP BY 1) e
+    FULL JOIN aggregate_sums a USING (key)
+    WHERE (a.version, a.position, a.state) IS DISTINCT FROM (e.version, e.position, e.state) LIMIT 20";
+
+/// The last version is that of the event which some worker applied last.
+const SHARED_SUMS: &str = "
+    SELECT format('%s: is (version, position, state) %s, should be %s', key,
+                  (a.version, a.position, a.state - 'last_version')::text, (e.version, e.position, e.state)::text)
+    FROM (SELECT 'k' || global_position % $2::int8 AS key, count(*) AS version, max(global_position) AS position,
+                 jsonb_build_object('events', count(*), 'positions', sum(global_position)) AS state
+          FROM due GROUP BY 1) e
+    FULL JOIN shared_sums a USING (key)
+    WHERE (a.version, a.position, a.state - 'last_version') IS DISTINCT FROM (e.version, e.position, e.state) LIMIT 20";
+
 const COVER: &str = "
     SELECT format('%s has the keys %s, %s in all', p.name, range_agg(piece), sum(upper(piece) - lower(piece)))
     FROM orchestrator_projections p LEFT JOIN orchestrator_checkpoints c ON c.projection = p.name
@@ -64,7 +88,8 @@ const CHECKPOINTS: &str = "
 /// Taken before the snapshot: a table that is rewritten after the snapshot would seem empty, and a
 /// switch would put copies in the place of tables that the snapshot's checkpoints are about.
 const LOCKS: &str =
-    "LOCK TABLE events, orchestrator_checkpoints, aggregate_activity, event_type_counts IN ACCESS SHARE MODE";
+    "LOCK TABLE events, orchestrator_checkpoints, aggregate_activity, event_type_counts, aggregate_sums, shared_sums
+     IN ACCESS SHARE MODE";
 
 /// How far each paused projection has come: its positions, weighted by the number of keys, which no
 /// cut and no merge changes. With the last command that has changed it.
@@ -111,6 +136,9 @@ fn look(client: &mut Client) -> Result<(Vec<String>, Paused), postgres::Error> {
     let mut wrong = lines(&mut tx, "checkpoints", COVER, None)?;
     wrong.extend(lines(&mut tx, "aggregate_activity", &format!("{DUE}{ACTIVITY}"), Some("aggregate_activity"))?);
     wrong.extend(lines(&mut tx, "event_type_counts", &format!("{DUE}{COUNTS}"), Some("event_type_counts"))?);
+    wrong.extend(lines(&mut tx, "aggregate_sums", &format!("{DUE}{AGGREGATE_SUMS}"), Some("aggregate_sums"))?);
+    let shared = format!("{DUE}{SHARED_SUMS}").replace("$2::int8", &SHARED_KEYS.to_string());
+    wrong.extend(lines(&mut tx, "shared_sums", &shared, Some("shared_sums"))?);
     wrong.extend(lines(&mut tx, "events", DISORDER, None)?);
     for (projection, [handled, waiting, discarded, passed]) in accounts(&mut tx)? {
         if handled + waiting + discarded != passed {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls};
 
-/// The keys of each projection that are not owned by a running worker in one of these processes.
+/// The keys of each projection that are not owned by a running worker in one of these processes. No
+/// worker owns those of former tables.
 const UNOWNED: &str = "
     SELECT p.name, lower(piece), upper(piece)
     FROM orchestrator_projections p, unnest('{[0,65536)}'::int4multirange - coalesce((
@@ -15,7 +16,8 @@ const UNOWNED: &str = "
         JOIN orchestrator_workers w ON w.id = c.worker_id AND w.generation = c.generation
         JOIN orchestrator_generations g ON g.number = c.generation AND g.replica_set = w.replica_set,
              unnest(c.keys) AS owned
-        WHERE c.projection = p.name AND w.state = 'running' AND g.state = 'active' AND w.pid = ANY ($1)), '{}')) AS piece";
+        WHERE c.projection = p.name AND w.state = 'running' AND g.state = 'active' AND w.pid = ANY ($1)), '{}')) AS piece
+    WHERE p.kind <> 'old'";
 
 const KEYS: usize = 1 << 16;
 

@@ -14,9 +14,10 @@ const SET_BACK: &str = "SELECT count(*) FROM orchestrator_commands WHERE command
     AND (step = 'executed' OR outcome = 'done')";
 
 /// What each of the read models contains. None of them is mentioned before the snapshot is old.
-const TOTALS: [&str; 2] = [
+const TOTALS: [&str; 3] = [
     "SELECT coalesce(sum(events), 0)::int8 FROM event_type_counts",
     "SELECT coalesce(sum(events), 0)::int8 FROM aggregate_activity",
+    "SELECT coalesce(sum(version), 0)::int8 FROM shared_sums",
 ];
 
 pub(crate) struct Reader {
@@ -41,7 +42,7 @@ impl Reader {
 
 fn read(url: &str, stop: &Receiver<()>) -> u32 {
     let (mut reads, mut client) = (0, None);
-    let mut last: Option<(i64, [i64; 2])> = None;
+    let mut last: Option<(i64, [i64; 3])> = None;
     loop {
         let holds = HOLDS.mul_f64(fastrand::f64().powi(3));
         client = client.filter(|client: &Client| !client.is_closed()).or_else(|| Client::connect(url, NoTls).ok());
@@ -51,7 +52,7 @@ fn read(url: &str, stop: &Receiver<()>) -> u32 {
                 client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start()?;
             tx.batch_execute("SELECT FROM pg_class LIMIT 1")?;
             let stops = stop.recv_timeout(holds) != Err(RecvTimeoutError::Timeout);
-            let mut totals = [0; 2];
+            let mut totals = [0; 3];
             for (total, sql) in totals.iter_mut().zip(TOTALS) {
                 *total = tx.query_one(sql, &[])?.get(0);
             }

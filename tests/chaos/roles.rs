@@ -4,6 +4,8 @@
 use postgres::{Client, NoTls};
 use pupsourcing_orchestrator::Names;
 
+use crate::folds::Sums;
+
 #[allow(dead_code, reason = "only its tables are needed")]
 #[path = "../../examples/worker.rs"]
 mod worker;
@@ -19,12 +21,12 @@ const ROLES: &str = include_str!("../../examples/postgres/roles.sql");
 /// The line of `ROLES` below which the tables must exist.
 const MIGRATION: &str = "-- After the migration:";
 
-/// The projections of the workers.
-pub(crate) const PROJECTIONS: [&str; 2] = ["event_type_counts", "aggregate_activity"];
+/// The projections of the workers that have a read model.
+pub(crate) const PROJECTIONS: [&str; 4] = ["event_type_counts", "aggregate_activity", "aggregate_sums", "shared_sums"];
 
 /// The grants that the file leaves to the application.
 const READ_MODELS: &str = "
-    GRANT SELECT, INSERT, UPDATE, DELETE ON event_type_counts, aggregate_activity TO shop_worker;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON event_type_counts, aggregate_activity, aggregate_sums, shared_sums TO shop_worker;
     DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO shop_migrator', current_database()); END $$;
     CREATE TABLE mended (event_id uuid PRIMARY KEY);
     GRANT SELECT ON mended TO shop_worker;
@@ -40,6 +42,7 @@ pub(crate) fn create(superuser: &str) {
     let mut migrating = Client::connect(&migrator, NoTls).unwrap();
     migrating.batch_execute(&Names::default().schema_sql()).unwrap();
     migrating.batch_execute(worker::TABLES).unwrap();
+    migrating.batch_execute(&Sums::tables_sql().unwrap()).unwrap();
     client.batch_execute(after).unwrap();
     client.batch_execute(READ_MODELS).unwrap();
 }

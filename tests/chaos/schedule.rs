@@ -238,7 +238,7 @@ fn with_lulls(mut faults: Vec<(Duration, Fault)>, end: Duration) -> Vec<(Duratio
 fn a_seed_gives_one_schedule() {
     let storms = |seed| {
         let mut schedule = Schedule::new(seed);
-        std::iter::repeat_with(|| schedule.storm()).take(100).collect::<Vec<_>>()
+        std::iter::repeat_with(|| schedule.storm()).take(300).collect::<Vec<_>>()
     };
     assert_eq!(storms(1), storms(1));
     assert_ne!(storms(1), storms(2));

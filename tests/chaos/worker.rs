@@ -8,6 +8,8 @@
 //! | `ORCHESTRATOR_BUSY_WHILE` | wait while this file exists |
 //! | `ORCHESTRATOR_BAD_EVENTS` | `true`: fail at each bad event that is not in the table `mended` |
 //! | `ORCHESTRATOR_MEDDLES` | `true`: call the function `meddle`, which is slow or fails now and then |
+//! | `ORCHESTRATOR_DELIVERIES` | run also two folds, and a reaction that appends to this file |
+//! | `ORCHESTRATOR_DELIVERIES_IN_FLIGHT` | the reaction handles so many events at the same time |
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,17 +18,17 @@ use std::time::Duration;
 
 use pupsourcing_orchestrator::{BatchProjection, BoxError, Event, Scope, StartAt, StreamId, Tx, cli};
 
+mod deliveries;
+mod faults;
+mod folds;
 #[allow(dead_code, reason = "it has a main of its own")]
 #[path = "../../examples/worker.rs"]
 mod worker;
 
+use deliveries::Deliveries;
+use faults::{Faults, is_bad, is_dangerous};
+use folds::Sums;
 use worker::{AggregateActivity, EventTypeCounts, TABLES};
-
-/// One in this many events is dangerous, for every worker.
-const DANGEROUS: u128 = 4_000;
-
-/// One in this many events is bad.
-const BAD: u128 = 5_000;
 
 /// Does what the projection does, and panics or aborts the process with these probabilities.
 struct Panicking<P> {
@@ -47,7 +49,6 @@ struct Panicking<P> {
 
 impl<P> Panicking<P> {
     fn fail_if_bad(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<(), BoxError> {
-        let is_bad = |event: &&Event| event.event_id().as_u128() % BAD == 1;
         let bad: Vec<_> = events.iter().filter(|event| self.fails && is_bad(event)).map(Event::event_id).collect();
         // The nil id stands for every event.
         let sql = "SELECT id FROM unnest($1::uuid[]) AS id
@@ -82,7 +83,6 @@ impl<P> Panicking<P> {
 
     fn abort_perhaps(&self, events: &[Event]) {
         let is_poison = |event: &Event| self.aborts_on.as_deref() == Some(event.event_type());
-        let is_dangerous = |event: &Event| event.event_id().as_u128().is_multiple_of(DANGEROUS);
         if events.iter().any(is_poison) || (events.iter().any(is_dangerous) && fastrand::f64() < self.aborts) {
             std::process::abort();
         }
@@ -158,8 +158,12 @@ fn main() -> ExitCode {
     let meddles = std::env::var("ORCHESTRATOR_MEDDLES").is_ok_and(|text| text == "true");
     let aborts_on = std::env::var("ORCHESTRATOR_ABORT_ON").ok();
     let busy_while = std::env::var_os("ORCHESTRATOR_BUSY_WHILE").map(PathBuf::from);
+    let deliveries = std::env::var_os("ORCHESTRATOR_DELIVERIES").map(PathBuf::from);
+    let in_flight = std::env::var("ORCHESTRATOR_DELIVERIES_IN_FLIGHT").map_or(Ok(1), |text| text.parse());
+    let Ok(in_flight) = in_flight else { return ExitCode::from(2) };
+    let faults = Faults { panics, aborts, fails, slows: meddles };
     cli::main(|worker| {
-        worker
+        let worker = worker
             .replica_set("chaos")
             .batch_projection(Panicking {
                 projection: EventTypeCounts,
@@ -181,6 +185,14 @@ fn main() -> ExitCode {
                 meddles: meddles.then_some(0.05),
                 rows: aggregates,
             })
-            .migration_sql(TABLES)
+            .migration_sql(TABLES);
+        match deliveries {
+            Some(file) => worker.fold(Sums::of_aggregates(faults)).fold(Sums::shared(faults)).reaction(Deliveries {
+                file,
+                in_flight,
+                faults,
+            }),
+            None => worker,
+        }
     })
 }
