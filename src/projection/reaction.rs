@@ -34,8 +34,8 @@ use crate::scope::{Scope, StartAt};
 ///
 /// # Errors and panics
 ///
-/// An error or a panic means that the first of the given events could not be handled. It is retried,
-/// and then the reaction halts or parks the event's aggregate, as for a
+/// An error or a panic means that the first of the given events could not be handled. It is
+/// retried, and then the reaction halts or parks the event's aggregate, as for a
 /// [`Projection`](crate::Projection). If some events from the front were handled before the one
 /// that fails, return their number: the next call begins with the failing one.
 ///
