@@ -47,6 +47,8 @@ fn counted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
     u8::deserialize(deserializer)
 }
 
+type Before = dyn Fn(&Event) -> Result<(), BoxError> + Send + Sync;
+
 /// Counts and sums the positions of the events of each key.
 #[derive(Clone)]
 struct Sums {
@@ -56,7 +58,7 @@ struct Sums {
     is_shared: bool,
     version: Arc<AtomicU32>,
     /// Called before each event is applied.
-    before: Arc<dyn Fn(&Event) -> Result<(), BoxError> + Send + Sync>,
+    before: Arc<Before>,
     columns: fn() -> Vec<Column<Sum>>,
 }
 
@@ -221,7 +223,7 @@ fn keys_without_a_state_have_no_row() {
         let orchestrator = builder(database.url(), "set").fold(Thirds { prefix }).build().unwrap();
         orchestrator.migrate().unwrap();
         let worker = orchestrator.start().unwrap();
-        let mut rows = |client: &mut Client| -> Vec<(String, String, i64)> {
+        let rows = |client: &mut Client| -> Vec<(String, String, i64)> {
             let rows = client.query("SELECT key, state::text, version FROM thirds ORDER BY key", &[]).unwrap();
             rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
         };
