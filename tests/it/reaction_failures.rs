@@ -75,8 +75,8 @@ fn the_fifth_event_fails(in_flight: usize, fail: fn() -> Result<usize, BoxError>
         assert_eq!(effects.positions(), [1, 2, 3, 4]);
     }
     worker.shutdown(SOON).unwrap();
-    // The repaired code continues with the event. With several in flight, what was done behind it is
-    // repeated, because another worker does not know of it.
+    // The repaired code continues with the event. With several in flight, what was done behind it
+    // is repeated, because another worker does not know of it.
     let repaired = start_reaction(impatient(&database), Reacting::simple("p", &effects));
     await_position(&mut client, 10);
     if in_flight == 1 {
