@@ -8,6 +8,9 @@
 //! | you want to | begin with |
 //! |---|---|
 //! | build a read model | [`Projection`], [`BatchProjection`], [`Scope`], [`Tx`] |
+//! | keep a state per key, which the library reads and writes | [`Fold`], [`Column`] |
+//! | have effects outside the database | [`Reaction`] |
+//! | give one projection settings of its own | [`Options`] |
 //! | have a whole worker program | [`cli::main`] |
 //! | run a worker among the threads of an application | [`Orchestrator`], [`Builder`], [`Handle`] |
 //! | append and read events | [`EventStore`], [`NewEvent`], [`StreamId`] |

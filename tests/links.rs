@@ -24,7 +24,7 @@ const DOCS: &str = "https://docs.rs/pupsourcing-orchestrator/latest/pupsourcing_
 const SOURCE: &str = "https://docs.rs/crate/pupsourcing-orchestrator/latest/source/";
 
 /// Files, each with the label by which pages refer to it.
-const FILES: [(&str, &str); 16] = [
+const FILES: [(&str, &str); 17] = [
     ("again", "benches/results/upserts_append_again.md"),
     ("architecture", "ARCHITECTURE.md"),
     ("batch_size.svg", "benches/results/batch_size.svg"),
@@ -33,6 +33,7 @@ const FILES: [(&str, &str); 16] = [
     ("contributing", "CONTRIBUTING.md"),
     ("deployment.yaml", "examples/kubernetes/deployment.yaml"),
     ("examples", "examples"),
+    ("folds-figures", "benches/results/folds.md"),
     ("grafana", "examples/grafana/README.md"),
     ("kubernetes", "examples/kubernetes/README.md"),
     ("latency.svg", "benches/results/latency.svg"),

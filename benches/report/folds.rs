@@ -1,7 +1,7 @@
 //! Measures a fold with 10,000 keys, compared with a projection that sends one upsert for each
-//! event, and with a hand-written one that does for a batch what a fold does: it reads the states of
-//! the batch with one statement, applies the events and writes the states with another. All three
-//! have the same state for each aggregate, as `jsonb`.
+//! event, and with a hand-written one that does for a batch what a fold does: it reads the states
+//! of the batch with one statement, applies the events and writes the states with another. All
+//! three have the same state for each aggregate, as `jsonb`.
 //!
 //! The second part has a proxy between worker and server, which adds 0.5 ms to each round trip.
 

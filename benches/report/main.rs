@@ -57,6 +57,7 @@ mod live_tail;
 mod memory;
 mod parked;
 mod projections;
+mod reactions;
 mod rebuild;
 mod rebuild_guard;
 mod rebuild_latency;
@@ -83,12 +84,13 @@ use support::worker_process::as_worker;
 /// The name of a section, and the function that measures it.
 type Section = (&'static str, fn(&mut Lab));
 
-const SECTIONS: [Section; 21] = [
+const SECTIONS: [Section; 22] = [
     ("catch_up", catch_up::measure),
     ("batch_size", batch_size::measure),
     ("upserts", upserts::measure),
     ("batches", batches::measure),
     ("folds", folds::measure),
+    ("reactions", reactions::measure),
     ("parked", parked::measure),
     ("lanes", lanes::measure),
     ("workers", workers::measure),

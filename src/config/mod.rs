@@ -117,8 +117,8 @@ impl Config {
         self.retry.validate()
     }
 
-    /// The settings with which a projection runs: its own options, completed from these. Refuses what
-    /// is out of bounds. Only a reaction can have events in flight.
+    /// The settings with which a projection runs: its own options, completed from these. Refuses
+    /// what is out of bounds. Only a reaction can have events in flight.
     pub(crate) fn settings_of(&self, projection: &str, options: &Options, reacts: bool) -> Result<Settings, Error> {
         let named = |field: &str| format!("{field} of projection {projection:?}");
         let own = Config {

@@ -111,7 +111,8 @@ macro_rules! with_options {
             ///
             /// The events of a parked aggregate wait until an operator replays them; all other
             /// aggregates proceed. See [`OnFailure`](crate::OnFailure). A projection that has a
-            /// policy of its own ([`Options::on_failure`](crate::Options::on_failure)) follows that.
+            /// policy of its own ([`Options::on_failure`](crate::Options::on_failure)) follows
+            /// that.
             on_failure: OnFailure = (halt), (halt or park at least 1);
 
             /// The number of lanes, each a thread, into which a worker divides its part of each

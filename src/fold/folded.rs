@@ -1,18 +1,17 @@
 //! A fold as a projection: executes the statements of its rounds.
 
 use std::collections::HashSet;
-use std::error::Error as StdError;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use postgres::types::{FromSql, ToSql, Type};
-use serde::de::DeserializeOwned;
+use postgres::types::ToSql;
 
 use super::column::Column;
 use super::overtaken::Overtaken;
+use super::read::{Read, unreadable};
 use super::round::{Changes, Round, Slot};
 use super::states::{Kept, Seen, States};
-use super::traits::Fold;
+use super::traits::{Fold, table};
 use crate::config::Options;
 use crate::error::{BoxError, field};
 use crate::event::{Event, StreamId};
@@ -77,15 +76,6 @@ impl<F: Fold> std::ops::Deref for Folded<F> {
 
     fn deref(&self) -> &F {
         &self.fold
-    }
-}
-
-/// The table of a fold.
-pub(super) fn table<F: Fold>(fold: &F, columns: &[Column<F::State>]) -> FoldTable {
-    FoldTable {
-        fold: fold.name().to_owned(),
-        name: fold.table().to_owned(),
-        columns: columns.iter().map(Column::form).collect(),
     }
 }
 
@@ -215,16 +205,12 @@ impl<F: Fold> Folded<F> {
             match row.try_get::<_, Read<F::State>>(1) {
                 Ok(Read { state, bytes }) => slot.fill(Kept { state: Some(state), seen: Some(seen), bytes }),
                 Err(error) => {
-                    let error = self.unreadable(&slot.key, &error);
+                    let error = unreadable(&self.shape().table.name, &slot.key, &error);
                     return Err(Failed { error: error.into(), at: round.first_event_of(number) });
                 }
             }
         }
         Ok(())
-    }
-
-    fn unreadable(&self, key: &str, error: &postgres::Error) -> String {
-        unreadable(&self.shape().table.name, key, error)
     }
 
     fn write(&self, tx: &mut Tx<'_>, statements: &ByIndex, changes: &Changes, is_locked: bool) -> Result<(), BoxError> {
@@ -251,7 +237,7 @@ impl<F: Fold> Folded<F> {
             )
             .into());
         }
-        Err(self.overtaken(&tx.projection().to_owned()))
+        Err(self.overtaken(tx.projection()))
     }
 
     /// Names the column whose value the server has refused, if it can be told.
@@ -277,31 +263,4 @@ struct RefusedValue {
     fold: String,
     value: String,
     source: postgres::Error,
-}
-
-pub(super) fn unreadable(table: &str, key: &str, error: &postgres::Error) -> String {
-    let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-    format!(
-        "the state of key {key:?} in table {table:?} cannot be read as the fold's State ({cause}): if State has changed, let serde \
-         accept both forms, or raise version() so that the table is rebuilt"
-    )
-}
-
-/// A state, as it is read from the table, with the size of its JSON.
-pub(super) struct Read<S> {
-    pub(super) state: S,
-    bytes: usize,
-}
-
-impl<'a, S: DeserializeOwned> FromSql<'a> for Read<S> {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {
-        match raw {
-            [1, json @ ..] => Ok(Self { state: serde_json::from_slice(json)?, bytes: json.len() }),
-            _ => Err("it is jsonb of an unknown version".into()),
-        }
-    }
-
-    fn accepts(ty: &Type) -> bool {
-        *ty == Type::JSONB
-    }
 }

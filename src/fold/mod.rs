@@ -6,12 +6,13 @@
 //! *Invariant:* no update is lost, whatever the application says about its keys. Each row is
 //! written only if its version and its position are those that were read. If keys may come from
 //! several aggregates, their rows are locked first, in the order of the keys, so that this never
-//! fails; otherwise states stay in memory from one batch to the next, as long as the worker owns the
-//! same checkpoints.
+//! fails. Otherwise states stay in memory from one batch to the next, as long as the worker owns
+//! the same checkpoints.
 
 mod column;
 mod folded;
 mod overtaken;
+mod read;
 mod round;
 mod states;
 mod traits;

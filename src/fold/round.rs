@@ -177,3 +177,128 @@ pub(super) struct Changes {
     /// The values of each extracted column.
     pub(super) values: Vec<Vec<Option<String>>>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::event::EventParts;
+
+    /// Counts events per type. The type `fail` fails, and `none` deletes the state.
+    struct Counts;
+
+    impl Fold for Counts {
+        type State = i64;
+
+        fn name(&self) -> &str {
+            "counts"
+        }
+
+        fn key(&self, event: &Event) -> Option<String> {
+            (event.event_type() != "other").then(|| event.aggregate_id().to_owned())
+        }
+
+        fn apply(&self, state: Option<i64>, event: &Event) -> Result<Option<i64>, BoxError> {
+            match event.event_type() {
+                "fail" => Err("no such customer".into()),
+                "panic" => panic!("it fell"),
+                "none" => Ok(None),
+                _ => Ok(Some(state.unwrap_or(0) + 1)),
+            }
+        }
+    }
+
+    fn event(position: i64, id: &str, event_type: &str) -> Event {
+        Event::from(EventParts {
+            global_position: position,
+            aggregate_id: id.into(),
+            event_type: event_type.into(),
+            ..EventParts::default()
+        })
+    }
+
+    /// The rows that are written: key, state, version, position, and the version that was read.
+    type Written<'a> = (&'a str, Option<&'a str>, i64, i64, Option<i64>);
+
+    fn written(
+        events: &[(&str, &str)],
+        held: &[(&str, i64, i64, i64)],
+    ) -> Vec<(String, Option<String>, i64, i64, Option<i64>)> {
+        let events: Vec<Event> =
+            (101..).zip(events).map(|(position, (id, event_type))| event(position, id, event_type)).collect();
+        let mut round = Round::new(&Counts, &events).unwrap();
+        for slot in &mut round.slots {
+            if let Some((_, state, version, position)) = held.iter().find(|(key, ..)| *key == slot.key) {
+                let seen = Seen { version: *version, position: *position };
+                if *version == 0 {
+                    slot.fill_placeholder(seen);
+                } else {
+                    slot.fill(Kept { state: Some(*state), seen: Some(seen), bytes: 1 });
+                }
+            }
+        }
+        assert_eq!(round.apply(&Counts, &events, || false).unwrap(), events.len());
+        let changes = round.changes(&[]).unwrap();
+        let Changes { keys, states, versions, positions, were, .. } = changes;
+        (0..keys.len())
+            .map(|at| (keys[at].clone(), states[at].clone(), versions[at], positions[at], were.0[at]))
+            .collect()
+    }
+
+    #[test]
+    fn rows_have_the_version_and_position_of_their_events() {
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [(&'a str, i64, i64, i64)], &'a [Written<'a>]);
+        let cases: [Case<'_>; 9] = [
+            (
+                &[("a", "x"), ("b", "x"), ("a", "x")],
+                &[],
+                &[("a", Some("2"), 2, 103, None), ("b", Some("1"), 1, 102, None)],
+            ),
+            (&[("a", "x")], &[("a", 7, 7, 50)], &[("a", Some("8"), 8, 101, Some(7))]),
+            // Another worker has applied a later event.
+            (&[("a", "x")], &[("a", 7, 7, 500)], &[("a", Some("8"), 8, 500, Some(7))]),
+            (&[("a", "none")], &[("a", 7, 7, 50)], &[("a", None, 8, 101, Some(7))]),
+            // The new row does not look like the former one.
+            (&[("a", "none"), ("a", "x")], &[("a", 1, 1, 500)], &[("a", Some("1"), 1, 102, Some(1))]),
+            (&[("a", "none")], &[], &[]),
+            (&[("a", "none")], &[("a", 0, 0, 0)], &[("a", None, 1, 101, Some(0))]),
+            (&[("a", "x")], &[("a", 0, 0, 0)], &[("a", Some("1"), 1, 101, Some(0))]),
+            (&[("a", "other")], &[("a", 7, 7, 50)], &[]),
+        ];
+        for (events, held, expected) in cases {
+            let found = written(events, held);
+            let found: Vec<Written<'_>> =
+                found.iter().map(|(key, state, v, p, was)| (key.as_str(), state.as_deref(), *v, *p, *was)).collect();
+            assert_eq!(found, expected, "{events:?} {held:?}");
+        }
+    }
+
+    #[test]
+    fn failing_event_is_known_by_its_index() {
+        for (event_type, text) in [("fail", "no such customer"), ("panic", "it fell")] {
+            let events = [event(1, "a", "x"), event(2, "b", "x"), event(3, "a", event_type)];
+            let mut round = Round::new(&Counts, &events).unwrap();
+            let Failed { error, at } = round.apply(&Counts, &events, || false).unwrap_err();
+            assert!(at == Some(2) && error.to_string().contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn pause_ends_a_round_early() {
+        let events: Vec<Event> = (0..100).map(|at| event(at + 1, &format!("k{at}"), "x")).collect();
+        let mut round = Round::new(&Counts, &events).unwrap();
+        for slot in &mut round.slots {
+            slot.fill_placeholder(Seen { version: 0, position: 0 });
+        }
+        let looks = Cell::new(0);
+        let is_pause_requested = || {
+            looks.set(looks.get() + 1);
+            looks.get() == 2
+        };
+        assert_eq!(round.apply(&Counts, &events, is_pause_requested).unwrap(), 2 * BETWEEN_LOOKS);
+        let states = round.changes(&[]).unwrap().states;
+        // The rows that were only locked are deleted.
+        assert_eq!((states.len(), states.iter().flatten().count()), (100, 2 * BETWEEN_LOOKS));
+    }
+}

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::column::Column;
-use super::folded::{Read, table, unreadable};
+use super::read::{Read, unreadable};
 use crate::blocking::blocking;
 use crate::config::Options;
 use crate::database::AsClient;
@@ -16,7 +16,7 @@ use crate::error::{BoxError, Error};
 use crate::event::Event;
 use crate::projection::{declare, forward};
 use crate::scope::{Scope, StartAt};
-use crate::store::folds::read_one;
+use crate::store::folds::{FoldTable, read_one};
 use crate::tx::Tx;
 
 /// Builds a read model from a state per key. The application says to which key an event belongs,
@@ -52,7 +52,11 @@ use crate::tx::Tx;
 ///         "order_summary"
 ///     }
 ///
-///     fn apply(&self, state: Option<Summary>, event: &Event) -> Result<Option<Summary>, BoxError> {
+///     fn apply(
+///         &self,
+///         state: Option<Summary>,
+///         event: &Event,
+///     ) -> Result<Option<Summary>, BoxError> {
 ///         Ok(match (event.decode()?, state) {
 ///             (OrderEvent::Placed { customer, cents }, _) => {
 ///                 Some(Summary { customer, total_cents: cents })
@@ -74,7 +78,8 @@ use crate::tx::Tx;
 /// # use pupsourcing_orchestrator::{StreamId, testing::Scenario};
 /// let mut shop = Scenario::new("")?.fold(OrderSummary);
 /// let placed = OrderEvent::Placed { customer: "ada".into(), cents: 1_200 };
-/// shop.given(&StreamId::new("shop", "Order", "order-7"), [placed, OrderEvent::ItemAdded { cents: 300 }])?;
+/// let added = OrderEvent::ItemAdded { cents: 300 };
+/// shop.given(&StreamId::new("shop", "Order", "order-7"), [placed, added])?;
 /// shop.run_to_end()?;
 /// let order = OrderSummary.get(shop.client(), "order-7")?.ok_or("no such order")?;
 /// assert_eq!((order.customer.as_str(), order.total_cents), ("ada", 1_500));
@@ -195,6 +200,15 @@ pub trait Fold: Send + Sync {
         let table = table(self, &self.columns());
         table.validate()?;
         Ok(table.sql())
+    }
+}
+
+/// The table of a fold.
+pub(super) fn table<F: Fold>(fold: &F, columns: &[Column<F::State>]) -> FoldTable {
+    FoldTable {
+        fold: fold.name().to_owned(),
+        name: fold.table().to_owned(),
+        columns: columns.iter().map(Column::form).collect(),
     }
 }
 

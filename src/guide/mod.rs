@@ -6,6 +6,8 @@
 //! |---|---|
 //! | have a running projection in ten minutes | [`getting_started`] |
 //! | write projections | [`projections`] |
+//! | keep a state per key, without SQL | [`folds`] |
+//! | send mails, call webhooks: effects outside the database | [`reactions`] |
 //! | append events, execute commands, wait for a read model | [`event_store`] |
 //! | know what happens when a handler fails: halt, park, replay, discard | [`failures`] |
 //! | change a read model, or repair one, while it stays readable | [`rebuilding`] |
@@ -38,6 +40,8 @@ macro_rules! pages {
 pages!(
     getting_started,
     projections,
+    folds,
+    reactions,
     event_store,
     failures,
     rebuilding,

@@ -198,7 +198,7 @@ impl Builder {
     }
 
     /// Sets how a failing projection is retried, unless it has settings of its own
-    /// ([`Projection::retry`]). See [`Retry`] for the defaults.
+    /// ([`Projection::options`]). See [`Retry`] for the defaults.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.config.retry = retry;
         self

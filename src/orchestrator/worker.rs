@@ -75,10 +75,9 @@ impl std::fmt::Debug for Orchestrator {
 }
 
 impl Orchestrator {
-    /// Creates the tables that do not exist yet, those of [folds](crate::Fold) too, or brings them up
-    /// to date. Any number of processes
-    /// may call this at the same time: they wait for one another, for up to
-    /// [`database_wait`](crate::Builder::database_wait).
+    /// Creates the tables that do not exist yet, those of [folds](crate::Fold) too, or brings them
+    /// up to date. Any number of processes may call this at the same time: they wait for one
+    /// another, for up to [`database_wait`](crate::Builder::database_wait).
     ///
     /// # Errors
     ///

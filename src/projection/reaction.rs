@@ -22,7 +22,8 @@ use crate::scope::{Scope, StartAt};
 /// versions. What can be repeated is one call: the one that was in progress, or whose checkpoint
 /// was not stored yet, when the process was killed, or when the worker lost its partition. So give
 /// the [event id](Event::event_id) to the receiver as a key that makes a repetition harmless. With
-/// [`in_flight`](Options::in_flight) above 1, it is at most so many calls.
+/// [`in_flight`](Options::in_flight) above 1, these are the events in flight, and those that were
+/// handled while an earlier one was not: at most 16 for each that may be in flight.
 ///
 /// A call that takes long delays neither heartbeats nor other projections. But a redistribution of
 /// the partitions waits for it, for as long as
@@ -33,8 +34,8 @@ use crate::scope::{Scope, StartAt};
 ///
 /// # Errors and panics
 ///
-/// An error or a panic means that the first of the given events could not be handled. It is retried,
-/// and then the reaction halts or parks the event's aggregate, as for a
+/// An error or a panic means that the first of the given events could not be handled. It is
+/// retried, and then the reaction halts or parks the event's aggregate, as for a
 /// [`Projection`](crate::Projection). If some events from the front were handled before the one
 /// that fails, return their number: the next call begins with the failing one.
 ///

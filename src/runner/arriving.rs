@@ -1,7 +1,7 @@
 //! The first time that a projection catches up: calls its `caught_up`.
 //!
-//! Every runner of the projection that has nothing to do asks from time to time whether all keys have
-//! come to where the head was when it arrived there itself. The first one that finds so calls
+//! Every runner of the projection that has nothing to do asks from time to time whether all keys
+//! have come to where the head was when it arrived there itself. The first one that finds so calls
 //! `caught_up`, and records that in the same transaction. An advisory lock keeps the others from
 //! calling it at the same time. The runner still has to own its checkpoint then, so that the record
 //! is never about a state before a rewind.

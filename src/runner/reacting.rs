@@ -96,12 +96,24 @@ impl Work<'_> {
                     break;
                 }
             }
+            let mut is_due = false;
             loop {
                 if runner.is_pause_requested() || !runner.trust.holds() {
                     flight.land();
                 }
                 while let Some(order) = flight.begin() {
                     _ = orders.send(order);
+                }
+                // Calls that have begun go on while this is recorded.
+                if std::mem::take(&mut is_due) && owed.done > owed.recorded && owed.done < events.len() {
+                    match self.record_now(owed) {
+                        Ok(()) => {}
+                        Err(Unrecorded::Yet(_)) => flight.land(),
+                        Err(Unrecorded::Ever(failure)) => {
+                            owed.is_fenced = matches!(failure, Failure::Fenced);
+                            flight.stop();
+                        }
+                    }
                 }
                 if !flight.is_in_flight() {
                     break;
@@ -116,17 +128,7 @@ impl Work<'_> {
                     }
                     default(PAUSE_CHECK) => continue,
                 }
-                owed.done = flight.done();
-                if owed.done > owed.recorded && owed.done < events.len() {
-                    match self.record_now(owed) {
-                        Ok(()) => {}
-                        Err(Unrecorded::Yet(_)) => flight.land(),
-                        Err(Unrecorded::Ever(failure)) => {
-                            owed.is_fenced = matches!(failure, Failure::Fenced);
-                            flight.stop();
-                        }
-                    }
-                }
+                (owed.done, is_due) = (flight.done(), true);
             }
             drop(orders);
         });

@@ -1,8 +1,8 @@
 //! Records what a reaction has done.
 //!
 //! What the reaction has done and the database does not know yet is *owed*, until it is recorded or
-//! another worker owns the checkpoint. It is kept while the server is away, so that an outage repeats
-//! no effect.
+//! another worker owns the checkpoint. It is kept while the server is away, so that an outage
+//! repeats no effect.
 //!
 //! The record is made on another connection than the one on which the events were read. See
 //! [`fence::follow`] for why that is right.
@@ -105,8 +105,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Records what is owed, and loads the checkpoints again. Returns the failure of the reaction, if
-    /// it has failed.
+    /// Records what is owed, and loads the checkpoints again. Returns the failure of the reaction,
+    /// if it has failed.
     pub(super) fn settle(&mut self) -> Result<Option<Step>, Failure> {
         let Some(mut owed) = self.owed.take() else { return Ok(None) };
         if owed.is_fenced {

@@ -256,8 +256,8 @@ pub(crate) enum Followed {
 
 /// Moves a row past events that a reaction has handled. This may be another connection than the one
 /// on which the events were read, and lead to another server, to which not all of them were
-/// replicated. So the last event has to be there. Every position below it was given before it, so no
-/// new event can get one of these.
+/// replicated. So the last event has to be there. Every position below it was given before it, so
+/// no new event can get one of these.
 pub(crate) fn follow(
     client: &mut impl GenericClient,
     names: &Names,

@@ -22,8 +22,8 @@ pub(crate) struct Asked {
     pub(crate) repeats_effects: bool,
 }
 
-/// Returns what a command to rewind asks for. If that is a time, the position is the last one before
-/// the first event of that time or later. Events without a time count as early.
+/// Returns what a command to rewind asks for. If that is a time, the position is the last one
+/// before the first event of that time or later. Events without a time count as early.
 pub(crate) fn asked(
     client: &mut impl GenericClient,
     names: &Names,

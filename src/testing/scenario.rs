@@ -128,11 +128,12 @@ impl Scenario {
         self
     }
 
-    /// Adds a reaction. It is called for all events of the scenario, as one that was deployed before
-    /// the first of them: [`StartAt::End`] is the beginning here.
+    /// Adds a reaction. It is called for all events of the scenario, as one that was deployed
+    /// before the first of them: [`StartAt::End`] is the beginning here.
     ///
     /// [`run_to_end`](Self::run_to_end) calls it as production does, and
-    /// [`check_partitioning`](Self::check_partitioning) leaves it out, because it has no read model.
+    /// [`check_partitioning`](Self::check_partitioning) leaves it out, because it has no read
+    /// model.
     pub fn reaction(mut self, reaction: impl Reaction + 'static) -> Self {
         self.projections.push(Arc::new(Effects(reaction)));
         self

@@ -58,8 +58,8 @@ impl<P> Panicking<P> {
 
     /// Makes the server slow, or makes it fail, now and then. The handler has done its work, so the
     /// rows are locked. All workers wait for one another's rows of `event_type_counts`. So this
-    /// happens as often as rows are written: if it happened for each event, no worker would catch up
-    /// with the writers.
+    /// happens as often as rows are written: if it happened for each event, no worker would catch
+    /// up with the writers.
     fn meddle_perhaps(&self, tx: &mut Tx<'_>, events: &[Event]) -> Result<(), BoxError> {
         if let Some(probability) = self.meddles {
             let rows = i32::try_from((self.rows)(events))?;

@@ -189,8 +189,11 @@ fn states_are_exact_and_read_back_typed() {
     worker.shutdown(SOON).unwrap();
 }
 
-/// Deletes the state of a key with each third event.
-struct Thirds;
+/// Deletes the state of a key with each third event of its aggregate.
+struct Thirds {
+    /// What the keys begin with. If it is not empty, they are not the ids of the aggregates.
+    prefix: &'static str,
+}
 
 impl Fold for Thirds {
     type State = i64;
@@ -201,7 +204,7 @@ impl Fold for Thirds {
 
     fn key(&self, event: &Event) -> Option<String> {
         // One of the aggregates does not concern it.
-        (event.aggregate_id() != "thing-0").then(|| event.aggregate_id().to_owned())
+        (event.aggregate_id() != "thing-0").then(|| format!("{}{}", self.prefix, event.aggregate_id()))
     }
 
     fn apply(&self, state: Option<i64>, event: &Event) -> Result<Option<i64>, BoxError> {
@@ -211,24 +214,30 @@ impl Fold for Thirds {
 
 #[test]
 fn keys_without_a_state_have_no_row() {
-    let database = database();
-    let mut client = prepared(&database);
-    let orchestrator = builder(database.url(), "set").fold(Thirds).build().unwrap();
-    orchestrator.migrate().unwrap();
-    let worker = orchestrator.start().unwrap();
-    for events in 1..=8_i64 {
-        append_plainly(&mut client, 4, 4);
-        eventually("the rows are those of the events", SOON, || {
+    for prefix in ["", "key-of-"] {
+        let database = database();
+        let mut client = prepared(&database);
+        let orchestrator = builder(database.url(), "set").fold(Thirds { prefix }).build().unwrap();
+        orchestrator.migrate().unwrap();
+        let worker = orchestrator.start().unwrap();
+        let mut rows = |client: &mut Client| -> Vec<(String, String, i64)> {
             let rows = client.query("SELECT key, state::text, version FROM thirds ORDER BY key", &[]).unwrap();
-            let found: Vec<(String, String, i64)> =
-                rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+            rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+        };
+        // The last round has three events of each aggregate in one batch.
+        for (events, appended) in [(1_i64, 1), (2, 1), (3, 1), (4, 1), (5, 1), (8, 3), (9, 1), (12, 3)] {
+            append_plainly(&mut client, 4 * appended, 4);
             let left = events % 3;
-            let expected = |key: i64| (format!("thing-{key}"), left.to_string(), left);
+            let expected = |key: i64| (format!("{prefix}thing-{key}"), left.to_string(), left);
             let expected: Vec<_> = if left == 0 { vec![] } else { (1..4).map(expected).collect() };
-            (found == expected).then_some(())
-        });
+            eventually("the events are handled", SOON, || {
+                let row = client.query_one("SELECT sum(handled)::bigint FROM orchestrator_checkpoints", &[]).unwrap();
+                (row.get::<_, Option<i64>>(0) == Some(4 * events)).then_some(())
+            });
+            assert_eq!(rows(&mut client), expected, "after {events} events");
+        }
+        worker.shutdown(SOON).unwrap();
     }
-    worker.shutdown(SOON).unwrap();
 }
 
 fn deadlocks(client: &mut Client) -> i64 {
@@ -265,7 +274,8 @@ fn wrong_word_about_shared_keys_loses_no_update() {
     append_plainly(&mut client, 100, 40);
     // No attempt counts, or the projection would halt.
     let retry = || Retry::default().attempts(1).stay_halted();
-    let workers = [(); 4].map(|()| start(builder(database.url(), "set").batch_size(7).retry(retry()), fold.clone()));
+    let workers =
+        [(); 4].map(|()| start(builder(database.url(), "set").lanes(2).batch_size(7).retry(retry()), fold.clone()));
     await_running(&workers.each_ref());
     for _ in 0..20 {
         append_plainly(&mut client, 200, 40);
@@ -499,31 +509,29 @@ fn state_that_json_does_not_keep_fails_the_check() {
     assert!(error.to_string().contains("table loses"), "{error}");
 }
 
+/// Its state is the payload of the last event, which a column takes as a date.
+struct Dated;
+impl Fold for Dated {
+    type State = String;
+
+    fn name(&self) -> &str {
+        "dated"
+    }
+
+    fn apply(&self, _: Option<String>, event: &Event) -> Result<Option<String>, BoxError> {
+        Ok(Some(String::from_utf8(event.payload().to_vec())?))
+    }
+
+    fn columns(&self) -> Vec<Column<String>> {
+        vec![
+            Column::new("a", "text", |text: &String| text.len()),
+            Column::optional("due", "date", |text: &String| Some(text)),
+        ]
+    }
+}
+
 #[test]
 fn refused_value_of_a_column_is_named() {
-    let columns = || vec![Column::optional("due", "date", |sum: &Sum| sum.note.as_ref())];
-    let fold = Sums { columns, ..Sums::named("sums") };
-    let mut shop = shop(fold);
-    shop.run_to_end().unwrap();
-    struct Dated;
-    impl Fold for Dated {
-        type State = String;
-
-        fn name(&self) -> &str {
-            "dated"
-        }
-
-        fn apply(&self, _: Option<String>, event: &Event) -> Result<Option<String>, BoxError> {
-            Ok(Some(String::from_utf8(event.payload().to_vec())?))
-        }
-
-        fn columns(&self) -> Vec<Column<String>> {
-            vec![
-                Column::new("a", "text", |text: &String| text.len()),
-                Column::optional("due", "date", |text: &String| Some(text)),
-            ]
-        }
-    }
     let mut shop = Scenario::new("").unwrap().fold(Dated);
     let days = ["2026-01-31", "2026-02-31"].map(|day| NewEvent::new("Set", day));
     shop.append(&StreamId::new("shop", "Order", "o"), &days[..1]).unwrap();

@@ -211,6 +211,9 @@ fn calls_know_their_deadline_and_that_a_pause_is_requested() {
     assert_accounts(&mut client);
 }
 
+/// Longer than a runner waits for a connection.
+const OUTAGE: Duration = Duration::from_millis(2_500);
+
 /// The server is stopped and started again during a call.
 fn server_restarts_during_a_call(mode: StopMode, in_flight: usize) {
     let mut server = Postgres::start().unwrap();
@@ -232,7 +235,8 @@ fn server_restarts_during_a_call(mode: StopMode, in_flight: usize) {
     // The call ends while the server is away, so nothing can be recorded.
     keeper.release();
     effects.await_count(1);
-    pass_time(Duration::from_millis(300));
+    // Some attempts to record it fail meanwhile.
+    pass_time(OUTAGE);
     server.start_again().unwrap();
     let mut client = Client::connect(&url, NoTls).unwrap();
     await_position(&mut client, "p", 6);

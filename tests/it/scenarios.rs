@@ -146,13 +146,14 @@ impl Reaction for Mails {
     }
 
     fn react(&self, _: &Call<'_>, events: &[Event]) -> Result<usize, BoxError> {
-        for event in events {
-            if event.event_type() == "OrderLost" {
-                return Err("nobody gets this mail".into());
-            }
+        let done = events.iter().take_while(|event| event.event_type() != "OrderLost").count();
+        if done == 0 {
+            return Err("nobody gets this mail".into());
+        }
+        for event in &events[..done] {
             *self.0.lock().unwrap().entry(event.event_type().to_owned()).or_default() += 1;
         }
-        Ok(events.len())
+        Ok(done)
     }
 }
 

@@ -107,7 +107,8 @@ impl FoldTable {
     /// The statements for a tool that migrates. They may be executed each time.
     pub(crate) fn sql(&self) -> String {
         let add = self.columns.iter().map(|column| self.add(column));
-        [self.create()].into_iter().chain(add).map(|sql| format!("{sql};\n")).collect()
+        let statements: Vec<String> = [self.create()].into_iter().chain(add).collect();
+        format!("{};\n", statements.join(";\n"))
     }
 }
 
