@@ -221,10 +221,10 @@ mod tests {
     /// The rows that are written: key, state, version, position, and the version that was read.
     type Written<'a> = (&'a str, Option<&'a str>, i64, i64, Option<i64>);
 
-    fn written(
-        events: &[(&str, &str)],
-        held: &[(&str, i64, i64, i64)],
-    ) -> Vec<(String, Option<String>, i64, i64, Option<i64>)> {
+    /// The same, as the round returns it.
+    type Row = (String, Option<String>, i64, i64, Option<i64>);
+
+    fn written(events: &[(&str, &str)], held: &[(&str, i64, i64, i64)]) -> Vec<Row> {
         let events: Vec<Event> =
             (101..).zip(events).map(|(position, (id, event_type))| event(position, id, event_type)).collect();
         let mut round = Round::new(&Counts, &events).unwrap();

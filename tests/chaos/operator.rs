@@ -68,7 +68,7 @@ pub(crate) fn all() -> Vec<(Order, usize)> {
         ("discard", "", 2),
         ("rewind", r#"{"to_beginning": true}"#, 2),
         ("rewind", r#"{"to_position": 1}"#, 1),
-        ("rewind", r#"{"to_beginning": true, "repeat_effects": true}"#, 1),
+        ("rewind", r#"{"to_beginning": true, "repeat_effects": true}"#, 2),
         ("rebuild", r#"{"rate": null}"#, 1),
     ];
     let order = |projection| move |(command, arguments, weight)| (Order { projection, command, arguments }, weight);
@@ -144,17 +144,22 @@ impl Operator {
     }
 
     /// Corrects everything that makes events fail, and replays what is parked until nothing is. No
-    /// events may be written meanwhile.
+    /// events may be written meanwhile. What was parked when a read model was replaced stays with its
+    /// former tables.
     pub(crate) fn release(&self, look: Look<'_>) -> Result<(), String> {
         let mut client = Client::connect(&self.url, NoTls).unwrap();
         client.batch_execute(MEND_ALL).unwrap();
         let begun = Instant::now();
         loop {
             let replay = r#"SELECT orchestrator_command(name, 'replay', '{"all": true}', 'chaos') FROM orchestrator_projections p
-                            WHERE EXISTS (SELECT FROM orchestrator_parked WHERE projection = p.name AND replay_requested_at IS NULL)"#;
+                            WHERE kind <> 'old' AND EXISTS (
+                                SELECT FROM orchestrator_parked WHERE projection = p.name AND replay_requested_at IS NULL)"#;
             client.query(replay, &[]).unwrap();
             self.calm(look)?;
-            let parked = client.query("SELECT p::text FROM orchestrator_parked p", &[]).unwrap();
+            let parked =
+                "SELECT k::text FROM orchestrator_parked k JOIN orchestrator_projections p ON p.name = k.projection
+                          WHERE p.kind <> 'old'";
+            let parked = client.query(parked, &[]).unwrap();
             if parked.is_empty() {
                 return Ok(());
             }

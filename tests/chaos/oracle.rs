@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use postgres::{Client, GenericClient, IsolationLevel, NoTls};
 use uuid::Uuid;
 
-use crate::folds::SHARED_KEYS;
+use crate::folds::{DELETES, SHARED_KEYS};
 use crate::support::parking::accounts;
 
 /// The events that the projection `$1` has handled, according to its checkpoints and to what is
@@ -52,7 +52,7 @@ const AGGREGATE_SUMS: &str = "
     FROM (SELECT aggregate_id AS key, count(*) AS version, max(global_position) AS position, jsonb_build_object(
                      'events', count(*), 'positions', sum(global_position),
                      'last_version', (array_agg(aggregate_version ORDER BY global_position DESC))[1]) AS state
-          FROM (SELECT *, max(global_position) FILTER (WHERE event_type = 'Closed') OVER (PARTITION BY aggregate_id) AS closed
+          FROM (SELECT *, max(global_position) FILTER (WHERE event_type = '{deletes}') OVER (PARTITION BY aggregate_id) AS closed
                 FROM due) e
           WHERE global_position > coalesce(closed, 0) GROUP BY 1) e
     FULL JOIN aggregate_sums a USING (key)
@@ -62,7 +62,7 @@ const AGGREGATE_SUMS: &str = "
 const SHARED_SUMS: &str = "
     SELECT format('%s: is (version, position, state) %s, should be %s', key,
                   (a.version, a.position, a.state - 'last_version')::text, (e.version, e.position, e.state)::text)
-    FROM (SELECT 'k' || global_position % $2::int8 AS key, count(*) AS version, max(global_position) AS position,
+    FROM (SELECT 'k' || global_position % {keys} AS key, count(*) AS version, max(global_position) AS position,
                  jsonb_build_object('events', count(*), 'positions', sum(global_position)) AS state
           FROM due GROUP BY 1) e
     FULL JOIN shared_sums a USING (key)
@@ -134,11 +134,16 @@ fn look(client: &mut Client) -> Result<(Vec<String>, Paused), postgres::Error> {
     let mut tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start()?;
     tx.batch_execute(LOCKS)?;
     let mut wrong = lines(&mut tx, "checkpoints", COVER, None)?;
-    wrong.extend(lines(&mut tx, "aggregate_activity", &format!("{DUE}{ACTIVITY}"), Some("aggregate_activity"))?);
-    wrong.extend(lines(&mut tx, "event_type_counts", &format!("{DUE}{COUNTS}"), Some("event_type_counts"))?);
-    wrong.extend(lines(&mut tx, "aggregate_sums", &format!("{DUE}{AGGREGATE_SUMS}"), Some("aggregate_sums"))?);
-    let shared = format!("{DUE}{SHARED_SUMS}").replace("$2::int8", &SHARED_KEYS.to_string());
-    wrong.extend(lines(&mut tx, "shared_sums", &shared, Some("shared_sums"))?);
+    let aggregate_sums = AGGREGATE_SUMS.replace("{deletes}", DELETES);
+    let shared_sums = SHARED_SUMS.replace("{keys}", &SHARED_KEYS.to_string());
+    for (projection, sql) in [
+        ("aggregate_activity", ACTIVITY),
+        ("event_type_counts", COUNTS),
+        ("aggregate_sums", &aggregate_sums),
+        ("shared_sums", &shared_sums),
+    ] {
+        wrong.extend(lines(&mut tx, projection, &format!("{DUE}{sql}"), Some(projection))?);
+    }
     wrong.extend(lines(&mut tx, "events", DISORDER, None)?);
     for (projection, [handled, waiting, discarded, passed]) in accounts(&mut tx)? {
         if handled + waiting + discarded != passed {

@@ -33,6 +33,10 @@ const NOT_REFUSED: &str = "
     WHERE projection = $1 AND (command = 'rewind' AND NOT arguments ? 'repeat_effects' OR command = 'rebuild')
     AND (step IN ('executed', 'loading', 'finishing') OR outcome = 'done')";
 
+/// How many events, for each that may be in flight, the library handles ahead of one that is not
+/// done.
+const AHEAD: usize = 16;
+
 /// How many wrong lines are shown.
 const SHOWN: usize = 20;
 
@@ -103,10 +107,10 @@ impl Receiver {
     }
 }
 
-/// How many events a worker may repeat each time when it does not learn, or cannot record, what it
-/// has delivered.
-pub(crate) fn most_in_flight(in_flight: usize) -> usize {
-    if in_flight == 1 { MOST_OF_CALL } else { in_flight }
+/// How many events a lane may have delivered without having recorded it. While a call takes long,
+/// later events are handled and wait for it.
+pub(crate) fn most_unrecorded(in_flight: usize) -> usize {
+    if in_flight == 1 { MOST_OF_CALL } else { in_flight * AHEAD }
 }
 
 /// The events that the checkpoints have passed, but that were not delivered since the last rewind.
