@@ -110,7 +110,7 @@ impl Config {
     }
 
     /// Refuses options that are out of bounds.
-    fn validate_options(&self) -> Result<(), Error> {
+    pub(crate) fn validate_options(&self) -> Result<(), Error> {
         for option in Self::OPTIONS {
             (option.check)(self)?;
         }

@@ -252,6 +252,8 @@ impl Builder {
     /// [`Error::InvalidConfig`] names the first setting that is out of bounds or contradicts
     /// another, its value and the bound; or it names the method of a projection that panicked.
     pub fn build(self) -> Result<Orchestrator, Error> {
+        // First, so that an error names the option of the worker.
+        self.config.validate_options()?;
         let projections: Vec<Hosted> = self
             .projections
             .into_iter()

@@ -272,7 +272,7 @@ fn count_connections(
                       - coalesce(current_setting('reserved_connections', true)::bigint, 0),
                       (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user),
                       (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database()))
-         FROM (SELECT count(*) AS number, coalesce(sum(3 + 2 * cardinality(projections) * lanes), 0)::bigint AS needed
+         FROM (SELECT count(*) AS number, coalesce(sum(3 + 2 * (SELECT coalesce(sum(each), 0) FROM unnest(lanes) AS each)), 0)::bigint AS needed
                FROM {workers} WHERE replica_set = $1 AND state <> 'stopped') AS w",
     );
     let row =
