@@ -144,8 +144,8 @@ impl Operator {
     }
 
     /// Corrects everything that makes events fail, and replays what is parked until nothing is. No
-    /// events may be written meanwhile. What was parked when a read model was replaced stays with its
-    /// former tables.
+    /// events may be written meanwhile. What was parked when a read model was replaced stays with
+    /// its former tables.
     pub(crate) fn release(&self, look: Look<'_>) -> Result<(), String> {
         let mut client = Client::connect(&self.url, NoTls).unwrap();
         client.batch_execute(MEND_ALL).unwrap();

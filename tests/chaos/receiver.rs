@@ -26,8 +26,8 @@ const FORCED: &str = "
     SELECT count(*), coalesce((extract(epoch FROM max(requested_at)) * 1000000)::int8, 0) FROM orchestrator_commands
     WHERE projection = $1 AND command = 'rewind' AND arguments ? 'repeat_effects' AND (step = 'executed' OR outcome = 'done')";
 
-/// The commands that a reaction has to refuse, but has not: a rewind that is not forced would repeat
-/// effects, and there is no read model to rebuild.
+/// The commands that a reaction has to refuse, but has not: a rewind that is not forced would
+/// repeat effects, and there is no read model to rebuild.
 const NOT_REFUSED: &str = "
     SELECT k::text FROM orchestrator_commands k
     WHERE projection = $1 AND (command = 'rewind' AND NOT arguments ? 'repeat_effects' OR command = 'rebuild')
