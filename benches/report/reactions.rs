@@ -1,6 +1,6 @@
-//! Measures a reaction that takes 2 ms for each event, as if it waited for a receiver: with one event
-//! in flight, and with several. A reaction that does nothing shows what the library itself takes,
-//! for a whole batch in one call, and for one event in each.
+//! Measures a reaction that takes 2 ms for each event, as if it waited for a receiver: with one
+//! event in flight, and with several. A reaction that does nothing shows what the library itself
+//! takes, for a whole batch in one call, and for one event in each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -15,6 +15,7 @@ use super::loaded::Loaded;
 use super::portion::{Origin, Owed, Portion};
 use super::replay::{self, Replayed};
 use super::step::Step;
+use super::verdict::Verdict;
 use super::work::Work;
 use crate::event::Event;
 use crate::feed::Standing;
@@ -178,8 +179,10 @@ impl Work<'_> {
 
     /// Tries once more to record what is owed, before the runner stops.
     pub(super) fn settle_at_end(&mut self) {
-        if let Some(mut owed) = self.owed.take() {
-            _ = self.record_now(&mut owed);
+        let Some(mut owed) = self.owed.take() else { return };
+        // After any other failure, the next owner of the keys repeats it as after a crash.
+        if let Err(Unrecorded::Ever(failure @ Failure::Fenced)) = self.record_now(&mut owed) {
+            self.journal.failed(&failure, Verdict::Fenced, 0, None);
         }
     }
 }

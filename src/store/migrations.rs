@@ -5,7 +5,6 @@ use postgres::types::Type;
 use postgres::{Client, Row, Transaction};
 
 use super::names::{Names, Own};
-#[cfg(feature = "cli")]
 use super::session::PATIENCE;
 use super::session::{Session, Sessions};
 use super::{event_tables, privileges};
@@ -205,7 +204,6 @@ pub(crate) fn required(tx: &mut Transaction<'_>, names: &Names) -> Result<Applie
 ///
 /// The lock is that of a table on which only workers and the migrating role have privileges, so no
 /// stranger can take it. Its mode conflicts with itself, and not with what workers do.
-#[cfg(feature = "cli")]
 pub(crate) fn begin_turn_of_application(client: &mut Client, names: &Names) -> Result<(), Error> {
     let doing = "waiting for the application's migration in another process";
     // The transaction is idle for as long as the migration takes.

@@ -22,6 +22,7 @@ use crate::projection::{BatchProjection, Batches, Each, Effects, Handler, Projec
 use crate::scope::{Scope, StartAt};
 use crate::store::Names;
 use crate::store::folds::{self, FoldTable};
+use crate::tx::Tx;
 
 /// The replica set of every scenario. Each scenario has a database of its own.
 const REPLICA_SET: &str = "scenario";
@@ -231,6 +232,10 @@ impl Handler for Halting {
 
     fn options(&self) -> Options {
         self.0.options().on_failure(OnFailure::Halt)
+    }
+
+    fn caught_up(&self, tx: &mut Tx<'_>) -> Result<(), BoxError> {
+        self.0.caught_up(tx)
     }
 
     fn work(&self) -> Work<'_> {

@@ -126,7 +126,8 @@ impl Show {
     }
 }
 
-/// Kills a worker now and then, and starts another. Returns how many were killed, and what is wrong.
+/// Kills a worker now and then, and starts another. Returns how many were killed, and what the
+/// receiver has found.
 fn kill_workers(moods: &'static [Mood]) -> (usize, Findings) {
     let mut show = Show::begin(3, moods);
     let mut kills = 0;

@@ -85,8 +85,8 @@ impl Projection for ToShip {
     }
 }
 
-/// A receipt for each paid order: an effect outside of the database. The function is given the address
-/// and a key, which is the same if a receipt is sent again.
+/// A receipt for each paid order: an effect outside of the database. The function is given the
+/// address and a key, which is the same if a receipt is sent again.
 pub struct Receipts<S>(pub S);
 
 impl<S: Fn(&str, &str) -> Result<(), BoxError> + Send + Sync> Reaction for Receipts<S> {
