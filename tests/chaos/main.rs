@@ -230,7 +230,7 @@ fn exactly_once_whatever_happens() {
             let receipt = chaos.receiver.receipt(&mut Client::connect(chaos.server.url(), NoTls).unwrap()).unwrap();
             let interruptions = crew.interruptions(deliveries::NAME);
             println!(
-                "{} deliveries, {} of them repeated after {interruptions} interruptions, {} rewinds that were forced",
+                "{} deliveries, {} of them repeated; {interruptions} interruptions, {} forced rewinds",
                 receipt.deliveries, receipt.repeated, receipt.rewinds
             );
             println!("the operator's commands, and their outcomes:");
