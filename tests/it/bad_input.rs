@@ -115,7 +115,7 @@ fn wrong_settings_are_refused_without_a_connection() {
         (valid().retry(Retry::default().attempts(0)), &["retry.attempts is 0"]),
         (valid().batch_size(0), &["batch_size is 0"]),
         (valid().batch_bytes(0), &["batch_bytes is 0"]),
-        (valid().pool_size(0), &["pool_size is 0", "1 projections", "= 2 connections"]),
+        (valid().pool_size(0), &["pool_size is 0", "1 lanes", "= 2 connections"]),
         (valid().pool_size(1), &["pool_size is 1", "= 2 connections"]),
         // The pool would reserve memory for that many connections.
         (valid().pool_size(u32::MAX), &["pool_size is 4294967295", "at most 10000 (the default to 10000)"]),

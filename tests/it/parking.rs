@@ -147,7 +147,8 @@ fn more_than_at_most_halt_and_a_replay_lets_it_continue() {
 fn at_most_is_a_limit_for_all_workers_together() {
     let database = database();
     let mut client = prepared(&database);
-    append_plainly(&mut client, 20, 20);
+    // So many that each lane has some, even if the three that are parked belong to the same one.
+    append_plainly(&mut client, 200, 200);
     let lanes = || parking(&database, 3).lanes(4).retry(Retry::default().attempts(1).halted_interval(LONG));
     let all = || meddled("p", |_, _| Err("nothing works".into()));
     let workers = [(); 2].map(|()| start(lanes(), vec![all()]));

@@ -67,7 +67,7 @@ fn a_worker_exits_and_names_a_wrong_setting() {
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_BATCH_SIZE", "1k")], 2, &["BATCH_SIZE is \"1k\"", "whole number"]),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_BATCH_BYTES", "8MB")], 2, &["BATCH_BYTES is \"8MB\"", "8MiB"]),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_POOL_SIZE", "-1")], 2, &["POOL_SIZE is \"-1\"", "whole number"]),
-        (&[("DATABASE_URL", url), ("ORCHESTRATOR_POOL_SIZE", "3")], 2, &["pool_size is 3", "2 projections", "= 4"]),
+        (&[("DATABASE_URL", url), ("ORCHESTRATOR_POOL_SIZE", "3")], 2, &["pool_size is 3", "2 lanes", "= 4"]),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_LANES", "0")], 2, &["lanes is 0", "1 to 64"]),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_BATCH_SIZE", "0")], 2, &["batch_size is 0", "at least 1"]),
         (&[("DATABASE_URL", url), ("ORCHESTRATOR_RETRY_ATTEMPTS", "0")], 2, &["retry.attempts is 0", "at least 1"]),
@@ -206,11 +206,12 @@ fn a_worker_without_its_server_is_alive_but_not_ready() {
     );
     let address = worker.await_ready();
     server.stop(StopMode::Fast).unwrap();
-    let reason = eventually("the worker is not ready any more", SOON, || {
+    // If a worker gets little time, another reason may come first.
+    eventually("no heartbeat is answered any more", SOON, || {
         let (status, body) = get(&address, "/readyz");
-        (status == 503).then_some(body)
+        let is_expected = body.contains("no heartbeat was answered for") && body.contains("cannot connect to");
+        (status == 503 && is_expected).then_some(())
     });
-    assert!(reason.contains("no heartbeat was answered for") && reason.contains("cannot connect to"), "{reason}");
     let asked = Instant::now();
     let (status, metrics) = get(&address, "/metrics");
     let took = asked.elapsed();
