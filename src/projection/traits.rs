@@ -30,8 +30,8 @@ use crate::tx::Tx;
 ///
 /// An error or a panic rolls the whole batch back. Then the events before the failing one are
 /// committed, and the failing one is retried with growing delays. When its attempts are used up
-/// ([`Retry`]), this projection halts on this worker while all others continue, and retries at an
-/// interval. Or it parks the event's aggregate and handles all others
+/// ([`Retry`](crate::Retry)), this projection halts on this worker while all others continue, and
+/// retries at an interval. Or it parks the event's aggregate and handles all others
 /// ([`OnFailure`](crate::OnFailure)). No event is ever skipped silently.
 ///
 /// Failures that the handler does not cause do not count as attempts: deadlocks, serialisation

@@ -14,7 +14,7 @@ use super::settling::Unrecorded;
 use super::work::Work;
 use crate::error::BoxError;
 use crate::event::Event;
-use crate::projection::{self, Call, Reacts, Work as Handling};
+use crate::projection::{self, Call, Passing, Reacts, Work as Handling};
 
 /// How often a runner with calls in flight checks whether it has to pause.
 const PAUSE_CHECK: Duration = Duration::from_millis(20);
@@ -90,7 +90,8 @@ impl Work<'_> {
                 let name = format!("pup-react-{:02}", runner.index);
                 if let Err(error) = thread::Builder::new().name(name).spawn_scoped(scope, calls) {
                     if started == 0 {
-                        errors.push((0, format!("cannot start a thread: {error}").into()));
+                        // No event causes that.
+                        errors.push((flight.done(), Passing::new(error).into()));
                         flight.stop();
                     }
                     break;
