@@ -15,7 +15,7 @@ use super::loaded::Loaded;
 use super::parts::Runner;
 use crate::error::{BoxError, describe_any};
 use crate::projection::guarded;
-use crate::store::fence;
+use crate::store::{arrival, fence};
 use crate::tx::{About, KeptStatements, Memory, Tx};
 
 /// The outcome of an attempt to record that the projection has caught up.
@@ -35,13 +35,13 @@ impl Runner {
         journal: &mut Journal<'_>,
         head: i64,
     ) -> Result<Option<Duration>, Failure> {
-        let Some(arrival) = &mut loaded.arrival else { return Ok(None) };
-        let at = *arrival.at.get_or_insert(head);
-        if arrival.is_due() {
-            arrival.wait();
+        let Some(first) = &mut loaded.arrival else { return Ok(None) };
+        let at = *first.at.get_or_insert(head);
+        if first.is_due() {
+            first.wait();
             loaded.note_position()?;
             let (names, session) = (&self.context.names, &mut loaded.connection.session);
-            let is_level = session.run(|client| fence::is_level(client, names, &self.name, at));
+            let is_level = session.run(|client| arrival::is_level(client, names, &self.name, at));
             if is_level.map_err(Failure::outside)? {
                 match self.caught_up(loaded)? {
                     Attempt::Done => {
@@ -51,14 +51,14 @@ impl Runner {
                     Attempt::LeftToOthers => {}
                     Attempt::Failed(error) => {
                         journal.caught_up_failed(&describe_any(&*error));
-                        if let Some(arrival) = &mut loaded.arrival {
-                            arrival.wait_after_error(&self.settings.retry);
+                        if let Some(first) = &mut loaded.arrival {
+                            first.wait_after_error(&self.settings.retry);
                         }
                     }
                 }
             }
         }
-        Ok(loaded.arrival.as_ref().map(|arrival| arrival.due.saturating_duration_since(Instant::now())))
+        Ok(loaded.arrival.as_ref().map(|first| first.due.saturating_duration_since(Instant::now())))
     }
 
     fn caught_up(&self, loaded: &mut Loaded) -> Result<Attempt, Failure> {
@@ -75,7 +75,7 @@ impl Runner {
         let transaction = session.transaction().map_err(Failure::outside)?;
         let mut tx = Tx::new(transaction, &mut kept, &mut memory, about);
         let mark = fence::mark(&mut tx, self.context.sessions, self.idle_limit, None).map_err(Failure::outside)?;
-        if !fence::begin_caught_up(&mut *tx, names, &self.name).map_err(Failure::outside)? {
+        if !arrival::begin(&mut *tx, names, &self.name).map_err(Failure::outside)? {
             return Ok(Attempt::LeftToOthers);
         }
         let called = guarded(|| self.handler.caught_up(&mut tx));
@@ -87,7 +87,7 @@ impl Runner {
             (Ok(()), Ok(false)) => Ok(Attempt::Failed("it has ended the transaction that it was given".into())),
             (Ok(()), Ok(true)) if tx.was_outdated() => Ok(Attempt::Failed("a kept statement is outdated".into())),
             (Ok(()), Ok(true)) => {
-                let is_recorded = fence::end_caught_up(&mut tx, names, &self.name, &row.stored, *owner);
+                let is_recorded = arrival::record(&mut tx, names, &self.name, &row.stored, *owner);
                 match is_recorded
                     .and_then(|is_recorded| if is_recorded { tx.commit().map(|()| true) } else { Ok(false) })
                 {

@@ -6,6 +6,7 @@
 //! each batch are [`prepared`] once per connection.
 
 mod ages;
+pub(crate) mod arrival;
 pub(crate) mod attempts;
 pub(crate) mod checkpoints;
 #[cfg(feature = "cli")]
