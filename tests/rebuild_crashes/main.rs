@@ -69,6 +69,16 @@ enum Phase {
 }
 
 impl Phase {
+    /// How many events there are at the beginning.
+    fn events(self) -> i64 {
+        match self {
+            // So many that the rebuild is not about to be switched when it is cancelled. If it were,
+            // the switch could come first, and the command would be refused.
+            Self::Cancel => 2_000,
+            _ => 200,
+        }
+    }
+
     /// What is done before, while nothing is killed.
     fn prepare(self, scene: &mut Scene) {
         match self {
@@ -103,12 +113,12 @@ struct Scene {
 }
 
 impl Scene {
-    fn prepared() -> Self {
+    fn prepared(events: i64) -> Self {
         let database = database();
         let mut client = database.client();
         client.batch_execute(&Names::default().schema_sql()).unwrap();
         Pair::create(&mut client);
-        append_plainly(&mut client, 200, 10);
+        append_plainly(&mut client, events, 10);
         let config: postgres::Config = database.url().parse().unwrap();
         let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], config.get_ports()[0])));
         let mut scene = Self { database, client, proxy };
@@ -200,7 +210,7 @@ impl Scene {
 }
 
 fn crash_everywhere(phase: Phase) {
-    let mut scene = Scene::prepared();
+    let mut scene = Scene::prepared(phase.events());
     let messages = scene.crash(phase, None);
     assert!(messages > 5, "the proxy sees the connection: {messages}");
     let tries_all = std::env::var("CRASHES").is_ok_and(|which| which == "all");
