@@ -72,8 +72,8 @@ impl Phase {
     /// How many events there are at the beginning.
     fn events(self) -> i64 {
         match self {
-            // So many that the rebuild is not about to be switched when it is cancelled. If it were,
-            // the switch could come first, and the command would be refused.
+            // So many that the rebuild is not about to be switched when it is cancelled. If it
+            // were, the switch could come first, and the command would be refused.
             Self::Cancel => 2_000,
             _ => 200,
         }
