@@ -110,7 +110,7 @@ use crate::tx::Tx;
 /// that were used last, up to 65,536 keys and 16 MiB of JSON in each lane. So a state must survive
 /// the way to JSON and back: what serde leaves out is lost whenever the state is read from the
 /// table. [`check_partitioning`](crate::testing::Scenario::check_partitioning) finds that, because
-/// it reads each state anew.
+/// it reads each state again.
 pub trait Fold: Send + Sync {
     /// The state of one key.
     type State: Serialize + DeserializeOwned + Send + 'static;

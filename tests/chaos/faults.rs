@@ -9,7 +9,7 @@ use pupsourcing_orchestrator::{BoxError, Event};
 pub(crate) const DANGEROUS: u128 = 4_000;
 /// One in this many events is bad.
 pub(crate) const BAD: u128 = 5_000;
-/// How likely a bad event is to fail. Nobody mends it, but a replay succeeds in the end.
+/// How likely a bad event is to fail. It is never repaired, but a replay succeeds in the end.
 const FAILS_AT_BAD: f64 = 0.7;
 /// While a batch with hundreds of events has one chance to panic, each event has a part of it.
 const EVENTS: f64 = 100.0;
